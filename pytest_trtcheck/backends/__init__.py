@@ -1,0 +1,1 @@
+"""The systems that run or build models, one file each."""

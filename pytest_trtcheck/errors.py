@@ -1,0 +1,69 @@
+"""Errors in the user's words.
+
+Everything that can go wrong because of what the user gave us (a file, an argument, a machine) is raised as one of
+these. The plugin prints them without a traceback. They pickle, because xdist workers send them to the controller.
+"""
+
+
+class TrtCheckError(Exception):
+    """What was wrong, where, and what to do, as one text that is fit to be shown as it is.
+
+    Parameters
+    ----------
+    message
+        What was wrong, naming the test argument, tensor or file.
+    hint
+        What to do about it; printed behind the message.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+class ArgumentError(TrtCheckError):
+    """A marker argument, option or fixture value is unknown or ill-typed."""
+
+
+class ModelError(TrtCheckError):
+    """The model file cannot be read or does not fit what was asked of it."""
+
+
+class InputError(TrtCheckError):
+    """Inputs do not fit the model: name, dtype, rank, size or values."""
+
+
+class CalibrationError(TrtCheckError):
+    """Calibration data is missing, unreadable, or does not fit the model."""
+
+
+class MissingDependencyError(TrtCheckError):
+    """A library that this check needs is not installed; the hint names the extra to install."""
+
+
+class BuildError(TrtCheckError):
+    """TensorRT could not parse the model or build the engine; the message quotes all that it said."""
+
+
+class UnsupportedTargetError(TrtCheckError):
+    """The GPU or the TensorRT library cannot serve what was asked; known before building."""
+
+
+class GpuError(TrtCheckError):
+    """The GPU asked for is unknown, is not the one present, or failed while running."""
+
+
+class CacheError(TrtCheckError):
+    """The cache directory cannot be used: not writable, full, or not ours."""
+
+
+class ComparisonError(TrtCheckError):
+    """A metric could not be computed; never a pass."""
+
+
+class ReportError(TrtCheckError):
+    """A report or baseline file cannot be read or written."""

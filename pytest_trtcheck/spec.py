@@ -1,0 +1,163 @@
+"""What a check is asked to do: frozen dataclasses passed from the markers down to whoever does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+Metric = Literal["max", "l2", "abs", "allclose", "cosine", "snr_db", "top1"]
+Backend = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
+CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
+
+InputMapping: TypeAlias = "Mapping[str, NDArray[Any]]"
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes an engine accepts for one input: an optimization profile's (min, opt, max)."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Several metrics combined: every limit that is given must hold.
+
+    Every limit is the most that the metric may be, except `snr_db`, which is the least. `mismatches` is the share
+    (0 to 1) of the elements of an integer or bool output that may differ from the reference.
+
+    >>> Tolerance(max=1e-2, cosine=1e-4)
+    Tolerance(max=0.01, cosine=0.0001)
+    """
+
+    max: float | None = None
+    l2: float | None = None
+    abs: float | None = None
+    allclose: float | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
+    top1: float | None = None
+    mismatches: float = 0.0
+
+    def limits(self) -> dict[Metric, float]:
+        """The metrics that were given, each with its limit."""
+        return {name: limit for name in METRICS if (limit := getattr(self, name)) is not None}
+
+    def __repr__(self) -> str:
+        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"Tolerance({', '.join(given)})"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Data to choose the INT8 or FP8 ranges from, and how.
+
+    Parameters
+    ----------
+    data
+        A path or glob of .npz/.npy files, a list of those, or an iterable of input mappings.
+    method
+        `minmax` takes the largest magnitude seen, `percentile` the magnitude below which `percentile` % of the
+        elements lie, `entropy` the clipping threshold with the least KL divergence.
+    percentile
+        In percent; used by `percentile` alone.
+    max_samples
+        At most so many samples are used, the first ones.
+    """
+
+    data: object
+    method: CalibrationMethod = "minmax"
+    percentile: float = 99.99
+    max_samples: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How TensorRT builds the engine. Every field is part of the engine's cache key.
+
+    Parameters
+    ----------
+    tf32
+        Whether FP32 convolutions and matrix products may round their inputs to TF32. None: only with
+        `precision="tf32"`.
+    workspace_mib
+        The most scratch memory a layer may use, in MiB. None: TensorRT's default.
+    optimization_level
+        The builder optimization level, 0 to 5. None: TensorRT's default.
+    sparsity
+        Whether 2:4 structured-sparse weights may use sparse kernels.
+    version_compatible, hardware_compatible
+        Whether the engine must run with other TensorRT versions of the same major release; and on which other GPUs:
+        `ampere_plus` or `same_compute_capability`.
+    plugins
+        Paths of plugin libraries to load; their bytes are part of the cache key.
+    timing_cache
+        Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
+    timeout_s
+        The most seconds a build may take; None: no limit.
+    """
+
+    tf32: bool | None = None
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    sparsity: bool = False
+    version_compatible: bool = False
+    hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    plugins: tuple[str, ...] = ()
+    timing_cache: bool = True
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ParitySpec:
+    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed."""
+
+    model: object | None = None
+    precision: tuple[Precision, ...] = ("fp16",)
+    tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
+    metric: Metric = "max"
+    calibration: object | None = None
+    batch: tuple[int | None, ...] = (None,)
+    shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
+    keep_fp32: tuple[str, ...] = ()
+    seed: int = 0
+    backend: Backend | None = None
+
+
+Budget: TypeAlias = "float | Mapping[str, float]"
+
+
+@dataclass(frozen=True)
+class LatencySpec:
+    """One `trt_latency` marker, checked. A budget is a number, or a mapping from a GPU key to one."""
+
+    p50_ms: Budget | None = None
+    p90_ms: Budget | None = None
+    p95_ms: Budget | None = None
+    p99_ms: Budget | None = None
+    min_qps: Budget | None = None
+    memory_mib: Budget | None = None
+    min_speedup: Mapping[str, float] | None = None
+    transfers: bool = False
+    max_seconds: float = 30.0
+
+    def budgets(self) -> dict[str, Budget]:
+        """Every budget that was given, by argument name, `min_speedup` excepted."""
+        names = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_qps", "memory_mib")
+        return {name: budget for name in names if (budget := getattr(self, name)) is not None}
+
+
+CalibrationData: TypeAlias = "str | Iterable[InputMapping] | Calibration"
