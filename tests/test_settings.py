@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_trtcheck import Tolerance, settings
+from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.settings import OPTIONS, Source, from_marker, parse_size, resolve
+from pytest_trtcheck.spec import PRECISIONS, LatencySpec, ParitySpec, ShapeRange
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def parity(**arguments: Any) -> ParitySpec:
+    spec = from_marker("trt_parity", (), arguments)
+    assert isinstance(spec, ParitySpec)
+    return spec
+
+
+def test_marker_signatures_are_the_contract() -> None:
+    assert list(inspect.signature(settings.trt_parity).parameters) == (
+        ["model", "precision", "tol", "metric", "calibration", "batch", "shapes", "keep_fp32", "seed", "backend"]
+    )
+    assert list(inspect.signature(settings.trt_latency).parameters) == (
+        ["p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_qps", "memory_mib", "min_speedup", "transfers", "max_seconds"]
+    )
+
+
+def test_defaults() -> None:
+    assert parity() == ParitySpec()
+    assert parity().precision == ("fp16",)
+
+
+def test_lists_parametrize() -> None:
+    spec = parity(precision=["fp32", "int8"], batch=(1, 8))
+    assert spec.precision == ("fp32", "int8")
+    assert spec.batch == (1, 8)
+
+
+def test_model_may_be_a_path_bytes_or_a_proto() -> None:
+    for model in ("m.onnx", b"\x08", onnx.ModelProto()):
+        spec = from_marker("trt_parity", (model,), {})
+        assert spec.model is model
+
+
+def test_tolerances() -> None:
+    assert parity(tol=1).tol == 1.0
+    assert parity(tol=0).tol == 0.0
+    assert parity(tol={"boxes*": 1e-2, "scores": Tolerance(cosine=1e-3)}).tol == (
+        ("boxes*", 1e-2),
+        ("scores", Tolerance(cosine=1e-3)),
+    )
+
+
+def test_shapes_and_ranges() -> None:
+    spec = parity(shapes={"x": (1, 3), "y": [(1, 3), (4, 3), (8, 3)]})
+    assert spec.shapes == {"x": (1, 3), "y": ShapeRange((1, 3), (4, 3), (8, 3))}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"precison": "fp16"}, r"unknown argument 'precison'.*\n.*'precision'"),
+        ({"precision": "fp61"}, r"precision='fp61': expected one of fp32, .*\n.*'fp16'"),
+        ({"precision": []}, "precision="),
+        ({"precision": ["fp16", "fp16"]}, "each named once"),
+        ({"precision": 16}, "precision=16"),
+        ({"metric": "cosinus"}, "metric='cosinus'"),
+        ({"tol": "1e-2"}, "tol='1e-2': expected a number"),
+        ({"tol": -1}, "tol=-1"),
+        ({"tol": float("nan")}, "tol=nan"),
+        ({"tol": True}, "tol=True"),
+        ({"tol": {}}, "tol="),
+        ({"tol": {"y": None}}, r"tol\['y'\]"),
+        ({"tol": Tolerance()}, "at least one limit"),
+        ({"tol": Tolerance(max=-1)}, "Tolerance.max"),
+        ({"batch": 0}, "batch=0"),
+        ({"batch": 1.5}, "batch=1.5"),
+        ({"batch": [1, 1]}, "each named once"),
+        ({"seed": -1}, "seed=-1"),
+        ({"keep_fp32": 3}, "keep_fp32=3"),
+        ({"shapes": [1, 2]}, "shapes="),
+        ({"shapes": {"x": "1x3"}}, r"shapes\['x'\]"),
+        ({"shapes": {"x": [(1,), (2,)]}}, "three shapes"),
+        ({"shapes": {"x": [(4,), (2,), (8,)]}}, "min <= opt <= max"),
+        ({"backend": "trt"}, "backend='trt'"),
+        ({"model": 5}, "model=5"),
+    ],
+)
+def test_bad_parity_arguments_are_named(arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ArgumentError, match=expected) as caught:
+        parity(**arguments)
+    assert str(caught.value).startswith("trt_parity: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "no budget"),
+        ({"p50_ms": 0}, "p50_ms=0"),
+        ({"p50_ms": {}}, "at least one GPU"),
+        ({"p50_ms": {"T4": "7"}}, r"p50_ms\['T4'\]"),
+        ({"p99_ms": {7: 1.0}}, "p99_ms=7"),
+        ({"p51_ms": 1.0}, "unknown argument 'p51_ms'"),
+        ({"min_speedup": 2.0}, "min_speedup"),
+        ({"min_speedup": {"fp23": 2.0}}, "fp32"),
+        ({"p50_ms": 1.0, "transfers": 1}, "transfers"),
+        ({"p50_ms": 1.0, "max_seconds": 0}, "max_seconds"),
+    ],
+)
+def test_bad_latency_arguments_are_named(arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ArgumentError, match=expected):
+        from_marker("trt_latency", (), arguments)
+
+
+def test_latency_budgets() -> None:
+    spec = from_marker("trt_latency", (7,), {"p99_ms": {"T4": 9.0}, "min_speedup": {"fp32": 2}})
+    assert isinstance(spec, LatencySpec)
+    assert spec.budgets() == {"p50_ms": 7.0, "p99_ms": {"T4": 9.0}}
+    assert spec.min_speedup == {"fp32": 2.0}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["precision", "tol", "batch", "seed", "shapes", "keep_fp32", "metric"]),
+        st.none()
+        | st.text()
+        | st.integers()
+        | st.floats()
+        | st.lists(st.integers())
+        | st.dictionaries(st.text(), st.floats()),
+    )
+)
+def test_any_arguments_give_a_spec_or_an_argument_error(arguments: dict[str, Any]) -> None:
+    try:
+        spec = parity(**arguments)
+    except ArgumentError:
+        return
+    assert set(spec.precision) <= set(PRECISIONS)
+
+
+def test_marker_help_comes_from_the_signature() -> None:
+    text = settings.marker_help("trt_parity")
+    assert text.startswith("trt_parity(model, precision='fp16', tol, metric='max',")
+    assert "\n" not in text
+
+
+def test_precedence() -> None:
+    option = BY_NAME["trt_gpu"]
+    environ = {"TRTCHECK_GPU": "L4"}
+    assert resolve(option, "T4", "A100", environ).value == "T4"
+    assert resolve(option, None, "A100", environ) == settings.Setting("L4", Source.ENVIRONMENT)
+    assert resolve(option, None, "A100", {}) == settings.Setting("A100", Source.INI)
+    assert resolve(option, None, None, {}) == settings.Setting(None, Source.DEFAULT)
+
+
+def test_kinds() -> None:
+    assert resolve(BY_NAME["trt_precision"], "fp16,int8", None, {}).value == ("fp16", "int8")
+    assert resolve(BY_NAME["trt_require_gpu"], None, "true", {}).value is True
+    assert resolve(BY_NAME["trt_require_gpu"], None, None, {"TRTCHECK_REQUIRE_GPU": "0"}).value is False
+    assert resolve(BY_NAME["trt_cache_size"], None, None, {}).value == 20 << 30
+    assert resolve(BY_NAME["trt_collect"], None, ["a/*.onnx", "b/*.onnx"], {}).value == ("a/*.onnx", "b/*.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "command_line", "ini", "environ", "expected"),
+    [
+        ("trt_precision", "fp16,fp17", None, {}, "--trt-precision: 'fp17'"),
+        ("trt_backend", None, "trt", {}, "ini key trt_backend"),
+        ("trt_require_gpu", None, None, {"TRTCHECK_REQUIRE_GPU": "maybe"}, "TRTCHECK_REQUIRE_GPU"),
+        ("trt_cache_size", None, "plenty", {}, "ini key trt_cache_size: expected a size"),
+    ],
+)
+def test_bad_values_name_their_source(
+    name: str, command_line: object, ini: object, environ: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(ArgumentError, match=expected):
+        resolve(BY_NAME[name], command_line, ini, environ)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["", "K", "M", "G", "T"]), st.sampled_from(["", "B", "iB"]))
+def test_sizes(number: int, unit: str, suffix: str) -> None:
+    factor = 1024 ** " KMGT".index(unit or " ")
+    assert parse_size(f"{number} {unit}{suffix}" if unit else f"{number}", "here") == number * factor
+
+
+@given(st.text())
+def test_any_text_is_a_size_or_an_argument_error(text: str) -> None:
+    try:
+        assert parse_size(text, "here") >= 0
+    except ArgumentError as error:
+        assert "here" in str(error)
