@@ -1,0 +1,1 @@
+"""The model itself: reading and identity, the graph, and what it is fed."""

@@ -1,0 +1,324 @@
+"""What a model is fed: the user's inputs, checked against the model, or inputs generated from its specs.
+
+A case is one mapping from input name to array: what one inference takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.spec import Shape, ShapeRange
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
+
+Case = dict[str, NDArray[Any]]
+
+
+def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
+    """The cases in what a test returned: one mapping or array, or a list of them.
+
+    Raises
+    ------
+    InputError
+        `value` is none of these, or a case does not fit the model: name, dtype, rank, size, or NaN.
+    """
+    if isinstance(value, (Mapping, np.ndarray)):
+        return [_case(value, model, source)]
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        if not value:
+            raise InputError(f"{source}: an empty list of inputs", "give at least one mapping or array")
+        return [_case(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+    raise InputError(
+        f"{source}: expected a mapping from input name to array, an array, or a list of them, "
+        f"got {type(value).__name__}",
+        f"the model's inputs are {_described(model.inputs)}",
+    )
+
+
+def _described(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{s.name} ({s.dtype}, {list(s.shape)})" for s in specs) or "none"
+
+
+def _case(value: object, model: OnnxModel, source: str) -> Case:
+    specs = model.inputs
+    if isinstance(value, np.ndarray):
+        if len(specs) != 1:
+            raise InputError(
+                f"{source}: one array for a model of {len(specs)} inputs",
+                f"give a mapping with {_described(specs)}",
+            )
+        value = {specs[0].name: value}
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"{source}: expected a mapping from input name to array, or an array, got {type(value).__name__}"
+        )
+    known = {spec.name for spec in specs}
+    if unknown := [str(name) for name in value if name not in known]:
+        raise InputError(
+            f"{source}: {model.label} has no input {', '.join(map(repr, unknown))}",
+            f"its inputs are {_described(specs)}",
+        )
+    if missing := [spec.name for spec in specs if spec.name not in value]:
+        raise InputError(f"{source}: missing input {', '.join(map(repr, missing))}", "give every input of the model")
+    symbols: dict[str, tuple[int, str]] = {}
+    return {spec.name: _checked(value[spec.name], spec, source, symbols) for spec in specs}
+
+
+def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tuple[int, str]]) -> NDArray[Any]:
+    where = f"{source}: input {spec.name!r}"
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise InputError(f"{where}: expected a numpy array, got {type(value).__name__}", "np.asarray(…) makes one")
+    array = np.asarray(value)
+    if spec.dtype == "str":
+        if array.dtype.kind not in "OUS":
+            raise InputError(f"{where}: expected strings, got {array.dtype}")
+    elif array.dtype.name != spec.dtype:
+        raise InputError(
+            f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: array.astype({spec.dtype!r})"
+        )
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"{where}: expected rank {len(spec.shape)} {list(spec.shape)}, got rank {array.ndim} {list(array.shape)}",
+            "a batch of one still has its batch dimension: array[None]" if array.ndim == len(spec.shape) - 1 else "",
+        )
+    for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(dim, int) and size != dim:
+            raise InputError(f"{where}: dimension {axis} is {size}, the model fixes it at {dim}")
+        if isinstance(dim, str):
+            first, name = symbols.setdefault(dim, (size, spec.name))
+            if first != size:
+                raise InputError(f"{where}: dimension {axis} ({dim}) is {size}, but {first} in input {name!r}")
+    if array.dtype.kind == "f" or spec.dtype == "bfloat16":
+        count = int(np.isnan(array.astype(np.float32, copy=False)).sum())
+        if count:
+            raise InputError(f"{where}: {count} of {array.size} elements are NaN", "look where these inputs come from")
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+def digest(case: Case) -> str:
+    """Identity of a case: names, dtypes, shapes and every byte."""
+    total = hashlib.sha256()
+    for name, array in sorted(case.items()):
+        data = repr(array.tolist()).encode() if array.dtype.kind in "OU" else np.ascontiguousarray(array).view(np.uint8)
+        total.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
+        total.update(data if isinstance(data, bytes) else data.reshape(-1).data)
+    return total.hexdigest()
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def shape_ranges(
+    model: OnnxModel, batch: int | None, shapes: Mapping[str, Shape | ShapeRange], *, default_batch: int | None = None
+) -> dict[str, ShapeRange]:
+    """The shapes that `batch` and `shapes` ask for, for every input of `model`.
+
+    `batch` fixes the first dimension of every input that leaves it open; `shapes` has the last word. Once one input
+    fixes a symbolic dimension, it is fixed in the others too. `default_batch` is taken for open first dimensions that
+    nothing else fixes.
+
+    Raises
+    ------
+    InputError
+        An unknown input, a shape that contradicts the model, or dimensions that nothing fixes (all are listed).
+    """
+    for name in shapes:
+        if name not in {spec.name for spec in model.inputs}:
+            raise InputError(
+                f"shapes: {model.label} has no input {name!r}", f"its inputs are {_described(model.inputs)}"
+            )
+    if batch is not None:
+        _check_batch(model, batch, shapes)
+    symbols = _symbols(model, batch, shapes)
+    ranges: dict[str, ShapeRange] = {}
+    free: list[str] = []
+    for spec in model.inputs:
+        given = shapes.get(spec.name)
+        if given is not None:
+            ranges[spec.name] = _fitting(given, spec)
+            continue
+        sizes: list[tuple[int, int, int]] = []
+        for axis, dim in enumerate(spec.shape):
+            fixed = _fixed(dim, axis, batch, symbols, default_batch)
+            if fixed is None:
+                free.append(f"{spec.name}[{axis}]" + (f" ({dim})" if dim else ""))
+            else:
+                sizes.append(fixed)
+        if len(sizes) == len(spec.shape):
+            low, best, high = zip(*sizes, strict=True) if sizes else ((), (), ())
+            ranges[spec.name] = ShapeRange(tuple(low), tuple(best), tuple(high))
+    if free:
+        example = model.inputs[0]
+        raise InputError(
+            f"{model.label}: these dimensions are free: {', '.join(free)}",
+            f"fix them: batch=1 for first dimensions, shapes={{{example.name!r}: "
+            f"{tuple(dim if isinstance(dim, int) else '…' for dim in example.shape)}}} for the others, "
+            "or return real inputs from the test",
+        )
+    return ranges
+
+
+def _check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | ShapeRange]) -> None:
+    first = {spec.name: spec.shape[0] for spec in model.inputs if spec.shape and spec.name not in shapes}
+    if first and all(isinstance(dim, int) and dim != batch for dim in first.values()):
+        listed = ", ".join(f"{name}[0]={dim}" for name, dim in first.items())
+        raise InputError(
+            f"batch={batch}: {model.label} fixes its batch ({listed})", "export it with a dynamic batch dimension"
+        )
+
+
+def _fixed(
+    dim: int | str | None,
+    axis: int,
+    batch: int | None,
+    symbols: Mapping[str, tuple[int, int, int]],
+    default_batch: int | None,
+) -> tuple[int, int, int] | None:
+    if isinstance(dim, int):
+        return dim, dim, dim
+    if dim is not None and dim in symbols:
+        return symbols[dim]
+    size = (batch if batch is not None else default_batch) if axis == 0 else None
+    return None if size is None else (size, size, size)
+
+
+def _symbols(
+    model: OnnxModel, batch: int | None, shapes: Mapping[str, Shape | ShapeRange]
+) -> dict[str, tuple[int, int, int]]:
+    symbols: dict[str, tuple[int, int, int]] = {}
+    for spec in model.inputs:
+        given = shapes.get(spec.name)
+        if given is not None:
+            span = _fitting(given, spec)
+            for dim, *sizes in zip(spec.shape, span.min, span.opt, span.max, strict=True):
+                if isinstance(dim, str):
+                    low, best, high = sizes
+                    symbols.setdefault(dim, (low, best, high))
+        elif batch is not None and spec.shape and isinstance(spec.shape[0], str):
+            symbols.setdefault(spec.shape[0], (batch, batch, batch))
+    return symbols
+
+
+def _fitting(given: Shape | ShapeRange, spec: TensorSpec) -> ShapeRange:
+    span = given if isinstance(given, ShapeRange) else ShapeRange(given, given, given)
+    for shape in (span.min, span.opt, span.max):
+        fits = len(shape) == len(spec.shape) and all(
+            not isinstance(dim, int) or dim == size for size, dim in zip(shape, spec.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(f"shapes[{spec.name!r}]={shape}: the model's input is {list(spec.shape)}")
+    return span
+
+
+def profile(model: OnnxModel, ranges: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
+    """The optimization profile: for every input with open dimensions, a range that admits `ranges` and all `cases`."""
+    spans: dict[str, ShapeRange] = {}
+    for spec in model.inputs:
+        if not spec.free_dims():
+            continue
+        shapes = [tuple(case[spec.name].shape) for case in cases]
+        best = shapes[0] if shapes else None
+        if spec.name in ranges:
+            span = ranges[spec.name]
+            shapes += [span.min, span.max]
+            best = span.opt
+        if best is None:
+            raise InputError(f"{spec.name}: no shape is known for this input", "give shapes=, batch= or inputs")
+        low = tuple(min(sizes) for sizes in zip(*shapes, strict=True))
+        high = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+        spans[spec.name] = ShapeRange(low, best, high)
+    return spans
+
+
+# --- generated inputs ------------------------------------------------------------------------------------------------
+
+
+def generate(model: OnnxModel, ranges: Mapping[str, ShapeRange], seed: int) -> list[Case]:
+    """Inputs made from the specs alone: one case for each distinct one of the (opt, min, max) shapes.
+
+    Floats are uniform in [0, 1). Integers that index a table stay inside it; masks are ones with a tail of zeros;
+    positions count up; other integers are uniform in [0, 128) (uint8: the whole range). The same seed gives the same
+    inputs, each input by its name and place, so that another input does not change them.
+    """
+    spans = [{name: getattr(span, which) for name, span in ranges.items()} for which in ("opt", "min", "max")]
+    distinct = [shapes for index, shapes in enumerate(spans) if shapes not in spans[:index]]
+    return [
+        {
+            spec.name: _generated(spec, shapes[spec.name], np.random.default_rng([seed, number, *spec.name.encode()]))
+            for spec in model.inputs
+        }
+        for number, shapes in enumerate(distinct)
+    ]
+
+
+def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
+    if spec.dtype == "str":
+        raise InputError(f"input {spec.name!r}: strings can't be generated", "return real inputs from the test")
+    name, dtype = spec.name.lower(), _dtype(spec.dtype)
+    if "mask" in name:
+        return _mask(shape).astype(dtype)
+    if spec.dtype.startswith(("float", "bfloat")):
+        return rng.random(shape, dtype=np.float32).astype(dtype)
+    if "position" in name and shape:
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
+    return rng.integers(0, _integer_limit(spec, name), shape).astype(dtype)
+
+
+def _integer_limit(spec: TensorSpec, name: str) -> int:
+    if spec.dtype == "bool" or (spec.index_limit is None and ("token_type" in name or "segment" in name)):
+        return 2
+    limit = spec.index_limit or (256 if spec.dtype == "uint8" else 128)
+    return min(limit, int(np.iinfo(_dtype(spec.dtype)).max) + 1)
+
+
+def _mask(shape: Shape) -> NDArray[Any]:
+    mask = np.ones(shape)
+    if shape and shape[-1] >= 4:
+        mask[..., shape[-1] - shape[-1] // 4 :] = 0
+    return mask
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name in np.sctypeDict:
+        return np.dtype(name)
+    import ml_dtypes
+
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
+
+
+def rebatched(cases: Sequence[Case], model: OnnxModel, batch: int) -> list[Case]:
+    """The rows of the cases in batches of `batch`: every row is in one, the last batch reaching back if need be.
+
+    Inputs whose first dimension the model fixes go into each batch as they are.
+
+    Raises
+    ------
+    InputError
+        A case holds fewer rows than a batch needs.
+    """
+    batched = [spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
+    result: list[Case] = []
+    for case in cases:
+        rows = {case[name].shape[0] for name in batched}
+        if not batched or rows == {batch}:
+            result.append(case)
+            continue
+        total = min(rows)
+        if total < batch:
+            raise InputError(
+                f"batch={batch}: the inputs hold {total} row{'s' * (total != 1)}", "return at least one batch of rows"
+            )
+        starts = dict.fromkeys([*range(0, total - batch + 1, batch), total - batch])
+        result += [
+            {name: array[start : start + batch] if name in batched else array for name, array in case.items()}
+            for start in starts
+        ]
+    return result

@@ -1,0 +1,264 @@
+"""An ONNX model on disk: its identity, its inputs and outputs, and what is wrong with the file.
+
+Only the graph is read here; weights stay on disk. `onnx` alone is imported, which costs 0.1 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output as the model declares it.
+
+    Parameters
+    ----------
+    name
+        The tensor's name.
+    dtype
+        numpy's name of the element type ("float32", "int64", "bool", "bfloat16", "str", …).
+    shape
+        One entry a dimension: a size, the name of a symbolic dimension, or None for a nameless one.
+    index_limit
+        For an integer input that indexes a table (an embedding): the number of rows; None otherwise.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    index_limit: int | None = None
+
+    def free_dims(self) -> list[str]:
+        """The dimensions that the model leaves open, as "name[axis]=symbol"."""
+        return [
+            f"{self.name}[{axis}]" + (f"={dim}" if dim else "")
+            for axis, dim in enumerate(self.shape)
+            if not isinstance(dim, int)
+        ]
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model file that was read and found sound.
+
+    Parameters
+    ----------
+    path
+        The file; external data lies beside it.
+    label
+        What the user called it, for messages and reports.
+    sha256
+        Identity of the content: the file and every byte of external data that it refers to.
+    inputs, outputs
+        In the model's order; initializers are not among the inputs.
+    op_types
+        Every operator that occurs, in functions and inner graphs too.
+    has_qdq
+        Whether it carries QuantizeLinear/DequantizeLinear nodes.
+    half_types
+        The 16-bit float types that its tensors use ("float16", "bfloat16").
+    """
+
+    path: Path
+    label: str
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    op_types: frozenset[str]
+    has_qdq: bool
+    half_types: frozenset[str]
+
+
+def load(path: Path, label: str | None = None) -> OnnxModel:
+    """Read the model at `path`.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, no ONNX model or cut off; it has no outputs; or its external data is missing, too short,
+        or outside the model's folder.
+    """
+    label = label or str(path)
+    proto = _parse(path, label)
+    if not proto.graph.output:
+        raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
+    files = _external_files(proto, path.parent, label)
+    digest = hashlib.sha256(hash_file(path).encode())
+    for location, file in sorted(files.items()):
+        digest.update(f"\0{location}\0{hash_file(file)}".encode())
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    limits = _index_limits(proto.graph)
+    return OnnxModel(
+        path=path,
+        label=label,
+        sha256=digest.hexdigest(),
+        inputs=tuple(
+            _spec(value, label, limits.get(value.name)) for value in proto.graph.input if value.name not in weights
+        ),
+        outputs=tuple(_spec(value, label) for value in proto.graph.output),
+        op_types=frozenset(node.op_type for node in nodes(proto)),
+        has_qdq=any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in nodes(proto)),
+        half_types=_half_types(proto),
+    )
+
+
+def _parse(path: Path, label: str) -> onnx.ModelProto:
+    import onnx
+
+    if not path.exists():
+        raise ModelError(f"{label}: no such file", f"looked for {path}")
+    if path.is_dir():
+        raise ModelError(f"{label}: is a directory, not an ONNX file")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise ModelError(
+            f"{label}: not an ONNX model, or cut off ({path.stat().st_size:,} bytes): {error}",
+            "export it again, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",
+        ) from error
+    if not proto.ir_version or not (proto.graph.node or proto.graph.output):
+        raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again")
+    return proto
+
+
+def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the model, those of functions and inner graphs too."""
+    yield from _walk(proto.graph.node)
+    for function in proto.functions:
+        yield from _walk(function.node)
+
+
+def _walk(sequence: object) -> Iterator[onnx.NodeProto]:
+    for node in sequence:  # type: ignore[attr-defined]
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _walk(attribute.g.node)
+            for graph in attribute.graphs:
+                yield from _walk(graph.node)
+
+
+def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[str, Path]:
+    """The external data files, checked, by the location that the model gives."""
+    from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+
+    files: dict[str, Path] = {}
+    problems: list[str] = []
+    for tensor in _get_all_tensors(proto):
+        if not uses_external_data(tensor):
+            _check_inline(tensor, problems)
+            continue
+        info = ExternalDataInfo(tensor)
+        name = tensor.name or "(nameless)"
+        location = PurePosixPath(info.location)
+        if location.is_absolute() or ".." in location.parts:
+            problems.append(f"weight {name}: {info.location!r} leads out of the model's folder")
+            continue
+        file = folder / location
+        # A link inside the folder that points outside it escapes just as well as "..".
+        if not file.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"weight {name}: {info.location!r} is a link out of the model's folder")
+            continue
+        if not file.is_file():
+            problems.append(f"weight {name}: {info.location!r} is missing")
+            continue
+        offset, length = int(info.offset or 0), info.length
+        size = file.stat().st_size
+        needed = int(length) if length is not None else _tensor_bytes(tensor)
+        if offset + needed > size:
+            problems.append(
+                f"weight {name}: {info.location!r} is cut off: needs {offset + needed:,} bytes, has {size:,}"
+            )
+        files[info.location] = file
+    if problems:
+        shown = "\n  ".join(problems[:10]) + (f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ModelError(f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}")
+    return files
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    elements = 1
+    for size in tensor.dims:
+        elements *= size
+    return (elements * _bits(tensor.data_type) + 7) // 8
+
+
+def _bits(data_type: int) -> int:
+    import onnx
+
+    name: str = onnx.TensorProto.DataType.Name(data_type)
+    if "INT4" in name or name.startswith("FLOAT4"):
+        return 4
+    if name == "STRING":
+        return 0
+    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
+
+
+def _check_inline(tensor: onnx.TensorProto, problems: list[str]) -> None:
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != _tensor_bytes(tensor):
+        problems.append(
+            f"weight {tensor.name or '(nameless)'}: holds {len(tensor.raw_data):,} bytes, "
+            f"its shape {tuple(tensor.dims)} needs {_tensor_bytes(tensor):,}"
+        )
+
+
+def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None) -> TensorSpec:
+    import onnx
+
+    if not value.type.HasField("tensor_type"):
+        raise ModelError(
+            f"{label}: {value.name!r} is no tensor", "only models with tensor inputs and outputs are checked"
+        )
+    tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        dtype = "str"
+    elif tensor.elem_type == onnx.TensorProto.UNDEFINED:
+        raise ModelError(f"{label}: {value.name!r} has no element type", "export the model again with typed outputs")
+    else:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
+    dims: list[Dim] = [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param or None)
+        for dim in tensor.shape.dim
+    ]
+    return TensorSpec(value.name, dtype, tuple(dims), index_limit)
+
+
+def _index_limits(graph: onnx.GraphProto) -> dict[str, int]:
+    """For each input that indexes a constant table, possibly through a Cast: the table's number of rows."""
+    tables = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    origin = {value.name: value.name for value in graph.input}
+    limits: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"} and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+        if node.op_type == "Gather" and node.input[0] in tables and node.input[1] in origin:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            name, rows = origin[node.input[1]], tables[node.input[0]][axis]
+            limits[name] = min(rows, limits.get(name, rows))
+    return limits
+
+
+def _half_types(proto: onnx.ModelProto) -> frozenset[str]:
+    import onnx
+
+    names = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+    found = {tensor.data_type for tensor in proto.graph.initializer}
+    found |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
+    for node in nodes(proto):
+        found |= {attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"}
+        found |= {attribute.t.data_type for attribute in node.attribute if attribute.HasField("t")}
+    return frozenset(name for code, name in names.items() if code in found)
