@@ -1,0 +1,121 @@
+"""ONNX Runtime: the FP32 reference, and the emulation of a lowered model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pytest_trtcheck.errors import GpuError, MissingDependencyError, ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.record import Evidence
+    from pytest_trtcheck.spec import InputMapping
+
+Provider = Literal["cpu", "cuda"]
+
+
+def module() -> ModuleType:
+    """The onnxruntime module.
+
+    Raises
+    ------
+    MissingDependencyError
+        Neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX Runtime is not installed, so there is no FP32 reference ({error})",
+            "pip install 'pytest-trtcheck[cpu]', or [cuda] where there is an NVIDIA GPU (never both)",
+        ) from error
+    return onnxruntime
+
+
+class OrtRunner:
+    """A model on ONNX Runtime.
+
+    Parameters
+    ----------
+    path
+        The model file; external data is looked up beside it.
+    label
+        What messages call it.
+    provider
+        "cpu", or "cuda" with TF32 off: the provider's default would make the reference itself wrong by about 6e-4.
+
+    Raises
+    ------
+    ModelError
+        ONNX Runtime cannot load the model.
+    GpuError
+        The CUDA provider was asked for and is not there.
+    """
+
+    evidence: Evidence = "emulated"
+
+    def __init__(self, path: Path, label: str, provider: Provider = "cpu") -> None:
+        self._label = label
+        ort = module()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # Fused integer kernels saturate differently on CPUs without VNNI; the plain Q → DQ → float is exact everywhere.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=_providers(ort, provider))
+        except Exception as error:
+            raise ModelError(
+                f"{label}: ONNX Runtime cannot load it: {_first_line(error)}",
+                "check that the model runs on ONNX Runtime: the reference is computed there",
+            ) from error
+        if provider == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise GpuError(
+                "trt_reference = cuda: ONNX Runtime could not start its CUDA provider",
+                "check the CUDA libraries, or take trt_reference = cpu",
+            )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
+        """The outputs by name, in the model's order.
+
+        Raises
+        ------
+        ModelError
+            The run failed; the message quotes ONNX Runtime.
+        """
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
+            raise ModelError(
+                f"{self._label}: ONNX Runtime failed to run it on {shapes}: {_first_line(error)}",
+                "inputs that were generated may lie outside what the model accepts: return real ones from the test",
+            ) from error
+        return dict(zip(self._outputs, map(np.asarray, values), strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _providers(ort: ModuleType, provider: Provider) -> list[Any]:
+    if provider == "cpu":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise GpuError(
+            "trt_reference = cuda: this ONNX Runtime has no CUDA provider",
+            "pip install 'pytest-trtcheck[cuda]' (and uninstall onnxruntime), or take trt_reference = cpu",
+        )
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Lowering a model to a precision, calibrating it, and emulating the result."""

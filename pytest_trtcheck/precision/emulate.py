@@ -1,0 +1,203 @@
+"""A lowered model's arithmetic, reproduced in FP32 on ONNX Runtime's CPU provider.
+
+An FP16-typed model is *not* an emulation there: its kernels run in FP32 and the casts between them are removed. What
+does hold is an FP32 model with an explicit pair of casts, FP32 → FP16 → FP32, behind every value that FP16 would have
+rounded; the pair rounds to nearest even, overflows to infinity and keeps subnormals as FP16 does. Q/DQ nodes stay as
+they are: run them with `session.disable_quant_qdq=1`.
+
+What is not reproduced: the order of accumulation inside one operator (tensor cores accumulate FP16 products in FP32, as
+is done here), and the roundings that TensorRT saves by fusing operators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from pytest_trtcheck.model import graph as graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+EXACT_OPERATORS = frozenset(
+    ["Abs", "Ceil", "Compress", "Concat", "DepthToSpace", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Relu", "ReduceMax", "ReduceMin", "Reshape", "ReverseSequence", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where"]
+)
+"""Operators whose outputs are values that their inputs hold (or their magnitudes, negatives, integers): rounding them
+again changes nothing, so the pair is left out."""
+
+_MATRIX_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_TF32_SPLITTER = np.float32(2**13 + 1)
+
+
+def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
+    """Rewrite a lowered model (as `graph.read` gives it) in place so that ONNX Runtime computes what it means.
+
+    Inputs and outputs keep their names and types. Without `rounding`, the result is the FP32 model behind a 16-bit one:
+    the same weights, no rounding of anything computed.
+    """
+    outputs = {value: value.dtype for value in model.graph.outputs}
+    for node in list(graphs.all_nodes(model.graph)):
+        rounded = [value for value in node.outputs if value.dtype in HALF_TYPES]
+        _to_float_attributes(node)
+        for value in rounded:
+            kind = value.dtype
+            assert kind is not None
+            value.dtype = ir.DataType.FLOAT
+            exact = node.op_type in EXACT_OPERATORS and node.domain == ""
+            if rounding and not exact:
+                _round_behind(value, node, kind)
+    _float_sources(model)
+    _restore_output_types(model, outputs)
+    return model
+
+
+def _to_float_attributes(node: ir.Node) -> None:
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.INT and name in {"to", "dtype", "output_dtype", "output_datatype"}:
+            if attribute.as_int() in HALF_TYPES:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in HALF_TYPES:
+            array = attribute.as_tensor().numpy().astype(np.float32)
+            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(array))
+
+
+def _cast_pair(value: ir.Value, kind: ir.DataType, name: str) -> tuple[ir.Node, ir.Node]:
+    down = ir.node("Cast", [value], attributes={"to": int(kind)}, name=f"{name}/round")
+    down.outputs[0].name, down.outputs[0].shape, down.outputs[0].dtype = f"{name}/round", value.shape, kind
+    up = ir.node("Cast", [down.outputs[0]], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{name}/rounded")
+    up.outputs[0].name, up.outputs[0].shape, up.outputs[0].dtype = f"{name}/rounded", value.shape, ir.DataType.FLOAT
+    return down, up
+
+
+def _round_behind(value: ir.Value, node: ir.Node, kind: ir.DataType) -> None:
+    """Put the pair between `value` and all that use it; the rounded value takes over the name."""
+    name = value.name or node.name or ""
+    uses = list(value.uses())
+    down, up = _cast_pair(value, kind, name)
+    rounded = up.outputs[0]
+    graph = node.graph
+    assert graph is not None
+    graph.insert_after(node, [down, up])
+    for user, index in uses:
+        user.replace_input_with(index, rounded)
+    _replace_in_outputs(graph, value, rounded)
+    value.name, rounded.name = f"{name}/unrounded", name
+
+
+def _replace_in_outputs(graph: ir.Graph | ir.Function, old: ir.Value, new: ir.Value) -> None:
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+
+
+def _float_sources(model: ir.Model) -> None:
+    """16-bit inputs and weights become FP32 by one Cast each; ONNX Runtime folds the weights' casts."""
+    for graph in _graphs(model):
+        sources = [*graph.initializers.values(), *(graph.inputs if graph is model.graph else ())]
+        for value in dict.fromkeys(sources):
+            if value.dtype not in HALF_TYPES:
+                continue
+            uses = list(value.uses())
+            cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{value.name}/float")
+            cast.outputs[0].name = f"{value.name}/float"
+            cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, ir.DataType.FLOAT
+            for user, index in uses:
+                user.replace_input_with(index, cast.outputs[0])
+            _replace_in_outputs(graph, value, cast.outputs[0])
+            first = next(iter(graph), None)
+            if first is None:
+                graph.append(cast)
+            else:
+                graph.insert_before(first, cast)
+        if graph is not model.graph:
+            for value in graph.inputs:
+                if value.dtype in HALF_TYPES:
+                    value.dtype = ir.DataType.FLOAT
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    seen = {id(model.graph)}
+    yield model.graph
+    for node in list(graphs.all_nodes(model.graph)):
+        graph = node.graph
+        if isinstance(graph, ir.Graph) and id(graph) not in seen:
+            seen.add(id(graph))
+            yield graph
+
+
+def _restore_output_types(model: ir.Model, wanted: dict[ir.Value, ir.DataType | None]) -> None:
+    """An output that was 16-bit comes out 16-bit: its value is already one that the type holds."""
+    for index, (value, dtype) in enumerate(zip(list(model.graph.outputs), wanted.values(), strict=True)):
+        if dtype not in HALF_TYPES or value.dtype == dtype:
+            continue
+        name = value.name or ""
+        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=f"{name}/output")
+        cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, dtype
+        model.graph.append(cast)
+        value.name, cast.outputs[0].name = f"{name}/float", name
+        model.graph.outputs[index] = cast.outputs[0]
+
+
+def emulated_tf32(model: ir.Model) -> ir.Model:
+    """Rewrite an FP32 model in place so that matrix operators see inputs rounded to TF32's 10 stored mantissa bits.
+
+    TF32 has no ONNX type. The rounding is Veltkamp's splitting in FP32 arithmetic (T. J. Dekker, Numer. Math. 18,
+    1971): with c = 2¹³ + 1, x·c − (x·c − x) is x rounded to 24 − 13 = 11 significant bits. Products accumulate in FP32,
+    as tensor cores do. Magnitudes above 2¹¹⁴ would overflow and are not supported by it.
+    """
+    splitter = ir.Value(
+        name="trtcheck/tf32_splitter",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape([]),
+        const_value=ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name="trtcheck/tf32_splitter"),
+    )
+    model.graph.register_initializer(splitter)
+    for node in list(graphs.all_nodes(model.graph)):
+        if node.op_type not in _MATRIX_OPERATORS or node.graph is None:
+            continue
+        for index, value in enumerate(node.inputs[:2]):
+            if value is None or value.dtype != ir.DataType.FLOAT:
+                continue
+            name = f"{node.name}/{index}/tf32"
+            scaled = ir.node("Mul", [value, splitter], name=f"{name}/scaled")
+            high = ir.node("Sub", [scaled.outputs[0], value], name=f"{name}/high")
+            result = ir.node("Sub", [scaled.outputs[0], high.outputs[0]], name=name)
+            for step in (scaled, high, result):
+                step.outputs[0].name = step.name
+                step.outputs[0].shape, step.outputs[0].dtype = value.shape, ir.DataType.FLOAT
+            node.graph.insert_before(node, [scaled, high, result])
+            node.replace_input_with(index, result.outputs[0])
+    return model
+
+
+def without_qdq(model: ir.Model) -> ir.Model:
+    """The float model behind one with Q/DQ, in place: each Q → DQ pair becomes its input, a weight's DQ stays.
+
+    A weight that the file holds only as integers keeps its DequantizeLinear, since no better value of it is known.
+    """
+    for node in list(graphs.all_nodes(model.graph)):
+        if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+            continue
+        quantize = node.inputs[0].producer()
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        source, value = quantize.inputs[0], node.outputs[0]
+        assert source is not None
+        if value.is_graph_output():
+            identity = ir.node("Identity", [source], name=f"{node.name}/float")
+            assert node.graph is not None
+            node.graph.insert_after(node, identity)
+            identity.outputs[0].shape, identity.outputs[0].dtype = value.shape, value.dtype
+            name, value.name = value.name, f"{value.name}/quantized"
+            identity.outputs[0].name = name
+            source = identity.outputs[0]
+            _replace_in_outputs(node.graph, value, source)
+        for user, index in list(value.uses()):
+            user.replace_input_with(index, source)
+    passes.RemoveUnusedNodesPass()(model)
+    return model

@@ -1,0 +1,133 @@
+"""Batch normalization, worked into the weights before they are lowered.
+
+TensorRT turns an inference-time BatchNormalization into a scale and a shift, and those into the convolution before it.
+Done on the FP32 weights, nothing is lost; done on lowered ones, a running variance of 10⁸ (which real models have)
+overflows in FP16 and ruins a model that deploys well. So it is done first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from pytest_trtcheck.model import graph as graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+
+def fold_batch_norm(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
+    """Fold every BatchNormalization with constant parameters, in place; nodes named in `keep` stay as they are.
+
+    Behind a Conv with constant weights it disappears into them; elsewhere it becomes a Mul and an Add. The arithmetic
+    is FP64: s = scale / √(var + ε), shift = bias − mean · s (Ioffe and Szegedy, 2015, algorithm 2).
+    """
+    for node in list(graphs.all_nodes(model.graph)):
+        if node.op_type != "BatchNormalization" or node.name in keep or node.graph is None:
+            continue
+        parameters = [constant(value) for value in node.inputs[1:5]]
+        if any(parameter is None for parameter in parameters) or len(node.outputs) > 1 or _trains(node):
+            continue
+        scale, bias, mean, variance = (np.asarray(parameter, np.float64) for parameter in parameters)
+        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        factor = scale / np.sqrt(variance + epsilon)
+        shift = bias - mean * factor
+        if not _into_convolution(node, factor, shift, keep):
+            _into_mul_add(node, factor, shift)
+    passes.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array of an initializer; None for anything that is computed."""
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def _trains(node: ir.Node) -> bool:
+    return "training_mode" in node.attributes and bool(node.attributes["training_mode"].as_int())
+
+
+def _into_convolution(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], keep: Collection[str]) -> bool:
+    source = node.inputs[0]
+    convolution = source.producer() if source is not None else None
+    if source is None or convolution is None or convolution.op_type != "Conv" or convolution.name in keep:
+        return False
+    if len(source.uses()) != 1 or source.is_graph_output() or convolution.graph is not node.graph:
+        return False
+    weight = convolution.inputs[1]
+    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    if weight is None or weight.const_value is None or not weight.is_initializer():
+        return False
+    if bias is not None and constant(bias) is None:
+        return False
+    offset = 0.0 if bias is None else np.asarray(constant(bias), np.float64)
+    tensor, by_channel = weight.const_value, factor.reshape(-1, *[1] * (len(weight.const_value.shape) - 1))
+    name = f"{weight.name}_folded_{node.name}"
+
+    # Computed when it is needed, so that the weights of a large model are never all in memory.
+    def scaled() -> ir.TensorProtocol:
+        return ir.Tensor((tensor.numpy() * by_channel).astype(np.float32), name=name)
+
+    shape = ir.Shape(list(tensor.shape.numpy()))
+    lazy = ir.LazyTensor(scaled, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+    convolution.replace_input_with(1, _initializer(node, name, lazy))
+    folded = ir.Tensor((offset * factor + shift).astype(np.float32), name=f"{name}_bias")
+    new_bias = _initializer(node, f"{name}_bias", folded)
+    if len(convolution.inputs) > 2:
+        convolution.replace_input_with(2, new_bias)
+    else:
+        convolution.resize_inputs(3)
+        convolution.replace_input_with(2, new_bias)
+    _take_over(node, source)
+    return True
+
+
+def _into_mul_add(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any]) -> None:
+    source, output = node.inputs[0], node.outputs[0]
+    assert source is not None
+    assert node.graph is not None
+    rank = len(source.shape) if source.shape is not None else 4
+    shape = (-1, *[1] * (rank - 2))
+    steps: list[ir.Node] = []
+    value = source
+    for kind, array in (("Mul", factor), ("Add", shift)):
+        name = f"{node.name}/{kind.lower()}"
+        operand = _initializer(node, f"{name}/operand", ir.Tensor(array.reshape(shape).astype(np.float32)))
+        step = ir.node(kind, [value, operand], name=name)
+        step.outputs[0].name = f"{name}/output"
+        step.outputs[0].shape, step.outputs[0].dtype = output.shape, ir.DataType.FLOAT
+        steps.append(step)
+        value = step.outputs[0]
+    node.graph.insert_after(node, steps)
+    _take_over(node, value)
+
+
+def _initializer(near: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    graph = near.graph
+    assert isinstance(graph, ir.Graph)
+    value = ir.Value(
+        name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(tensor.shape.numpy())), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _take_over(node: ir.Node, replacement: ir.Value) -> None:
+    """Let `replacement` stand for the output of `node`, name and all, and remove the node."""
+    output, graph = node.outputs[0], node.graph
+    assert graph is not None
+    name = output.name
+    for user, index in list(output.uses()):
+        user.replace_input_with(index, replacement)
+    for index, value in enumerate(graph.outputs):
+        if value is output:
+            graph.outputs[index] = replacement
+    graph.remove(node, safe=True)
+    output.name, replacement.name = f"{name}/before_folding", name
