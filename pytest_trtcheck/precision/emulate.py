@@ -2,8 +2,8 @@
 
 An FP16-typed model is *not* an emulation there: its kernels run in FP32 and the casts between them are removed. What
 does hold is an FP32 model with an explicit pair of casts, FP32 → FP16 → FP32, behind every value that FP16 would have
-rounded; the pair rounds to nearest even, overflows to infinity and keeps subnormals as FP16 does. Q/DQ nodes stay as
-they are: run them with `session.disable_quant_qdq=1`.
+rounded; the pair rounds to nearest even, overflows to infinity and keeps subnormals as FP16 does. Q/DQ nodes become
+their own arithmetic (`precision.qdq`).
 
 What is not reproduced: the order of accumulation inside one operator (tensor cores accumulate FP16 products in FP32, as
 is done here), and the roundings that TensorRT saves by fusing operators.
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision import qdq
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,44 @@ if TYPE_CHECKING:
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 EXACT_OPERATORS = frozenset(
-    ["Abs", "Ceil", "Compress", "Concat", "DepthToSpace", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Relu", "ReduceMax", "ReduceMin", "Reshape", "ReverseSequence", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where"]
+    [
+        "Abs",
+        "Ceil",
+        "Compress",
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "GlobalMaxPool",
+        "Identity",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Neg",
+        "Relu",
+        "ReduceMax",
+        "ReduceMin",
+        "Reshape",
+        "ReverseSequence",
+        "Round",
+        "ScatterElements",
+        "ScatterND",
+        "Sign",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 """Operators whose outputs are values that their inputs hold (or their magnitudes, negatives, integers): rounding them
 again changes nothing, so the pair is left out."""
@@ -41,6 +78,7 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     the same weights, no rounding of anything computed.
     """
     outputs = {value: value.dtype for value in model.graph.outputs}
+    qdq.as_arithmetic(model)
     for node in list(graphs.all_nodes(model.graph)):
         rounded = [value for value in node.outputs if value.dtype in HALF_TYPES]
         _to_float_attributes(node)
@@ -172,32 +210,4 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
                 step.outputs[0].shape, step.outputs[0].dtype = value.shape, ir.DataType.FLOAT
             node.graph.insert_before(node, [scaled, high, result])
             node.replace_input_with(index, result.outputs[0])
-    return model
-
-
-def without_qdq(model: ir.Model) -> ir.Model:
-    """The float model behind one with Q/DQ, in place: each Q → DQ pair becomes its input, a weight's DQ stays.
-
-    A weight that the file holds only as integers keeps its DequantizeLinear, since no better value of it is known.
-    """
-    for node in list(graphs.all_nodes(model.graph)):
-        if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-            continue
-        quantize = node.inputs[0].producer()
-        if quantize is None or quantize.op_type != "QuantizeLinear":
-            continue
-        source, value = quantize.inputs[0], node.outputs[0]
-        assert source is not None
-        if value.is_graph_output():
-            identity = ir.node("Identity", [source], name=f"{node.name}/float")
-            assert node.graph is not None
-            node.graph.insert_after(node, identity)
-            identity.outputs[0].shape, identity.outputs[0].dtype = value.shape, value.dtype
-            name, value.name = value.name, f"{value.name}/quantized"
-            identity.outputs[0].name = name
-            source = identity.outputs[0]
-            _replace_in_outputs(node.graph, value, source)
-        for user, index in list(value.uses()):
-            user.replace_input_with(index, source)
-    passes.RemoveUnusedNodesPass()(model)
     return model
