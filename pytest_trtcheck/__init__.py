@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
-from pytest_trtcheck.spec import BuildOptions, Calibration, Tolerance
-
 if TYPE_CHECKING:
+    import pytest
+
+    from pytest_trtcheck.spec import BuildOptions, Calibration, Tolerance
+
     trt_parity: pytest.MarkDecorator
     trt_latency: pytest.MarkDecorator
 
@@ -17,9 +17,15 @@ __version__ = "0.1.0"
 __all__ = ["BuildOptions", "Calibration", "Tolerance", "__version__", "trt_latency", "trt_parity"]
 
 
-def __getattr__(name: str) -> pytest.MarkDecorator:
-    # Made when asked for: with --strict-markers pytest refuses a mark before the plugin has declared it.
+def __getattr__(name: str) -> object:
+    # Marks are made when asked for: with --strict-markers pytest refuses one before the plugin has declared it.
     if name in {"trt_parity", "trt_latency"}:
-        mark: pytest.MarkDecorator = getattr(pytest.mark, name)
-        return mark
+        import pytest
+
+        return getattr(pytest.mark, name)
+    # Every pytest run imports this package, few need the specs, and dataclasses are slow to make.
+    if name in {"BuildOptions", "Calibration", "Tolerance"}:
+        from pytest_trtcheck import spec
+
+        return getattr(spec, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,6 +56,9 @@ class UnsupportedTargetError(TrtCheckError):
 class GpuError(TrtCheckError):
     """The GPU asked for is unknown, is not the one present, or failed while running."""
 
+    poisoned: bool = False
+    """Whether CUDA cannot be used any more in this process; only a new process can go on."""
+
 
 class CacheError(TrtCheckError):
     """The cache directory cannot be used: not writable, full, or not ours."""

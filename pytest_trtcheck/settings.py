@@ -12,29 +12,21 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from pytest_trtcheck.choices import BACKENDS, MAX_SECONDS, METRICS, PRECISIONS
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.spec import (
-    BACKENDS,
-    METRICS,
-    PRECISIONS,
-    Budget,
-    LatencySpec,
-    ParitySpec,
-    Precision,
-    Shape,
-    ShapeRange,
-    Tolerance,
-)
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.choices import Precision
+    from pytest_trtcheck.spec import Budget, LatencySpec, ParitySpec, Shape, ShapeRange, Tolerance
 
 Kind = Literal["text", "path", "flag", "names", "lines", "size"]
 
 
-@dataclass(frozen=True)
-class Option:
+# Tuples here, where the house has dataclasses: every pytest run makes these classes, a dataclass takes 0.8 ms.
+class Option(NamedTuple):
     """One setting. `name` is the ini key; `--trt-x` is the flag of `trt_x` and `TRTCHECK_X` its variable."""
 
     name: str
@@ -89,6 +81,13 @@ OPTIONS: tuple[Option, ...] = (
         ini_only=True,
     ),
     Option(
+        "trt_bitwise",
+        "flag",
+        "fail engines whose outputs differ between runs by a single bit",
+        default=False,
+        ini_only=True,
+    ),
+    Option(
         "trt_reference",
         "text",
         "where the FP32 reference is computed",
@@ -108,8 +107,7 @@ class Source(IntEnum):
     COMMAND_LINE = 3
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """The value of one option and where it came from."""
 
     value: Any
@@ -206,6 +204,8 @@ def trt_parity(
     backend: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
+    from pytest_trtcheck.spec import ParitySpec
+
     return ParitySpec(
         model=_model(model),
         precision=_precisions(precision),
@@ -230,9 +230,11 @@ def trt_latency(
     memory_mib: object = None,
     min_speedup: object = None,
     transfers: object = False,
-    max_seconds: object = LatencySpec.max_seconds,
+    max_seconds: object = MAX_SECONDS,
 ) -> LatencySpec:
     """Hold the engine's latency to budgets, each a number or a mapping from GPU to number."""
+    from pytest_trtcheck.spec import LatencySpec
+
     spec = LatencySpec(
         p50_ms=_budget("p50_ms", p50_ms),
         p90_ms=_budget("p90_ms", p90_ms),
@@ -373,6 +375,10 @@ def _tolerance(value: object) -> float | Tolerance | tuple[tuple[str, float | To
 
 
 def _one_tolerance(name: str, value: object) -> float | Tolerance:
+    from dataclasses import fields
+
+    from pytest_trtcheck.spec import Tolerance
+
     if isinstance(value, Tolerance):
         for each in fields(value):
             limit = getattr(value, each.name)
@@ -402,6 +408,8 @@ def _shape(name: str, value: object) -> Shape:
 
 
 def _shapes(value: object) -> dict[str, Shape | ShapeRange]:
+    from pytest_trtcheck.spec import ShapeRange
+
     if value is None:
         return {}
     if not isinstance(value, Mapping):

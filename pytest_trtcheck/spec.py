@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pytest_trtcheck.choices import (
+    BACKENDS,
+    CALIBRATION_METHODS,
+    MAX_SECONDS,
+    METRICS,
+    PRECISIONS,
+    Backend,
+    CalibrationMethod,
+    Metric,
+    Precision,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from numpy.typing import NDArray
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-Metric = Literal["max", "l2", "abs", "allclose", "cosine", "snr_db", "top1"]
-Backend = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
-CalibrationMethod = Literal["minmax", "entropy", "percentile"]
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-METRICS: tuple[Metric, ...] = get_args(Metric)
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
-CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
+__all__ = [
+    "BACKENDS",
+    "CALIBRATION_METHODS",
+    "METRICS",
+    "PRECISIONS",
+    "Backend",
+    "Budget",
+    "BuildOptions",
+    "Calibration",
+    "CalibrationData",
+    "CalibrationMethod",
+    "InputMapping",
+    "LatencySpec",
+    "Metric",
+    "ParitySpec",
+    "Precision",
+    "Shape",
+    "ShapeRange",
+    "Tolerance",
+]
 
 InputMapping: TypeAlias = "Mapping[str, NDArray[Any]]"
 Shape: TypeAlias = tuple[int, ...]
@@ -152,7 +176,7 @@ class LatencySpec:
     memory_mib: Budget | None = None
     min_speedup: Mapping[str, float] | None = None
     transfers: bool = False
-    max_seconds: float = 30.0
+    max_seconds: float = MAX_SECONDS
 
     def budgets(self) -> dict[str, Budget]:
         """Every budget that was given, by argument name, `min_speedup` excepted."""

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.precision import emulate, half
+from pytest_trtcheck.precision import emulate, half, qdq
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def test_without_qdq_is_the_float_model(tmp_path: Path) -> None:
     path = onnx_models.save(proto, tmp_path / "qdq.onnx")
     x = np.array([0.1, 0.3, 100.0, -200.0], np.float32)
     target = tmp_path / "float.onnx"
-    graph.write(emulate.without_qdq(graph.read(path)), target)
+    graph.write(qdq.without(graph.read(path)), target)
     np.testing.assert_array_equal(OrtRunner(target, "float")({"x": x})["y"], x * 2)
     expected = np.clip(np.round(x / 0.5), -128, 127) * 0.5 * 2
     np.testing.assert_array_equal(emulation(path)({"x": x})["y"], expected)

@@ -129,15 +129,38 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
         return model
     import onnx.version_converter
 
+    before = opset(model)
+    weights = _set_aside(model.graph)
     try:
         ir.external_data.load_to_model(model)
         converted = onnx.version_converter.convert_version(ir.to_proto(model), version)
     except Exception as error:
         raise ModelError(
-            f"the model is in opset {opset(model)}, this precision needs {version}, and converting it failed: {error}",
+            f"the model is in opset {before}, this precision needs {version}, and converting it failed: {error}",
             f"export the model in opset {version} or later",
         ) from error
     raised = ir.from_proto(converted)
+    for value in list(raised.graph.inputs):
+        if value.name in weights:
+            raised.graph.inputs.remove(value)
+            value.const_value = weights[value.name]
+            raised.graph.register_initializer(value)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(raised)
     name_nodes(raised)
     return infer_types(raised)
+
+
+_SET_ASIDE_BYTES = 1 << 10
+
+
+def _set_aside(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """Make inputs of the large weights, and return them: ONNX's converter copies all that it is given several times."""
+    weights: dict[str, ir.TensorProtocol] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _SET_ASIDE_BYTES and not value.is_graph_output():
+            weights[name] = tensor
+            del graph.initializers[name]
+            value.const_value, value.dtype, value.shape = None, tensor.dtype, ir.Shape(list(tensor.shape.numpy()))
+            graph.inputs.append(value)
+    return weights

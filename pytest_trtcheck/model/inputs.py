@@ -129,20 +129,15 @@ def shape_ranges(
     InputError
         An unknown input, a shape that contradicts the model, or dimensions that nothing fixes (all are listed).
     """
-    for name in shapes:
-        if name not in {spec.name for spec in model.inputs}:
-            raise InputError(
-                f"shapes: {model.label} has no input {name!r}", f"its inputs are {_described(model.inputs)}"
-            )
+    declared = declared_ranges(model, shapes)
     if batch is not None:
         _check_batch(model, batch, shapes)
     symbols = _symbols(model, batch, shapes)
     ranges: dict[str, ShapeRange] = {}
     free: list[str] = []
     for spec in model.inputs:
-        given = shapes.get(spec.name)
-        if given is not None:
-            ranges[spec.name] = _fitting(given, spec)
+        if spec.name in declared:
+            ranges[spec.name] = declared[spec.name]
             continue
         sizes: list[tuple[int, int, int]] = []
         for axis, dim in enumerate(spec.shape):
@@ -163,6 +158,23 @@ def shape_ranges(
             "or return real inputs from the test",
         )
     return ranges
+
+
+def declared_ranges(model: OnnxModel, shapes: Mapping[str, Shape | ShapeRange]) -> dict[str, ShapeRange]:
+    """The ranges that `shapes` declares, which the engine must accept whatever the cases are.
+
+    Raises
+    ------
+    InputError
+        An unknown input, or a shape that contradicts the model.
+    """
+    specs = {spec.name: spec for spec in model.inputs}
+    for name in shapes:
+        if name not in specs:
+            raise InputError(
+                f"shapes: {model.label} has no input {name!r}", f"its inputs are {_described(model.inputs)}"
+            )
+    return {name: _fitting(given, specs[name]) for name, given in shapes.items()}
 
 
 def _check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | ShapeRange]) -> None:

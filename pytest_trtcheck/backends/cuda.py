@@ -1,0 +1,263 @@
+"""CUDA for running engines: one device, one stream, memory that is freed when it is said to be, and graphs.
+
+Device, stream and events are cuda.core's. Memory and graph capture go through the driver bindings that cuda.core rests
+on: its memory pools keep what is freed, and its graph builder does not outlive a capture that fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck.errors import GpuError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+INSTALL = 'pip install "pytest-trtcheck[tensorrt]" or "pytest-trtcheck[rtx]", with cuda-core[cu12] or cuda-core[cu13]'
+SPIN_S = 0.002
+"""How long a wait with a time limit polls without sleeping: longer than most inferences, so that they pay nothing."""
+
+
+def load() -> tuple[Any, Any]:
+    """The modules cuda.core and cuda.bindings.driver.
+
+    Raises
+    ------
+    MissingDependencyError
+        One of them is not installed.
+    """
+    try:
+        from cuda import core
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise MissingDependencyError(f"cuda-core is needed to run engines: {error}", INSTALL) from error
+    if not hasattr(core, "Device"):
+        raise MissingDependencyError("cuda-core is too old: 0.5 or newer is needed to run engines", INSTALL)
+    return core, driver
+
+
+class Cuda:
+    """The CUDA device that engines run on, with a stream of its own.
+
+    Parameters
+    ----------
+    index
+        The device's number among those that CUDA_VISIBLE_DEVICES shows.
+
+    Raises
+    ------
+    MissingDependencyError
+        cuda-core is not installed.
+    GpuError
+        There is no driver or no such device.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self._core, self._driver = load()
+        try:
+            self.device = self._core.Device(index)
+            self.device.set_current()
+            self.stream = self.device.create_stream()
+        except Exception as error:  # Without a driver, cuda.core raises classes of several packages.
+            raise GpuError(f"CUDA device {index} cannot be used: {error}", "see nvidia-smi") from error
+        self.handle = int(self.stream.handle)
+        self.hangs = False
+
+    def make_current(self) -> None:
+        """Make the device's primary context current in this thread: other libraries may have changed it."""
+        self.device.set_current()
+
+    def event(self) -> Any:
+        """An event that can be timed: `later - earlier` is in milliseconds."""
+        try:
+            options = self._core.EventOptions(timing_enabled=True)
+        except TypeError:  # Its name before cuda.core 1.0.
+            options = self._core.EventOptions(enable_timing=True)
+        return self.device.create_event(options)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call the driver function `name`; what it returns beside its status.
+
+        Raises
+        ------
+        GpuError
+            With CUDA's name and text for the error.
+        """
+        status, *values = getattr(self._driver, name)(*arguments)
+        if int(status) != 0:
+            raise GpuError(f"{name}: {self._explain(status)}")
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _explain(self, status: Any) -> str:
+        _, name = self._driver.cuGetErrorName(status)
+        _, text = self._driver.cuGetErrorString(status)
+        return " ".join(part.decode() for part in (name, text) if part)
+
+    def free_memory(self) -> tuple[int, int]:
+        """Bytes of device memory that are free, and that there are."""
+        free, total = self.call("cuMemGetInfo")
+        return int(free), int(total)
+
+    def wait(self, timeout_s: float | None, event: Any = None) -> None:
+        """Wait until the stream has done all its work, or all up to `event`.
+
+        Raises
+        ------
+        GpuError
+            `poisoned`: it has not within `timeout_s`; nothing but the end of this process stops it.
+        """
+        if timeout_s is None:
+            (event or self.stream).sync()
+            return
+        event = event or self.stream.record()
+        started = time.perf_counter()
+        while not event.is_done:
+            waited = time.perf_counter() - started
+            if waited > timeout_s:
+                self.hangs = True
+                raise poisoned(f"the GPU has not finished within {timeout_s:g} s and is still at work")
+            if waited > SPIN_S:
+                time.sleep(min(waited / 20, 0.05))
+
+    def is_broken(self) -> bool:
+        """Whether every further CUDA call in this process fails, as after an illegal memory access, or never ends."""
+        if self.hangs:
+            return True
+        try:
+            self.make_current()
+            self.call("cuCtxSynchronize")
+        except Exception:  # Whatever cuda.core raises here, the context does not work.
+            return True
+        return False
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """What `enqueue` puts on the stream, as a graph.
+
+        Raises
+        ------
+        GpuError
+            Something in it cannot be captured; the stream can be used on.
+        """
+        thread_local = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCapture", self.stream.handle, thread_local)
+        try:
+            enqueue()
+        except BaseException:
+            # Ends the capture; its own status repeats the failure.
+            self._driver.cuStreamEndCapture(self.stream.handle)
+            raise
+        captured = self.call("cuStreamEndCapture", self.stream.handle)
+        try:
+            executable = self.call("cuGraphInstantiate", captured, 0)
+        finally:
+            self.call("cuGraphDestroy", captured)
+        self.call("cuGraphUpload", executable, self.stream.handle)
+        return Graph(self, executable)
+
+    def close(self) -> None:
+        """Destroy the stream; the device's context is the process's and stays."""
+        self.stream.close()
+
+
+class Graph:
+    """A captured graph that can be launched on its stream again and again."""
+
+    def __init__(self, cuda: Cuda, executable: Any) -> None:
+        self._cuda = cuda
+        self._executable = executable
+
+    def launch(self) -> None:
+        """Put it on the stream."""
+        self._cuda.call("cuGraphLaunch", self._executable, self._cuda.stream.handle)
+
+    def close(self) -> None:
+        """Destroy it; nothing of it may be running."""
+        if self._executable is not None:
+            self._cuda.call("cuGraphExecDestroy", self._executable)
+            self._executable = None
+
+
+class Memory:
+    """A piece of memory: on the device, page-locked on the host, or both with copies between them.
+
+    Parameters
+    ----------
+    nbytes
+        Its size; TensorRT wants an address for empty tensors too, so at least one byte is allocated.
+    device, host
+        Which sides there are.
+    """
+
+    def __init__(self, cuda: Cuda, nbytes: int, *, device: bool = True, host: bool = True) -> None:
+        self._cuda = cuda
+        self.nbytes = nbytes
+        self.device_address = 0
+        self.host_address = 0
+        size = max(nbytes, 1)
+        try:
+            if device:
+                self.device_address = int(cuda.call("cuMemAlloc", size))
+            if host:
+                self.host_address = int(cuda.call("cuMemAllocHost", size))
+        except GpuError:
+            self.close()
+            raise
+        self.host: NDArray[np.uint8] = np.empty(0, np.uint8)
+        if host:
+            self.host = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.host_address))
+        """The host side as bytes; no copy, so it is gone after `close`."""
+
+    @property
+    def address(self) -> int:
+        """What TensorRT is given: the device side where there is one."""
+        return self.device_address or self.host_address
+
+    def upload(self) -> None:
+        """Copy host to device, in stream order."""
+        if self.nbytes and self.device_address:
+            self._cuda.call(
+                "cuMemcpyHtoDAsync", self.device_address, self.host_address, self.nbytes, self._cuda.stream.handle
+            )
+
+    def download(self, nbytes: int | None = None) -> None:
+        """Copy device to host, in stream order: all of it, or the first `nbytes`."""
+        size = self.nbytes if nbytes is None else nbytes
+        if size and self.device_address:
+            self._cuda.call("cuMemcpyDtoHAsync", self.host_address, self.device_address, size, self._cuda.stream.handle)
+
+    def fill(self, pattern: int, width: int) -> None:
+        """Repeat `pattern`, of `width` 1, 2 or 4 bytes, over the memory, in stream order on the device."""
+        count = self.nbytes // width
+        if count and self.device_address:
+            name = f"cuMemsetD{8 * width}Async"
+            self._cuda.call(name, self.device_address, pattern, count, self._cuda.stream.handle)
+        elif count:
+            self.host.view(f"u{width}")[:] = pattern
+
+    def close(self) -> None:
+        """Free both sides at once; nothing on the stream may use them any more."""
+        device, self.device_address = self.device_address, 0
+        host, self.host_address = self.host_address, 0
+        self.host = np.empty(0, np.uint8)
+        if device:
+            self._cuda.call("cuMemFree", device)
+        if host:
+            self._cuda.call("cuMemFreeHost", host)
+
+
+def is_cuda_error(error: BaseException) -> bool:
+    """Whether `error` was raised by CUDA's own packages."""
+    return type(error).__module__.partition(".")[0] == "cuda"
+
+
+def poisoned(message: str, hint: str = "") -> GpuError:
+    """A GpuError after which CUDA cannot be used in this process."""
+    error = GpuError(message, hint)
+    error.poisoned = True
+    return error

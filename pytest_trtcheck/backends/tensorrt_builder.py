@@ -1,0 +1,294 @@
+"""The builder process: one request in, one engine file out. Started by `tensorrt.build`, which names all the files.
+
+Messages are written as they come, so that the last of them survive a crash.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MIB = 1 << 20
+# The parser logs its own errors again, node dumps included; it is asked for them directly instead.
+_PARSER_ECHO = re.compile(r"ModelImporter\.cpp:\d+: (?:While parsing node|--- (?:Begin|End) node|ERROR: )")
+
+
+class RequestError(Exception):
+    """What stands against the build, all of it, and at which stage it was found."""
+
+    def __init__(self, stage: str, errors: list[str]) -> None:
+        super().__init__(stage, errors)
+        self.stage = stage
+        self.errors = errors
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Build what `request` asks for and write the answer: `{stage, errors, build_s}`; no stage: all is well."""
+    _die_with_parent()
+    answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0}
+    heard: list[str] = []
+    with Path(request["messages"]).open("w") as sink:
+
+        def say(severity: str, text: str) -> None:
+            sink.write(json.dumps([severity, text]) + "\n")
+            sink.flush()
+            heard.append(text)
+
+        try:
+            answer["build_s"] = build_here(importlib.import_module(request["module"]), request, say)
+            _refuse_changed_meaning(heard)
+        except RequestError as error:
+            answer["stage"], answer["errors"] = error.stage, error.errors
+    response = Path(request["response"])
+    response.with_suffix(".part").write_text(json.dumps(answer))
+    response.with_suffix(".part").replace(response)
+    sys.stdout.flush()
+    # TensorRT's own teardown has crashed after successful builds; the engine is on disk by now.
+    os._exit(0)
+
+
+def _refuse_changed_meaning(heard: list[str]) -> None:
+    """Refuse an engine that TensorRT built from something else than the model, with no more than a warning."""
+    if any("Defaulting to INT8 instead" in text for text in heard):
+        # Values that need the upper half of the UINT8 range saturate, and no emulation of the model would show it.
+        raise RequestError(
+            "keep the meaning of", ["TensorRT takes UINT8 quantization for INT8: half the range is lost"]
+        )
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that waits for it is killed (Linux)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> float:
+    """Parse and build in this process; the seconds that took."""
+    started = time.perf_counter()
+    logger = _logger(trt, say)
+    is_rtx = request["module"] == "tensorrt_rtx"
+    if not is_rtx:
+        trt.init_libnvinfer_plugins(logger, "")
+    builder = trt.Builder(logger)
+    libraries = _load_plugins(builder, request["options"]["plugins"])
+    network = _parse(trt, builder, logger, request["model"])
+    config = builder.create_builder_config()
+    _configure(trt, config, request, is_rtx)
+    _add_profile(builder, network, config, request["profile"])
+    timing_cache = _attach_timing_cache(config, request["timing_cache"])
+    plan = builder.build_serialized_network(network, config)
+    if plan is None and _is_unlisted_gpu(trt, request):
+        # Releases run on GPUs that they do not list (H200 with 1.5), but may build for them only portably.
+        say("WARNING", "the build for this GPU, which is not listed, failed; a portable engine is built instead")
+        config.num_compute_capabilities = 0
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RequestError("build an engine from", [])  # The logger has heard why.
+    try:
+        with Path(request["plan"]).open("wb") as file:
+            file.write(memoryview(plan))
+    except OSError as error:
+        raise RequestError("store the engine of", [str(error)]) from error
+    if timing_cache is not None:
+        _save_timing_cache(config, Path(request["timing_cache"]))
+    elapsed = time.perf_counter() - started
+    del libraries  # They must stay loaded until here.
+    return elapsed
+
+
+def _logger(trt: Any, say: Callable[[str, str], None]) -> Any:
+    class Collector(trt.ILogger):  # type: ignore[misc]  # the base class is known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity.name in ("VERBOSE", "INFO") or _PARSER_ECHO.search(msg):
+                return
+            say(severity.name, msg)
+
+    return Collector()
+
+
+def _load_plugins(builder: Any, paths: list[str]) -> list[Any]:
+    loaded = []
+    errors = []
+    for path in paths:
+        try:
+            loaded.append(load_plugin(builder.get_plugin_registry(), path))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise RequestError("load the plugins for", errors)
+    return loaded
+
+
+def load_plugin(registry: Any, path: str) -> tuple[Any, Any]:
+    """Load a plugin library of either kind: with creator functions, or registering itself when it is loaded.
+
+    Returns
+    -------
+    The library and TensorRT's handle for it, which must be kept as long as the plugins are used.
+
+    Raises
+    ------
+    ValueError
+        It cannot be loaded.
+    """
+    resolved = str(Path(path).resolve())
+    try:
+        library = ctypes.CDLL(resolved, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be loaded as a plugin library: {error}") from error
+    handle = None
+    if hasattr(library, "getCreators") or hasattr(library, "getPluginCreators"):
+        handle = registry.load_library(resolved)
+        if handle is None:
+            raise ValueError(f"{path} cannot be loaded as a plugin library")
+    return library, handle
+
+
+def _parse(trt: Any, builder: Any, logger: Any, model: str) -> Any:
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    # A release that has no such flag knows nothing but strongly typed networks.
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    parser = trt.OnnxParser(network, logger)
+    # Parsing from the file lets the parser find the external data beside it.
+    if not parser.parse_from_file(model):
+        errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise RequestError("parse", errors)
+    if network.num_outputs == 0:
+        # The parser takes a file of anything for an empty model.
+        raise RequestError("parse", ["the model has no outputs, or the file is no ONNX model"])
+    return network
+
+
+def _parser_error(error: Any) -> str:
+    where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
+    said = str(error.desc())
+    if said == "false":  # What the parser's bare "not supported" assertions say.
+        said = f"this TensorRT does not import {error.node_operator()}"
+    stack = [str(name) for name in (error.local_function_stack() or ())]
+    inside = f" [inside the function {' / '.join(stack)}]" if stack else ""
+    return f"{where}{error.code().name}: {said}{inside} ({error.file()}:{error.line()} {error.func()})"
+
+
+def _configure(trt: Any, config: Any, request: dict[str, Any], is_rtx: bool) -> None:
+    options = request["options"]
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    tf32 = request["precision"] == "tf32" if options["tf32"] is None else options["tf32"]
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    if options["workspace_mib"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mib"] * MIB)
+    if options["optimization_level"] is not None:
+        config.builder_optimization_level = options["optimization_level"]
+    if options["sparsity"]:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if options["version_compatible"]:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options["hardware_compatible"] != "none":
+        level = options["hardware_compatible"].upper()
+        if not hasattr(trt.HardwareCompatibilityLevel, level):
+            raise RequestError("configure the build of", [f"this TensorRT has no hardware_compatible={level.lower()}"])
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if options["version_compatible"] and options["plugins"]:
+        # Such an engine carries its plugins, since the runtime that loads it may not have them.
+        config.plugins_to_serialize = [str(Path(path).resolve()) for path in options["plugins"]]
+    if is_rtx:
+        target = request["target"]
+        major, minor = target["compute_capability"]
+        capability = "CURRENT" if target["here"] else f"SM{major}{minor}"
+        config.num_compute_capabilities = 1
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0):
+            raise RequestError("configure the build of", [f"the builder refused the target {capability}"])
+
+
+def _add_profile(builder: Any, network: Any, config: Any, profile: dict[str, list[list[int]]]) -> None:
+    inputs = {tensor.name: tensor for tensor in map(network.get_input, range(network.num_inputs))}
+    errors = [
+        f"shapes are given for {name!r}, which is no input of the model" for name in profile if name not in inputs
+    ]
+    for name, tensor in inputs.items():
+        errors += _profile_errors(name, tensor, profile.get(name))
+    if errors:
+        errors.append(
+            f"the model's inputs are {', '.join(f'{name} {_dims(tensor)}' for name, tensor in inputs.items())}"
+        )
+        raise RequestError("fit the given shapes to", errors)
+    if not profile:
+        return
+    optimization = builder.create_optimization_profile()
+    for name, (least, usual, most) in profile.items():
+        if inputs[name].is_shape_tensor:
+            optimization.set_shape_input(name, least, usual, most)
+        else:
+            optimization.set_shape(name, least, usual, most)
+    if config.add_optimization_profile(optimization) < 0:
+        raise RequestError("fit the given shapes to", ["the builder refused the optimization profile"])
+
+
+def _profile_errors(name: str, tensor: Any, shapes: list[list[int]] | None) -> Iterator[str]:
+    dims = _dims(tensor)
+    if shapes is None:
+        if -1 in dims:
+            yield f"input {name!r} has a dynamic shape {dims} and no profile"
+        elif tensor.is_shape_tensor:
+            yield f"input {name!r} is a shape tensor, and no range of its values is given"
+        return
+    # The "shapes" of a shape tensor are values, one for each of its elements.
+    fixed = (-1,) * (dims[0] if dims else 1) if tensor.is_shape_tensor else dims
+    for label, shape in zip(("min", "opt", "max"), shapes, strict=True):
+        if len(shape) != len(fixed):
+            yield f"input {name!r} has {len(fixed)} dimensions {fixed}, its {label} shape {tuple(shape)} {len(shape)}"
+        elif any(size not in (-1, given) for size, given in zip(fixed, shape, strict=True)):
+            yield f"input {name!r} is {fixed} in the model, its {label} shape {tuple(shape)} does not fit that"
+    least, usual, most = shapes
+    if len(least) == len(usual) == len(most) and not all(
+        low <= middle <= high for low, middle, high in zip(least, usual, most, strict=True)
+    ):
+        yield (
+            f"input {name!r}: min {tuple(least)} <= opt {tuple(usual)} <= max {tuple(most)} does not hold "
+            "in every dimension"
+        )
+
+
+def _dims(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in tensor.shape)
+
+
+def _attach_timing_cache(config: Any, path: str | None) -> Any:
+    if path is None:
+        return None
+    file = Path(path)
+    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    # A cache of another GPU or release is refused, which must not stop the build: start an empty one instead.
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _save_timing_cache(config: Any, path: Path) -> None:
+    """Write the timings. The last of several builds at a time wins: a lost timing costs time alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    part.replace(path)
+
+
+def _is_unlisted_gpu(trt: Any, request: dict[str, Any]) -> bool:
+    """Whether TensorRT-RTX builds for a GPU in this machine that it does not list."""
+    major, minor = request["target"]["compute_capability"]
+    here = request["module"] == "tensorrt_rtx" and request["target"]["here"]
+    return here and not hasattr(trt.ComputeCapability, f"SM{major}{minor}")

@@ -1,0 +1,80 @@
+"""Which precision an engine's layers run in, read from the engine inspector's JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# TensorRT 10 has "Format/Datatype", as "Half" or "Row major linear FP16 format"; 11 has "Datatype" apart from "Format".
+_TYPES: tuple[tuple[str, str], ...] = (
+    ("fp4", r"\bFP4\b|E2M1"),
+    ("fp8", r"\bFP8\b|\bFLOAT8|E4M3|E5M2"),
+    ("int4", r"\bINT4\b"),
+    ("bf16", r"\bBF16\b|\bBFLOAT16\b"),
+    ("fp16", r"\bFP16\b|\bHALF\b|\bFLOAT16\b"),
+    ("int8", r"\bINT8\b"),
+    ("fp32", r"\bFP32\b|\bFLOAT(?:32)?\b"),
+    ("other", r"\bU?INT(?:8|16|32|64)\b|\bBOOL\b"),
+)
+_NARROWEST_FIRST = ("fp4", "int4", "fp8", "int8", "fp16", "bf16", "fp32", "other")
+
+
+def layers_by_precision(information: str) -> dict[str, int]:
+    """How many layers compute in which precision.
+
+    A layer counts by the narrowest type among its inputs (a fused kernel that casts its input itself has its weights
+    to tell), and by its outputs where it has no inputs. An FP32 layer whose tactic names TF32 counts as `tf32`.
+    Layers of indices, shapes and masks alone count as `other`, those of which nothing is said as `unknown`.
+
+    Parameters
+    ----------
+    information
+        `EngineInspector.get_engine_information(JSON)` of an engine built with detailed profiling verbosity.
+
+    Raises
+    ------
+    ValueError
+        It is no such JSON.
+    """
+    document = json.loads(information, strict=False)  # Metadata holds bare control characters.
+    if not isinstance(document, dict) or not isinstance(document.get("Layers"), list):
+        raise ValueError("the engine inspector's JSON has no list of layers")
+    counts = Counter(_precision(layer) for layer in document["Layers"])
+    return dict(counts.most_common())
+
+
+def _precision(layer: Any) -> str:
+    if not isinstance(layer, dict):  # With less than detailed verbosity a layer is its name alone.
+        return "unknown"
+    types = _types(layer.get("Inputs")) | _types(layer.get("Constants")) | _types(layer.get("Weights"))
+    types = types or _types(layer.get("Outputs"))
+    narrowest = next((name for name in _NARROWEST_FIRST if name in types), "unknown")
+    if narrowest == "fp32" and re.search(r"(?i)tf32", str(layer.get("TacticName", ""))):
+        return "tf32"
+    return narrowest
+
+
+def _types(tensors: Any) -> set[str]:
+    found = set()
+    for tensor in tensors if isinstance(tensors, list) else [tensors]:
+        if not isinstance(tensor, dict):
+            continue
+        for text in _type_texts(tensor):
+            name = next((name for name, pattern in _TYPES if re.search(pattern, text, re.IGNORECASE)), None)
+            if name:
+                found.add(name)
+                break
+    return found
+
+
+def _type_texts(tensor: dict[str, Any]) -> Iterable[str]:
+    """What the inspector says of a tensor's type, the plainest first."""
+    keys = {key.lower().replace(" ", ""): value for key, value in tensor.items()}
+    for key in ("datatype", "type", "format/datatype", "format"):
+        if isinstance(keys.get(key), str):
+            yield keys[key]

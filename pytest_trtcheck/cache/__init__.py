@@ -1,0 +1,14 @@
+"""A content-addressed store of directories that many processes may use at once.
+
+It knows nothing of models and engines: a `Key` says what a directory was made from, `Cache.get_or_make` returns the
+directory, making it when it is not there. Whatever is wrong with the place itself is a `CacheError`.
+"""
+
+from __future__ import annotations
+
+from pytest_trtcheck.cache.hashing import hash_bytes, hash_file
+from pytest_trtcheck.cache.key import Key
+from pytest_trtcheck.cache.listing import StoredEntry
+from pytest_trtcheck.cache.store import Cache, Cleared, Entry
+
+__all__ = ["Cache", "Cleared", "Entry", "Key", "StoredEntry", "hash_bytes", "hash_file"]

@@ -1,0 +1,387 @@
+"""The use case: a request becomes a record.
+
+A check flows one way: spec → model and inputs → reference and lowered model → engine or emulation → outputs and samples
+→ verdicts → record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from pytest_trtcheck import artifacts, engines, parity
+from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheckError, UnsupportedTargetError
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.record import CheckRecord, LatencyRecord, combine
+from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.artifacts import Lowered, Reference
+    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.onnxruntime import Provider
+    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.engines import Built, Place
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.spec import Backend
+
+
+@dataclass(frozen=True)
+class Request:
+    """One check to make.
+
+    Parameters
+    ----------
+    model
+        What the marker or the fixture named; None is an error that says how to name one.
+    folders
+        Where relative paths are looked up, in this order.
+    parity, latency
+        The specs, with one precision and one batch; `judge_parity` is False for a test with `trt_latency` alone.
+    inputs, inputs_source
+        What to feed, and where it came from; None: generated.
+    default_batch
+        Taken for open first dimensions that nothing else fixes (files collected without test code).
+    """
+
+    nodeid: str
+    model: object
+    folders: Sequence[Path]
+    parity: ParitySpec = field(default_factory=ParitySpec)
+    judge_parity: bool = True
+    latency: LatencySpec | None = None
+    inputs: object = None
+    inputs_source: str = "generated"
+    calibration: object = None
+    options: BuildOptions | None = None
+    default_batch: int | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """The one precision to check."""
+        return self.parity.precision[0]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes checks with what holds for the whole session.
+
+    Parameters
+    ----------
+    requested
+        The GPU that `--trt-gpu` names.
+    detected
+        The GPU in this machine; `no_gpu_reason` says why there is none.
+    extra_gpus
+        The GPUs of the ini key `trt_gpus`.
+    bitwise
+        Whether an engine must compute the same bits in every run.
+    broken
+        Why no engine can run any more in this process, once one has broken CUDA; empty until then.
+    """
+
+    cache: Cache
+    backend: Backend = "auto"
+    reference_provider: Provider = "cpu"
+    requested: GpuModel | None = None
+    detected: Gpu | None = None
+    no_gpu_reason: str | None = None
+    extra_gpus: Sequence[GpuModel] = ()
+    require_gpu: bool = False
+    build_only: bool = False
+    bitwise: bool = False
+    broken: list[str] = field(default_factory=list)
+
+    def judged_gpu(self) -> GpuModel | None:
+        """The GPU whose budgets apply: the real one, else the one that is named."""
+        if self.detected is None:
+            return self.requested
+        from pytest_trtcheck.gpu.device import require_match
+
+        return self.detected.model if self.requested is None else require_match(self.requested, self.detected)
+
+    # --- what fixtures use -------------------------------------------------------------------------------------------
+
+    def reference(self, model: object, folders: Sequence[Path]) -> Reference:
+        """The FP32 model as a callable."""
+        return artifacts.Reference(self.open_model(model, folders), self.cache, self.reference_provider)
+
+    def runner(self, request: Request) -> Runner:
+        """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
+        model = self.open_model(request.model, request.folders)
+        lowered = self._lowered(request, model)
+        place, _ = self._place(request)
+        if place is None or place.gpu is None:
+            return artifacts.emulation(model, lowered, request.precision, self.cache)
+        engines.require_supported(place, request.precision, model)
+
+        def open_for(case: Case) -> Engine:
+            return self._load(request, self._build(request, model, lowered, [case], place), place)
+
+        return engines.EngineByShape(open_for)
+
+    def open_model(self, source: object, folders: Sequence[Path]) -> OnnxModel:
+        """The model that a marker or fixture names."""
+        if source is None:
+            raise ModelError(
+                "no model is named",
+                'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model',
+            )
+        return artifacts.open_model(source, folders, self.cache)
+
+    # --- the check ---------------------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> CheckRecord:
+        """Make one check. What the user got wrong becomes a record with the verdict `error`, never a traceback."""
+        start = time.perf_counter()
+        record = CheckRecord(
+            nodeid=request.nodeid,
+            model=_label(request.model),
+            verdict="error",
+            precision=request.precision,
+            seed=request.parity.seed,
+            inputs=request.inputs_source,
+        )
+        try:
+            model = self.open_model(request.model, request.folders)
+            record = replace(record, model=model.label, model_sha256=model.sha256)
+            record = self._check(request, model, record)
+        except TrtCheckError as error:
+            self._note_broken(error, request)
+            record = replace(record, verdict="error", message=str(error))
+        return replace(record, duration_s=time.perf_counter() - start)
+
+    def _note_broken(self, error: TrtCheckError, request: Request) -> None:
+        if isinstance(error, GpuError) and error.poisoned and not self.broken:
+            self.broken.append(f"{request.nodeid} broke CUDA in this process: {error.message.splitlines()[0]}")
+
+    def _check(self, request: Request, model: OnnxModel, record: CheckRecord) -> CheckRecord:
+        cases, notes = _cases(request, model)
+        lowered = self._lowered(request, model)
+        record = replace(record, cases=len(cases), notes=(*notes, *lowered.notes))
+        place, reason = self._place(request)
+        built = None
+        if place is not None:
+            problem = engines.why_not(place, request.precision, model)
+            if problem is None:
+                built = self._build(request, model, lowered, cases, place)
+                record = replace(record, engine=built.record, compiled_for=None if place.gpu else place.name)
+            else:
+                self._refuse_if_needed(request, model, place, problem)
+                record = replace(record, notes=(*record.notes, f"not compiled for {place.name}: {problem}"))
+        elif self.build_only:
+            raise ArgumentError(f"--trt-build-only: {reason}", "name the GPU: --trt-gpu=A100")
+        if self.build_only:
+            return replace(record, verdict="not_measured", message="--trt-build-only: built, nothing compared")
+        if place is not None and place.gpu is not None and built is not None:
+            record = self._on_gpu(request, model, lowered, cases, built, place, record)
+        else:
+            record = self._emulated(request, model, lowered, cases, record)
+        parts = [part for part in (record.parity, record.latency) if part is not None]
+        return self._concluded(replace(record, verdict=combine([part.verdict for part in parts])))
+
+    def _lowered(self, request: Request, model: OnnxModel, precision: Precision | None = None) -> Lowered:
+        return artifacts.lower(
+            model,
+            precision or request.precision,
+            request.parity.keep_fp32,
+            request.calibration,
+            self.cache,
+            request.folders,
+        )
+
+    def _place(self, request: Request) -> tuple[Place | None, str]:
+        return engines.place_for(request.parity.backend or self.backend, self.requested, self.detected)
+
+    def _refuse_if_needed(self, request: Request, model: OnnxModel, place: Place, problem: str) -> None:
+        """An engine that cannot be built is an error, unless it was only to be compiled along the way.
+
+        With `auto` and no GPU, what this TensorRT-RTX cannot compile says nothing about the TensorRT that is deployed.
+        """
+        asked = (request.parity.backend or self.backend) != "auto" or self.build_only or place.gpu is not None
+        if asked or (self.requested is not None and self.requested.supports(request.precision) is False):
+            raise UnsupportedTargetError(
+                f"{model.label} in {request.precision} for {place.name}: {problem}",
+                "choose another precision, GPU or TensorRT",
+            )
+
+    def _build(
+        self,
+        request: Request,
+        model: OnnxModel,
+        lowered: Lowered,
+        cases: Sequence[Case],
+        place: Place,
+        precision: Precision | None = None,
+    ) -> Built:
+        profile = model_inputs.profile(model, model_inputs.declared_ranges(model, request.parity.shapes), cases)
+        options = request.options or BuildOptions()
+        return engines.build(model, lowered, precision or request.precision, profile, options, place, self.cache)
+
+    def _load(self, request: Request, built: Built, place: Place) -> Engine:
+        if self.broken:
+            raise GpuError(f"no engine can run: {self.broken[0]}", "run this test in a process of its own")
+        return engines.load(built, place, request.options or BuildOptions())
+
+    # --- without a GPU -----------------------------------------------------------------------------------------------
+
+    def _emulated(
+        self, request: Request, model: OnnxModel, lowered: Lowered, cases: Sequence[Case], record: CheckRecord
+    ) -> CheckRecord:
+        if request.latency is not None:
+            record = replace(record, latency=self._no_latency())
+        if not request.judge_parity:
+            return record
+        if artifacts.computes_the_reference(model, request.precision):
+            reason = "fp32 can only be checked on a GPU: without one, the reference would be compared with itself"
+            return replace(record, parity=parity.not_measured(request.parity, reason).record)
+        reference = artifacts.Reference(model, self.cache, self.reference_provider)
+        runner = artifacts.emulation(model, lowered, request.precision, self.cache)
+        try:
+            outcome = parity.judge(model, request.parity, runner, reference, cases)
+        finally:
+            runner.close()
+        return _with(replace(record, backend="onnxruntime", evidence="emulated"), outcome)
+
+    def _no_latency(self) -> LatencyRecord:
+        gpu = self.requested.product if self.requested else None
+        where = "no GPU in this machine" if gpu is None else f"no {gpu} in this machine"
+        if self.detected is not None:
+            where = "no engine ran"
+        return LatencyRecord("not_measured", where, gpu)
+
+    # --- on the GPU --------------------------------------------------------------------------------------------------
+
+    def _on_gpu(
+        self,
+        request: Request,
+        model: OnnxModel,
+        lowered: Lowered,
+        cases: Sequence[Case],
+        built: Built,
+        place: Place,
+        record: CheckRecord,
+    ) -> CheckRecord:
+        assert place.gpu is not None
+        from pytest_trtcheck.gpu.lock import gpu_lock
+
+        engine = self._load(request, built, place)
+        try:
+            record = replace(
+                record,
+                backend=place.module.name,
+                evidence="engine",
+                engine=replace(
+                    built.record,
+                    device_memory_bytes=engine.device_memory_bytes,
+                    layers_by_precision=engine.layers_by_precision(),
+                ),
+            )
+            with gpu_lock(place.gpu.lock_name):
+                # An engine is not trusted, and not timed, before it was seen to compute the same twice.
+                doubt = engines.precision_not_in_effect(engine, request.precision, lowered) or parity.unstable(
+                    engine, cases[0], request.precision, bitwise=self.bitwise
+                )
+                if request.judge_parity or doubt:
+                    record = self._parity_on_gpu(request, model, cases, engine, doubt, record)
+            if request.latency is not None:
+                record = replace(record, latency=self._latency(request, model, cases, engine, place))
+            engines.keep_kernels(built, engine)
+        finally:
+            engine.close()
+        return record
+
+    def _parity_on_gpu(
+        self,
+        request: Request,
+        model: OnnxModel,
+        cases: Sequence[Case],
+        engine: Engine,
+        doubt: str | None,
+        record: CheckRecord,
+    ) -> CheckRecord:
+        reference = artifacts.Reference(model, self.cache, self.reference_provider)
+        outcome = parity.judge(model, request.parity, engine, reference, cases)
+        if doubt is not None:
+            message = f"{model.label} in {request.precision}: {doubt}"
+            outcome = replace(outcome, record=parity.failed(outcome.record, doubt), message=message)
+        return _with(record, outcome)
+
+    def _latency(
+        self, request: Request, model: OnnxModel, cases: Sequence[Case], engine: Engine, place: Place
+    ) -> LatencyRecord:
+        from pytest_trtcheck import measure
+
+        assert request.latency is not None
+        assert place.gpu is not None
+        judged = self.judged_gpu()
+        assert judged is not None
+        budgets = measure.budgets_for(request.latency, judged, self.extra_gpus)
+        if not budgets.limits and not request.latency.min_speedup:
+            return measure.not_measured(f"no budget for {judged.product}", judged.product)
+        slower: dict[str, Engine] = {}
+        try:
+            for name in request.latency.min_speedup or {}:
+                precision = cast("Precision", name)
+                other = self._lowered(request, model, precision)
+                slower[precision] = self._load(
+                    request, self._build(request, model, other, cases, place, precision), place
+                )
+            shapes = {name: array.shape for name, array in cases[0].items()}
+            alike = [case for case in cases if {name: array.shape for name, array in case.items()} == shapes]
+            return measure.measure(measure.Subject(engine, alike, slower), request.latency, budgets, place.gpu, judged)
+        finally:
+            for each in slower.values():
+                each.close()
+
+    # --- the verdict -------------------------------------------------------------------------------------------------
+
+    def _concluded(self, record: CheckRecord) -> CheckRecord:
+        """The record with its message; under `--trt-require-gpu`, what no GPU ran or measured fails."""
+        parts = {"parity": record.parity, "latency": record.latency}
+        reasons = [
+            part.reason
+            for part in parts.values()
+            if part is not None and part.verdict != "pass" and part.reason and record.verdict == part.verdict
+        ]
+        message = record.message
+        if message is None or (record.latency is not None and record.latency.verdict == record.verdict != "pass"):
+            message = "\n".join(
+                filter(None, [record.message, *(r for r in reasons if r not in (record.message or ""))])
+            )
+        record = replace(record, message=message or None)
+        missing = [f"{name} not measured" for name, part in parts.items() if part and part.verdict == "not_measured"]
+        if record.evidence == "emulated":
+            missing.append("parity was emulated on the CPU")
+        if not self.require_gpu or not missing or record.verdict in {"fail", "error"}:
+            return record
+        refused = f"--trt-require-gpu: {', '.join(missing)}"
+        return replace(record, verdict="fail", message=f"{refused}\n{message}" if message else refused)
+
+
+def _with(record: CheckRecord, outcome: parity.Outcome) -> CheckRecord:
+    return replace(record, parity=outcome.record, message=outcome.message, notes=(*record.notes, *outcome.notes))
+
+
+def _label(source: object) -> str:
+    return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
+
+
+def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
+    """What to feed, and what to say about it."""
+    spec = request.parity
+    batch = spec.batch[0]
+    if request.inputs is not None:
+        cases = model_inputs.cases_from(request.inputs, model, f"{request.inputs_source} inputs")
+        return (cases if batch is None else model_inputs.rebatched(cases, model, batch)), []
+    ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
+    notes = [f"inputs were generated (seed {spec.seed})"]
+    if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
+        notes.append(f"open batch dimensions were taken as {request.default_batch}")
+    return model_inputs.generate(model, ranges, spec.seed), notes

@@ -1,0 +1,18 @@
+"""The names that a user may write, apart from the specs that hold them: every pytest run imports these, no spec."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+Metric = Literal["max", "l2", "abs", "allclose", "cosine", "snr_db", "top1"]
+Backend = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
+CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
+
+MAX_SECONDS = 30.0
+"""What a latency measurement may take unless `trt_latency` says otherwise, in seconds."""

@@ -1,0 +1,161 @@
+"""The text of a failed comparison, for a person who has to act on it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.compare.verdict import sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_trtcheck.compare.measurement import Element, Measurement
+    from pytest_trtcheck.compare.patterns import Examination
+    from pytest_trtcheck.record import OutputRecord
+
+WIDTH = 96
+_LABEL = 15
+_IN_FULL = 5
+"""Failed outputs told in full; of the others the first line alone."""
+_SHOWN_ELEMENTS = 3
+
+
+def explain(
+    measurements: Mapping[str, Measurement],
+    outputs: Sequence[OutputRecord],
+    examinations: Mapping[str, Examination] | None = None,
+) -> str:
+    """What was judged of every output, failed ones first and in full; no line is wider than `WIDTH` columns.
+
+    Parameters
+    ----------
+    measurements
+        By output name, as they were judged.
+    outputs
+        The verdicts on them.
+    examinations
+        What `examine` found of the failed ones; without it the text says no next step.
+    """
+    failed = [output for output in outputs if output.verdict != "pass"]
+    lines: list[str] = []
+    for output in failed[:_IN_FULL]:
+        examination = (examinations or {}).get(output.name)
+        lines += [*_in_full(measurements[output.name], output, examination), ""]
+    for output in failed[_IN_FULL:]:
+        lines += _wrap(_headline(measurements[output.name], output), "", "  ")
+    passed = [output for output in outputs if output.verdict == "pass"]
+    if passed:
+        lines.append(f"{len(passed)} of {len(outputs)} outputs passed:")
+        for output in passed[:_IN_FULL]:
+            lines += _wrap(_headline(measurements[output.name], output), "  ", "    ")
+        if len(passed) > _IN_FULL:
+            lines.append(f"  … and {len(passed) - _IN_FULL} more")
+    return "\n".join(lines).rstrip()
+
+
+def _in_full(measurement: Measurement, output: OutputRecord, examination: Examination | None) -> Iterator[str]:
+    yield from _wrap(_headline(measurement, output), "", "  ")
+    bad = _bad(output)
+    for entry in bad[1:]:
+        # NaN makes every metric infinite; saying so of each adds nothing.
+        if entry["value"] is None or math.isfinite(entry["value"]):
+            yield from _row("also", sentence(entry))
+    if measurement.size:
+        yield from _row("other metrics", _others(measurement, {entry["metric"] for entry in bad}))
+        yield from _row("over the limit", _share(examination))
+        yield from _row("typical error", _typical(measurement))
+        yield from _row("non-finite", _nonfinite(measurement))
+        for index, element in enumerate(measurement.worst[:_SHOWN_ELEMENTS]):
+            yield from _row("" if index else "worst at", _element(element))
+        for note in measurement.notes:
+            yield from _row("note", note)
+    for pattern in examination.patterns if examination else ():
+        yield from _row("looks like", pattern.text)
+        yield from _row("try", pattern.advice)
+    if output.verdict == "error":
+        yield from _row("try", f"judge it by a metric that it has: tol={{{output.name!r}: Tolerance(…)}}")
+
+
+def _bad(output: OutputRecord) -> list[Mapping[str, Any]]:
+    """The limits that aren't kept; NaN and infinity come before the metrics that they spoil."""
+    bad = [entry for entry in output.judged if entry["verdict"] != "pass"]
+    return sorted(bad, key=lambda entry: entry["metric"] != "nonfinite")
+
+
+def _headline(measurement: Measurement, output: OutputRecord) -> str:
+    first = next((sentence(entry) for entry in (*_bad(output), *output.judged)), "")
+    what = f"{measurement.dtype}[{', '.join(map(str, measurement.shape))}]"
+    cases = f", {measurement.cases} inputs" if measurement.cases > 1 else ""
+    return f"output {output.name!r} ({what}{cases}): {first or '; '.join(measurement.notes)}"
+
+
+def _others(measurement: Measurement, shown: set[str]) -> str:
+    if measurement.finite_max is not None:
+        return f"max {measurement.finite_max:.4g} over the elements that are finite on both sides"
+    parts = []
+    if measurement.kind != "float":
+        parts.append(f"{measurement.mismatches:,} of {measurement.size:,} elements unequal")
+        shown = shown | {"max", "l2", "allclose", "cosine", "snr_db"}
+    for metric, score in measurement.scores.items():
+        if metric not in shown and score.value is not None and not score.note:
+            parts.append(f"{metric} {score.value:.4g}")
+    return ", ".join(parts)
+
+
+def _share(examination: Examination | None) -> str:
+    if examination is None or examination.beyond is None:
+        return ""
+    case = f" of input {examination.case}" if examination.case is not None else ""
+    share = _percent(examination.beyond / examination.size)
+    return f"{examination.beyond:,} of {examination.size:,} elements{case} ({share})"
+
+
+def _typical(measurement: Measurement) -> str:
+    half, most = (measurement.histogram.quantile(share) for share in (0.5, 0.99))
+    if measurement.kind != "float" or half is None or most is None:
+        return ""
+    return f"half of all |errors| are at most {half:.3g}, 99 % at most {most:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.3g} %" if (share := 100 * share) >= 1e-4 or not share else "under 0.0001 %"
+
+
+def _nonfinite(measurement: Measurement) -> str:
+    counts = measurement.nonfinite
+    if not counts.total:
+        return ""
+    return (
+        f"{counts.nan_actual:,} NaN, {counts.inf_actual:,} Inf where the reference has {counts.nan_reference:,} and "
+        f"{counts.inf_reference:,}; {counts.different:,} differ"
+    )
+
+
+def _element(element: Element) -> str:
+    case = f"input {element.case} " if element.case is not None else ""
+    index = f"[{', '.join(map(str, element.index))}]"
+    expected, actual = _values(element)
+    off = f", off by {element.error:.4g}" if not isinstance(element.actual, (bool, str)) else ""
+    return f"{case}{index}: expected {expected}, got {actual}{off}"
+
+
+def _values(element: Element) -> tuple[str, str]:
+    if not isinstance(element.actual, float) or not isinstance(element.expected, float):
+        return repr(element.expected), repr(element.actual)
+    for digits in range(5, 18):
+        texts = f"{element.expected:.{digits}g}", f"{element.actual:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _row(label: str, text: str) -> list[str]:
+    return _wrap(text, f"  {label:<{_LABEL}}", " " * (_LABEL + 2)) if text else []
+
+
+def _wrap(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=True, break_on_hyphens=False
+    )

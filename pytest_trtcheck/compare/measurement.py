@@ -1,0 +1,303 @@
+"""What comparing one output with its reference found. No limit is known here, so a measurement can be judged again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pytest_trtcheck.errors import ComparisonError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_trtcheck.spec import Metric, Shape
+
+Kind: TypeAlias = Literal["float", "integer", "bool", "string"]
+
+BINS_PER_OCTAVE = 4
+_BIAS = 1023
+"""Of an FP64 exponent (IEEE 754)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric's value. None where it can't be computed, and then `note` says why.
+
+    `case` is the input that gave this value, where several were compared.
+    """
+
+    value: float | None
+    note: str = ""
+    case: int | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why output and reference can't agree whatever their values; `text` names what came and what was expected."""
+
+    what: Literal["shape", "dtype"]
+    text: str
+    case: int | None = None
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element: its index, what the reference has there, what came instead, and |difference| (inf for NaN)."""
+
+    index: tuple[int, ...]
+    expected: float | int | str
+    actual: float | int | str
+    error: float
+    case: int | None = None
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """How many elements are NaN or infinite.
+
+    `same` are equally so on both sides (infinities of one sign), `different` are not: those fail. The others count
+    each side by itself.
+    """
+
+    same: int = 0
+    different: int = 0
+    nan_actual: int = 0
+    inf_actual: int = 0
+    nan_reference: int = 0
+    inf_reference: int = 0
+
+    @property
+    def total(self) -> int:
+        """Elements that are non-finite on either side."""
+        return self.same + self.different
+
+    def __add__(self, other: NonFinite) -> NonFinite:
+        return NonFinite(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of |difference| in four bins to the octave, over the elements that are finite on both sides.
+
+    `counts` maps a bin to its number of elements; `low(bin)` is where it begins and the next one is where it ends.
+    `zeros` are exact, `largest` is the largest of all. Of large tensors only `sampled` elements, evenly spaced, were
+    counted.
+    """
+
+    counts: Mapping[int, int] = field(default_factory=dict)
+    zeros: int = 0
+    sampled: int = 0
+    largest: float = 0.0
+
+    @staticmethod
+    def low(bin: int) -> float:
+        """The smallest |difference| of a bin: 2^e · (1 + m/4), the FP64 numbers that share e and two mantissa bits."""
+        exponent, quarter = divmod(bin, BINS_PER_OCTAVE)
+        return math.ldexp(1 + quarter / BINS_PER_OCTAVE, exponent - _BIAS)
+
+    def quantile(self, share: float) -> float | None:
+        """An upper bound, at most a quarter too large, of the |difference| that `share` of the elements keep."""
+        needed = share * self.sampled
+        seen = self.zeros
+        if not self.sampled:
+            return None
+        if seen >= needed:
+            return 0.0
+        for each in sorted(self.counts):
+            seen += self.counts[each]
+            if seen >= needed:
+                break
+        return min(self.low(each + 1), self.largest)
+
+    def octaves(self) -> list[list[int]]:
+        """The same in bins of a factor of two: [e, n], n elements between 2^e and 2^(e+1), in the order of e."""
+        found: dict[int, int] = {}
+        for each, count in sorted(self.counts.items()):
+            exponent = each // BINS_PER_OCTAVE - _BIAS
+            found[exponent] = found.get(exponent, 0) + count
+        return [[exponent, count] for exponent, count in found.items()]
+
+    def __add__(self, other: Histogram) -> Histogram:
+        keys = sorted({*self.counts, *other.counts})
+        counts = {key: self.counts.get(key, 0) + other.counts.get(key, 0) for key in keys}
+        largest = max(self.largest, other.largest)
+        return Histogram(counts, self.zeros + other.zeros, self.sampled + other.sampled, largest)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The sums behind the metrics, over the `count` elements finite on both sides (r reference, d = actual − r).
+
+    Parameters
+    ----------
+    count
+        Number of elements.
+    dd, dr, rr, d
+        Sums of d², d·r, r² and d, in FP64.
+    unit
+        What actual and reference were multiplied by beforehand, so that no square overflows.
+    """
+
+    count: int
+    dd: float
+    dr: float
+    rr: float
+    d: float
+    unit: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """The s that makes s·r come closest to the actual output (least squares): ⟨y, r⟩ / ⟨r, r⟩."""
+        return 1 + self.dr / self.rr if self.rr else math.nan
+
+    @property
+    def explained_by_scale(self) -> float:
+        """The share of Σd² that is gone once the reference is scaled by `scale`."""
+        return self.dr / self.dd * (self.dr / self.rr) if self.dd and self.rr else 0.0
+
+    @property
+    def shift(self) -> float:
+        """The mean difference."""
+        return self.d / self.count / self.unit if self.count else math.nan
+
+    @property
+    def explained_by_shift(self) -> float:
+        """The share of Σd² that is gone once the mean difference is taken off."""
+        return self.d / self.dd * (self.d / self.count) if self.dd and self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One output against its reference, over one input or (after `merge`) several.
+
+    Parameters
+    ----------
+    name, dtype, shape
+        Of the actual output; `dtype` is the reference's where the two agree.
+    size
+        Elements compared.
+    kind
+        What the reference's dtype is; integers, booleans and strings have to be equal.
+    faults
+        Shape or dtype that differ.
+    scores
+        Every metric that the dtype has. Where elements are NaN or infinite on one side alone the errors are infinite.
+    finite_max
+        `max` over the elements that are finite on both sides, where that differs from `scores`.
+    peak
+        max|r| over the elements that are finite in the reference.
+    mismatches
+        Elements that are unequal; of integers, booleans and strings alone.
+    rows
+        For `top1`: how many argmax rows disagree, of how many.
+    worst
+        The elements with the largest |difference|, largest first.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    size: int
+    kind: Kind
+    faults: tuple[Fault, ...] = ()
+    scores: Mapping[Metric, Score] = field(default_factory=dict)
+    finite_max: float | None = None
+    peak: float = 0.0
+    mismatches: int = 0
+    nonfinite: NonFinite = field(default_factory=NonFinite)
+    rows: tuple[int, int] | None = None
+    worst: tuple[Element, ...] = ()
+    histogram: Histogram = field(default_factory=Histogram)
+    fit: Fit | None = None
+    cases: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mismatch_share(self) -> float:
+        """Share of unequal elements, 0 to 1."""
+        return self.mismatches / self.size if self.size else 0.0
+
+    def value(self, metric: Metric) -> float | None:
+        """The metric's value as defined, None where it has none (not computed, or replaced by `abs`)."""
+        score = self.scores.get(metric)
+        return None if score is None or score.note else score.value
+
+    def quantiles(self) -> dict[str, Any]:
+        """Upper bounds of |difference| that 50, 90, 99 and 99.9 % of the elements keep."""
+        shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+        return {name: self.histogram.quantile(share) for name, share in shares.items()}
+
+
+KEEP_WORST = 5
+
+
+def merge(measurements: Sequence[Measurement]) -> Measurement:
+    """One output over several inputs: per metric its worst case, named in the score; shares are of all cases together.
+
+    `top1` and `mismatches` are shares, so their elements are pooled: one wrong label in a hundred inputs of batch 1
+    is 1 %, not one case of 100 %.
+
+    Raises
+    ------
+    ComparisonError
+        There is nothing to merge, or the measurements are of different outputs.
+    """
+    if not measurements or len({each.name for each in measurements}) != 1:
+        names = ", ".join(sorted({each.name for each in measurements})) or "none"
+        raise ComparisonError(f"cannot merge measurements of {names}: exactly one output is needed")
+    if len(measurements) == 1:
+        return measurements[0]
+    first = measurements[0]
+    lead = max(measurements, key=lambda each: (bool(each.faults), _badness("abs", each.scores.get("abs"))))
+    rows = _pooled_rows(measurements)
+    metrics = dict.fromkeys(metric for each in measurements for metric in each.scores)
+    scores = {metric: _worst_score(metric, measurements) for metric in metrics}
+    if rows is not None and scores["top1"].value is not None:
+        scores["top1"] = Score(rows[0] / rows[1])
+    worst = [replace(element, case=case) for case, each in enumerate(measurements) for element in each.worst]
+    return Measurement(
+        name=first.name,
+        dtype=lead.dtype,
+        shape=lead.shape,
+        size=sum(each.size for each in measurements),
+        kind=first.kind,
+        faults=tuple(replace(fault, case=case) for case, each in enumerate(measurements) for fault in each.faults),
+        scores=scores,
+        finite_max=_finite_max(measurements),
+        peak=max(each.peak for each in measurements),
+        mismatches=sum(each.mismatches for each in measurements),
+        nonfinite=sum((each.nonfinite for each in measurements), NonFinite()),
+        rows=rows,
+        worst=tuple(sorted(worst, key=lambda element: -element.error)[:KEEP_WORST]),
+        histogram=sum((each.histogram for each in measurements), Histogram()),
+        fit=lead.fit,
+        cases=sum(each.cases for each in measurements),
+        notes=tuple(dict.fromkeys(note for each in measurements for note in each.notes)),
+    )
+
+
+def _pooled_rows(measurements: Sequence[Measurement]) -> tuple[int, int] | None:
+    rows = [each.rows for each in measurements if each.rows is not None]
+    return (sum(row[0] for row in rows), sum(row[1] for row in rows)) if rows else None
+
+
+def _finite_max(measurements: Sequence[Measurement]) -> float | None:
+    if all(each.finite_max is None for each in measurements):
+        return None
+    return max(each.value("max") or 0.0 if each.finite_max is None else each.finite_max for each in measurements)
+
+
+def _worst_score(metric: Metric, measurements: Sequence[Measurement]) -> Score:
+    scores = {case: each.scores[metric] for case, each in enumerate(measurements) if metric in each.scores}
+    case = max(scores, key=lambda key: _badness(metric, scores[key]))
+    return replace(scores[case], case=case)
+
+
+def _badness(metric: Metric, score: Score | None) -> float:
+    """Larger is worse; what can't be computed, or is NaN, is worst of all."""
+    if score is None:
+        return -math.inf
+    if score.value is None or math.isnan(score.value):
+        return math.inf
+    return -score.value if metric == "snr_db" else score.value

@@ -1,0 +1,377 @@
+"""What a wrong output looks like, and what to try next. Only failed outputs come here, so more passes are fine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck.compare.limits import Limit
+from pytest_trtcheck.compare.metrics import measure
+from pytest_trtcheck.compare.places import concentration
+from pytest_trtcheck.compare.streaming import CHUNK, Pair, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.compare.measurement import Fit, Measurement
+    from pytest_trtcheck.record import OutputRecord
+    from pytest_trtcheck.spec import Metric, Precision
+
+FP16_MAX = 65504.0
+EXPLAINED = 0.99
+"""Share of the squared error that a factor, a shift or a place must account for to be named."""
+_REARRANGED = 0.01
+_SMALL = 1 << 20
+"""Elements up to which rearrangements of an output are tried."""
+_FEW = 1e-3
+_ENOUGH = 8
+"""Fewer elements than this are easily explained by one number, without its meaning anything."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What an error looks like (`kind` for programs, `text` for people) and what to try next."""
+
+    kind: str
+    text: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A failed output looked at more closely.
+
+    Parameters
+    ----------
+    beyond
+        Elements whose own error is over the limit; None where the metric that failed is none of single elements.
+    size
+        Elements in all.
+    patterns
+        What the error looks like, the most telling first; never empty.
+    case
+        The input whose outputs these are, where there were several.
+    """
+
+    beyond: int | None
+    size: int
+    patterns: tuple[Pattern, ...]
+    case: int | None = None
+
+
+def examine(
+    actual: Mapping[str, NDArray[Any]],
+    reference: Mapping[str, NDArray[Any]],
+    measurements: Mapping[str, Measurement],
+    outputs: Sequence[OutputRecord],
+    precision: Precision,
+    *,
+    case: int | None = None,
+) -> dict[str, Examination]:
+    """Look closely at every output that failed: how much of it is wrong, in what way, and what may help.
+
+    Parameters
+    ----------
+    actual, reference
+        The outputs of one run.
+    measurements, outputs
+        What was measured and judged of that run, or of several that it is one of. Outputs that failed in other runs
+        alone are left out.
+    precision
+        What the model was lowered to.
+    case
+        Which input this run was, where there were several; `worst_case` names the one to take.
+    """
+    failed = {output.name: output for output in outputs if output.verdict == "fail"}
+    found = {}
+    for name, output in failed.items():
+        pair = Pair.of(np.asarray(actual[name]), np.asarray(reference[name]))
+        measurement = _of_this_run(pair, measurements[name], output, case)
+        if not _fails(measurement, output):
+            continue
+        beyond = _beyond(pair, measurement, output) if measurement.size else None
+        patterns = list(_swapped(name, pair, reference))
+        if measurement.faults:
+            patterns.append(_of_faults(measurement))
+        elif measurement.size:
+            patterns += _patterns(pair, measurement, precision)
+        if not patterns:
+            patterns.append(_no_pattern(beyond, measurement, precision))
+        found[name] = Examination(beyond, measurement.size, tuple(patterns), case)
+    return found
+
+
+def worst_case(output: OutputRecord) -> int:
+    """The input, of several that were merged, on which a failed output is best looked at; 0 where there was one."""
+    entries = [entry for entry in output.judged if entry["verdict"] != "pass"]
+    cases = [entry.get("case") for entry in entries] + [element["case"] for element in output.details.get("worst", ())]
+    return next((int(case) for case in cases if case is not None), 0)
+
+
+def _of_this_run(pair: Pair, measurement: Measurement, output: OutputRecord, case: int | None) -> Measurement:
+    if measurement.cases == 1:
+        return measurement
+    tie = next((entry["limit"] for entry in output.judged if entry["metric"] == "top1"), None)
+    faults = tuple(fault for fault in measurement.faults if fault.case == case)
+    return replace(measure(output.name, pair.actual, pair.reference, tie=tie), faults=faults)
+
+
+def _fails(measurement: Measurement, output: OutputRecord) -> bool:
+    """Whether a run fails by itself a limit that all runs together failed."""
+    if measurement.faults or measurement.nonfinite.different:
+        return True
+    for entry in output.judged:
+        if entry["verdict"] != "fail" or entry["limit"] is None:
+            continue
+        value = measurement.mismatch_share if entry["metric"] == "mismatches" else _score(measurement, entry["metric"])
+        if value is not None and not Limit(entry["metric"], entry["limit"], "").holds(value):
+            return True
+    return False
+
+
+def _score(measurement: Measurement, metric: Metric) -> float | None:
+    return measurement.scores[metric].value if metric in measurement.scores else None
+
+
+def _beyond(pair: Pair, measurement: Measurement, output: OutputRecord) -> int | None:
+    for entry in output.judged:
+        if entry["verdict"] != "fail" or entry["metric"] not in {"max", "abs", "allclose", "mismatches"}:
+            continue
+        if entry["metric"] == "mismatches":
+            return measurement.mismatches
+        relative = entry["metric"] == "max" and measurement.peak > 0
+        limit = entry["limit"] * (measurement.peak if relative else 1.0)
+        return sum(
+            int(np.count_nonzero(pair.errors(*each) > limit * _allowance(pair, *each, entry["metric"])))
+            for each in pair.chunks()
+        )
+    return measurement.nonfinite.different or None
+
+
+def _allowance(pair: Pair, start: int, stop: int, metric: str) -> NDArray[np.float64] | float:
+    if metric != "allclose":
+        return 1.0
+    return 1.0 + np.nan_to_num(np.abs(pair.read_reference(start, stop).astype(np.float64)), posinf=0.0)
+
+
+def _patterns(pair: Pair, measurement: Measurement, precision: Precision) -> list[Pattern]:
+    if measurement.kind != "float":
+        return [_unequal(measurement), *_place(pair, measurement, precision)]
+    if measurement.nonfinite.different:
+        return [_nonfinite(measurement, precision), *_place(pair, measurement, precision)]
+    if not measurement.peak:
+        return [_ZERO_REFERENCE]
+    found = list(_uniform(pair, measurement, measurement.fit)) if measurement.fit else []
+    if not found and measurement.fit:
+        found = list(_rearranged(pair, measurement.fit))
+    return found or [*_clipped(measurement, precision), *_place(pair, measurement, precision)]
+
+
+def _place(pair: Pair, measurement: Measurement, precision: Precision) -> Iterator[Pattern]:
+    wrong = measurement.mismatches if measurement.kind != "float" else measurement.size
+    if wrong < _ENOUGH:
+        return
+    unit = max([measurement.peak, *(e.error for e in measurement.worst if math.isfinite(e.error))]) or 1.0
+    place = concentration(pair, EXPLAINED, unit)
+    if place is not None:
+        yield Pattern("place", place, _PLACE_ADVICE.get(precision, _PLACE))
+
+
+def _of_faults(measurement: Measurement) -> Pattern:
+    if all(fault.what == "dtype" for fault in measurement.faults):
+        return Pattern("dtype", "another output type", "compare the types of the model's outputs with the engine's")
+    return Pattern(
+        "shape",
+        "another layout, batch size or dynamic dimension",
+        "compare the shapes of the model's outputs, and what batch= and shapes= made of them, with the engine's",
+    )
+
+
+def _nonfinite(measurement: Measurement, precision: Precision) -> Pattern:
+    counts = measurement.nonfinite
+    if not counts.nan_actual and not counts.inf_actual:
+        return Pattern(
+            "nonfinite_reference",
+            "the reference itself is NaN or infinite where the output is finite",
+            "look at the model and these inputs first: the FP32 model overflows or divides by zero on them",
+        )
+    what = f"{counts.nan_actual:,} NaN and {counts.inf_actual:,} infinite elements came out"
+    if precision == "fp16" and measurement.peak > FP16_MAX:
+        return Pattern(
+            "overflow",
+            f"{what}, and the reference reaches {measurement.peak:.4g}: more than the largest FP16 number, 65504",
+            "the output does not fit FP16: scale it down in the model, use precision='bf16', or keep the last nodes in "
+            "FP32 with keep_fp32=",
+        )
+    if precision in {"fp16", "fp8", "int8"}:
+        return Pattern(
+            "overflow",
+            f"{what}, though the reference stays within ±{measurement.peak:.4g}: a tensor inside overflowed",
+            "FP16 ends at 65504: keep the nodes that overflow in FP32 with keep_fp32= (squares, exponentials and sums "
+            "over many elements are the usual ones), or use precision='bf16', which has FP32's range",
+        )
+    return Pattern(
+        "nonfinite",
+        f"{what}, though {precision} has the range of FP32",
+        "an output that is not written, a division by zero or a logarithm of zero that rounding brought about; run "
+        "precision='fp32' to tell the engine from the precision",
+    )
+
+
+def _uniform(pair: Pair, measurement: Measurement, fit: Fit) -> Iterator[Pattern]:
+    """One number that explains the whole error: a constant output, a factor, a shift."""
+    first, constant = _constant(pair)
+    if constant and len({element.expected for element in measurement.worst}) > 1:
+        yield Pattern(
+            "constant",
+            f"every element is {first:g}, the reference varies",
+            "an output that was never written, an input that never arrived, or values that all underflow or saturate; "
+            "run precision='fp32' to tell the engine from the precision",
+        )
+    elif fit.count < _ENOUGH:
+        return
+    elif fit.explained_by_scale > EXPLAINED and fit.scale < 0:
+        size = "" if abs(fit.scale + 1) < _REARRANGED else f" and scaled by about {-fit.scale:.4g}"
+        yield Pattern(
+            "sign", f"the sign is flipped{size}", "look for a negated weight or subtraction in the other order"
+        )
+    elif fit.explained_by_shift > EXPLAINED:
+        yield Pattern(
+            "shift",
+            f"the output is shifted by about {fit.shift:+.4g} everywhere",
+            "look for a bias that is missing, doubled or badly quantized near the output",
+        )
+    elif fit.explained_by_scale > EXPLAINED:
+        yield Pattern(
+            "scale",
+            f"the output is scaled by about {fit.scale:.4g}",
+            "look for a scaled weight, a wrong quantization scale or a normalization with other constants near the "
+            "output",
+        )
+
+
+def _constant(pair: Pair) -> tuple[float, bool]:
+    first = float(pair.actual[(0,) * pair.actual.ndim])
+    same = all(bool(np.all(pair.read_actual(*each) == pair.actual[(0,) * pair.actual.ndim])) for each in pair.chunks())
+    return first, same and pair.size > 1
+
+
+def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
+    """The right values in other places: an axis reversed, two axes exchanged, or any other order."""
+    if pair.size > _SMALL or not fit.rr or fit.dd < _REARRANGED * fit.rr:
+        return
+    shape = pair.reference.shape
+    for axis, length in enumerate(shape):
+        if length > 1 and _explains(pair, np.flip(pair.reference, axis), fit):
+            yield Pattern("reversed", f"axis {axis} is reversed", "look for channels or rows read in the other order")
+            return
+    for one, other in combinations(range(len(shape)), 2):
+        if shape[one] == shape[other] > 1 and _explains(pair, np.swapaxes(pair.reference, one, other), fit):
+            yield Pattern(
+                "transposed", f"axes {one} and {other} are exchanged", "look for a transpose that is missing or doubled"
+            )
+            return
+    actual, reference = (np.sort(each.astype(np.float64), axis=None) for each in (pair.actual, pair.reference))
+    if _explains(Pair.of(actual, reference), reference, fit, share=1e-4):
+        yield Pattern(
+            "reordered",
+            "the values are those of the reference in another order",
+            "look for a transpose, a reshape or a gather that differs, or for batch entries mixed up",
+        )
+
+
+def _explains(pair: Pair, candidate: NDArray[Any], fit: Fit, share: float = _REARRANGED) -> bool:
+    totals = sweep(Pair.of(pair.actual, candidate), equality=False)
+    return totals.fit.dd / totals.scale**2 < share * fit.dd / fit.unit**2
+
+
+def _clipped(measurement: Measurement, precision: Precision) -> Iterator[Pattern]:
+    """The largest values stop at one bound, as they do at the end of an integer's or FP16's range."""
+    worst = [(abs(float(e.actual)), abs(float(e.expected))) for e in measurement.worst if not isinstance(e.actual, str)]
+    bounds = [actual for actual, _ in worst]
+    if len(worst) < len(measurement.worst) or len(worst) < 3 or min(bounds) < 0.99 * max(bounds):
+        return
+    if all(expected > 1.05 * actual > 0 for actual, expected in worst):
+        advice = "the range chosen in calibration is too small for these inputs: add such inputs to calibration=, or "
+        if precision == "int8":
+            advice += "use Calibration(method='minmax'), which never clips what it saw"
+        else:
+            advice = "a tensor saturates at the end of its type's range: keep its node in FP32 with keep_fp32="
+        yield Pattern(
+            "clipped", f"values stop at ±{max(bounds):.4g} where the reference reaches {measurement.peak:.4g}", advice
+        )
+
+
+def _swapped(name: str, pair: Pair, reference: Mapping[str, NDArray[Any]]) -> Iterator[Pattern]:
+    """Whether the output holds what the reference has under another name."""
+    if not pair.actual.size or pair.actual.dtype.kind in "OUST" or _alike(pair.actual, pair.reference):
+        return
+    for other, candidate in reference.items():
+        if other != name and _alike(pair.actual, np.asarray(candidate)):
+            yield Pattern(
+                "swapped",
+                f"it holds what the reference has in output {other!r}",
+                "the outputs are swapped: compare their names and order in the model and in the engine",
+            )
+            return
+
+
+def _alike(actual: NDArray[Any], reference: NDArray[Any]) -> bool:
+    """Whether the two differ by little; most that don't are told by their first elements."""
+    if actual.shape != reference.shape or reference.dtype.kind in "OUST":
+        return False
+    pair = Pair.of(actual, reference)
+    head = Pair.of(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
+    return all(
+        not totals.nonfinite.different and totals.peak > 0 and totals.fit.dd < _REARRANGED * totals.fit.rr
+        for totals in (sweep(each, equality=False) for each in (head, pair))
+    )
+
+
+def _unequal(measurement: Measurement) -> Pattern:
+    return Pattern(
+        "unequal",
+        "integers and booleans have no rounding error of their own: a float that they come from crossed a threshold",
+        "compare that float (the scores before ArgMax, TopK or a comparison) as well, or allow a share of differences "
+        f"with tol={{{measurement.name!r}: Tolerance(mismatches=…)}}",
+    )
+
+
+def _no_pattern(beyond: int | None, measurement: Measurement, precision: Precision) -> Pattern:
+    if beyond is not None and beyond < _FEW * measurement.size:
+        return Pattern(
+            "few",
+            "a few elements are far off, the rest is within the limit",
+            f"look at what is special about their inputs; {_ADVICE[precision]}",
+        )
+    return Pattern("spread", "the error is spread over the whole output", _ADVICE[precision])
+
+
+_ZERO_REFERENCE = Pattern(
+    "zero_reference",
+    "the reference is all zero for these inputs, so no error is small against it",
+    "compare on inputs for which the model's output is not zero, or give this output a limit on abs in its own unit",
+)
+_PLACE = "the rest is right: look at the weights and the layer that produce this part"
+_PLACE_ADVICE: Mapping[str, str] = {
+    "int8": f"{_PLACE}; a channel whose weights are far larger or smaller than the others' needs a scale of its own "
+    "(per-channel weights)",
+    "fp8": f"{_PLACE}; a channel whose weights are far larger or smaller than the others' needs a scale of its own",
+}
+_ADVICE: Mapping[Precision, str] = {
+    "fp32": "FP32 engines differ from the reference by rounding alone: is TF32 on, or the engine built from another "
+    "model?",
+    "tf32": "TF32 keeps 10 bits of the mantissa: use precision='fp32' where that is too few",
+    "fp16": "keep the most sensitive nodes in FP32 with keep_fp32=; softmax, normalization and long sums come first",
+    "bf16": "BF16 keeps 7 bits of the mantissa: precision='fp16' keeps 10, or keep sensitive nodes in FP32 with "
+    "keep_fp32=",
+    "int8": "calibrate with more inputs that look like these, try another Calibration(method=…), or keep sensitive "
+    "nodes out of INT8 with keep_fp32=",
+    "fp8": "calibrate with more inputs that look like these, or keep sensitive nodes out of FP8 with keep_fp32=",
+}

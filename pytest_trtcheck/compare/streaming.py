@@ -1,0 +1,360 @@
+"""The numbers: both tensors are read once, in chunks that fit the processor's cache, and everything is summed in FP64.
+
+What each step costs decides how they are laid out (nanoseconds per element, one core, FP32 tensors): converting both
+to FP64 0.8, the difference 0.15, three dot products 0.1 each, one sum 0.1, the four extremes 0.07 each. A histogram of
+every element would cost 1.2, hence the sampling of large tensors; the division of `allclose` 0.4, hence only where it
+can matter. Threads gain nothing: the calls are too short against the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck.compare.measurement import KEEP_WORST, Element, Fit, Histogram, Kind, NonFinite
+from pytest_trtcheck.errors import ComparisonError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+BLAS_BLOCK = 10_000
+"""OpenBLAS runs dot products of more elements on all cores, which under xdist means waiting for busy ones."""
+CHUNK = 6 * BLAS_BLOCK
+"""Elements handled at once: three FP64 buffers of them fit a usual L2 cache, nearly."""
+SAMPLES = 1 << 20
+"""The histogram counts about so many elements, and every one of a tensor that has no more."""
+
+_QUARTER_BITS = 50
+"""Shift that leaves of an FP64 number its exponent and two mantissa bits: `measurement.BINS_PER_OCTAVE`."""
+_BINS = 1 << 13
+_SAFE_PEAK = (1e-140, 1e140)
+"""FP64 numbers whose squares, and sums of squares, neither overflow nor vanish."""
+
+
+def kind_of(dtype: np.dtype[Any], name: str) -> Kind:
+    """What kind of values `dtype` holds.
+
+    Raises
+    ------
+    ComparisonError
+        It holds values that can't be compared in FP64 (complex numbers, long doubles, dates, structures).
+    """
+    if dtype.kind == "b":
+        return "bool"
+    if dtype.kind in "iu":
+        return "integer"
+    if dtype.kind == "f" and dtype.itemsize <= np.dtype(np.float64).itemsize:
+        return "float"
+    if dtype.kind in "OUST":
+        return "string"
+    if dtype.type.__module__ == "ml_dtypes":
+        return "integer" if dtype.name.startswith(("int", "uint")) else "float"
+    raise ComparisonError(
+        f"output {name!r}: tensors of dtype {dtype} can't be compared", "cast the output in the model"
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An actual output and its reference, of one shape, readable by ranges of flat C-order indices."""
+
+    actual: NDArray[Any]
+    reference: NDArray[Any]
+    read_actual: Callable[[int, int], NDArray[Any]]
+    read_reference: Callable[[int, int], NDArray[Any]]
+
+    @classmethod
+    def of(cls, actual: NDArray[Any], reference: NDArray[Any]) -> Pair:
+        """A pair of arrays of equal shape, whatever their strides; nothing is copied."""
+        return cls(actual, reference, _reader(actual), _reader(reference))
+
+    @property
+    def size(self) -> int:
+        """Elements in each."""
+        return self.reference.size
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """The flat ranges to read."""
+        for start in range(0, self.size, CHUNK):
+            yield start, min(start + CHUNK, self.size)
+
+    def errors(self, start: int, stop: int) -> NDArray[np.float64]:
+        """|actual − reference| in FP64; inf where one side is NaN or infinite and the other isn't equally so."""
+        actual, reference = (np.asarray(read(start, stop)) for read in (self.read_actual, self.read_reference))
+        with np.errstate(all="ignore"):
+            if actual.dtype.kind in "OUST" or reference.dtype.kind in "OUST":
+                return np.asarray(actual != reference, dtype=np.float64)
+            y, r = actual.astype(np.float64), reference.astype(np.float64)
+            d = np.abs(y - r)
+            if _wide_integers(actual, reference):
+                d = np.abs(_exact(d, actual, reference))
+            odd = ~(np.isfinite(y) & np.isfinite(r))
+            if odd.any():
+                d[odd] = np.where(_same(y[odd], r[odd]), 0.0, np.inf)
+        return d
+
+
+def _reader(array: NDArray[Any]) -> Callable[[int, int], NDArray[Any]]:
+    if array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        return lambda start, stop: flat[start:stop]
+    # Reading through the iterator copies the range alone; reshape would copy the whole tensor.
+    return lambda start, stop: array.flat[start:stop]
+
+
+def _same(y: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = (np.isnan(y) & np.isnan(r)) | (y == r)
+    return same
+
+
+def _wide_integers(*arrays: NDArray[Any]) -> bool:
+    """Whether all hold 64-bit integers, of which FP64 can't tell neighbours apart."""
+    return all(each.dtype.kind in "iu" and each.dtype.itemsize > 4 for each in arrays)
+
+
+def _exact(d: NDArray[np.float64], actual: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
+    """`d` with the differences of 64-bit integers that FP64 had rounded; wrapping is exact where |d| < 2⁶²."""
+    wrapped = actual.astype(np.int64, copy=False) - reference.astype(np.int64, copy=False)
+    return np.where(np.abs(d) < 2.0**62, wrapped.astype(np.float64), d)
+
+
+class _Buffers:
+    """FP64 room for one chunk, cut into the blocks that dot products are taken of."""
+
+    def __init__(self, size: int) -> None:
+        self.y, self.r, self.d = (np.empty(size) for _ in range(3))
+        cuts = range(0, size, BLAS_BLOCK)
+        self.r_blocks, self.d_blocks = ([a[i : i + BLAS_BLOCK] for i in cuts] for a in (self.r, self.d))
+
+    def dots(self) -> tuple[float, float, float]:
+        """Σd², Σd·r and Σr²."""
+        return (
+            float(sum(map(np.dot, self.d_blocks, self.d_blocks))),
+            float(sum(map(np.dot, self.d_blocks, self.r_blocks))),
+            float(sum(map(np.dot, self.r_blocks, self.r_blocks))),
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to run: what both sides are multiplied by, every how-manieth error is sampled, whether to count unequals."""
+
+    scale: float
+    step: int
+    equality: bool
+
+
+@dataclass
+class Totals:
+    """What one run over a pair adds up to. Values are those of the pair times `scale`, see `sweep`."""
+
+    scale: float = 1.0
+    count: int = 0
+    dd: list[float] = field(default_factory=list)
+    dr: list[float] = field(default_factory=list)
+    rr: list[float] = field(default_factory=list)
+    d: list[float] = field(default_factory=list)
+    largest: list[float] = field(default_factory=list)
+    """The largest error of each chunk, as `Pair.errors` has it: the worst elements are looked up there later."""
+    max_error: float = 0.0
+    peak: float = 0.0
+    largest_value: float = 0.0
+    allclose: float = 0.0
+    mismatches: int = 0
+    nonfinite: NonFinite = field(default_factory=NonFinite)
+    bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+
+    @property
+    def fit(self) -> Fit:
+        """The sums, each rounded once."""
+        dd, dr, rr, d = (math.fsum(part) for part in (self.dd, self.dr, self.rr, self.d))
+        return Fit(self.count, dd=dd, dr=dr, rr=rr, d=d, unit=self.scale)
+
+    @property
+    def histogram(self) -> Histogram:
+        """The bins that hold something, in the pair's own unit."""
+        offset = -round(math.log2(self.scale)) * 4
+        counts = {int(each) + offset: int(self.bins[each]) for each in np.flatnonzero(self.bins[4:]) + 4}
+        zeros, sampled = int(self.bins[:4].sum()), int(self.bins.sum())
+        return Histogram(counts, zeros, sampled, largest=self.max_error / self.scale)
+
+
+def sweep(pair: Pair, *, equality: bool) -> Totals:
+    """Run over the pair once; twice where its FP64 values are so large or small that their squares leave FP64.
+
+    Parameters
+    ----------
+    equality
+        Whether to count unequal elements (integers, booleans).
+    """
+    step = 1 if pair.size <= SAMPLES else pair.size // SAMPLES | 1
+    with np.errstate(all="ignore"):
+        totals = _sweep(pair, _Plan(1.0, step, equality))
+        low, high = _SAFE_PEAK
+        if totals.largest_value and not low < totals.largest_value < high:
+            exponent = math.frexp(totals.largest_value)[1]
+            scale = math.ldexp(1.0, max(-1000, min(1000, -exponent)))
+            totals = _sweep(pair, _Plan(scale, step, equality))
+    return totals
+
+
+def _sweep(pair: Pair, plan: _Plan) -> Totals:
+    totals = Totals(scale=plan.scale)
+    buffers = _Buffers(min(CHUNK, pair.size))
+    for start, stop in pair.chunks():
+        if stop - start != buffers.d.size:
+            buffers = _Buffers(stop - start)
+        _add_chunk(totals, plan, pair.read_actual(start, stop), pair.read_reference(start, stop), buffers)
+    return totals
+
+
+def _add_chunk(totals: Totals, plan: _Plan, actual: NDArray[Any], reference: NDArray[Any], buffers: _Buffers) -> None:
+    y, r, d = buffers.y, buffers.r, buffers.d
+    np.copyto(y, actual, casting="unsafe")
+    np.copyto(r, reference, casting="unsafe")
+    if plan.scale != 1.0:
+        y *= plan.scale
+        r *= plan.scale
+    np.subtract(y, r, out=d)
+    if plan.equality:
+        # Not in FP64, which can't tell large integers apart; dtypes that differ fail anyway.
+        unequal = actual != reference if actual.dtype == reference.dtype else y != r
+        totals.mismatches += int(np.count_nonzero(unequal))
+        if _wide_integers(actual, reference):
+            d[:] = _exact(d, actual, reference)
+    dots = buffers.dots()
+    count, bad = d.size, False
+    # NaN and infinity show in the sums of squares, so the usual chunk needs no look at its elements.
+    if not math.isfinite(sum(dots)):
+        count, bad = _set_aside_nonfinite(totals, y, r, d)
+        dots = buffers.dots()
+    totals.count += count
+    for sums, value in zip((totals.dd, totals.dr, totals.rr), dots, strict=True):
+        sums.append(value)
+    totals.d.append(float(np.add.reduce(d)))
+    error = max(float(np.maximum.reduce(d)), -float(np.minimum.reduce(d)))
+    peak = max(float(np.maximum.reduce(r)), -float(np.minimum.reduce(r)))
+    totals.largest.append(math.inf if bad else error)
+    totals.max_error = max(totals.max_error, error)
+    totals.peak = max(totals.peak, peak)
+    totals.largest_value = max(totals.largest_value, peak, error if math.isfinite(error) else 0.0)
+    # y has served; its room spares two allocations per chunk.
+    sample = y[: len(range(0, d.size, plan.step))]
+    bins = sample.view(np.int64)
+    np.absolute(d[:: plan.step], out=sample)
+    np.right_shift(bins, _QUARTER_BITS, out=bins)
+    totals.bins += np.bincount(bins, minlength=_BINS)
+    # |d| / (1 + |r|) is at most |d|: most chunks can't raise the maximum and are spared the division.
+    if error > totals.allclose:
+        np.absolute(r, out=r)
+        np.add(r, plan.scale, out=r)
+        np.divide(d, r, out=d)
+        totals.allclose = max(totals.allclose, float(np.maximum.reduce(d)), -float(np.minimum.reduce(d)))
+
+
+def _set_aside_nonfinite(
+    totals: Totals, y: NDArray[np.float64], r: NDArray[np.float64], d: NDArray[np.float64]
+) -> tuple[int, bool]:
+    """Count NaN and infinity and put zeros in their place; how many elements are left, and whether any differed."""
+    finite: NDArray[np.bool_] = np.isfinite(y) & np.isfinite(r)
+    odd = ~finite
+    odd_y, odd_r = y[odd], r[odd]
+    same = int(np.count_nonzero(_same(odd_y, odd_r)))
+    totals.nonfinite += NonFinite(
+        same=same,
+        different=odd_y.size - same,
+        nan_actual=int(np.count_nonzero(np.isnan(odd_y))),
+        inf_actual=int(np.count_nonzero(np.isinf(odd_y))),
+        nan_reference=int(np.count_nonzero(np.isnan(odd_r))),
+        inf_reference=int(np.count_nonzero(np.isinf(odd_r))),
+    )
+    # A reference that is finite where the output is not still says how large this output should be.
+    expected = np.abs(odd_r[np.isfinite(odd_r)])
+    totals.peak = max(totals.peak, float(np.max(expected, initial=0.0)))
+    for each in (y, r, d):
+        each[odd] = 0.0
+    totals.largest_value = max(totals.largest_value, totals.peak, float(np.max(np.abs(y))))
+    return d.size - odd_y.size, odd_y.size > same
+
+
+def worst_elements(pair: Pair, largest: list[float], keep: int = KEEP_WORST) -> tuple[Element, ...]:
+    """The elements with the largest errors, ties in the order of their indices; those without an error never.
+
+    `keep` elements can lie in no more than `keep` chunks: those with the largest `largest`, the earliest of equals.
+    """
+    ranges = list(pair.chunks())
+    chunks = sorted((index for index, error in enumerate(largest) if error > 0), key=lambda i: (-largest[i], i))
+    found: list[tuple[float, int]] = []
+    for chunk in chunks[:keep]:
+        start, stop = ranges[chunk]
+        errors = pair.errors(start, stop)
+        # Faster than partitioning for so few, and argmax takes the first of equals.
+        for _ in range(keep):
+            index = int(np.argmax(errors))
+            if not errors[index] > 0:
+                break
+            found.append((float(errors[index]), start + index))
+            errors[index] = 0.0
+    found.sort(key=lambda item: (-item[0], item[1]))
+    return tuple(_element(pair, index, error) for error, index in found[:keep])
+
+
+def _element(pair: Pair, index: int, error: float) -> Element:
+    where = np.unravel_index(index, pair.reference.shape)
+    return Element(tuple(int(i) for i in where), _plain(pair.reference[where]), _plain(pair.actual[where]), error)
+
+
+def _plain(value: Any) -> float | int | str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return plain if isinstance(plain, (bool, int, float)) else str(plain)
+
+
+def sum_of_squares(pair: Pair, scale: float) -> tuple[float, float]:
+    """Σy² and Σy·r over the elements finite on both sides, both sides times `scale`; y the actual output."""
+    yy, yr = [], []
+    with np.errstate(all="ignore"):
+        for start, stop in pair.chunks():
+            y = pair.read_actual(start, stop).astype(np.float64) * scale
+            r = pair.read_reference(start, stop).astype(np.float64) * scale
+            finite = np.isfinite(y) & np.isfinite(r)
+            y, r = y[finite], r[finite]
+            yy.append(float(np.add.reduce(y * y)))
+            yr.append(float(np.add.reduce(y * r)))
+    return math.fsum(yy), math.fsum(yr)
+
+
+def disagreeing_rows(pair: Pair, tie: float) -> tuple[int, int]:
+    """How many rows along the last axis have their largest element elsewhere, and of how many rows.
+
+    A row agrees as well when the reference's scores at the two places tie: `math.isclose(…, rel_tol=tie)`, that is
+    |difference| ≤ tie · max(|score|, |score|). Both tensors have a last axis of at least two.
+    """
+    length = pair.reference.shape[-1]
+    rows = pair.size // length
+    block = max(1, CHUNK // length)
+    disagreeing = 0
+    for first in range(0, rows, block):
+        start, stop = first * length, min(first + block, rows) * length
+        actual = _sortable(pair.read_actual(start, stop)).reshape(-1, length)
+        reference = _sortable(pair.read_reference(start, stop)).reshape(-1, length)
+        top, other = np.argmax(reference, axis=-1), np.argmax(actual, axis=-1)
+        changed = np.flatnonzero(top != other)
+        best, chosen = (reference[changed, place[changed]].astype(np.float64) for place in (top, other))
+        disagreeing += int(np.count_nonzero(~_tied(best, chosen, tie)))
+    return disagreeing, rows
+
+
+def _tied(best: NDArray[np.float64], chosen: NDArray[np.float64], tie: float) -> NDArray[np.bool_]:
+    with np.errstate(all="ignore"):
+        scale = np.maximum(np.abs(best), np.abs(chosen))
+        tied: NDArray[np.bool_] = (best == chosen) | (np.isfinite(scale) & (np.abs(best - chosen) <= tie * scale))
+    return tied
+
+
+def _sortable(values: NDArray[Any]) -> NDArray[Any]:
+    return values if values.dtype.isbuiltin == 1 else values.astype(np.float64)

@@ -1,0 +1,289 @@
+"""Engines from the cache or built once: for the GPU in this machine, or compiled for another one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck.backends import tensorrt
+from pytest_trtcheck.backends.tensorrt_support import unsupported
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
+from pytest_trtcheck.errors import ArgumentError, UnsupportedTargetError
+from pytest_trtcheck.gpu.device import Gpu, identity_parts
+from pytest_trtcheck.record import EngineRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.artifacts import Lowered
+    from pytest_trtcheck.backends.tensorrt import Target, TensorRTModule
+    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.record import Evidence
+    from pytest_trtcheck.spec import Backend, BuildOptions, InputMapping, Precision, Shape, ShapeRange
+
+PLAN_FILE = "engine.plan"
+_BUILD_FILE = "build.json"
+_TIMING_CACHE = "timing.cache"
+_JIT_CACHE = "jit.cache"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where engines are for: the GPU, and the TensorRT that builds for it.
+
+    Parameters
+    ----------
+    gpu
+        The GPU in this machine; None when the engine is compiled for another one.
+    """
+
+    module: TensorRTModule
+    target: Target
+    name: str
+    gpu: Gpu | None
+
+    def key_parts(self) -> dict[str, str]:
+        """What of it an engine is bound to."""
+        versions = {"module": self.module.name, "tensorrt": self.module.version, "cuda": _cuda(self.module.name)}
+        if self.gpu is not None:
+            return {**versions, **identity_parts(self.gpu)}
+        return {**versions, "compute_capability": self.target.sm}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine in the cache."""
+
+    entry: Entry
+    record: EngineRecord
+    warnings: tuple[str, ...]
+
+    @property
+    def plan(self) -> Path:
+        """The serialized engine."""
+        return self.entry.path / PLAN_FILE
+
+
+def place_for(backend: Backend, requested: GpuModel | None, detected: Gpu | None) -> tuple[Place | None, str]:
+    """Where to build, or None and why nothing is built.
+
+    Raises
+    ------
+    MissingDependencyError
+        The TensorRT that was asked for by name is not installed.
+    """
+    if backend == "onnxruntime":
+        return None, "backend onnxruntime: no engine was asked for"
+    if detected is None and requested is None:
+        return None, "no engine was built: there is no GPU, and --trt-gpu names none to compile for"
+    module = tensorrt.available(backend) if backend == "auto" else tensorrt.find_module(backend)
+    if module is None:
+        return None, "no engine was built: neither tensorrt nor tensorrt_rtx is installed"
+    if detected is not None:
+        return Place(module, tensorrt.Target(detected.compute_capability, here=True), detected.product, detected), ""
+    assert requested is not None
+    if requested.compute_capability is None:
+        return None, f"no engine was built: {requested.product} has several compute capabilities; name a product"
+    target = tensorrt.Target(requested.compute_capability, here=False)
+    return Place(module, target, requested.product, None), ""
+
+
+def why_not(place: Place, precision: Precision, model: OnnxModel) -> str | None:
+    """What the GPU or the library is known not to serve, said before building."""
+    return unsupported(place.module, place.target, precision, model.op_types)
+
+
+def require_supported(place: Place, precision: Precision, model: OnnxModel) -> None:
+    """Raise UnsupportedTargetError for what is known not to work on the GPU in this machine."""
+    reason = why_not(place, precision, model)
+    if reason is not None:
+        raise UnsupportedTargetError(
+            f"{model.label} in {precision} on {place.name}: {reason}", "choose another precision, GPU or TensorRT"
+        )
+
+
+def build(
+    model: OnnxModel,
+    lowered: Lowered,
+    precision: Precision,
+    profile: Mapping[str, ShapeRange],
+    options: BuildOptions,
+    place: Place,
+    cache: Cache,
+) -> Built:
+    """The engine, built by one process and taken from the cache by all others.
+
+    Raises
+    ------
+    BuildError, UnsupportedTargetError, ArgumentError
+        TensorRT can't parse or build the model; the message quotes all that it said.
+    """
+    tensorrt.check_options(place.module, options)
+    key = Key("engine", model.label, _parts(lowered, precision, profile, options, place))
+    make = functools.partial(_make, lowered, precision, profile, options, place, cache)
+    entry = cache.get_or_make(key, make)
+    made = json.loads((entry.path / _BUILD_FILE).read_text())
+    record = EngineRecord(
+        key=key.digest,
+        cached=entry.cached,
+        miss_reason=entry.miss_reason,
+        build_s=made["build_s"],
+        bytes=made["bytes"],
+    )
+    return Built(entry, record, tuple(made["warnings"]))
+
+
+def load(built: Built, place: Place, options: BuildOptions) -> Engine:
+    """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before.
+
+    Raises
+    ------
+    GpuError
+        It cannot be loaded.
+    """
+    from pytest_trtcheck.backends.tensorrt_engine import Engine
+
+    return Engine(built.plan, place.module, jit_cache=built.entry.read_extra(_JIT_CACHE), plugins=options.plugins)
+
+
+class EngineByShape:
+    """An engine for each shape that it is called with, built or taken from the cache at the first call.
+
+    Parameters
+    ----------
+    open_for
+        Makes the engine for one case.
+    """
+
+    evidence: Evidence = "engine"
+
+    def __init__(self, open_for: Callable[[Case], Engine]) -> None:
+        self._open_for = open_for
+        self._engines: dict[tuple[tuple[str, Shape], ...], Engine] = {}
+
+    def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
+        """Run the engine for these shapes once."""
+        case = dict(inputs)
+        shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items()))
+        if shapes not in self._engines:
+            self._engines[shapes] = self._open_for(case)
+        return self._engines[shapes](case)
+
+    def close(self) -> None:
+        """Free every engine."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+
+def precision_not_in_effect(engine: Engine, precision: Precision, lowered: Lowered) -> str | None:
+    """Why the engine does not compute in `precision`, by the engine inspector; None when some of its layers do.
+
+    A model that was taken as it is says itself what it computes in, and FP32 is what any layer may do.
+    """
+    if lowered.taken_as_it_is or precision in {"fp32", "tf32"}:
+        return None
+    layers = engine.layers_by_precision()
+    if layers.get(precision) or set(layers) <= {"unknown"}:
+        return None
+    found = ", ".join(f"{count} in {name}" for name, count in layers.items())
+    return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
+
+
+def keep_kernels(built: Built, engine: Engine) -> None:
+    """Keep beside the engine what TensorRT-RTX compiled for it, unless it came from there."""
+    kernels = None if engine.jit_cache_used else engine.jit_cache()
+    if kernels:
+        built.entry.write_extra(_JIT_CACHE, kernels)
+
+
+def _parts(
+    lowered: Lowered,
+    precision: Precision,
+    profile: Mapping[str, ShapeRange],
+    options: BuildOptions,
+    place: Place,
+) -> dict[str, str]:
+    chosen = {
+        name: json.dumps(value) for name, value in asdict(options).items() if name not in {"plugins", "timeout_s"}
+    }
+    shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(profile.items())}
+    return {
+        "lowered": lowered.key,
+        "precision": precision,
+        "profile": json.dumps(shapes),
+        "plugins": json.dumps([_hash(plugin) for plugin in options.plugins]),
+        **chosen,
+        **place.key_parts(),
+    }
+
+
+def _hash(plugin: str) -> str:
+    try:
+        return hash_file(Path(plugin))
+    except OSError as error:
+        raise ArgumentError(f"plugins: {plugin}: {error.strerror}", "give the path of the plugin library") from error
+
+
+def _make(
+    lowered: Lowered,
+    precision: Precision,
+    profile: Mapping[str, ShapeRange],
+    options: BuildOptions,
+    place: Place,
+    cache: Cache,
+    folder: Path,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as scratch:
+        timings = Path(scratch, _TIMING_CACHE)
+        kept = _kept_timings(options, place, cache)
+        if kept is not None:
+            timings.write_bytes(kept.read_extra(_TIMING_CACHE) or b"")
+        plan = tensorrt.build(
+            place.module,
+            lowered.path,
+            folder / PLAN_FILE,
+            target=place.target,
+            precision=precision,
+            options=options,
+            profile=profile,
+            timing_cache=timings if kept is not None else None,
+        )
+        if kept is not None and timings.stat().st_size:
+            kept.write_extra(_TIMING_CACHE, timings.read_bytes())
+    made = {"build_s": plan.build_s, "bytes": plan.bytes, "warnings": list(plan.warnings)}
+    (folder / _BUILD_FILE).write_text(json.dumps(made))
+
+
+def _kept_timings(options: BuildOptions, place: Place, cache: Cache) -> Entry | None:
+    """Where the builder's timings are kept: they hold for one GPU, CUDA and TensorRT alone."""
+    if place.module.is_rtx or not options.timing_cache:
+        return None
+    return cache.get_or_make(
+        Key("timing", place.name, place.key_parts()), lambda folder: (folder / "about.txt").write_text(place.name)
+    )
+
+
+@functools.cache
+def _cuda(module: str) -> str:
+    """The CUDA that the installed TensorRT was built for, from the name of its distribution."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for major in ("13", "12", "11"):
+        try:
+            version(f"{module}_cu{major}")
+        except PackageNotFoundError:
+            continue
+        return major
+    return "unknown"

@@ -1,0 +1,346 @@
+"""From latency samples to a verdict that does not flake: pass, fail, or not yet known.
+
+A budget on a quantile passes when the quantile's upper confidence bound is within it, fails when the lower bound is
+over it, and is undecided in between. Samples are taken until every budget is decided or the time is up. Looking again
+and again at growing data would let chance decide: each look gets a share of the error instead, so that all looks
+together are wrong no more often than `confidence` says, however many there are (`LookPlan`).
+
+Times are in ms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_trtcheck.errors import ArgumentError, ComparisonError
+from pytest_trtcheck.latency.stats import (
+    CONFIDENCE,
+    Bounds,
+    as_samples,
+    batch_mean_bounds,
+    min_samples,
+    quantile_bounds,
+)
+from pytest_trtcheck.record import LatencyRecord, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_trtcheck.latency.stats import Samples
+
+Decision = Literal["pass", "fail", "undecided"]
+
+QUANTILES: Mapping[str, float] = {"p50_ms": 0.50, "p90_ms": 0.90, "p95_ms": 0.95, "p99_ms": 0.99}
+"""The quantiles that are reported, by the name of their budget."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One budget, judged.
+
+    Parameters
+    ----------
+    name
+        The marker's argument: "p99_ms", "min_qps", "memory_mib", "min_speedup".
+    limit, value, lower, upper
+        The budget, the estimate and its confidence bounds, in the budget's unit. A bound is None where there are too
+        few independent samples for it.
+    decision
+        Pass, fail, or undecided.
+    reason
+        Why it is undecided.
+    exact
+        Whether the value is known exactly, so that no disturbance of the measurement excuses it.
+    """
+
+    name: str
+    limit: float
+    value: float
+    lower: float | None
+    upper: float | None
+    decision: Decision
+    reason: str | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyDecision:
+    """Several budgets together: fail when one fails, else undecided when one is, else pass."""
+
+    decision: Decision
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def reason(self) -> str | None:
+        """What is over its budget, or else what is undecided and why."""
+        failed = [
+            f"{one.name} is {_digits(one.value, one.limit)}, {'below' if one.name.startswith('min_') else 'over'}"
+            f" the limit of {one.limit:g}"
+            for one in self.judgements
+            if one.decision == "fail"
+        ]
+        undecided = [one.reason for one in self.judgements if one.decision == "undecided" and one.reason]
+        return "; ".join(failed or undecided) or None
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """What the samples say, apart from any budget. `bounds`: by name of `QUANTILES`."""
+
+    samples: int
+    mean_ms: float
+    min_ms: float
+    max_ms: float
+    quantiles_ms: Mapping[str, float]
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LookPlan:
+    """When to look at the samples, and how sure to be at each look.
+
+    Look k, from 1, spends the share 1/(k (k+1)) of the error 1 - confidence; the shares add up to 1 over any number of
+    looks, and by the union bound so do the errors. Looks come at geometrically growing numbers of samples, so that
+    later, smaller shares meet more data. Source of the idea: alpha spending, Lan and DeMets, "Discrete sequential
+    boundaries for clinical trials", Biometrika 70(3), 1983; for quantiles, Howard and Ramdas, "Sequential estimation of
+    quantiles with applications to A/B testing and best-arm identification", Bernoulli 28(3), 2022.
+
+    Parameters
+    ----------
+    quantiles
+        The quantiles that have budgets; the error is shared out among them and `others`.
+    others
+        How many other judgements (`min_qps`, `min_speedup`) share it.
+    confidence
+        That no budget is judged wrongly, in either direction.
+    min_total_ms
+        The least measuring time before the first look: clocks drift over time and not over samples, and the samples of
+        a few milliseconds know nothing of that.
+    growth
+        From look to look.
+    """
+
+    quantiles: tuple[float, ...] = (0.5,)
+    others: int = 0
+    confidence: float = CONFIDENCE
+    min_total_ms: float = 500.0
+    growth: float = 1.5
+
+    def confidence_at(self, look: int) -> float:
+        """The confidence to judge each budget with at a look (from 1)."""
+        judgements = max(1, len(self.quantiles) + self.others)
+        return 1 - (1 - self.confidence) / (look * (look + 1) * judgements)
+
+    def samples_at(self, look: int) -> int:
+        """The number of samples to have at a look (from 1)."""
+        needed = max((min_samples(q, self.confidence_at(1)) for q in self.quantiles), default=0)
+        # A quarter more, since bounds at the extreme ranks decide little; and never so few that drift cannot be seen.
+        return math.ceil(max(50, 1.25 * needed) * self.growth ** (look - 1))
+
+    def is_due(self, look: int, samples: int, total_ms: float) -> bool:
+        """Whether there are enough samples, over enough time, for a look (from 1)."""
+        return samples >= self.samples_at(look) and total_ms >= self.min_total_ms
+
+
+def bounds(samples: Samples, q: float, confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
+    """Two-sided confidence bounds of the q-quantile (see `stats.quantile_bounds`).
+
+    A side is None where there are too few independent samples for it (`min_samples`).
+    """
+    found = quantile_bounds(samples, q, confidence)
+    return found.lower, found.upper
+
+
+def summarize(samples_ms: Samples, confidence: float = CONFIDENCE) -> LatencySummary:
+    """The quantiles of samples taken one after the other, with bounds."""
+    values = as_samples(samples_ms)
+    found = {name: quantile_bounds(values, q, confidence) for name, q in QUANTILES.items()}
+    return LatencySummary(
+        samples=values.size,
+        mean_ms=float(values.mean()),
+        min_ms=float(values.min()),
+        max_ms=float(values.max()),
+        quantiles_ms={name: bounds.value for name, bounds in found.items()},
+        bounds=found,
+    )
+
+
+def decide(samples_ms: Samples, budgets: Mapping[str, float], *, confidence: float = CONFIDENCE) -> LatencyDecision:
+    """Judge quantiles by their budgets.
+
+    Parameters
+    ----------
+    samples_ms
+        In the order in which they were taken.
+    budgets
+        The most that a quantile may be, by its name in `QUANTILES`.
+    confidence
+        Of the bounds of each quantile; when looking repeatedly, `LookPlan.confidence_at`.
+    """
+    values = as_samples(samples_ms)
+    judgements = []
+    for name, limit in budgets.items():
+        if name not in QUANTILES:
+            raise ArgumentError(f"no latency budget is called {name!r}", f"there are {', '.join(QUANTILES)}")
+        q = QUANTILES[name]
+        found = quantile_bounds(values, q, confidence)
+        judgements.append(_judge(name, limit, found, _shortage(found, q, confidence)))
+    return combine_decisions(judgements)
+
+
+def decide_qps(
+    intervals_ms: Samples, min_qps: float, *, queries_per_run: int = 1, confidence: float = CONFIDENCE
+) -> Judgement:
+    """Judge the throughput: the queries completed per second, over times between one completed run and the next.
+
+    Throughput is a mean, so that a single long stall counts in full; its bounds come from batch means.
+    """
+    found = batch_mean_bounds(intervals_ms, confidence)
+    if found.value == 0:
+        raise ComparisonError("the runs took no time at all", "the timer is broken")
+    queries = 1000.0 * queries_per_run
+    rate = replace(
+        found,
+        value=queries / found.value,
+        lower=None if found.upper is None else queries / found.upper,
+        upper=None if found.lower is None else queries / found.lower if found.lower > 0 else math.inf,
+    )
+    shortage = f"{found.samples} runs are too few to bound the throughput" if found.upper is None else None
+    return _judge("min_qps", min_qps, rate, shortage)
+
+
+def decide_speedup(
+    reference_ms: Samples, candidate_ms: Samples, min_speedup: float, *, confidence: float = CONFIDENCE
+) -> Judgement:
+    """Judge how many times faster the candidate is, from runs that alternate with the reference's.
+
+    Sample i of one was taken next to sample i of the other, so their ratio is free of the drift that both saw. The
+    speedup is the median of these ratios, bounded by order statistics.
+    """
+    reference, candidate = as_samples(reference_ms), as_samples(candidate_ms)
+    if reference.size != candidate.size:
+        raise ComparisonError(
+            f"{reference.size} reference samples and {candidate.size} candidate samples make no pairs",
+            "measure both in turns",
+        )
+    if not candidate.all():
+        raise ComparisonError("a run took no time at all", "the timer is broken")
+    found = quantile_bounds(reference / candidate, 0.5, confidence)
+    return _judge("min_speedup", min_speedup, found, _shortage(found, 0.5, confidence))
+
+
+def decide_exact(name: str, value: float, limit: float) -> Judgement:
+    """Judge a quantity that is known exactly and must not exceed its limit, such as `memory_mib`."""
+    return replace(_judge(name, limit, Bounds(value, value, value), None), exact=True)
+
+
+def combine_decisions(judgements: Sequence[Judgement]) -> LatencyDecision:
+    """Several judgements as one decision."""
+    decisions = {one.decision for one in judgements}
+    order: tuple[Decision, ...] = ("fail", "undecided")
+    return LatencyDecision(next((one for one in order if one in decisions), "pass"), tuple(judgements))
+
+
+def conclude(decision: LatencyDecision, disturbances: Sequence[str] = ()) -> tuple[Verdict, str | None]:
+    """The verdict when no more samples will come, and its reason.
+
+    A disturbance (throttling, another process on the GPU) can only make an engine look slower: it takes a failure
+    back to inconclusive, and leaves a pass as it is. Exact quantities such as memory fail all the same.
+    """
+    why = "; ".join(disturbances)
+    if decision.decision == "pass":
+        return "pass", None
+    if decision.decision == "undecided":
+        return "inconclusive", "; ".join(filter(None, (decision.reason, why))) or None
+    certain = any(one.exact for one in decision.judgements if one.decision == "fail")
+    if disturbances and not certain:
+        return "inconclusive", f"{decision.reason}, but the measurement was disturbed: {why}"
+    return "fail", decision.reason
+
+
+def to_record(
+    summary: LatencySummary,
+    decision: LatencyDecision,
+    *,
+    gpu: str | None = None,
+    disturbances: Sequence[str] = (),
+    clocks: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> LatencyRecord:
+    """The latency part of a check's record."""
+    verdict, reason = conclude(decision, disturbances)
+    return LatencyRecord(
+        verdict=verdict,
+        reason=reason,
+        gpu=gpu,
+        samples=summary.samples,
+        **{name: summary.quantiles_ms[name] for name in QUANTILES},
+        bounds_ms={
+            name: (0.0 if one.lower is None else one.lower, math.inf if one.upper is None else one.upper)
+            for name, one in summary.bounds.items()
+        },
+        budgets=tuple(_budget_entry(one) for one in decision.judgements),
+        clocks=clocks or {},
+        details={"mean_ms": summary.mean_ms, "min_ms": summary.min_ms, "max_ms": summary.max_ms, **(details or {})},
+    )
+
+
+def _budget_entry(judgement: Judgement) -> dict[str, Any]:
+    verdict: Verdict = "inconclusive" if judgement.decision == "undecided" else judgement.decision
+    shared = {"verdict": verdict, "name": judgement.name}
+    if judgement.name not in QUANTILES:
+        return {
+            **shared,
+            "limit": judgement.limit,
+            "value": judgement.value,
+            "lower": judgement.lower,
+            "upper": judgement.upper,
+        }
+    return {
+        **shared,
+        "quantile": judgement.name.removesuffix("_ms"),
+        "limit_ms": judgement.limit,
+        "value_ms": judgement.value,
+        "lower_ms": judgement.lower,
+        "upper_ms": judgement.upper,
+    }
+
+
+def _judge(name: str, limit: float, found: Bounds, shortage: str | None) -> Judgement:
+    """Judge an estimate by its limit: from below where the limit is a minimum, else from above."""
+    if not (isinstance(limit, (int, float)) and math.isfinite(limit) and limit > 0):
+        raise ArgumentError(f"{name}={limit!r} is no limit", "a limit is a finite number above 0")
+    lower, upper = found.lower, found.upper
+    if name.startswith("min_"):
+        good, bad = lower is not None and lower >= limit, upper is not None and upper < limit
+    else:
+        good, bad = upper is not None and upper <= limit, lower is not None and lower > limit
+    decision: Decision = "pass" if good else "fail" if bad else "undecided"
+    reason = None
+    if decision == "undecided":
+        low, high = ("unknown" if side is None else _digits(side, limit) for side in (lower, upper))
+        drift = "; the samples drift" if found.drifts else ""
+        reason = shortage or f"{name} is between {low} and {high}, too close to the limit of {limit:g} to tell{drift}"
+    return Judgement(name, limit, found.value, lower, upper, decision, reason)
+
+
+def _shortage(found: Bounds, q: float, confidence: float) -> str | None:
+    """Why a side has no bound."""
+    if found.lower is not None and found.upper is not None:
+        return None
+    needed = min_samples(q, confidence)
+    if found.samples < needed:
+        return f"p{100 * q:g} needs at least {needed} samples, and {found.samples} were taken in the time allowed"
+    return (
+        f"{found.samples} samples were taken, but they depend on each other and tell as much as {found.effective}"
+        f" independent ones; p{100 * q:g} needs {needed}"
+    )
+
+
+def _digits(value: float, limit: float) -> str:
+    """`value` with as many digits as it takes to differ from `limit`, at least four."""
+    if value == limit:
+        return f"{value:g}"
+    return next((text for n in range(4, 18) if float(text := f"{value:.{n}g}") != float(f"{limit:.{n}g}")), repr(value))

@@ -1,0 +1,249 @@
+"""Is the engine fast and small enough? Samples are taken until every budget is decided or the time is up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck import gpu as gpus
+from pytest_trtcheck import latency
+from pytest_trtcheck.gpu.lock import gpu_lock
+from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances
+from pytest_trtcheck.latency.baseline import Distribution
+from pytest_trtcheck.record import LatencyRecord
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt_timing import TimedRun
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.spec import LatencySpec
+
+WARM_UP_S = 0.2
+"""As trtexec warms up: by time, so that clocks have risen whatever the engine's size."""
+_CHUNK_MS = 50.0
+_SHOWN_SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Parameters
+    ----------
+    engine
+        The engine, loaded.
+    cases
+        Inputs of equal shapes, used in turn.
+    slower
+        For `min_speedup`: the engines of the other precisions, by precision.
+    """
+
+    engine: Engine
+    cases: Sequence[Case]
+    slower: Mapping[str, Engine]
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The limits that hold for one GPU, by the marker's argument; `keys` says which key of a mapping applied."""
+
+    limits: Mapping[str, float]
+    keys: Mapping[str, str]
+
+    @property
+    def quantiles(self) -> dict[str, float]:
+        """The limits on quantiles, in ms."""
+        return {name: limit for name, limit in self.limits.items() if name in latency.QUANTILES}
+
+
+def budgets_for(spec: LatencySpec, model: GpuModel, extra: Sequence[GpuModel]) -> Budgets:
+    """What of `spec` applies to a GPU."""
+    limits: dict[str, float] = {}
+    keys: dict[str, str] = {}
+    for name, budget in spec.budgets().items():
+        if not isinstance(budget, Mapping):
+            limits[name] = float(budget)
+        elif (found := gpus.pick(budget, model, extra)) is not None:
+            keys[name], limits[name] = found[0], float(found[1])
+    return Budgets(limits, keys)
+
+
+def not_measured(reason: str, gpu: str | None) -> LatencyRecord:
+    """Latency that was not measured, and why."""
+    return LatencyRecord("not_measured", reason, gpu)
+
+
+def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, model: GpuModel) -> LatencyRecord:
+    """Measure `subject` on the GPU in this machine and judge it.
+
+    Nobody else of ours uses the GPU meanwhile. What slowed it down all the same makes a failure inconclusive.
+
+    Raises
+    ------
+    GpuError
+        The engine failed, or the GPU was not to be had in time.
+    """
+    with gpu_lock(gpu.lock_name), GpuMonitor(gpu) as monitor:
+        before = monitor.snapshot()
+        taken = _sample(subject, spec, budgets)
+        after = monitor.snapshot(since=before)
+    judged = taken.samples_ms
+    record = latency.to_record(
+        latency.summarize(judged),
+        taken.decision,
+        gpu=model.product,
+        disturbances=disturbances(before, after, {os.getpid()}),
+        clocks=clocks_record(before, after),
+        details={**taken.details, "budget_keys": dict(budgets.keys)},
+    )
+    return replace(record, samples=len(judged))
+
+
+@dataclass(frozen=True)
+class _Taken:
+    samples_ms: NDArray[np.float64]
+    decision: latency.LatencyDecision
+    details: Mapping[str, Any]
+
+
+def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
+    quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
+    others = len(subject.slower) + ("min_qps" in budgets.limits)
+    plan = latency.LookPlan(quantiles, others)
+    series = _Series(transfers=spec.transfers)
+    pairs = {name: _Series(transfers=False) for name in subject.slower}
+    with subject.engine.timed_runs(subject.cases, transfers=spec.transfers) as timed:
+        _warm_up(timed)
+        deadline = time.monotonic() + spec.max_seconds
+        look = 1
+        while True:
+            series.extend(timed, _chunk(series))
+            if plan.is_due(look, len(series), series.total_ms):
+                if _decide(series, pairs, spec, budgets, subject, plan.confidence_at(look)).decision != "undecided":
+                    break
+                look += 1
+            if time.monotonic() > deadline:
+                break
+        graph, graph_reason = timed.graph, timed.graph_reason
+    if subject.slower:
+        _interleave(subject, spec, pairs, series)
+    decision = _decide(series, pairs, spec, budgets, subject, plan.confidence_at(look))
+    return _Taken(series.judged_ms, decision, _details(series, graph=graph, graph_reason=graph_reason))
+
+
+class _Series:
+    """Samples of one engine, in the order in which they were taken."""
+
+    def __init__(self, *, transfers: bool) -> None:
+        self._transfers = transfers
+        self.gpu_ms: list[float] = []
+        self.latency_ms: list[float] = []
+        self.enqueue_ms: list[float] = []
+        self.gaps_ms: list[float] = []
+        self.partner_ms: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.gpu_ms)
+
+    @property
+    def total_ms(self) -> float:
+        return sum(self.gpu_ms) + sum(self.gaps_ms)
+
+    @property
+    def judged_ms(self) -> NDArray[np.float64]:
+        """What budgets speak of: GPU time, or host latency where transfers were asked for."""
+        return np.array(self.latency_ms if self._transfers else self.gpu_ms)
+
+    def extend(self, timed: TimedRun, count: int) -> None:
+        taken = timed.run(count)
+        self.gpu_ms += taken.gpu_ms.tolist()
+        self.enqueue_ms += taken.enqueue_ms.tolist()
+        if taken.latency_ms is not None:
+            self.latency_ms += taken.latency_ms.tolist()
+        # The time between one completed run and the next is the run and its share of what lay between the runs.
+        gap = max(0.0, taken.span_ms - float(taken.gpu_ms.sum())) / count
+        self.gaps_ms += [gap] * count
+
+
+def _chunk(series: _Series) -> int:
+    """How many runs fit into one call, so that the deadline is kept."""
+    if not len(series):
+        return 5
+    typical = max(float(np.median(series.gpu_ms[-50:])), 1e-3)
+    return int(min(max(_CHUNK_MS / typical, 5), 2000))
+
+
+def _warm_up(timed: TimedRun) -> None:
+    until = time.monotonic() + WARM_UP_S
+    while time.monotonic() < until:
+        timed.run(5)
+
+
+def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Series], series: _Series) -> None:
+    """Measure each slower engine in turns with the subject: what drifts, drifts for both."""
+    for name, engine in subject.slower.items():
+        with (
+            subject.engine.timed_runs(subject.cases) as ours,
+            engine.timed_runs(subject.cases) as theirs,
+        ):
+            _warm_up(theirs)
+            _warm_up(ours)
+            own = _Series(transfers=False)
+            deadline = time.monotonic() + spec.max_seconds
+            count = min(_chunk(series), 20)
+            while len(own) < 400 and time.monotonic() < deadline:
+                pairs[name].extend(theirs, count)
+                own.extend(ours, count)
+            pairs[name].partner_ms = own.gpu_ms
+
+
+def _decide(
+    series: _Series,
+    pairs: Mapping[str, _Series],
+    spec: LatencySpec,
+    budgets: Budgets,
+    subject: Subject,
+    confidence: float,
+) -> latency.LatencyDecision:
+    judgements = list(latency.decide(series.judged_ms, budgets.quantiles, confidence=confidence).judgements)
+    if "min_qps" in budgets.limits:
+        intervals = np.array(series.gpu_ms) + np.array(series.gaps_ms)
+        judgements.append(latency.decide_qps(intervals, budgets.limits["min_qps"], confidence=confidence))
+    if "memory_mib" in budgets.limits:
+        used = subject.engine.device_memory_bytes / 2**20
+        judgements.append(latency.decide_exact("memory_mib", used, budgets.limits["memory_mib"]))
+    for precision, factor in (spec.min_speedup or {}).items():
+        pair = pairs.get(precision)
+        if pair is not None and pair.partner_ms:
+            judgement = latency.decide_speedup(
+                np.array(pair.gpu_ms), np.array(pair.partner_ms), factor, confidence=confidence
+            )
+            judgements.append(replace(judgement, name=f"min_speedup[{precision}]"))
+    return latency.combine_decisions(judgements)
+
+
+def _details(series: _Series, *, graph: bool, graph_reason: str | None) -> dict[str, Any]:
+    gpu_ms, enqueue_ms = float(np.median(series.gpu_ms)), float(np.median(series.enqueue_ms))
+    judged = series.judged_ms
+    shown = judged[:: max(1, len(judged) // _SHOWN_SAMPLES)][:_SHOWN_SAMPLES]
+    return {
+        "measured": "latency with transfers" if series.latency_ms else "GPU time",
+        "cuda_graph": graph,
+        "cuda_graph_reason": graph_reason,
+        "gpu_p50_ms": gpu_ms,
+        "enqueue_p50_ms": enqueue_ms,
+        # trtexec's rule: the host needs longer to hand over the work than the GPU to do it.
+        "enqueue_bound": enqueue_ms > gpu_ms,
+        "qps": 1000.0 * len(series) / series.total_ms,
+        "samples_ms": [round(float(value), 6) for value in shown],
+        "distribution": Distribution.of(judged).to_json(),
+    }

@@ -1,0 +1,1 @@
+"""Check records turned into what people and other programs read."""

@@ -1,0 +1,210 @@
+"""The terminal summary: a table of the checks, and in plain words what was not run or not measured."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_middle
+from pytest_trtcheck.report.view import (
+    VERDICTS,
+    Record,
+    budgets,
+    decisive,
+    emulated,
+    inconclusive,
+    labels,
+    not_measured,
+    notes,
+    ordered,
+    verdict_word,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+TITLE = "TensorRT checks"
+DEFAULT_WIDTH = 80
+
+_NARROWEST_NAME = 12
+_GAP = "  "
+_MARKUP: Mapping[str, Mapping[str, bool]] = {
+    "pass": {"green": True},
+    "fail": {"red": True, "bold": True},
+    "error": {"red": True, "bold": True},
+    "inconclusive": {"yellow": True, "bold": True},
+    "not measured": {"yellow": True},
+    "xfail": {"yellow": True},
+}
+
+
+class Writer(Protocol):
+    """What the summary needs of pytest's terminal reporter."""
+
+    def write(self, content: str, **markup: bool) -> None:
+        """Write text without a line break."""
+
+    def line(self, msg: str) -> None:
+        """Write text and a line break."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text in one style; the keys of `markup` are those of pytest's terminal writer."""
+
+    text: str
+    markup: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the summary."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """The line without style."""
+        return "".join(segment.text for segment in self.segments)
+
+
+def write(lines: Iterable[Line], writer: Writer) -> None:
+    """Write the lines to pytest's terminal reporter."""
+    for line in lines:
+        for segment in line.segments:
+            writer.write(segment.text, **segment.markup)
+        writer.line("")
+
+
+def summary_lines(records: Iterable[Record], width: int = DEFAULT_WIDTH) -> list[Line]:
+    """The summary of check records, in the same order however the tests were run.
+
+    Parameters
+    ----------
+    records
+        Check records, as `CheckRecord.to_json` writes them.
+    width
+        In terminal columns. The tables take no more than they need.
+    """
+    checks = ordered(records)
+    if not checks:
+        return []
+    names = labels(checks)
+    tables = [_parity_table(checks, names), _latency_table(checks, names)]
+    lines: list[Line] = []
+    for table in tables:
+        if table.rows:
+            lines += [*table.lines(width), _EMPTY]
+    for text, markup in _remarks(checks):
+        wrapped = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [Line((Segment(part, markup),)) for part in wrapped]
+    lines.append(_totals(checks))
+    return lines
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns by header; the first is shortened to fit, the last is styled by what it says."""
+
+    headers: tuple[str, ...]
+    align: tuple[Literal["<", ">"], ...]
+    rows: list[tuple[str, ...]]
+
+    def lines(self, width: int) -> list[Line]:
+        widths = [max(map(columns, column)) for column in zip(self.headers, *self.rows, strict=True)]
+        room = width - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
+        widths[0] = min(widths[0], max(room, _NARROWEST_NAME, columns(self.headers[0])))
+        header = Segment(self._join(self.headers, widths).rstrip(), {"bold": True})
+        return [Line((header,)), *(self._row(row, widths) for row in self.rows)]
+
+    def _row(self, row: Sequence[str], widths: Sequence[int]) -> Line:
+        name = shorten_middle(row[0], widths[0])
+        text = self._join((name, *row[1:-1]), widths[:-1])
+        return Line((Segment(text + _GAP), Segment(row[-1], _MARKUP.get(row[-1], {}))))
+
+    def _join(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        return _GAP.join(
+            _pad(cell, width, align) for cell, width, align in zip(cells, widths, self.align, strict=False)
+        )
+
+
+_EMPTY = Line(())
+
+
+def _pad(text: str, width: int, align: Literal["<", ">"]) -> str:
+    space = " " * (width - columns(text))
+    return text + space if align == "<" else space + text
+
+
+def _parity_table(records: Sequence[Record], names: Sequence[str]) -> _Table:
+    rows: list[tuple[str, ...]] = []
+    for record, name in zip(records, names, strict=True):
+        if not record.get("parity"):
+            if record.get("latency") or record["verdict"] == "not_measured":
+                continue
+            # A check that ended before it could compare anything still has its row.
+            worst, tolerance, verdict = MISSING, MISSING, verdict_word(record)
+        else:
+            judgement = decisive(record)
+            worst = judgement.value_text if judgement else MISSING
+            tolerance = judgement.limit_text if judgement else MISSING
+            verdict = verdict_word(record, "parity")
+        evidence = record.get("evidence") or MISSING
+        rows.append((name, record.get("precision") or MISSING, evidence, worst, tolerance, verdict))
+    headers = ("model", "precision", "evidence", "worst error", "tolerance", "verdict")
+    return _Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
+
+
+def _latency_table(records: Sequence[Record], names: Sequence[str]) -> _Table:
+    rows: list[tuple[str, ...]] = []
+    for record, name in zip(records, names, strict=True):
+        gpu = shorten_middle(one_line((record.get("latency") or {}).get("gpu") or MISSING), 16)
+        for budget in budgets(record):
+            verdict = "xfail" if verdict_word(record, "latency") == "xfail" else budget.verdict.replace("_", " ")
+            # Where the bounds are what kept the verdict open, they say more than the value between them.
+            value = budget.bounds_text if budget.verdict == "inconclusive" else budget.value_text
+            measured = f"{budget.name} {value} {budget.unit}".rstrip()
+            rows.append((name, record.get("precision") or MISSING, gpu, measured, budget.limit_text, verdict))
+    headers = ("model", "precision", "GPU", "measured", "budget", "verdict")
+    return _Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
+
+
+def _remarks(records: Sequence[Record]) -> list[tuple[str, Mapping[str, bool]]]:
+    yellow = {"yellow": True}
+    remarks: list[tuple[str, Mapping[str, bool]]] = []
+    unrun = emulated(records)
+    if unrun:
+        share = "" if len(unrun) == len(records) else f" ({len(unrun)} of {plural(len(records), 'check')})"
+        remarks.append(
+            (
+                f"emulated on CPU: not run on a GPU{share}. This is the error of the precision; what TensorRT adds to "
+                "it was not seen.",
+                yellow,
+            )
+        )
+    compiled = Counter(one_line(str(record["compiled_for"])) for record in records if record.get("compiled_for"))
+    remarks += [
+        (f"built for {target}, not run: {plural(count, 'engine')}", yellow) for target, count in compiled.items()
+    ]
+    remarks += [
+        (f"{'' if part == 'check' else part + ' '}not measured ({plural(count, 'check')}): {reason}", yellow)
+        for part, reason, count in not_measured(records)
+    ]
+    remarks += [
+        (f"inconclusive ({plural(count, 'check')}): {reason}", yellow) for reason, count in inconclusive(records)
+    ]
+    remarks += [
+        (f"note: {note}" + (f" ({plural(count, 'check')})" if count > 1 else ""), {}) for note, count in notes(records)
+    ]
+    return remarks
+
+
+def _totals(records: Sequence[Record]) -> Line:
+    words = Counter(verdict_word(record) for record in records)
+    shown = [verdict.replace("_", " ") for verdict in VERDICTS]
+    found = ", ".join(f"{words[word]} {word}" for word in (*shown, "xfail") if words[word])
+    worst = next((word for word in ("error", "fail", "inconclusive") if words[word]), None)
+    markup = _MARKUP[worst] if worst else {"green": True} if words["pass"] else {}
+    return Line((Segment(f"{plural(len(records), 'check')}: {found}", markup),))

@@ -1,0 +1,121 @@
+"""How the reports write numbers and names: shared by all of them, so that they never contradict each other."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+from pytest_trtcheck.record import number
+
+MISSING = "–"
+ELLIPSIS = "…"
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """`value` with `digits` significant digits: plain between 0.001 and a million, else as in "4.52e-4".
+
+    >>> [format_number(x) for x in (0.000452, 0.0123, 1.0349, 1234.5, float("inf"))]
+    ['4.52e-4', '0.0123', '1.03', '1234', 'inf']
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    scientific = f"{value:.{digits - 1}e}"
+    exponent = int(scientific.partition("e")[2])
+    if not -3 <= exponent < 6:
+        return _exponent(scientific)
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def format_limit(limit: float) -> str:
+    """A limit as a person wrote it, without the digits that binary floating point adds.
+
+    >>> [format_limit(x) for x in (1e-2, 5e-5, 7.0)]
+    ['0.01', '5e-5', '7']
+    """
+    short = f"{limit:.12g}"
+    return _exponent(short if float(short) == limit else repr(limit))
+
+
+def format_against(value: float, limit: float) -> tuple[str, str]:
+    """A value and its limit, with enough digits that the value read is on the same side of the limit read.
+
+    >>> format_against(0.0100004, 0.01)
+    ('0.0100004', '0.01')
+    """
+    limit_text = format_limit(limit)
+    for digits in range(3, 18):
+        text = format_number(value, digits)
+        if _side(float(text), limit) == _side(value, limit):
+            return text, limit_text
+    return _exponent(repr(value)), limit_text
+
+
+def format_optional(value: float | str | None, digits: int = 3) -> str:
+    """A number as it stands in a report ("inf" is a string there, and None is not known)."""
+    known = number(value)
+    return MISSING if known is None else format_number(known, digits)
+
+
+def format_bytes(size: float) -> str:
+    """A size in the unit a person would use.
+
+    >>> format_bytes(51_314_688)
+    '48.9 MiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{format_number(size)} {unit}"
+        size /= 1024
+    return f"{format_number(size)} GiB"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "check"), plural(3, "check")
+    ('1 check', '3 checks')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def one_line(text: str) -> str:
+    """`text` without what would break a line or speak to a terminal: control characters become spaces."""
+    visible = "".join(" " if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} else c for c in text)
+    return " ".join(visible.split())
+
+
+def columns(text: str) -> int:
+    """The terminal columns that `text` takes: two for wide characters, none for combining ones."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in {"W", "F"} else 1 for c in text
+    )
+
+
+def shorten_middle(text: str, width: int) -> str:
+    """`text` in at most `width` columns, the middle left out: the start and the end tell names apart.
+
+    >>> shorten_middle("detector_640x640_epoch_200.onnx", 20)
+    'detector_…h_200.onnx'
+    """
+    if columns(text) <= width:
+        return text
+    head, tail = "", ""
+    while True:
+        grow_tail = columns(tail) <= columns(head)
+        grown_head = head if grow_tail else text[: len(head) + 1]
+        grown_tail = text[len(text) - len(tail) - 1 :] if grow_tail else tail
+        if columns(grown_head) + 1 + columns(grown_tail) > width:
+            return head + ELLIPSIS + tail
+        head, tail = grown_head, grown_tail
+
+
+def _side(value: float, limit: float) -> int:
+    return (value > limit) - (value < limit)
+
+
+def _exponent(text: str) -> str:
+    """Scientific notation without the zeros and the plus sign of C's printf: "4.52e-04" is "4.52e-4"."""
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa

@@ -1,0 +1,139 @@
+"""What holds for a whole pytest session: the settings, the cache, the GPU that is judged."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trtcheck import settings
+from pytest_trtcheck.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.check import Workshop
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.gpu.device import Detection
+
+_SESSION: pytest.StashKey[Session] = pytest.StashKey()
+_OPTIONS = {option.name: option for option in settings.OPTIONS}
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The session's settings and stores, made at first use."""
+    if _SESSION not in config.stash:
+        config.stash[_SESSION] = Session.make(config)
+    return config.stash[_SESSION]
+
+
+def extra_gpus(config: pytest.Config) -> tuple[GpuModel, ...]:
+    """The GPUs that the ini key `trt_gpus` adds."""
+    lines = Session.setting(config, "trt_gpus")
+    if not lines:
+        return ()
+    from pytest_trtcheck import gpu
+
+    return gpu.parse_extra_gpus(lines)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Settings resolved and stores opened.
+
+    Parameters
+    ----------
+    requested
+        The GPU that `--trt-gpu` names; None when nothing was asked for.
+    """
+
+    config: pytest.Config
+    cache: Cache
+    requested: GpuModel | None
+
+    @staticmethod
+    def setting(config: pytest.Config, name: str) -> Any:
+        """The value of one option."""
+        return settings.resolve(_OPTIONS[name], config.getoption(name, None), config.getini(name)).value
+
+    @classmethod
+    def make(cls, config: pytest.Config) -> Session:
+        """Resolve the options and open the cache.
+
+        Raises
+        ------
+        ArgumentError, GpuError, CacheError
+            An option's value cannot be used.
+        """
+        from pytest_trtcheck import gpu
+        from pytest_trtcheck.cache import Cache
+
+        requested = cls.setting(config, "trt_gpu")
+        return cls(
+            config=config,
+            cache=Cache(cls._cache_dir(config), cls.setting(config, "trt_cache_size")),
+            requested=gpu.find_gpu(requested, extra_gpus(config)) if requested else None,
+        )
+
+    @classmethod
+    def _cache_dir(cls, config: pytest.Config) -> Path:
+        given = cls.setting(config, "trt_cache_dir")
+        if given:
+            return Path(config.invocation_params.dir, given).expanduser()
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+
+    @classmethod
+    def check_options(cls, config: pytest.Config) -> None:
+        """Every option is of its kind, and none asks for what this version cannot do."""
+        values = {name: cls.setting(config, name) for name in _OPTIONS}
+        extra = extra_gpus(config)
+        if values["trt_gpu"]:
+            from pytest_trtcheck import gpu
+
+            gpu.find_gpu(values["trt_gpu"], extra)
+            _ = session_of(config).detection
+        for name in ("trt_export", "trt_baseline", "trt_update_baseline"):
+            if values[name]:
+                raise ArgumentError(f"{_OPTIONS[name].flag}: not available in this version", "leave the option out")
+
+    def get(self, name: str) -> Any:
+        """The value of one option."""
+        return self.setting(self.config, name)
+
+    @functools.cached_property
+    def detection(self) -> Detection:
+        """The GPU in this machine, or why there is none.
+
+        Raises
+        ------
+        GpuError
+            `--trt-gpu` names another GPU than the one that is there.
+        """
+        from pytest_trtcheck.gpu import device
+
+        found = device.detect(extra_gpus(self.config))
+        if found.gpu is not None and self.requested is not None:
+            device.require_match(self.requested, found.gpu)
+        return found
+
+    @functools.cached_property
+    def workshop(self) -> Workshop:
+        """What makes and judges: it imports the heavy libraries."""
+        from pytest_trtcheck.check import Workshop
+
+        return Workshop(
+            cache=self.cache,
+            backend=self.get("trt_backend"),
+            reference_provider=self.get("trt_reference"),
+            requested=self.requested,
+            detected=self.detection.gpu,
+            no_gpu_reason=self.detection.reason,
+            extra_gpus=extra_gpus(self.config),
+            bitwise=self.get("trt_bitwise"),
+            require_gpu=self.get("trt_require_gpu"),
+            build_only=self.get("trt_build_only"),
+        )

@@ -1,0 +1,87 @@
+"""Fixtures for tests that run real pytest on small suites."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+RUNS = {"plain": (), "n0": ("-n0",), "n2": ("-n2",)}
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variable of the machine changes a test, and no test writes into the user's cache."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("TRTCHECK_")]:
+        monkeypatch.delenv(name)
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+    cache = tmp_path_factory.getbasetemp() / "trtcheck-cache"
+    monkeypatch.setenv("TRTCHECK_CACHE_DIR", str(cache))
+
+
+class Suite:
+    """A small project with models in it, on which pytest is run."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.path = pytester.path
+        onnx_models.save(onnx_models.conv_net(), self.path / "conv.onnx")
+        onnx_models.save(onnx_models.gemm_net(), self.path / "gemm.onnx")
+
+    def write(self, **files: str) -> Suite:
+        """Write Python files, an import of what the tests use at the top of each."""
+        head = "import numpy as np\nimport pytest\nfrom pytest_trtcheck import Tolerance, trt_latency, trt_parity\n\n"
+        for name, text in files.items():
+            (self.path / f"{name}.py").write_text(head + text)
+        return self
+
+    def run(self, *arguments: str) -> Run:
+        """Run pytest in a process of its own, with a JSON report."""
+        report = self.path / "report.json"
+        report.unlink(missing_ok=True)
+        result = self.pytester.runpytest_subprocess(
+            "-W", "error", "--strict-markers", "-p", "no:cacheprovider", f"--trt-report={report}", *arguments
+        )
+        return Run(result, report)
+
+
+class Run:
+    """What one run printed and reported."""
+
+    def __init__(self, result: pytest.RunResult, report: Path) -> None:
+        self.result = result
+        self.text = result.stdout.str() + result.stderr.str()
+        self.report: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """The check records."""
+        found: list[dict[str, Any]] = self.report["checks"]
+        return found
+
+    def check(self, name: str) -> dict[str, Any]:
+        """The record of the one test whose node id ends like this."""
+        (record,) = [record for record in self.checks if record["nodeid"].endswith(name)]
+        return record
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> Suite:
+    return Suite(pytester)
+
+
+@pytest.fixture(params=list(RUNS))
+def run_everywhere(request: pytest.FixtureRequest, suite: Suite) -> Callable[..., Run]:
+    """Run the suite plainly, with xdist off, and on two workers."""
+    extra = RUNS[request.param]
+    return lambda *arguments: suite.run(*extra, *arguments)

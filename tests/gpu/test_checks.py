@@ -1,0 +1,126 @@
+"""The plugin on a real GPU: engine evidence, latency verdicts, and the faults that must be caught."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def fresh(suite: Suite) -> str:
+    return f"--trt-cache-dir={suite.path / 'cache'}"
+
+
+def test_parity_by_engine(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_conv="""
+@trt_parity("conv.onnx", precision=["tf32", "fp16", "bf16"], batch=[1, 4])
+def test_conv(): ...
+
+@trt_parity("conv.onnx", precision="fp16", batch=1, tol=1e-9)
+def test_too_strict(): ...
+"""
+    )
+    run = suite.run(fresh)
+    run.result.assert_outcomes(passed=6, failed=1)
+    for record in run.checks:
+        assert record["evidence"] == "engine"
+        assert record["engine"]["cached"] is False or "strict" in record["nodeid"]
+        assert record["engine"]["device_memory_bytes"] > 0
+    assert run.check("fp16-batch1]")["engine"]["layers_by_precision"]["fp16"] > 0
+    assert run.check("bf16-batch4]")["engine"]["layers_by_precision"]["bf16"] > 0
+    assert "on the GPU" in run.check("test_too_strict")["message"]
+    again = suite.run(fresh)
+    assert all(record["engine"]["cached"] for record in again.checks)
+
+
+def test_by_hand_with_any_shape(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_hand="""
+def test_by_hand(trt_build, trt_reference, trt_gpu):
+    engine = trt_build("conv.onnx", precision="fp16")
+    assert engine.evidence == "engine"
+    assert trt_gpu is not None
+    for batch in (1, 3):
+        image = np.random.default_rng(0).random((batch, 3, 16, 16), dtype=np.float32)
+        y = engine({"image": image})["logits"]
+        r = trt_reference("conv.onnx")({"image": image})["logits"]
+        assert 0 < np.abs(y - r).max() < 0.01
+"""
+    )
+    suite.run(fresh).result.assert_outcomes(passed=1)
+
+
+def test_a_declared_gpu_that_is_not_there_is_a_session_error(suite: Suite) -> None:
+    suite.write(test_plain="def test_plain(): ...\n")
+    run = suite.run("--trt-gpu=T4")
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "T4" in run.text
+    assert "in this machine is" in run.text
+
+
+def test_latency_budgets(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_latency="""
+@trt_latency(p50_ms={"default": 1000.0}, p99_ms=1000.0, min_qps=1.0, memory_mib=100000)
+@trt_parity("conv.onnx", batch=8)
+def test_generous(): ...
+
+@trt_latency(p50_ms=1e-5)
+@trt_parity("conv.onnx", batch=8)
+def test_impossible(): ...
+
+@trt_latency(p50_ms={"T4": 1.0})
+@trt_parity("conv.onnx", batch=8)
+def test_no_budget_here(): ...
+
+@trt_latency(p50_ms=1000.0, transfers=True)
+@trt_parity("conv.onnx", batch=8)
+def test_transfers(): ...
+
+@trt_latency(memory_mib=1e-6)
+@trt_parity("conv.onnx", batch=8)
+def test_memory(): ...
+
+@trt_latency(min_speedup={"tf32": 0.01})
+@trt_parity("conv.onnx", batch=8)
+def test_speedup(): ...
+"""
+    )
+    run = suite.run(fresh)
+    run.result.assert_outcomes(passed=4, failed=2)
+    verdicts = {record["nodeid"].partition("::")[2]: record["latency"]["verdict"] for record in run.checks}
+    assert verdicts == {
+        "test_generous": "pass",
+        "test_impossible": "fail",
+        "test_no_budget_here": "not_measured",
+        "test_transfers": "pass",
+        "test_memory": "fail",
+        "test_speedup": "pass",
+    }
+    generous = run.check("test_generous")["latency"]
+    assert generous["samples"] >= 50
+    assert generous["p50_ms"] <= generous["p99_ms"]
+    assert {budget["verdict"] for budget in generous["budgets"]} == {"pass"}
+
+
+def test_magika_is_ruined_by_fp16_on_the_gpu_too(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_real=f"""
+@trt_parity({str(onnx_models.magika())!r}, precision=["fp16", "bf16"], batch=1)
+def test_magika():
+    return np.random.default_rng(0).integers(0, 257, (1, 2048)).astype(np.int32)
+"""
+    )
+    run = suite.run(fresh)
+    run.result.assert_outcomes(passed=1, failed=1)
+    assert np.isclose(run.check("[fp16]")["parity"]["outputs"][0]["l2"], 1.03, atol=0.02)

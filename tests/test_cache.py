@@ -1,0 +1,578 @@
+"""The cache in one process: keys, entries, damage, eviction, listing. Several processes: test_cache_processes.py."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes, hash_file, hashing
+from pytest_trtcheck.cache.key import describe_change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONTENT = bytes(range(256)) * 8
+
+
+def key(subject: str = "net", kind: str = "engine", **parts: str) -> Key:
+    return Key(kind, subject, {"precision": "fp16", **parts})
+
+
+def writes(content: bytes = CONTENT, name: str = "engine.plan") -> Callable[[Path], None]:
+    def make(directory: Path) -> None:
+        (directory / name).write_bytes(content)
+
+    return make
+
+
+def never(directory: Path) -> None:
+    raise AssertionError(f"made again: {directory}")
+
+
+def files_below(root: Path) -> set[str]:
+    """Everything in the cache's directory but the sessions, which live as long as their process."""
+    return {
+        str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.parent.name != "sessions"
+    }
+
+
+# Keys
+
+texts = st.text(alphabet=st.sampled_from('a1:0,;="\\\n\x00é\ud800\udc00'), max_size=4)
+parts = st.dictionaries(texts, texts, max_size=3)
+
+
+@given(parts, parts, st.sampled_from(["engine", "lowered"]), st.sampled_from(["engine", "lowered"]))
+@example({"a": "1:b1:c"}, {"a": "1", "b": "c"}, "engine", "engine")
+@example({"a": "\ud800\udc00"}, {"a": "\U00010000"}, "engine", "engine")
+def test_digests_are_equal_exactly_when_kind_and_parts_are(
+    one: dict[str, str], other: dict[str, str], kind: str, other_kind: str
+) -> None:
+    same = (kind, one) == (other_kind, other)
+    assert (Key(kind, "s", one).digest == Key(other_kind, "s", other).digest) is same
+
+
+@given(parts, st.data())
+def test_any_change_in_any_part_changes_the_digest(one: dict[str, str], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from([*one, "a new one"]))
+    changed = {**one, name: one.get(name, "") + data.draw(st.text(min_size=1))}
+    assert Key("engine", "s", one).digest != Key("engine", "s", changed).digest
+
+
+def test_neither_subject_nor_order_is_part_of_the_digest() -> None:
+    assert Key("engine", "a", {"x": "1", "y": "2"}).digest == Key("engine", "b", {"y": "2", "x": "1"}).digest
+
+
+def test_a_key_does_not_follow_the_mapping_it_was_made_from() -> None:
+    given_parts = {"precision": "fp16"}
+    made = Key("engine", "net", given_parts)
+    given_parts["precision"] = "int8"
+    assert made.parts == {"precision": "fp16"}
+    assert made == key()
+    assert hash(made) == hash(key())
+
+
+@pytest.mark.parametrize("kind", ["", "../engine", "Engine", "a/b", "a b"])
+def test_a_kind_is_an_identifier(kind: str) -> None:
+    with pytest.raises(ValueError, match="kind"):
+        Key(kind, "net", {})
+
+
+def test_parts_are_strings() -> None:
+    with pytest.raises(TypeError, match="batch"):
+        Key("engine", "net", {"batch": 1})  # type: ignore[dict-item]
+
+
+@given(st.text(), st.text())
+@example("a" * 64, "a" * 63 + "b")
+@example("x" * 100, "x" * 101)
+def test_a_described_change_shows_a_difference(old: str, new: str) -> None:
+    if old != new and "(none)" not in (old, new) and "''" not in (old, new):
+        text = describe_change({"p": old}, {"p": new})
+        before, after = text.removeprefix("p: ").rsplit(" → ", 1) if " → " not in old + new else ("", "different")
+        assert before != after
+
+
+# Making and taking
+
+
+def test_the_first_call_makes_and_the_next_takes(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c")
+    assert cache.get(key()) is None
+    assert not (tmp_path / "c").exists()
+    made = cache.get_or_make(key(), writes())
+    assert not made.cached
+    assert made.miss_reason == "first build of net (engine)"
+    for taken in (cache.get_or_make(key(), never), cache.get(key()), Cache(tmp_path / "c").get(key())):
+        assert taken is not None
+        assert (taken.cached, taken.miss_reason, taken.path) == (True, None, made.path)
+        assert taken.make_s == made.make_s > 0
+        assert (taken.path / "engine.plan").read_bytes() == CONTENT
+
+
+def test_folders_and_any_file_name_are_kept(tmp_path: Path) -> None:
+    def make(directory: Path) -> None:
+        (directory / "weights" / "empty").mkdir(parents=True)
+        (directory / "weights" / "meta.json").write_bytes(b"{}")
+        (directory / "meta.json").write_bytes(b"[]")
+        Path(os.fsdecode(os.fsencode(directory) + b"/\xff")).write_bytes(b"no UTF-8")
+
+    cache = Cache(tmp_path)
+    path = cache.get_or_make(key(), make).path
+    assert cache.get_or_make(key(), never).path == path
+    (path / "weights" / "meta.json").write_bytes(b"[]")
+    assert cache.get(key()) is None
+
+
+def test_a_renamed_subject_is_the_same_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(key("net"), writes())
+    assert cache.get_or_make(key("other"), never).cached
+
+
+def test_what_make_raises_is_passed_on_and_leaves_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def fails(directory: Path) -> None:
+        (directory / "half").write_bytes(CONTENT)
+        raise LookupError("as it was")
+
+    with pytest.raises(LookupError, match="as it was"):
+        cache.get_or_make(key(), fails)
+    assert files_below(tmp_path) == {"CACHEDIR.TAG", ".gitignore", "v1/gate"}
+    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert cache.get_or_make(key(), writes()).miss_reason == "first build of net (engine)"
+
+
+def test_an_os_error_of_makes_own_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no-such-model\.onnx"):
+        Cache(tmp_path / "c").get_or_make(key(), lambda _: (tmp_path / "no-such-model.onnx").read_bytes())
+
+
+def test_only_regular_files_are_stored(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="link"):
+        Cache(tmp_path).get_or_make(key(), lambda directory: (directory / "link").symlink_to("/"))
+
+
+def test_one_make_may_ask_for_another_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def make(directory: Path) -> None:
+        lowered = cache.get_or_make(key(kind="lowered"), writes(b"lowered"))
+        (directory / "engine.plan").write_bytes((lowered.path / "engine.plan").read_bytes())
+
+    assert (cache.get_or_make(key(), make).path / "engine.plan").read_bytes() == b"lowered"
+
+
+def test_threads_share_one_make(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made: list[Path] = []
+    entries: list[Entry] = []
+
+    def make(directory: Path) -> None:
+        made.append(directory)
+        time.sleep(0.05)
+        writes()(directory)
+
+    threads = [threading.Thread(target=lambda: entries.append(cache.get_or_make(key(), make))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert sorted(entry.cached for entry in entries) == [False, True, True, True]
+
+
+def test_lock_files_and_work_do_not_pile_up(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for number in range(20):
+        cache.get_or_make(key(number=str(number)), writes())
+    assert not any((tmp_path / "v1" / "locks").iterdir())
+    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert len(list((tmp_path / "v1" / "sessions").iterdir())) == 1
+    cache.close()
+    assert not any((tmp_path / "v1" / "sessions").iterdir())
+
+
+def test_the_cache_may_be_deleted_under_our_feet(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c")
+    entry = cache.get_or_make(key(), writes())
+    shutil.rmtree(tmp_path / "c")
+    assert cache.get(key()) is None
+    entry.write_extra("jit", b"to nobody")
+    assert not cache.get_or_make(key(), writes()).cached
+    assert cache.get_or_make(key(), never).cached
+
+
+# Why it was made
+
+
+def test_the_miss_reason_names_what_changed_from_the_nearest_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(key(model="3fa9" * 16, tensorrt="10.8", gpu="T4"), writes())
+    cache.get_or_make(key(model="77c1" * 16, tensorrt="11.4", gpu="T4"), writes())
+    cache.get_or_make(key("another", model="77c1" * 16, tensorrt="11.5", gpu="T4"), writes())
+    made = cache.get_or_make(key(model="77c1" * 16, tensorrt="11.5", gpu="A100"), writes())
+    assert made.miss_reason == "gpu: T4 → A100; tensorrt: 11.4 → 11.5"
+    made = cache.get_or_make(key(model="3fa8" * 16, tensorrt="10.8", gpu="T4"), writes())
+    assert made.miss_reason == "model: 3fa93fa9 → 3fa83fa8"
+
+
+def test_the_miss_reason_names_parts_that_come_and_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(key(tf32="true"), writes())
+    assert cache.get_or_make(key(plugin="a.so"), writes()).miss_reason == "plugin: (none) → a.so; tf32: true → (none)"
+
+
+def test_other_kinds_and_other_subjects_give_no_reason(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(key(kind="lowered"), writes())
+    cache.get_or_make(key("other", model="1"), writes())
+    assert cache.get_or_make(key(model="2"), writes()).miss_reason == "first build of net (engine)"
+
+
+def test_long_values_are_cut_around_the_difference() -> None:
+    old = "profile[" + "x" * 100 + "1" + "y" * 100
+    text = describe_change({"shapes": old}, {"shapes": old.replace("1", "2")})
+    assert text == f"shapes: …{'x' * 10}1{'y' * 29}… → …{'x' * 10}2{'y' * 29}…"
+
+
+def test_many_changes_are_named_without_their_values() -> None:
+    old = dict.fromkeys("abcdef", "1")
+    assert describe_change(old, dict.fromkeys("abcdef", "2")) == "a: 1 → 2; b: 1 → 2; c: 1 → 2; d: 1 → 2; and e, f"
+
+
+# Damage
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("files/engine.plan", lambda path: flip(path, 1000), "engine.plan does not match its checksum"),
+    ("files/engine.plan", truncate, "engine.plan has 2047 bytes instead of 2048"),
+    ("files/engine.plan", Path.unlink, "engine.plan is missing"),
+    ("files/engine.plan", replace_by_folder, "engine.plan cannot be read: not a regular file"),
+    ("files/engine.plan", replace_by_link, "not a regular file"),
+    ("files", shutil.rmtree, "engine.plan is missing"),
+    ("meta.json", Path.unlink, "meta.json is missing"),
+    ("meta.json", truncate, "meta.json cannot be read"),
+    ("meta.json", lambda path: path.write_bytes(b""), "meta.json cannot be read"),
+    ("meta.json", lambda path: path.write_bytes(b"[1]"), "meta.json cannot be read"),
+    ("meta.json", lambda path: path.write_text(path.read_text().replace("2048", "2049")), "meta.json does not match"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "reason"), DAMAGE, ids=[f"{row[0]}-{row[2]}" for row in DAMAGE])
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_damaged_entry_is_made_again(
+    tmp_path: Path, name: str, damage: Callable[[Path], object], reason: str, same_process: bool
+) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.get_or_make(key(), writes())
+    damage(entry.path.parent / name)
+    if not same_process:
+        cache = Cache(tmp_path)
+    assert cache.get(key()) is None
+    again = cache.get_or_make(key(), writes())
+    assert not again.cached
+    assert again.miss_reason is not None
+    assert again.miss_reason.startswith("the cached entry was damaged: ")
+    assert reason in again.miss_reason
+    assert (cache.get_or_make(key(), never).path / "engine.plan").read_bytes() == CONTENT
+    assert not any((tmp_path / "v1" / "tmp").iterdir())
+
+
+def test_no_flipped_or_lost_byte_is_ever_served(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made = cache.get_or_make(key(), writes(b"content"))
+    for damaged in (made.path / "engine.plan", made.path.parent / "meta.json"):
+        whole = damaged.read_bytes()
+        for position in range(len(whole)):
+            for bit in range(8):
+                damaged.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+                found = cache.get(key())
+                # "1e-05" and "1E-05" are the same manifest.
+                assert found is None or (whole[position] in b"eE" and found.make_s == made.make_s)
+            damaged.write_bytes(whole[:position])
+            assert cache.get(key()) is None
+        damaged.write_bytes(whole)
+        assert cache.get(key()) is not None
+
+
+def test_an_entry_under_another_entrys_name_is_damaged(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    fp16, int8 = key(), key(precision="int8")
+    path = cache.get_or_make(fp16, writes()).path
+    shutil.copytree(path.parent, path.parent.parent / int8.digest)
+    made = cache.get_or_make(int8, writes(b"int8"))
+    assert made.miss_reason == "the cached entry was damaged: meta.json belongs to another entry"
+
+
+def test_damage_is_noticed_after_the_entry_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_SETTLED_NS", 10_000_000)
+    cache = Cache(tmp_path)
+    path = cache.get_or_make(key(), writes()).path / "engine.plan"
+    time.sleep(0.05)
+    assert cache.get(key()) is not None
+
+    def must_not_read(path: Path) -> tuple[int, str]:
+        raise AssertionError(f"read again: {path}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_trtcheck.cache.manifest.checksum", must_not_read)
+        assert cache.get(key()) is not None
+    status = path.stat()
+    flip(path, 7)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert cache.get(key()) is None
+
+
+# Extras
+
+
+def test_extras_are_kept_beside_the_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.get_or_make(key(), writes())
+    assert entry.read_extra("jit.cache") is None
+    entry.write_extra("jit.cache", b"first")
+    entry.write_extra("jit.cache", b"second")
+    other = Cache(tmp_path).get_or_make(key(), never)
+    assert other.read_extra("jit.cache") == b"second"
+    assert {path.name for path in entry.path.iterdir()} == {"engine.plan"}
+
+
+@pytest.mark.parametrize("damage", [truncate, lambda path: flip(path, 5), lambda path: path.write_bytes(b"")])
+def test_a_damaged_extra_is_absent_and_does_no_harm(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.get_or_make(key(), writes())
+    entry.write_extra("jit.cache", b"compiled")
+    damage(entry.path.parent / "extra" / "jit.cache")
+    assert cache.get_or_make(key(), never).read_extra("jit.cache") is None
+    entry.write_extra("jit.cache", b"again")
+    assert entry.read_extra("jit.cache") == b"again"
+
+
+@pytest.mark.parametrize("name", ["", "..", "../meta.json", "/etc/passwd", ".hidden", "a/b"])
+def test_an_extra_has_a_plain_name(tmp_path: Path, name: str) -> None:
+    entry = Cache(tmp_path).get_or_make(key(), writes())
+    with pytest.raises(ValueError, match="plain file name"):
+        entry.write_extra(name, b"")
+
+
+# The size limit
+
+
+def fill(cache: Cache, *names: str, size: int = 10_000) -> None:
+    for name in names:
+        cache.get_or_make(key(n=name), writes(bytes(size)))
+
+
+def present(cache: Cache) -> set[str]:
+    return {entry.parts["n"] for entry in cache.entries()}
+
+
+def test_what_was_not_used_for_longest_is_evicted_first(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), "a", "b", "c")
+    for age, name in enumerate(["a", "c", "b"]):  # "a" was used last
+        used = time.time() - 3600 * (age + 1)
+        directory = tmp_path / "v1" / "entries" / "engine" / key(n=name).digest
+        os.utime(directory / "used", (used, used))
+    cache = Cache(tmp_path, max_bytes=35_000)
+    fill(cache, "d")
+    assert present(cache) == {"a", "c", "d"}
+    Cache(tmp_path).get_or_make(key(n="c"), never)
+    fill(Cache(tmp_path, max_bytes=35_000), "e")
+    assert present(cache) == {"c", "d", "e"}
+
+
+def test_what_this_process_uses_stays(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), "a", "b")
+    cache = Cache(tmp_path, max_bytes=0)
+    used = cache.get_or_make(key(n="a"), never)
+    fill(cache, "c")
+    assert present(cache) == {"a", "c"}
+    assert (used.path / "engine.plan").exists()
+    cache.close()
+    fill(cache, "d")
+    assert present(cache) == {"d"}
+
+
+def test_damaged_entries_count_and_go(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), "a")
+    directory = tmp_path / "v1" / "entries" / "engine" / key(n="a").digest
+    (directory / "meta.json").unlink()
+    (directory / "used").unlink()
+    cache = Cache(tmp_path, max_bytes=15_000)
+    fill(cache, "b")
+    assert present(cache) == {"b"}
+
+
+def test_extras_count(tmp_path: Path) -> None:
+    first = Cache(tmp_path)
+    fill(first, "a", "b")
+    entry = first.get(key(n="b"))
+    assert entry is not None
+    entry.write_extra("jit", bytes(20_000))
+    first.close()
+    os.utime(entry.path.parent / "used", (1, 1))
+    cache = Cache(tmp_path, max_bytes=35_000)
+    fill(cache, "c")
+    assert present(cache) == {"a", "c"}
+
+
+# Listing and clearing
+
+
+def test_entries_and_clear(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c")
+    assert cache.entries() == []
+    assert cache.clear().entries == 0
+    assert not (tmp_path / "c").exists()
+    cache.get_or_make(key("b"), writes())
+    cache.get_or_make(key("a", n="1"), writes())
+    cache.get_or_make(key("a", kind="lowered"), writes())
+    assert [(entry.kind, entry.subject) for entry in cache.entries()] == [
+        ("engine", "a"),
+        ("engine", "b"),
+        ("lowered", "a"),
+    ]
+    assert all(entry.bytes > len(CONTENT) and entry.last_used >= entry.created - 1 for entry in cache.entries())
+    assert [entry.subject for entry in cache.entries("lowered")] == ["a"]
+    cleared = cache.clear("engine")
+    assert (cleared.entries, cleared.in_use) == (2, 0)
+    assert cleared.bytes > 2 * len(CONTENT)
+    assert [entry.kind for entry in cache.entries()] == ["lowered"]
+    assert cache.get(key("b")) is None
+    assert cache.clear().entries == 1
+    assert not any((tmp_path / "c" / "v1" / "tmp").iterdir())
+
+
+def test_clear_leaves_what_the_cache_did_not_put_there(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(key(), writes())
+    foreign = {"notes.txt", "v1/notes.txt", "v1/entries/notes.txt", "v1/entries/engine/notes.txt"}
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
+    assert cache.clear().entries == 1
+    assert foreign <= files_below(tmp_path)
+    assert cache.entries() == []
+
+
+def test_the_root_says_what_it_is(tmp_path: Path) -> None:
+    Cache(tmp_path / "deep" / "c").get_or_make(key(), writes())
+    tag = (tmp_path / "deep" / "c" / "CACHEDIR.TAG").read_bytes()
+    assert tag.startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
+    assert (tmp_path / "deep" / "c" / ".gitignore").read_text() == "*\n"
+
+
+def test_the_table_fits_and_shows_what_a_person_looks_for(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=1 << 30)
+    assert cache.describe() == f"trtcheck cache: {tmp_path}\nempty"
+    engine = cache.get_or_make(
+        key("resnet50", model="3fa9" * 16, gpu="NVIDIA T4", tf32="None", shapes="x" * 99), writes(bytes(3 << 20))
+    )
+    cache.get_or_make(key("a model with quite a long name that goes on and on", kind="calibration"), writes())
+    damaged = cache.get_or_make(key("gone"), writes())
+    (damaged.path.parent / "meta.json").write_bytes(b"")
+    used = time.time() - 3 * 86400 - 60
+    os.utime(engine.path.parent / "used", (used, used))
+    for width in (80, 100):
+        text = cache.describe(width)
+        lines = text.splitlines()[1:]
+        assert max(map(len, lines)) <= width, text
+        assert lines[0].split() == ["kind", "subject", "made", "from", "size", "age", "last", "use"]
+        row = next(line for line in lines if "resnet50" in line)
+        assert row.split("  ")[0] == "engine"
+        assert "fp16 gpu=NVIDIA T4 " in row
+        assert row.endswith("3 d")
+        assert "3.0 MiB" in row
+        assert "None" not in row
+        assert "3fa9" not in row
+        assert any("(damaged)" in line for line in lines)
+        assert "3 entries, 3.0 MiB (limit 1.0 GiB)" in lines
+        assert "  calibration: 1 entry, 2.3 KiB" in text
+
+
+# Hashes
+
+
+def test_hashes_are_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(CONTENT * 1000)
+    assert hash_bytes(CONTENT) == hash_bytes(memoryview(CONTENT)) == hashlib.sha256(CONTENT).hexdigest()
+    assert hash_file(path) == hash_file(str(path)) == hashlib.sha256(CONTENT * 1000).hexdigest()
+    with pytest.raises(FileNotFoundError):
+        hash_file(tmp_path / "missing")
+
+
+def test_a_file_is_read_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_SETTLED_NS", 10_000_000)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(CONTENT)
+    time.sleep(0.05)
+    before = hash_file(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert hash_file(path) == before
+    status = path.stat()
+    flip(path, 0)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert hash_file(path) != before
+
+
+def test_a_file_that_keeps_changing_is_never_taken_for_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precise = hashing._stamp
+
+    def coarse(status: os.stat_result, path: Path) -> hashing.Stamp:
+        """The file times of a file system that only knows whole seconds."""
+        device, inode, size, mtime_ns, ctime_ns = precise(status, path)
+        return (device, inode, size, mtime_ns // 10**9 * 10**9, ctime_ns // 10**9 * 10**9)
+
+    monkeypatch.setattr(hashing, "_stamp", coarse)
+    path = tmp_path / "model.onnx"
+    for number in range(30):
+        content = b"%05d" % number
+        with path.open("r+b" if number else "wb") as file:
+            file.write(content)
+        assert hash_file(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, pytest_trtcheck.cache; "
+        "print(*({'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'filelock', 'hypothesis'} & set(sys.modules)))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(hashing.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,207 @@
+"""Directories that cannot be a cache: each gives one clear CacheError, with the real operating system refusing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pytest_trtcheck
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KEY = Key("engine", "net", {"precision": "fp16"})
+
+
+def small(directory: Path) -> None:
+    (directory / "engine.plan").write_bytes(b"plan")
+
+
+def refused(cache: Cache, make: Callable[[Path], object] = small) -> CacheError:
+    with pytest.raises(CacheError) as caught:
+        cache.get_or_make(KEY, make)
+    assert str(cache.root) in caught.value.message
+    assert "--trt-cache-dir" in caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_a_file_is_no_cache_directory(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("not ours")
+    cache = Cache(tmp_path / "file" / below)
+    error = refused(cache)
+    assert f"{tmp_path / 'file'} is a file, not a directory" in error.message
+    assert (tmp_path / "file").read_text() == "not ours"
+    if not below:
+        for ask in (lambda: cache.get(KEY), cache.entries, cache.describe, cache.clear):
+            with pytest.raises(CacheError, match="is a file"):
+                ask()
+
+
+def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "v1" / "entries" / "engine" / KEY.digest).mkdir(parents=True)
+    cache = Cache(tmp_path)
+    error = refused(cache)
+    assert "is not a cache of pytest-trtcheck: it holds 'thesis.tex' and 1 more" in error.message
+    for ask in (cache.clear, cache.entries, cache.describe):
+        with pytest.raises(CacheError, match=r"thesis\.tex"):
+            ask()
+    assert {path.name for path in tmp_path.rglob("*")} == {"thesis.tex", "v1", "entries", "engine", KEY.digest}
+
+
+def test_another_tools_cache_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# by another tool\n")
+    (tmp_path / "data").mkdir()
+    assert "it holds 'data'" in refused(Cache(tmp_path)).message
+    assert "another tool" in (tmp_path / "CACHEDIR.TAG").read_text()
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".gitignore", ".gitkeep", ".DS_Store"])
+def test_a_fresh_disk_or_checkout_is_free(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    cache = Cache(tmp_path)
+    cache.get_or_make(KEY, small)
+    assert cache.clear().entries == 1
+    assert (tmp_path / name).exists()
+
+
+def test_a_directory_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert "cannot be written" in refused(Cache(tmp_path)).message
+    assert "cannot be written" in refused(Cache(tmp_path / "c")).message
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 64 KiB: a write that the operating system really refuses, without any privilege."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_write_that_fails_in_make_is_a_cache_error_and_leaves_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    error = refused(cache, lambda directory: (directory / "engine.plan").write_bytes(bytes(100_000)))
+    assert "storing net (engine) failed: File too large" in error.message
+    assert isinstance(error.__cause__, OSError)
+    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert cache.get(KEY) is None
+    assert not cache.get_or_make(KEY, small).cached
+
+
+@pytest.mark.usefixtures("small_files")
+def test_an_extra_that_cannot_be_written_keeps_the_old_one(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).get_or_make(KEY, small)
+    entry.write_extra("jit", b"old")
+    with pytest.raises(CacheError, match="storing jit of net"):
+        entry.write_extra("jit", bytes(100_000))
+    assert entry.read_extra("jit") == b"old"
+    assert not any((tmp_path / "v1" / "tmp").iterdir())
+
+
+def on_a_small_disk(tmp_path: Path, code: str) -> None:
+    """Run `code` with `disk`, an empty 1 MiB file system of its own, in a mount namespace of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    prefix = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    mount = f"mount -t tmpfs -o size=1m tmpfs '{disk}'"
+    probe = [*prefix, "sh", "-c", mount]
+    if shutil.which("unshare") is None or subprocess.run(probe, check=False, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    preamble = f"""
+import os, pathlib, subprocess
+import numpy as np
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.errors import CacheError
+
+disk = pathlib.Path({str(disk)!r})
+KEY = Key("engine", "net", {{}})
+OTHER = Key("engine", "other", {{"n": "2"}})
+
+def small(directory):
+    (directory / "engine.plan").write_bytes(b"plan")
+
+def message(ask):
+    try:
+        ask()
+    except CacheError as error:
+        assert str(disk) in error.message and "--trt-cache-dir" in error.hint, error
+        return error.message
+    raise AssertionError("no error")
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(next(iter(pytest_trtcheck.__path__))).parent)}
+    command = [*prefix, "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, preamble + code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    on_a_small_disk(
+        tmp_path,
+        """
+cache = Cache(disk / "c")
+cache.get_or_make(KEY, small)
+for write in (
+    lambda directory: (directory / "engine.plan").write_bytes(bytes(2_000_000)),
+    lambda directory: np.save(directory / "engine.npy", np.zeros(2_000_000)),   # an OSError without errno
+    lambda directory: [(directory / f"{n:04}").write_bytes(bytes(4096)) for n in range(1000)],
+):
+    text = message(lambda: cache.get_or_make(OTHER, write))
+    assert "is full (" in text and "storing other (engine) failed" in text, text
+    assert not any((disk / "c/v1/tmp").iterdir())
+    assert cache.get(OTHER) is None
+assert not cache.get_or_make(OTHER, small).cached
+
+# With not a byte left: what is there is served, what is not says why.
+with (disk / "filler").open("wb", buffering=0) as file:
+    try:
+        while file.write(bytes(512)):
+            pass
+    except OSError:
+        pass
+assert cache.get_or_make(KEY, lambda _: 1 / 0).cached
+assert Cache(disk / "c").get_or_make(KEY, lambda _: 1 / 0).cached
+third = Key("engine", "third", {"n": "3"})
+assert "is full" in message(lambda: cache.get_or_make(third, small))
+entry = cache.get(KEY)
+assert "storing jit" in message(lambda: entry.write_extra("jit", bytes(5000)))
+assert "is full" in message(lambda: Cache(disk / "d").get_or_make(KEY, small))
+# And clearing helps.
+(disk / "filler").unlink()
+assert cache.clear().entries == 2
+cache.get_or_make(third, small)
+""",
+    )
+
+
+def test_a_read_only_disk_serves_what_it_has(tmp_path: Path) -> None:
+    on_a_small_disk(
+        tmp_path,
+        """
+Cache(disk).get_or_make(KEY, small)
+subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+cache = Cache(disk, max_bytes=0)
+entry = cache.get_or_make(KEY, lambda _: 1 / 0)
+assert (entry.path / "engine.plan").read_bytes() == b"plan"
+assert "1 entry" in cache.describe()
+text = message(lambda: cache.get_or_make(OTHER, small))
+assert "cannot be written: storing other (engine) failed: Read-only file system" in text, text
+assert "cannot be written" in message(cache.clear)
+assert "storing jit of net" in message(lambda: entry.write_extra("jit", b""))
+assert "Read-only file system" in message(lambda: Cache(disk / "new").get_or_make(KEY, small))
+""",
+    )

@@ -1,0 +1,80 @@
+"""The documentation names what exists: every option, marker argument, fixture and default, and no other."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_trtcheck import fixtures, settings
+from pytest_trtcheck.compare.limits import DEFAULT_TOLERANCE
+from pytest_trtcheck.record import SEVERITY
+from pytest_trtcheck.spec import METRICS, PRECISIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table(document: str, header: str) -> list[list[str]]:
+    """The cells of the one table in a document whose header begins so."""
+    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line.startswith(header)]
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_option_is_documented_with_its_names_choices_and_default() -> None:
+    rows = {code(row[2])[0]: row for row in table("docs/options.md", "| flag |")}
+    assert list(rows) == [option.name for option in settings.OPTIONS]
+    for option in settings.OPTIONS:
+        flag, variable, _, _, default, meaning = rows[option.name]
+        assert [text.partition("=")[0] for text in code(flag)] == ([] if option.ini_only else [option.flag])
+        assert code(variable) == [option.variable]
+        if option.choices and len(option.choices) < len(PRECISIONS):
+            assert set(option.choices) <= set(code(meaning))
+        if isinstance(option.default, str):
+            assert code(default) == [option.default]
+        if option.default is False:
+            assert default == "no"
+
+
+@pytest.mark.parametrize(
+    ("marker", "header"), [("trt_parity", "| argument | default |"), ("trt_latency", "| argument | meaning |")]
+)
+def test_every_marker_argument_is_documented(marker: str, header: str) -> None:
+    documented = [name for row in table("docs/markers.md", header) for name in code(row[0])]
+    assert documented == list(inspect.signature(settings.MARKERS[marker]).parameters)
+
+
+def test_every_metric_and_verdict_is_documented() -> None:
+    assert {code(row[0])[0] for row in table("docs/markers.md", "| metric |")} == set(METRICS)
+    assert {code(row[0])[0] for row in table("docs/markers.md", "| verdict |")} == set(SEVERITY)
+
+
+def test_default_tolerances_are_the_documented_ones() -> None:
+    header = "| metric | value | default limit at "
+    (line,) = [line for line in (ROOT / "docs/markers.md").read_text().splitlines() if line.startswith(header)]
+    groups = line.removeprefix(header).rstrip(" |").split(" / ")
+    limits = next(row for row in table("docs/markers.md", header) if row[0] == "`max`")[2].split(" / ")
+    documented = {
+        precision: float(limit) for names, limit in zip(groups, limits, strict=True) for precision in names.split(", ")
+    }
+    assert documented == DEFAULT_TOLERANCE
+
+
+def test_every_fixture_is_documented() -> None:
+    documented = {
+        re.split(r"\W", code(row[0])[0])[0]
+        for header in ("| fixture | gives |", "| fixture | what it is |")
+        for row in table("docs/fixtures.md", header)
+    }
+    assert documented == {name for name in vars(fixtures) if name.startswith("trt_")}

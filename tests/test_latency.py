@@ -1,0 +1,465 @@
+"""Latency verdicts: exact bounds, error rates over many simulated measurements, and what disturbs them."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_trtcheck.errors import ArgumentError, ComparisonError
+from pytest_trtcheck.latency import (
+    Judgement,
+    LookPlan,
+    bounds,
+    combine_decisions,
+    conclude,
+    decide,
+    decide_exact,
+    decide_qps,
+    decide_speedup,
+    min_samples,
+    summarize,
+    to_record,
+)
+from pytest_trtcheck.latency.stats import (
+    autocorrelation_time,
+    batch_mean_bounds,
+    binomial_cdf,
+    incomplete_beta,
+    quantile_bounds,
+    rank_bounds,
+    student_t_quantile,
+)
+from pytest_trtcheck.record import CheckRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Process = Callable[[np.random.Generator, int], NDArray[np.float64]]
+
+
+# The mathematics, against exact arithmetic.
+
+
+def _exact_cdf(k: int, n: int, p: Fraction) -> Fraction:
+    terms = (Fraction(math.comb(n, i)) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+    return sum(terms, Fraction(0))
+
+
+@given(st.integers(1, 60), st.integers(-1, 61), st.fractions(0, 1, max_denominator=100))
+def test_binomial_cdf_is_exact(n: int, k: int, p: Fraction) -> None:
+    assert binomial_cdf(k, n, float(p)) == pytest.approx(float(_exact_cdf(min(k, n), n, p)), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [10**4, 10**6])
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
+def test_binomial_cdf_of_many_samples(n: int, q: float) -> None:
+    # Summed in logarithms, by another way than the continued fraction.
+    ks = np.arange(n + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1, dtype=np.longdouble)))])
+    log_pmf = log_factorial[n] - log_factorial - log_factorial[::-1] + ks * math.log(q) + (n - ks) * math.log1p(-q)
+    cdf = np.cumsum(np.exp(log_pmf))
+    deviation = math.sqrt(n * q * (1 - q))
+    for k in (int(n * q + z * deviation) for z in (-4.0, -2.6, 0.0, 2.6, 4.0)):
+        if k < n:
+            assert binomial_cdf(k, n, q) == pytest.approx(float(cdf[k]), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("p", "degrees", "value"),
+    # Source of the values: NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2.
+    [(0.975, 1, 12.706), (0.995, 4, 4.604), (0.99, 9, 2.821), (0.995, 19, 2.861), (0.999, 29, 3.396)],
+)
+def test_student_t_quantile(p: float, degrees: int, value: float) -> None:
+    assert student_t_quantile(p, degrees) == pytest.approx(value, abs=6e-4)
+
+
+@given(st.floats(1, 1e4), st.floats(1, 1e4), st.floats(1e-6, 1 - 1e-6))
+def test_incomplete_beta_is_a_symmetric_probability(a: float, b: float, x: float) -> None:
+    value = incomplete_beta(a, b, x)
+    assert 0 <= value <= 1
+    assert value + incomplete_beta(b, a, 1 - x) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("confidence", [0.9, 0.99, 0.9999])
+def test_min_samples_is_where_both_bounds_appear(q: float, confidence: float) -> None:
+    n = min_samples(q, confidence)
+    assert None not in rank_bounds(n, q, confidence)
+    assert None in rank_bounds(n - 1, q, confidence)
+
+
+@given(st.integers(1, 300), st.sampled_from([0.5, 0.9, 0.99]), st.sampled_from([0.9, 0.99, 0.999]))
+def test_ranks_hold_their_confidence_and_are_the_tightest(n: int, q: float, confidence: float) -> None:
+    alpha, exact_q = Fraction(1 - confidence) / 2, Fraction(str(q))
+    lower, upper = rank_bounds(n, q, confidence)
+    slack = Fraction(1, 10**10)
+    if lower is not None:
+        assert _exact_cdf(lower - 1, n, exact_q) <= alpha + slack
+    assert _exact_cdf(lower or 0, n, exact_q) > alpha - slack
+    if upper is not None:
+        assert 1 - _exact_cdf(upper - 1, n, exact_q) <= alpha + slack
+        assert 1 - _exact_cdf(upper - 2, n, exact_q) > alpha - slack
+    else:
+        assert 1 - _exact_cdf(n - 1, n, exact_q) > alpha - slack
+
+
+def test_autocorrelation_time_of_known_processes() -> None:
+    random = np.random.default_rng(1)
+    assert autocorrelation_time(random.normal(size=50_000)) == pytest.approx(1, abs=0.1)
+    for rho in (0.5, 0.9):
+        # For AR(1), τ = (1 + ρ) / (1 - ρ).
+        assert autocorrelation_time(_ar1(random, 50_000, rho)) == pytest.approx((1 + rho) / (1 - rho), rel=0.15)
+    assert autocorrelation_time(np.tile([0.0, 1.0], 100)) == 1.0, "alternating samples tell no more than they are"
+    assert autocorrelation_time(np.ones(100)) == 1.0
+
+
+# Error rates: what a user meets when the same test runs again and again.
+
+
+def _ar1(random: np.random.Generator, n: int, rho: float) -> NDArray[np.float64]:
+    """A stationary normal series with autocorrelation rho^k."""
+    noise = random.normal(size=n) * math.sqrt(1 - rho * rho)
+    noise[0] = random.normal()
+    # In blocks over which rho^k stays far from underflow, so that the recursion becomes a cumulative sum.
+    out, state = np.empty(n), 0.0
+    step = n if rho == 0 else max(1, int(-20 / math.log(rho)))
+    for start in range(0, n, step):
+        powers = rho ** np.arange(1, min(step, n - start) + 1)
+        out[start : start + step] = (
+            noise[start : start + step]
+            if rho == 0
+            else powers * (state + np.cumsum(noise[start : start + step] / powers))
+        )
+        state = out[min(start + step, n) - 1]
+    return out
+
+
+def _steady(random: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return 1 + 0.01 * random.normal(size=n)
+
+
+def _coarse_timer(random: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return np.round(_steady(random, n) / 0.02) * 0.02
+
+
+def _heavy_tail(random: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return np.asarray(1 + 0.01 * random.standard_t(1.5, size=n).clip(-50), dtype=np.float64)
+
+
+def _drifting_clock(random: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return np.asarray(1 + 0.005 * _ar1(random, n, 0.99) + 0.005 * random.normal(size=n))
+
+
+def _two_clocks(random: np.random.Generator, n: int) -> NDArray[np.float64]:
+    slow = np.cumsum(random.random(n) < 0.02) % 2
+    return np.asarray(1 + 0.01 * slow + 0.002 * random.normal(size=n))
+
+
+def _warming_up(random: np.random.Generator, n: int) -> NDArray[np.float64]:
+    return np.asarray(1 + 0.01 * np.arange(n) / n + 0.002 * random.normal(size=n))
+
+
+PROCESSES: dict[str, Process] = {
+    "steady": _steady,
+    "coarse timer": _coarse_timer,
+    "heavy tail": _heavy_tail,
+    "drifting clock": _drifting_clock,
+    "two clocks": _two_clocks,
+    "warming up": _warming_up,
+}
+
+
+def _run(samples: NDArray[np.float64], budgets: dict[str, float], plan: LookPlan) -> tuple[str, int]:
+    """Measure as the plan says until it is decided or the samples are used up."""
+    look = 1
+    while True:
+        taken = samples[: plan.samples_at(look)]
+        if plan.is_due(look, taken.size, float(taken.sum())) or taken.size == samples.size:
+            decision = decide(taken, budgets, confidence=plan.confidence_at(look)).decision
+            if decision != "undecided" or taken.size == samples.size:
+                return decision, taken.size
+        look += 1
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("side", [1.03, 0.97])
+def test_a_hundred_runs_at_a_budget_three_percent_off_the_median(name: str, side: float) -> None:
+    process, random = PROCESSES[name], np.random.default_rng(7)
+    median = float(np.median(np.concatenate([process(random, 5_000) for _ in range(40)])))
+    plan = LookPlan(min_total_ms=200)
+    outcomes = [_run(process(random, 5_000), {"p50_ms": side * median}, plan)[0] for _ in range(100)]
+    right, wrong = ("pass", "fail") if side > 1 else ("fail", "pass")
+    assert wrong not in outcomes
+    assert outcomes.count(right) >= 95, "a budget that far off is decided, not left inconclusive"
+
+
+@pytest.mark.parametrize("name", ["steady", "coarse timer", "heavy tail"])
+@pytest.mark.parametrize("budget", ["p50_ms", "p99_ms"])
+def test_looking_repeatedly_at_the_hardest_budget_keeps_the_error(name: str, budget: str) -> None:
+    # The budget is the quantile itself: each decision is a coin that must not be thrown.
+    process, random = PROCESSES[name], np.random.default_rng(11)
+    q = {"p50_ms": 0.5, "p99_ms": 0.99}[budget]
+    true = float(np.quantile(process(random, 2_000_000), q))
+    plan = LookPlan((q,), confidence=0.9, min_total_ms=0)
+    outcomes = [_run(process(random, 3_000), {budget: true}, plan)[0] for _ in range(300)]
+    allowed = 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)  # each side, and three standard deviations
+    assert outcomes.count("fail") <= allowed
+    if name != "coarse timer":  # there the quantile equals its budget, and passing is right
+        assert outcomes.count("pass") <= allowed
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.99])
+def test_dependent_samples_keep_the_error(rho: float) -> None:
+    random = np.random.default_rng(3)
+    plan = LookPlan(confidence=0.99, min_total_ms=500)
+    outcomes = [_run(1 + 0.02 * _ar1(random, 4_000, rho), {"p50_ms": 1.0}, plan)[0] for _ in range(200)]
+    assert outcomes.count("pass") <= 8
+    assert outcomes.count("fail") <= 8
+
+
+def test_counting_dependent_samples_as_independent_would_not_keep_it() -> None:
+    # The fault that effective sizes are there to catch, planted: the same series, judged by their plain ranks.
+    random = np.random.default_rng(3)
+    wrong = 0
+    lower, upper = rank_bounds(4_000, 0.5, 0.99)
+    assert lower is not None
+    assert upper is not None
+    for _ in range(100):
+        ordered = np.sort(1 + 0.02 * _ar1(random, 4_000, 0.99))
+        wrong += not ordered[lower - 1] <= 1.0 <= ordered[upper - 1]
+    assert wrong > 50
+
+
+@pytest.mark.parametrize("name", ["steady", "heavy tail"])
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
+def test_coverage_is_at_least_nominal(name: str, q: float) -> None:
+    process, random = PROCESSES[name], np.random.default_rng(5)
+    true = float(np.quantile(process(random, 2_000_000), q))
+    missed_low = missed_high = 0
+    for _ in range(400):
+        lower, upper = bounds(process(random, 800), q, 0.9)
+        assert lower is not None
+        assert upper is not None
+        missed_low += lower > true
+        missed_high += upper < true
+    allowed = 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
+    assert missed_low <= allowed
+    assert missed_high <= allowed
+
+
+def test_a_slow_start_is_not_judged_within_its_own_range() -> None:
+    samples = _warming_up(np.random.default_rng(0), 2_000)
+    found = quantile_bounds(samples, 0.5)
+    assert found.drifts
+    assert decide(samples, {"p50_ms": 1.008}).decision == "undecided"
+    assert decide(samples, {"p50_ms": 1.002}).decision == "undecided"
+    assert "drift" in str(decide(samples, {"p50_ms": 1.008}).reason)
+    assert decide(samples, {"p50_ms": 1.05}).decision == "pass"
+    assert decide(samples, {"p50_ms": 0.95}).decision == "fail"
+
+
+def test_a_tail_over_a_drifting_median_can_still_be_judged() -> None:
+    random = np.random.default_rng(0)
+    samples = _warming_up(random, 4_000) + (random.random(4_000) < 0.03) * random.exponential(0.2, 4_000)
+    assert decide(samples, {"p99_ms": 2.0}).decision == "pass"
+    assert decide(samples, {"p99_ms": 1.02}).decision == "fail"
+    assert decide(samples, {"p99_ms": float(np.quantile(samples, 0.99)) * 1.01}).decision == "undecided"
+
+
+# Decisions.
+
+
+def test_a_p99_needs_the_samples_that_a_p99_needs() -> None:
+    fast = np.linspace(0.9, 1.0, 100)
+    np.random.default_rng(0).shuffle(fast)
+    decision = decide(fast, {"p50_ms": 2.0, "p99_ms": 2.0})
+    assert [one.decision for one in decision.judgements] == ["pass", "undecided"]
+    assert decision.decision == "undecided"
+    assert decision.reason == "p99 needs at least 528 samples, and 100 were taken in the time allowed"
+    assert conclude(decision) == ("inconclusive", decision.reason)
+    # To fail takes fewer: most of the samples above the budget say enough.
+    assert decide(fast, {"p99_ms": 0.5}).decision == "fail"
+
+
+def test_one_failing_budget_fails() -> None:
+    samples = _steady(np.random.default_rng(0), 1_000)
+    decision = decide(samples, {"p50_ms": 0.9, "p90_ms": 2.0})
+    assert decision.decision == "fail"
+    assert str(decision.reason).endswith("over the limit of 0.9")
+    assert decide(samples, {}).decision == "pass"
+
+
+def test_the_reason_shows_digits_that_differ_from_the_limit() -> None:
+    samples = np.full(100, 7.00001)
+    decision = decide(samples, {"p50_ms": 7.0})
+    assert decision.decision == "fail"
+    assert "7.00001" in str(decision.reason)
+
+
+def test_equal_samples_and_a_budget_that_they_meet_exactly() -> None:
+    assert decide(np.full(100, 7.0), {"p50_ms": 7.0}).decision == "pass"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_a_broken_timer_is_an_error(bad: float) -> None:
+    samples = np.full(100, 1.0)
+    samples[17] = bad
+    with pytest.raises(ComparisonError, match="sample 17"):
+        decide(samples, {"p50_ms": 2.0})
+
+
+def test_no_samples_are_an_error() -> None:
+    with pytest.raises(ComparisonError, match="no latency samples"):
+        summarize([])
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, math.nan, math.inf, "7"])
+def test_a_budget_that_is_no_limit_is_an_error(limit: float) -> None:
+    with pytest.raises(ArgumentError, match="p50_ms"):
+        decide([1.0] * 20, {"p50_ms": limit})
+
+
+def test_an_unknown_budget_is_an_error() -> None:
+    with pytest.raises(ArgumentError, match="p75_ms"):
+        decide([1.0], {"p75_ms": 1.0})
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from(["p50_ms", "p90_ms", "p99_ms"]))
+def test_bounds_enclose_the_estimate_and_decisions_follow_them(samples: list[float], name: str) -> None:
+    for limit in (1e-9, 1.0, 1e7):
+        (one,) = decide(samples, {name: limit}).judgements
+        assert one.lower is None or one.lower <= one.value * (1 + 1e-12)
+        assert one.upper is None or one.upper >= one.value * (1 - 1e-12)
+        if one.decision == "pass":
+            assert one.value <= limit * (1 + 1e-12)
+        if one.decision == "fail":
+            assert one.value > limit * (1 - 1e-12)
+
+
+def test_disturbances_excuse_a_failure_only() -> None:
+    samples = _steady(np.random.default_rng(0), 1_000)
+    hot = ["the temperature held the clocks down"]
+    assert conclude(decide(samples, {"p50_ms": 2.0}), hot) == ("pass", None)
+    verdict, reason = conclude(decide(samples, {"p50_ms": 0.5}), hot)
+    assert verdict == "inconclusive"
+    assert "over the limit of 0.5" in str(reason)
+    assert hot[0] in str(reason)
+    verdict, reason = conclude(decide(samples, {"p50_ms": 1.0}), hot)
+    assert verdict == "inconclusive"
+    assert hot[0] in str(reason)
+
+
+def test_no_disturbance_excuses_memory() -> None:
+    memory = decide_exact("memory_mib", 600.0, 512.0)
+    assert memory.decision == "fail"
+    assert decide_exact("memory_mib", 512.0, 512.0).decision == "pass"
+    assert conclude(combine_decisions([memory]), ["busy"]) == ("fail", "memory_mib is 600, over the limit of 512")
+
+
+# Throughput and speedup.
+
+
+def test_throughput() -> None:
+    intervals = 2 + 0.1 * np.random.default_rng(0).normal(size=2_000)
+    assert decide_qps(intervals, 485, queries_per_run=1).decision == "pass"
+    assert decide_qps(intervals, 515).decision == "fail"
+    assert decide_qps(intervals, 500).decision == "undecided"
+    assert decide_qps(intervals, 8 * 485, queries_per_run=8).decision == "pass"
+    assert decide_qps(intervals[:30], 485).decision == "undecided"
+    one = decide_qps(intervals, 515)
+    assert combine_decisions([one]).reason == f"min_qps is {one.value:.4g}, below the limit of 515"
+
+
+def test_one_stall_counts_in_full_for_throughput() -> None:
+    intervals = np.full(1_000, 1.0)
+    intervals[500] = 500.0
+    found = decide_qps(intervals, 900)
+    assert found.value == pytest.approx(1000 / 1.499)
+    assert found.decision != "pass"
+
+
+def test_batch_mean_bounds_cover_a_dependent_mean() -> None:
+    random = np.random.default_rng(2)
+    missed = 0
+    for _ in range(200):
+        found = batch_mean_bounds(10 + _ar1(random, 4_000, 0.9), 0.95)
+        assert found.lower is not None
+        assert found.upper is not None
+        missed += not found.lower <= 10 <= found.upper
+    assert missed <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
+
+
+def test_speedup_is_free_of_the_drift_that_both_saw() -> None:
+    random = np.random.default_rng(0)
+    clock = 1 + 0.2 * _ar1(random, 1_000, 0.999)
+    slow = 2.0 * clock * (1 + 0.01 * random.normal(size=1_000))
+    fast = 1.0 * clock * (1 + 0.01 * random.normal(size=1_000))
+    assert decide_speedup(slow, fast, 1.98).decision == "pass"
+    assert decide_speedup(slow, fast, 2.02).decision == "fail"
+    assert decide_speedup(slow, fast, 2.0).decision == "undecided"
+    assert decide_speedup(fast, slow, 1.0).decision == "fail"
+
+
+def test_speedup_needs_pairs() -> None:
+    with pytest.raises(ComparisonError, match="no pairs"):
+        decide_speedup([1.0, 2.0], [1.0], 2.0)
+    with pytest.raises(ComparisonError, match="no time"):
+        decide_speedup([1.0, 2.0], [1.0, 0.0], 2.0)
+
+
+# The plan and the record.
+
+
+def test_the_error_spent_never_exceeds_the_error_allowed() -> None:
+    plan = LookPlan((0.5, 0.99), others=1, confidence=0.99)
+    assert 3 * sum(1 - plan.confidence_at(look) for look in range(1, 10_000)) <= 0.01
+    sizes = [plan.samples_at(look) for look in range(1, 20)]
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] >= min_samples(0.99, plan.confidence_at(1))
+    assert LookPlan((0.5,)).samples_at(1) == 50
+
+
+def test_a_look_is_due_with_samples_and_time() -> None:
+    plan = LookPlan((0.5,), min_total_ms=500)
+    assert not plan.is_due(1, 49, 1e6)
+    assert not plan.is_due(1, 10_000, 499)
+    assert plan.is_due(1, 50, 500)
+
+
+def test_record() -> None:
+    samples = _steady(np.random.default_rng(0), 100)
+    decision = combine_decisions(
+        [*decide(samples, {"p50_ms": 2.0, "p99_ms": 2.0}).judgements, decide_qps(samples, 900)]
+    )
+    record = to_record(summarize(samples), decision, gpu="T4", clocks={"after": {"sm_mhz": 1590}})
+    assert record.verdict == "inconclusive"
+    assert (record.gpu, record.samples) == ("T4", 100)
+    assert record.p50_ms == pytest.approx(1.0, abs=0.01)
+    assert record.p50_ms is not None
+    low, high = record.bounds_ms["p50_ms"]
+    assert low < record.p50_ms < high
+    assert record.bounds_ms["p99_ms"][1] == math.inf
+    assert [(entry["name"], entry["verdict"]) for entry in record.budgets] == [
+        ("p50_ms", "pass"),
+        ("p99_ms", "inconclusive"),
+        ("min_qps", "pass"),
+    ]
+    assert record.budgets[0]["quantile"] == "p50"
+    assert record.budgets[0]["limit_ms"] == 2.0
+    loaded = json.loads(CheckRecord("n", "m", record.verdict, latency=record).to_json())
+    assert loaded["latency"]["bounds_ms"]["p99_ms"][1] == "inf"
+
+
+def test_judgements_are_plain() -> None:
+    (one,) = decide([1.0] * 50, {"p50_ms": 2.0}).judgements
+    assert one == Judgement("p50_ms", 2.0, 1.0, 1.0, 1.0, "pass")

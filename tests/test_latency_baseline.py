@@ -1,0 +1,86 @@
+"""Comparing today's latency with a recorded one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.latency.baseline import Distribution, compare
+
+
+def _distribution(median: float, seed: int, n: int = 1_000) -> Distribution:
+    return Distribution.of(median * (1 + 0.01 * np.random.default_rng(seed).normal(size=n)))
+
+
+def test_the_same_engine_passes_and_a_slower_one_fails() -> None:
+    baseline = _distribution(2.0, 0)
+    decisions = {
+        slowdown: compare(_distribution(2.0 * slowdown, 1), baseline).decision
+        for slowdown in (0.5, 1.0, 1.02, 1.05, 1.08, 2.0)
+    }
+    assert decisions == {0.5: "pass", 1.0: "pass", 1.02: "pass", 1.05: "undecided", 1.08: "fail", 2.0: "fail"}
+
+
+def test_a_significant_but_tiny_slowdown_passes() -> None:
+    now, baseline = _distribution(2.01, 1, 100_000), _distribution(2.0, 0, 100_000)
+    found = compare(now, baseline)
+    assert found.lower is not None
+    assert found.lower > 1, "slower beyond doubt"
+    assert found.decision == "pass", "and not worth a person's time"
+    assert compare(now, baseline, min_slowdown=0.001).decision == "fail"
+
+
+def test_false_alarms_are_rare() -> None:
+    baseline = _distribution(2.0, 0, 200)
+    decisions = [compare(_distribution(2.1, seed, 200), baseline).decision for seed in range(1, 200)]
+    assert decisions.count("fail") <= 3, "at exactly the slowdown allowed"
+
+
+def test_the_message_names_both_distributions() -> None:
+    found = compare(_distribution(3.0, 1), _distribution(2.0, 0, 500))
+    assert found.message.startswith("p50 is +50.")
+    assert "(1000 samples)" in found.message
+    assert "baseline p50 1.999," in found.message
+    assert "(500 samples)" in found.message
+
+
+def test_too_few_samples_for_a_tail_are_undecided() -> None:
+    found = compare(_distribution(9.0, 1, 100), _distribution(2.0, 0), name="p99_ms")
+    assert (found.decision, found.lower) == ("undecided", None)
+
+
+def test_json_round_trip_is_stable_and_small() -> None:
+    found = _distribution(2.0, 0)
+    text = json.dumps(found.to_json())
+    assert len(text) < 1_000
+    again = Distribution.from_json(json.loads(text))
+    assert again == found
+    assert json.dumps(again.to_json()) == text
+    assert found.quantile_ms("p50_ms") == pytest.approx(2.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": "many"},
+        {"quantiles_ms": {}},
+        {"quantiles_ms": {"0.5": "nan"}},
+        {"quantiles_ms": {"0.5": 3.0, "0.9": 2.0}},
+        {"quantiles_ms": [1, 2]},
+        {"bounds_ms": {"p50_ms": [2.0, 1.0]}},
+        {"bounds_ms": {"p50_ms": [2.0]}},
+        {"confidence": 2},
+    ],
+)
+def test_a_damaged_baseline_is_an_error(change: dict[str, Any]) -> None:
+    with pytest.raises(ReportError, match="baseline"):
+        Distribution.from_json(_distribution(2.0, 0).to_json() | change)
+
+
+def test_a_missing_key_is_an_error() -> None:
+    with pytest.raises(ReportError, match="bounds_ms"):
+        Distribution.from_json({"samples": 1, "confidence": 0.9, "quantiles_ms": {"0.5": 1.0}})

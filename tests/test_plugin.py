@@ -1,0 +1,343 @@
+"""The plugin as its users meet it: real pytest, real models, real ONNX Runtime."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Run, Suite
+
+MIXED = """
+@trt_parity("conv.onnx", batch=2)
+def test_pass(): ...
+
+@trt_parity("conv.onnx", batch=2, tol=1e-7)
+def test_fail(): ...
+
+@trt_parity("missing.onnx")
+def test_error(): ...
+
+@trt_parity("conv.onnx", precision="fp32", batch=1)
+def test_not_measured(): ...
+
+@trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=[1, 4])
+def test_grid(): ...
+
+@trt_latency(p50_ms=5.0)
+@trt_parity("conv.onnx", batch=1)
+def test_both(): ...
+
+@trt_latency(p50_ms={"T4": 5.0})
+def test_latency_only(trt_model): ...
+
+@pytest.fixture
+def trt_model():
+    return "gemm.onnx"
+
+@pytest.mark.xfail(strict=True, reason="known to be bad")
+@pytest.mark.trt_parity("conv.onnx", batch=1, tol=0)
+def test_expected(): ...
+
+def test_plain(): ...
+"""
+
+
+def test_every_outcome_is_the_same_everywhere(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
+    suite.write(test_mixed=MIXED)
+    run = run_everywhere()
+    run.result.assert_outcomes(passed=7, failed=2, skipped=2, xfailed=1)
+    verdicts = {record["nodeid"].partition("::")[2]: record["verdict"] for record in run.checks}
+    assert verdicts == {
+        "test_pass": "pass",
+        "test_fail": "fail",
+        "test_error": "error",
+        "test_not_measured": "not_measured",
+        "test_grid[fp16-batch1]": "pass",
+        "test_grid[fp16-batch4]": "pass",
+        "test_grid[bf16-batch1]": "pass",
+        "test_grid[bf16-batch4]": "pass",
+        "test_both": "pass",
+        "test_latency_only": "not_measured",
+        "test_expected": "fail",
+    }
+    assert run.check("test_pass")["evidence"] == "emulated"
+    assert run.check("test_pass")["parity"]["worst"] > 1e-7
+    assert run.check("test_both")["latency"]["verdict"] == "not_measured"
+    assert "emulated" in run.text
+    assert "no GPU" in run.text
+    assert "Traceback" not in run.text
+    assert "pytest_trtcheck/" not in run.text
+
+
+def test_summary_is_the_same_everywhere(suite: Suite) -> None:
+    suite.write(test_mixed=MIXED)
+    suite.run()
+    tables = []
+    for extra in ((), ("-n0",), ("-n2",)):
+        text = suite.run(*extra).text
+        tables.append(text[text.index("inference checks") : text.index("short test summary")])
+    assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ('@trt_parity("conv.onnx", precision="fp61")', "trt_parity: precision='fp61'"),
+        ('@trt_parity("conv.onnx", tolerance=1)', "trt_parity: unknown argument 'tolerance'"),
+        ('@trt_parity("conv.onnx", metric="mse")', "trt_parity: metric='mse'"),
+        ('@trt_parity("conv.onnx", "int8")', "trt_parity: takes one positional argument"),
+        ('@trt_latency(p50_ms={"T5": 1.0})\n@trt_parity("conv.onnx")', "trt_latency: p50_ms"),
+        ('@trt_latency()\n@trt_parity("conv.onnx")', "trt_latency: no budget"),
+        ('@trt_parity("conv.onnx")\n@trt_parity("gemm.onnx")', "given twice"),
+        ('@trt_parity("conv.onnx", precision="int8", batch=1)', "no calibration data is given"),
+        ('@trt_parity("conv.onnx", precision="int8", batch=1, calibration="none/*.npz")', "no file matches"),
+        ('@trt_parity("conv.onnx")', "these dimensions are free: image[0] (batch)"),
+        ('@trt_parity("conv.onnx", batch=1, keep_fp32="convv1")', "no node is called 'convv1'"),
+        ('@trt_parity("conv.onnx", batch=1, tol={"logitz": 1})', "matches no output"),
+        ('@trt_parity("text.onnx")', "not an ONNX model"),
+        ("@trt_parity()", "no model is named"),
+    ],
+)
+def test_bad_input_fails_its_test_alone(suite: Suite, marker: str, message: str) -> None:
+    (suite.path / "text.onnx").write_text("no model")
+    suite.write(test_bad=f"{marker}\ndef test_bad(): ...\n\ndef test_next(): ...\n")
+    run = suite.run()
+    outcomes = run.result.parseoutcomes()
+    assert outcomes["passed"] == 1
+    assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1
+    assert message in run.text
+    assert "Traceback" not in run.text
+    assert run.check("test_bad")["verdict"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ('{"img": np.zeros((1, 3, 16, 16), np.float32)}', "has no input 'img'"),
+        ("np.zeros((1, 3, 16, 16))", "expected float32, got float64"),
+        ("np.zeros((3, 16, 16), np.float32)", "expected rank 4"),
+        ("np.full((1, 3, 16, 16), np.nan, np.float32)", "are NaN"),
+        ('"image.png"', "expected a mapping"),
+        ("[]", "empty list"),
+    ],
+)
+def test_bad_returned_inputs(suite: Suite, returned: str, message: str) -> None:
+    suite.write(test_bad=f'@trt_parity("conv.onnx")\ndef test_bad():\n    return {returned}\n\ndef test_next(): ...\n')
+    run = suite.run()
+    run.result.assert_outcomes(passed=1, failed=1)
+    assert message in run.text
+
+
+def test_inputs_returned_from_a_fixture_or_generated(suite: Suite) -> None:
+    suite.write(
+        test_inputs="""
+@pytest.fixture
+def given():
+    return np.ones((2, 3, 16, 16), np.float32)
+
+@trt_parity("conv.onnx")
+def test_returned(given):
+    return [given, {"image": given * 0.5}]
+
+@trt_parity("conv.onnx", batch=1)
+def test_generated(): ...
+
+class TestFixture:
+    @pytest.fixture
+    def trt_inputs(self, given):
+        return given
+
+    @trt_parity("conv.onnx")
+    def test_fixture(self): ...
+"""
+    )
+    run = suite.run()
+    run.result.assert_outcomes(passed=3)
+    assert [(r["inputs"], r["cases"]) for r in run.checks] == [
+        ("trt_inputs", 1),
+        ("generated", 1),
+        ("returned", 2),
+    ] or {(r["inputs"], r["cases"]) for r in run.checks} == {("trt_inputs", 1), ("generated", 1), ("returned", 2)}
+    assert any("generated (seed 0)" in note for note in run.check("test_generated")["notes"])
+
+
+def test_by_hand(suite: Suite) -> None:
+    suite.write(
+        test_hand="""
+def test_by_hand(trt_build, trt_reference, trt_check, trt_gpu):
+    image = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
+    engine = trt_build("conv.onnx", precision="fp16")
+    assert engine.evidence == "emulated"
+    assert trt_gpu is None
+    outputs = engine({"image": image})
+    expected = trt_reference("conv.onnx")({"image": image})
+    assert list(outputs) == list(expected) == ["logits"]
+    assert 0 < np.abs(outputs["logits"] - expected["logits"]).max() < 0.01
+    record = trt_check("conv.onnx", image, precision="bf16", tol=0.05)
+    assert record.verdict == "pass"
+    trt_check("conv.onnx", image, precision="fp16", tol=1e-9)
+
+@trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=2)
+def test_engine(trt_engine):
+    assert trt_engine({"image": np.zeros((1, 3, 16, 16), np.float32)})["logits"].shape == (1, 10)
+
+def test_unmarked(trt_engine): ...
+"""
+    )
+    run = suite.run()
+    run.result.assert_outcomes(passed=2, failed=1, errors=1)
+    assert [record["verdict"] for record in run.checks if "by_hand" in record["nodeid"]] == ["pass", "fail"]
+    assert "has no trt_parity marker" in run.text
+
+
+def test_onnx_file_on_the_command_line(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
+    run = run_everywhere("conv.onnx", "--trt-precision=fp16,bf16")
+    run.result.assert_outcomes(passed=2)
+    assert {record["nodeid"] for record in run.checks} == {"conv.onnx::fp16", "conv.onnx::bf16"}
+    assert "taken as 1" in run.checks[0]["notes"][1]
+
+
+def test_onnx_files_are_never_collected_by_walking(suite: Suite) -> None:
+    suite.write(test_plain="def test_plain(): ...\n")
+    run = suite.run()
+    run.result.assert_outcomes(passed=1)
+    (suite.path / "pytest.ini").write_text("[pytest]\ntrt_collect =\n    conv.*\n")
+    run = suite.run()
+    run.result.assert_outcomes(passed=2)
+    assert [record["nodeid"] for record in run.checks] == ["conv.onnx::fp16"]
+
+
+def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
+    suite.write(test_mixed=MIXED)
+    run = suite.run("--trt-require-gpu")
+    run.result.assert_outcomes(passed=1, failed=10, xfailed=1)
+    assert "emulated on the CPU" in run.check("test_pass")["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--trt-gpu=T5",), "T5"),
+        (("--trt-backend=trt",), "--trt-backend: 'trt' is none of"),
+        (("--trt-precision=fp12",), "--trt-precision: 'fp12'"),
+        (("--trt-export=out",), "--trt-export: not available"),
+        (("--trt-baseline=out",), "--trt-baseline: not available"),
+        (("-o", "trt_cache_size=lots"), "ini key trt_cache_size"),
+        (("-o", "trt_gpus=Board"), "trt_gpus"),
+    ],
+)
+def test_bad_options_are_usage_errors(suite: Suite, arguments: tuple[str, ...], message: str) -> None:
+    suite.write(test_plain="def test_plain(): ...\n")
+    run = suite.run(*arguments)
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in run.text
+    assert "Traceback" not in run.text
+
+
+def test_cache_show_and_clear(suite: Suite) -> None:
+    cache = f"--trt-cache-dir={suite.path / 'cache'}"
+    suite.write(test_pass='@trt_parity("conv.onnx", batch=1)\ndef test_pass(): ...\n')
+    assert suite.run(cache).result.ret == 0
+    shown = suite.run(cache, "--trt-cache-show")
+    for kind in ("reference", "lowered", "emulated"):
+        assert kind in shown.text
+    assert "conv.onnx" in shown.text
+    cleared = suite.run(cache, "--trt-cache-clear", "--collect-only", "-q")
+    assert cleared.result.ret == 0
+    assert "conv.onnx" not in suite.run(cache, "--trt-cache-show").text
+
+
+def test_junit_carries_the_record(suite: Suite) -> None:
+    suite.write(test_pass='@trt_parity("conv.onnx", batch=1)\ndef test_pass(): ...\n')
+    suite.run("--junitxml=junit.xml")
+    text = (suite.path / "junit.xml").read_text()
+    assert 'name="trtcheck"' in text
+    assert 'name="trtcheck.verdict" value="pass"' in text
+
+
+def test_markers_are_documented(suite: Suite) -> None:
+    text = suite.run("--markers").text
+    assert "@pytest.mark.trt_parity(model, precision='fp16'" in text
+    assert "@pytest.mark.trt_latency(p50_ms" in text
+
+
+def test_a_model_that_swaps_its_outputs_is_caught(suite: Suite) -> None:
+    """Planted faults on the side of the user: what the test compares is not the model it ships."""
+    suite.write(
+        test_faults="""
+import onnx
+
+def altered(change):
+    proto = onnx.load("conv.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w2":
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            change(array)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, "w2"))
+    return proto
+
+@pytest.mark.parametrize("fault", ["none", "scaled", "flipped"])
+def test_fault(fault, trt_build, trt_reference):
+    def change(array):
+        if fault == "scaled":
+            array *= 1.05
+        if fault == "flipped":
+            array[3] *= -1
+    image = np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)
+    y = trt_build(altered(change))({"image": image})["logits"]
+    r = trt_reference("conv.onnx")({"image": image})["logits"]
+    assert np.abs(y - r).max() / np.abs(r).max() < 1e-2
+"""
+    )
+    suite.run().result.assert_outcomes(passed=1, failed=2)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--collect-only", "-q"]])
+def test_a_suite_without_trt_tests_loads_no_heavy_library(suite: Suite, arguments: list[str]) -> None:
+    suite.write()
+    (suite.path / "test_plain.py").write_text("def test_plain(): ...\n")
+    code = (
+        "import sys, pytest\n"
+        f"status = pytest.main({arguments!r})\n"
+        "heavy = {'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda', 'hypothesis'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)), int(status))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=suite.path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            **__import__("os").environ,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_PLUGINS": "pytest_trtcheck.plugin",
+        },
+    )
+    assert result.stdout.strip().endswith("loaded: [] 0"), result.stdout + result.stderr
+
+
+def test_real_models_from_packages(suite: Suite) -> None:
+    suite.write(
+        test_real=f"""
+@trt_parity({str(onnx_models.nudenet())!r}, shapes={{"images": (1, 3, 320, 320)}})
+def test_nudenet(): ...
+
+@trt_parity({str(onnx_models.magika())!r}, precision=["fp16", "bf16"], batch=1)
+def test_magika():
+    return np.random.default_rng(0).integers(0, 257, (1, 2048)).astype(np.int32)
+"""
+    )
+    run = suite.run()
+    run.result.assert_outcomes(passed=2, failed=1)
+    assert run.check("test_magika[fp16]")["parity"]["outputs"][0]["l2"] == pytest.approx(1.03, abs=0.01)
+    assert np.isclose(run.check("test_nudenet")["parity"]["outputs"][0]["l2"], 4.6e-4, rtol=0.5)
