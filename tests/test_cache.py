@@ -16,8 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes, hash_file, hashing
+from pytest_trtcheck.cache import Cache, Entry, Key, StoredEntry, hash_bytes, hash_file, hashing
 from pytest_trtcheck.cache.key import describe_change
+from pytest_trtcheck.cache.listing import stored_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,10 +42,30 @@ def never(directory: Path) -> None:
 
 
 def files_below(root: Path) -> set[str]:
-    """Everything in the cache's directory but the sessions, which live as long as their process."""
-    return {
-        str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.parent.name != "sessions"
-    }
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def directory_of(root: Path, wanted: Key) -> Path:
+    return root / "v1" / "entries" / wanted.kind / wanted.digest
+
+
+def unfinished(root: Path) -> list[Path]:
+    return list((root / "v1" / "work").iterdir())
+
+
+def let_rest(path: Path, hours: float) -> None:
+    """Let the last use of an entry, or the start of unfinished work, be so long ago."""
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+
+
+precise_stamp = hashing.stamp
+
+
+def coarse_stamp(file: Path | int) -> hashing.Stamp:
+    """The file times of a file system that only knows whole seconds."""
+    known = precise_stamp(file)
+    return known._replace(mtime_ns=known.mtime_ns // 10**9 * 10**9, ctime_ns=known.ctime_ns // 10**9 * 10**9)
 
 
 # Keys
@@ -124,14 +145,14 @@ def test_the_first_call_makes_and_the_next_takes(tmp_path: Path) -> None:
 def test_folders_and_any_file_name_are_kept(tmp_path: Path) -> None:
     def make(directory: Path) -> None:
         (directory / "weights" / "empty").mkdir(parents=True)
-        (directory / "weights" / "meta.json").write_bytes(b"{}")
-        (directory / "meta.json").write_bytes(b"[]")
+        (directory / "weights" / "manifest").write_bytes(b"{}")
+        (directory / "manifest").write_bytes(b"[]")
         Path(os.fsdecode(os.fsencode(directory) + b"/\xff")).write_bytes(b"no UTF-8")
 
     cache = Cache(tmp_path)
     path = cache.get_or_make(key(), make).path
     assert cache.get_or_make(key(), never).path == path
-    (path / "weights" / "meta.json").write_bytes(b"[]")
+    (path / "weights" / "manifest").write_bytes(b"[]")
     assert cache.get(key()) is None
 
 
@@ -150,8 +171,8 @@ def test_what_make_raises_is_passed_on_and_leaves_nothing(tmp_path: Path) -> Non
 
     with pytest.raises(LookupError, match="as it was"):
         cache.get_or_make(key(), fails)
-    assert files_below(tmp_path) == {"CACHEDIR.TAG", ".gitignore", "v1/gate"}
-    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert files_below(tmp_path) == {"CACHEDIR.TAG", ".gitignore"}
+    assert not unfinished(tmp_path)
     assert cache.get_or_make(key(), writes()).miss_reason == "first build of net (engine)"
 
 
@@ -195,14 +216,44 @@ def test_threads_share_one_make(tmp_path: Path) -> None:
 
 
 def test_lock_files_and_work_do_not_pile_up(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
+    cache = Cache(tmp_path, max_bytes=10_000)
     for number in range(20):
         cache.get_or_make(key(number=str(number)), writes())
-    assert not any((tmp_path / "v1" / "locks").iterdir())
-    assert not any((tmp_path / "v1" / "tmp").iterdir())
-    assert len(list((tmp_path / "v1" / "sessions").iterdir())) == 1
-    cache.close()
-    assert not any((tmp_path / "v1" / "sessions").iterdir())
+    assert not unfinished(tmp_path)
+
+
+def test_what_the_dead_left_is_removed_and_the_work_of_the_living_is_not(tmp_path: Path) -> None:
+    Cache(tmp_path).get_or_make(key(), writes())
+    work = tmp_path / "v1" / "work"
+    for name in ("old", "new"):
+        (work / f"{name}-work" / "entry" / "files").mkdir(parents=True)
+        (work / f"{name}-work" / "entry" / "files" / "engine.plan").write_bytes(CONTENT)
+        (work / f"{name}.lock").touch()
+    for path in unfinished(tmp_path):
+        let_rest(path, 25 if path.name.startswith("old") else 23)
+    Cache(tmp_path).get_or_make(key(n="2"), writes())
+    assert {path.name for path in unfinished(tmp_path)} == {"new-work", "new.lock"}
+
+
+def test_the_lock_file_of_the_dead_is_no_leftover_while_it_is_held_again(tmp_path: Path) -> None:
+    Cache(tmp_path).get_or_make(key(), writes())
+    lock = tmp_path / "v1" / "work" / f"engine-{key(n='2').digest}.lock"
+    lock.touch()
+    let_rest(lock, 25)
+
+    def make(directory: Path) -> None:
+        Cache(tmp_path).get_or_make(key(n="3"), writes())
+        assert lock.exists()
+
+    Cache(tmp_path).get_or_make(key(n="2"), make)
+    assert not unfinished(tmp_path)
+
+
+def test_entries_can_be_read_by_those_who_may_read_the_cache(tmp_path: Path) -> None:
+    path = Cache(tmp_path).get_or_make(key(), writes()).path
+    (tmp_path / "by hand").mkdir()
+    expected = (tmp_path / "by hand").stat().st_mode
+    assert path.stat().st_mode == path.parent.stat().st_mode == path.parent.parent.stat().st_mode == expected
 
 
 def test_the_cache_may_be_deleted_under_our_feet(tmp_path: Path) -> None:
@@ -213,6 +264,14 @@ def test_the_cache_may_be_deleted_under_our_feet(tmp_path: Path) -> None:
     entry.write_extra("jit", b"to nobody")
     assert not cache.get_or_make(key(), writes()).cached
     assert cache.get_or_make(key(), never).cached
+
+
+def test_a_restored_cache_may_lack_empty_directories(tmp_path: Path) -> None:
+    Cache(tmp_path).get_or_make(key(), writes())
+    (tmp_path / "v1" / "work").rmdir()
+    entry = Cache(tmp_path).get_or_make(key(), never)
+    entry.write_extra("jit", b"compiled")
+    assert entry.read_extra("jit") == b"compiled"
 
 
 # Why it was made
@@ -283,11 +342,12 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("files/engine.plan", replace_by_folder, "engine.plan cannot be read: not a regular file"),
     ("files/engine.plan", replace_by_link, "not a regular file"),
     ("files", shutil.rmtree, "engine.plan is missing"),
-    ("meta.json", Path.unlink, "meta.json is missing"),
-    ("meta.json", truncate, "meta.json cannot be read"),
-    ("meta.json", lambda path: path.write_bytes(b""), "meta.json cannot be read"),
-    ("meta.json", lambda path: path.write_bytes(b"[1]"), "meta.json cannot be read"),
-    ("meta.json", lambda path: path.write_text(path.read_text().replace("2048", "2049")), "meta.json does not match"),
+    ("manifest", Path.unlink, "manifest is missing"),
+    ("manifest", replace_by_folder, "manifest cannot be read: Is a directory"),
+    ("manifest", truncate, "manifest does not match its checksum"),
+    ("manifest", lambda path: path.write_bytes(b""), "manifest does not match its checksum"),
+    ("manifest", lambda path: path.write_bytes(b"[1]"), "manifest does not match its checksum"),
+    ("manifest", lambda path: path.write_text(path.read_text().replace("2048", "2049")), "manifest does not match"),
 ]
 
 
@@ -308,20 +368,18 @@ def test_a_damaged_entry_is_made_again(
     assert again.miss_reason.startswith("the cached entry was damaged: ")
     assert reason in again.miss_reason
     assert (cache.get_or_make(key(), never).path / "engine.plan").read_bytes() == CONTENT
-    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert not unfinished(tmp_path)
 
 
 def test_no_flipped_or_lost_byte_is_ever_served(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     made = cache.get_or_make(key(), writes(b"content"))
-    for damaged in (made.path / "engine.plan", made.path.parent / "meta.json"):
+    for damaged in (made.path / "engine.plan", made.path.parent / "manifest"):
         whole = damaged.read_bytes()
         for position in range(len(whole)):
-            for bit in range(8):
-                damaged.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
-                found = cache.get(key())
-                # "1e-05" and "1E-05" are the same manifest.
-                assert found is None or (whole[position] in b"eE" and found.make_s == made.make_s)
+            flipped = whole[position] ^ 1 << position % 8
+            damaged.write_bytes(whole[:position] + bytes([flipped]) + whole[position + 1 :])
+            assert cache.get(key()) is None
             damaged.write_bytes(whole[:position])
             assert cache.get(key()) is None
         damaged.write_bytes(whole)
@@ -334,7 +392,7 @@ def test_an_entry_under_another_entrys_name_is_damaged(tmp_path: Path) -> None:
     path = cache.get_or_make(fp16, writes()).path
     shutil.copytree(path.parent, path.parent.parent / int8.digest)
     made = cache.get_or_make(int8, writes(b"int8"))
-    assert made.miss_reason == "the cached entry was damaged: meta.json belongs to another entry"
+    assert made.miss_reason == "the cached entry was damaged: manifest belongs to another entry"
 
 
 def test_damage_is_noticed_after_the_entry_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +412,20 @@ def test_damage_is_noticed_after_the_entry_was_checked(tmp_path: Path, monkeypat
     flip(path, 7)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert cache.get(key()) is None
+
+
+def test_damage_right_after_the_check_is_noticed_where_file_times_are_coarse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("manifest", "store"):
+        monkeypatch.setattr(f"pytest_trtcheck.cache.{module}.stamp", coarse_stamp)
+    cache = Cache(tmp_path)
+    path = cache.get_or_make(key(), writes()).path / "engine.plan"
+    for position in range(10):
+        assert cache.get(key()) is not None
+        flip(path, position)
+        assert cache.get(key()) is None
+        flip(path, position)
 
 
 # Extras
@@ -381,7 +453,7 @@ def test_a_damaged_extra_is_absent_and_does_no_harm(tmp_path: Path, damage: Call
     assert entry.read_extra("jit.cache") == b"again"
 
 
-@pytest.mark.parametrize("name", ["", "..", "../meta.json", "/etc/passwd", ".hidden", "a/b"])
+@pytest.mark.parametrize("name", ["", "..", "../manifest", "/etc/passwd", ".hidden", "a/b"])
 def test_an_extra_has_a_plain_name(tmp_path: Path, name: str) -> None:
     entry = Cache(tmp_path).get_or_make(key(), writes())
     with pytest.raises(ValueError, match="plain file name"):
@@ -403,9 +475,7 @@ def present(cache: Cache) -> set[str]:
 def test_what_was_not_used_for_longest_is_evicted_first(tmp_path: Path) -> None:
     fill(Cache(tmp_path), "a", "b", "c")
     for age, name in enumerate(["a", "c", "b"]):  # "a" was used last
-        used = time.time() - 3600 * (age + 1)
-        directory = tmp_path / "v1" / "entries" / "engine" / key(n=name).digest
-        os.utime(directory / "used", (used, used))
+        let_rest(directory_of(tmp_path, key(n=name)), age + 2)
     cache = Cache(tmp_path, max_bytes=35_000)
     fill(cache, "d")
     assert present(cache) == {"a", "c", "d"}
@@ -414,23 +484,68 @@ def test_what_was_not_used_for_longest_is_evicted_first(tmp_path: Path) -> None:
     assert present(cache) == {"c", "d", "e"}
 
 
+def test_what_was_used_within_the_last_hour_stays(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), "a", "b", "c")
+    let_rest(directory_of(tmp_path, key(n="a")), 0.9)
+    let_rest(directory_of(tmp_path, key(n="b")), 1.1)
+    let_rest(directory_of(tmp_path, key(n="c")), 30)
+    assert Cache(tmp_path).get(key(n="c")) is not None
+    cache = Cache(tmp_path, max_bytes=0)
+    fill(cache, "d")
+    assert present(cache) == {"a", "c", "d"}
+
+
 def test_what_this_process_uses_stays(tmp_path: Path) -> None:
     fill(Cache(tmp_path), "a", "b")
     cache = Cache(tmp_path, max_bytes=0)
     used = cache.get_or_make(key(n="a"), never)
     fill(cache, "c")
-    assert present(cache) == {"a", "c"}
-    assert (used.path / "engine.plan").exists()
-    cache.close()
+    for name in "abc":
+        let_rest(directory_of(tmp_path, key(n=name)), 30)
     fill(cache, "d")
-    assert present(cache) == {"d"}
+    assert present(cache) == {"a", "c", "d"}
+    assert (used.path / "engine.plan").exists()
+
+
+def test_what_is_used_while_others_are_evicted_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the listing and the eviction another process looks "a" up."""
+    fill(Cache(tmp_path), "a", "b")
+    for name in "ab":
+        let_rest(directory_of(tmp_path, key(n=name)), 30)
+
+    def list_then_use(directory: Path) -> StoredEntry | None:
+        found = stored_entry(directory)
+        if directory.name == key(n="a").digest:
+            Cache(tmp_path).get_or_make(key(n="a"), never)
+        return found
+
+    monkeypatch.setattr("pytest_trtcheck.cache.store.stored_entry", list_then_use)
+    cache = Cache(tmp_path, max_bytes=0)
+    fill(cache, "c")
+    assert present(cache) == {"a", "c"}
+
+
+def test_the_limit_is_looked_at_first_and_then_after_each_hundredth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[int] = []
+    stored = Cache._stored
+
+    def listing(cache: Cache, kind: str | None = None) -> list[StoredEntry]:
+        found = stored(cache, kind)
+        listed.append(len(found))
+        return found
+
+    monkeypatch.setattr(Cache, "_stored", listing)
+    fill(Cache(tmp_path, max_bytes=1_000_000), *"abcdefgh", size=4_000)
+    assert listed == [1, 4, 7]
 
 
 def test_damaged_entries_count_and_go(tmp_path: Path) -> None:
     fill(Cache(tmp_path), "a")
-    directory = tmp_path / "v1" / "entries" / "engine" / key(n="a").digest
-    (directory / "meta.json").unlink()
-    (directory / "used").unlink()
+    directory = directory_of(tmp_path, key(n="a"))
+    (directory / "manifest").unlink()
+    let_rest(directory, 2)
     cache = Cache(tmp_path, max_bytes=15_000)
     fill(cache, "b")
     assert present(cache) == {"b"}
@@ -442,8 +557,7 @@ def test_extras_count(tmp_path: Path) -> None:
     entry = first.get(key(n="b"))
     assert entry is not None
     entry.write_extra("jit", bytes(20_000))
-    first.close()
-    os.utime(entry.path.parent / "used", (1, 1))
+    let_rest(entry.path.parent, 2)
     cache = Cache(tmp_path, max_bytes=35_000)
     fill(cache, "c")
     assert present(cache) == {"a", "c"}
@@ -468,12 +582,12 @@ def test_entries_and_clear(tmp_path: Path) -> None:
     assert all(entry.bytes > len(CONTENT) and entry.last_used >= entry.created - 1 for entry in cache.entries())
     assert [entry.subject for entry in cache.entries("lowered")] == ["a"]
     cleared = cache.clear("engine")
-    assert (cleared.entries, cleared.in_use) == (2, 0)
+    assert cleared.entries == 2
     assert cleared.bytes > 2 * len(CONTENT)
     assert [entry.kind for entry in cache.entries()] == ["lowered"]
     assert cache.get(key("b")) is None
     assert cache.clear().entries == 1
-    assert not any((tmp_path / "c" / "v1" / "tmp").iterdir())
+    assert not unfinished(tmp_path / "c")
 
 
 def test_clear_leaves_what_the_cache_did_not_put_there(tmp_path: Path) -> None:
@@ -502,9 +616,8 @@ def test_the_table_fits_and_shows_what_a_person_looks_for(tmp_path: Path) -> Non
     )
     cache.get_or_make(key("a model with quite a long name that goes on and on", kind="calibration"), writes())
     damaged = cache.get_or_make(key("gone"), writes())
-    (damaged.path.parent / "meta.json").write_bytes(b"")
-    used = time.time() - 3 * 86400 - 60
-    os.utime(engine.path.parent / "used", (used, used))
+    (damaged.path.parent / "manifest").write_bytes(b"")
+    let_rest(engine.path.parent, 73)
     for width in (80, 100):
         text = cache.describe(width)
         lines = text.splitlines()[1:]
@@ -552,14 +665,7 @@ def test_a_file_is_read_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch
 def test_a_file_that_keeps_changing_is_never_taken_for_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    precise = hashing._stamp
-
-    def coarse(status: os.stat_result, path: Path) -> hashing.Stamp:
-        """The file times of a file system that only knows whole seconds."""
-        device, inode, size, mtime_ns, ctime_ns = precise(status, path)
-        return (device, inode, size, mtime_ns // 10**9 * 10**9, ctime_ns // 10**9 * 10**9)
-
-    monkeypatch.setattr(hashing, "_stamp", coarse)
+    monkeypatch.setattr(hashing, "stamp", coarse_stamp)
     path = tmp_path / "model.onnx"
     for number in range(30):
         content = b"%05d" % number
@@ -568,11 +674,29 @@ def test_a_file_that_keeps_changing_is_never_taken_for_unchanged(
         assert hash_file(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_nothing_heavy_is_imported() -> None:
-    code = (
-        "import sys, pytest_trtcheck.cache; "
-        "print(*({'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'filelock', 'hypothesis'} & set(sys.modules)))"
-    )
+def test_nothing_heavy_is_imported_and_no_lock_is_taken_to_look_up(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made = cache.get_or_make(key(), writes())
+    code = f"""
+import sys
+from pytest_trtcheck.cache import Cache, Key
+key = Key("engine", "net", {{"precision": "fp16"}})
+entry = Cache({str(tmp_path)!r}, max_bytes=0).get_or_make(key, lambda _: 1 / 0)
+assert entry.read_extra("jit") is None
+print(entry.path, *({{"numpy", "onnx", "onnx_ir", "onnxruntime", "filelock", "hypothesis"}} & set(sys.modules)))
+"""
     env = {**os.environ, "PYTHONPATH": str(Path(hashing.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == ""
+    assert done.stdout.strip() == str(made.path)
+
+
+def test_a_warm_lookup_takes_less_than_a_millisecond(tmp_path: Path) -> None:
+    Cache(tmp_path).get_or_make(key(**{f"part{number}": "x" * 20 for number in range(25)}), writes())
+    wanted = key(**{f"part{number}": "x" * 20 for number in range(25)})
+
+    def lookup_s() -> float:
+        start = time.perf_counter()
+        assert Cache(tmp_path).get_or_make(wanted, never).cached
+        return time.perf_counter() - start
+
+    assert min(lookup_s() for _ in range(20)) < 0.001

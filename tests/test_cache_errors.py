@@ -39,24 +39,31 @@ def test_a_file_is_no_cache_directory(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("not ours")
     cache = Cache(tmp_path / "file" / below)
     error = refused(cache)
-    assert f"{tmp_path / 'file'} is a file, not a directory" in error.message
+    assert "cannot be used: reading net (engine) failed: Not a directory" in error.message
     assert (tmp_path / "file").read_text() == "not ours"
-    if not below:
-        for ask in (lambda: cache.get(KEY), cache.entries, cache.describe, cache.clear):
-            with pytest.raises(CacheError, match="is a file"):
-                ask()
+    for ask in (lambda: cache.get(KEY), cache.entries, cache.describe, cache.clear):
+        with pytest.raises(CacheError, match="Not a directory"):
+            ask()
 
 
 def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     (tmp_path / "v1" / "entries" / "engine" / KEY.digest).mkdir(parents=True)
+    (tmp_path / "video.mp4").write_text("mine too")
     cache = Cache(tmp_path)
     error = refused(cache)
     assert "is not a cache of pytest-trtcheck: it holds 'thesis.tex' and 1 more" in error.message
     for ask in (cache.clear, cache.entries, cache.describe):
         with pytest.raises(CacheError, match=r"thesis\.tex"):
             ask()
-    assert {path.name for path in tmp_path.rglob("*")} == {"thesis.tex", "v1", "entries", "engine", KEY.digest}
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "thesis.tex",
+        "video.mp4",
+        "v1",
+        "entries",
+        "engine",
+        KEY.digest,
+    }
 
 
 def test_another_tools_cache_is_not_ours(tmp_path: Path) -> None:
@@ -68,11 +75,11 @@ def test_another_tools_cache_is_not_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lost+found", ".gitignore", ".gitkeep", ".DS_Store"])
 def test_a_fresh_disk_or_checkout_is_free(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
+    (tmp_path / name).write_text("as it was")
     cache = Cache(tmp_path)
     cache.get_or_make(KEY, small)
     assert cache.clear().entries == 1
-    assert (tmp_path / name).exists()
+    assert (tmp_path / name).read_text() == "as it was"
 
 
 def test_a_directory_without_permission(tmp_path: Path) -> None:
@@ -98,7 +105,7 @@ def test_a_write_that_fails_in_make_is_a_cache_error_and_leaves_nothing(tmp_path
     error = refused(cache, lambda directory: (directory / "engine.plan").write_bytes(bytes(100_000)))
     assert "storing net (engine) failed: File too large" in error.message
     assert isinstance(error.__cause__, OSError)
-    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert not any((tmp_path / "v1" / "work").iterdir())
     assert cache.get(KEY) is None
     assert not cache.get_or_make(KEY, small).cached
 
@@ -110,7 +117,7 @@ def test_an_extra_that_cannot_be_written_keeps_the_old_one(tmp_path: Path) -> No
     with pytest.raises(CacheError, match="storing jit of net"):
         entry.write_extra("jit", bytes(100_000))
     assert entry.read_extra("jit") == b"old"
-    assert not any((tmp_path / "v1" / "tmp").iterdir())
+    assert not any((tmp_path / "v1" / "work").iterdir())
 
 
 def on_a_small_disk(tmp_path: Path, code: str) -> None:
@@ -162,7 +169,7 @@ for write in (
 ):
     text = message(lambda: cache.get_or_make(OTHER, write))
     assert "is full (" in text and "storing other (engine) failed" in text, text
-    assert not any((disk / "c/v1/tmp").iterdir())
+    assert not any((disk / "c/v1/work").iterdir())
     assert cache.get(OTHER) is None
 assert not cache.get_or_make(OTHER, small).cached
 

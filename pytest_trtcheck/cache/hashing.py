@@ -8,34 +8,31 @@ import stat
 import time
 import zlib
 from pathlib import Path
-from typing import TypeAlias
-
-Stamp: TypeAlias = tuple[int, int, int, int, int]
-"""(device, inode, size, mtime_ns, ctime_ns) of a file."""
+from typing import NamedTuple
 
 _SETTLED_NS = 2_000_000_000
 _CHUNK_BYTES = 1 << 18
 
+
+class Stamp(NamedTuple):
+    """What `stat` knows of a file's content."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
 _hashes: dict[Stamp, str] = {}
 
 
-def stamp(path: Path) -> Stamp:
-    """What `stat` knows of a regular file, links not followed.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is no such file.
-    IsADirectoryError
-        When it is anything but a regular file.
-    """
-    return _stamp(path.lstat(), path)
-
-
-def _stamp(status: os.stat_result, path: Path) -> Stamp:
+def stamp(file: Path | int) -> Stamp:
+    """The stamp of a regular file, given by its path (links are not followed) or open; an OSError if it is none."""
+    status = os.fstat(file) if isinstance(file, int) else file.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise IsADirectoryError(f"{path} is not a regular file")
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        raise IsADirectoryError("not a regular file")
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def settled(*stamps: Stamp) -> bool:
@@ -45,18 +42,16 @@ def settled(*stamps: Stamp) -> bool:
     size, without its stamp changing. So only files that were left alone for two seconds may be remembered.
     """
     now = time.time_ns()
-    return all(now - max(mtime_ns, ctime_ns) > _SETTLED_NS for *_, mtime_ns, ctime_ns in stamps)
+    return all(now - max(stamp.mtime_ns, stamp.ctime_ns) > _SETTLED_NS for stamp in stamps)
 
 
 def checksum(path: Path) -> tuple[int, str]:
     """Size in bytes and CRC-32 of a file: several GB/s, and it guards against accidents, not against malice."""
     size, crc = 0, 0
-    buffer = bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            crc = zlib.crc32(view[:count], crc)
-            size += count
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+            size += len(chunk)
     return size, f"{crc:08x}"
 
 
@@ -73,12 +68,11 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     OSError
         When the file cannot be read.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        before = _stamp(os.fstat(file.fileno()), path)
-        if (known := _hashes.get(before)) is not None:
-            return known
+    with Path(path).open("rb") as file:
+        before = stamp(file.fileno())
+        if before in _hashes:
+            return _hashes[before]
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if settled(before) and _stamp(os.fstat(file.fileno()), path) == before:
+        if settled(before) and stamp(file.fileno()) == before:
             _hashes[before] = digest
     return digest

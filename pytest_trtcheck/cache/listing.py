@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,11 @@ from pytest_trtcheck.cache.place import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-LAST_USE = "used"
-"""The empty file in an entry whose time of modification is that of the entry's last use."""
-
 _LONGEST_DETAIL_VALUE = 16
 # Values that say that an option was left alone.
 _NOTHING = frozenset({"", "none", "false", "null", "[]", "()", "{}"})
+_HEADS = ("kind", "subject", "made from", "size", "age", "last use")
+_ALIGNMENT = "<<<>>>"
 _SHARE_OF_SUBJECT = 0.45
 _GAP = "  "
 
@@ -42,76 +41,53 @@ class StoredEntry:
     last_used: float
     damaged: bool = False
 
-    @property
-    def name(self) -> str:
-        """How the cache calls the entry: kind/digest."""
-        return f"{self.kind}/{self.digest}"
-
 
 def stored_entry(directory: Path) -> StoredEntry | None:
     """What lies in one entry's directory (its manifest is checked, its files are not); None when it is gone."""
-    size, last_used = 0, 0.0
     try:
-        for folder, _, names in os.walk(directory):
-            for name in names:
-                size += Path(folder, name).lstat().st_size
-        last_used = (directory / LAST_USE).stat().st_mtime
+        last_used = directory.stat().st_mtime
+        size = sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(directory) for name in names)
     except FileNotFoundError:
-        if not directory.is_dir():
-            return None
+        return None
     kind, digest = directory.parent.name, directory.name
     try:
         manifest = read_manifest(directory)
     except DamagedError:
         return StoredEntry(directory, kind, digest, "(damaged)", {}, size, last_used, last_used, damaged=True)
-    return StoredEntry(directory, kind, digest, manifest.subject, manifest.parts, size, manifest.created, last_used)
+    key = manifest.key
+    return StoredEntry(directory, kind, digest, key.subject, key.parts, size, manifest.created, last_used)
 
 
 def table(root: Path, entries: Sequence[StoredEntry], max_bytes: int | None, now: float, width: int) -> str:
     """The entries as a table of at most `width` columns (the root's own line excepted), totals last."""
-    if not entries:
-        return f"trtcheck cache: {root}\nempty"
-    fixed = [
-        (entry.kind, format_bytes(entry.bytes), _span(now - entry.created), _span(now - entry.last_used))
-        for entry in entries
-    ]
-    heads = ("kind", "size", "age", "last use")
-    kind_w, size_w, age_w, use_w = (
-        max(len(head), *(len(row[column]) for row in fixed)) for column, head in enumerate(heads)
-    )
-    room = max(20, width - kind_w - size_w - age_w - use_w - 5 * len(_GAP))
-    subject_w = min(max(len("subject"), *(len(entry.subject) for entry in entries)), int(room * _SHARE_OF_SUBJECT))
-    details = [_cut(_details(entry.parts), room - subject_w) for entry in entries]
-    detail_w = max(len("made from"), *(len(detail) for detail in details))
-
     lines = [f"trtcheck cache: {root}"]
-    rows = [heads, *fixed]
-    texts = [
-        ("subject", "made from"),
-        *((entry.subject, detail) for entry, detail in zip(entries, details, strict=True)),
-    ]
-    for (kind, size, age, use), (subject, detail) in zip(rows, texts, strict=True):
-        cells = (
-            f"{kind:<{kind_w}}",
-            f"{_cut(subject, subject_w):<{subject_w}}",
-            f"{detail:<{detail_w}}",
-            f"{size:>{size_w}}",
-            f"{age:>{age_w}}",
-            f"{use:>{use_w}}",
-        )
-        lines.append(_GAP.join(cells))
-    total = format_bytes(sum(entry.bytes for entry in entries))
+    if not entries:
+        return f"{lines[0]}\nempty"
+    rows = [_HEADS, *(_row(entry, now) for entry in entries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Two columns give way: the subject, and what the entry was made from.
+    room = max(20, width - widths[0] - sum(widths[3:]) - len(_GAP) * (len(widths) - 1))
+    widths[1] = min(widths[1], int(room * _SHARE_OF_SUBJECT))
+    widths[2] = min(widths[2], room - widths[1])
+    for row in rows:
+        cells = zip(row, _ALIGNMENT, widths, strict=True)
+        lines.append(_GAP.join(f"{_cut(cell, size):{side}{size}}" for cell, side, size in cells))
     limit = "no limit" if max_bytes is None else f"limit {format_bytes(max_bytes)}"
-    lines.append(f"{_count(len(entries))}, {total} ({limit})")
-    by_kind = itertools.groupby(sorted(entries, key=lambda entry: entry.kind), key=lambda entry: entry.kind)
-    for kind, group in by_kind:
-        members = list(group)
-        lines.append(f"  {kind}: {_count(len(members))}, {format_bytes(sum(entry.bytes for entry in members))}")
-    return "\n".join(lines)
+    lines.append(f"{_total(entries)} ({limit})")
+    by_kind = defaultdict(list)
+    for entry in entries:
+        by_kind[entry.kind].append(entry)
+    return "\n".join([*lines, *(f"  {kind}: {_total(members)}" for kind, members in sorted(by_kind.items()))])
 
 
-def _count(number: int) -> str:
-    return f"{number} entry" if number == 1 else f"{number} entries"
+def _row(entry: StoredEntry, now: float) -> tuple[str, ...]:
+    times = (_span(now - entry.created), _span(now - entry.last_used))
+    return (entry.kind, entry.subject, _details(entry.parts), format_bytes(entry.bytes), *times)
+
+
+def _total(entries: Sequence[StoredEntry]) -> str:
+    noun = "entry" if len(entries) == 1 else "entries"
+    return f"{len(entries)} {noun}, {format_bytes(sum(entry.bytes for entry in entries))}"
 
 
 def _details(parts: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The directory that the cache lives in: its layout, whether it is ours, and what is wrong with it in the user's words.
+"""The directory that the cache lives in: its layout, its locks, whether it is ours, and what is wrong with it.
 
 A layout version is a directory of its own, so that two versions of the plugin can share one root.
 """
@@ -9,8 +9,10 @@ import errno
 import os
 import re
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import CacheError
@@ -18,6 +20,7 @@ from pytest_trtcheck.errors import CacheError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LAYOUT = "v1"
 _TAG = "CACHEDIR.TAG"
 _OWNER = "pytest-trtcheck"
 _TAG_TEXT = f"""Signature: 8a477f597d28d172789f06886806bc55
@@ -25,53 +28,24 @@ _TAG_TEXT = f"""Signature: 8a477f597d28d172789f06886806bc55
 # See https://bford.info/cachedir/
 """
 # What a directory may hold and still be free for us: left by file systems, version control and our own first steps.
-_NOBODYS = re.compile(r"lost\+found|\.gitkeep|\.gitignore|\.DS_Store|CACHEDIR\.TAG|\.CACHEDIR\.TAG\..*|\.nfs.*")
+_NOBODYS = frozenset({"lost+found", ".gitkeep", ".gitignore", ".DS_Store", _TAG, _LAYOUT})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
-UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM}) | _FULL
-"""What the operating system answers where nothing can be written: an entry that is there can still be read."""
-
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}) | _FULL
 _ALMOST_NOTHING_BYTES = 1 << 20
-_CLEAR_HINT = "free some space, empty the cache with --trt-cache-clear, or name another directory with --trt-cache-dir"
-_OTHER_HINT = "name a directory that can be written with --trt-cache-dir"
+
+LEFTOVER_S = 86400.0
+"""Unfinished work that is older than this, in seconds, was left by a process that died."""
 
 
 class Place:
-    """The paths below the root of a cache."""
+    """The paths below the root of a cache, and what may happen there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        top = root / "v1"
-        self.entries = top / "entries"
-        self.locks = top / "locks"
-        self.sessions = top / "sessions"
-        self.work = top / "tmp"
-        self.gate = top / "gate"
-
-    def prepare(self) -> None:
-        """Create what is missing of the cache; nothing is written into a directory that is not ours.
-
-        Raises
-        ------
-        CacheError
-            When the root holds somebody else's files.
-        OSError
-            When the directory cannot be written.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        if not self.is_ours():
-            with suppress(FileExistsError), (self.root / ".gitignore").open("x", encoding="utf-8") as file:
-                file.write("*\n")
-            half = self.root / f".{_TAG}.{os.getpid()}-{os.urandom(4).hex()}"
-            try:
-                half.write_text(_TAG_TEXT, encoding="utf-8")
-                half.replace(self.root / _TAG)
-            finally:
-                half.unlink(missing_ok=True)
-        for path in (self.entries, self.locks, self.sessions, self.work):
-            path.mkdir(parents=True, exist_ok=True)
+        self.entries = root / _LAYOUT / "entries"
+        self.work = root / _LAYOUT / "work"
 
     def is_ours(self) -> bool:
         """Whether the root carries our mark; False when it is missing or free to be taken.
@@ -81,87 +55,109 @@ class Place:
         CacheError
             When the root holds somebody else's files.
         """
-        if self._is_marked():
-            return True
-        foreign = [name for name in _names(self.root) if not _NOBODYS.fullmatch(name)]
+        try:
+            if _OWNER in (self.root / _TAG).read_text(encoding="utf-8", errors="replace"):
+                return True
+        except FileNotFoundError:
+            if not self.root.exists():
+                return False
+        foreign = sorted({path.name for path in self.root.iterdir()} - _NOBODYS)
         if not foreign:
             return False
-        # Another process may have put its mark, and entries, there since we looked for it.
-        if self._is_marked():
-            return True
         others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise CacheError(
             f"{self.root} is not a cache of {_OWNER}: it holds {foreign[0]!r}{others}",
             f"name an empty or a new directory with --trt-cache-dir, such as {self.root / 'trtcheck'}",
         )
 
-    def _is_marked(self) -> bool:
+    def _prepare(self) -> None:
+        ours = self.is_ours()
+        self.work.mkdir(parents=True, exist_ok=True)
+        if not ours:
+            with suppress(FileExistsError), (self.root / ".gitignore").open("x", encoding="utf-8") as file:
+                file.write("*\n")
+            with TemporaryDirectory(dir=self.work) as work:
+                (Path(work) / _TAG).write_text(_TAG_TEXT, encoding="utf-8")
+                (Path(work) / _TAG).replace(self.root / _TAG)
+
+    @contextmanager
+    def locked(self, name: str, doing: str) -> Iterator[None]:
+        """One process and one thread at a time. What is missing of the cache is created.
+
+        The holder removes the lock file, so that they do not pile up. Those who wait look for the file again each time.
+        """
+        from filelock import FileLock
+
+        path = self.work / f"{name}.lock"
+        lock = FileLock(path, mode=0o666)
+        with self.guarded(doing):
+            self._prepare()
+            lock.acquire()
         try:
-            return _OWNER in (self.root / _TAG).read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return False
+            with suppress(OSError):  # what a killed process left would look like a leftover while it is held again
+                path.touch()
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
+
+    @contextmanager
+    def working(self, doing: str) -> Iterator[Path]:
+        """An empty directory on the file system of the entries, for the time being."""
+        with self.guarded(doing):
+            self.work.mkdir(exist_ok=True)  # what restores a cache in CI may leave empty directories out
+            folder = TemporaryDirectory(dir=self.work, ignore_cleanup_errors=True)
+        with folder as name:
+            yield Path(name)
+
+    def remove_leftovers(self) -> None:
+        """Remove unfinished work, trash and lock files of processes that died."""
+        for path in self.work.iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.lstat().st_mtime > LEFTOVER_S:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def directories(self, kind: str | None = None) -> Iterator[Path]:
         """Every entry's directory, of one kind or of all."""
-        for name in _names(self.entries):
-            if kind in {None, name} and (self.entries / name).is_dir():
-                for digest in _names(self.entries / name):
-                    if _DIGEST.fullmatch(digest):
-                        yield self.entries / name / digest
-
-    def free_bytes(self) -> int | None:
-        """What can still be written, in bytes; None when nobody knows."""
-        with suppress(OSError):
-            return shutil.disk_usage(self.root).free
-        return None
-
-    def _is_full(self) -> bool:
-        free = self.free_bytes()
-        return free is not None and free < _ALMOST_NOTHING_BYTES
+        return (path for path in self.entries.glob(f"{kind or '*'}/*") if _DIGEST.fullmatch(path.name))
 
     @contextmanager
-    def guarded(self, doing: str) -> Iterator[None]:
-        """Whatever the operating system refuses inside becomes a `CacheError` that says what was being done."""
+    def guarded(self, doing: str, others_work: Path | None = None) -> Iterator[None]:
+        """Whatever the operating system refuses inside becomes a `CacheError` that says what was being done.
+
+        Where others write below `others_work`, their errors pass as they are, unless our place is to blame.
+        """
         try:
             yield
         except OSError as error:
-            raise self.error(error, doing) from error
+            if others_work is not None and not self._is_to_blame(error, others_work):
+                raise
+            raise self._error(error, doing) from error
 
-    def error(self, error: OSError, doing: str) -> CacheError:
-        """`error` in the user's words: which directory, what is wrong with it, what to do."""
-        why = f"{doing} failed: {error.strerror or error}"
-        for path in (self.root, *self.root.parents):
-            if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - Path's raise where forbidden
-                return CacheError(
-                    f"the cache directory {self.root} cannot be used: {path} is a file, not a directory",
-                    "name a directory with --trt-cache-dir",
-                )
-        if error.errno == errno.EFBIG:
-            return CacheError(
-                f"the cache directory {self.root} cannot take a file so large: {why}",
-                "raise the limit on file sizes (ulimit -f), or name another directory with --trt-cache-dir",
-            )
-        if error.errno in _FULL or (error.errno is None and self._is_full()):
-            free = self.free_bytes()
-            left = "" if free is None else f" ({format_bytes(free)} free)"
-            return CacheError(f"the cache directory {self.root} is full{left}: {why}", _CLEAR_HINT)
-        if error.errno in UNWRITABLE:
-            where = "" if error.filename in {None, str(self.root)} else f" ({error.filename})"
-            return CacheError(f"the cache directory {self.root} cannot be written: {why}{where}", _OTHER_HINT)
-        if error.errno in _NO_LOCKS:
-            return CacheError(
-                f"the cache directory {self.root} is on a file system without file locks: {why}",
-                "name a directory on a local disk with --trt-cache-dir",
-            )
-        where = "" if error.filename is None else f" ({error.filename})"
-        return CacheError(f"the cache directory {self.root} cannot be used: {why}{where}", _OTHER_HINT)
-
-    def is_at_fault(self, error: OSError, directory: Path) -> bool:
-        """Whether `error`, raised while others wrote below `directory`, is about our place and not about theirs."""
+    def _is_to_blame(self, error: OSError, directory: Path) -> bool:
         if isinstance(error.filename, (str, bytes)):
-            return Path(os.fsdecode(error.filename)).is_relative_to(directory) and error.errno in UNWRITABLE
+            return error.errno in _UNWRITABLE and Path(os.fsdecode(error.filename)).is_relative_to(directory)
+        return error.errno == errno.EFBIG or self._is_full(error)
+
+    def _is_full(self, error: OSError) -> bool:
         # A failed write names no file, and numpy's does not even have an errno.
-        return error.errno in _FULL or (error.errno is None and self._is_full())
+        return error.errno in _FULL or (error.errno is None and self._free_bytes() < _ALMOST_NOTHING_BYTES)
+
+    def _free_bytes(self) -> int:
+        with suppress(OSError):
+            return shutil.disk_usage(self.root).free
+        return 0
+
+    def _error(self, error: OSError, doing: str) -> CacheError:
+        why = f"{doing} failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        hint = "name another directory with --trt-cache-dir"
+        if self._is_full(error):
+            state = f"is full ({format_bytes(self._free_bytes())} free)"
+            hint = f"free some space, empty the cache with --trt-cache-clear, or {hint}"
+        else:
+            state = "cannot be written" if error.errno in _UNWRITABLE else "cannot be used"
+        return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
 
 
 def format_bytes(count: int) -> str:
@@ -172,9 +168,3 @@ def format_bytes(count: int) -> str:
             return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def _names(directory: Path) -> list[str]:
-    with suppress(FileNotFoundError):
-        return sorted(path.name for path in directory.iterdir())
-    return []
