@@ -6,13 +6,12 @@ that all its pieces share, so that a piece holds little more than its nodes.
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -67,21 +66,26 @@ class Graph:
 
     @classmethod
     def stage(cls, path: Path, folder: Path, name: str) -> Graph:
-        """The model at `path`, whose nodes are all named, its large weights linked or copied into `folder`."""
+        """The model at `path`, whose nodes are all named, its large weights in files in `folder`."""
         proto = onnx.load(path, load_external_data=False)
         own = folder / f"{name}.weights"
-        links: dict[str, str] = {}
+        copies: dict[str, str] = {}
         with own.open("wb") as file:
             for tensor in proto.graph.initializer:
                 if tensor.data_location == TensorProto.EXTERNAL:
-                    _relocate(tensor, path.parent, folder, name, links)
+                    _relocate(tensor, path.parent, folder, name, copies)
                 elif len(tensor.raw_data) >= _SHARED_BYTES:
                     _move_out(tensor, file, own.name)
-        return cls(proto, folder)
+        # Parsed anew: protobuf gives the memory of a cleared field back with its message, not before.
+        return cls(onnx.ModelProto.FromString(proto.SerializeToString()), folder)
 
     def reads(self, node: int) -> tuple[str, ...]:
         """What a node reads: computed values, weights and inputs, those that its inner graphs read too."""
         return self._reads[node]
+
+    def opset(self) -> int:
+        """The version of ONNX's own operators."""
+        return max((entry.version for entry in self.proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
 
     def producer(self, name: str) -> onnx.NodeProto | None:
         """The node that computes `name`."""
@@ -110,15 +114,20 @@ class Graph:
         value = self._described.get(name)
         return value is None or value.type.WhichOneof("value") in {None, "tensor_type"}
 
+    def rank(self, name: str) -> int | None:
+        """The number of dimensions, where the file states it."""
+        value = self._described.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        return len(value.type.tensor_type.shape.dim)
+
     def static_size(self, name: str) -> int | None:
         """The number of elements, where the file states every dimension."""
         value = self._described.get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
         dims = value.type.tensor_type.shape.dim
-        if not all(dim.HasField("dim_value") for dim in dims):
-            return None
-        return int(np.prod([dim.dim_value for dim in dims], dtype=np.int64))
+        return math.prod(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
 
     def cut(self, wanted: Iterable[str], given: Collection[str]) -> Piece:
         """The piece that computes `wanted`, going back no further than `given` and the model's inputs."""
@@ -200,6 +209,22 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
+def rename_reads(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Let `node` and the graphs inside it read values by their new names."""
+    node.input[:] = [names.get(name, name) for name in node.input]
+    rename_inside(node, names)
+
+
+def rename_inside(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Let the graphs inside `node` read outer values by their new names."""
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+            for inner in graph.node:
+                rename_reads(inner, names)
+            for value in graph.output:
+                value.name = names.get(value.name, value.name)
+
+
 def inner_names(node: onnx.NodeProto) -> Iterator[str]:
     """The names of the nodes inside a node's graphs."""
     for attribute in node.attribute:
@@ -230,16 +255,14 @@ def _move_out(tensor: onnx.TensorProto, file: Any, location: str) -> None:
     tensor.ClearField("raw_data")
 
 
-def _relocate(tensor: onnx.TensorProto, source: Path, folder: Path, name: str, links: dict[str, str]) -> None:
-    """Let an external weight be found from `folder`: ONNX Runtime looks beside the model alone."""
+def _relocate(tensor: onnx.TensorProto, source: Path, folder: Path, name: str, copies: dict[str, str]) -> None:
+    """Let an external weight be found from `folder`: runtimes look beside the model alone, and follow no links."""
+    if source == folder:
+        return
     for entry in tensor.external_data:
         if entry.key != "location":
             continue
-        if entry.value not in links:
-            links[entry.value] = f"{name}-{len(links)}.weights"
-            original, target = (source / entry.value).resolve(), folder / links[entry.value]
-            try:
-                os.link(original, target)
-            except OSError:
-                shutil.copyfile(original, target)
-        entry.value = links[entry.value]
+        if entry.value not in copies:
+            copies[entry.value] = f"{name}-{len(copies)}.weights"
+            shutil.copyfile(source / entry.value, folder / copies[entry.value])
+        entry.value = copies[entry.value]

@@ -1,4 +1,4 @@
-"""What two versions of a tensor differ by, and what a 16-bit or quantized type makes of one; read chunk by chunk."""
+"""What two versions of a tensor differ by, and how a tensor fits the type or range that it is held in."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 _CHUNK = 1 << 16
-"""Elements, so that a chunk in FP64 and what is made of it stay in the processor's cache."""
+"""Elements, so that a chunk and what is made of it stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Difference:
     largest
         max|d|.
     dd, rr
-        Σd² and Σr², in FP64.
+        Σd² and Σr².
     nonfinite
         Elements that are NaN or infinite on one side alone, or differently so.
     unequal
@@ -75,43 +73,20 @@ def difference(actual: NDArray[Any], reference: NDArray[Any]) -> Difference:
         return Difference(max(actual.size, 1), nonfinite=max(actual.size, 1))
     if not is_float(reference):
         return Difference(reference.size, unequal=int(np.count_nonzero(actual != reference)))
-    found = Difference(0)
-    for a, r in zip(_chunks(actual), _chunks(reference), strict=True):
-        found = _joined(found, _of_chunk(a, r))
-    return found
-
-
-def _of_chunk(actual: NDArray[np.float64], reference: NDArray[np.float64]) -> Difference:
-    with np.errstate(invalid="ignore", over="ignore"):
-        d = actual - reference
-        dd, rr = float(d @ d), float(reference @ reference)
-    count, nonfinite = len(d), 0
-    # FP32 values cannot make an FP64 sum of squares overflow, so a finite sum says that all elements are finite.
-    if not math.isfinite(dd + rr):
-        finite = np.isfinite(actual) & np.isfinite(reference)
-        same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
-        nonfinite = int(np.count_nonzero(~finite & ~same))
-        d, reference = d[finite], reference[finite]
-        dd, rr = float(d @ d), float(reference @ reference)
-    return Difference(
-        count,
-        float(np.abs(reference).max(initial=0.0)),
-        float(np.abs(d).max(initial=0.0)),
-        dd,
-        rr,
-        nonfinite,
-    )
-
-
-def _joined(one: Difference, other: Difference) -> Difference:
-    return Difference(
-        one.size + other.size,
-        max(one.peak, other.peak),
-        max(one.largest, other.largest),
-        one.dd + other.dd,
-        one.rr + other.rr,
-        one.nonfinite + other.nonfinite,
-    )
+    dd = rr = largest = peak = 0.0
+    nonfinite = 0
+    for start in range(0, reference.size, _CHUNK):
+        a, r = (each.reshape(-1)[start : start + _CHUNK].astype(np.float64) for each in (actual, reference))
+        finite = np.isfinite(a) & np.isfinite(r)
+        same = (a == r) | (np.isnan(a) & np.isnan(r))
+        nonfinite += int(np.count_nonzero(~finite & ~same))
+        # The peak is the reference's own: an element that became infinite must not hide how large it was.
+        peak = max(peak, float(np.abs(r[np.isfinite(r)]).max(initial=0.0)))
+        d, r = a[finite] - r[finite], r[finite]
+        # Not by BLAS: for a chunk, waking its threads takes longer than the sum.
+        dd, rr = dd + float(np.einsum("i,i->", d, d)), rr + float(np.einsum("i,i->", r, r))
+        largest = max(largest, float(np.abs(d).max(initial=0.0)))
+    return Difference(reference.size, peak, largest, dd, rr, nonfinite)
 
 
 @dataclass(frozen=True)
@@ -123,6 +98,11 @@ class FloatType:
     smallest_normal: float
     smallest: float
     roundoff: float
+
+    @property
+    def beyond(self) -> float:
+        """The smallest magnitude that becomes infinite: half a step beyond the largest value still rounds to it."""
+        return self.largest * (1 + self.roundoff / 2)
 
 
 FP16 = FloatType("FP16", 65504.0, 2.0**-14, 2.0**-24, 2.0**-11)
@@ -150,12 +130,12 @@ class Fit:
     Parameters
     ----------
     overflow
-        Finite elements beyond the largest value of the type.
+        Finite elements beyond the largest value of the type; of large tensors estimated, until they are taken apart.
     underflow
         The share (0 to 1) of the elements other than 0 that lie below the smallest normal value of the type, or that a
-        quantizer rounds to 0.
+        quantizer rounds to 0; of large tensors estimated.
     flushed
-        The share of those that become 0.
+        The share of those that become 0, likewise.
     saturated
         The share of all elements that lie outside the quantizer's range; None without one.
     """
@@ -166,43 +146,6 @@ class Fit:
     saturated: float | None = None
 
 
-def fit(array: NDArray[Any], held: FloatType | None, span: Span | None) -> Fit:
-    """How `array` fits `held` and `span`."""
-    if (held is None and span is None) or not is_float(array):
-        return Fit()
-    overflow = tiny = flushed = nonzero = outside = 0
-    smallest_normal = held.smallest_normal if held else 0.0
-    # Round to nearest even: exactly half of the smallest becomes 0.
-    half = held.smallest / 2 if held else span.step / 2 if span else 0.0
-    for chunk in _chunks(array):
-        magnitude = np.abs(chunk)
-        nonzero += int(np.count_nonzero(magnitude))
-        gone = int(np.count_nonzero((magnitude <= half) & (magnitude > 0)))
-        flushed += gone
-        if held is not None:
-            # What is above the largest value by less than half a step still rounds to it.
-            beyond = held.largest * (1 + held.roundoff / 2)
-            overflow += int(np.count_nonzero((magnitude >= beyond) & np.isfinite(magnitude)))
-            tiny += int(np.count_nonzero((magnitude < smallest_normal) & (magnitude > 0)))
-        else:
-            tiny += gone
-        if span is not None:
-            margin = span.step / 2
-            outside += int(np.count_nonzero((chunk > span.high + margin) | (chunk < span.low - margin)))
-    return Fit(
-        overflow,
-        tiny / nonzero if nonzero else 0.0,
-        flushed / nonzero if nonzero else 0.0,
-        None if span is None else outside / array.size if array.size else 0.0,
-    )
-
-
 def is_float(array: NDArray[Any]) -> bool:
     """Whether an array holds floats; ml_dtypes' 16-bit types count."""
     return array.dtype.kind == "f" or array.dtype.name in {"bfloat16", "float8_e4m3fn", "float8_e5m2"}
-
-
-def _chunks(array: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        yield flat[start : start + _CHUNK].astype(np.float64)

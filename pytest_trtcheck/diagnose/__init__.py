@@ -1,0 +1,12 @@
+"""Why a check failed: which step, which operator, and what to change.
+
+`diagnose` says it as a `Blame`, whose `to_dict()` is the `blame` of a parity record; `explain` turns that into lines.
+"""
+
+from pytest_trtcheck.diagnose.diagnosis import Budget, diagnose
+from pytest_trtcheck.diagnose.engine import Engine
+from pytest_trtcheck.diagnose.result import Blame, Errors
+from pytest_trtcheck.diagnose.text import explain
+from pytest_trtcheck.diagnose.trials import Subject
+
+__all__ = ["Blame", "Budget", "Engine", "Errors", "Subject", "diagnose", "explain"]

@@ -1,0 +1,127 @@
+"""What a diagnosis says, as plain data: the `blame` of a parity record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_trtcheck.diagnose.culprit import Culprit
+    from pytest_trtcheck.diagnose.trace import Tensor
+
+Step = Literal["precision", "engine", "both", "spread"]
+
+MOST_TENSORS = 400
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The error of each step, as the metric of the limit that failed.
+
+    Parameters
+    ----------
+    metric, limit, output
+        What was judged.
+    lowered
+        The emulated lowered model against the FP32 reference.
+    engine
+        The engine against the emulated lowered model; None without one.
+    total
+        What failed: the engine against the reference, or without one the same as `lowered`.
+    """
+
+    metric: str
+    limit: float | None
+    output: str
+    lowered: float | None
+    engine: float | None
+    total: float | None
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Which step lost the accuracy, where, and what to change.
+
+    Parameters
+    ----------
+    step
+        "precision": the lowering; "engine": TensorRT; "both"; "spread": the precision, but no operator in particular.
+    headline
+        One line for a person.
+    culprit
+        The operator to blame; None where the error is spread or could not be traced.
+    others
+        Further operators with the same fault.
+    contributions
+        What the nodes that contribute most cause by themselves, lowered alone: {node, share}, 1 being all of the error.
+        Errors add up as squares, roughly, so the shares add up to more than 1.
+    tensors
+        The error along the graph, for reports.
+    keep_fp32
+        The whole argument under which the check passes; None where none was found.
+    keep_value
+        What the failed metric becomes with it.
+    confirmed
+        Whether all inputs were checked with it.
+    calibration
+        What the audit of the calibration data found; None without one.
+    builds
+        Engines built for bisection.
+    """
+
+    step: Step
+    headline: str
+    errors: Errors
+    culprit: Culprit | None = None
+    others: tuple[str, ...] = ()
+    contributions: tuple[Mapping[str, Any], ...] = ()
+    tensors: tuple[Mapping[str, Any], ...] = ()
+    keep_fp32: tuple[str, ...] | None = None
+    keep_value: float | None = None
+    confirmed: bool = False
+    calibration: Mapping[str, Any] | None = None
+    builds: int = 0
+    trials: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data. `summary` and `tensor` say again what the report's overview shows."""
+        return {
+            **asdict(self),
+            "summary": self.headline,
+            "tensor": self.culprit.tensor if self.culprit else None,
+        }
+
+
+def rows(tensors: Sequence[Tensor], marked: Sequence[str] = ()) -> tuple[Mapping[str, Any], ...]:
+    """The tensors as plain data, at most MOST_TENSORS: `marked` and the worst of their neighbours."""
+    if len(tensors) > MOST_TENSORS:
+        stretch = -(-len(tensors) // (MOST_TENSORS - len(marked)))
+        kept = {
+            max(range(start, min(start + stretch, len(tensors))), key=lambda index: tensors[index].error.l2)
+            for start in range(0, len(tensors), stretch)
+        }
+        kept |= {index for index, tensor in enumerate(tensors) if tensor.name in marked}
+        tensors = [tensors[index] for index in sorted(kept)]
+    return tuple(_row(tensor) for tensor in tensors)
+
+
+def _row(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "node": tensor.node or None,
+        "op_type": tensor.op_type,
+        "error": tensor.error.l2,
+        "own": tensor.own,
+        "max": tensor.error.max,
+        "l2": tensor.error.l2,
+        "snr_db": tensor.error.snr_db,
+        "max_abs": tensor.error.peak,
+        "nonfinite": tensor.error.nonfinite,
+        "overflow": tensor.fit.overflow,
+        "underflow": tensor.fit.underflow,
+        "saturated": tensor.fit.saturated,
+    }

@@ -1,0 +1,128 @@
+"""A diagnosis in words, for the text of a failed test."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.record import number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+WIDTH = 96
+_LABEL = 13
+_SHOWN = 3
+_WORDS = {
+    "precision": "the precision",
+    "engine": "the engine",
+    "both": "the precision and the engine",
+    "spread": "the precision",
+}
+
+
+def explain(blame: Mapping[str, Any]) -> str:
+    """The lines to print for a `blame`, none of them wider than WIDTH but for long names in `keep_fp32=`."""
+    return "\n".join(_lines(blame))
+
+
+def _lines(blame: Mapping[str, Any]) -> Iterator[str]:
+    yield from _row("to blame", f"{_WORDS[blame['step']]}: {blame['headline']}")
+    yield from _row("error", _steps(blame["errors"]))
+    culprit = blame["culprit"]
+    if culprit:
+        yield from _row("where", f"tensor {culprit['tensor']!r} at node {culprit['node']!r} ({culprit['op_type']})")
+        yield from _row("what", culprit["detail"])
+        yield from _row("jump", _jump(culprit))
+        if blame["others"]:
+            shown = ", ".join(map(repr, blame["others"][:_SHOWN]))
+            more = len(blame["others"]) - _SHOWN
+            label = "or" if culprit["kind"] == "engine" else "also"
+            yield from _row(label, shown + (f" and {more} more nodes" if more > 0 else ""))
+    elif blame["contributions"]:
+        yield from _row("most of it", _contributions(blame["contributions"]))
+    yield from _keep(blame)
+    yield from _calibration(blame["calibration"] or {})
+    for note in blame["notes"]:
+        yield from _row("note", note)
+
+
+def _steps(errors: Mapping[str, Any]) -> str:
+    shown = {name: number(errors[name]) for name in ("lowered", "engine", "total")}
+    limit = f", the limit is {errors['limit']:g}" if errors["limit"] is not None else ""
+    metric = f"{errors['metric']} of {errors['output']!r}"
+    if shown["engine"] is None:
+        return f"{metric}: FP32 → lowered {_figure(shown['lowered'])}{limit}"
+    return (
+        f"{metric}: FP32 → lowered {_figure(shown['lowered'])}, lowered → engine {_figure(shown['engine'])}, "
+        f"in all {_figure(shown['total'])}{limit}"
+    )
+
+
+def _contributions(contributions: Sequence[Mapping[str, Any]]) -> str:
+    shares = [(each["node"], number(each["share"]) or 0.0) for each in contributions[:_SHOWN]]
+    shown = ", ".join(f"{node!r} {share:.2g}×" for node, share in shares)
+    return f"{shown} the error, each lowered alone" + ("; errors cancel in part" if shares[0][1] > 1 else "")
+
+
+def _jump(culprit: Mapping[str, Any]) -> str:
+    own, before, after = (number(culprit[name]) for name in ("own", "before", "after"))
+    if own is None or before is None or after is None:
+        return ""
+    return f"relative error {before:.2g} before this node, {after:.2g} behind it; {own:.2g} of its own making"
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
+def _keep(blame: Mapping[str, Any]) -> Iterator[str]:
+    names = blame["keep_fp32"]
+    if not names:
+        return
+    value = number(blame["keep_value"])
+    how = "confirmed on all inputs" if blame["confirmed"] else "not confirmed"
+    yield from _row("passes with", f"{blame['errors']['metric']} {_figure(value)}, {how} by emulation:")
+    yield from argument(names)
+
+
+def argument(names: Sequence[str]) -> list[str]:
+    """`keep_fp32=[…]` to paste, on as many lines as it takes; a name is never broken."""
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]
+    line = f"    keep_fp32=[{', '.join(quoted)}]"
+    if len(line) <= WIDTH:
+        return [line]
+    return ["    keep_fp32=[", *(f"        {name}," for name in quoted), "    ]"]
+
+
+def _calibration(audit: Mapping[str, Any]) -> Iterator[str]:
+    label = "calibration"
+    for method in audit.get("methods", ()):
+        if method["passes"]:
+            yield from _row(label, f'method="{method["method"]}" passes ({_figure(number(method["value"]))})')
+            label = ""
+    for each in audit.get("outside", ())[:_SHOWN]:
+        if each["share"] > audit["limit"]:
+            yield from _row(
+                label,
+                f"{each['share']:.1%} of tensor {each['tensor']!r} lies outside its range of ±{each['amax']:.4g} "
+                f"(max|x| {each['max_abs']:.4g}), most of it in test input {each['worst']}",
+            )
+            label = ""
+    for flag in audit.get("flags", ())[:_SHOWN]:
+        yield from _row(label, f"{flag['label']}: {flag['what']}" + (f", {flag['detail']}" if flag["detail"] else ""))
+        label = ""
+    if (more := len(audit.get("flags", ())) - _SHOWN) > 0:
+        yield from _row(label, f"… and {more} more in the report")
+
+
+def _row(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"  {label:<{_LABEL}}",
+        subsequent_indent=" " * (_LABEL + 2),
+        break_long_words=True,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,135 @@
+"""The search for a smallest set, and the words that a diagnosis is put into."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_trtcheck.diagnose import Blame, Errors, explain, search
+from pytest_trtcheck.diagnose.culprit import Culprit, Kind
+from pytest_trtcheck.diagnose.trials import BudgetSpent, Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Trials:
+    """Suffices when all that is needed is there; counts how often it was asked."""
+
+    def __init__(self, needed: set[int], most: int = 10_000) -> None:
+        self.needed, self.left, self.asked = needed, most, 0
+
+    def __call__(self, chosen: Sequence[int]) -> bool:
+        if self.left <= 0:
+            raise BudgetSpent
+        self.left -= 1
+        self.asked += 1
+        return self.needed <= set(chosen)
+
+
+@given(needed=st.sets(st.integers(0, 99), min_size=1, max_size=6))
+def test_exactly_what_is_needed_is_found(needed: set[int]) -> None:
+    trials = Trials(needed)
+    assert search.fewest(range(100), trials) == sorted(needed)
+
+
+def test_a_good_ranking_makes_it_short() -> None:
+    trials = Trials({0, 1, 2})
+    assert search.fewest(range(500), trials) == [0, 1, 2]
+    assert trials.asked < 15
+
+
+def test_none_where_not_even_all_suffice() -> None:
+    assert search.fewest(range(10), Trials({10})) is None
+    assert search.fewest([], Trials({1})) is None
+
+
+@given(most=st.integers(0, 40), needed=st.sets(st.integers(0, 30), min_size=1, max_size=4))
+def test_the_best_that_the_budget_allowed(most: int, needed: set[int]) -> None:
+    trials = Trials(needed, most)
+    found = search.fewest(range(31), trials)
+    assert trials.asked <= most
+    assert found is None or needed <= set(found)
+
+
+@given(needed=st.sets(st.integers(0, 9)), extra=st.sets(st.integers(10, 19)))
+def test_needless_ones_are_left_out(needed: set[int], extra: set[int]) -> None:
+    items = sorted(needed | extra)
+    found = search.without_needless(items, Trials(needed))
+    assert set(found) == needed or (not needed and len(found) <= 1)
+
+
+def test_the_clock() -> None:
+    clock = Clock(seconds=100, trials=2)
+    clock.spend()
+    clock.spend()
+    with pytest.raises(BudgetSpent):
+        clock.spend()
+    assert Clock(seconds=0, trials=5).is_over()
+    with pytest.raises(BudgetSpent):
+        Clock(seconds=-1, trials=5).spend()
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+CULPRIT = Culprit("/block/Mul", "Mul", "/block/Mul_output_0", "overflow", "max|x| 70,000 is beyond FP16's 65,504")
+ERRORS = Errors("max", 0.01, "logits", 0.5, None, 0.5)
+
+
+def blame(**fields: Any) -> dict[str, Any]:
+    return Blame(**{"step": "precision", "headline": "tensor 'a' overflows", "errors": ERRORS, **fields}).to_dict()
+
+
+def test_the_first_line_says_who_is_to_blame() -> None:
+    first: Callable[[dict[str, Any]], str] = lambda each: explain(each).splitlines()[0]  # noqa: E731
+    assert first(blame()) == "  to blame     the precision: tensor 'a' overflows"
+    assert first(blame(step="engine", headline="x")) == "  to blame     the engine: x"
+    assert first(blame(step="both", headline="x")) == "  to blame     the precision and the engine: x"
+
+
+def test_the_argument_can_be_pasted() -> None:
+    short, awkward = ("a", "b"), ('a"b', "back\\slash", "x" * 90, "/model.0/[conv]/Conv*")
+    for names in (short, awkward):
+        text = explain(blame(culprit=CULPRIT, keep_fp32=names, keep_value=0.002, confirmed=True))
+        pasted = text[text.index("keep_fp32=") :]
+        assert eval(f"dict({pasted})") == {"keep_fp32": list(names)}
+        assert "passes with  max 0.002, confirmed on all inputs" in text
+
+
+def test_every_step_is_told() -> None:
+    errors = Errors("max", 0.01, "logits", 0.001, float("inf"), float("inf"))
+    text = explain(blame(step="engine", errors=errors, notes=("one thing", "another")))
+    assert "FP32 → lowered 0.001, lowered → engine inf, in all inf, the limit is 0.01" in " ".join(text.split())
+    assert text.count("  note  ") == 2
+
+
+@given(st.text(min_size=1, max_size=300), st.text(min_size=1, max_size=300))
+def test_no_line_is_wider_than_the_terminal(name: str, detail: str) -> None:
+    culprit = Culprit(name, "Mul", name, "rounding", detail)
+    calibration = {
+        "limit": 0.01,
+        "outside": [{"tensor": name, "amax": 1.0, "share": 0.5, "max_abs": 2.0, "worst": 0}],
+        "flags": [{"what": "constant", "index": 0, "label": detail, "detail": detail}] * 5,
+        "methods": [{"method": "entropy", "value": 0.01, "passes": True}],
+    }
+    text = explain(blame(culprit=culprit, others=(name,) * 5, calibration=calibration, notes=(detail,)))
+    assert all(len(line) <= 100 for line in text.split("\n"))
+
+
+def test_the_documentation_names_every_key() -> None:
+    """docs/diagnosis.md is what a program that reads the JSON report goes by."""
+    lines = (Path(__file__).parent.parent / "docs" / "diagnosis.md").read_text(encoding="utf-8").splitlines()
+    table = lines[lines.index("| key | what it holds |") + 2 :]
+    rows = {key: row for row in table for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert set(rows) == set(blame())
+    nested: dict[str, Any] = {"errors": ERRORS, "culprit": CULPRIT}
+    for key, part in nested.items():
+        assert {each.name for each in fields(part)} <= set(re.findall(r"`(\w+)`", rows[key])), key
+    kinds = {row.split("|")[1].strip(" `") for row in lines[lines.index("| `kind` | what went wrong |") + 2 :][:7]}
+    assert kinds | {"engine"} == set(get_args(Kind))
