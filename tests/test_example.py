@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "tests/test_digits.py::"
+no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def example(tmp_path: Path) -> Project:
     return Project(path)
 
 
+@no_gpu
 def test_a_new_user_sees_passes_one_expected_failure_and_what_was_not_measured(example: Project) -> None:
     run = example.run()
     assert run.code == 0, run.text
@@ -83,6 +85,7 @@ def test_a_new_user_sees_passes_one_expected_failure_and_what_was_not_measured(e
     assert run.checks["tests/test_magika.py::test_fp16"]["parity"]["worst"] > 0.9
 
 
+@no_gpu
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 def test_engines_are_built_for_a_gpu_that_is_elsewhere_and_only_once(example: Project, tmp_path: Path) -> None:
     arguments = "--trt-gpu=A100", f"--trt-cache-dir={tmp_path / 'cache'}"
