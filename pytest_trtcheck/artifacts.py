@@ -265,7 +265,7 @@ def _samples(model: OnnxModel, precision: Precision, calibration: object, folder
     return calibration_data.load(calibration, model.inputs, folders)
 
 
-def _prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
+def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
     """The FP32 model that is lowered: batch normalization folded."""
     if "BatchNormalization" not in model.op_types:
         return model.path
@@ -289,7 +289,7 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
     from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import half
 
-    lowered = half.to_half(graph.read(_prepared(model, keep_fp32, cache)), precision, keep_fp32)
+    lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
     graph.write(lowered.model, folder / MODEL_FILE)
     notes = [
         f"weight {weight.name}: {weight.count} values up to {weight.largest:.4g} do not fit {precision} "
@@ -311,7 +311,7 @@ def _make_quantized(
     from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import calibrate, quantization_plan, quantize
 
-    path = _prepared(model, keep_fp32, cache)
+    path = prepared(model, keep_fp32, cache)
     read = graph.read(path)
     plan = quantization_plan.points(read, keep_fp32)
     parts = {
@@ -387,4 +387,4 @@ def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], c
     """
     if model.has_qdq or model.half_types:
         return Reference(model, cache).path()
-    return model.path if lowered.path == model.path else _prepared(model, keep_fp32, cache)
+    return model.path if lowered.path == model.path else prepared(model, keep_fp32, cache)

@@ -14,5 +14,6 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
-MAX_SECONDS = 30.0
-"""What a latency measurement may take unless `trt_latency` says otherwise, in seconds."""
+MARKERS = ("trt_parity", "trt_latency")
+PRECISION, BATCH = "_trt_precision", "_trt_batch"
+"""The parameters that lists in a marker become."""

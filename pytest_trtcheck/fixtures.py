@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.session import session_of
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -15,9 +13,16 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.artifacts import Reference
     from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.check import Workshop
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.record import CheckRecord
     from pytest_trtcheck.spec import BuildOptions
+
+
+def _workshop(request: pytest.FixtureRequest) -> Workshop:
+    from pytest_trtcheck.session import session_of
+
+    return session_of(request.config).workshop
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def trt_build_options() -> BuildOptions | None:
 @pytest.fixture
 def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
     """The GPU that is judged: the one of `--trt-gpu`, else the one in this machine, else None."""
-    return session_of(request.config).workshop.judged_gpu()
+    return _workshop(request).judged_gpu()
 
 
 @pytest.fixture
@@ -57,18 +62,18 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
     The engine is called with a mapping from input name to array and returns one from output name to array. Without a
     GPU it is the emulation, and `engine.evidence` says so.
     """
-    from pytest_trtcheck import settings
+    from pytest_trtcheck import markers
     from pytest_trtcheck.check import Request
     from pytest_trtcheck.running import folders
 
     item = request.node
-    workshop = session_of(request.config).workshop
+    workshop = _workshop(request)
     made: list[Runner] = []
 
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
     ) -> Runner:
-        spec = settings.from_marker("trt_parity", (model,), {"precision": precision, **arguments})
+        spec = markers.from_marker("trt_parity", (model,), {"precision": precision, **arguments})
         calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
         runner = workshop.runner(
             Request(
@@ -93,7 +98,7 @@ def trt_reference(request: pytest.FixtureRequest) -> Callable[[object], Referenc
     """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
     from pytest_trtcheck.running import folders
 
-    workshop = session_of(request.config).workshop
+    workshop = _workshop(request)
     return lambda model: workshop.reference(model, folders(request.node))
 
 
@@ -104,7 +109,7 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     Takes the arguments of the marker `trt_parity` (one precision, one batch), fails the test as a marked one fails, and
     returns the record.
     """
-    from pytest_trtcheck import settings
+    from pytest_trtcheck import markers
     from pytest_trtcheck.check import Request
     from pytest_trtcheck.running import folders, run
 
@@ -112,7 +117,7 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     options = request.getfixturevalue("trt_build_options")
 
     def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
-        spec = settings.from_marker("trt_parity", (model,), arguments)
+        spec = markers.from_marker("trt_parity", (model,), arguments)
         return run(
             item,
             Request(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
-from pytest_trtcheck import settings
+from pytest_trtcheck import markers
+from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
 from pytest_trtcheck.errors import ArgumentError, TrtCheckError
+from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
-if TYPE_CHECKING:
-    from pytest_trtcheck.spec import LatencySpec, ParitySpec
-
-PRECISION, BATCH = "_trt_precision", "_trt_batch"
-"""The parameters that lists in the marker become."""
-_MARKED: pytest.StashKey[Marked] = pytest.StashKey()
+_MARKED: pytest.StashKey[Marked | None] = pytest.StashKey()
 
 
-class Marked(NamedTuple):
+@dataclass(frozen=True)
+class Marked:
     """What the markers of a test ask for. `error` is set when they can't be understood; then the rest is empty.
 
     Parameters
@@ -36,45 +35,30 @@ class Marked(NamedTuple):
     def selected(self, item: pytest.Function) -> Marked:
         """The one precision and batch of this test among those that the markers list."""
         parameters: dict[str, Any] = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-        from dataclasses import replace
-
         parity = replace(
             self.parity,
             precision=(parameters.get(PRECISION, self.parity.precision[0]),),
             batch=(parameters.get(BATCH, self.parity.batch[0]),),
         )
-        return self._replace(parity=parity)
+        return replace(self, parity=parity)
 
 
 def marked(item: pytest.Item) -> Marked | None:
     """What `item` is marked with; None for a test that has neither marker. Worked out once an item."""
     if _MARKED not in item.stash:
-        # Asked of every item of every suite, so a suite without our markers must not pay for looking them up.
-        if not _has_marker(item):
-            return None
         item.stash[_MARKED] = _from_markers(item)
     return item.stash[_MARKED]
 
 
-def _has_marker(item: pytest.Item) -> bool:
-    node: pytest.Item | pytest.Collector | None = item
-    while node is not None:
-        for mark in node.own_markers:
-            if mark.name in settings.MARKERS:
-                return True
-        node = node.parent
-    return False
-
-
-def _from_markers(item: pytest.Item) -> Marked:
-    from pytest_trtcheck.spec import ParitySpec
-
-    marks = {name: item.get_closest_marker(name) for name in settings.MARKERS}
+def _from_markers(item: pytest.Item) -> Marked | None:
+    marks = {name: item.get_closest_marker(name) for name in MARKERS}
+    if not any(marks.values()):
+        return None
     try:
-        for name in settings.MARKERS:
+        for name in MARKERS:
             if sum(mark.name == name for mark in item.own_markers) > 1:
                 raise ArgumentError(f"{name}: given twice for one test", "write two tests, or list the precisions")
-        specs = {name: settings.from_marker(name, mark.args, mark.kwargs) for name, mark in marks.items() if mark}
+        specs = {name: markers.from_marker(name, mark.args, mark.kwargs) for name, mark in marks.items() if mark}
         _check_gpu_keys(item.config, specs.get("trt_latency"))
     except TrtCheckError as error:
         return Marked(ParitySpec(), error=error)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.session import Session
+from pytest_trtcheck import settings
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
     from pytest_trtcheck.spec import Precision
 
 
 def collector(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """The collector for a file that is asked for; None for one that a walk merely came by."""
-    globs = Session.setting(parent.config, "trt_collect")
+    globs = settings.value(parent.config, "trt_collect")
     try:
         relative = file_path.relative_to(parent.config.rootpath).as_posix()
     except ValueError:
@@ -37,7 +38,7 @@ class OnnxFile(pytest.File):
         return self._items()
 
     def _items(self) -> Iterator[pytest.Item]:
-        for precision in Session.setting(self.config, "trt_precision"):
+        for precision in settings.value(self.config, "trt_precision"):
             item: OnnxItem = OnnxItem.from_parent(self, name=precision, precision=precision)
             yield item
 

@@ -6,13 +6,13 @@ Only light modules are imported at the top: a suite without trt tests pays for n
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from pytest_trtcheck import settings
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
 from pytest_trtcheck.fixtures import (
     trt_benchmark,
     trt_build,
@@ -25,12 +25,12 @@ from pytest_trtcheck.fixtures import (
     trt_model,
     trt_reference,
 )
-from pytest_trtcheck.marked import BATCH, PRECISION, marked
-from pytest_trtcheck.session import Session, session_of
-from pytest_trtcheck.summary import Collector
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
     from pathlib import Path
+
+    from pytest_trtcheck.marked import Marked
 
 __all__ = [
     "trt_benchmark",
@@ -44,6 +44,8 @@ __all__ = [
     "trt_model",
     "trt_reference",
 ]
+
+_IS_MARKED = pytest.StashKey[bool]()
 
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
@@ -62,32 +64,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers and start collecting records."""
-    for name in settings.MARKERS:
-        config.addinivalue_line("markers", settings.marker_help(name))
-    config.pluginmanager.register(Collector(config), "trtcheck-collector")
+    """Declare the markers; what they take is worked out for `--markers` alone."""
+    for name in MARKERS:
+        config.addinivalue_line("markers", _marker_help(name) if config.option.markers else name)
+
+
+def _marker_help(name: str) -> str:
+    from pytest_trtcheck.markers import marker_help
+
+    return marker_help(name)
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """`--trt-cache-show` lists the cache and ends the run, as pytest's own `--cache-show` does."""
-    try:
-        if Session.setting(config, "trt_cache_show"):
+    with _usage_errors():
+        if settings.value(config, "trt_cache_show"):
+            from pytest_trtcheck.session import Session
+
             print(Session.make(config).cache.describe())
             return 0
-    except TrtCheckError as error:
-        raise pytest.UsageError(str(error)) from error
     return None
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse options that are wrong or that this version can't serve before any test runs."""
     config = session.config
-    try:
+    if not settings.any_given(config):
+        return
+    from pytest_trtcheck.session import Session, session_of
+
+    with _usage_errors():
         Session.check_options(config)
-        if Session.setting(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
+        if settings.value(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
             session_of(config).cache.clear()
-    except TrtCheckError as error:
-        raise pytest.UsageError(str(error)) from error
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """What the user got wrong on the command line or in the ini file is shown without a traceback."""
+    try:
+        yield
+    except Exception as error:
+        if _is_ours(error):
+            raise pytest.UsageError(str(error)) from error
+        raise
+
+
+def _is_ours(error: BaseException) -> bool:
+    from pytest_trtcheck.errors import TrtCheckError
+
+    return isinstance(error, TrtCheckError)
 
 
 # --- collection ------------------------------------------------------------------------------------------------------
@@ -102,39 +128,63 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return onnx_file.collector(file_path, parent)
 
 
+def _marked(item: pytest.Item) -> Marked | None:
+    # Asked of every test of every suite: one without our markers pays for a look at the marks, and for nothing else.
+    node: pytest.Item | pytest.Collector | None = item
+    while node is not None:
+        for mark in node.own_markers:
+            if mark.name in MARKERS:
+                from pytest_trtcheck.marked import marked
+
+                return marked(item)
+        node = node.parent
+    return None
+
+
+def _is_marked_above(parent: pytest.Collector | None) -> bool:
+    # Worked out once a module or class, for its many tests. Only while collecting: marks may be added later.
+    if parent is None:
+        return False
+    known = parent.stash.get(_IS_MARKED, None)
+    if known is None:
+        known = any(mark.name in MARKERS for node in parent.listchain() for mark in node.own_markers)
+        parent.stash[_IS_MARKED] = known
+    return known
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Turn the markers into specs, and lists in them into parameters."""
-    found = marked(metafunc.definition)
+    definition = metafunc.definition
+    if not definition.own_markers and not _is_marked_above(definition.parent):
+        return
+    found = _marked(definition)
     if found is None:
         return
     metafunc.fixturenames.extend(name for name in _OVERRIDABLE if name not in metafunc.fixturenames)
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
-        metafunc.parametrize(PRECISION, found.parity.precision, indirect=True)
+        metafunc.parametrize(PRECISION, found.parity.precision)
     if len(found.parity.batch) > 1:
         metafunc.fixturenames.append(BATCH)
-        metafunc.parametrize(
-            BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch], indirect=True
-        )
-
-
-@pytest.fixture(name=PRECISION)
-def _precision(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture(name=BATCH)
-def _batch(request: pytest.FixtureRequest) -> Any:
-    return request.param
+        metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Start collecting records, where tests are run at all."""
+    if not session.config.option.collectonly:
+        from pytest_trtcheck.summary import Collector
+
+        session.config.pluginmanager.register(Collector(session.config), "trtcheck-collector")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test whose marker is wrong, alone and with the reason."""
-    if isinstance(item, pytest.Function) and (found := marked(item)) is not None and found.error is not None:
+    if isinstance(item, pytest.Function) and (found := _marked(item)) is not None and found.error is not None:
         from pytest_trtcheck.running import refuse
 
         refuse(item, found.error)
@@ -143,7 +193,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Run a marked test, take what it returns as the inputs, and check."""
-    found = marked(pyfuncitem)
+    found = _marked(pyfuncitem)
     if found is None:
         return (yield)
     returned: list[object] = []
@@ -165,11 +215,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show our errors as their own text: a traceback of our internals helps nobody."""
     report = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, TrtCheckError) and report.outcome == "failed":
+    if call.excinfo is not None and report.outcome == "failed" and _is_ours(call.excinfo.value):
         report.longrepr = str(call.excinfo.value)
     return report

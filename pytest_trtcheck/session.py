@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck import settings
+from pytest_trtcheck import gpu, settings
+from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check import Workshop
-    from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Detection
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
-_OPTIONS = {option.name: option for option in settings.OPTIONS}
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -29,14 +27,9 @@ def session_of(config: pytest.Config) -> Session:
     return config.stash[_SESSION]
 
 
-def extra_gpus(config: pytest.Config) -> tuple[GpuModel, ...]:
+def extra_gpus(config: pytest.Config) -> tuple[gpu.GpuModel, ...]:
     """The GPUs that the ini key `trt_gpus` adds."""
-    lines = Session.setting(config, "trt_gpus")
-    if not lines:
-        return ()
-    from pytest_trtcheck import gpu
-
-    return gpu.parse_extra_gpus(lines)
+    return gpu.parse_extra_gpus(settings.value(config, "trt_gpus"))
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,7 @@ class Session:
 
     config: pytest.Config
     cache: Cache
-    requested: GpuModel | None
-
-    @staticmethod
-    def setting(config: pytest.Config, name: str) -> Any:
-        """The value of one option."""
-        return settings.resolve(_OPTIONS[name], config.getoption(name, None), config.getini(name)).value
+    requested: gpu.GpuModel | None
 
     @classmethod
     def make(cls, config: pytest.Config) -> Session:
@@ -67,19 +55,16 @@ class Session:
         ArgumentError, GpuError, CacheError
             An option's value cannot be used.
         """
-        from pytest_trtcheck import gpu
-        from pytest_trtcheck.cache import Cache
-
-        requested = cls.setting(config, "trt_gpu")
+        requested = settings.value(config, "trt_gpu")
         return cls(
             config=config,
-            cache=Cache(cls._cache_dir(config), cls.setting(config, "trt_cache_size")),
+            cache=Cache(cls._cache_dir(config), settings.value(config, "trt_cache_size")),
             requested=gpu.find_gpu(requested, extra_gpus(config)) if requested else None,
         )
 
     @classmethod
     def _cache_dir(cls, config: pytest.Config) -> Path:
-        given = cls.setting(config, "trt_cache_dir")
+        given = settings.value(config, "trt_cache_dir")
         if given:
             return Path(config.invocation_params.dir, given).expanduser()
         import platformdirs
@@ -89,20 +74,18 @@ class Session:
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
         """Every option is of its kind, and none asks for what this version cannot do."""
-        values = {name: cls.setting(config, name) for name in _OPTIONS}
+        values = {option.name: settings.value(config, option.name) for option in settings.OPTIONS}
         extra = extra_gpus(config)
         if values["trt_gpu"]:
-            from pytest_trtcheck import gpu
-
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
-        for name in ("trt_export", "trt_baseline", "trt_update_baseline"):
-            if values[name]:
-                raise ArgumentError(f"{_OPTIONS[name].flag}: not available in this version", "leave the option out")
+        for option in settings.OPTIONS:
+            if option.name in {"trt_export", "trt_baseline", "trt_update_baseline"} and values[option.name]:
+                raise ArgumentError(f"{option.flag}: not available in this version", "leave the option out")
 
     def get(self, name: str) -> Any:
         """The value of one option."""
-        return self.setting(self.config, name)
+        return settings.value(self.config, name)
 
     @functools.cached_property
     def detection(self) -> Detection:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pytest_trtcheck.choices import (
     BACKENDS,
     CALIBRATION_METHODS,
-    MAX_SECONDS,
     METRICS,
     PRECISIONS,
     Backend,
@@ -176,7 +175,7 @@ class LatencySpec:
     memory_mib: Budget | None = None
     min_speedup: Mapping[str, float] | None = None
     transfers: bool = False
-    max_seconds: float = MAX_SECONDS
+    max_seconds: float = 30.0
 
     def budgets(self) -> dict[str, Budget]:
         """Every budget that was given, by argument name, `min_speedup` excepted."""

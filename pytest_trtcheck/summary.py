@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck import settings
 from pytest_trtcheck.errors import TrtCheckError
-from pytest_trtcheck.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ class Collector:
             return
         # Settings that are wrong were refused at the start; then there is nothing to report either.
         try:
-            files = {name: Session.setting(self._config, name) for name in ("trt_report", "trt_html")}
+            files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html")}
         except TrtCheckError:
             return
         for name, path in files.items():
@@ -73,7 +73,7 @@ class Collector:
     def _environment(self) -> dict[str, Any]:
         from pytest_trtcheck.report import json_report
 
-        return json_report.environment(requested_gpu=Session.setting(self._config, "trt_gpu") or None)
+        return json_report.environment(requested_gpu=settings.value(self._config, "trt_gpu") or None)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of checks, behind pytest's own sections."""

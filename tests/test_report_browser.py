@@ -180,7 +180,9 @@ def test_it_filters_by_precision_and_evidence(report: Chrome) -> None:
     assert models(report) == ["beta"]
 
 
-def test_it_searches(report: Chrome) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_it_searches(report: Chrome, size: str) -> None:
+    show(report, size, dark=False)
     search(report, "TEST_delta")
     assert models(report) == ["delta9", "delta10"]
 
@@ -241,7 +243,12 @@ def test_names_are_not_run(report: Chrome) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_it_is_readable(report: Chrome, size: str, *, dark: bool) -> None:
+def test_it_is_readable(report: Chrome, tmp_path: Path, size: str, *, dark: bool) -> None:
+    long = check("detector_with_a_long_name_640x640_epoch_200", 0.0100000004, "fail", latency_ms=1234.5678)
+    long["parity"]["outputs"][0]["judged"][0]["metric"] = "mismatches"
+    long["message"] = "no_space_" * 40
+    html.write(tmp_path / "long.html", document([*RECORDS, long], environment(requested_gpu="T4")))
+    report.get((tmp_path / "long.html").as_uri())
     show(report, size, dark=dark)
     run(report, "document.querySelectorAll('.open').forEach((button) => button.click())")
 

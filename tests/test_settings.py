@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_trtcheck import Tolerance, settings
+from pytest_trtcheck import Tolerance, markers
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.settings import OPTIONS, Source, from_marker, parse_size, resolve
+from pytest_trtcheck.markers import from_marker
+from pytest_trtcheck.settings import OPTIONS, parse_size, resolve
 from pytest_trtcheck.spec import PRECISIONS, LatencySpec, ParitySpec, ShapeRange
 
 BY_NAME = {option.name: option for option in OPTIONS}
@@ -23,10 +24,10 @@ def parity(**arguments: Any) -> ParitySpec:
 
 
 def test_marker_signatures_are_the_contract() -> None:
-    assert list(inspect.signature(settings.trt_parity).parameters) == (
+    assert list(inspect.signature(markers.trt_parity).parameters) == (
         ["model", "precision", "tol", "metric", "calibration", "batch", "shapes", "keep_fp32", "seed", "backend"]
     )
-    assert list(inspect.signature(settings.trt_latency).parameters) == (
+    assert list(inspect.signature(markers.trt_latency).parameters) == (
         ["p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_qps", "memory_mib", "min_speedup", "transfers", "max_seconds"]
     )
 
@@ -145,7 +146,7 @@ def test_any_arguments_give_a_spec_or_an_argument_error(arguments: dict[str, Any
 
 
 def test_marker_help_comes_from_the_signature() -> None:
-    text = settings.marker_help("trt_parity")
+    text = markers.marker_help("trt_parity")
     assert text.startswith("trt_parity(model, precision='fp16', tol, metric='max',")
     assert "\n" not in text
 
@@ -153,18 +154,18 @@ def test_marker_help_comes_from_the_signature() -> None:
 def test_precedence() -> None:
     option = BY_NAME["trt_gpu"]
     environ = {"TRTCHECK_GPU": "L4"}
-    assert resolve(option, "T4", "A100", environ).value == "T4"
-    assert resolve(option, None, "A100", environ) == settings.Setting("L4", Source.ENVIRONMENT)
-    assert resolve(option, None, "A100", {}) == settings.Setting("A100", Source.INI)
-    assert resolve(option, None, None, {}) == settings.Setting(None, Source.DEFAULT)
+    assert resolve(option, "T4", "A100", environ) == "T4"
+    assert resolve(option, None, "A100", environ) == "L4"
+    assert resolve(option, None, "A100", {}) == "A100"
+    assert resolve(option, None, None, {}) is None
 
 
 def test_kinds() -> None:
-    assert resolve(BY_NAME["trt_precision"], "fp16,int8", None, {}).value == ("fp16", "int8")
-    assert resolve(BY_NAME["trt_require_gpu"], None, "true", {}).value is True
-    assert resolve(BY_NAME["trt_require_gpu"], None, None, {"TRTCHECK_REQUIRE_GPU": "0"}).value is False
-    assert resolve(BY_NAME["trt_cache_size"], None, None, {}).value == 20 << 30
-    assert resolve(BY_NAME["trt_collect"], None, ["a/*.onnx", "b/*.onnx"], {}).value == ("a/*.onnx", "b/*.onnx")
+    assert resolve(BY_NAME["trt_precision"], "fp16,int8", None, {}) == ("fp16", "int8")
+    assert resolve(BY_NAME["trt_require_gpu"], None, "true", {}) is True
+    assert resolve(BY_NAME["trt_require_gpu"], None, None, {"TRTCHECK_REQUIRE_GPU": "0"}) is False
+    assert resolve(BY_NAME["trt_cache_size"], None, None, {}) == 20 << 30
+    assert resolve(BY_NAME["trt_collect"], None, ["a/*.onnx", "b/*.onnx"], {}) == ("a/*.onnx", "b/*.onnx")
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,9 @@ def test_files_that_are_no_model(build: Any, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "cut off"])
-def test_external_data_that_is_not_whole(build: Any, tmp_path: Path, kind: str) -> None:
+def test_external_data_that_is_not_whole(build: Any, rtx: TensorRTModule, tmp_path: Path, kind: str) -> None:
+    if kind == "cut off" and rtx.release < (1, 7):
+        pytest.skip("TensorRT-RTX before 1.7 builds with whatever it reads; models are checked before they come here")
     path = tmp_path / "model.onnx"
     onnx.save(conv(), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     data = tmp_path / "w.bin"

@@ -37,7 +37,7 @@ def inputs(**changed: Any) -> dict[str, NDArray[Any]]:
 
 
 def test_inputs_come_in_the_engines_order_and_contiguous() -> None:
-    given = {"ids": np.arange(4), "x": np.ones((3, 2), np.float32).T}
+    given: dict[str, NDArray[Any]] = {"ids": np.arange(4), "x": np.ones((3, 2), np.float32).T}
     arrays = check_inputs((X, IDS), given)
     assert list(arrays) == ["x", "ids"]
     assert all(array.flags.c_contiguous for array in arrays.values())
@@ -187,16 +187,18 @@ def test_an_inspector_answer_that_is_none(text: str) -> None:
         layers_by_precision(text)
 
 
-def test_without_cuda_the_first_use_says_what_is_missing() -> None:
-    if find_spec("cuda") is None or find_spec("cuda.core") is None:
-        with pytest.raises(MissingDependencyError, match="cuda-core is needed to run engines") as info:
-            Cuda()
-        assert "pytest-trtcheck[rtx]" in info.value.hint
-        return
-    try:
-        cuda = Cuda()
-    except GpuError as error:
-        assert "CUDA device 0 cannot be used" in error.message
-    else:
-        cuda.close()
-        pytest.skip("this machine has a GPU")
+def has_cuda_core() -> bool:
+    return find_spec("cuda") is not None and find_spec("cuda.core") is not None
+
+
+@pytest.mark.skipif(has_cuda_core(), reason="cuda-core is installed")
+def test_without_cuda_core_the_first_use_names_the_extra() -> None:
+    with pytest.raises(MissingDependencyError, match="cuda-core is needed to run engines") as info:
+        Cuda()
+    assert "pytest-trtcheck[rtx]" in info.value.hint
+
+
+@pytest.mark.skipif(not has_cuda_core(), reason="cuda-core is not installed")
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(GpuError, match="CUDA device 99 cannot be used"):
+        Cuda(99)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -58,16 +58,24 @@ class Cuda:
         There is no driver or no such device.
     """
 
+    hangs: ClassVar[bool] = False
+    """Whether the GPU was left at work that does not end: then every call that waits for it waits for ever."""
+
     def __init__(self, index: int = 0) -> None:
         self._core, self._driver = load()
+        if Cuda.hangs:
+            raise poisoned(f"CUDA device {index} cannot be used: an earlier run of this process has not ended")
+        is_current = False
         try:
             self.device = self._core.Device(index)
             self.device.set_current()
+            is_current = True
             self.stream = self.device.create_stream()
         except Exception as error:  # Without a driver, cuda.core raises classes of several packages.
-            raise GpuError(f"CUDA device {index} cannot be used: {error}", "see nvidia-smi") from error
+            failure = GpuError(f"CUDA device {index} cannot be used: {error}", "see nvidia-smi")
+            failure.poisoned = is_current  # A context that gives no stream was broken by an earlier failure.
+            raise failure from error
         self.handle = int(self.stream.handle)
-        self.hangs = False
 
     def make_current(self) -> None:
         """Make the device's primary context current in this thread: other libraries may have changed it."""
@@ -120,14 +128,14 @@ class Cuda:
         while not event.is_done:
             waited = time.perf_counter() - started
             if waited > timeout_s:
-                self.hangs = True
+                Cuda.hangs = True
                 raise poisoned(f"the GPU has not finished within {timeout_s:g} s and is still at work")
             if waited > SPIN_S:
                 time.sleep(min(waited / 20, 0.05))
 
     def is_broken(self) -> bool:
         """Whether every further CUDA call in this process fails, as after an illegal memory access, or never ends."""
-        if self.hangs:
+        if Cuda.hangs:
             return True
         try:
             self.make_current()

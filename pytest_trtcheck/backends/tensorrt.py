@@ -254,6 +254,7 @@ def build(
         folder = Path(scratch)
         request = {
             "sys_path": sys.path,
+            "parent": os.getpid(),
             "module": module.name,
             "model": str(Path(model_path).resolve()),
             "plan": str(Path(plan_path).resolve()),

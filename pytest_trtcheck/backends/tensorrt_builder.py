@@ -35,7 +35,7 @@ class RequestError(Exception):
 
 def serve(request: dict[str, Any]) -> None:
     """Build what `request` asks for and write the answer: `{stage, errors, build_s}`; no stage: all is well."""
-    _die_with_parent()
+    _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0}
     heard: list[str] = []
     with Path(request["messages"]).open("w") as sink:
@@ -67,11 +67,13 @@ def _refuse_changed_meaning(heard: list[str]) -> None:
         )
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Ask the kernel to end this process when the one that waits for it is killed (Linux)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:  # It was killed before that.
+            os._exit(1)
 
 
 def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> float:

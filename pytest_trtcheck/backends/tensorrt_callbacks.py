@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,8 +97,7 @@ def output_allocator(trt: Any, cuda: Cuda) -> Any:
 
         def close(self) -> None:
             for memory in self.memory.values():
-                with suppress(GpuError):
-                    memory.close()
+                memory.close()
             self.memory = {}
 
     return Allocator()

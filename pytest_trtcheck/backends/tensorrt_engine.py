@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import time
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.backends.cuda import Cuda, Memory, is_cuda_error
+from pytest_trtcheck.backends.cuda import Cuda, Memory, is_cuda_error, poisoned
 from pytest_trtcheck.backends.tensorrt_builder import load_plugin
 from pytest_trtcheck.backends.tensorrt_callbacks import output_allocator, runtime_log
 from pytest_trtcheck.backends.tensorrt_io import (
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 RUN_TIMEOUT_S = 120.0
 _OUT_OF_MEMORY = re.compile(r"(?i)OUT_OF_MEMORY|out ?of ?memory|MEM_ALLOC_FAILED|cudaErrorMemoryAllocation")
-# Freeing what a broken CUDA context holds can block for ever; it is kept until the process ends instead.
-_ABANDONED: list[object] = []
 
 
 class Engine:
@@ -105,6 +104,7 @@ class Engine:
     def _load(self, serialized: bytes, plugins: Sequence[str], jit_cache: bytes | None) -> None:
         self.plan_bytes = len(serialized)
         self._runtime = self.module.handle.Runtime(self._log.logger)
+        self._runtime.engine_host_code_allowed = True  # Version-compatible engines bring their runtime with them.
         try:
             self._libraries = [load_plugin(self._runtime.get_plugin_registry(), path) for path in plugins]
         except ValueError as error:
@@ -191,19 +191,27 @@ class Engine:
         """Free all device and host memory of the engine."""
         if self.timed is not None:
             self.timed.close()
+        try:
+            self._free()
+        except GpuError:  # Another engine has broken the context since.
+            self.poisoned = True
         if self.poisoned:
-            _ABANDONED.append(self.__dict__.copy())
-        else:
-            for memory in self._placed.values():
-                memory.close()
-            if self._allocator is not None:
-                self._allocator.close()
-            if not self._closed:
-                self.cuda.close()
+            _abandon(self.__dict__.copy())
         self._closed = True
         self._placed = {}
         # In this order: a context must not outlive its engine, nor that its runtime.
         self._context = self._jit = self._engine = self._allocator = self._runtime = None
+
+    def _free(self) -> None:
+        if self._closed or self.poisoned:
+            return
+        if Cuda.hangs:
+            raise poisoned("the GPU does not end its work")
+        for memory in self._placed.values():
+            memory.close()
+        if self._allocator is not None:
+            self._allocator.close()
+        self.cuda.close()
 
     # What follows is shared with TimedRun; each needs the guard.
 
@@ -350,7 +358,7 @@ class Engine:
         if self.timed is not None:
             raise RuntimeError("the engine is being measured: close its TimedRun first")
         if self.poisoned:
-            raise GpuError("an earlier failure of this engine left the process without CUDA")
+            raise poisoned("an earlier failure of this engine left the process without CUDA")
 
     @contextmanager
     def guard(self, task: str) -> Iterator[None]:
@@ -378,3 +386,8 @@ class Engine:
         failure = GpuError(text, hint)
         failure.poisoned = self.poisoned
         return failure
+
+
+def _abandon(held: object) -> None:
+    """Keep what a broken CUDA context holds, even when Python ends: freeing it can block for ever."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))

@@ -91,7 +91,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"missing values for shape input tensor|is a shape tensor",
         "make that input a constant of the model, or give the range of its values in shapes",
     ),
-    (r"NonZero|NonMaxSuppression", "TensorRT-RTX has no operators whose output size depends on the data; cut them off"),
+    (
+        r"NonZero|NonMaxSuppression|has no runners that implement it",
+        "TensorRT-RTX has no operators whose output size depends on the data (such as NonZero): cut them off",
+    ),
     (
         r"this TensorRT does not import|(?i:no importer registered)|Plugin not found|not found in plugin registry",
         "rewrite those operators when exporting, cut them off the model, or name a plugin library: plugins=[…]",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck.backends.cuda import Cuda
 from pytest_trtcheck.backends.tensorrt_io import check_inputs
 from pytest_trtcheck.errors import GpuError, InputError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.cuda import Cuda, Graph, Memory
+    from pytest_trtcheck.backends.cuda import Graph, Memory
     from pytest_trtcheck.backends.tensorrt_engine import Engine
     from pytest_trtcheck.spec import InputMapping
 
@@ -81,7 +82,7 @@ class TimedRun:
         if any(each != shapes[0] for each in shapes):
             raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
         self._engine = engine
-        self._cuda: Cuda = engine.cuda
+        self._cuda = engine.cuda
         self._transfers = transfers
         self._sets: list[dict[str, Memory]] = [{} for _ in arrays]
         self._outputs: dict[str, Memory] = {}
@@ -202,8 +203,8 @@ class TimedRun:
         """Free the inputs, outputs and graphs; the engine can be called again."""
         if self._engine.timed is self:
             self._engine.timed = None
-        if self._engine.poisoned:
-            return
+        if self._engine.poisoned or Cuda.hangs:
+            return  # What a broken context holds cannot be freed.
         for graph in self._graphs:
             graph.close()
         for memory in [memory for each in (*self._sets, self._outputs) for memory in each.values()]:

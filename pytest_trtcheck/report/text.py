@@ -34,8 +34,7 @@ def format_limit(limit: float) -> str:
     >>> [format_limit(x) for x in (1e-2, 5e-5, 7.0)]
     ['0.01', '5e-5', '7']
     """
-    short = f"{limit:.12g}"
-    return _exponent(short if float(short) == limit else repr(limit))
+    return _exponent(f"{limit:.12g}")
 
 
 def format_against(value: float, limit: float) -> tuple[str, str]:
@@ -44,11 +43,11 @@ def format_against(value: float, limit: float) -> tuple[str, str]:
     >>> format_against(0.0100004, 0.01)
     ('0.0100004', '0.01')
     """
-    limit_text = format_limit(limit)
-    for digits in range(3, 18):
-        text = format_number(value, digits)
-        if _side(float(text), limit) == _side(value, limit):
-            return text, limit_text
+    for limit_text in (format_limit(limit), _exponent(repr(limit))):
+        for digits in range(3, 18):
+            text = format_number(value, digits)
+            if _side(float(text), float(limit_text)) == _side(value, limit):
+                return text, limit_text
     return _exponent(repr(value)), limit_text
 
 

@@ -50,7 +50,7 @@ class Judgement:
         if self.limit is None:
             return f"same {self.metric}"
         sign = "≥" if self.metric in AT_LEAST else "≤"
-        return f"{self.metric} {sign} {format_limit(self.limit)}"
+        return f"{self.metric} {sign} {_limit_beside(self.value, self.limit)}"
 
     @property
     def used(self) -> float | None:
@@ -104,7 +104,7 @@ class BudgetView:
         """The limit and its unit, as in "≤ 7 ms"."""
         if self.limit is None:
             return "no budget"
-        return f"{'≥' if self.at_least else '≤'} {format_limit(self.limit)} {self.unit}".rstrip()
+        return f"{'≥' if self.at_least else '≤'} {_limit_beside(self.value, self.limit)} {self.unit}".rstrip()
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
@@ -231,6 +231,10 @@ def notes(records: Iterable[Record]) -> list[tuple[str, int]]:
 def emulated(records: Iterable[Record]) -> list[Record]:
     """The records whose outputs did not come from a GPU."""
     return [record for record in records if record.get("evidence") == "emulated"]
+
+
+def _limit_beside(value: float | None, limit: float) -> str:
+    return format_limit(limit) if value is None else format_against(value, limit)[1]
 
 
 def _decibels_over(decibels: float) -> float:
