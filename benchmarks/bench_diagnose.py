@@ -75,7 +75,7 @@ def work(what: str, folder: Path, size: int) -> dict[str, float]:
 
     cache = Cache(folder / "cache")
     model = artifacts.open_model(str(folder / "model.onnx"), [folder], cache)
-    lowered = artifacts.lower(model, "fp16", (), None, cache, [])
+    lowered = artifacts.lower(model, "fp16", cache)
     case = {"image": np.random.default_rng(1).standard_normal((1, CHANNELS, size, size)).astype(np.float32)}
     # A check for the first time computes its reference, so that process holds both models as well.
     reference = artifacts.Reference(model, Cache(folder / f"reference-{os.getpid()}"))

@@ -57,7 +57,7 @@ def emulated(path: Path, folder: Path) -> Path:
     """The emulated FP16 model, made where it is not in the cache yet."""
     cache = Cache(folder / "cache")
     model = artifacts.open_model(path, (), cache)
-    lowered = artifacts.lower(model, "fp16", (), None, cache, ())
+    lowered = artifacts.lower(model, "fp16", cache)
     return artifacts.emulated_path(model, lowered, "fp16", cache)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
+_OP_TYPES = "op_types"
 
 
 @functools.cache
@@ -189,19 +191,26 @@ class Lowered:
     details: Mapping[str, Any] = field(default_factory=dict)
     taken_as_it_is: bool = False
 
+    def op_types(self, model: OnnxModel) -> frozenset[str]:
+        """The operators of `model` that are computed in the precision; all of them where that is not known."""
+        return frozenset(self.details.get(_OP_TYPES, model.op_types))
+
 
 def lower(
     model: OnnxModel,
     precision: Precision,
-    keep_fp32: tuple[str, ...],
-    calibration: object,
     cache: Cache,
-    folders: Sequence[Path],
+    *,
+    keep_fp32: tuple[str, ...] = (),
+    calibration: object = None,
+    folders: Sequence[Path] = (),
 ) -> Lowered:
     """The model in `precision`, from the cache when nothing that decides it has changed.
 
     Parameters
     ----------
+    keep_fp32
+        Globs of the nodes that are not lowered.
     calibration
         What the marker or `trt_calibration` gave; needed for int8 and fp8 alone.
     folders
@@ -224,19 +233,16 @@ def lower(
         "keep_fp32": json.dumps(sorted(keep_fp32)),
         **_library_versions(),
     }
-    if precision == "int8" or precision == "fp8":
-        samples = _samples(model, precision, calibration, folders)
-        given = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
-        parts |= {
-            "calibration": samples.digest(),
-            "calibration_method": f"{given.method} {given.percentile}"
-            if given.method == "percentile"
-            else given.method,
-            "onnxruntime": ort.module().__version__,
-        }
-        make = functools.partial(_make_quantized, model, precision, keep_fp32, samples, given, cache)
-    else:
-        make = functools.partial(_make_half, model, precision, keep_fp32, cache)
+    ranges = _Calibration.of(model, precision, calibration, folders) if precision in {"int8", "fp8"} else None
+    if ranges is not None:
+        parts |= ranges.key_parts
+
+    def make(folder: Path) -> None:
+        if ranges is None:
+            _make_half(model, precision, keep_fp32, cache, folder)
+        else:
+            _make_quantized(model, precision, keep_fp32, ranges, cache=cache, folder=folder)
+
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, tuple(details.pop("notes")), details)
@@ -249,20 +255,40 @@ def _taken_as_it_is(model: OnnxModel, precision: Precision) -> Lowered:
             f"{model.label}: carries {', '.join(carried)}, so it can't be quantized to {precision}",
             "export the model in FP32, or with Q/DQ nodes",
         )
-    note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, precision={precision!r} changed nothing"
+    note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing"
     return Lowered(model.path, model.sha256, (note,), taken_as_it_is=True)
 
 
-def _samples(model: OnnxModel, precision: Precision, calibration: object, folders: Sequence[Path]) -> Samples:
-    if calibration is None:
-        raise CalibrationError(
-            f"precision={precision!r}: {model.label} has no Q/DQ nodes, and no calibration data is given",
-            'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
-            "random data would give an engine that fails silently",
-        )
-    from pytest_trtcheck.precision import calibration_data
+@dataclass(frozen=True)
+class _Calibration:
+    """The user's calibration data and how ranges are made of it; `digest` is the data's identity."""
 
-    return calibration_data.load(calibration, model.inputs, folders)
+    given: Calibration
+    samples: Samples
+    digest: str
+
+    @classmethod
+    def of(cls, model: OnnxModel, precision: Precision, source: object, folders: Sequence[Path]) -> _Calibration:
+        if source is None:
+            raise CalibrationError(
+                f"{precision=}: {model.label} has no Q/DQ nodes, and no calibration data is given",
+                'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
+                "random data would give an engine that fails silently",
+            )
+        from pytest_trtcheck.precision import calibration_data
+
+        samples = calibration_data.load(source, model.inputs, folders)
+        given = source if isinstance(source, Calibration) else Calibration(source)
+        return cls(given, samples, samples.digest())
+
+    @property
+    def key_parts(self) -> dict[str, str]:
+        method = self.given.method
+        return {
+            "calibration": self.digest,
+            "calibration_method": f"{method} {self.given.percentile}" if method == "percentile" else method,
+            "onnxruntime": ort.module().__version__,
+        }
 
 
 def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
@@ -289,22 +315,25 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
     from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import half
 
-    lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
+    read = graph.read(prepared(model, keep_fp32, cache))
+    kept = graph.matching_nodes(read, keep_fp32)
+    computed = {node.op_type for node in graph.all_nodes(read.graph) if node.name not in kept}
+    lowered = half.to_half(read, precision, keep_fp32)
     graph.write(lowered.model, folder / MODEL_FILE)
     notes = [
         f"weight {weight.name}: {weight.count} values up to {weight.largest:.4g} do not fit {precision} "
         f"and became ±{half.LARGEST[precision]:g}"
         for weight in lowered.clamped
     ]
-    _write_details(folder, notes, {})
+    _write_details(folder, notes, {_OP_TYPES: sorted(computed)})
 
 
 def _make_quantized(
     model: OnnxModel,
     precision: Any,
     keep_fp32: tuple[str, ...],
-    samples: Samples,
-    given: Calibration,
+    calibration: _Calibration,
+    *,
     cache: Cache,
     folder: Path,
 ) -> None:
@@ -317,12 +346,10 @@ def _make_quantized(
     parts = {
         "model": model.sha256,
         "tensors": hash_bytes(json.dumps(plan.tensors).encode()),
-        "samples": samples.digest(),
-        "method": given.method,
-        "percentile": str(given.percentile),
-        "onnxruntime": ort.module().__version__,
+        **calibration.key_parts,
         **_library_versions(),
     }
+    given, samples = calibration.given, calibration.samples
 
     def calibrated(target: Path) -> None:
         ranges = calibrate.collect(
@@ -338,11 +365,17 @@ def _make_quantized(
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
+    quantized = {point.node for point in plan.weights}
+    computed = {node.op_type for node in graph.all_nodes(read.graph) if node.name in quantized}
     graph.write(quantize.quantize(read, plan, ranges.amax(), precision), folder / MODEL_FILE)
     _write_details(
         folder,
         [f"{precision}: {quantization_plan.summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
-        {"ranges": json.loads(ranges.to_json()), "left_float": dict(plan.left_float)},
+        {
+            "ranges": json.loads(ranges.to_json()),
+            "left_float": dict(plan.left_float),
+            _OP_TYPES: sorted(computed),
+        },
     )
 
 
@@ -361,6 +394,38 @@ def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: C
     """
     path = emulated_path(model, lowered, precision, cache)
     return ort.OrtRunner(path, model.label if path == model.path else f"{model.label} (emulated {precision})")
+
+
+class Emulated:
+    """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against.
+
+    Parameters
+    ----------
+    model, lowered, precision
+        As `emulation` takes them.
+    """
+
+    def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
+        self._lowering = model, lowered, precision
+        self._cache = cache
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, memory-mapped from the cache."""
+        case = dict(case)
+        model, lowered, precision = self._lowering
+        parts = {
+            "lowered": lowered.key,
+            "precision": precision,
+            "inputs": model_inputs.digest(case),
+            "onnxruntime": ort.module().__version__,
+            **_library_versions(),
+        }
+
+        def make(folder: Path) -> None:
+            with closing(emulation(model, lowered, precision, self._cache)) as runner:
+                save_arrays(folder, runner(case))
+
+        return load_arrays(self._cache.get_or_make(Key("emulation", model.label, parts), make).path)
 
 
 def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:

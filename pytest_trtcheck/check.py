@@ -7,18 +7,19 @@ A check flows one way: spec → model and inputs → reference and lowered model
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pytest_trtcheck import artifacts, engines, parity
+from pytest_trtcheck import artifacts, blaming, engines, parity
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheckError, UnsupportedTargetError
+from pytest_trtcheck.job import Job, Request
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, combine
-from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from pytest_trtcheck.artifacts import Lowered, Reference
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.backends.onnxruntime import Provider
@@ -29,43 +30,9 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.spec import Backend
+    from pytest_trtcheck.spec import Backend, Precision
 
-
-@dataclass(frozen=True)
-class Request:
-    """One check to make.
-
-    Parameters
-    ----------
-    model
-        What the marker or the fixture named; None is an error that says how to name one.
-    folders
-        Where relative paths are looked up, in this order.
-    parity, latency
-        The specs, with one precision and one batch; `judge_parity` is False for a test with `trt_latency` alone.
-    inputs, inputs_source
-        What to feed, and where it came from; None: generated.
-    default_batch
-        Taken for open first dimensions that nothing else fixes (files collected without test code).
-    """
-
-    nodeid: str
-    model: object
-    folders: Sequence[Path]
-    parity: ParitySpec = field(default_factory=ParitySpec)
-    judge_parity: bool = True
-    latency: LatencySpec | None = None
-    inputs: object = None
-    inputs_source: str = "generated"
-    calibration: object = None
-    options: BuildOptions | None = None
-    default_batch: int | None = None
-
-    @property
-    def precision(self) -> Precision:
-        """The one precision to check."""
-        return self.parity.precision[0]
+__all__ = ["Request", "Workshop"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +49,12 @@ class Workshop:
         The GPUs of the ini key `trt_gpus`.
     bitwise
         Whether an engine must compute the same bits in every run.
+    emulate_too
+        Whether an engine's errors are wanted beside the emulated model's, even where the check passes.
+    allowance
+        What saying why checks failed may cost.
+    progress
+        Is told, in a line each, what takes long.
     broken
         Why no engine can run any more in this process, once one has broken CUDA; empty until then.
     """
@@ -96,6 +69,9 @@ class Workshop:
     require_gpu: bool = False
     build_only: bool = False
     bitwise: bool = False
+    emulate_too: bool = False
+    allowance: blaming.Allowance = field(default_factory=blaming.Allowance)
+    progress: Callable[[str], None] = lambda _: None
     broken: list[str] = field(default_factory=list)
 
     def judged_gpu(self) -> GpuModel | None:
@@ -110,19 +86,21 @@ class Workshop:
 
     def reference(self, model: object, folders: Sequence[Path]) -> Reference:
         """The FP32 model as a callable."""
-        return artifacts.Reference(self.open_model(model, folders), self.cache, self.reference_provider)
+        return self._reference(self.open_model(model, folders))
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
         model = self.open_model(request.model, request.folders)
-        lowered = self._lowered(request, model)
-        place, _ = self._place(request)
-        if place is None or place.gpu is None:
-            return artifacts.emulation(model, lowered, request.precision, self.cache)
-        engines.require_supported(place, request.precision, model)
+        job = Job(request, model, self._lowered(request, model), (), self._place(request)[0])
+        if job.place is None or job.place.gpu is None:
+            return artifacts.emulation(model, job.lowered, job.precision, self.cache)
+        problem = engines.why_not(job.place, job.precision, job.lowered.op_types(model))
+        if problem is not None:
+            raise _unsupported(job, job.place, problem)
 
         def open_for(case: Case) -> Engine:
-            return self._load(request, self._build(request, model, lowered, [case], place), place)
+            asked = replace(job, cases=[case])
+            return self._load(asked, self._build(asked))
 
         return engines.EngineByShape(open_for)
 
@@ -166,23 +144,24 @@ class Workshop:
         lowered = self._lowered(request, model)
         record = replace(record, cases=len(cases), notes=(*notes, *lowered.notes))
         place, reason = self._place(request)
-        built = None
+        job = Job(request, model, lowered, cases, place)
         if place is not None:
-            problem = engines.why_not(place, request.precision, model)
+            problem = engines.why_not(place, job.precision, lowered.op_types(model))
             if problem is None:
-                built = self._build(request, model, lowered, cases, place)
+                built = self._build(job)
+                job = replace(job, built=built)
                 record = replace(record, engine=built.record, compiled_for=None if place.gpu else place.name)
             else:
-                self._refuse_if_needed(request, model, place, problem)
+                self._refuse_if_needed(job, place, problem)
                 record = replace(record, notes=(*record.notes, f"not compiled for {place.name}: {problem}"))
         elif self.build_only:
             raise ArgumentError(f"--trt-build-only: {reason}", "name the GPU: --trt-gpu=A100")
         if self.build_only:
             return replace(record, verdict="not_measured", message="--trt-build-only: built, nothing compared")
-        if place is not None and place.gpu is not None and built is not None:
-            record = self._on_gpu(request, model, lowered, cases, built, place, record)
+        if place is not None and place.gpu is not None and job.built is not None:
+            record = self._on_gpu(job, job.built, place, record)
         else:
-            record = self._emulated(request, model, lowered, cases, record)
+            record = self._emulated(job, record)
         parts = [part for part in (record.parity, record.latency) if part is not None]
         return self._concluded(replace(record, verdict=combine([part.verdict for part in parts])))
 
@@ -190,64 +169,72 @@ class Workshop:
         return artifacts.lower(
             model,
             precision or request.precision,
-            request.parity.keep_fp32,
-            request.calibration,
             self.cache,
-            request.folders,
+            keep_fp32=request.parity.keep_fp32,
+            calibration=request.calibration,
+            folders=request.folders,
         )
+
+    def _reference(self, model: OnnxModel) -> Reference:
+        return artifacts.Reference(model, self.cache, self.reference_provider)
 
     def _place(self, request: Request) -> tuple[Place | None, str]:
         return engines.place_for(request.parity.backend or self.backend, self.requested, self.detected)
 
-    def _refuse_if_needed(self, request: Request, model: OnnxModel, place: Place, problem: str) -> None:
+    def _refuse_if_needed(self, job: Job, place: Place, problem: str) -> None:
         """An engine that cannot be built is an error, unless it was only to be compiled along the way.
 
         With `auto` and no GPU, what this TensorRT-RTX cannot compile says nothing about the TensorRT that is deployed.
         """
-        asked = (request.parity.backend or self.backend) != "auto" or self.build_only or place.gpu is not None
-        if asked or (self.requested is not None and self.requested.supports(request.precision) is False):
-            raise UnsupportedTargetError(
-                f"{model.label} in {request.precision} for {place.name}: {problem}",
-                "choose another precision, GPU or TensorRT",
-            )
+        backend = job.request.parity.backend or self.backend
+        asked = backend != "auto" or self.build_only or place.gpu is not None
+        if asked or (self.requested is not None and self.requested.supports(job.precision) is False):
+            raise _unsupported(job, place, problem)
 
-    def _build(
-        self,
-        request: Request,
-        model: OnnxModel,
-        lowered: Lowered,
-        cases: Sequence[Case],
-        place: Place,
-        precision: Precision | None = None,
-    ) -> Built:
-        profile = model_inputs.profile(model, model_inputs.declared_ranges(model, request.parity.shapes), cases)
-        options = request.options or BuildOptions()
-        return engines.build(model, lowered, precision or request.precision, profile, options, place, self.cache)
+    def _build(self, job: Job, *, precision: Precision | None = None, lowered: Lowered | None = None) -> Built:
+        """The engine of a job, or of the same job in another precision."""
+        assert job.place is not None
+        ranges = model_inputs.declared_ranges(job.model, job.request.parity.shapes)
+        order = engines.Order(
+            job.model,
+            lowered or job.lowered,
+            precision or job.precision,
+            model_inputs.profile(job.model, ranges, job.cases),
+            job.request.build_options,
+        )
+        return engines.build(order, job.place, self.cache)
 
-    def _load(self, request: Request, built: Built, place: Place) -> Engine:
+    def _load(self, job: Job, built: Built) -> Engine:
+        assert job.place is not None
         if self.broken:
             raise GpuError(f"no engine can run: {self.broken[0]}", "run this test in a process of its own")
-        return engines.load(built, place, request.options or BuildOptions())
+        return engines.load(built, job.place, job.request.build_options)
 
     # --- without a GPU -----------------------------------------------------------------------------------------------
 
-    def _emulated(
-        self, request: Request, model: OnnxModel, lowered: Lowered, cases: Sequence[Case], record: CheckRecord
-    ) -> CheckRecord:
+    def _emulated(self, job: Job, record: CheckRecord) -> CheckRecord:
+        request = job.request
         if request.latency is not None:
             record = replace(record, latency=self._no_latency())
         if not request.judge_parity:
             return record
-        if artifacts.computes_the_reference(model, request.precision):
+        if artifacts.computes_the_reference(job.model, job.precision):
             reason = "fp32 can only be checked on a GPU: without one, the reference would be compared with itself"
             return replace(record, parity=parity.not_measured(request.parity, reason).record)
-        reference = artifacts.Reference(model, self.cache, self.reference_provider)
-        runner = artifacts.emulation(model, lowered, request.precision, self.cache)
+        runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
         try:
-            outcome = parity.judge(model, request.parity, runner, reference, cases)
+            reference = self._reference(job.model)
+            outcome = self._blamed(job, parity.judge(job, runner, reference), runner, reference)
         finally:
             runner.close()
         return _with(replace(record, backend="onnxruntime", evidence="emulated"), outcome)
+
+    def _blamed(self, job: Job, outcome: parity.Outcome, runner: Runner, reference: Reference) -> parity.Outcome:
+        if outcome.record.verdict != "fail":
+            return outcome
+        return blaming.blamed(
+            job, outcome, runner, reference, self.cache, allowance=self.allowance, progress=self.progress
+        )
 
     def _no_latency(self) -> LatencyRecord:
         gpu = self.requested.product if self.requested else None
@@ -258,20 +245,11 @@ class Workshop:
 
     # --- on the GPU --------------------------------------------------------------------------------------------------
 
-    def _on_gpu(
-        self,
-        request: Request,
-        model: OnnxModel,
-        lowered: Lowered,
-        cases: Sequence[Case],
-        built: Built,
-        place: Place,
-        record: CheckRecord,
-    ) -> CheckRecord:
+    def _on_gpu(self, job: Job, built: Built, place: Place, record: CheckRecord) -> CheckRecord:
         assert place.gpu is not None
         from pytest_trtcheck.gpu.lock import gpu_lock
 
-        engine = self._load(request, built, place)
+        engine = self._load(job, built)
         try:
             record = replace(
                 record,
@@ -283,59 +261,54 @@ class Workshop:
                     layers_by_precision=engine.layers_by_precision(),
                 ),
             )
+            reference = self._reference(job.model)
+            outcome = None
             with gpu_lock(place.gpu.lock_name):
                 # An engine is not trusted, and not timed, before it was seen to compute the same twice.
-                doubt = engines.precision_not_in_effect(engine, request.precision, lowered) or parity.unstable(
-                    engine, cases[0], request.precision, bitwise=self.bitwise
+                doubt = engines.precision_not_in_effect(engine, job.precision, job.lowered) or parity.unstable(
+                    engine, job.cases[0], job.precision, bitwise=self.bitwise
                 )
-                if request.judge_parity or doubt:
-                    record = self._parity_on_gpu(request, model, cases, engine, doubt, record)
-            if request.latency is not None:
-                record = replace(record, latency=self._latency(request, model, cases, engine, place))
+                if job.request.judge_parity or doubt:
+                    outcome = parity.judge(job, engine, reference)
+            if outcome is not None:
+                record = _with(record, self._explained(job, outcome, engine, reference, doubt=doubt))
+            if job.request.latency is not None:
+                record = replace(record, latency=self._latency(job, engine, place.gpu))
             engines.keep_kernels(built, engine)
         finally:
             engine.close()
         return record
 
-    def _parity_on_gpu(
-        self,
-        request: Request,
-        model: OnnxModel,
-        cases: Sequence[Case],
-        engine: Engine,
-        doubt: str | None,
-        record: CheckRecord,
-    ) -> CheckRecord:
-        reference = artifacts.Reference(model, self.cache, self.reference_provider)
-        outcome = parity.judge(model, request.parity, engine, reference, cases)
+    def _explained(
+        self, job: Job, outcome: parity.Outcome, engine: Engine, reference: Reference, *, doubt: str | None
+    ) -> parity.Outcome:
         if doubt is not None:
-            message = f"{model.label} in {request.precision}: {doubt}"
-            outcome = replace(outcome, record=parity.failed(outcome.record, doubt), message=message)
-        return _with(record, outcome)
+            return replace(outcome, record=parity.failed(outcome.record, doubt), head=f"{job.title}: {doubt}", text="")
+        outcome = self._blamed(job, outcome, engine, reference)
+        if not self.emulate_too or artifacts.computes_the_reference(job.model, job.precision):
+            return outcome
+        emulated = artifacts.Emulated(job.model, job.lowered, job.precision, self.cache)
+        return parity.with_emulation(job, outcome, emulated, reference)
 
-    def _latency(
-        self, request: Request, model: OnnxModel, cases: Sequence[Case], engine: Engine, place: Place
-    ) -> LatencyRecord:
+    def _latency(self, job: Job, engine: Engine, gpu: Gpu) -> LatencyRecord:
         from pytest_trtcheck import measure
 
-        assert request.latency is not None
-        assert place.gpu is not None
+        spec = job.request.latency
         judged = self.judged_gpu()
+        assert spec is not None
         assert judged is not None
-        budgets = measure.budgets_for(request.latency, judged, self.extra_gpus)
-        if not budgets.limits and not request.latency.min_speedup:
+        budgets = measure.budgets_for(spec, judged, self.extra_gpus)
+        if not budgets.limits and not spec.min_speedup:
             return measure.not_measured(f"no budget for {judged.product}", judged.product)
         slower: dict[str, Engine] = {}
         try:
-            for name in request.latency.min_speedup or {}:
+            for name in spec.min_speedup or {}:
                 precision = cast("Precision", name)
-                other = self._lowered(request, model, precision)
-                slower[precision] = self._load(
-                    request, self._build(request, model, other, cases, place, precision), place
-                )
-            shapes = {name: array.shape for name, array in cases[0].items()}
-            alike = [case for case in cases if {name: array.shape for name, array in case.items()} == shapes]
-            return measure.measure(measure.Subject(engine, alike, slower), request.latency, budgets, place.gpu, judged)
+                other = self._lowered(job.request, job.model, precision)
+                slower[precision] = self._load(job, self._build(job, precision=precision, lowered=other))
+            shapes = {name: array.shape for name, array in job.cases[0].items()}
+            alike = [case for case in job.cases if {name: array.shape for name, array in case.items()} == shapes]
+            return measure.measure(measure.Subject(engine, alike, slower), spec, budgets, gpu, judged)
         finally:
             for each in slower.values():
                 each.close()
@@ -367,6 +340,12 @@ class Workshop:
 
 def _with(record: CheckRecord, outcome: parity.Outcome) -> CheckRecord:
     return replace(record, parity=outcome.record, message=outcome.message, notes=(*record.notes, *outcome.notes))
+
+
+def _unsupported(job: Job, place: Place, problem: str) -> UnsupportedTargetError:
+    return UnsupportedTargetError(
+        f"{job.title} for {place.name}: {problem}", "choose another precision, GPU or TensorRT"
+    )
 
 
 def _label(source: object) -> str:

@@ -14,12 +14,12 @@ import numpy as np
 from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.tensorrt_support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
-from pytest_trtcheck.errors import ArgumentError, UnsupportedTargetError
+from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -99,29 +99,48 @@ def place_for(backend: Backend, requested: GpuModel | None, detected: Gpu | None
     return Place(module, target, requested.product, None), ""
 
 
-def why_not(place: Place, precision: Precision, model: OnnxModel) -> str | None:
-    """What the GPU or the library is known not to serve, said before building."""
-    return unsupported(place.module, place.target, precision, model.op_types)
+@dataclass(frozen=True)
+class Order:
+    """What engine to build, apart from where it is for.
+
+    Parameters
+    ----------
+    profile
+        The range of shapes of every input with open dimensions.
+    """
+
+    model: OnnxModel
+    lowered: Lowered
+    precision: Precision
+    profile: Mapping[str, ShapeRange]
+    options: BuildOptions
+
+    def key_parts(self) -> dict[str, str]:
+        """What of it the engine depends on."""
+        apart = {"plugins", "timeout_s"}
+        chosen = {name: json.dumps(value) for name, value in asdict(self.options).items() if name not in apart}
+        shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(self.profile.items())}
+        return {
+            "lowered": self.lowered.key,
+            "precision": self.precision,
+            "profile": json.dumps(shapes),
+            "plugins": json.dumps([_hash(plugin) for plugin in self.options.plugins]),
+            **chosen,
+        }
 
 
-def require_supported(place: Place, precision: Precision, model: OnnxModel) -> None:
-    """Raise UnsupportedTargetError for what is known not to work on the GPU in this machine."""
-    reason = why_not(place, precision, model)
-    if reason is not None:
-        raise UnsupportedTargetError(
-            f"{model.label} in {precision} on {place.name}: {reason}", "choose another precision, GPU or TensorRT"
-        )
+def why_not(place: Place, precision: Precision, op_types: Collection[str]) -> str | None:
+    """What the GPU or the library is known not to serve, said before building.
+
+    Parameters
+    ----------
+    op_types
+        The operators that are computed in `precision`.
+    """
+    return unsupported(place.module, place.target, precision, op_types)
 
 
-def build(
-    model: OnnxModel,
-    lowered: Lowered,
-    precision: Precision,
-    profile: Mapping[str, ShapeRange],
-    options: BuildOptions,
-    place: Place,
-    cache: Cache,
-) -> Built:
+def build(order: Order, place: Place, cache: Cache) -> Built:
     """The engine, built by one process and taken from the cache by all others.
 
     Raises
@@ -129,9 +148,9 @@ def build(
     BuildError, UnsupportedTargetError, ArgumentError
         TensorRT can't parse or build the model; the message quotes all that it said.
     """
-    tensorrt.check_options(place.module, options)
-    key = Key("engine", model.label, _parts(lowered, precision, profile, options, place))
-    make = functools.partial(_make, lowered, precision, profile, options, place, cache)
+    tensorrt.check_options(place.module, order.options)
+    key = Key("engine", order.model.label, {**order.key_parts(), **place.key_parts()})
+    make = functools.partial(_make, order, place, cache)
     entry = cache.get_or_make(key, make)
     made = json.loads((entry.path / _BUILD_FILE).read_text())
     record = EngineRecord(
@@ -208,27 +227,6 @@ def keep_kernels(built: Built, engine: Engine) -> None:
         built.entry.write_extra(_JIT_CACHE, kernels)
 
 
-def _parts(
-    lowered: Lowered,
-    precision: Precision,
-    profile: Mapping[str, ShapeRange],
-    options: BuildOptions,
-    place: Place,
-) -> dict[str, str]:
-    chosen = {
-        name: json.dumps(value) for name, value in asdict(options).items() if name not in {"plugins", "timeout_s"}
-    }
-    shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(profile.items())}
-    return {
-        "lowered": lowered.key,
-        "precision": precision,
-        "profile": json.dumps(shapes),
-        "plugins": json.dumps([_hash(plugin) for plugin in options.plugins]),
-        **chosen,
-        **place.key_parts(),
-    }
-
-
 def _hash(plugin: str) -> str:
     try:
         return hash_file(Path(plugin))
@@ -236,28 +234,20 @@ def _hash(plugin: str) -> str:
         raise ArgumentError(f"plugins: {plugin}: {error.strerror}", "give the path of the plugin library") from error
 
 
-def _make(
-    lowered: Lowered,
-    precision: Precision,
-    profile: Mapping[str, ShapeRange],
-    options: BuildOptions,
-    place: Place,
-    cache: Cache,
-    folder: Path,
-) -> None:
+def _make(order: Order, place: Place, cache: Cache, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as scratch:
         timings = Path(scratch, _TIMING_CACHE)
-        kept = _kept_timings(options, place, cache)
+        kept = _kept_timings(order.options, place, cache)
         if kept is not None:
             timings.write_bytes(kept.read_extra(_TIMING_CACHE) or b"")
         plan = tensorrt.build(
             place.module,
-            lowered.path,
+            order.lowered.path,
             folder / PLAN_FILE,
             target=place.target,
-            precision=precision,
-            options=options,
-            profile=profile,
+            precision=order.precision,
+            options=order.options,
+            profile=order.profile,
             timing_cache=timings if kept is not None else None,
         )
         if kept is not None and timings.stat().st_size:

@@ -63,7 +63,7 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
     GPU it is the emulation, and `engine.evidence` says so.
     """
     from pytest_trtcheck import markers
-    from pytest_trtcheck.check import Request
+    from pytest_trtcheck.job import Request
     from pytest_trtcheck.running import folders
 
     item = request.node
@@ -110,7 +110,7 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     returns the record.
     """
     from pytest_trtcheck import markers
-    from pytest_trtcheck.check import Request
+    from pytest_trtcheck.job import Request
     from pytest_trtcheck.running import folders, run
 
     item = request.node
@@ -138,13 +138,12 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
 @pytest.fixture
 def trt_engine(request: pytest.FixtureRequest, trt_build: Callable[..., Runner]) -> Runner:
     """The engine of the marked test: its model, precision and arguments."""
+    from pytest_trtcheck.errors import ArgumentError
     from pytest_trtcheck.marked import marked
-    from pytest_trtcheck.running import fail_missing
 
     found = marked(request.node)
     if found is None or found.error is not None:
-        fail_missing("trt_engine: the test has no trt_parity marker", "mark it, or build by hand with trt_build")
-        raise AssertionError
+        raise ArgumentError("trt_engine: the test has no trt_parity marker", "mark it, or build by hand with trt_build")
     spec = found.selected(request.node).parity
     model = spec.model if spec.model is not None else request.getfixturevalue("trt_model")
     arguments = {name: getattr(spec, name) for name in ("calibration", "shapes", "keep_fp32", "backend")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,7 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
     plan = latency.LookPlan(quantiles, others)
     series = _Series(transfers=spec.transfers)
     pairs = {name: _Series(transfers=False) for name in subject.slower}
+    decide = functools.partial(_decide, series, pairs, spec, budgets, used_bytes=subject.engine.device_memory_bytes)
     with subject.engine.timed_runs(subject.cases, transfers=spec.transfers) as timed:
         _warm_up(timed)
         deadline = time.monotonic() + spec.max_seconds
@@ -128,7 +130,7 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         while True:
             series.extend(timed, _chunk(series))
             if plan.is_due(look, len(series), series.total_ms):
-                if _decide(series, pairs, spec, budgets, subject, plan.confidence_at(look)).decision != "undecided":
+                if decide(confidence=plan.confidence_at(look)).decision != "undecided":
                     break
                 look += 1
             if time.monotonic() > deadline:
@@ -136,7 +138,7 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         graph, graph_reason = timed.graph, timed.graph_reason
     if subject.slower:
         _interleave(subject, spec, pairs, series)
-    decision = _decide(series, pairs, spec, budgets, subject, plan.confidence_at(look))
+    decision = decide(confidence=plan.confidence_at(look))
     return _Taken(series.judged_ms, decision, _details(series, graph=graph, graph_reason=graph_reason))
 
 
@@ -211,7 +213,8 @@ def _decide(
     pairs: Mapping[str, _Series],
     spec: LatencySpec,
     budgets: Budgets,
-    subject: Subject,
+    *,
+    used_bytes: int,
     confidence: float,
 ) -> latency.LatencyDecision:
     judgements = list(latency.decide(series.judged_ms, budgets.quantiles, confidence=confidence).judgements)
@@ -219,8 +222,7 @@ def _decide(
         intervals = np.array(series.gpu_ms) + np.array(series.gaps_ms)
         judgements.append(latency.decide_qps(intervals, budgets.limits["min_qps"], confidence=confidence))
     if "memory_mib" in budgets.limits:
-        used = subject.engine.device_memory_bytes / 2**20
-        judgements.append(latency.decide_exact("memory_mib", used, budgets.limits["memory_mib"]))
+        judgements.append(latency.decide_exact("memory_mib", used_bytes / 2**20, budgets.limits["memory_mib"]))
     for precision, factor in (spec.min_speedup or {}).items():
         pair = pairs.get(precision)
         if pair is not None and pair.partner_ms:

@@ -52,7 +52,7 @@ class OnnxItem(pytest.Item):
 
     def runtest(self) -> None:
         """Check the model as a marked test that returns nothing would."""
-        from pytest_trtcheck.check import Request
+        from pytest_trtcheck.job import Request
         from pytest_trtcheck.running import folders, run
 
         run(

@@ -1,8 +1,7 @@
-"""Is the model in its precision still the FP32 model? Outputs of a runner against the reference, judged and explained."""
+"""Is the lowered model still the FP32 model? A runner's outputs against the reference, judged and explained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,18 @@ from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.record import OutputRecord, ParityRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from pytest_trtcheck.artifacts import Reference
     from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.job import Job
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ParitySpec, Precision
+
+    Outputs = Callable[[Case], Mapping[str, NDArray[Any]]]
 
 REPEATS = 3
 """How often an engine runs on the same input, at the least."""
@@ -38,14 +42,41 @@ of the precision, which a change in the order of additions can cost."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found: the record, the text of a failure, and what else a person should know."""
+    """What was found: the record, and what a person should know.
+
+    Parameters
+    ----------
+    head, text
+        The first line of a failure, and all that follows; empty where there is nothing to say.
+    worst
+        The index of the case on which a failure is best looked at.
+    """
 
     record: ParityRecord
-    message: str | None
-    notes: tuple[str, ...]
+    head: str = ""
+    text: str = ""
+    notes: tuple[str, ...] = ()
+    worst: int = 0
+
+    @property
+    def message(self) -> str | None:
+        """The text of a failure."""
+        return "\n\n".join(filter(None, (self.head, self.text))) or None
 
 
-def judge(model: OnnxModel, spec: ParitySpec, runner: Runner, reference: Reference, cases: Sequence[Case]) -> Outcome:
+def limits_of(job: Job) -> compare.Limits:
+    """The limits of every output, by name.
+
+    Raises
+    ------
+    ArgumentError
+        `tol` names outputs that do not exist, or is missing for a metric that has no default.
+    """
+    spec = job.request.parity
+    return compare.resolve_limits(spec.tol, spec.metric, job.precision, [output.name for output in job.model.outputs])
+
+
+def judge(job: Job, runner: Runner, reference: Reference) -> Outcome:
     """Compare what `runner` computes on every case with the reference.
 
     Raises
@@ -53,24 +84,48 @@ def judge(model: OnnxModel, spec: ParitySpec, runner: Runner, reference: Referen
     ModelError
         The reference itself is NaN or infinite throughout.
     ArgumentError
-        `tol` names outputs that do not exist, or is missing for a metric that has no default.
+        As `limits_of`.
     """
-    precision = spec.precision[0]
-    limits = compare.resolve_limits(spec.tol, spec.metric, precision, [output.name for output in model.outputs])
-    by_case = [compare.measure_all(runner(case), reference(case), limits) for case in cases]
-    measured = {output.name: compare.merge([each[output.name] for each in by_case]) for output in model.outputs}
-    _refuse_without_finite_reference(measured, model)
+    limits = limits_of(job)
+    measured = _measured(job, runner, reference, limits)
+    _refuse_without_finite_reference(measured, job.model)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
-    record = compare.summarize(outputs, spec.metric)
-    message = None
-    if record.verdict != "pass":
-        message = _explanation(model, precision, outputs, measured, cases, runner, reference)
-    return Outcome(record, message, compare.loose_notes(outputs))
+    record = compare.summarize(outputs, job.request.parity.metric)
+    if record.verdict == "pass":
+        return Outcome(record, notes=compare.loose_notes(outputs))
+    how = "on the GPU" if runner.evidence == "engine" else "emulated on the CPU: no GPU ran it"
+    failed = next(output for output in outputs if output.verdict != "pass")
+    return Outcome(
+        record,
+        head=f"{job.title} differs from its FP32 reference ({how})",
+        text=_explanation(job, outputs, measured, runner, reference),
+        notes=compare.loose_notes(outputs),
+        worst=compare.worst_case(failed),
+    )
+
+
+def _measured(job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits) -> dict[str, compare.Measurement]:
+    by_case = [compare.measure_all(actual(case), expected(case), limits) for case in job.cases]
+    return {output.name: compare.merge([each[output.name] for each in by_case]) for output in job.model.outputs}
+
+
+def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: Reference) -> Outcome:
+    """The outcome of an engine's check with the emulated model's errors beside the engine's, by output and metric."""
+    limits = limits_of(job)
+    errors = {
+        name: {entry["metric"]: entry["value"] for entry in compare.judge(each, limits[name]).judged}
+        for name, each in _measured(job, emulated, reference, limits).items()
+    }
+    outputs = tuple(
+        replace(output, details={**output.details, "emulated": errors[output.name]})
+        for output in outcome.record.outputs
+    )
+    return replace(outcome, record=replace(outcome.record, outputs=outputs))
 
 
 def not_measured(spec: ParitySpec, reason: str) -> Outcome:
     """Parity that could not be checked, and why."""
-    return Outcome(ParityRecord("not_measured", spec.metric, None, None, reason=reason), reason, ())
+    return Outcome(ParityRecord("not_measured", spec.metric, None, None, reason=reason), text=reason)
 
 
 def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool) -> str | None:
@@ -125,11 +180,9 @@ def _refuse_without_finite_reference(measured: Mapping[str, compare.Measurement]
 
 
 def _explanation(
-    model: OnnxModel,
-    precision: Precision,
+    job: Job,
     outputs: Sequence[OutputRecord],
     measured: Mapping[str, compare.Measurement],
-    cases: Sequence[Case],
     runner: Runner,
     reference: Reference,
 ) -> str:
@@ -143,13 +196,11 @@ def _explanation(
             continue
         index = compare.worst_case(output)
         found |= compare.examine(
-            runner(cases[index]),
-            reference(cases[index]),
+            runner(job.cases[index]),
+            reference(job.cases[index]),
             measured,
             [output],
-            precision,
-            case=index if len(cases) > 1 else None,
+            job.precision,
+            case=index if len(job.cases) > 1 else None,
         )
-    how = "on the GPU" if runner.evidence == "engine" else "emulated on the CPU: no GPU ran it"
-    head = f"{model.label} in {precision} differs from its FP32 reference ({how})"
-    return f"{head}\n\n{compare.explain(measured, outputs, found)}"
+    return compare.explain(measured, outputs, found)

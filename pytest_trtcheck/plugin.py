@@ -152,6 +152,18 @@ def _is_marked_above(parent: pytest.Collector | None) -> bool:
     return known
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> None:
+    """Let marked tests use the fixtures that a user overrides, as if they named them: parametrized ones work too."""
+    marks = getattr(obj, "pytestmark", None)
+    above = _is_marked_above(collector)
+    if marks is None and not above:
+        return
+    function = getattr(obj, "__func__", obj)
+    if hasattr(function, "__code__") and (above or any(mark.name in MARKERS for mark in marks or ())):
+        pytest.mark.usefixtures(*_OVERRIDABLE)(function)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Turn the markers into specs, and lists in them into parameters."""
     definition = metafunc.definition
@@ -160,7 +172,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     found = _marked(definition)
     if found is None:
         return
-    metafunc.fixturenames.extend(name for name in _OVERRIDABLE if name not in metafunc.fixturenames)
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
         metafunc.parametrize(PRECISION, found.parity.precision)

@@ -13,7 +13,7 @@ from pytest_trtcheck.session import session_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_trtcheck.check import Request
+    from pytest_trtcheck.job import Request
     from pytest_trtcheck.marked import Marked
 
 
@@ -41,7 +41,7 @@ def folders(item: pytest.Item) -> tuple[Path, ...]:
 
 def run_marked(item: pytest.Function, found: Marked, returned: object) -> None:
     """Check what the markers of `item` ask for, with what the test returned as inputs."""
-    from pytest_trtcheck.check import Request
+    from pytest_trtcheck.job import Request
 
     fixtures: dict[str, Any] = item.funcargs
     given, source = returned, "returned"
@@ -80,13 +80,11 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
     message = record.message or record.verdict
     if record.verdict == "pass":
         return
+    if record.verdict == "error":
+        # Not pytest.fail: a test that expects its check to fail must not pass because its model file is gone.
+        raise TrtCheckError(message)
     if record.verdict == "not_measured":
         pytest.skip(f"not measured: {message}")
     if record.verdict == "inconclusive" and inconclusive == "skip":
         pytest.skip(f"inconclusive: {message}")
     pytest.fail(message, pytrace=False)
-
-
-def fail_missing(what: str, hint: str) -> Any:
-    """Fail the test that asks for something its markers do not give."""
-    pytest.fail(f"{what}\n  → {hint}", pytrace=False)

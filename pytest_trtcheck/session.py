@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ class Session:
     @functools.cached_property
     def workshop(self) -> Workshop:
         """What makes and judges: it imports the heavy libraries."""
+        from pytest_trtcheck.blaming import Allowance
         from pytest_trtcheck.check import Workshop
 
         return Workshop(
@@ -119,4 +121,18 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
+            emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
+            allowance=Allowance(self.get("trt_diagnose")),
+            progress=functools.partial(_show, self.config),
         )
+
+
+def _show(config: pytest.Config, line: str) -> None:
+    """Show what takes long, where somebody watches: over pytest's own progress line, in a terminal alone."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if reporter is None or not reporter.isatty or config.getoption("verbose") < 0:
+        return
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(f"trtcheck: {line} …", light=True)

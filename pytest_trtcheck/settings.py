@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.errors import ArgumentError
 
-Kind = Literal["text", "path", "flag", "names", "lines", "size"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds"]
 
 
 # No dataclass: every pytest run makes this class, and a frozen dataclass of its size takes 0.8 ms.
@@ -79,6 +79,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_baseline", "path", "where latency baselines are kept", metavar="DIR"),
     Option("trt_update_baseline", "flag", "record this run's latencies as the baseline", default=False),
     Option("trt_export", "path", "write every engine whose checks all passed", metavar="DIR"),
+    Option(
+        "trt_diagnose",
+        "seconds",
+        "the most seconds to spend on saying why a check failed; 0: none",
+        default=60.0,
+        metavar="SECONDS",
+    ),
     Option("trt_collect", "lines", "globs of .onnx files to collect as tests", default=(), ini_only=True),
     Option("trt_gpus", "lines", "GPUs of your own, one a line: 'MyBoard = 8.7'", default=(), ini_only=True),
     Option("trt_cache_size", "size", "the most the cache may hold, such as '20 GiB'", default="20 GiB", ini_only=True),
@@ -144,10 +151,9 @@ def any_given(config: pytest.Config) -> bool:
 def _converted(option: Option, raw: object, where: str) -> Any:
     if raw is None or option.kind == "path":
         return raw if raw is None else str(raw)
-    if option.kind == "flag":
-        return raw if isinstance(raw, bool) else _flag(str(raw), where)
-    if option.kind == "size":
-        return parse_size(str(raw), where)
+    parse = {"flag": _flag, "seconds": _seconds, "size": parse_size}.get(option.kind)
+    if parse is not None:
+        return parse(str(raw), where)
     if option.kind == "lines":
         return tuple(raw.splitlines()) if isinstance(raw, str) else tuple(_as_iterable(raw))
     if option.kind == "names":
@@ -170,6 +176,16 @@ def _flag(text: str, where: str) -> bool:
     if text.strip().lower() in {"0", "false", "no", "off", ""}:
         return False
     raise _wrong(f"{where}: expected true or false, got {text!r}")
+
+
+def _seconds(text: str, where: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise _wrong(f"{where}: expected a number of seconds from 0 on, got {text!r}")
+    return number
 
 
 def _wrong(message: str, hint: str = "") -> ArgumentError:

@@ -130,7 +130,7 @@ class BuildOptions:
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
-        The most seconds a build may take; None: no limit.
+        The most seconds a build may take; None: no limit. A build that hangs must not hang the run.
     """
 
     tf32: bool | None = None
@@ -141,7 +141,7 @@ class BuildOptions:
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     plugins: tuple[str, ...] = ()
     timing_cache: bool = True
-    timeout_s: float | None = None
+    timeout_s: float | None = 3600.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import settings
@@ -52,6 +54,8 @@ class Collector:
             files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html")}
         except TrtCheckError:
             return
+        if self.records and os.environ.get("GITHUB_ACTIONS") == "true":
+            self._tell_github()
         for name, path in files.items():
             if path:
                 try:
@@ -62,7 +66,7 @@ class Collector:
     def _write(self, name: str, path: Path) -> None:
         from pytest_trtcheck.report import json_report
 
-        document = json_report.document(self.records, self._environment())
+        document = json_report.document(self.records, self._environment)
         if name == "trt_report":
             json_report.write(path, document)
             return
@@ -70,10 +74,28 @@ class Collector:
 
         html.write(path, document)
 
+    @functools.cached_property
     def _environment(self) -> dict[str, Any]:
         from pytest_trtcheck.report import json_report
+        from pytest_trtcheck.session import session_of
 
-        return json_report.environment(requested_gpu=settings.value(self._config, "trt_gpu") or None)
+        detected = session_of(self._config).detection.gpu
+        facts = () if detected is None else ("name", "uuid", "compute_capability")
+        backends = {record["backend"] for record in self.records} & {"tensorrt", "tensorrt_rtx"}
+        return json_report.environment(
+            requested_gpu=settings.value(self._config, "trt_gpu") or None,
+            gpu={fact: getattr(detected, fact) for fact in facts} or None,
+            driver=None if detected is None else detected.driver,
+            tensorrt_module=backends.pop() if len(backends) == 1 else None,
+        )
+
+    def _tell_github(self) -> None:
+        from pytest_trtcheck.report import github
+
+        try:
+            github.write_step_summary(github.step_summary(self.records, self._environment))
+        except TrtCheckError as error:
+            self._problems.append(str(error))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of checks, behind pytest's own sections."""
@@ -83,5 +105,11 @@ class Collector:
             terminalreporter.section("inference checks")
             width = terminalreporter._tw.fullwidth
             terminal.write(terminal.summary_lines(self.records, width), terminalreporter)
+        if self.records and os.environ.get("GITHUB_ACTIONS") == "true":
+            from pytest_trtcheck.report import github
+
+            terminalreporter.ensure_newline()
+            for command in github.annotation_commands(self.records, self._config.rootpath):
+                terminalreporter.write_line(command)
         for problem in self._problems:
             terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)

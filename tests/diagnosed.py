@@ -101,7 +101,7 @@ class Bench:
     ) -> Subject:
         """The check as the plugin would make it."""
         model = artifacts.open_model(str(source) if isinstance(source, Path) else source, [Path("/")], self.cache)
-        lowered = artifacts.lower(model, precision, keep_fp32, calibration, self.cache, [])
+        lowered = artifacts.lower(model, precision, self.cache, keep_fp32=keep_fp32, calibration=calibration)
         limits = compare.resolve_limits(tol, "max", precision, [output.name for output in model.outputs])
         reference = artifacts.Reference(model, self.cache)
         return Subject(model, lowered, precision, keep_fp32, calibration, [], list(cases), 0, limits, reference)
@@ -111,7 +111,11 @@ class Bench:
         lowered = subject.lowered
         if keep_fp32:
             lowered = artifacts.lower(
-                subject.model, subject.precision, tuple(keep_fp32), subject.calibration, self.cache, []
+                subject.model,
+                subject.precision,
+                self.cache,
+                keep_fp32=tuple(keep_fp32),
+                calibration=subject.calibration,
             )
         runner = artifacts.emulation(subject.model, lowered, subject.precision, self.cache)
         inputs = subject.cases[case]

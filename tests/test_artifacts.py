@@ -38,11 +38,12 @@ def lower(
     precision: Precision,
     cache: Cache,
     folder: Path,
+    *,
     keep: tuple[str, ...] = (),
     calibration: object = None,
 ) -> artifacts.Lowered:
     model = artifacts.open_model(source, (folder,), cache)
-    return artifacts.lower(model, precision, keep, calibration, cache, (folder,))
+    return artifacts.lower(model, precision, cache, keep_fp32=keep, calibration=calibration, folders=(folder,))
 
 
 def test_models_from_paths_bytes_and_protos_are_the_same(tmp_path: Path, cache: Cache) -> None:
@@ -79,23 +80,24 @@ def test_every_input_of_a_lowering_is_in_its_key(tmp_path: Path, cache: Cache) -
     onnx_models.save(onnx_models.conv_net(), tmp_path / "m.onnx")
     data = [{"image": np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}]
     other = [{"image": np.random.default_rng(1).random((1, 3, 16, 16), dtype=np.float32)}]
+    wanted: list[tuple[Precision, tuple[str, ...], object]] = [
+        ("fp16", (), None),
+        ("bf16", (), None),
+        ("fp16", ("conv1",), None),
+        ("int8", (), data),
+        ("int8", (), other),
+        ("int8", (), Calibration(data, method="entropy")),
+        ("int8", (), Calibration(data, method="percentile", percentile=99.0)),
+        ("int8", (), Calibration(data, method="percentile", percentile=99.9)),
+        ("int8", ("gemm",), data),
+        ("fp8", (), data),
+    ]
     keys = [
-        lower("m.onnx", precision, cache, tmp_path, keep, calibration).key
-        for precision, keep, calibration in (
-            ("fp16", (), None),
-            ("bf16", (), None),
-            ("fp16", ("conv1",), None),
-            ("int8", (), data),
-            ("int8", (), other),
-            ("int8", (), Calibration(data, method="entropy")),
-            ("int8", (), Calibration(data, method="percentile", percentile=99.0)),
-            ("int8", (), Calibration(data, method="percentile", percentile=99.9)),
-            ("int8", ("gemm",), data),
-            ("fp8", (), data),
-        )
+        lower("m.onnx", precision, cache, tmp_path, keep=keep, calibration=calibration).key
+        for precision, keep, calibration in wanted
     ]
     assert len(set(keys)) == len(keys)
-    assert lower("m.onnx", "int8", cache, tmp_path, (), [dict(data[0])]).key == keys[3]
+    assert lower("m.onnx", "int8", cache, tmp_path, calibration=[dict(data[0])]).key == keys[3]
 
 
 def test_int8_without_calibration_is_an_error(tmp_path: Path, cache: Cache) -> None:
@@ -127,7 +129,7 @@ def qdq_net() -> onnx.ModelProto:
 def test_a_model_with_qdq_is_taken_as_it_is_and_not_compared_with_itself(tmp_path: Path, cache: Cache) -> None:
     path = onnx_models.save(qdq_net(), tmp_path / "qdq.onnx")
     model = artifacts.open_model(path, (), cache)
-    lowered = artifacts.lower(model, "int8", (), None, cache, ())
+    lowered = artifacts.lower(model, "int8", cache)
     assert lowered.path == path
     assert "taken as it is" in lowered.notes[0]
     x = {"x": np.array([[0.3, 100.0]], np.float32)}
@@ -148,7 +150,7 @@ def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: C
     )
     model = artifacts.open_model(proto, (), cache)
     assert model.half_types == {"float16"}
-    lowered = artifacts.lower(model, "fp16", (), None, cache, ())
+    lowered = artifacts.lower(model, "fp16", cache)
     x = {"x": np.array([1000.3, 333.3], np.float16)}
     exact = (x["x"].astype(np.float32) * np.array([1.001, 1.002], np.float16).astype(np.float32)) - x["x"]
     reference = artifacts.Reference(model, cache)(x)["y"]
@@ -157,7 +159,7 @@ def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: C
     np.testing.assert_array_equal(emulated, x["x"] * np.array([1.001, 1.002], np.float16) - x["x"])
     assert (emulated != reference).any()
     with pytest.raises(ModelError, match="can't be quantized to int8"):
-        artifacts.lower(model, "int8", (), [x], cache, ())
+        artifacts.lower(model, "int8", cache, calibration=[x])
 
 
 def test_a_weight_that_overflows_is_noted(tmp_path: Path, cache: Cache) -> None:
@@ -178,7 +180,7 @@ def test_external_data_travels_through_every_step(tmp_path: Path, cache: Cache) 
     inline = artifacts.open_model(onnx_models.conv_net(), (), cache)
     case = {"image": np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}
     for each in (model, inline):
-        lowered = artifacts.lower(each, "fp16", (), None, cache, ())
+        lowered = artifacts.lower(each, "fp16", cache)
         outputs = artifacts.emulation(each, lowered, "fp16", cache)(case)["logits"]
         expected = artifacts.Reference(each, cache)(case)["logits"]
         assert 0 < np.abs(outputs - expected).max() < 1e-2
@@ -198,7 +200,7 @@ def test_every_precision_has_the_error_of_its_mantissa(tmp_path: Path, cache: Ca
     model = artifacts.open_model(onnx_models.conv_net(), (), cache)
     rng = np.random.default_rng(0)
     data = [{"image": rng.random((4, 3, 16, 16), dtype=np.float32)} for _ in range(4)]
-    lowered = artifacts.lower(model, precision, (), data, cache, ())
+    lowered = artifacts.lower(model, precision, cache, calibration=data)
     actual = artifacts.emulation(model, lowered, precision, cache)(data[0])["logits"]
     reference = artifacts.Reference(model, cache)(data[0])["logits"]
     error = np.abs(actual - reference).max() / np.abs(reference).max()

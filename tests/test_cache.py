@@ -142,6 +142,22 @@ def test_the_first_call_makes_and_the_next_takes(tmp_path: Path) -> None:
         assert (taken.path / "engine.plan").read_bytes() == CONTENT
 
 
+def test_an_entry_is_found_by_its_digest_alone(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c")
+    assert cache.find("engine", key().digest) is None
+    assert not (tmp_path / "c").exists()
+    made = cache.get_or_make(key(), writes())
+    found = Cache(tmp_path / "c").find("engine", key().digest)
+    assert found is not None
+    assert (found.path, found.key, found.cached) == (made.path, made.key, True)
+    assert cache.find("lowered", key().digest) is None
+    assert cache.find("engine", key(batch="1").digest) is None
+    (made.path / "engine.plan").write_bytes(CONTENT[:-1])
+    assert cache.find("engine", key().digest) is None
+    (made.path.parent / "manifest").write_bytes(b"spoiled")
+    assert cache.find("engine", key().digest) is None
+
+
 def test_folders_and_any_file_name_are_kept(tmp_path: Path) -> None:
     def make(directory: Path) -> None:
         (directory / "weights" / "empty").mkdir(parents=True)

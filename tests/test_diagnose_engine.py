@@ -170,7 +170,7 @@ def test_both_are_to_blame(bench: Bench) -> None:
     subject = bench.failed(conv_chain(6), "fp16", [image()], tol=1e-4)
     found = blamed(bench, subject, Altered(bench.folder, subject.case, "conv3", 1.2))
     assert found.step == "both"
-    assert explain(found.to_dict()).splitlines()[0].startswith("  to blame     the precision and the engine: ")
+    assert explain(found.to_dict()).splitlines()[0].startswith("  to blame     the precision as well as the engine: ")
     assert found.culprit is not None
     assert found.culprit.node == "conv3"
 

@@ -90,7 +90,7 @@ def test_the_first_line_says_who_is_to_blame() -> None:
     first: Callable[[dict[str, Any]], str] = lambda each: explain(each).splitlines()[0]  # noqa: E731
     assert first(blame()) == "  to blame     the precision: tensor 'a' overflows"
     assert first(blame(step="engine", headline="x")) == "  to blame     the engine: x"
-    assert first(blame(step="both", headline="x")) == "  to blame     the precision and the engine: x"
+    assert first(blame(step="both", headline="x")) == "  to blame     the precision as well as the engine: x"
 
 
 def test_the_argument_can_be_pasted() -> None:

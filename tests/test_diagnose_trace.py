@@ -104,7 +104,7 @@ from pytest_trtcheck.diagnose import models, trace
 folder = Path(sys.argv[1])
 cache = Cache(folder / "cache")
 model = artifacts.open_model(str(folder / "model.onnx"), [], cache)
-lowered = artifacts.lower(model, "fp16", (), None, cache, [])
+lowered = artifacts.lower(model, "fp16", cache)
 case = {"x": np.linspace(0, 1, 1 << 20, dtype=np.float32)}
 artifacts.emulation(model, lowered, "fp16", cache)(case)
 (folder / "staged").mkdir()
@@ -243,7 +243,7 @@ def test_switches_are_what_keep_fp32_does(bench: Bench, precision: Any) -> None:
     expected = subject.reference(subject.case)["logits"]
     assert l2(board(subject.case, [])["logits"], expected) < 1e-6
     for kept in ([], ["conv1"], ["conv0", "conv3", "gemm"], ["conv2", "relu2", "conv3"]):
-        lowered = artifacts.lower(subject.model, precision, tuple(kept), calibration, bench.cache, [])
+        lowered = artifacts.lower(subject.model, precision, bench.cache, keep_fp32=tuple(kept), calibration=calibration)
         runner = artifacts.emulation(subject.model, lowered, precision, bench.cache)
         actual = board(subject.case, [name for name in nodes if name not in kept])["logits"]
         error = l2(runner(subject.case)["logits"], expected)

@@ -170,7 +170,7 @@ def test_without_qdq_is_the_float_model(tmp_path: Path) -> None:
     proto = onnx_models.elementwise(
         nodes,
         4,
-        {"s": np.float32(0.5).reshape(()), "z": np.int8(0).reshape(()), "two": np.full(1, 2, np.float32)},
+        {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8), "two": np.full(1, 2, np.float32)},
     )
     path = onnx_models.save(proto, tmp_path / "qdq.onnx")
     x = np.array([0.1, 0.3, 100.0, -200.0], np.float32)

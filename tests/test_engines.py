@@ -148,7 +148,7 @@ def trt_calibration():
     return [{"image": np.full((1, 3, 16, 16), 0.01, np.float32)}]
 """,
     )
-    suite.pytester.runpython("make.py")
+    suite.pytester.runpython(suite.pytester.path / "make.py")
     run = run_everywhere(fresh, "--trt-gpu=A100")
     run.result.assert_outcomes(passed=1, failed=1)
     assert run.check("test_good")["compiled_for"] == "A100"

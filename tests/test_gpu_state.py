@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ import pytest
 from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu
-from pytest_trtcheck.gpu.lock import lock_directory, measurement_lock, sharing_lock
+from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import (
     CLOCK_REASONS,
     GpuMonitor,
@@ -164,134 +162,49 @@ def test_a_monitor_without_nvml_knows_nothing() -> None:
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from pytest_trtcheck.gpu import lock
-    with getattr(lock, sys.argv[1])("GPU-1", 20, directory=Path(sys.argv[2])):
+    from pytest_trtcheck.gpu.lock import gpu_lock
+    with gpu_lock("GPU-1", 20, directory=Path(sys.argv[1])):
         print("held", flush=True)
-        time.sleep(float(sys.argv[3]))
+        time.sleep(60)
 """
-
-
-class Holder:
-    """Another process that holds, or waits for, the lock."""
-
-    def __init__(self, kind: str, directory: Path, seconds: float = 60) -> None:
-        command = [sys.executable, "-c", textwrap.dedent(HOLDER), kind, str(directory), str(seconds)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def wait_until_held(self) -> Holder:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "held\n"
-        return self
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
-def holders() -> Iterator[list[Holder]]:
-    started: list[Holder] = []
-    yield started
-    for holder in started:
-        holder.end()
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of GPU-1."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
-def test_measuring_excludes_measuring_and_sharing(tmp_path: Path, holders: list[Holder]) -> None:
-    holders.append(Holder("measurement_lock", tmp_path).wait_until_held())
-    for lock in (measurement_lock, sharing_lock):
-        with (
-            pytest.raises(GpuError, match=f"waited 0.05 s for GPU-1: held by pid {holders[0].process.pid}"),
-            lock("GPU-1", 0.05, directory=tmp_path),
-        ):
-            pytest.fail("held twice")
-    with measurement_lock("GPU-2", 0.05, directory=tmp_path):
-        pass
-
-
-def test_sharing_shares_and_excludes_measuring(tmp_path: Path, holders: list[Holder]) -> None:
-    holders.append(Holder("sharing_lock", tmp_path).wait_until_held())
-    with sharing_lock("GPU-1", 0.05, directory=tmp_path):
-        pass
-    with pytest.raises(GpuError), measurement_lock("GPU-1", 0.05, directory=tmp_path):
-        pytest.fail("measured beside another process")
-
-
-def test_a_killed_process_frees_its_lock(tmp_path: Path, holders: list[Holder]) -> None:
-    holders.append(Holder("measurement_lock", tmp_path).wait_until_held())
-    holders[0].end()
-    with measurement_lock("GPU-1", 1, directory=tmp_path):
-        pass
-
-
-def test_one_who_waits_to_measure_goes_before_new_sharers(tmp_path: Path, holders: list[Holder]) -> None:
-    with sharing_lock("GPU-1", 1, directory=tmp_path):
-        holders.append(Holder("measurement_lock", tmp_path, 0))
-        gate = tmp_path / "pytest-trtcheck-GPU-1.gate"
-        deadline = time.monotonic() + 20
-        while f" {holders[0].process.pid} " not in _locks_on(gate):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        with pytest.raises(GpuError), sharing_lock("GPU-1", 0.05, directory=tmp_path):
-            pytest.fail("overtook the one who waits")
-    holders[0].wait_until_held()
-
-
-def _locks_on(path: Path) -> str:
-    inode = f":{path.stat().st_ino} "
-    return "".join(line for line in Path("/proc/locks").read_text().splitlines(keepends=True) if inode in line)
-
-
-FORKER = """
-    import os, sys, time
-    from pathlib import Path
-    from pytest_trtcheck.gpu.lock import measurement_lock
-    with measurement_lock("GPU-1", 1, directory=Path(sys.argv[1])):
-        child = os.fork()
-        if not child:
-            time.sleep(60)
-    try:
-        with measurement_lock("GPU-1", 0.1, directory=Path(sys.argv[1])):
-            print("free again")
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-"""
-
-
-def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(FORKER), str(tmp_path)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "free again\n"
-
-
-def test_asking_twice_says_so_at_the_end(tmp_path: Path) -> None:
+def test_one_process_at_a_time_has_a_gpu(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with (
-        sharing_lock("GPU-1", 1, directory=tmp_path),
-        pytest.raises(GpuError, match="this very process"),
-        measurement_lock("GPU-1", 0.05, directory=tmp_path),
+        pytest.raises(GpuError, match=r"another process held the GPU GPU-1 for 0\.05 s"),
+        gpu_lock("GPU-1", 0.05, directory=tmp_path),
     ):
         pytest.fail("held twice")
+    with gpu_lock("GPU-2", 0.05, directory=tmp_path):
+        pass
 
 
-def test_lock_files_serve_every_user_and_follow_no_link(tmp_path: Path) -> None:
+def test_a_killed_process_frees_its_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    with gpu_lock("GPU-1", 5, directory=tmp_path):
+        pass
+
+
+def test_lock_files_serve_every_user(tmp_path: Path) -> None:
     umask = os.umask(0o077)
     try:
-        with measurement_lock("MIG-GPU-1/7/0", 1, directory=tmp_path):
+        with gpu_lock("MIG-GPU-1/7/0", 1, directory=tmp_path):
             pass
     finally:
         os.umask(umask)
-    files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == ["pytest-trtcheck-MIG-GPU-1_7_0.gate", "pytest-trtcheck-MIG-GPU-1_7_0.lock"]
-    assert all(stat.S_IMODE(file.stat().st_mode) == 0o444 for file in files)
-    (tmp_path / "pytest-trtcheck-GPU-2.gate").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GpuError, match="cannot be used"), measurement_lock("GPU-2", 1, directory=tmp_path):
-        pytest.fail("followed a link")
-
-
-def test_lock_directory_is_everybody_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert lock_directory() != tmp_path
-    with pytest.raises(GpuError), measurement_lock("GPU-1", 1, directory=tmp_path / "missing"):
+    (file,) = tmp_path.iterdir()
+    assert (file.name, stat.S_IMODE(file.stat().st_mode)) == ("pytest-trtcheck-MIG-GPU-1_7_0.lock", 0o666)
+    with pytest.raises(GpuError, match="cannot be used"), gpu_lock("GPU-1", 1, directory=file / "under"):
         pytest.fail("no directory")

@@ -113,7 +113,7 @@ def test_missing_external_data(tmp_path: Path) -> None:
 def test_truncated_external_data(tmp_path: Path) -> None:
     path = external(tmp_path)
     (tmp_path / "weights.bin").write_bytes(bytes(70))
-    with pytest.raises(ModelError, match="weight b: 'weights.bin' is cut off: needs 76 bytes, has 70"):
+    with pytest.raises(ModelError, match=r"weight b: 'weights\.bin' is cut off: needs 76 bytes, has 70"):
         onnx_model.load(path)
 
 

@@ -341,3 +341,39 @@ def test_magika():
     run.result.assert_outcomes(passed=2, failed=1)
     assert run.check("test_magika[fp16]")["parity"]["outputs"][0]["l2"] == pytest.approx(1.03, abs=0.01)
     assert np.isclose(run.check("test_nudenet")["parity"]["outputs"][0]["l2"], 4.6e-4, rtol=0.5)
+
+
+FROM_FIXTURES = """
+@pytest.fixture
+def trt_model():
+    return "conv.onnx"
+
+@trt_parity(precision=["fp16", "bf16"], batch=[1, 2])
+def test_lists(): ...
+
+@pytest.mark.trt_parity(batch=1)
+class TestMarkedClass:
+    def test_method(self): ...
+
+    @staticmethod
+    def test_static(): ...
+
+class TestOther:
+    @pytest.fixture(params=["conv.onnx", "./conv.onnx"])
+    def trt_model(self, request):
+        return request.param
+
+    @trt_parity(precision=["fp16", "bf16"], batch=1)
+    def test_models_times_precisions(self): ...
+"""
+
+
+def test_the_model_comes_from_its_fixture_wherever_the_marker_stands(
+    suite: Suite, run_everywhere: Callable[..., Run]
+) -> None:
+    suite.write(test_fixtures=FROM_FIXTURES)
+    run = run_everywhere()
+    run.result.assert_outcomes(passed=10)
+    models = {record["nodeid"].partition("::")[2]: record["model"] for record in run.checks}
+    assert models["test_lists[fp16-batch1]"] == "conv.onnx" or models["test_lists[batch1-fp16]"] == "conv.onnx"
+    assert sorted(model for name, model in models.items() if "times" in name) == ["./conv.onnx"] * 2 + ["conv.onnx"] * 2

@@ -39,7 +39,7 @@ def expected(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int
         shape[axis] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     if zero.dtype == ml_dtypes.float8_e4m3fn:
-        return np.clip(x / scale, -448, 448).astype(zero.dtype).astype(np.float32) * scale
+        return np.asarray(np.clip(x / scale, -448, 448).astype(zero.dtype).astype(np.float32) * scale)
     info = np.iinfo(zero.dtype)
     q = np.clip(np.round(x / scale) + zero.astype(np.float32), info.min, info.max)
     return np.asarray((q - zero.astype(np.float32)) * scale, np.float32)
@@ -86,7 +86,7 @@ def test_ties_saturation_and_nan(tmp_path: Any) -> None:
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
-    weights = {"s": np.array(1, np.float32), "z": np.array(0, np.int8)}
+    weights: dict[str, NDArray[Any]] = {"s": np.array(1, np.float32), "z": np.array(0, np.int8)}
     path = onnx_models.save(onnx_models.elementwise(nodes, 9, weights), tmp_path / "m.onnx")
     target = tmp_path / "emulated.onnx"
     graph.write(emulate.emulated(graph.read(path)), target)

@@ -193,6 +193,9 @@ def test_sizes(number: int, unit: str, suffix: str) -> None:
 @given(st.text())
 def test_any_text_is_a_size_or_an_argument_error(text: str) -> None:
     try:
-        assert parse_size(text, "here") >= 0
+        size = parse_size(text, "here")
     except ArgumentError as error:
-        assert "here" in str(error)
+        said = str(error)
+        assert "here" in said
+    else:
+        assert size >= 0

@@ -35,7 +35,8 @@ def module() -> ModuleType:
             f"ONNX Runtime is not installed, so there is no FP32 reference ({error})",
             "pip install 'pytest-trtcheck[cpu]', or [cuda] where there is an NVIDIA GPU (never both)",
         ) from error
-    return onnxruntime
+    found: ModuleType = onnxruntime
+    return found
 
 
 class OrtRunner:

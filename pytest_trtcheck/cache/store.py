@@ -132,6 +132,20 @@ class Cache:
         """
         return self._find(key)[0]
 
+    def find(self, kind: str, digest: str) -> Entry | None:
+        """The entry whose key has this digest, whole and checked; None where there is none or a damaged one.
+
+        Raises
+        ------
+        CacheError
+            When the cache directory cannot be read.
+        """
+        try:
+            key = read_manifest(self._place.entries / kind / digest).key
+        except DamagedError:
+            return None
+        return self.get(key)
+
     def get_or_make(self, key: Key, make: Callable[[Path], object]) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
 

@@ -5,7 +5,7 @@ every output; `summarize` them; and where that fails, `examine` an input that fa
 """
 
 from pytest_trtcheck.compare.explanation import explain
-from pytest_trtcheck.compare.limits import DEFAULT_TOLERANCE, Limit, default_limit, resolve_limits, top1_tie
+from pytest_trtcheck.compare.limits import DEFAULT_TOLERANCE, Limit, Limits, default_limit, resolve_limits, top1_tie
 from pytest_trtcheck.compare.measurement import (
     Element,
     Fault,
@@ -28,6 +28,7 @@ __all__ = [
     "Fit",
     "Histogram",
     "Limit",
+    "Limits",
     "Measurement",
     "NonFinite",
     "Pattern",

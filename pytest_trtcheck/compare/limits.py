@@ -34,6 +34,10 @@ _NO_DEFAULT: Mapping[str, str] = {
 }
 
 
+Limits: TypeAlias = "Mapping[str, tuple[Limit, ...]]"
+"""The limits of every output, by its name."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """One metric's limit on one output.

@@ -6,7 +6,7 @@
 from pytest_trtcheck.diagnose.diagnosis import Budget, diagnose
 from pytest_trtcheck.diagnose.engine import Engine
 from pytest_trtcheck.diagnose.result import Blame, Errors
-from pytest_trtcheck.diagnose.text import explain
+from pytest_trtcheck.diagnose.text import explain, verdict
 from pytest_trtcheck.diagnose.trials import Subject
 
-__all__ = ["Blame", "Budget", "Engine", "Errors", "Subject", "diagnose", "explain"]
+__all__ = ["Blame", "Budget", "Engine", "Errors", "Subject", "diagnose", "explain", "verdict"]

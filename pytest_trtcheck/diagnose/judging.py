@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.compare import Limit
+    from pytest_trtcheck.compare import Limits
     from pytest_trtcheck.record import OutputRecord
-
-Limits = Mapping[str, "tuple[Limit, ...]"]
 
 
 @dataclass(frozen=True)

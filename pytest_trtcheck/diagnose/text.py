@@ -17,9 +17,14 @@ _SHOWN = 3
 _WORDS = {
     "precision": "the precision",
     "engine": "the engine",
-    "both": "the precision and the engine",
+    "both": "the precision as well as the engine",
     "spread": "the precision",
 }
+
+
+def verdict(blame: Mapping[str, Any]) -> str:
+    """Who is to blame, in one line."""
+    return f"{_WORDS[blame['step']]} is to blame, {blame['headline']}"
 
 
 def explain(blame: Mapping[str, Any]) -> str:

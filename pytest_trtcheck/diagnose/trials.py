@@ -163,10 +163,10 @@ class Trials:
             lowered = artifacts.lower(
                 subject.model,
                 subject.precision,
-                subject.keep_fp32,
-                replace(given, method=method),
                 cache,
-                subject.folders,
+                keep_fp32=subject.keep_fp32,
+                calibration=replace(given, method=method),
+                folders=subject.folders,
             )
             with closing(artifacts.emulation(subject.model, lowered, subject.precision, cache)) as runner:
                 return self._least(runner)
@@ -187,7 +187,7 @@ class Trials:
                 runner = OrtRunner(self._quantized(kept, Path(folder)), subject.model.label)
             else:
                 cache = Cache(folder)
-                lowered = artifacts.lower(subject.model, subject.precision, kept, None, cache, subject.folders)
+                lowered = artifacts.lower(subject.model, subject.precision, cache, keep_fp32=kept)
                 runner = artifacts.emulation(subject.model, lowered, subject.precision, cache)
             with closing(runner):
                 yield runner

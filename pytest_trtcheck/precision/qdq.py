@@ -2,8 +2,8 @@
 
 ONNX Runtime rewrites graphs around QuantizeLinear and DequantizeLinear. With FP8 that goes wrong: at its default
 optimization level a small convolutional net came out with a relative error of 0.51 where 0.06 is right. And an INT8
-QuantizeLinear turns NaN into −128. The formulas of the ONNX standard, written as Div, Round, Clip and Mul, leave nothing
-to rewrite and let NaN through.
+QuantizeLinear turns NaN into −128. The formulas of the ONNX standard, written as Div, Round, Clip and Mul, leave
+nothing to rewrite and let NaN through.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def as_arithmetic(model: ir.Model) -> ir.Model:
 
     QuantizeLinear is saturate(round(x / scale) + zero_point), rounding half to even; DequantizeLinear is
     (q − zero_point) · scale (ONNX operators, opset 21). The integer grid stays in FP32, which holds every value of the
-    8-bit types, and of the 16-bit ones, exactly. A Q whose integers go elsewhere than to DQ nodes stays as it is, and so
-    do blocked ones.
+    8-bit types, and of the 16-bit ones, exactly. A Q whose integers go elsewhere than to DQ nodes stays as it is, and
+    so do blocked ones.
     """
     for node in list(graphs.all_nodes(model.graph)):
         if node.op_type == "QuantizeLinear" and _becomes_float(node):

@@ -1,0 +1,20 @@
+"""Latency baselines: JSON in a repository (`files`), today held against it (`judging`), recording it (`recording`)."""
+
+from pytest_trtcheck.baselines.files import Baseline, Baselines, GpuKey, read
+from pytest_trtcheck.baselines.judging import MIN_SLOWDOWN, conditions, differences, enough, judge, notes
+from pytest_trtcheck.baselines.recording import Updated, update
+
+__all__ = [
+    "MIN_SLOWDOWN",
+    "Baseline",
+    "Baselines",
+    "GpuKey",
+    "Updated",
+    "conditions",
+    "differences",
+    "enough",
+    "judge",
+    "notes",
+    "read",
+    "update",
+]

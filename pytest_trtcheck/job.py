@@ -1,0 +1,86 @@
+"""One check to make, as it was asked for and as far as it was prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pytest_trtcheck.artifacts import Lowered
+    from pytest_trtcheck.engines import Built, Place
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """One check to make.
+
+    Parameters
+    ----------
+    model
+        What the marker or the fixture named; None is an error that says how to name one.
+    folders
+        Where relative paths are looked up, in this order.
+    parity, latency
+        The specs, with one precision and one batch; `judge_parity` is False for a test with `trt_latency` alone.
+    inputs, inputs_source
+        What to feed, and where it came from; None: generated.
+    default_batch
+        Taken for open first dimensions that nothing else fixes (files collected without test code).
+    """
+
+    nodeid: str
+    model: object
+    folders: Sequence[Path]
+    parity: ParitySpec = field(default_factory=ParitySpec)
+    judge_parity: bool = True
+    latency: LatencySpec | None = None
+    inputs: object = None
+    inputs_source: str = "generated"
+    calibration: object = None
+    options: BuildOptions | None = None
+    default_batch: int | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """The one precision to check."""
+        return self.parity.precision[0]
+
+    @property
+    def build_options(self) -> BuildOptions:
+        """How TensorRT is to build."""
+        return self.options or BuildOptions()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request whose model was read and lowered, and whose inputs are at hand.
+
+    Parameters
+    ----------
+    place, built
+        The engine and what it is for; None where there is none.
+    """
+
+    request: Request
+    model: OnnxModel
+    lowered: Lowered
+    cases: Sequence[Case]
+    place: Place | None = None
+    built: Built | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """The one precision to check."""
+        return self.request.precision
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.model.label} in {self.precision}"
