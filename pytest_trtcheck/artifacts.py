@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck import __version__
+from pytest_trtcheck import __version__, facts
 from pytest_trtcheck.backends import onnxruntime as ort
 from pytest_trtcheck.cache import Cache, Key, hash_bytes
 from pytest_trtcheck.errors import CalibrationError, ModelError
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel
 from pytest_trtcheck.spec import Calibration
 
@@ -74,7 +73,7 @@ def open_model(source: object, folders: Sequence[Path], cache: Cache) -> OnnxMod
     tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(folders)]
     for candidate in tried:
         if candidate.exists():
-            return onnx_model.load(candidate, str(source))
+            return facts.model(candidate, str(source), cache)
     raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
 
 
@@ -89,7 +88,7 @@ def _model_in_memory(source: Any, cache: Cache) -> OnnxModel:
         ) from error
     key = Key("model", label, {"sha256": hash_bytes(data)})
     entry = cache.get_or_make(key, lambda folder: _write_bytes(folder / MODEL_FILE, data))
-    return onnx_model.load(entry.path / MODEL_FILE, label)
+    return facts.model(entry.path / MODEL_FILE, label, cache)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -233,7 +232,7 @@ def lower(
         "keep_fp32": json.dumps(sorted(keep_fp32)),
         **_library_versions(),
     }
-    ranges = _Calibration.of(model, precision, calibration, folders) if precision in {"int8", "fp8"} else None
+    ranges = _Calibration.of(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
     if ranges is not None:
         parts |= ranges.key_parts
 
@@ -268,7 +267,9 @@ class _Calibration:
     digest: str
 
     @classmethod
-    def of(cls, model: OnnxModel, precision: Precision, source: object, folders: Sequence[Path]) -> _Calibration:
+    def of(
+        cls, model: OnnxModel, source: object, folders: Sequence[Path], cache: Cache, precision: Precision
+    ) -> _Calibration:
         if source is None:
             raise CalibrationError(
                 f"{precision=}: {model.label} has no Q/DQ nodes, and no calibration data is given",
@@ -279,7 +280,7 @@ class _Calibration:
 
         samples = calibration_data.load(source, model.inputs, folders)
         given = source if isinstance(source, Calibration) else Calibration(source)
-        return cls(given, samples, samples.digest())
+        return cls(given, samples, facts.samples_digest(samples, cache))
 
     @property
     def key_parts(self) -> dict[str, str]:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
-EXTERNAL_DATA_THRESHOLD = 1 << 30
-"""Bytes of weights above which they are written beside the model: protobuf ends at 2 GiB."""
+EXTERNAL_DATA_THRESHOLD = 64 << 20
+"""Bytes of weights above which they are written beside the model: they are not copied in memory then, and protobuf ends
+at 2 GiB."""
 
 
 def read(path: Path) -> ir.Model:

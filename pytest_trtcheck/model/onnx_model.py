@@ -71,6 +71,8 @@ class OnnxModel:
         Whether it carries QuantizeLinear/DequantizeLinear nodes.
     half_types
         The 16-bit float types that its tensors use ("float16", "bfloat16").
+    external
+        Where its external data lies, relative to the file's folder.
     """
 
     path: Path
@@ -81,6 +83,7 @@ class OnnxModel:
     op_types: frozenset[str]
     has_qdq: bool
     half_types: frozenset[str]
+    external: tuple[str, ...] = ()
 
 
 def load(path: Path, label: str | None = None) -> OnnxModel:
@@ -113,6 +116,7 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
         op_types=frozenset(node.op_type for node in nodes(proto)),
         has_qdq=any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in nodes(proto)),
         half_types=_half_types(proto),
+        external=tuple(sorted(files)),
     )
 
 

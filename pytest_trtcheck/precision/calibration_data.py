@@ -56,8 +56,8 @@ class Samples:
 
     def __init__(self, items: _Items, specs: Sequence[TensorSpec], limit: int) -> None:
         self._items = items
-        self._specs = tuple(specs)
-        self._limit = limit
+        self.specs = tuple(specs)
+        self.limit = limit
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples.
@@ -75,6 +75,12 @@ class Samples:
         label = next((label for label, _ in islice(self._labelled(), index, None)), "")
         return f"calibration sample {index} ({label})" if label else f"calibration sample {index}"
 
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold all of the data; none where any of it was given otherwise."""
+        items = [item for _, item in self._items] if isinstance(self._items, list) else []
+        paths = tuple(item for item in items if isinstance(item, Path))
+        return paths if len(paths) == len(items) else ()
+
     def digest(self) -> str:
         """Identity of the samples: sha256 (hex) over names, dtypes, shapes and bytes. Reads all of them."""
         total = hashlib.sha256()
@@ -86,12 +92,12 @@ class Samples:
         return total.hexdigest()
 
     def _labelled(self) -> Iterator[tuple[str, Sample]]:
-        return islice(self._unlimited(), self._limit)
+        return islice(self._unlimited(), self.limit)
 
     def _unlimited(self) -> Iterator[tuple[str, Sample]]:
         empty = True
         for label, item in self._items:
-            for found in _split(_named(_loaded(item, label), self._specs, label), self._specs, label):
+            for found in _split(_named(_loaded(item, label), self.specs, label), self.specs, label):
                 empty = False
                 yield found
         if empty:
