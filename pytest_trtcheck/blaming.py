@@ -81,7 +81,7 @@ def blamed(
     )
     start = time.monotonic()
     is_engine = runner.evidence == "engine"
-    with _alone_on_gpu(job) if is_engine else nullcontext():
+    with alone_on_gpu(job) if is_engine else nullcontext():
         outputs = runner(subject.case)
     blame = diagnose.diagnose(
         subject,
@@ -114,14 +114,14 @@ def _run_part(job: Job, path: Path, cache: Cache, worst: int) -> Mapping[str, ND
     ranges = model_inputs.declared_ranges(job.model, job.request.parity.shapes)
     profile = {name: span for name, span in model_inputs.profile(job.model, ranges, job.cases).items() if name in names}
     built = engines.build(engines.Order(part, lowered, job.precision, profile, options), job.place, cache)
-    with _alone_on_gpu(job), closing(engines.load(built, job.place, options)) as engine:
+    with alone_on_gpu(job), closing(engines.load(built, job.place, options)) as engine:
         outputs = engine(case)
         engines.keep_kernels(built, engine)
         return outputs
 
 
-def _alone_on_gpu(job: Job) -> AbstractContextManager[None]:
-    # Held for a run at a time: others measure while an engine is built.
+def alone_on_gpu(job: Job) -> AbstractContextManager[None]:
+    """The lock of the job's GPU. It is to be held for a run at a time: others measure while an engine is built."""
     assert job.place is not None
     assert job.place.gpu is not None
     return gpu_lock(job.place.gpu.lock_name)

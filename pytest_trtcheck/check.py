@@ -7,13 +7,14 @@ A check flows one way: spec → model and inputs → reference and lowered model
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pytest_trtcheck import artifacts, blaming, engines, parity
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheckError, UnsupportedTargetError
-from pytest_trtcheck.job import Job, Request
+from pytest_trtcheck.job import Job, Judged, Request
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, combine
 
@@ -159,13 +160,20 @@ class Workshop:
         if self.build_only:
             return replace(record, verdict="not_measured", message="--trt-build-only: built, nothing compared")
         if place is not None and place.gpu is not None and job.built is not None:
-            record = self._on_gpu(job, job.built, place, record)
+            try:
+                record = self._on_gpu(job, job.built, place, record)
+            except TrtCheckError as error:
+                # With the engine named: it failed, whatever other checks say of it.
+                self._note_broken(error, request)
+                return replace(record, verdict="error", message=str(error))
         else:
             record = self._emulated(job, record)
         parts = [part for part in (record.parity, record.latency) if part is not None]
         return self._concluded(replace(record, verdict=combine([part.verdict for part in parts])))
 
     def _lowered(self, request: Request, model: OnnxModel, precision: Precision | None = None) -> Lowered:
+        if request.lowered is not None and precision in {None, request.precision}:
+            return request.lowered
         return artifacts.lower(
             model,
             precision or request.precision,
@@ -225,9 +233,10 @@ class Workshop:
         try:
             reference = self._reference(job.model)
             outcome = self._blamed(job, parity.judge(job, runner, reference), runner, reference)
+            record = _with(replace(record, backend="onnxruntime", evidence="emulated"), outcome)
+            return self._watched(Judged(job, runner, reference, outcome.record), record)
         finally:
             runner.close()
-        return _with(replace(record, backend="onnxruntime", evidence="emulated"), outcome)
 
     def _blamed(self, job: Job, outcome: parity.Outcome, runner: Runner, reference: Reference) -> parity.Outcome:
         if outcome.record.verdict != "fail":
@@ -235,6 +244,19 @@ class Workshop:
         return blaming.blamed(
             job, outcome, runner, reference, self.cache, allowance=self.allowance, progress=self.progress
         )
+
+    def _watched(self, judged: Judged, record: CheckRecord) -> CheckRecord:
+        """The record with what the watcher says; what goes wrong there never hides what the check found."""
+        request = judged.job.request
+        if request.watch is None:
+            return record
+        try:
+            with blaming.alone_on_gpu(judged.job) if record.evidence == "engine" else nullcontext():
+                notes = request.watch(judged)
+        except TrtCheckError as error:
+            self._note_broken(error, request)
+            notes = (str(error),)
+        return replace(record, notes=(*record.notes, *notes))
 
     def _no_latency(self) -> LatencyRecord:
         gpu = self.requested.product if self.requested else None
@@ -271,7 +293,8 @@ class Workshop:
                 if job.request.judge_parity or doubt:
                     outcome = parity.judge(job, engine, reference)
             if outcome is not None:
-                record = _with(record, self._explained(job, outcome, engine, reference, doubt=doubt))
+                outcome = self._explained(job, outcome, engine, reference, doubt=doubt)
+                record = self._watched(Judged(job, engine, reference, outcome.record), _with(record, outcome))
             if job.request.latency is not None:
                 record = replace(record, latency=self._latency(job, engine, place.gpu))
             engines.keep_kernels(built, engine)

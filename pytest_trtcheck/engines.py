@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.backends import tensorrt
+from pytest_trtcheck.backends.tensorrt_io import DTYPES
 from pytest_trtcheck.backends.tensorrt_support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
 from pytest_trtcheck.errors import ArgumentError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.artifacts import Lowered
-    from pytest_trtcheck.backends.tensorrt import Target, TensorRTModule
+    from pytest_trtcheck.backends.tensorrt import Plan, Target, TensorRTModule
     from pytest_trtcheck.backends.tensorrt_engine import Engine
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.model.inputs import Case
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import Backend, BuildOptions, InputMapping, Precision, Shape, ShapeRange
 
 PLAN_FILE = "engine.plan"
+IO_FILE = "io.json"
 _BUILD_FILE = "build.json"
 _TIMING_CACHE = "timing.cache"
 _JIT_CACHE = "jit.cache"
+_CONTENTS = "2"
+"""Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class Order:
             "precision": self.precision,
             "profile": json.dumps(shapes),
             "plugins": json.dumps([_hash(plugin) for plugin in self.options.plugins]),
+            "contents": _CONTENTS,
             **chosen,
         }
 
@@ -159,6 +164,7 @@ def build(order: Order, place: Place, cache: Cache) -> Built:
         miss_reason=entry.miss_reason,
         build_s=made["build_s"],
         bytes=made["bytes"],
+        sha256=made["sha256"],
     )
     return Built(entry, record, tuple(made["warnings"]))
 
@@ -252,8 +258,33 @@ def _make(order: Order, place: Place, cache: Cache, folder: Path) -> None:
         )
         if kept is not None and timings.stat().st_size:
             kept.write_extra(_TIMING_CACHE, timings.read_bytes())
-    made = {"build_s": plan.build_s, "bytes": plan.bytes, "warnings": list(plan.warnings)}
+    made = {
+        "build_s": plan.build_s,
+        "bytes": plan.bytes,
+        "sha256": hash_file(plan.path),
+        "warnings": list(plan.warnings),
+    }
     (folder / _BUILD_FILE).write_text(json.dumps(made))
+    (folder / IO_FILE).write_text(json.dumps(_io(plan, order)))
+
+
+def _io(plan: Plan, order: Order) -> dict[str, list[dict[str, Any]]]:
+    """The engine's inputs and outputs: TensorRT's shapes, the model's names of the open dimensions, the profile."""
+    declared = {spec.name: spec.shape for spec in (*order.model.inputs, *order.model.outputs)}
+
+    def described(tensor: dict[str, Any]) -> dict[str, Any]:
+        name, dtype = tensor["name"], tensor["dtype"]
+        dims = declared.get(name, ())
+        if len(dims) != len(tensor["shape"]):
+            dims = (None,) * len(tensor["shape"])
+        return {
+            **tensor,
+            "dtype": np.dtype(DTYPES[dtype]).name if dtype in DTYPES else dtype.lower(),
+            "symbols": [dim if isinstance(dim, str) else None for dim in dims],
+            "profile": asdict(order.profile[name]) if name in order.profile else None,
+        }
+
+    return {side: [described(tensor) for tensor in tensors] for side, tensors in plan.io.items()}
 
 
 def _kept_timings(options: BuildOptions, place: Place, cache: Cache) -> Entry | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
 
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_trtcheck.artifacts import Lowered
+    from pytest_trtcheck.artifacts import Lowered, Reference
+    from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.engines import Built, Place
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.record import ParityRecord
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Request:
         What to feed, and where it came from; None: generated.
     default_batch
         Taken for open first dimensions that nothing else fixes (files collected without test code).
+    lowered
+        The model in its precision, where it was made before (a replay); None: it is made.
+    watch
+        Is shown what was judged while the runner is open; the notes that it returns join the record's.
     """
 
     nodeid: str
@@ -46,6 +53,8 @@ class Request:
     calibration: object = None
     options: BuildOptions | None = None
     default_batch: int | None = None
+    lowered: Lowered | None = None
+    watch: Watcher | None = None
 
     @property
     def precision(self) -> Precision:
@@ -84,3 +93,17 @@ class Job:
     def title(self) -> str:
         """What messages call it."""
         return f"{self.model.label} in {self.precision}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A parity check that was just made, its runner still open."""
+
+    job: Job
+    runner: Runner
+    reference: Reference
+    record: ParityRecord
+
+
+Watcher: TypeAlias = Callable[[Judged], tuple[str, ...]]
+"""Looks at a check while its runner is open, and returns notes on it."""

@@ -120,12 +120,19 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Collect an .onnx file that is named on the command line or matched by `trt_collect`, never by walking alone."""
-    if file_path.suffix != ".onnx":
-        return None
-    from pytest_trtcheck import onnx_file
+    """Collect an .onnx file that is named on the command line or matched by `trt_collect`, never by walking alone.
 
-    return onnx_file.collector(file_path, parent)
+    A failure bundle is collected when its `bundle.json` is named on the command line.
+    """
+    if file_path.suffix == ".onnx":
+        from pytest_trtcheck import onnx_file
+
+        return onnx_file.collector(file_path, parent)
+    if file_path.name == "bundle.json":
+        from pytest_trtcheck import bundle_file
+
+        return bundle_file.collector(file_path, parent)
+    return None
 
 
 def _marked(item: pytest.Item) -> Marked | None:

@@ -88,6 +88,8 @@ class EngineRecord:
     bytes: int
     device_memory_bytes: int | None = None
     layers_by_precision: Mapping[str, int] | None = None
+    sha256: str | None = None
+    """Of the serialized engine: two builds of one key need not be the same bytes."""
 
 
 @dataclass(frozen=True)

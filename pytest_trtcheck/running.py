@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -69,7 +70,17 @@ def run_marked(item: pytest.Function, found: Marked, returned: object) -> None:
 def run(item: pytest.Item, request: Request) -> CheckRecord:
     """Make the check, attach its record, and fail or skip the item as the verdict says."""
     session = session_of(item.config)
-    record = session.workshop.check(request)
+    # A replay watches for itself, and needs no bundle of its own.
+    writer = session.bundle_writer(request.nodeid) if request.watch is None else None
+    if writer is not None:
+        request = replace(request, watch=writer.keep)
+    try:
+        record = session.workshop.check(request)
+        if writer is not None:
+            record = writer.finish(record, session.circumstances(record.backend))
+    finally:
+        if writer is not None:
+            writer.close()
     attach(item, record)
     conclude(record, inconclusive=session.get("trt_inconclusive"))
     return record

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck import gpu, settings
+from pytest_trtcheck import __version__, gpu, settings
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check import Workshop
     from pytest_trtcheck.gpu.device import Detection
 
@@ -81,12 +82,39 @@ class Session:
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
         for option in settings.OPTIONS:
-            if option.name in {"trt_export", "trt_baseline", "trt_update_baseline"} and values[option.name]:
+            if option.name in {"trt_baseline", "trt_update_baseline"} and values[option.name]:
                 raise ArgumentError(f"{option.flag}: not available in this version", "leave the option out")
 
     def get(self, name: str) -> Any:
         """The value of one option."""
         return settings.value(self.config, name)
+
+    def bundle_writer(self, nodeid: str) -> Writer | None:
+        """What writes the bundle of a failing check; None when no bundles are asked for."""
+        shown = self.get("trt_bundle")
+        if not shown:
+            return None
+        from pytest_trtcheck.bundle import Writer
+
+        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+
+    def environment(self, backend: str | None) -> dict[str, Any]:
+        """Versions and GPU, as the JSON report has them; `backend` names the TensorRT module that was used."""
+        from pytest_trtcheck.report import json_report
+
+        found = self.detection.gpu
+        facts = () if found is None else ("name", "uuid", "compute_capability")
+        return json_report.environment(
+            requested_gpu=self.get("trt_gpu") or None,
+            gpu={fact: getattr(found, fact) for fact in facts} or None,
+            driver=None if found is None else found.driver,
+            tensorrt_module=backend if backend in {"tensorrt", "tensorrt_rtx"} else None,
+        )
+
+    def circumstances(self, backend: str | None) -> dict[str, Any]:
+        """All that the outcome of a check depends on beside what the check names: for its failure bundle."""
+        chosen = {name: self.get(name) for name in ("trt_reference", "trt_bitwise")}
+        return {"pytest_trtcheck": __version__, **self.environment(backend), **chosen}
 
     @functools.cached_property
     def detection(self) -> Detection:

@@ -76,6 +76,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
     Option("trt_report", "path", "write the JSON report", metavar="FILE"),
     Option("trt_html", "path", "write the HTML report", metavar="FILE"),
+    Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where latency baselines are kept", metavar="DIR"),
     Option("trt_update_baseline", "flag", "record this run's latencies as the baseline", default=False),
     Option("trt_export", "path", "write every engine whose checks all passed", metavar="DIR"),

@@ -7,13 +7,13 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pytest_trtcheck import settings
 from pytest_trtcheck.errors import TrtCheckError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 class Collector:
@@ -24,11 +24,16 @@ class Collector:
         self._outcomes: dict[str, pytest.TestReport] = {}
         self.records: list[dict[str, Any]] = []
         self._problems: list[str] = []
+        self._exported: list[str] = []
+        self._crashed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what the last report of a test carries: by then every check of it is there."""
         if report.when == "call" or report.outcome != "passed":
             self._outcomes[report.nodeid] = report
+        if report.when not in {"setup", "call", "teardown"}:
+            # What pytest-xdist reports in the name of a worker that died: no record came with it.
+            self._crashed.append(report.nodeid)
         if report.when != "teardown":
             return
         outcome = self._outcomes.pop(report.nodeid, None)
@@ -42,18 +47,20 @@ class Collector:
                 record = json.loads(str(value))
                 if expected is not None and outcome is not None and outcome.outcome == "skipped":
                     record["expected_failure"] = expected or "xfail"
+                record["outcome"] = "failed" if outcome is None else outcome.outcome
                 record["location"] = {"file": report.location[0], "line": (report.location[1] or 0) + 1}
                 self.records.append(record)
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the reports that were asked for."""
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the reports and the engines that were asked for."""
         if hasattr(self._config, "workerinput"):
             return
         # Settings that are wrong were refused at the start; then there is nothing to report either.
         try:
-            files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html")}
+            files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html", "trt_export")}
         except TrtCheckError:
             return
+        self._export(files.pop("trt_export"), session, exitstatus)
         if self.records and os.environ.get("GITHUB_ACTIONS") == "true":
             self._tell_github()
         for name, path in files.items():
@@ -62,6 +69,30 @@ class Collector:
                     self._write(name, self._config.invocation_params.dir / path)
                 except TrtCheckError as error:
                     self._problems.append(str(error))
+        if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            # What was asked for is not there: whoever runs this must not believe that it is.
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _export(self, folder: str | None, session: pytest.Session, exitstatus: int) -> None:
+        if not folder:
+            return
+        why_not = None
+        if exitstatus not in {0, 1, 5} or session.shouldstop or session.shouldfail:
+            # A test that did not run may be the one that fails.
+            why_not = "the run was stopped before every test had run"
+        elif self._crashed:
+            why_not = f"{self._crashed[0]} crashed its process, and which engine it used is not known"
+        if why_not is not None:
+            self._problems.append(f"--trt-export: nothing was written: {why_not}")
+            return
+        from pytest_trtcheck import export
+        from pytest_trtcheck.session import session_of
+
+        try:
+            target = self._config.invocation_params.dir / folder
+            self._exported = export.write(target, self.records, session_of(self._config).cache).lines()
+        except TrtCheckError as error:
+            self._problems.append(f"--trt-export: {error}")
 
     def _write(self, name: str, path: Path) -> None:
         from pytest_trtcheck.report import json_report
@@ -76,18 +107,10 @@ class Collector:
 
     @functools.cached_property
     def _environment(self) -> dict[str, Any]:
-        from pytest_trtcheck.report import json_report
         from pytest_trtcheck.session import session_of
 
-        detected = session_of(self._config).detection.gpu
-        facts = () if detected is None else ("name", "uuid", "compute_capability")
         backends = {record["backend"] for record in self.records} & {"tensorrt", "tensorrt_rtx"}
-        return json_report.environment(
-            requested_gpu=settings.value(self._config, "trt_gpu") or None,
-            gpu={fact: getattr(detected, fact) for fact in facts} or None,
-            driver=None if detected is None else detected.driver,
-            tensorrt_module=backends.pop() if len(backends) == 1 else None,
-        )
+        return session_of(self._config).environment(backends.pop() if len(backends) == 1 else None)
 
     def _tell_github(self) -> None:
         from pytest_trtcheck.report import github
@@ -111,5 +134,7 @@ class Collector:
             terminalreporter.ensure_newline()
             for command in github.annotation_commands(self.records, self._config.rootpath):
                 terminalreporter.write_line(command)
+        for line in self._exported:
+            terminalreporter.write_line(line)
         for problem in self._problems:
             terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)

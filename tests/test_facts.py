@@ -18,7 +18,6 @@ from pytest_trtcheck.precision import calibration_data
 from tests import onnx_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 _AGE_S = 3.0
@@ -30,7 +29,7 @@ def cache(tmp_path: Path) -> Cache:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were really read."""
     seen: list[Path] = []
     load = onnx_model.load

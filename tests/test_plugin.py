@@ -229,7 +229,6 @@ def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
         (("--trt-gpu=T5",), "T5"),
         (("--trt-backend=trt",), "--trt-backend: 'trt' is none of"),
         (("--trt-precision=fp12",), "--trt-precision: 'fp12'"),
-        (("--trt-export=out",), "--trt-export: not available"),
         (("--trt-baseline=out",), "--trt-baseline: not available"),
         (("-o", "trt_cache_size=lots"), "ini key trt_cache_size"),
         (("-o", "trt_gpus=Board"), "trt_gpus"),

@@ -105,6 +105,8 @@ class Plan:
         Seconds for parsing and building; the builder process's start is not in it.
     warnings
         What TensorRT warned of.
+    io
+        Its "inputs" and "outputs", each a list of {name, dtype (TensorRT's name), shape (-1: open), shape_tensor}.
     """
 
     path: Path
@@ -114,6 +116,7 @@ class Plan:
     bytes: int
     build_s: float
     warnings: tuple[str, ...] = ()
+    io: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def available(backend: Backend = "auto") -> TensorRTModule | None:
@@ -282,6 +285,7 @@ def build(
         bytes=Path(plan_path).stat().st_size,
         build_s=response["build_s"],
         warnings=tuple(text for severity, text in messages if severity == "WARNING"),
+        io=response["io"],
     )
 
 

@@ -34,9 +34,9 @@ class RequestError(Exception):
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Build what `request` asks for and write the answer: `{stage, errors, build_s}`; no stage: all is well."""
+    """Build what `request` asks for and write the answer: `{stage, errors, build_s, io}`; no stage: all is well."""
     _die_with_parent(request["parent"])
-    answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0}
+    answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}}
     heard: list[str] = []
     with Path(request["messages"]).open("w") as sink:
 
@@ -46,7 +46,7 @@ def serve(request: dict[str, Any]) -> None:
             heard.append(text)
 
         try:
-            answer["build_s"] = build_here(importlib.import_module(request["module"]), request, say)
+            answer["build_s"], answer["io"] = build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
@@ -76,8 +76,8 @@ def _die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> float:
-    """Parse and build in this process; the seconds that took."""
+def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> tuple[float, dict[str, Any]]:
+    """Parse and build in this process; the seconds that took, and the engine's inputs and outputs."""
     started = time.perf_counter()
     logger = _logger(trt, say)
     is_rtx = request["module"] == "tensorrt_rtx"
@@ -106,8 +106,29 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     if timing_cache is not None:
         _save_timing_cache(config, Path(request["timing_cache"]))
     elapsed = time.perf_counter() - started
+    io = _io(network)
     del libraries  # They must stay loaded until here.
-    return elapsed
+    return elapsed, io
+
+
+def _io(network: Any) -> dict[str, Any]:
+    """Inputs and outputs as TensorRT understood the model, which may know more of the shapes than the model says."""
+    tensors = {
+        "inputs": map(network.get_input, range(network.num_inputs)),
+        "outputs": map(network.get_output, range(network.num_outputs)),
+    }
+    return {
+        side: [
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype.name,
+                "shape": list(_dims(tensor)),
+                "shape_tensor": bool(tensor.is_shape_tensor),
+            }
+            for tensor in each
+        ]
+        for side, each in tensors.items()
+    }
 
 
 def _logger(trt: Any, say: Callable[[str, str], None]) -> Any:

@@ -92,7 +92,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "make that input a constant of the model, or give the range of its values in shapes",
     ),
     (
-        r"NonZero|NonMaxSuppression|has no runners that implement it",
+        r"(?i)NonZero|NonMaxSuppression|has no runners",
         "TensorRT-RTX has no operators whose output size depends on the data (such as NonZero): cut them off",
     ),
     (

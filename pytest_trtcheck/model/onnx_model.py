@@ -120,6 +120,18 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
     )
 
 
+def external_files(path: Path, label: str | None = None) -> dict[str, Path]:
+    """The files of external data that the model at `path` refers to, by the location that it gives.
+
+    Raises
+    ------
+    ModelError
+        As `load` does.
+    """
+    label = label or str(path)
+    return _external_files(_parse(path, label), path.parent, label)
+
+
 def _parse(path: Path, label: str) -> onnx.ModelProto:
     import onnx
 

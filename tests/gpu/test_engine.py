@@ -307,22 +307,11 @@ def test_a_value_that_looks_like_poison_passes(make: MakeEngine) -> None:
     np.testing.assert_array_equal(engine({"x": x})["y"], x)
 
 
-@pytest.mark.parametrize("kind", ["junk", "for another GPU"])
-def test_a_plan_that_cannot_be_loaded(module: TensorRTModule, target: Target, tmp_path: Path, kind: str) -> None:
+def test_a_plan_that_cannot_be_loaded(module: TensorRTModule) -> None:
     from pytest_trtcheck.backends.tensorrt_engine import Engine
 
-    if kind == "for another GPU":
-        if not module.is_rtx:
-            pytest.skip("TensorRT builds for the GPU in this machine alone")
-        other = next(capability for capability in module.compile_only() if capability != target.compute_capability)
-        path = onnx_models.save(trt_models.operator("Conv", "fp16"), tmp_path / "other.onnx")
-        data = tensorrt.build(
-            module, path, tmp_path / "other.plan", target=Target(other, here=False), precision="fp16"
-        ).path.read_bytes()
-    else:
-        data = b"no engine" * 100
     with pytest.raises(GpuError, match="loading the engine") as info:
-        Engine(data, module)
+        Engine(b"no engine" * 100, module)
     assert not info.value.poisoned
 
 

@@ -1,0 +1,80 @@
+"""Arrays of every dtype that a model can have, in .npz files without pickle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class ArrayWriter:
+    """An .npz file, written one array at a time. `index` says what is in it, for `read_arrays`.
+
+    numpy opens it as any other: `np.load("inputs.npz")["0/images"]`. What numpy's format has no name for is there as
+    bytes: bfloat16 and its kin as unsigned integers of their size, Python strings as JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
+        self.index: list[dict[str, Any]] = []
+
+    def add(self, case: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write the arrays of one case."""
+        for number, (name, array) in enumerate(arrays.items()):
+            usable = name.isprintable() and 0 < len(name) < 1000 and not name.startswith("#")
+            entry = f"{case}/{name if usable else f'#{number}'}"
+            stored, dtype = _storable(np.asarray(array))
+            # A fixed date: the same arrays give the same file.
+            info = zipfile.ZipInfo(f"{entry}.npy", (1980, 1, 1, 0, 0, 0))
+            with self._file.open(info, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, stored, allow_pickle=False)
+            self.index.append({"case": case, "name": name, "entry": entry, "dtype": dtype, "shape": list(array.shape)})
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+def _storable(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """An array that numpy's format can hold, and the name of the dtype that it stands for."""
+    if array.dtype.kind == "O":
+        items = [{"bytes": item.decode("latin-1")} if isinstance(item, bytes) else str(item) for item in array.flat]
+        return np.frombuffer(json.dumps(items).encode(), np.uint8), "object"
+    if array.dtype.type.__module__ == ml_dtypes.__name__:
+        return array.view(f"u{array.dtype.itemsize}"), array.dtype.name
+    return array, array.dtype.str
+
+
+def _restored(stored: NDArray[Any], dtype: str, shape: list[int]) -> NDArray[Any]:
+    if dtype == "object":
+        restored = np.empty(shape, dtype=object)
+        for place, item in enumerate(json.loads(stored.tobytes())):
+            restored.flat[place] = item["bytes"].encode("latin-1") if isinstance(item, dict) else item
+        return restored
+    return stored.view(getattr(ml_dtypes, dtype)) if hasattr(ml_dtypes, dtype) else stored
+
+
+def read_arrays(path: Path, index: list[dict[str, Any]], case: int) -> dict[str, NDArray[Any]]:
+    """The arrays of one case that an `ArrayWriter` wrote; none where the case was left out."""
+    with zipfile.ZipFile(path) as file:
+        found = {}
+        for each in index:
+            if each["case"] == case:
+                with file.open(f"{each['entry']}.npy") as stream:
+                    stored = np.lib.format.read_array(stream, allow_pickle=False)
+                found[each["name"]] = _restored(stored, each["dtype"], each["shape"])
+        return found
+
+
+def size_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """What the arrays take."""
+    return sum(np.asarray(array).nbytes for array in arrays.values())

@@ -1,0 +1,263 @@
+"""Reading a bundle, wherever it was copied to, and comparing a replay with what was recorded."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck import compare
+from pytest_trtcheck.artifacts import Lowered
+from pytest_trtcheck.bundle.arrays import read_arrays
+from pytest_trtcheck.bundle.layout import (
+    INPUTS,
+    OUTPUTS,
+    REFERENCE,
+    SCHEMA_VERSION,
+    TOOL,
+    is_signed,
+    located,
+    problems,
+)
+from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
+from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.errors import ModelError, ReportError
+from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.record import number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.job import Judged
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.spec import BuildOptions, ParitySpec
+
+_HINT = "copy the whole folder again, or take the bundle of another run"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that is whole.
+
+    Parameters
+    ----------
+    about
+        What `bundle.json` holds.
+    spec
+        What to replay: the spec of the check, with the shapes that its engine was built for.
+    cases
+        The inputs, the worst case first.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    spec: ParitySpec
+    options: BuildOptions
+    model: OnnxModel
+    lowered: Lowered
+    cases: tuple[Case, ...]
+
+    @property
+    def nodeid(self) -> str:
+        """The test that failed."""
+        return str(self.about["nodeid"])
+
+    def arrays(self, file: str, case: int) -> dict[str, NDArray[Any]]:
+        """What was recorded of one case: its inputs, outputs or reference; nothing where that was left out."""
+        return read_arrays(self.folder / file, self.about["arrays"][file], case)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a `bundle.json` is ours; a damaged one may be, so that somebody says what is wrong with it."""
+    try:
+        about = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return True
+    return isinstance(about, dict) and about.get("tool") == TOOL
+
+
+def read(path: Path) -> Bundle:
+    """The bundle whose `bundle.json` is at `path`, every file checked against its SHA-256.
+
+    Raises
+    ------
+    ReportError
+        A file is missing, cut off or changed, or `bundle.json` was written by another version.
+    ModelError
+        A model that was too large for the bundle is not where it lay.
+    """
+    try:
+        about = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ReportError(f"{path}: the bundle is damaged: not whole JSON: {error}", _HINT) from error
+    if not isinstance(about, dict) or about.get("tool") != TOOL:
+        raise ReportError(f"{path}: not a failure bundle of {TOOL}", "name the bundle.json that --trt-bundle wrote")
+    if about.get("schema_version") != SCHEMA_VERSION:
+        raise ReportError(
+            f"{path}: has schema_version {about.get('schema_version')!r}, this version reads {SCHEMA_VERSION}",
+            f"use the {TOOL} that wrote it",
+        )
+    if not is_signed(about):
+        raise ReportError(f"{path}: the bundle is damaged: bundle.json itself was changed", _HINT)
+    try:
+        found = list(problems(path.parent, about))
+        if found:
+            shown = "\n  ".join(found)
+            raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT)
+        return _bundle(path.parent, about)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, zipfile.BadZipFile) as error:
+        raise ReportError(f"{path}: not understood: {error!r}", f"use the {TOOL} that wrote it") from error
+
+
+def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
+    of_model, of_lowered = about["model"], about["lowered"]
+    model = _model(folder, of_model, of_model["label"])
+    same = located(folder, of_model) == located(folder, of_lowered)
+    lowered = model if same else _model(folder, of_lowered, f"{of_model['label']} (lowered)")
+    recorded = spec_from_json(about["spec"])
+    shapes = spec_from_json({"shapes": about["profile"]}).shapes
+    return Bundle(
+        folder=folder,
+        about=about,
+        # The inputs are there as they were fed, so there is no batch to cut them into again.
+        spec=replace(recorded, batch=(None,), shapes=shapes),
+        options=options_from_json(about["options"]),
+        model=model,
+        # The key is the content's own: what a bundle says of itself must not name anything in the cache.
+        lowered=Lowered(
+            lowered.path,
+            lowered.sha256,
+            tuple(of_lowered["notes"]),
+            of_lowered["details"],
+            bool(of_lowered["taken_as_it_is"]),
+        ),
+        cases=tuple(
+            read_arrays(folder / INPUTS, about["arrays"][INPUTS], case) for case in range(len(about["cases"]["kept"]))
+        ),
+    )
+
+
+def _model(folder: Path, stored: Mapping[str, Any], label: str) -> OnnxModel:
+    path = located(folder, stored)
+    hint = f"it was too large for the bundle ({stored['bytes']:,} bytes): put it there, or run the test itself again"
+    if "path" in stored and not path.exists():
+        raise ModelError(f"{label}: the bundle needs {path}, which is missing", hint)
+    model = onnx_model.load(path, label)
+    if model.sha256 != stored["sha256"]:
+        raise ModelError(f"{label}: {path} is not the model that was recorded (SHA-256 {stored['sha256'][:12]}…)", hint)
+    return model
+
+
+def check_plugins(bundle: Bundle) -> None:
+    """See that the plugin libraries which the engine was built with are there: they are code, so no bundle holds them.
+
+    Raises
+    ------
+    ModelError
+        One is missing or another one.
+    """
+    for plugin, expected in zip(bundle.options.plugins, bundle.about["plugins_sha256"], strict=True):
+        if not Path(plugin).is_file() or hash_file(plugin) != expected:
+            raise ModelError(
+                f"{bundle.model.label}: was built with the plugin library {plugin} (SHA-256 {expected[:12]}…), "
+                "which is not there",
+                "put the library there, or replay without a GPU: --trt-backend=onnxruntime",
+            )
+
+
+# --- the replay against the recording --------------------------------------------------------------------------------
+
+
+def compare_with_recorded(bundle: Bundle, judged: Judged) -> tuple[str, ...]:
+    """Whether a replay computed what was recorded: outputs, reference and verdict."""
+    return tuple(_differences(bundle, judged))
+
+
+def _differences(bundle: Bundle, judged: Judged) -> Iterator[str]:
+    before = bundle.about["record"].get("evidence")
+    now = judged.runner.evidence
+    if before != now:
+        yield f"recorded evidence: {before}, of this replay: {now}; the outputs of one are not those of the other"
+    outputs: dict[str, float] = {}
+    reference: dict[str, float] = {}
+    compared = 0
+    for index, case in enumerate(judged.job.cases):
+        recorded = bundle.arrays(OUTPUTS, index)
+        if recorded:
+            compared += 1
+            _note_differing(outputs, judged.runner(case), recorded)
+            _note_differing(reference, judged.reference(case), bundle.arrays(REFERENCE, index))
+    if compared:
+        yield _sentence("the outputs", outputs)
+    else:
+        yield "the bundle holds no outputs to compare this replay with"
+    if reference:
+        yield _sentence("the FP32 reference's outputs", reference)
+    parity = bundle.about["record"].get("parity") or {}
+    worst, metric = number(parity.get("worst")), parity.get("metric")
+    found = judged.record
+    if parity and (parity["verdict"], metric, worst) != (found.verdict, found.metric, found.worst):
+        yield (
+            f"recorded: {parity['verdict']}, {metric} {_figure(worst)}; "
+            f"this replay: {found.verdict}, {found.metric} {_figure(found.worst)}"
+        )
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.6g}"
+
+
+def _note_differing(
+    found: dict[str, float], arrays: Mapping[str, NDArray[Any]], recorded: Mapping[str, NDArray[Any]]
+) -> None:
+    for name, expected in recorded.items():
+        array = np.asarray(arrays[name])
+        if not _same_bits(array, expected):
+            measured = compare.measure(name, array, expected)
+            value = measured.value("max")
+            fallback = float("inf") if measured.faults or measured.mismatches else measured.value("abs")
+            found[name] = max(found.get(name, 0.0), value if value is not None else fallback or 0.0)
+
+
+def _same_bits(first: NDArray[Any], second: NDArray[Any]) -> bool:
+    if first.dtype.kind in "OUS" or second.dtype.kind in "OUS":
+        return first.shape == second.shape and first.tolist() == second.tolist()
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    a, b = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second))
+    return np.array_equal(a, b)
+
+
+def _sentence(what: str, differing: Mapping[str, float]) -> str:
+    if not differing:
+        return f"{what} are the recorded ones, bit for bit"
+    listed = ", ".join(f"{name!r} by up to {value:.3g}" for name, value in differing.items())
+    return f"{what} differ from the recorded ones: {listed} (of the largest value)"
+
+
+def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """What differs in versions, GPU and settings between recording and replay, as one note; none where nothing does."""
+    before, after = dict(_flat(recorded)), dict(_flat(now))
+    differing = [
+        f"{name} {before.get(name) or 'none'} → {after.get(name) or 'none'}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+    return (f"recorded → this replay: {', '.join(differing)}",) if differing else ()
+
+
+def _flat(environment: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        elif name != "uuid" and value is not None:
+            yield f"{prefix}{name}", value

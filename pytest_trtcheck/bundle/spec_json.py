@@ -1,0 +1,77 @@
+"""The spec of a check as plain JSON, and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.markers import from_marker
+from pytest_trtcheck.spec import BuildOptions, ParitySpec, Shape, ShapeRange, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
+    """What the marker asked for as plain JSON values, `model` and `calibration` left out.
+
+    A `Tolerance` is an object of the limits that it gives, a mapping of tolerances a list of [glob, tolerance]: the
+    order decides which glob wins.
+    """
+    return {
+        "precision": list(spec.precision),
+        "tol": _tol_to_json(spec.tol),
+        "metric": spec.metric,
+        "batch": None if spec.batch == (None,) else list(spec.batch),
+        "shapes": {name: shape_to_json(shape) for name, shape in spec.shapes.items()},
+        "keep_fp32": list(spec.keep_fp32),
+        "seed": spec.seed,
+        "backend": spec.backend,
+    }
+
+
+def spec_from_json(data: Mapping[str, Any]) -> ParitySpec:
+    """The spec that `spec_to_json` wrote, checked as a marker is.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is unknown or ill-typed.
+    """
+    spec: ParitySpec = from_marker("trt_parity", (), {**data, "tol": _tol_from_json(data.get("tol"))})
+    return spec
+
+
+def _tol_to_json(tol: object) -> Any:
+    if isinstance(tol, tuple):
+        return [[glob, _tol_to_json(each)] for glob, each in tol]
+    if isinstance(tol, Tolerance):
+        given = {each.name: getattr(tol, each.name) for each in fields(tol)}
+        return {name: float(limit) for name, limit in given.items() if limit is not None}
+    return tol
+
+
+def _tol_from_json(data: Any) -> Any:
+    if isinstance(data, list):
+        return {glob: _tol_from_json(each) for glob, each in data}
+    return Tolerance(**data) if isinstance(data, dict) else data
+
+
+def shape_to_json(shape: Shape | ShapeRange) -> list[Any]:
+    """A shape as a list of sizes, a range as [min, opt, max]."""
+    return [list(each) for each in (shape.min, shape.opt, shape.max)] if isinstance(shape, ShapeRange) else list(shape)
+
+
+def options_from_json(data: Mapping[str, Any]) -> BuildOptions:
+    """The build options that `dataclasses.asdict` made plain.
+
+    Raises
+    ------
+    ArgumentError
+        An option is unknown here.
+    """
+    unknown = [name for name in data if name not in {each.name for each in fields(BuildOptions)}]
+    if unknown:
+        raise ArgumentError(f"unknown build options: {', '.join(unknown)}", "use the pytest-trtcheck that wrote them")
+    return BuildOptions(**{**data, "plugins": tuple(data.get("plugins", ()))})

@@ -1,0 +1,316 @@
+"""Writing a bundle: out of sight while the check is made, then whole and at once."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck import compare, parity
+from pytest_trtcheck.artifacts import MODEL_FILE
+from pytest_trtcheck.bundle.arrays import ArrayWriter, size_bytes
+from pytest_trtcheck.bundle.layout import (
+    ARRAY_FILES,
+    BUNDLE_FILE,
+    SCHEMA_VERSION,
+    TOOL,
+    digest,
+    hashes,
+    located,
+    problems,
+    signed,
+)
+from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
+from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.errors import GpuError, ModelError, ReportError, TrtCheckError
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.record import jsonable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.job import Judged
+    from pytest_trtcheck.record import CheckRecord, ParityRecord
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much a bundle may hold.
+
+    Parameters
+    ----------
+    model_bytes
+        The most that a model may have with its external data; a larger one is named by path and SHA-256.
+    array_bytes
+        The most that the three array files may have together; the worst case's inputs are in it whatever they take.
+    cases, seconds
+        The most cases to keep, and the longest time to look for those that fail.
+    """
+
+    model_bytes: int = 2 << 30
+    array_bytes: int = 256 << 20
+    cases: int = 64
+    seconds: float = 60.0
+
+
+class Writer:
+    """Writes the bundle of one check, if its parity fails: `keep` while its runner is open, `finish` with its record.
+
+    Parameters
+    ----------
+    folder
+        Where bundles are kept; made when the first one is.
+    shown
+        What the command to replay calls that folder.
+    """
+
+    def __init__(self, folder: Path, shown: str, nodeid: str, bounds: Bounds | None = None) -> None:
+        self._folder = folder
+        self._shown = shown
+        self._nodeid = nodeid
+        self._bounds = bounds or Bounds()
+        self._work: TemporaryDirectory[str] | None = None
+        self._about: dict[str, Any] = {}
+
+    def keep(self, judged: Judged) -> tuple[str, ...]:
+        """Write models and arrays of a check whose parity failed, out of sight for now; what to say about it.
+
+        Each case is run again: keeping every output of every case would cost the memory of all of them.
+
+        Raises
+        ------
+        ReportError
+            They can't be written.
+        GpuError
+            CUDA broke while the engine ran again.
+        """
+        if judged.record.verdict != "fail":
+            return ()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Inside the temporary directory, which nobody else may read, one with the permissions that users expect.
+            self._work = TemporaryDirectory(prefix=".unfinished-", dir=self._folder, ignore_cleanup_errors=True)
+            work = Path(self._work.name, "bundle")
+            work.mkdir()
+            self._about = _contents(judged, work, self._bounds)
+        except Exception as error:
+            self.close()
+            if isinstance(error, GpuError) and error.poisoned:
+                raise
+            raise ReportError(self._problem(error)) from error
+        return tuple(self._about["notes"])
+
+    def finish(self, record: CheckRecord, environment: Mapping[str, Any]) -> CheckRecord:
+        """Make the bundle whole and visible; the record with the command that replays it, or a note why there is none.
+
+        Parameters
+        ----------
+        environment
+            Versions and the GPU, as the JSON report has them.
+        """
+        if self._work is None:
+            return record
+        try:
+            target = self._publish(Path(self._work.name, "bundle"), record, environment)
+        except Exception as error:
+            return replace(record, notes=(*record.notes, self._problem(error)))
+        finally:
+            self.close()
+        command = f"replay it on any machine: pytest {shlex.quote(f'{self._shown}/{target.name}/{BUNDLE_FILE}')}"
+        return replace(record, message=f"{record.message}\n\n{command}" if record.message else command)
+
+    def close(self) -> None:
+        """Remove what is unfinished."""
+        if self._work is not None:
+            self._work.cleanup()
+            self._work = None
+
+    def _problem(self, error: Exception) -> str:
+        reason = error.message if isinstance(error, TrtCheckError) else str(error) or type(error).__name__
+        return f"no failure bundle was written to {self._shown}: {reason}"
+
+    def _publish(self, work: Path, record: CheckRecord, environment: Mapping[str, Any]) -> Path:
+        content = {"nodeid": self._nodeid, "environment": environment, **self._about, "files": hashes(work)}
+        about = signed(
+            jsonable(
+                {
+                    "tool": TOOL,
+                    "schema_version": SCHEMA_VERSION,
+                    **content,
+                    "content_sha256": digest(jsonable(content)),
+                    "engine_key": record.engine.key if record.engine else None,
+                    "record": asdict(record),
+                }
+            )
+        )
+        (work / BUNDLE_FILE).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        name = folder_name(self._nodeid)
+        for number in itertools.count(1):
+            target = self._folder / (name if number == 1 else f"{name}-{number}")
+            if _is_same(target, about):
+                return target
+            try:
+                work.rename(target)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                    raise
+                continue
+            return target
+        raise AssertionError
+
+
+def folder_name(nodeid: str) -> str:
+    """A node id as the name of a folder: letters, digits, `.`, `_` and `-`, at most 100 of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", nodeid).strip("-.") or "check"
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
+
+
+def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds the bundle of the same failure: a test that is run again does not fill the disk."""
+    try:
+        found = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        same: bool = found["content_sha256"] == about["content_sha256"]
+        return same and next(problems(folder, found), None) is None
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
+    """Write the models and arrays into `work`, and return what `bundle.json` says of them."""
+    job = judged.job
+    model, lowered, spec, options = job.model, job.lowered, job.request.parity, job.request.build_options
+    notes: list[str] = []
+    stored = _store(model.path, work / "model", bounds)
+    same = lowered.path == model.path
+    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds, link=True)
+    for what, each in {"model": stored, "lowered model": stored_lowered}.items():
+        if "path" in each and not (same and what == "lowered model"):
+            notes.append(
+                f"failure bundle: the {what} is larger than {_mib(bounds.model_bytes)}, so it is not in it: "
+                f"the replay needs {each['path']}"
+            )
+    loaded = onnx_model.load(located(work, stored), model.label)
+    if loaded.sha256 != model.sha256:
+        raise ModelError(f"{model.label} was changed on disk while it was checked")
+    identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
+    ranges = model_inputs.declared_ranges(model, spec.shapes)
+    profile = model_inputs.profile(model, ranges, judged.job.cases)
+    arrays = _store_cases(judged, work, bounds, notes)
+    return {
+        "model": {"label": model.label, "sha256": model.sha256, **stored},
+        "lowered": {
+            "key": lowered.key,
+            "sha256": identity,
+            **stored_lowered,
+            "notes": lowered.notes,
+            "details": lowered.details,
+            "taken_as_it_is": lowered.taken_as_it_is,
+        },
+        "spec": spec_to_json(spec),
+        "options": {**asdict(options), "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins]},
+        "plugins_sha256": [hash_file(plugin) for plugin in options.plugins],
+        "profile": {name: shape_to_json(span) for name, span in profile.items()},
+        **arrays,
+        "notes": notes,
+    }
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
+
+
+def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
+    """Put a model into the bundle with its external data; where it is too large, say where it lies.
+
+    Only our own files in the cache, which nobody writes into, may be linked: exporting a model again writes into the
+    file that is there, and would change a linked one in the bundle.
+    """
+    external = onnx_model.external_files(path)
+    total = path.stat().st_size + sum(file.stat().st_size for file in {file.resolve() for file in external.values()})
+    if total > bounds.model_bytes:
+        return {"path": str(path.resolve()), "bytes": total}
+    name = MODEL_FILE if MODEL_FILE not in map(os.path.normpath, external) else path.name
+    for location, file in {name: path, **external}.items():
+        target = folder / location
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(file.resolve(), target, link=link)
+    return {"file": f"{folder.name}/{name}", "bytes": total}
+
+
+def _copy(source: Path, target: Path, *, link: bool) -> None:
+    if link:
+        with suppress(OSError):
+            target.hardlink_to(source)
+            return
+    shutil.copyfile(source, target)
+
+
+def _store_cases(judged: Judged, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:
+    """Write the worst case, then the others that fail, until a bound is reached."""
+    writers = [ArrayWriter(work / name) for name in ARRAY_FILES]
+    kept: list[int] = []
+    passed, total, start = 0, 0, time.monotonic()
+    try:
+        for index in _worst_first(judged):
+            if kept and (len(kept) >= bounds.cases or time.monotonic() - start > bounds.seconds):
+                break
+            case = judged.job.cases[index]
+            given = case, judged.runner(case), judged.reference(case)
+            if kept and not _fails(judged, given[1], given[2]):
+                passed += 1
+                continue
+            size = sum(map(size_bytes, given))
+            if kept and total + size > bounds.array_bytes:
+                break
+            whole = total + size <= bounds.array_bytes
+            for writer, arrays in zip(writers if whole else writers[:1], given, strict=False):
+                writer.add(len(kept), arrays)
+            if not whole:
+                notes.append(
+                    f"failure bundle: the arrays of one case take {_mib(size)}, so its outputs are not in it "
+                    f"({_mib(bounds.array_bytes)} is the most)"
+                )
+            kept.append(index)
+            total += size
+    finally:
+        for writer in writers:
+            writer.close()
+    if left_out := len(judged.job.cases) - len(kept) - passed:
+        notes.append(f"failure bundle: {len(kept)} of {len(judged.job.cases)} cases are in it, the worst one first")
+    arrays_index = {name: writer.index for name, writer in zip(ARRAY_FILES, writers, strict=True)}
+    cases = {"kept": kept, "of": len(judged.job.cases), "passed": passed, "left_out": left_out}
+    return {"cases": cases, "arrays": arrays_index}
+
+
+def _worst_first(judged: Judged) -> Iterator[int]:
+    """Every case once: that of the decisive limit, those of the other outputs that failed, then all others."""
+    record = judged.record
+    failed = [output for output in record.outputs if output.verdict != "pass"]
+    failed.sort(key=lambda output: not any(_decides(entry, record) for entry in output.judged))
+    worst = [compare.worst_case(output) for output in failed]
+    yield from dict.fromkeys([*worst, *range(len(judged.job.cases))])
+
+
+def _decides(entry: Mapping[str, Any], record: ParityRecord) -> bool:
+    return bool(entry["metric"] == record.metric and entry["value"] == record.worst)
+
+
+def _fails(judged: Judged, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:
+    limits = parity.limits_of(judged.job)
+    measured = compare.measure_all(outputs, expected, limits)
+    return any(compare.judge(each, limits[name]).verdict != "pass" for name, each in measured.items())

@@ -1,0 +1,255 @@
+"""What changed between two reports: yesterday and today, or one TensorRT and the next.
+
+Checks are matched by node id, precision and place among the checks of one test. What was not measured in the same way
+in both is said to be not comparable, never compared: an engine's error beside an emulated one is no regression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pytest_trtcheck.record import SEVERITY, jsonable
+from pytest_trtcheck.report import diff_changes
+from pytest_trtcheck.report.text import MISSING
+from pytest_trtcheck.report.view import Record, natural, verdict_word
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pytest_trtcheck.report.diff_changes import Change
+
+Kind: TypeAlias = Literal["worse", "changed", "better", "not comparable"]
+KINDS: tuple[Kind, ...] = ("worse", "changed", "better", "not comparable")
+"""In the order in which they are shown."""
+
+_Key: TypeAlias = tuple[str, str, int]
+
+_SHOWN_SHA = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A check by name, with its verdict in the one report that has it, or in the new one."""
+
+    nodeid: str
+    precision: str | None
+    model: str
+    verdict: str
+    place: int = 0
+    """From 0, among the checks of one test in one precision."""
+
+
+@dataclass(frozen=True)
+class CheckDiff:
+    """A check that is in both reports and not the same.
+
+    Parameters
+    ----------
+    obstacles
+        Why it cannot be compared; then there are no changes.
+    verdicts
+        The old and the new one, in words.
+    """
+
+    subject: Subject
+    verdicts: tuple[str, str]
+    changes: tuple[Change, ...] = ()
+    obstacles: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """The worst that can be said of it."""
+        found = {change.direction for change in self.changes}
+        if self.obstacles:
+            return "not comparable"
+        return "worse" if "worse" in found else "better" if "better" in found else "changed"
+
+
+@dataclass(frozen=True)
+class EnvironmentChange:
+    """A library, driver or GPU that is another one."""
+
+    name: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class ReportDiff:
+    """What changed. `checks` come worst first; of what did not change there is only the number."""
+
+    environment: tuple[EnvironmentChange, ...]
+    checks: tuple[CheckDiff, ...]
+    added: tuple[Subject, ...]
+    removed: tuple[Subject, ...]
+    unchanged: int
+
+    def of_kind(self, kind: Kind) -> tuple[CheckDiff, ...]:
+        """The checks of which this is the worst that can be said."""
+        return tuple(check for check in self.checks if check.kind == kind)
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether any check became worse."""
+        return any(check.kind == "worse" for check in self.checks)
+
+    @property
+    def lost_sight(self) -> bool:
+        """Whether something that the old report knew is not known any more: removed, not comparable, not measured."""
+        return bool(self.removed) or any(
+            check.obstacles or any(change.verdict == "not_measured" for change in check.changes)
+            for check in self.checks
+        )
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> ReportDiff:
+    """Compare two reports.
+
+    Parameters
+    ----------
+    old, new
+        Documents as `json_report.read` gives them, sound (`sound.require_sound`).
+
+    Raises
+    ------
+    ReportError
+        A latency distribution in a report cannot be read.
+    """
+    before, after = _by_key(old["checks"]), _by_key(new["checks"])
+    environments = old["environment"], new["environment"]
+    pairs = [
+        _check(key, (before[key], after[key]), environments) for key in sorted(before.keys() & after.keys(), key=_order)
+    ]
+    changed = [pair for pair in pairs if pair.changes or pair.obstacles]
+    return ReportDiff(
+        environment=_environment(old, new),
+        # Sorting is stable: what is equally bad stays in the order of the node ids.
+        checks=tuple(sorted(changed, key=_badness)),
+        added=tuple(_subject(key, after[key]) for key in sorted(after.keys() - before.keys(), key=_order)),
+        removed=tuple(_subject(key, before[key]) for key in sorted(before.keys() - after.keys(), key=_order)),
+        unchanged=len(pairs) - len(changed),
+    )
+
+
+def _by_key(checks: Iterable[Record]) -> dict[_Key, Record]:
+    found: dict[_Key, Record] = {}
+    for check in checks:
+        name, precision, place = str(check["nodeid"]), check.get("precision") or "", 0
+        while (name, precision, place) in found:
+            place += 1
+        found[name, precision, place] = check
+    return found
+
+
+def _order(key: _Key) -> tuple[Any, ...]:
+    return (natural(key[0]), *key)
+
+
+def _subject(key: _Key, check: Record) -> Subject:
+    return Subject(key[0], check.get("precision"), str(check["model"]), verdict_word(check), key[2])
+
+
+def _check(key: _Key, pair: tuple[Record, Record], environments: tuple[Mapping[str, Any], ...]) -> CheckDiff:
+    old, new = pair
+    obstacles = _obstacles(old, new, environments)
+    changes = () if obstacles else diff_changes.changes(old, new)
+    return CheckDiff(_subject(key, new), (verdict_word(old), verdict_word(new)), changes, obstacles)
+
+
+def _badness(check: CheckDiff) -> tuple[int, int, float]:
+    worse = [change for change in check.changes if change.direction == "worse"]
+    verdicts = [SEVERITY.index(change.verdict) for change in worse if change.verdict is not None]
+    weight = max((change.weight for change in worse or check.changes), default=0.0)
+    return KINDS.index(check.kind), -max(verdicts, default=-1), -weight
+
+
+# --- what makes two checks not comparable ----------------------------------------------------------------------------
+
+
+def _obstacles(old: Record, new: Record, environments: tuple[Mapping[str, Any], ...]) -> tuple[str, ...]:
+    found = [_other_model(old, new), *_other_inputs(old, new)]
+    evidence = old.get("evidence"), new.get("evidence")
+    if None not in evidence and evidence[0] != evidence[1]:
+        found.append(f"other evidence: {evidence[0]} before, {evidence[1]} now")
+    if evidence == ("engine", "engine"):
+        sides = [_gpus(check, environment) for check, environment in zip((old, new), environments, strict=True)]
+        known = [pair for pair in zip(*sides, strict=True) if None not in pair]
+        if known and known[0][0] != known[0][1]:
+            found.append(f"another GPU: {known[0][0]} before, {known[0][1]} now")
+    return tuple(text for text in found if text)
+
+
+def _other_model(old: Record, new: Record) -> str | None:
+    hashes = old.get("model_sha256"), new.get("model_sha256")
+    if None not in hashes:
+        if hashes[0] == hashes[1]:
+            return None
+        short = [str(each)[:_SHOWN_SHA] for each in hashes]
+        return f"another model: sha256 {short[0]}… before, {short[1]}… now"
+    # A model that could not be opened has no hash; then its name has to do.
+    return None if old["model"] == new["model"] else f"another model: {old['model']} before, {new['model']} now"
+
+
+def _other_inputs(old: Record, new: Record) -> list[str]:
+    # A check that ended before it had its inputs says nothing of them.
+    if not old.get("cases") or not new.get("cases"):
+        return []
+    if old.get("inputs") != new.get("inputs"):
+        return [f"other inputs: {old.get('inputs')} before, {new.get('inputs')} now"]
+    found = []
+    if old["cases"] != new["cases"]:
+        found.append(f"other inputs: {old['cases']} before, {new['cases']} now")
+    if old.get("inputs") == "generated" and old.get("seed") != new.get("seed"):
+        found.append(f"other inputs: seed {old.get('seed')} before, {new.get('seed')} now")
+    hashes = old.get("inputs_sha256"), new.get("inputs_sha256")
+    if not found and None not in hashes and hashes[0] != hashes[1]:
+        found.append("other inputs: their contents changed")
+    shapes = _conditions(old).get("input_shapes"), _conditions(new).get("input_shapes")
+    if not found and None not in shapes and shapes[0] != shapes[1]:
+        found.append(f"other inputs: shapes {shapes[0]} before, {shapes[1]} now")
+    return found
+
+
+def _conditions(check: Record) -> Mapping[str, Any]:
+    return ((check.get("latency") or {}).get("details") or {}).get("conditions") or {}
+
+
+def _gpus(check: Record, environment: Mapping[str, Any]) -> tuple[object, ...]:
+    """What tells the GPU of a check, the most exact first; only the same source of both reports is comparable."""
+    return (
+        _conditions(check).get("gpu"),
+        (environment.get("gpu") or {}).get("name"),
+        (check.get("latency") or {}).get("gpu"),
+    )
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def _environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[EnvironmentChange, ...]:
+    before, after = _facts(old), _facts(new)
+    return tuple(
+        EnvironmentChange(name, before[name] or MISSING, after[name] or MISSING)
+        for name in before
+        if before[name] != after[name]
+    )
+
+
+def _facts(report: Mapping[str, Any]) -> dict[str, str | None]:
+    environment = report["environment"]
+    tensorrt, gpu = environment.get("tensorrt") or {}, environment.get("gpu") or {}
+    capability = f" (compute capability {gpu['compute_capability']})" if gpu.get("compute_capability") else ""
+    facts = {
+        "TensorRT": " ".join(str(tensorrt[key]) for key in ("module", "version") if tensorrt.get(key)),
+        "GPU": f"{gpu['name']}{capability}" if gpu.get("name") else None,
+        "driver": environment.get("driver"),
+        "requested GPU": environment.get("requested_gpu"),
+        "ONNX Runtime": environment.get("onnxruntime"),
+        "ONNX": environment.get("onnx"),
+        "NumPy": environment.get("numpy"),
+        "Python": environment.get("python"),
+        "platform": environment.get("platform"),
+        "pytest-trtcheck": (report.get("tool") or {}).get("version"),
+    }
+    return {name: str(jsonable(value)) if value else None for name, value in facts.items()}

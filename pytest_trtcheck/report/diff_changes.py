@@ -1,0 +1,293 @@
+"""What changed from one run of a check to the next, where both were made in the same way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.record import SEVERITY, Verdict, number
+from pytest_trtcheck.report.text import MISSING, format_bytes, format_limit, format_number, format_optional
+from pytest_trtcheck.report.view import AT_LEAST, Judgement, Record, judgements, verdict_word
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_trtcheck.latency.baseline import Distribution
+
+Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
+
+ERROR_RATIO = 1.1
+"""An error changed when it is so many times larger or smaller …"""
+ERROR_SHARE = 0.01
+"""… and by more than this share of its limit: far below the limit, a few rounded bits double an error."""
+SIZE_RATIO, SIZE_BYTES = 1.1, 1 << 20
+"""An engine's size or memory changed when it is so many times larger or smaller, and by more than so many bytes."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that changed.
+
+    Parameters
+    ----------
+    what
+        "verdict", "boxes max" (an output and its metric), "p50", "engine size", …
+    direction
+        `changed`: neither better nor worse in itself; `untested`: whether it is worse could not be told.
+    old, new
+        In words, with units.
+    remark
+        How much, and whatever else it takes to understand it.
+    verdict
+        The new verdict, of a change of verdict.
+    weight
+        What orders changes of one direction: the factor, as a logarithm.
+    """
+
+    what: str
+    direction: Direction
+    old: str
+    new: str
+    remark: str = ""
+    verdict: Verdict | None = None
+    weight: float = 0.0
+
+
+def changes(old: Record, new: Record) -> tuple[Change, ...]:
+    """Everything that changed between two records of one check, the verdict first.
+
+    Raises
+    ------
+    ReportError
+        A latency distribution cannot be read.
+    """
+    return (*_verdicts(old, new), *_errors(old, new), *_latency(old, new), *_engine(old, new))
+
+
+def _verdicts(old: Record, new: Record) -> Iterator[Change]:
+    parts: list[tuple[str, Record, Record]] = [("verdict", old, new)]
+    parts += [
+        (f"{part} verdict", old[part], new[part]) for part in ("parity", "latency") if old.get(part) and new.get(part)
+    ]
+    overall = old["verdict"], new["verdict"]
+    for what, before, after in parts:
+        pair = before["verdict"], after["verdict"]
+        # A part that says the same as the whole check is no news.
+        if pair[0] == pair[1] or (what != "verdict" and pair == overall):
+            continue
+        ranks = [SEVERITY.index(verdict) for verdict in pair]
+        direction: Direction = "worse" if ranks[1] > ranks[0] else "better"
+        if "not_measured" in pair:
+            direction = "changed"
+        whole = what == "verdict"
+        words = [verdict_word(record) if whole else verdict_word(record, what.split()[0]) for record in (old, new)]
+        yield Change(what, direction, words[0], words[1], verdict=pair[1], weight=abs(ranks[1] - ranks[0]))
+    for part in ("parity", "latency"):
+        if bool(old.get(part)) != bool(new.get(part)) and "error" not in overall:
+            words = ["checked" if record.get(part) else "not asked for" for record in (old, new)]
+            yield Change(part, "changed", words[0], words[1])
+
+
+# --- error -----------------------------------------------------------------------------------------------------------
+
+
+def _errors(old: Record, new: Record) -> Iterator[Change]:
+    before, after = _by_place(old), _by_place(new)
+    for place in dict.fromkeys((*before, *after)):
+        what = " ".join(place)
+        one, two = before.get(place), after.get(place)
+        if one is None or two is None:
+            yield from _appeared(what, one, two)
+            continue
+        yield from _error(what, one, two)
+        if one.limit != two.limit:
+            yield Change(f"{what} limit", "changed", _limit(one), _limit(two))
+
+
+def _by_place(record: Record) -> dict[tuple[str, str], Judgement]:
+    return {(judged.output or "", judged.metric): judged for judged in judgements(record)}
+
+
+def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterator[Change]:
+    """A limit that was applied in one report alone: another tolerance, or a fault that ends the comparison."""
+    judged = old or new
+    assert judged is not None
+    direction: Direction = "changed"
+    if judged.verdict != "pass":
+        direction = "better" if new is None else "worse"
+    # Without a limit it is a fault in words ("shape"), and its value is that it is there.
+    word = judged.value_text if judged.limit is not None or judged.value is not None else "not as the reference"
+    yield Change(what, direction, MISSING if old is None else word, MISSING if new is None else word)
+
+
+def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
+    before, after = _cost(old), _cost(new)
+    if before == after:
+        return
+    limits = [_cost_of(each.metric, each.limit) for each in (old, new) if each.limit is not None]
+    scale = min((limit for limit in limits if math.isfinite(limit)), default=0.0)
+    low, high = sorted((before, after))
+    if old.verdict == new.verdict and not (high > ERROR_RATIO * low and high - low > ERROR_SHARE * scale):
+        return
+    factor = high / low if low and math.isfinite(high) else math.inf
+    remark = f"×{format_number(factor if after > before else 1 / factor)}" if math.isfinite(factor) else ""
+    if old.metric in AT_LEAST and old.value is not None and new.value is not None:
+        remark = f"{new.value - old.value:+.1f} dB"
+    limit = f"limit {_limit(new)}" if new.limit is not None else ""
+    yield Change(
+        what,
+        "worse" if after > before else "better",
+        _value(old),
+        _value(new),
+        ", ".join(filter(None, (remark, limit))),
+        weight=math.log(min(factor, 1e300)),
+    )
+
+
+def _cost(judged: Judgement) -> float:
+    return _cost_of(judged.metric, judged.value)
+
+
+def _cost_of(metric: str, value: float | None) -> float:
+    """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
+    if value is None or math.isnan(value):
+        return math.inf
+    if metric not in AT_LEAST:
+        # Infinity is bad, and still a number: below what could not be computed.
+        return min(value, 1e308)
+    return float(10 ** (-max(-6000.0, min(6000.0, value)) / 20))
+
+
+def _value(judged: Judgement) -> str:
+    return "not computed" if judged.value is None else judged.value_text
+
+
+def _limit(judged: Judgement) -> str:
+    sign = "≥" if judged.metric in AT_LEAST else "≤"
+    return MISSING if judged.limit is None else f"{sign} {format_limit(judged.limit)}"
+
+
+# --- latency ---------------------------------------------------------------------------------------------------------
+
+
+def _latency(old: Record, new: Record) -> Iterator[Change]:
+    before, after = old.get("latency") or {}, new.get("latency") or {}
+    if not before.get("samples") or not after.get("samples"):
+        return
+    other_way = _other_way(before.get("details") or {}, after.get("details") or {})
+    for name in _quantiles(before, after):
+        values = number(before.get(name)), number(after.get(name))
+        if values[0] == values[1]:
+            continue
+        change = _quantile(name, before, after, str(new["nodeid"])) if not other_way else None
+        if other_way or change is not None:
+            texts = [f"{format_optional(value)} ms" for value in values]
+            direction, remark, weight = change or ("untested", other_way, 0.0)
+            yield Change(name.removesuffix("_ms"), direction, texts[0], texts[1], remark, weight=weight)
+
+
+def _quantiles(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The median, and whatever else has a budget."""
+    given = [f"{budget.get('quantile')}_ms" for latency in (old, new) for budget in latency.get("budgets") or ()]
+    return ["p50_ms", *(name for name in ("p90_ms", "p95_ms", "p99_ms") if name in given)]
+
+
+def _other_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Why two latencies were measured in different ways; empty where they were not."""
+    if old.get("measured") != new.get("measured"):
+        return f"not compared: {old.get('measured')} before, {new.get('measured')} now"
+    if old.get("cuda_graph") != new.get("cuda_graph"):
+        words = ["as a CUDA graph" if details.get("cuda_graph") else "without a CUDA graph" for details in (old, new)]
+        return f"not compared: launched {words[0]} before, {words[1]} now"
+    return ""
+
+
+def _quantile(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], nodeid: str
+) -> tuple[Direction, str, float] | None:
+    """Whether a quantile is significantly another one: the direction, how sure that is, and its weight."""
+    before, after = _distribution(old, nodeid), _distribution(new, nodeid)
+    if before is None or after is None:
+        return "untested", "could not be tested: a report has no distribution", 0.0
+    from pytest_trtcheck.latency.baseline import compare
+
+    slower, faster = compare(after, before, name=name), compare(before, after, name=name)
+    allowed = 1 + slower.min_slowdown
+    if slower.lower is None or slower.upper is None:
+        return "untested", f"{slower.ratio - 1:+.1%}, could not be tested: too few samples for bounds", 0.0
+    remark = f"{slower.ratio - 1:+.1%}, between {slower.lower - 1:+.1%} and {slower.upper - 1:+.1%}"
+    weight = abs(math.log(slower.ratio)) if 0 < slower.ratio < math.inf else math.inf
+    direction: Direction = (
+        "worse" if slower.decision == "fail" else "better" if faster.decision == "fail" else "untested"
+    )
+    # What was disturbed looks slower than it is.
+    disturbed = (new if direction == "worse" else old).get("details", {}).get("disturbances") or ()
+    if direction != "untested" and disturbed:
+        return "untested", f"{remark}, but it was disturbed: {'; '.join(disturbed)}", weight
+    if direction == "untested":
+        if max(slower.ratio, faster.ratio) <= allowed:
+            return None
+        return "untested", f"{remark}: too uncertain to tell", weight
+    return direction, remark, weight
+
+
+def _distribution(latency: Mapping[str, Any], nodeid: str) -> Distribution | None:
+    data = (latency.get("details") or {}).get("distribution")
+    if data is None:
+        return None
+    from pytest_trtcheck.latency.baseline import Distribution
+
+    try:
+        return Distribution.from_json(data)
+    except ReportError:
+        raise ReportError(
+            f"{nodeid}: the latency distribution in the report is none",
+            "name a file that --trt-report wrote, as it was",
+        ) from None
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+def _engine(old: Record, new: Record) -> Iterator[Change]:
+    before, after = old.get("engine"), new.get("engine")
+    if not before or not after:
+        if bool(before) != bool(after) and "error" not in {old["verdict"], new["verdict"]}:
+            words = ["built" if engine else "not built" for engine in (before, after)]
+            yield Change("engine", "changed", words[0], words[1])
+        return
+    targets = [str(record.get("compiled_for") or "the GPU there") for record in (old, new)]
+    if targets[0] != targets[1]:
+        yield Change("compiled for", "changed", targets[0], targets[1])
+        return
+    for what, key in (("engine size", "bytes"), ("device memory", "device_memory_bytes")):
+        yield from _size(what, before.get(key), after.get(key))
+    yield from _layers(before.get("layers_by_precision"), after.get("layers_by_precision"), new.get("precision"))
+
+
+def _size(what: str, old: float | None, new: float | None) -> Iterator[Change]:
+    if old is None or new is None:
+        return
+    low, high = sorted((old, new))
+    if high > SIZE_RATIO * low and high - low > SIZE_BYTES:
+        factor = high / low if low else math.inf
+        remark = f"{new / old - 1:+.0%}" if old else ""
+        direction: Direction = "worse" if new > old else "better"
+        yield Change(what, direction, format_bytes(old), format_bytes(new), remark, weight=math.log(min(factor, 1e300)))
+
+
+def _layers(old: Mapping[str, int] | None, new: Mapping[str, int] | None, precision: object) -> Iterator[Change]:
+    if not old or not new or old == new:
+        return
+    for name in sorted({*old, *new}, key=lambda name: (name != precision, name)):
+        counts = old.get(name, 0), new.get(name, 0)
+        if counts[0] == counts[1]:
+            continue
+        # Other fusions change every count; that none is left in the precision asked for is another matter.
+        direction: Direction = "changed"
+        if name == precision and 0 in counts:
+            direction = "worse" if not counts[1] else "better"
+        remark = "no layer runs in it any more" if direction == "worse" else ""
+        yield Change(f"layers in {name}", direction, str(counts[0]), str(counts[1]), remark)

@@ -1,0 +1,184 @@
+"""The difference of two reports as lines for a terminal, and as Markdown for a GitHub step summary."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.report.diff import KINDS
+from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_middle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from pytest_trtcheck.report.diff import CheckDiff, Kind, ReportDiff, Subject
+    from pytest_trtcheck.report.diff_changes import Change
+
+DEFAULT_WIDTH = 80
+LISTED = 20
+"""How many names of a group are listed before "… and 3 more": what was only added or cannot be compared."""
+SUMMARY_LIMIT = 1000 * 1000
+"""GitHub rejects a step's summary over 1 MiB."""
+
+_ICONS: Mapping[Kind, str] = {"worse": "❌", "changed": "🔸", "better": "✅", "not comparable": "⬜"}
+_ARROW = "→"
+
+
+def totals(found: ReportDiff) -> str:
+    """How many checks became what, in one line."""
+    counts = [f"{len(found.of_kind(kind))} {kind}" for kind in KINDS if found.of_kind(kind)]
+    counts += [f"{len(group)} {word}" for word, group in _sides(found) if group]
+    counts.append(f"{found.unchanged} unchanged")
+    return ", ".join(counts)
+
+
+def lines(found: ReportDiff, names: tuple[str, str], width: int = DEFAULT_WIDTH) -> list[str]:
+    """For a terminal, none longer than `width` columns.
+
+    Parameters
+    ----------
+    found
+        What changed.
+    names
+        Of the old and the new report.
+    """
+    text = _wrapped(f"{names[0]} {_ARROW} {names[1]}", width)
+    if found.environment:
+        text += ["", "environment"]
+        pad = max(len(change.name) for change in found.environment)
+        for change in found.environment:
+            text += _labelled(change.name, pad, f"{change.old} {_ARROW} {change.new}", width)
+    else:
+        text += ["the environment is the same"]
+    for kind in KINDS:
+        checks = found.of_kind(kind)
+        if checks:
+            text += ["", f"{kind} ({plural(len(checks), 'check')})"]
+            text += _grouped(checks, width) if kind == "not comparable" else _detailed(checks, width)
+    for word, subjects in _sides(found):
+        if subjects:
+            text += ["", f"{word} ({plural(len(subjects), 'check')})"]
+            text += [_name(subject, width, subject.verdict) for subject in subjects[:LISTED]]
+            text += _more(len(subjects))
+    return [*text, "", *_wrapped(totals(found), width)]
+
+
+def markdown(found: ReportDiff, names: tuple[str, str], limit: int = SUMMARY_LIMIT) -> str:
+    """For a GitHub step summary, of at most `limit` bytes: the worst come first."""
+    head = [f"## TensorRT checks: {_cell(names[0])} {_ARROW} {_cell(names[1])}", "", totals(found), ""]
+    if found.environment:
+        head += ["| Environment | Before | Now |", "| --- | --- | --- |"]
+        head += [f"| {_cell(each.name)} | {_cell(each.old)} | {_cell(each.new)} |" for each in found.environment]
+        head += [""]
+    tail = [line for word, subjects in _sides(found) for line in _side_list(word, subjects)]
+    rows = [row for check in found.checks for row in _rows(check)]
+    if not rows:
+        return "\n".join([*head, *tail]) + "\n"
+    head += ["| | Test | Precision | What | Before | Now | |", "| --- | --- | --- | --- | ---: | ---: | --- |"]
+    room = limit - _size([*head, *tail]) - 100
+    shown: list[str] = []
+    for row in rows:
+        room -= _size([row])
+        if room < 0:
+            shown.append(f"| | {plural(len(rows) - len(shown), 'more row')} left out | | | | | |")
+            break
+        shown.append(row)
+    return "\n".join([*head, *shown, "", *tail]) + "\n"
+
+
+def _sides(found: ReportDiff) -> tuple[tuple[str, Sequence[Subject]], ...]:
+    return ("only in the new report", found.added), ("only in the old report", found.removed)
+
+
+# --- terminal --------------------------------------------------------------------------------------------------------
+
+
+def _detailed(checks: Iterable[CheckDiff], width: int) -> Iterator[str]:
+    for check in checks:
+        yield _name(check.subject, width)
+        pad = max(columns(one_line(change.what)) for change in check.changes)
+        for change in check.changes:
+            yield from _labelled(change.what, pad, _change(change, check.kind), width)
+
+
+def _change(change: Change, kind: Kind) -> str:
+    # The heading says it of the others.
+    mark = change.direction if change.direction in {"worse", "better"} and change.direction != kind else ""
+    remark = ", ".join(filter(None, (mark, change.remark)))
+    return f"{change.old} {_ARROW} {change.new}" + (f"  ({remark})" if remark else "")
+
+
+def _grouped(checks: Iterable[CheckDiff], width: int) -> Iterator[str]:
+    """By reason: after a change of the GPU every check has the same one."""
+    groups: dict[tuple[str, ...], list[CheckDiff]] = {}
+    for check in checks:
+        groups.setdefault(check.obstacles, []).append(check)
+    for obstacles, members in groups.items():
+        yield from _wrapped("; ".join(obstacles), width, "  ")
+        for check in members[:LISTED]:
+            old, new = check.verdicts
+            yield _name(check.subject, width, new if old == new else f"{old} {_ARROW} {new}", "    ")
+        yield from _more(len(members), "    ")
+
+
+def _name(subject: Subject, width: int, verdict: str = "", indent: str = "  ") -> str:
+    place = f" #{subject.place + 1}" if subject.place else ""
+    behind = f"{place}  {one_line(subject.precision or '')}".rstrip() + (f"  {verdict}" if verdict else "")
+    name = shorten_middle(one_line(subject.nodeid), max(20, width - len(indent) - columns(behind)))
+    return f"{indent}{name}{behind}"
+
+
+def _labelled(label: str, pad: int, text: str, width: int) -> list[str]:
+    pad = min(pad, width // 3)
+    shown = shorten_middle(one_line(label), pad)
+    first = f"    {shown}{' ' * (pad - columns(shown))}  "
+    return _wrapped(text, width, first, " " * (pad + 6))
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
+    follow = first + "  " if rest is None else rest
+    return textwrap.wrap(one_line(text), width, initial_indent=first, subsequent_indent=follow, break_on_hyphens=False)
+
+
+def _more(count: int, indent: str = "  ") -> list[str]:
+    return [f"{indent}… and {count - LISTED} more"] if count > LISTED else []
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def _rows(check: CheckDiff) -> Iterator[str]:
+    subject = check.subject
+    place = f" #{subject.place + 1}" if subject.place else ""
+    who = [f"<code>{_cell(subject.nodeid)}</code>{place}", _cell(subject.precision)]
+    if check.obstacles:
+        cells = ["not comparable", *check.verdicts, "; ".join(check.obstacles)]
+        yield _row([_ICONS["not comparable"], *who, *map(_cell, cells)])
+    for change in check.changes:
+        icon = _ICONS["changed" if change.direction == "untested" else change.direction]
+        yield _row([icon, *who, *map(_cell, (change.what, change.old, change.new, change.remark))])
+
+
+def _side_list(word: str, subjects: Sequence[Subject]) -> list[str]:
+    if not subjects:
+        return []
+    listed = [f"- <code>{_cell(each.nodeid)}</code> {_cell(each.precision)}: {each.verdict}" for each in subjects]
+    title = f"<details><summary>{word}: {plural(len(subjects), 'check')}</summary>"
+    return [title, "", *listed[:LISTED], *(f"- {line}" for line in _more(len(subjects), "")), "", "</details>", ""]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str | None) -> str:
+    """Text that neither Markdown nor HTML takes for more than text."""
+    if text is None:
+        return MISSING
+    escaped = html.escape(one_line(text), quote=False)
+    return "".join(f"&#{ord(character)};" if character in "\\`*_{}[]#|~" else character for character in escaped)
+
+
+def _size(lines: Iterable[str]) -> int:
+    return sum(len(line.encode()) + 1 for line in lines)
