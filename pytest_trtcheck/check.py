@@ -10,11 +10,12 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from pytest_trtcheck import artifacts, blaming, engines, parity
+from pytest_trtcheck import artifacts, baselines, blaming, engines, parity
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheckError, UnsupportedTargetError
 from pytest_trtcheck.job import Job, Judged, Request
+from pytest_trtcheck.latency_check import Judge, Ledger
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, combine
 
@@ -56,6 +57,8 @@ class Workshop:
         What saying why checks failed may cost.
     progress
         Is told, in a line each, what takes long.
+    ledger
+        What latency is held against.
     broken
         Why no engine can run any more in this process, once one has broken CUDA; empty until then.
     """
@@ -73,6 +76,7 @@ class Workshop:
     emulate_too: bool = False
     allowance: blaming.Allowance = field(default_factory=blaming.Allowance)
     progress: Callable[[str], None] = lambda _: None
+    ledger: Ledger = field(default_factory=Ledger)
     broken: list[str] = field(default_factory=list)
 
     def judged_gpu(self) -> GpuModel | None:
@@ -296,7 +300,8 @@ class Workshop:
                 outcome = self._explained(job, outcome, engine, reference, doubt=doubt)
                 record = self._watched(Judged(job, engine, reference, outcome.record), _with(record, outcome))
             if job.request.latency is not None:
-                record = replace(record, latency=self._latency(job, engine, place.gpu))
+                found = self._latency(job, engine)
+                record = replace(record, latency=found, notes=(*record.notes, *baselines.notes(found)))
             engines.keep_kernels(built, engine)
         finally:
             engine.close()
@@ -313,28 +318,14 @@ class Workshop:
         emulated = artifacts.Emulated(job.model, job.lowered, job.precision, self.cache)
         return parity.with_emulation(job, outcome, emulated, reference)
 
-    def _latency(self, job: Job, engine: Engine, gpu: Gpu) -> LatencyRecord:
-        from pytest_trtcheck import measure
-
-        spec = job.request.latency
+    def _latency(self, job: Job, engine: Engine) -> LatencyRecord:
         judged = self.judged_gpu()
-        assert spec is not None
         assert judged is not None
-        budgets = measure.budgets_for(spec, judged, self.extra_gpus)
-        if not budgets.limits and not spec.min_speedup:
-            return measure.not_measured(f"no budget for {judged.product}", judged.product)
-        slower: dict[str, Engine] = {}
-        try:
-            for name in spec.min_speedup or {}:
-                precision = cast("Precision", name)
-                other = self._lowered(job.request, job.model, precision)
-                slower[precision] = self._load(job, self._build(job, precision=precision, lowered=other))
-            shapes = {name: array.shape for name, array in job.cases[0].items()}
-            alike = [case for case in job.cases if {name: array.shape for name, array in case.items()} == shapes]
-            return measure.measure(measure.Subject(engine, alike, slower), spec, budgets, gpu, judged)
-        finally:
-            for each in slower.values():
-                each.close()
+        return Judge(judged, self.extra_gpus, self.ledger, self._load_other).judge(job, engine)
+
+    def _load_other(self, job: Job, precision: Precision) -> Engine:
+        other = self._lowered(job.request, job.model, precision)
+        return self._load(job, self._build(job, precision=precision, lowered=other))
 
     # --- the verdict -------------------------------------------------------------------------------------------------
 

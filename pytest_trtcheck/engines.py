@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.artifacts import Lowered
     from pytest_trtcheck.backends.tensorrt import Plan, Target, TensorRTModule
     from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt_timing import TimedRun
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -200,10 +201,18 @@ class EngineByShape:
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run the engine for these shapes once."""
         case = dict(inputs)
+        return self._engine(case)(case)
+
+    def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRun:
+        """Prepare measuring with these inputs; what it gives must be closed before the next call."""
+        case = dict(inputs)
+        return self._engine(case).timed_runs([case], graph=graph)
+
+    def _engine(self, case: Case) -> Engine:
         shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items()))
         if shapes not in self._engines:
             self._engines[shapes] = self._open_for(case)
-        return self._engines[shapes](case)
+        return self._engines[shapes]
 
     def close(self) -> None:
         """Free every engine."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.check import Workshop
     from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.gpu_benchmark import GpuBenchmark
     from pytest_trtcheck.record import CheckRecord
     from pytest_trtcheck.spec import BuildOptions
 
@@ -151,6 +152,19 @@ def trt_engine(request: pytest.FixtureRequest, trt_build: Callable[..., Runner])
 
 
 @pytest.fixture
-def trt_benchmark() -> Any:
-    """pytest-benchmark's `benchmark`, timed in GPU time: it needs a GPU."""
-    pytest.skip("trt_benchmark: not available in this version")
+def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
+    """`trt_benchmark(engine, inputs)`: pytest-benchmark's `benchmark`, timed in GPU time. It needs a GPU.
+
+    The statistics, their JSON, comparison and histogram are pytest-benchmark's own.
+    """
+    from pytest_trtcheck.gpu_benchmark import GpuBenchmark, GpuClock
+
+    workshop = _workshop(request)
+    if workshop.detected is None:
+        reason = f"not measured: trt_benchmark needs a GPU ({workshop.no_gpu_reason})"
+        (pytest.fail if workshop.require_gpu else pytest.skip)(reason)
+    clock = GpuClock()
+    given = request.node.get_closest_marker("benchmark")
+    # Before the fixture is made, since that reads its options from the nearest marker.
+    request.node.add_marker(pytest.mark.benchmark(**{**(given.kwargs if given else {}), "timer": clock}), append=False)
+    return GpuBenchmark(request.getfixturevalue("benchmark"), clock, workshop.detected)

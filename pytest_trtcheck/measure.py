@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,11 +46,17 @@ class Subject:
         Inputs of equal shapes, used in turn.
     slower
         For `min_speedup`: the engines of the other precisions, by precision.
+    conditions
+        Under what it is measured (`baselines.conditions`), for the record.
+    is_enough
+        Whether samples, in ms, at a confidence, are enough for the baseline; None where there is none to serve.
     """
 
     engine: Engine
     cases: Sequence[Case]
     slower: Mapping[str, Engine]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    is_enough: Callable[[NDArray[np.float64], float], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,19 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         taken = _sample(subject, spec, budgets)
         after = monitor.snapshot(since=before)
     judged = taken.samples_ms
+    disturbed = disturbances(before, after, {os.getpid()})
     record = latency.to_record(
         latency.summarize(judged),
         taken.decision,
         gpu=model.product,
-        disturbances=disturbances(before, after, {os.getpid()}),
+        disturbances=disturbed,
         clocks=clocks_record(before, after),
-        details={**taken.details, "budget_keys": dict(budgets.keys)},
+        details={
+            **taken.details,
+            "budget_keys": dict(budgets.keys),
+            "conditions": dict(subject.conditions),
+            "disturbances": disturbed,
+        },
     )
     return replace(record, samples=len(judged))
 
@@ -118,7 +130,7 @@ class _Taken:
 
 def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
     quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
-    others = len(subject.slower) + ("min_qps" in budgets.limits)
+    others = len(subject.slower) + ("min_qps" in budgets.limits) + (subject.is_enough is not None)
     plan = latency.LookPlan(quantiles, others)
     series = _Series(transfers=spec.transfers)
     pairs = {name: _Series(transfers=False) for name in subject.slower}
@@ -130,7 +142,9 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         while True:
             series.extend(timed, _chunk(series))
             if plan.is_due(look, len(series), series.total_ms):
-                if decide(confidence=plan.confidence_at(look)).decision != "undecided":
+                confidence = plan.confidence_at(look)
+                decided = decide(confidence=confidence).decision != "undecided"
+                if decided and (subject.is_enough is None or subject.is_enough(series.judged_ms, confidence)):
                     break
                 look += 1
             if time.monotonic() > deadline:
@@ -138,8 +152,12 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         graph, graph_reason = timed.graph, timed.graph_reason
     if subject.slower:
         _interleave(subject, spec, pairs, series)
-    decision = decide(confidence=plan.confidence_at(look))
-    return _Taken(series.judged_ms, decision, _details(series, graph=graph, graph_reason=graph_reason))
+    confidence = plan.confidence_at(look)
+    details = {
+        **_details(series, graph=graph, graph_reason=graph_reason),
+        "distribution": Distribution.of(series.judged_ms, confidence).to_json(),
+    }
+    return _Taken(series.judged_ms, decide(confidence=confidence), details)
 
 
 class _Series:
@@ -247,5 +265,4 @@ def _details(series: _Series, *, graph: bool, graph_reason: str | None) -> dict[
         "enqueue_bound": enqueue_ms > gpu_ms,
         "qps": 1000.0 * len(series) / series.total_ms,
         "samples_ms": [round(float(value), 6) for value in shown],
-        "distribution": Distribution.of(judged).to_json(),
     }

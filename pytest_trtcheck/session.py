@@ -15,6 +15,7 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check import Workshop
     from pytest_trtcheck.gpu.device import Detection
@@ -81,9 +82,10 @@ class Session:
         if values["trt_gpu"]:
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
-        for option in settings.OPTIONS:
-            if option.name in {"trt_baseline", "trt_update_baseline"} and values[option.name]:
-                raise ArgumentError(f"{option.flag}: not available in this version", "leave the option out")
+        if values["trt_update_baseline"] and not values["trt_baseline"]:
+            raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
+        if values["trt_baseline"]:
+            _ = session_of(config).baselines
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -132,11 +134,33 @@ class Session:
             device.require_match(self.requested, found.gpu)
         return found
 
+    @property
+    def baseline_dir(self) -> Path | None:
+        """Where `--trt-baseline` keeps baselines."""
+        given = self.get("trt_baseline")
+        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+
+    @functools.cached_property
+    def baselines(self) -> Baselines | None:
+        """What `--trt-baseline` names, read; None without it.
+
+        Raises
+        ------
+        ReportError
+            The directory is not there, or a file in it cannot be read.
+        """
+        if self.baseline_dir is None:
+            return None
+        from pytest_trtcheck import baselines
+
+        return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+
     @functools.cached_property
     def workshop(self) -> Workshop:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.blaming import Allowance
         from pytest_trtcheck.check import Workshop
+        from pytest_trtcheck.latency_check import Ledger
 
         return Workshop(
             cache=self.cache,
@@ -149,6 +173,7 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
+            ledger=Ledger(self.baselines, self.get("trt_update_baseline")),
             emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),

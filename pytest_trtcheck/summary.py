@@ -24,6 +24,7 @@ class Collector:
         self._outcomes: dict[str, pytest.TestReport] = {}
         self.records: list[dict[str, Any]] = []
         self._problems: list[str] = []
+        self._told: list[str] = []
         self._exported: list[str] = []
         self._crashed: list[str] = []
 
@@ -69,6 +70,8 @@ class Collector:
                     self._write(name, self._config.invocation_params.dir / path)
                 except TrtCheckError as error:
                     self._problems.append(str(error))
+        if self.records and settings.value(self._config, "trt_update_baseline"):
+            self._update_baselines()
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -93,6 +96,23 @@ class Collector:
             self._exported = export.write(target, self.records, session_of(self._config).cache).lines()
         except TrtCheckError as error:
             self._problems.append(f"--trt-export: {error}")
+
+    def _update_baselines(self) -> None:
+        from pytest_trtcheck import baselines
+        from pytest_trtcheck.report.text import plural
+        from pytest_trtcheck.session import session_of
+
+        directory = session_of(self._config).baseline_dir
+        if directory is None:
+            return
+        try:
+            done = baselines.update(directory, self.records)
+        except TrtCheckError as error:
+            self._problems.append(str(error))
+            return
+        self._told.append(f"{plural(done.recorded, 'baseline')} recorded in {plural(len(done.files), 'file')}")
+        self._told += [f"  {path}" for path in done.files]
+        self._told += [f"no baseline recorded: {nodeid}: {reason}" for nodeid, reason in done.left_out]
 
     def _write(self, name: str, path: Path) -> None:
         from pytest_trtcheck.report import json_report
@@ -135,6 +155,8 @@ class Collector:
             for command in github.annotation_commands(self.records, self._config.rootpath):
                 terminalreporter.write_line(command)
         for line in self._exported:
+            terminalreporter.write_line(line)
+        for line in self._told:
             terminalreporter.write_line(line)
         for problem in self._problems:
             terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)

@@ -229,7 +229,8 @@ def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
         (("--trt-gpu=T5",), "T5"),
         (("--trt-backend=trt",), "--trt-backend: 'trt' is none of"),
         (("--trt-precision=fp12",), "--trt-precision: 'fp12'"),
-        (("--trt-baseline=out",), "--trt-baseline: not available"),
+        (("--trt-baseline=out",), "there is no such directory"),
+        (("--trt-update-baseline",), "--trt-update-baseline: where to is not said"),
         (("-o", "trt_cache_size=lots"), "ini key trt_cache_size"),
         (("-o", "trt_gpus=Board"), "trt_gpus"),
     ],
@@ -376,3 +377,16 @@ def test_the_model_comes_from_its_fixture_wherever_the_marker_stands(
     models = {record["nodeid"].partition("::")[2]: record["model"] for record in run.checks}
     assert models["test_lists[fp16-batch1]"] == "conv.onnx" or models["test_lists[batch1-fp16]"] == "conv.onnx"
     assert sorted(model for name, model in models.items() if "times" in name) == ["./conv.onnx"] * 2 + ["conv.onnx"] * 2
+
+
+def test_a_benchmark_without_a_gpu_is_skipped_and_says_why(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
+    suite.write(
+        test_speed="""
+def test_speed(trt_build, trt_benchmark):
+    trt_benchmark(trt_build("conv.onnx"), {"image": np.zeros((1, 3, 16, 16), np.float32)})
+"""
+    )
+    run = run_everywhere("-rs")
+    run.result.assert_outcomes(skipped=1)
+    assert "not measured: trt_benchmark needs a GPU" in run.text
+    run_everywhere("--trt-require-gpu").result.assert_outcomes(errors=1)

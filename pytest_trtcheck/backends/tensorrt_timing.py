@@ -13,7 +13,7 @@ from pytest_trtcheck.backends.tensorrt_io import check_inputs
 from pytest_trtcheck.errors import GpuError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -172,25 +172,46 @@ class TimedRun:
             span_ms = self._events[n % IN_FLIGHT][3] - before_first
         return Samples(gpu_ms, enqueue_ms, latency_ms if self._transfers else None, span_ms)
 
+    def launch(self) -> None:
+        """Put one run on the stream, without copies, and do not wait for it."""
+        self._next_turn()()
+
+    def mark(self) -> Any:
+        """An event behind all that is on the stream, once it was reached.
+
+        Raises
+        ------
+        GpuError
+            It took longer than the engine's `timeout_s`.
+        """
+        event = self._cuda.event()
+        with self._engine.guard("measuring the engine"):
+            self._cuda.stream.record(event)
+            self._cuda.wait(self._engine.timeout_s, event)
+        return event
+
+    def _next_turn(self) -> Callable[[], None]:
+        """What runs the engine on the next inputs."""
+        turn, self._next = self._next, (self._next + 1) % len(self._sets)
+        if self._graphs:
+            return self._graphs[turn].launch
+        if len(self._sets) > 1:
+            self._engine.point_at(self._engine.inputs, self._sets[turn])
+        return self._engine.enqueue
+
     def _launch(self, events: list[Any]) -> float:
         """Put one run with its events on the stream; the host's milliseconds for the engine's part of that."""
         start, ready, done, end = events
         record = self._cuda.stream.record
         inputs = self._sets[self._next]
-        graph = self._graphs[self._next] if self._graphs else None
-        self._next = (self._next + 1) % len(self._sets)
-        if graph is None and len(self._sets) > 1:
-            self._engine.point_at(self._engine.inputs, inputs)
+        enqueue = self._next_turn()
         if self._transfers:
             record(start)
             for memory in inputs.values():
                 memory.upload()
         record(ready)
         began = time.perf_counter()
-        if graph is None:
-            self._engine.enqueue()
-        else:
-            graph.launch()
+        enqueue()
         took = time.perf_counter() - began
         record(done)
         if self._transfers:

@@ -251,7 +251,8 @@ def _budget(latency: Mapping[str, Any], budget: Mapping[str, Any]) -> BudgetView
     bounds = latency.get("bounds_ms") or {}
     low, high = bounds.get(f"{name}_ms") or bounds.get(name) or (None, None)
     low, high = budget.get("lower_ms", budget.get("lower", low)), budget.get("upper_ms", budget.get("upper", high))
-    unit = "ms" if quantile else {"min_qps": "/s", "memory_mib": "MiB", "min_speedup": "×"}.get(name, "")
+    units = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "min_speedup": "×"}
+    unit = "ms" if quantile else units.get(name, "")
     value = budget.get("value_ms", budget.get("value", latency.get(f"{name}_ms")))
     return BudgetView(
         name=name,

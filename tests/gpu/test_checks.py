@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,3 +125,91 @@ def test_magika():
     run = suite.run(fresh)
     run.result.assert_outcomes(passed=1, failed=1)
     assert np.isclose(run.check("[fp16]")["parity"]["outputs"][0]["l2"], 1.03, atol=0.02)
+
+
+def test_baselines(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_latency="""
+@trt_latency()
+@trt_parity("conv.onnx", batch=8)
+def test_plain(): ...
+
+@trt_latency(p50_ms=1000.0)
+@trt_parity("conv.onnx", batch=8)
+def test_budget(): ...
+"""
+    )
+    kept = suite.path / "kept"
+    recorded = suite.run(fresh, "--trt-baseline=kept", "--trt-update-baseline")
+    recorded.result.assert_outcomes(passed=2)
+    assert "2 baselines recorded in 1 file" in recorded.text
+    (path,) = kept.rglob("*.json")
+    again = suite.run(fresh, "--trt-baseline=kept")
+    again.result.assert_outcomes(passed=2)
+    for record in again.checks:
+        assert record["latency"]["budgets"][-1]["name"] == "baseline"
+        assert record["latency"]["budgets"][-1]["verdict"] == "pass"
+        assert record["latency"]["details"]["conditions"]["input_shapes"] == {"image": [8, 3, 16, 16]}
+    # A baseline that was faster than the engine can be: every figure is halved.
+    document = json.loads(path.read_text())
+    for entries in document["tests"].values():
+        distribution = entries["fp16"]["distribution"]
+        distribution["quantiles_ms"] = {q: value / 2 for q, value in distribution["quantiles_ms"].items()}
+        distribution["bounds_ms"] = {q: [low / 2, high / 2] for q, (low, high) in distribution["bounds_ms"].items()}
+    path.write_text(json.dumps(document))
+    slower = suite.run(fresh, "--trt-baseline=kept")
+    slower.result.assert_outcomes(failed=2)
+    assert "against the baseline" in slower.text
+
+
+def test_benchmarks_tell_gpu_time(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_speed="""
+IMAGE = {"image": np.zeros((8, 3, 16, 16), np.float32)}
+
+@pytest.mark.benchmark(group="conv")
+def test_speed(trt_build, trt_benchmark):
+    outputs = trt_benchmark(trt_build("conv.onnx", precision="fp16"), IMAGE)
+    assert outputs["logits"].shape == (8, 10)
+    assert trt_benchmark.extra_info["cuda_graph"]
+
+def test_without_a_graph(trt_build, trt_benchmark):
+    trt_benchmark(trt_build("conv.onnx", precision="fp16"), IMAGE, graph=False)
+    assert 1e-6 < trt_benchmark.stats["mean"] < 1
+
+def test_pedantic(trt_build, trt_benchmark):
+    trt_benchmark.pedantic(trt_build("conv.onnx", precision="fp16"), IMAGE, rounds=7, iterations=3)
+
+def test_no_engine(trt_benchmark):
+    trt_benchmark(lambda: None, IMAGE)
+"""
+    )
+    run = suite.run(fresh, "--benchmark-json=speed.json", "--benchmark-min-time=0.001", "--benchmark-max-time=0.3")
+    run.result.assert_outcomes(passed=3, failed=1)
+    assert "expected an engine, got function" in run.text
+    found = {each["name"]: each for each in json.loads((suite.path / "speed.json").read_text())["benchmarks"]}
+    assert found["test_speed"]["group"] == "conv"
+    assert "gpu_time" in found["test_speed"]["options"]["timer"]
+    assert found["test_pedantic"]["stats"]["rounds"] == 7
+    assert 1e-6 < found["test_speed"]["stats"]["median"] < found["test_without_a_graph"]["stats"]["median"] * 2
+
+
+def test_a_failed_check_is_blamed_and_bundled(suite: Suite, fresh: str) -> None:
+    suite.write(
+        test_real=f"""
+@trt_parity({str(onnx_models.magika())!r}, precision="fp16", batch=1)
+def test_magika():
+    return np.random.default_rng(0).integers(0, 257, (1, 2048)).astype(np.int32)
+"""
+    )
+    run = suite.run(fresh, "--trt-bundle=bundles", "--trt-html=report.html")
+    run.result.assert_outcomes(failed=1)
+    blame = run.check("test_magika")["parity"]["blame"]
+    assert blame["step"] == "precision"
+    assert "LayerNorm_1/Sum_1" in blame["culprit"]["node"]
+    assert blame["keep_fp32"]
+    assert run.check("test_magika")["parity"]["outputs"][0]["details"]["emulated"]["max"] > 0.5
+    (bundle,) = (suite.path / "bundles").glob("*/bundle.json")
+    replayed = suite.run(str(bundle))
+    replayed.result.assert_outcomes(failed=1)
+    assert "the outputs are the same" in replayed.text or "outputs" in " ".join(replayed.checks[0]["notes"])
