@@ -157,14 +157,10 @@ def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
 
     The statistics, their JSON, comparison and histogram are pytest-benchmark's own.
     """
-    from pytest_trtcheck.gpu_benchmark import GpuBenchmark, GpuClock
+    from pytest_trtcheck.gpu_benchmark import GpuBenchmark
 
     workshop = _workshop(request)
     if workshop.detected is None:
         reason = f"not measured: trt_benchmark needs a GPU ({workshop.no_gpu_reason})"
         (pytest.fail if workshop.require_gpu else pytest.skip)(reason)
-    clock = GpuClock()
-    given = request.node.get_closest_marker("benchmark")
-    # Before the fixture is made, since that reads its options from the nearest marker.
-    request.node.add_marker(pytest.mark.benchmark(**{**(given.kwargs if given else {}), "timer": clock}), append=False)
-    return GpuBenchmark(request.getfixturevalue("benchmark"), clock, workshop.detected)
+    return GpuBenchmark(request, workshop.detected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,7 @@ from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.gpu.lock import gpu_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -47,14 +49,23 @@ class GpuBenchmark:
 
     Parameters
     ----------
-    benchmark
-        The fixture `benchmark`, whose timer is `clock`.
+    request
+        Of the test that benchmarks.
     """
 
-    def __init__(self, benchmark: Any, clock: GpuClock, gpu: Gpu) -> None:
-        self._benchmark = benchmark
-        self._clock = clock
+    def __init__(self, request: pytest.FixtureRequest, gpu: Gpu) -> None:
+        self._request = request
+        self._clock = GpuClock()
         self._gpu = gpu
+
+    @functools.cached_property
+    def _benchmark(self) -> Any:
+        """The fixture `benchmark`; made once something is to be timed, since it complains where nothing is."""
+        given = self._request.node.get_closest_marker("benchmark")
+        options = {**(given.kwargs if given else {}), "timer": self._clock}
+        # The fixture takes its options from the nearest marker.
+        self._request.node.add_marker(pytest.mark.benchmark(**options), append=False)
+        return self._request.getfixturevalue("benchmark")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._benchmark, name)
@@ -72,6 +83,17 @@ class GpuBenchmark:
         ArgumentError
             `engine` is none that `trt_build` or `trt_engine` gave.
         """
+        with self._timing(engine, inputs, graph=graph) as launch:
+            self._benchmark(launch)
+        return engine(inputs)
+
+    def pedantic(self, engine: Runner, inputs: InputMapping, *, graph: bool = True, **options: Any) -> None:
+        """pytest-benchmark's `pedantic`: with a number of rounds and iterations of one's own."""
+        with self._timing(engine, inputs, graph=graph) as launch:
+            self._benchmark.pedantic(launch, **options)
+
+    @contextmanager
+    def _timing(self, engine: Runner, inputs: InputMapping, *, graph: bool) -> Iterator[Callable[[], None]]:
         if getattr(engine, "evidence", None) == "emulated":
             pytest.skip("not measured: the engine is emulated, and a CPU has no GPU time")
         if not isinstance(engine, EngineByShape):
@@ -79,21 +101,9 @@ class GpuBenchmark:
                 f"trt_benchmark: expected an engine, got {type(engine).__name__}",
                 "give what trt_build returned and its inputs: trt_benchmark(engine, {'input': array})",
             )
-        with gpu_lock(self._gpu.lock_name):
-            with engine.timed_runs(inputs, graph=graph) as timed:
-                self._clock.timed = timed
-                self._benchmark.extra_info.update(
-                    gpu=self._gpu.name, cuda_graph=timed.graph, cuda_graph_reason=timed.graph_reason
-                )
-                self._benchmark(timed.launch)
-            return engine(inputs)
-
-    def pedantic(self, engine: Runner, inputs: InputMapping, **options: Any) -> None:
-        """pytest-benchmark's `pedantic`: with a number of rounds and iterations of one's own."""
-        if not isinstance(engine, EngineByShape):
-            self(engine, inputs)
-            return
-        with gpu_lock(self._gpu.lock_name), engine.timed_runs(inputs) as timed:
+        with gpu_lock(self._gpu.lock_name), engine.timed_runs(inputs, graph=graph) as timed:
             self._clock.timed = timed
-            self._benchmark.extra_info.update(gpu=self._gpu.name, cuda_graph=timed.graph)
-            self._benchmark.pedantic(timed.launch, **options)
+            self._benchmark.extra_info.update(
+                gpu=self._gpu.name, cuda_graph=timed.graph, cuda_graph_reason=timed.graph_reason
+            )
+            yield timed.launch

@@ -72,7 +72,10 @@ class Judge:
         assert job.place.gpu is not None
         budgets = measure.budgets_for(spec, self.model, self.extra_gpus)
         if not budgets.limits and not spec.min_speedup and self.ledger.kept is None:
-            return measure.not_measured(f"no budget for {self.model.product}", self.model.product)
+            what = f"no budget for {self.model.product}"
+            if not spec.budgets():
+                what = "trt_latency names no budget, and there is no baseline to compare with (--trt-baseline=DIR)"
+            return measure.not_measured(what, self.model.product)
         shapes = {name: array.shape for name, array in job.cases[0].items()}
         alike = [case for case in job.cases if {name: array.shape for name, array in case.items()} == shapes]
         module = job.place.module

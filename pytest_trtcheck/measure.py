@@ -134,7 +134,7 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
     plan = latency.LookPlan(quantiles, others)
     series = _Series(transfers=spec.transfers)
     pairs = {name: _Series(transfers=False) for name in subject.slower}
-    decide = functools.partial(_decide, series, pairs, spec, budgets, used_bytes=subject.engine.device_memory_bytes)
+    decide = functools.partial(_decide, series, pairs, spec, budgets, sizes=_sizes_mib(subject.engine))
     with subject.engine.timed_runs(subject.cases, transfers=spec.transfers) as timed:
         _warm_up(timed)
         deadline = time.monotonic() + spec.max_seconds
@@ -158,6 +158,11 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         "distribution": Distribution.of(series.judged_ms, confidence).to_json(),
     }
     return _Taken(series.judged_ms, decide(confidence=confidence), details)
+
+
+def _sizes_mib(engine: Engine) -> dict[str, float]:
+    """What is known without measuring, by the marker's argument."""
+    return {"memory_mib": engine.device_memory_bytes / 2**20, "engine_mib": engine.plan_bytes / 2**20}
 
 
 class _Series:
@@ -232,15 +237,16 @@ def _decide(
     spec: LatencySpec,
     budgets: Budgets,
     *,
-    used_bytes: int,
+    sizes: Mapping[str, float],
     confidence: float,
 ) -> latency.LatencyDecision:
     judgements = list(latency.decide(series.judged_ms, budgets.quantiles, confidence=confidence).judgements)
     if "min_qps" in budgets.limits:
         intervals = np.array(series.gpu_ms) + np.array(series.gaps_ms)
         judgements.append(latency.decide_qps(intervals, budgets.limits["min_qps"], confidence=confidence))
-    if "memory_mib" in budgets.limits:
-        judgements.append(latency.decide_exact("memory_mib", used_bytes / 2**20, budgets.limits["memory_mib"]))
+    for name, size in sizes.items():
+        if name in budgets.limits:
+            judgements.append(latency.decide_exact(name, size, budgets.limits[name]))
     for precision, factor in (spec.min_speedup or {}).items():
         pair = pairs.get(precision)
         if pair is not None and pair.partner_ms:

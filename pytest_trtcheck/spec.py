@@ -173,13 +173,14 @@ class LatencySpec:
     p99_ms: Budget | None = None
     min_qps: Budget | None = None
     memory_mib: Budget | None = None
+    engine_mib: Budget | None = None
     min_speedup: Mapping[str, float] | None = None
     transfers: bool = False
     max_seconds: float = 30.0
 
     def budgets(self) -> dict[str, Budget]:
         """Every budget that was given, by argument name, `min_speedup` excepted."""
-        names = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_qps", "memory_mib")
+        names = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_qps", "memory_mib", "engine_mib")
         return {name: budget for name in names if (budget := getattr(self, name)) is not None}
 
 

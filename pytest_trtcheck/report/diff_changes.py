@@ -156,7 +156,7 @@ def _cost_of(metric: str, value: float | None) -> float:
         return math.inf
     if metric not in AT_LEAST:
         # Infinity is bad, and still a number: below what could not be computed.
-        return min(value, 1e308)
+        return max(0.0, min(value, 1e308))
     return float(10 ** (-max(-6000.0, min(6000.0, value)) / 20))
 
 

@@ -158,7 +158,9 @@ def budgets(record: Record) -> list[BudgetView]:
     latency = record.get("latency")
     if not latency or not latency.get("samples"):
         return []
-    given = latency.get("budgets") or [{"quantile": "p50", "verdict": latency["verdict"]}]
+    # What was not measured is said in a note; a row of it would hold no figure.
+    given = [budget for budget in latency.get("budgets") or () if budget["verdict"] != "not_measured"]
+    given = given or [{"quantile": "p50", "verdict": latency["verdict"]}]
     return [_budget(latency, budget) for budget in given]
 
 
@@ -251,7 +253,7 @@ def _budget(latency: Mapping[str, Any], budget: Mapping[str, Any]) -> BudgetView
     bounds = latency.get("bounds_ms") or {}
     low, high = bounds.get(f"{name}_ms") or bounds.get(name) or (None, None)
     low, high = budget.get("lower_ms", budget.get("lower", low)), budget.get("upper_ms", budget.get("upper", high))
-    units = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "min_speedup": "×"}
+    units = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "engine_mib": "MiB", "min_speedup": "×"}
     unit = "ms" if quantile else units.get(name, "")
     value = budget.get("value_ms", budget.get("value", latency.get(f"{name}_ms")))
     return BudgetView(

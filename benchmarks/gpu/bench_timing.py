@@ -1,0 +1,177 @@
+"""Is the latency that the plugin reports the engine's, and are its verdicts stable? On the GPU in this machine.
+
+    python benchmarks/gpu/bench_timing.py MODEL.onnx [--repeats N] [--json FILE]
+
+- The median that a check measures, against the median of a bare loop of CUDA events around `execute_async_v3`, on the
+  same plan in the same process and in turns; with and without a CUDA graph.
+- N repeated latency checks at a budget 3 % above the engine's median, and N at one 3 % below it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck import artifacts, engines, measure
+from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.gpu import device
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.spec import BuildOptions, LatencySpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.backends.tensorrt import TensorRTModule
+
+BATCH = 8
+ROUNDS, RUNS = 12, 200
+LIMIT_RATIO = 0.01
+MARGIN = 0.03
+
+
+class BareLoop:
+    """What a person would write: an engine, one stream, two events around each run. Nothing of the plugin is used."""
+
+    def __init__(self, plan: bytes, module: TensorRTModule, case: dict[str, NDArray[Any]]) -> None:
+        from cuda.bindings import driver
+        from cuda.core import Device, EventOptions
+
+        self.driver = driver
+        device = Device(0)
+        device.set_current()
+        self.stream = device.create_stream()
+        self.events = [device.create_event(EventOptions(timing_enabled=True)) for _ in range(2)]
+        trt = module.handle
+        self.logger = trt.Logger(trt.Logger.ERROR)
+        self.runtime = trt.Runtime(self.logger)
+        self.engine = self.runtime.deserialize_cuda_engine(plan)
+        self.context = self.engine.create_execution_context()
+        for name, array in case.items():
+            self.context.set_input_shape(name, array.shape)
+        for index in range(self.engine.num_io_tensors):
+            name = self.engine.get_tensor_name(index)
+            shape = tuple(self.context.get_tensor_shape(name))
+            size = int(np.prod(shape)) * np.dtype(trt.nptype(self.engine.get_tensor_dtype(name))).itemsize
+            address = int(self._checked(driver.cuMemAlloc(size)))
+            if name in case:
+                array = np.ascontiguousarray(case[name])
+                self._checked(driver.cuMemcpyHtoD(address, array.ctypes.data, array.nbytes))
+            self.context.set_tensor_address(name, address)
+        self.handle = int(self.stream.handle)
+        self.context.execute_async_v3(self.handle)
+        self.stream.sync()
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._checked(driver.cuStreamBeginCapture(self.handle, mode))
+        self.context.execute_async_v3(self.handle)
+        captured = self._checked(driver.cuStreamEndCapture(self.handle))
+        self.graph = self._checked(driver.cuGraphInstantiate(captured, 0))
+
+    @staticmethod
+    def _checked(result: tuple[Any, ...]) -> Any:
+        if int(result[0]):
+            raise SystemExit(f"CUDA: {result[0]}")
+        return result[1] if len(result) > 1 else None
+
+    def run(self, count: int, *, graph: bool) -> list[float]:
+        """Milliseconds of each run."""
+        times = []
+        for _ in range(count):
+            self.stream.record(self.events[0])
+            if graph:
+                self.driver.cuGraphLaunch(self.graph, self.handle)
+            else:
+                self.context.execute_async_v3(self.handle)
+            self.stream.record(self.events[1])
+            self.events[1].sync()
+            times.append(self.events[1] - self.events[0])
+        return times
+
+
+def compared(engine: Any, bare: BareLoop, case: dict[str, NDArray[Any]], *, graph: bool) -> dict[str, float]:
+    """Medians of both, in turns, so that what drifts, drifts for both."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        bare.run(20, graph=graph)
+    with engine.timed_runs([case], graph=graph) as timed:
+        for _ in range(ROUNDS):
+            ours += timed.run(RUNS).gpu_ms.tolist()
+            theirs += bare.run(RUNS, graph=graph)
+    medians = statistics.median(ours), statistics.median(theirs)
+    return {
+        "p50_ms": round(medians[0], 5),
+        "bare_p50_ms": round(medians[1], 5),
+        "difference": round(medians[0] / medians[1] - 1, 5),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The plugin's latencies and verdicts against a bare loop.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    gpu = device.detect().gpu
+    if gpu is None:
+        raise SystemExit("no GPU in this machine")
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Cache(scratch)
+        model = artifacts.open_model(str(arguments.model.resolve()), (), cache)
+        lowered = artifacts.lower(model, arguments.precision, cache)
+        case = model_inputs.generate(model, model_inputs.shape_ranges(model, BATCH, {}), 0)[0]
+        place, reason = engines.place_for("auto", None, gpu)
+        if place is None:
+            raise SystemExit(reason)
+        profile = model_inputs.profile(model, {}, [case])
+        order = engines.Order(model, lowered, arguments.precision, profile, BuildOptions())
+        built = engines.build(order, place, cache)
+        engine = engines.load(built, place, BuildOptions())
+        bare = BareLoop(built.plan.read_bytes(), place.module, case)
+        medians = {name: compared(engine, bare, case, graph=name == "graph") for name in ("graph", "no_graph")}
+        subject = measure.Subject(engine, [case], {})
+        p50_ms = medians["graph"]["p50_ms"]
+        verdicts: dict[str, dict[str, int]] = {}
+        seconds: dict[str, float] = {}
+        for name, factor in {"above": 1 + MARGIN, "below": 1 - MARGIN}.items():
+            spec = LatencySpec(p50_ms=p50_ms * factor)
+            budgets = measure.budgets_for(spec, gpu.model, ())
+            start = time.monotonic()
+            found = [measure.measure(subject, spec, budgets, gpu, gpu.model) for _ in range(arguments.repeats)]
+            seconds[name] = round((time.monotonic() - start) / arguments.repeats, 3)
+            verdicts[name] = dict(Counter(record.verdict for record in found))
+        engine.close()
+    right = not verdicts["above"].get("fail") and not verdicts["below"].get("pass")
+    report = {
+        "benchmark": "timing",
+        "gpu": gpu.name,
+        "driver": gpu.driver,
+        "tensorrt": f"{place.module.name} {place.module.version}",
+        "model": arguments.model.name,
+        "precision": arguments.precision,
+        "batch": BATCH,
+        "medians": medians,
+        "repeats": arguments.repeats,
+        "margin": MARGIN,
+        "verdicts": verdicts,
+        "seconds_a_check": seconds,
+        "limits": {"difference": LIMIT_RATIO, "fail_above": 0, "pass_below": 0},
+        "within_limits": right and all(abs(each["difference"]) <= LIMIT_RATIO for each in medians.values()),
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
