@@ -7,7 +7,8 @@ A check flows one way: spec → model and inputs → reference and lowered model
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_trtcheck.artifacts import Lowered, Reference
     from pytest_trtcheck.backends.base import Runner
@@ -153,7 +154,8 @@ class Workshop:
         if place is not None:
             problem = engines.why_not(place, job.precision, lowered.op_types(model))
             if problem is None:
-                built = self._build(job)
+                with self._computing_reference(job):
+                    built = self._build(job)
                 job = replace(job, built=built)
                 record = replace(record, engine=built.record, compiled_for=None if place.gpu else place.name)
             else:
@@ -215,6 +217,27 @@ class Workshop:
             job.request.build_options,
         )
         return engines.build(order, job.place, self.cache)
+
+    @contextmanager
+    def _computing_reference(self, job: Job) -> Iterator[None]:
+        """Compute the reference beside the build, which is another process's work, where a GPU will need it.
+
+        Without one the memory counts more than the time: nothing else is in it while the model is lowered.
+        """
+        if job.place is None or job.place.gpu is None or not job.request.judge_parity or self.build_only:
+            yield
+            return
+        reference = self._reference(job.model)
+
+        def compute() -> None:
+            # What is wrong with it is said when it is asked for in earnest.
+            with suppress(TrtCheckError):
+                for case in job.cases:
+                    reference(case)
+
+        with ThreadPoolExecutor(1, "trtcheck-reference") as pool:
+            pool.submit(compute)
+            yield
 
     def _load(self, job: Job, built: Built) -> Engine:
         assert job.place is not None

@@ -716,3 +716,25 @@ def test_a_warm_lookup_takes_less_than_a_millisecond(tmp_path: Path) -> None:
         return time.perf_counter() - start
 
     assert min(lookup_s() for _ in range(20)) < 0.001
+
+
+def test_a_large_entry_is_read_once_and_again_when_anything_touched_it(tmp_path: Path) -> None:
+    key = Key("engine", "m", {"a": "1"})
+    content = bytes(2 << 20)
+    entry = Cache(tmp_path / "cache").get_or_make(key, lambda folder: (folder / "plan").write_bytes(content))
+    time.sleep(2.1)  # Younger files are not trusted to stay what they are.
+    plan, verified = entry.path / "plan", entry.path.parent / "verified"
+    assert not verified.exists()
+    assert Cache(tmp_path / "cache").get(key) is not None
+    assert verified.exists()
+    assert Cache(tmp_path / "cache").get(key) is not None
+    times = plan.stat().st_atime_ns, plan.stat().st_mtime_ns
+    with plan.open("r+b") as file:
+        file.write(b"x")
+    os.utime(plan, ns=times)  # as a tool that keeps times does; ctime tells all the same
+    assert Cache(tmp_path / "cache").get(key) is None
+    again = Cache(tmp_path / "cache").get_or_make(key, lambda folder: (folder / "plan").write_bytes(content))
+    assert "does not match its checksum" in (again.miss_reason or "")
+    verified.parent.mkdir(exist_ok=True)
+    verified.write_text("junk")
+    assert Cache(tmp_path / "cache").get(key) is not None

@@ -83,6 +83,7 @@ class Engine:
         """Whether `jit_cache` was accepted; TensorRT-RTX refuses one of another GPU, driver or release."""
         self.timed: TimedRun | None = None
         self._closed = False
+        self._layers: dict[str, int] | None = None
         self._placed: dict[str, Memory] = {}
         self._on_demand: set[str] = set()
         self._runtime: Any = None
@@ -144,7 +145,9 @@ class Engine:
             What the inspector says cannot be understood.
         """
         try:
-            return layers_by_precision(self.layer_information())
+            if self._layers is None:
+                self._layers = layers_by_precision(self.layer_information())
+            return self._layers
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import threading
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest"
 FILES = "files"
+VERIFIED = "verified"
+_WORTH_REMEMBERING = 1 << 20
+"""Bytes from which on reading them again costs more than looking this up."""
 
 
 class DamagedError(Exception):
@@ -96,6 +102,32 @@ def verify_files(entry: Path, manifest: Manifest) -> dict[Path, Stamp]:
     except OSError as error:
         raise _damage(error, name) from error
     return stamps
+
+
+def remember_verified(entry: Path, stamps: Mapping[Path, Stamp]) -> None:
+    """Keep for later processes that these files were read and found right; a cache that is read-only does not learn.
+
+    Whoever changes a file changes its stamp with it, so that what is remembered does not hide any damage but that
+    which the disk itself does in silence.
+    """
+    if sum(each.size for each in stamps.values()) < _WORTH_REMEMBERING:
+        return
+    text = json.dumps({path.relative_to(entry).as_posix(): each for path, each in stamps.items()})
+    part = entry / f".{VERIFIED}-{os.getpid()}-{threading.get_ident()}"
+    with suppress(OSError):
+        part.write_text(text)
+        part.replace(entry / VERIFIED)
+
+
+def recall_verified(entry: Path, manifest: Manifest) -> dict[Path, Stamp] | None:
+    """The files' stamps where all of them are those that `remember_verified` kept; None otherwise."""
+    try:
+        kept = json.loads((entry / VERIFIED).read_bytes())
+        stamps = {path: stamp(path) for path in [entry / MANIFEST, *(entry / FILES / name for name in manifest.files)]}
+    except (OSError, ValueError):
+        return None
+    now = {path.relative_to(entry).as_posix(): list(each) for path, each in stamps.items()}
+    return stamps if kept == now else None
 
 
 def _damage(error: OSError, name: str) -> DamagedError:

@@ -22,6 +22,8 @@ from pytest_trtcheck.cache.manifest import (
     describe_files,
     read_manifest,
     recall_manifest,
+    recall_verified,
+    remember_verified,
     verify_files,
     write_manifest,
 )
@@ -236,7 +238,10 @@ class Cache:
                     self._verified[directory] = known
                     return manifest
         manifest = read_manifest(directory)
-        stamps = verify_files(directory, manifest)
+        recalled = recall_verified(directory, manifest)
+        stamps = verify_files(directory, manifest) if recalled is None else recalled
+        if recalled is None and settled(*stamps.values()):
+            remember_verified(directory, stamps)
         if settled(*stamps.values()):
             self._verified[directory] = (manifest, stamps)
         return manifest
