@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import diagnose, engines, parity
+from pytest_trtcheck import engines, parity
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
@@ -67,10 +67,13 @@ def blamed(
     refusal = allowance.refusal()
     if refusal is not None:
         return replace(outcome, notes=(*outcome.notes, refusal))
+    # With the libraries for graphs it takes half a second to load, which a check that passes has no use for.
+    from pytest_trtcheck import diagnose
+
     subject = diagnose.Subject(
         model=job.model,
         lowered=job.lowered,
-        precision=job.precision,
+        precision=job.precision if job.place is None else engines.computed_in(job.precision, job.place),
         keep_fp32=job.request.parity.keep_fp32,
         calibration=job.request.calibration,
         folders=job.request.folders,

@@ -310,6 +310,9 @@ class Workshop:
                     layers_by_precision=engine.layers_by_precision(),
                 ),
             )
+            if engines.computed_in(job.precision, place) != job.precision:
+                note = f"{place.module.title} computes FP32 as TF32, whatever it is told: precision='tf32' judges that"
+                record = replace(record, notes=(*record.notes, note))
             reference = self._reference(job.model)
             outcome = None
             with gpu_lock(place.gpu.lock_name):
@@ -336,9 +339,11 @@ class Workshop:
         if doubt is not None:
             return replace(outcome, record=parity.failed(outcome.record, doubt), head=f"{job.title}: {doubt}", text="")
         outcome = self._blamed(job, outcome, engine, reference)
-        if not self.emulate_too or artifacts.computes_the_reference(job.model, job.precision):
+        assert job.place is not None
+        precision = engines.computed_in(job.precision, job.place)
+        if not self.emulate_too or artifacts.computes_the_reference(job.model, precision):
             return outcome
-        emulated = artifacts.Emulated(job.model, job.lowered, job.precision, self.cache)
+        emulated = artifacts.Emulated(job.model, job.lowered, precision, self.cache)
         return parity.with_emulation(job, outcome, emulated, reference)
 
     def _latency(self, job: Job, engine: Engine) -> LatencyRecord:

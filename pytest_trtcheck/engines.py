@@ -146,6 +146,11 @@ def why_not(place: Place, precision: Precision, op_types: Collection[str]) -> st
     return unsupported(place.module, place.target, precision, op_types)
 
 
+def computed_in(precision: Precision, place: Place) -> Precision:
+    """The precision that TensorRT really computes in: TensorRT-RTX takes TF32 for FP32, whatever it is told."""
+    return "tf32" if precision == "fp32" and place.module.is_rtx else precision
+
+
 def build(order: Order, place: Place, cache: Cache) -> Built:
     """The engine, built by one process and taken from the cache by all others.
 

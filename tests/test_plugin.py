@@ -390,3 +390,12 @@ def test_speed(trt_build, trt_benchmark):
     run.result.assert_outcomes(skipped=1)
     assert "not measured: trt_benchmark needs a GPU" in run.text
     run_everywhere("--trt-require-gpu").result.assert_outcomes(errors=1)
+
+
+def test_a_warm_check_loads_no_library_for_graphs(suite: Suite) -> None:
+    suite.write(test_conv='@trt_parity("conv.onnx", batch=1)\ndef test_conv(): ...\n')
+    suite.pytester.makeconftest(
+        "import sys\ndef pytest_unconfigure(): print('loaded', [m for m in ('onnx_ir', 'sympy') if m in sys.modules])"
+    )
+    assert "loaded ['onnx_ir'" in suite.run().text
+    assert "loaded []" in suite.run().text
