@@ -117,7 +117,7 @@ class Reference:
         parts = {
             "model": self.model.sha256,
             "inputs": model_inputs.digest(case),
-            "onnxruntime": ort.module().__version__,
+            "onnxruntime": ort.version(),
             "provider": self._provider,
         }
         if self._is_lowered():
@@ -288,7 +288,7 @@ class _Calibration:
         return {
             "calibration": self.digest,
             "calibration_method": f"{method} {self.given.percentile}" if method == "percentile" else method,
-            "onnxruntime": ort.module().__version__,
+            "onnxruntime": ort.version(),
         }
 
 
@@ -418,7 +418,7 @@ class Emulated:
             "lowered": lowered.key,
             "precision": precision,
             "inputs": model_inputs.digest(case),
-            "onnxruntime": ort.module().__version__,
+            "onnxruntime": ort.version(),
             **_library_versions(),
         }
 

@@ -154,7 +154,7 @@ class Workshop:
         if place is not None:
             problem = engines.why_not(place, job.precision, lowered.op_types(model))
             if problem is None:
-                with self._computing_reference(job):
+                with self._getting_ready(job):
                     built = self._build(job)
                 job = replace(job, built=built)
                 record = replace(record, engine=built.record, compiled_for=None if place.gpu else place.name)
@@ -219,12 +219,12 @@ class Workshop:
         return engines.build(order, job.place, self.cache)
 
     @contextmanager
-    def _computing_reference(self, job: Job) -> Iterator[None]:
-        """Compute the reference beside the build, which is another process's work, where a GPU will need it.
+    def _getting_ready(self, job: Job) -> Iterator[None]:
+        """Beside the build, which is another process's work, get ready what a GPU will need: CUDA and the reference.
 
-        Without one the memory counts more than the time: nothing else is in it while the model is lowered.
+        Without a GPU the memory counts more than the time: nothing else is in it while the model is lowered.
         """
-        if job.place is None or job.place.gpu is None or not job.request.judge_parity or self.build_only:
+        if job.place is None or job.place.gpu is None or self.build_only or self.broken:
             yield
             return
         reference = self._reference(job.model)
@@ -232,10 +232,11 @@ class Workshop:
         def compute() -> None:
             # What is wrong with it is said when it is asked for in earnest.
             with suppress(TrtCheckError):
-                for case in job.cases:
+                for case in job.cases if job.request.judge_parity else ():
                     reference(case)
 
-        with ThreadPoolExecutor(1, "trtcheck-reference") as pool:
+        with ThreadPoolExecutor(2, "trtcheck") as pool:
+            pool.submit(engines.start_cuda)
             pool.submit(compute)
             yield
 

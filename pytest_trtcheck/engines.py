@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
@@ -15,7 +16,7 @@ from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.tensorrt_io import DTYPES
 from pytest_trtcheck.backends.tensorrt_support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, TrtCheckError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -173,6 +174,14 @@ def build(order: Order, place: Place, cache: Cache) -> Built:
         sha256=made["sha256"],
     )
     return Built(entry, record, tuple(made["warnings"]))
+
+
+def start_cuda() -> None:
+    """Make the GPU's context, which takes a quarter of a second once; an engine that is loaded says what is wrong."""
+    from pytest_trtcheck.backends.cuda import Cuda
+
+    with contextlib.suppress(TrtCheckError), contextlib.closing(Cuda()):
+        pass
 
 
 def load(built: Built, place: Place, options: BuildOptions) -> Engine:

@@ -209,7 +209,7 @@ def traced(folder: Path) -> dict[str, float]:
     from pytest_trtcheck import check as checks
     from pytest_trtcheck import engines
 
-    spent = {"check": 0.0, "engine": 0.0}
+    spent = {"check": 0.0, "engine": 0.0, "beside": 0.0}
 
     def counted(owner: Any, name: str, what: str) -> None:
         inner = getattr(owner, name)
@@ -227,12 +227,15 @@ def traced(folder: Path) -> dict[str, float]:
 
     counted(checks.Workshop, "check", "check")
     counted(engines, "load", "engine")
+    counted(engines, "start_cuda", "beside")
+    counted(engines, "place_for", "engine")  # It imports TensorRT.
     for name in ("__call__", "close", "layers_by_precision"):
         counted(Engine, name, "engine")
     code = pytest.main(["-q", "-p", "no:cacheprovider", str(folder / "test_model.py")])
     if code:
         raise SystemExit(f"exit status {code}")
-    return {**spent, "ours": spent["check"] - spent["engine"]}
+    # A warm check finds nothing else to do while CUDA starts, so that all of it counts as the engine's.
+    return {**spent, "ours": spent["check"] - spent["engine"] - spent["beside"]}
 
 
 def main() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,6 +41,23 @@ def module() -> ModuleType:
             "pip install 'pytest-trtcheck[cpu]', or [cuda] where there is an NVIDIA GPU (never both)",
         ) from error
     found: ModuleType = onnxruntime
+    return found
+
+
+@functools.cache
+def version() -> str:
+    """The installed release, for keys; what is cached by it needs no import.
+
+    Raises
+    ------
+    MissingDependencyError
+        As `module`.
+    """
+    if "onnxruntime" not in sys.modules:
+        for distribution in ("onnxruntime", "onnxruntime-gpu"):
+            with suppress(PackageNotFoundError):
+                return metadata.version(distribution)
+    found: str = module().__version__
     return found
 
 
