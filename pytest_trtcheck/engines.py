@@ -278,6 +278,7 @@ def _make(order: Order, place: Place, cache: Cache, folder: Path) -> None:
             options=order.options,
             profile=order.profile,
             timing_cache=timings if kept is not None else None,
+            label=f"{order.model.label} in {order.precision}",
         )
         if kept is not None and timings.stat().st_size:
             kept.write_extra(_TIMING_CACHE, timings.read_bytes())

@@ -19,7 +19,7 @@ from pytest_trtcheck.record import (
     Verdict,
 )
 from pytest_trtcheck.report.terminal import Writer, summary_lines, write
-from pytest_trtcheck.report.text import columns, format_against, format_number, one_line, shorten_middle
+from pytest_trtcheck.report.text import columns, format_against, format_number, one_line, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import decisive, labels, natural
 
 
@@ -366,3 +366,8 @@ def test_a_failure_that_the_test_expects_is_no_alarm() -> None:
 
     assert row(text, "resnet50")[-1] == "xfail"
     assert text.endswith("1 check: 1 xfail")
+
+
+def test_long_names_that_differ_in_the_middle_stay_apart() -> None:
+    apart = shorten_apart(["PP-OCRv4_det_infer.onnx", "PP-OCRv4_rec_infer.onnx", "short.onnx"], 16)
+    assert apart == ["…_det_infer.onnx", "…_rec_infer.onnx", "short.onnx"]

@@ -224,6 +224,7 @@ def build(
     options: BuildOptions | None = None,
     profile: Mapping[str, ShapeRange] | None = None,
     timing_cache: Path | None = None,
+    label: str | None = None,
 ) -> Plan:
     """Build an engine from the ONNX file `model_path` into the file `plan_path`.
 
@@ -239,6 +240,8 @@ def build(
         a shape tensor (an input whose values decide shapes), the range holds those values.
     timing_cache
         The file that keeps TensorRT's timings between builds; TensorRT-RTX has none.
+    label
+        What messages call the model; None: its file's name.
 
     Raises
     ------
@@ -276,7 +279,7 @@ def build(
         Path(plan_path).unlink(missing_ok=True)
         errors = [_relevant(error, target) for error in response["errors"]] if response else []
         stage = (response and response["stage"]) or "build an engine from"
-        raise _failure(module, f"{stage} {Path(model_path).name}", outcome, errors, messages)
+        raise _failure(module, f"{stage} {label or Path(model_path).name}", outcome, errors, messages)
     return Plan(
         path=Path(plan_path),
         module=module.name,

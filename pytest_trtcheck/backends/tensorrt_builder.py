@@ -194,7 +194,17 @@ def _parse(trt: Any, builder: Any, logger: Any, model: str) -> Any:
     if network.num_outputs == 0:
         # The parser takes a file of anything for an empty model.
         raise RequestError("parse", ["the model has no outputs, or the file is no ONNX model"])
+    _forget_empty_names(network)
     return network
+
+
+def _forget_empty_names(network: Any) -> None:
+    """Tell dimensions apart that a model calls "?": TensorRT takes equal names for equal sizes."""
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        for axis in range(len(tensor.shape)):
+            if tensor.get_dimension_name(axis) == "?":
+                tensor.set_dimension_name(axis, f"{tensor.name}[{axis}]")
 
 
 def _parser_error(error: Any) -> str:

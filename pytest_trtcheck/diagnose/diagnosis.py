@@ -291,6 +291,11 @@ class _Diagnosis:
             self.notes.append("keep_fp32 has no effect on this model and precision: export the model that way")
             return blame
         names = keeping.Names(pair, subject.model.path).of(kept.nodes)
+        if len(names) > keeping.MOST_KEPT:
+            # One node here, all that is inside it there.
+            inside = f"the {len(names)} nodes in and around {kept.nodes[0]!r}"
+            self.notes.append(f"it takes {inside} in FP32 to pass: another precision may serve better")
+            return blame
         self.progress(f"confirming {len(names)} nodes to keep in FP32")
         judgement = Trials(subject, self.clock).confirm(names)
         if not judgement.passed:

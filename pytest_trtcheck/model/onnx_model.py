@@ -247,7 +247,8 @@ def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None
     else:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
     dims: list[Dim] = [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param or None)
+        # "?" is how PaddlePaddle's exporter says that it knows no name: two of them are two dimensions.
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param.strip("?") or None)
         for dim in tensor.shape.dim
     ]
     return TensorSpec(value.name, dtype, tuple(dims), index_limit)

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_middle
+from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import (
     VERDICTS,
     Record,
@@ -117,11 +117,12 @@ class _Table:
         room = width - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
         widths[0] = min(widths[0], max(room, _NARROWEST_NAME, columns(self.headers[0])))
         header = Segment(self._join(self.headers, widths).rstrip(), {"bold": True})
-        return [Line((header,)), *(self._row(row, widths) for row in self.rows)]
+        names = shorten_apart([row[0] for row in self.rows], widths[0])
+        rows = [(name, *row[1:]) for name, row in zip(names, self.rows, strict=True)]
+        return [Line((header,)), *(self._row(row, widths) for row in rows)]
 
     def _row(self, row: Sequence[str], widths: Sequence[int]) -> Line:
-        name = shorten_middle(row[0], widths[0])
-        text = self._join((name, *row[1:-1]), widths[:-1])
+        text = self._join(row[:-1], widths[:-1])
         return Line((Segment(text + _GAP), Segment(row[-1], _MARKUP.get(row[-1], {}))))
 
     def _join(self, cells: Sequence[str], widths: Sequence[int]) -> str:

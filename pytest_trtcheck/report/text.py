@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.record import number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MISSING = "–"
 ELLIPSIS = "…"
@@ -108,6 +113,23 @@ def shorten_middle(text: str, width: int) -> str:
         if columns(grown_head) + 1 + columns(grown_tail) > width:
             return head + ELLIPSIS + tail
         head, tail = grown_head, grown_tail
+
+
+def shorten_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Each of `texts` in at most `width` columns: by `shorten_middle`, but where that makes two of them the same.
+
+    >>> shorten_apart(["PP-OCRv4_det_infer.onnx", "PP-OCRv4_rec_infer.onnx"], 16)
+    ['…_det_infer.onnx', '…_rec_infer.onnx']
+    """
+    short = {text: shorten_middle(text, width) for text in texts}
+    alike = Counter(short.values())
+    for text, found in short.items():
+        if alike[found] > 1:
+            kept = text
+            while columns(kept) + 1 > width:
+                kept = kept[1:]
+            short[text] = ELLIPSIS + kept
+    return [short[text] for text in texts]
 
 
 def _side(value: float, limit: float) -> int:
