@@ -289,10 +289,8 @@ def test_given_rows_are_split_into_batches(conv_net: OnnxModel) -> None:
 
 def test_dimensions_called_question_mark_are_two_dimensions(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")
-    dims = [1, "?", "?"]
+    dims: list[int | str] = [1, "?", "?"]
     proto = onnx_models.model([node], {"x": (TensorProto.FLOAT, dims)}, {"y": (TensorProto.FLOAT, dims)})
-        [node], {"x": (TensorProto.FLOAT, [1, "?", "?"])}, {"y": (TensorProto.FLOAT, [1, "?", "?"])}
-    )
     model = onnx_model.load(onnx_models.save(proto, tmp_path / "m.onnx"))
     assert model.inputs[0].shape == (1, None, None)
     (case,) = inputs.cases_from(np.zeros((1, 3, 5), np.float32), model, "inputs")
