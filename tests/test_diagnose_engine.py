@@ -187,6 +187,19 @@ def test_an_engine_that_rounds_otherwise_is_not_to_blame(bench: Bench) -> None:
     assert found.builds == 0
 
 
+def test_an_engine_that_is_off_by_as_much_as_the_precision_is_not_to_blame(bench: Bench) -> None:
+    """Where a model amplifies rounding, two sound ways of rounding lie as far apart as each from the truth."""
+    subject = bench.failed(conv_chain(6), "bf16", [image()], tol=1e-4)
+    with closing(artifacts.emulation(subject.model, subject.lowered, "bf16", bench.cache)) as runner:
+        emulated = runner(subject.case)
+    reference = subject.reference(subject.case)["logits"]
+    other_way = np.asarray(2 * reference - emulated["logits"], np.float32)
+    found = diagnose(subject, bench.cache, Engine({"logits": other_way}))
+    assert found is not None
+    assert found.step in {"precision", "spread"}
+    assert "another way of rounding" in " ".join(found.notes)
+
+
 def test_an_output_of_another_shape_is_not_traced(bench: Bench) -> None:
     subject = bench.failed(conv_chain(2), "fp16", [image()])
     assert diagnose(subject, bench.cache, Engine({"logits": np.zeros((10, 1), np.float32)})) is None

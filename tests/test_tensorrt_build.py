@@ -589,3 +589,12 @@ def test_advice_on_rtx_is_for_rtx_alone() -> None:
 def test_the_integer_types_of_onnx_keep_their_element_type(build: Any) -> None:
     assert TensorProto.INT64 in {value.type.tensor_type.elem_type for value in trt_models.many_types().graph.input}
     assert build(trt_models.many_types()).bytes > 1000
+
+
+def test_dimensions_called_question_mark_may_differ(build: Any) -> None:
+    dims: list[int | str] = [1, 3, "?", "?"]
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    proto = onnx_models.model([node], {"x": (onnx_models.FLOAT, dims)}, {"y": (onnx_models.FLOAT, dims)})
+    shape = (1, 3, 8, 24)
+    plan = build(proto, profile={"x": ShapeRange(shape, shape, shape)})
+    assert plan.io["inputs"][0]["shape"] == list(shape)

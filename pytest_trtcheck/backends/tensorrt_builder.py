@@ -86,6 +86,7 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     builder = trt.Builder(logger)
     libraries = _load_plugins(builder, request["options"]["plugins"])
     network = _parse(trt, builder, logger, request["model"])
+    _tell_unnamed_apart(network, request["profile"])
     config = builder.create_builder_config()
     _configure(trt, config, request, is_rtx)
     _add_profile(builder, network, config, request["profile"])
@@ -194,17 +195,26 @@ def _parse(trt: Any, builder: Any, logger: Any, model: str) -> Any:
     if network.num_outputs == 0:
         # The parser takes a file of anything for an empty model.
         raise RequestError("parse", ["the model has no outputs, or the file is no ONNX model"])
-    _forget_empty_names(network)
     return network
 
 
-def _forget_empty_names(network: Any) -> None:
-    """Tell dimensions apart that a model calls "?": TensorRT takes equal names for equal sizes."""
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        for axis in range(len(tensor.shape)):
-            if tensor.get_dimension_name(axis) == "?":
-                tensor.set_dimension_name(axis, f"{tensor.name}[{axis}]")
+def _tell_unnamed_apart(network: Any, profile: dict[str, list[list[int]]]) -> None:
+    """Fix dimensions that a model calls "?", for PaddlePaddle means no name by that, and TensorRT equal sizes.
+
+    Another name for them does not do: TensorRT-RTX then fails on its own symbols. So where one shape alone is asked
+    for, the input gets that shape.
+    """
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    unnamed = {
+        tensor.name: sum(tensor.get_dimension_name(axis) == "?" for axis in range(len(tensor.shape)))
+        for tensor in tensors
+    }
+    if sum(unnamed.values()) < 2:
+        return
+    for tensor in tensors:
+        shapes = profile.get(tensor.name)
+        if unnamed[tensor.name] and shapes and shapes[0] == shapes[2]:
+            tensor.shape = tuple(shapes[0])
 
 
 def _parser_error(error: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def cuts(graph: Graph, outputs: Sequence[str], *, fine: bool = False) -> list[Cu
         if 0 < len(crossing) <= most and all(may_cut(graph, name, nodes) for name in crossing):
             found.append(Cut(index + 1, crossing))
     # Several cuts at which the same tensors cross differ by nothing that was computed.
-    return [cut for cut, following in zip(found, [*found[1:], None], strict=True) if _differs(cut, following)]
+    return [cut for cut, following in pairwise([*found, None]) if cut is not None and _differs(cut, following)]
 
 
 def _differs(cut: Cut, following: Cut | None) -> bool:

@@ -35,7 +35,8 @@ _KEEPS = frozenset({"fp16", "bf16", "int8", "fp8"})
 _LOCAL_SHARE = 0.25
 _FEW_NODES = 4
 _MANY_NODES = 160
-_MINOR = 0.25
+_OTHERWISE_ROUNDED = 2.0
+"""Two sound ways of rounding differ by √2 of what each of them loses, and by more where the model amplifies it."""
 _TINY = 4.0
 _LISTED = 10
 _TAKEN_APART = 24
@@ -158,7 +159,15 @@ class _Diagnosis:
         if lowered.passed:
             # Neither may fail by itself and both together do: then the larger part is to blame.
             return "engine" if departed.usage >= lowered.usage / 2 else "precision"
-        return "both" if not departed.passed and departed.usage >= _MINOR * lowered.usage else "precision"
+        if departed.passed:
+            return "precision"
+        if departed.usage > _OTHERWISE_ROUNDED * lowered.usage:
+            return "both"
+        self.notes.append(
+            "the engine differs from the emulation by no more than another way of rounding explains: what it adds of "
+            "its own, if anything, shows once the precision is right"
+        )
+        return "precision"
 
     def _look_closer(
         self, step: Step, errors: Errors, lowered: Judgement, emulated: Mapping[str, NDArray[Any]], folder: Path
@@ -340,6 +349,11 @@ class _Diagnosis:
         blame = replace(blame, builds=narrowed.builds)
         found = engines.culprit(narrowed)
         if found is None:
+            self.notes.append(
+                f"the engine's error against the emulation grows over the graph, at no node in particular: "
+                f"{narrowed.before:.2g} before tensor {narrowed.tensor!r}, {narrowed.after:.2g} there "
+                f"({narrowed.builds} engines built)"
+            )
             return blame
         culprit, others = found
         headline = _headline(culprit, 0)

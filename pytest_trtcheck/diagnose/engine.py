@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _OTHERWISE_ROUNDED = 1.5
 """Two ways of rounding to 16 bits differ by √2 of what each loses."""
+_JUMP = 3.0
+"""An error that grows by less among the nodes that are left grew everywhere before them too."""
 _OTHERWISE_QUANTIZED = 0.5
 """8-bit steps are the same in both; few values lie so close to the middle of two that they are rounded otherwise."""
 
@@ -108,7 +110,9 @@ def bisect(
 
 
 def culprit(narrowed: Narrowed) -> tuple[Culprit, tuple[str, ...]] | None:
-    """The likeliest of the nodes among which the engine goes wrong, and the others."""
+    """The likeliest of the nodes among which the engine goes wrong, and the others; None where no node stands out."""
+    if narrowed.after < _JUMP * narrowed.before:
+        return None
     nodes = [node for node in narrowed.nodes if node[1] not in MOVERS] or list(narrowed.nodes)
     if not nodes:
         return None
