@@ -1,0 +1,80 @@
+"""A fair measurement: one at a time on a GPU, and a GPU that others keep busy is said to be busy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Suite
+
+pytestmark = pytest.mark.gpu
+
+LATENCY = """
+@trt_latency(p50_ms={budget}, max_seconds=3)
+@trt_parity("conv.onnx", batch=64)
+def test_one(): ...
+
+@trt_latency(p50_ms={budget}, max_seconds=3)
+@trt_parity("conv.onnx", batch=64)
+def test_two(): ...
+"""
+
+BUSY = """
+    from cuda.bindings import driver
+    from cuda.core import Device
+    Device(0).set_current()
+    stream = Device(0).create_stream()
+    size = 1 << 30
+    _, memory = driver.cuMemAlloc(size)
+    print("busy", flush=True)
+    while True:
+        for _ in range(20):
+            driver.cuMemsetD8Async(memory, 1, size, int(stream.handle))
+        stream.sync()
+"""
+
+
+@contextmanager
+def a_busy_gpu() -> Iterator[int]:
+    """Another process that gives the GPU no rest."""
+    command = [sys.executable, "-c", textwrap.dedent(BUSY)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "busy\n"
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_two_workers_measure_as_one_does(suite: Suite) -> None:
+    suite.write(test_latency=LATENCY.format(budget=1000.0))
+    cache = f"--trt-cache-dir={suite.path / 'cache'}"
+    suite.run(cache)
+    alone = [record["latency"]["p50_ms"] for record in suite.run(cache).checks]
+    together = [record["latency"]["p50_ms"] for record in suite.run(cache, "-n2").checks]
+    assert max(together) < 1.15 * min(alone), (alone, together)
+
+
+def test_a_busy_gpu_makes_a_failure_inconclusive(suite: Suite) -> None:
+    suite.write(test_latency=LATENCY.format(budget=1000.0))
+    cache = f"--trt-cache-dir={suite.path / 'cache'}"
+    quiet = suite.run(cache).checks[0]["latency"]
+    assert quiet["verdict"] == "pass"
+    suite.write(test_latency=LATENCY.format(budget=quiet["p50_ms"] * 1.05))
+    with a_busy_gpu():
+        busy = suite.run(cache)
+    for record in busy.checks:
+        latency = record["latency"]
+        if latency["verdict"] != "pass":
+            assert latency["verdict"] == "inconclusive", latency
+            assert "disturbed" in latency["reason"] or "GPU" in latency["reason"], latency
+    assert suite.run(cache).result.ret == 0, "the same budget holds once the GPU is free"
