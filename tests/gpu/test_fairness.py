@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.gpu
 
 LATENCY = """
-@trt_latency(p50_ms={budget}, max_seconds=3)
+@trt_latency(p50_ms={p50_ms}, p99_ms={p99_ms}, max_seconds=3)
 @trt_parity("conv.onnx", batch=64)
 def test_one(): ...
 
-@trt_latency(p50_ms={budget}, max_seconds=3)
+@trt_latency(p50_ms={p50_ms}, p99_ms={p99_ms}, max_seconds=3)
 @trt_parity("conv.onnx", batch=64)
 def test_two(): ...
 """
@@ -56,20 +56,21 @@ def a_busy_gpu() -> Iterator[int]:
 
 
 def test_two_workers_measure_as_one_does(suite: Suite) -> None:
-    suite.write(test_latency=LATENCY.format(budget=1000.0))
+    suite.write(test_latency=LATENCY.format(p50_ms=1000.0, p99_ms=1000.0))
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
     suite.run(cache)
     alone = [record["latency"]["p50_ms"] for record in suite.run(cache).checks]
     together = [record["latency"]["p50_ms"] for record in suite.run(cache, "-n2").checks]
-    assert max(together) < 1.15 * min(alone), (alone, together)
+    assert max(together) < 1.3 * min(alone), (alone, together)
 
 
 def test_a_busy_gpu_makes_a_failure_inconclusive(suite: Suite) -> None:
-    suite.write(test_latency=LATENCY.format(budget=1000.0))
+    suite.write(test_latency=LATENCY.format(p50_ms=1000.0, p99_ms=1000.0))
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
     quiet = suite.run(cache).checks[0]["latency"]
     assert quiet["verdict"] == "pass"
-    suite.write(test_latency=LATENCY.format(budget=quiet["p50_ms"] * 1.05))
+    # The others get the GPU for slices of time: few runs are hit, those hard.
+    suite.write(test_latency=LATENCY.format(p50_ms=quiet["p50_ms"] * 1.5, p99_ms=quiet["p99_ms"] * 2))
     with a_busy_gpu():
         busy = suite.run(cache)
     for record in busy.checks:
