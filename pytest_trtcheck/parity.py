@@ -113,7 +113,7 @@ def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: Ref
     """The outcome of an engine's check with the emulated model's errors beside the engine's, by output and metric."""
     limits = limits_of(job)
     errors = {
-        name: {entry["metric"]: entry["value"] for entry in compare.judge(each, limits[name]).judged}
+        name: _errors(compare.judge(each, limits[name]))
         for name, each in _measured(job, emulated, reference, limits).items()
     }
     outputs = tuple(
@@ -121,6 +121,12 @@ def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: Ref
         for output in outcome.record.outputs
     )
     return replace(outcome, record=replace(outcome.record, outputs=outputs))
+
+
+def _errors(output: OutputRecord) -> dict[str, float | None]:
+    """An output's errors by metric: those that every record has, and those that were judged."""
+    usual = {"max": output.max, "l2": output.l2, "abs": output.abs}
+    return {**usual, **{entry["metric"]: entry["value"] for entry in output.judged}}
 
 
 def not_measured(spec: ParitySpec, reason: str) -> Outcome:

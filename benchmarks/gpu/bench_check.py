@@ -2,10 +2,11 @@
 
     python benchmarks/gpu/bench_check.py MODEL.onnx [--repeats N] [--json FILE]
 
-Figures are of whole processes, and less the start of an empty one where that is said. Cold: nothing is cached. The bare
-script does the least that the same answer takes: the reference on ONNX Runtime, an engine, one run, one comparison; of
-the FP32 model as it is, which TensorRT-RTX computes in TF32, and of a lowered model that it is given. Polygraphy compares ONNX Runtime with TensorRT on the FP32 model; its engine may use
-TF32, and so may ours. Warm, it is given the engine and the reference outputs that it saved.
+Figures are of whole processes, and less the start of an empty one where that is said. Cold: nothing is cached. The
+bare script does the least that the same answer takes: the reference on ONNX Runtime, an engine, one run, one
+comparison; of the FP32 model as it is, which TensorRT-RTX computes in TF32, and of a lowered model that it is given.
+Polygraphy compares ONNX Runtime with TensorRT on the FP32 model; its engine may use TF32, and so may ours. Warm, it
+is given the engine and the reference outputs that it saved.
 """
 
 from __future__ import annotations

@@ -350,7 +350,9 @@ class _Diagnosis:
         found = engines.culprit(narrowed)
         if found is None:
             self.notes.append(
-                f"the engine's error against the emulation grows over the graph, at no node in particular: "
+                "the engine was not narrowed down: the model has no place to cut it at"
+                if not narrowed.builds
+                else f"the engine's error against the emulation grows over the graph, at no node in particular: "
                 f"{narrowed.before:.2g} before tensor {narrowed.tensor!r}, {narrowed.after:.2g} there "
                 f"({narrowed.builds} engines built)"
             )

@@ -111,7 +111,7 @@ def bisect(
 
 def culprit(narrowed: Narrowed) -> tuple[Culprit, tuple[str, ...]] | None:
     """The likeliest of the nodes among which the engine goes wrong, and the others; None where no node stands out."""
-    if narrowed.after < _JUMP * narrowed.before:
+    if not narrowed.builds or narrowed.after < _JUMP * narrowed.before:
         return None
     nodes = [node for node in narrowed.nodes if node[1] not in MOVERS] or list(narrowed.nodes)
     if not nodes:
