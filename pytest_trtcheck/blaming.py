@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import time
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import engines, parity
-from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck import __version__, engines, parity
+from pytest_trtcheck.backends import onnxruntime as ort
+from pytest_trtcheck.cache import Key, hash_bytes, hash_file
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.record import jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.job import Job
+
+
+_BLAME_FILE = "blame.json"
 
 
 @dataclass
@@ -67,7 +74,68 @@ def blamed(
     refusal = allowance.refusal()
     if refusal is not None:
         return replace(outcome, notes=(*outcome.notes, refusal))
+    start = time.monotonic()
+    is_engine = runner.evidence == "engine"
+
+    def find() -> dict[str, Any] | None:
+        return _diagnosed(job, outcome, runner, reference, cache, seconds=allowance.seconds, progress=progress)
+
+    # What an engine computed is no part of any key; the emulation computes the same from the same.
+    found = find() if is_engine else _remembered(job, outcome, cache, allowance.seconds, find)
+    allowance.spent_s += time.monotonic() - start
+    if found is None:
+        return outcome
     # With the libraries for graphs it takes half a second to load, which a check that passes has no use for.
+    from pytest_trtcheck.diagnose import text
+
+    return replace(
+        outcome,
+        record=replace(outcome.record, blame=found),
+        head=f"{outcome.head}: {text.verdict(found)}",
+        text=f"{text.explain(found)}\n\n{outcome.text}",
+    )
+
+
+def _remembered(
+    job: Job, outcome: parity.Outcome, cache: Cache, seconds: float, find: Callable[[], dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    """A diagnosis from the cache: a test that is known to fail is not diagnosed in every run."""
+    limits = {name: [asdict(limit) for limit in each] for name, each in parity.limits_of(job).items()}
+    parts = {
+        "lowered": job.lowered.key,
+        "inputs": json.dumps([model_inputs.digest(case) for case in job.cases]),
+        "worst": str(outcome.worst),
+        "limits": json.dumps(limits, sort_keys=True),
+        "seconds": str(seconds),
+        "code": _code(),
+        "onnxruntime": ort.version(),
+        "version": __version__,
+    }
+
+    def make(folder: Path) -> None:
+        (folder / _BLAME_FILE).write_text(json.dumps(jsonable(find())))
+
+    entry = cache.get_or_make(Key("blame", job.title, parts), make)
+    found: dict[str, Any] | None = json.loads((entry.path / _BLAME_FILE).read_text())
+    return found
+
+
+@functools.cache
+def _code() -> str:
+    files = sorted((Path(__file__).parent / "diagnose").glob("*.py"))
+    return hash_bytes(b"\0".join(file.read_bytes() for file in files))
+
+
+def _diagnosed(
+    job: Job,
+    outcome: parity.Outcome,
+    runner: Runner,
+    reference: Reference,
+    cache: Cache,
+    *,
+    seconds: float,
+    progress: Callable[[str], None],
+) -> dict[str, Any] | None:
     from pytest_trtcheck import diagnose
 
     subject = diagnose.Subject(
@@ -82,7 +150,6 @@ def blamed(
         limits=parity.limits_of(job),
         reference=reference,
     )
-    start = time.monotonic()
     is_engine = runner.evidence == "engine"
     with alone_on_gpu(job) if is_engine else nullcontext():
         outputs = runner(subject.case)
@@ -91,19 +158,10 @@ def blamed(
         cache,
         diagnose.Engine(outputs, lambda path: _run_part(job, path, cache, outcome.worst)) if is_engine else None,
         emulated=None if is_engine else outputs,
-        budget=diagnose.Budget(seconds=allowance.seconds, engine_seconds=5 * allowance.seconds),
+        budget=diagnose.Budget(seconds=seconds, engine_seconds=5 * seconds),
         progress=lambda line: progress(f"{job.title}: {line}"),
     )
-    allowance.spent_s += time.monotonic() - start
-    if blame is None:
-        return outcome
-    found = blame.to_dict()
-    return replace(
-        outcome,
-        record=replace(outcome.record, blame=found),
-        head=f"{outcome.head}: {diagnose.verdict(found)}",
-        text=f"{diagnose.explain(found)}\n\n{outcome.text}",
-    )
+    return None if blame is None else blame.to_dict()
 
 
 def _run_part(job: Job, path: Path, cache: Cache, worst: int) -> Mapping[str, NDArray[Any]]:

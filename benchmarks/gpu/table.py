@@ -16,7 +16,7 @@ from typing import Any
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Model, precision, emulated and engine error, latency and layers of each check."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for check in report["checks"]:
         model = "/".join(PurePath(check["model"]).parts[-2:]).removeprefix("models/")
         if check["verdict"] == "error":
