@@ -31,7 +31,7 @@ def main() -> None:
             report = folder / f"{name}.json"
             done = subprocess.run([sys.executable, SCRIPTS[name], "--json", report], check=False)
             # None: the benchmark has no limits, or was too small for them to mean anything.
-            verdicts[name] = json.loads(report.read_text())["within_limits"] if done.returncode == 0 else False
+            verdicts[name] = json.loads(report.read_text()).get("within_limits") if done.returncode == 0 else False
     words = {True: "within its limits", False: "over its limits, or failed", None: "no limits apply"}
     for name, verdict in verdicts.items():
         print(f"{name}: {words[verdict]}")

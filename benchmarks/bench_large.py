@@ -25,6 +25,7 @@ import numpy as np
 
 from pytest_trtcheck import check
 from pytest_trtcheck.backends import onnxruntime as ort
+from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.cache.manifest import read_manifest
 from pytest_trtcheck.spec import ParitySpec
@@ -56,7 +57,8 @@ def child(precision: Precision | None, folder: Path, width: int) -> None:
             inputs={"image": image},
             calibration=[{"image": image}] if precision == "int8" else None,
         )
-        record = check.Workshop(cache=Cache(folder / precision)).check(request)
+        workshop = check.Workshop(cache=Cache(folder / precision), allowance=Allowance(0))
+        record = workshop.check(request)
         if record.verdict not in {"pass", "fail"}:
             raise SystemExit(f"{record.verdict}: {record.message}")
         seconds = record.duration_s

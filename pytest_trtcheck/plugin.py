@@ -163,28 +163,35 @@ def _is_marked_above(parent: pytest.Collector | None) -> bool:
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> None:
     """Let marked tests use the fixtures that a user overrides, as if they named them: parametrized ones work too."""
     marks = getattr(obj, "pytestmark", None)
-    above = _is_marked_above(collector)
-    if marks is None and not above:
+    # Asked of everything in every module of every suite: the usual answer takes two look-ups.
+    if marks is None and collector.stash.get(_IS_MARKED, None) is False:
         return
+    above = _is_marked_above(collector)
     function = getattr(obj, "__func__", obj)
     if hasattr(function, "__code__") and (above or any(mark.name in MARKERS for mark in marks or ())):
         pytest.mark.usefixtures(*_OVERRIDABLE)(function)
+        manager = collector.config.pluginmanager
+        if not manager.has_plugin(_Parameters.name):
+            # Only now: asked of every test of a suite that has none of ours, it would cost more than all else here.
+            manager.register(_Parameters(), _Parameters.name)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Turn the markers into specs, and lists in them into parameters."""
-    definition = metafunc.definition
-    if not definition.own_markers and not _is_marked_above(definition.parent):
-        return
-    found = _marked(definition)
-    if found is None:
-        return
-    if len(found.parity.precision) > 1:
-        metafunc.fixturenames.append(PRECISION)
-        metafunc.parametrize(PRECISION, found.parity.precision)
-    if len(found.parity.batch) > 1:
-        metafunc.fixturenames.append(BATCH)
-        metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
+class _Parameters:
+    """Turns lists in the markers into parameters."""
+
+    name = "trtcheck-parameters"
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrize a marked test that names several precisions or batches."""
+        found = _marked(metafunc.definition)
+        if found is None:
+            return
+        if len(found.parity.precision) > 1:
+            metafunc.fixturenames.append(PRECISION)
+            metafunc.parametrize(PRECISION, found.parity.precision)
+        if len(found.parity.batch) > 1:
+            metafunc.fixturenames.append(BATCH)
+            metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
