@@ -7,9 +7,7 @@ and the code of this package that decides it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ import numpy as np
 
 from pytest_trtcheck import __version__, facts
 from pytest_trtcheck.backends import onnxruntime as ort
-from pytest_trtcheck.cache import Cache, Key, hash_bytes
+from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_files
 from pytest_trtcheck.errors import CalibrationError, ModelError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -44,7 +42,7 @@ def _code() -> str:
     """Identity of the code that decides what a lowered or emulated model is."""
     package = Path(__file__).parent
     files = [package / "model" / "graph.py", *sorted((package / "precision").glob("*.py"))]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    return hash_files(files)
 
 
 @functools.cache
@@ -409,6 +407,7 @@ class Emulated:
     def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
         self._lowering = model, lowered, precision
         self._cache = cache
+        self._runner: OrtRunner | None = None
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, memory-mapped from the cache."""
@@ -423,8 +422,9 @@ class Emulated:
         }
 
         def make(folder: Path) -> None:
-            with closing(emulation(model, lowered, precision, self._cache)) as runner:
-                save_arrays(folder, runner(case))
+            if self._runner is None:
+                self._runner = emulation(model, lowered, precision, self._cache)
+            save_arrays(folder, self._runner(case))
 
         return load_arrays(self._cache.get_or_make(Key("emulation", model.label, parts), make).path)
 

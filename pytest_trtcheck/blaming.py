@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__, engines, parity
 from pytest_trtcheck.backends import onnxruntime as ort
-from pytest_trtcheck.cache import Key, hash_bytes, hash_file
+from pytest_trtcheck.cache import Key, hash_file, hash_files
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
@@ -123,7 +123,7 @@ def _remembered(
 @functools.cache
 def _code() -> str:
     files = sorted((Path(__file__).parent / "diagnose").glob("*.py"))
-    return hash_bytes(b"\0".join(file.read_bytes() for file in files))
+    return hash_files(files)
 
 
 def _diagnosed(
@@ -172,8 +172,7 @@ def _run_part(job: Job, path: Path, cache: Cache, worst: int) -> Mapping[str, ND
     part = onnx_model.load(path, f"{job.model.label} (a part of it)")
     names = {spec.name for spec in part.inputs}
     case = {name: array for name, array in job.cases[worst].items() if name in names}
-    ranges = model_inputs.declared_ranges(job.model, job.request.parity.shapes)
-    profile = {name: span for name, span in model_inputs.profile(job.model, ranges, job.cases).items() if name in names}
+    profile = {name: span for name, span in job.profile().items() if name in names}
     built = engines.build(engines.Order(part, lowered, job.precision, profile, options), job.place, cache)
     with alone_on_gpu(job), closing(engines.load(built, job.place, options)) as engine:
         outputs = engine(case)

@@ -208,12 +208,11 @@ class Workshop:
     def _build(self, job: Job, *, precision: Precision | None = None, lowered: Lowered | None = None) -> Built:
         """The engine of a job, or of the same job in another precision."""
         assert job.place is not None
-        ranges = model_inputs.declared_ranges(job.model, job.request.parity.shapes)
         order = engines.Order(
             job.model,
             lowered or job.lowered,
             precision or job.precision,
-            model_inputs.profile(job.model, ranges, job.cases),
+            job.profile(),
             job.request.build_options,
         )
         return engines.build(order, job.place, self.cache)
@@ -296,9 +295,6 @@ class Workshop:
     # --- on the GPU --------------------------------------------------------------------------------------------------
 
     def _on_gpu(self, job: Job, built: Built, place: Place, record: CheckRecord) -> CheckRecord:
-        assert place.gpu is not None
-        from pytest_trtcheck.gpu.lock import gpu_lock
-
         engine = self._load(job, built)
         try:
             record = replace(
@@ -316,7 +312,7 @@ class Workshop:
                 record = replace(record, notes=(*record.notes, note))
             reference = self._reference(job.model)
             outcome = None
-            with gpu_lock(place.gpu.lock_name):
+            with blaming.alone_on_gpu(job):
                 # An engine is not trusted, and not timed, before it was seen to compute the same twice.
                 doubt = engines.precision_not_in_effect(engine, job.precision, job.lowered) or parity.unstable(
                     engine, job.cases[0], job.precision, bitwise=self.bitwise

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.record import ParityRecord
+    from pytest_trtcheck.spec import ShapeRange
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,17 @@ class Job:
     def precision(self) -> Precision:
         """The one precision to check."""
         return self.request.precision
+
+    def profile(self) -> dict[str, ShapeRange]:
+        """The optimization profile of its engine: what the marker declares, and all of its inputs.
+
+        Raises
+        ------
+        InputError
+            What the marker declares does not fit the model.
+        """
+        ranges = model_inputs.declared_ranges(self.model, self.request.parity.shapes)
+        return model_inputs.profile(self.model, ranges, self.cases)
 
     @property
     def title(self) -> str:

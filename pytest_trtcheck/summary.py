@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +24,6 @@ class Collector:
         self.records: list[dict[str, Any]] = []
         self._problems: list[str] = []
         self._told: list[str] = []
-        self._exported: list[str] = []
         self._crashed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -62,7 +60,7 @@ class Collector:
         except TrtCheckError:
             return
         self._export(files.pop("trt_export"), session, exitstatus)
-        if self.records and os.environ.get("GITHUB_ACTIONS") == "true":
+        if self.records:
             self._tell_github()
         for name, path in files.items():
             if path:
@@ -93,7 +91,7 @@ class Collector:
 
         try:
             target = self._config.invocation_params.dir / folder
-            self._exported = export.write(target, self.records, session_of(self._config).cache).lines()
+            self._told += export.write(target, self.records, session_of(self._config).cache).lines()
         except TrtCheckError as error:
             self._problems.append(f"--trt-export: {error}")
 
@@ -135,10 +133,20 @@ class Collector:
     def _tell_github(self) -> None:
         from pytest_trtcheck.report import github
 
+        if not github.running():
+            return
         try:
             github.write_step_summary(github.step_summary(self.records, self._environment))
         except TrtCheckError as error:
             self._problems.append(str(error))
+
+    def _annotate(self, terminalreporter: pytest.TerminalReporter) -> None:
+        from pytest_trtcheck.report import github
+
+        if github.running():
+            terminalreporter.ensure_newline()
+            for command in github.annotation_commands(self.records, self._config.rootpath):
+                terminalreporter.write_line(command)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of checks, behind pytest's own sections."""
@@ -148,14 +156,7 @@ class Collector:
             terminalreporter.section("inference checks")
             width = terminalreporter._tw.fullwidth
             terminal.write(terminal.summary_lines(self.records, width), terminalreporter)
-        if self.records and os.environ.get("GITHUB_ACTIONS") == "true":
-            from pytest_trtcheck.report import github
-
-            terminalreporter.ensure_newline()
-            for command in github.annotation_commands(self.records, self._config.rootpath):
-                terminalreporter.write_line(command)
-        for line in self._exported:
-            terminalreporter.write_line(line)
+            self._annotate(terminalreporter)
         for line in self._told:
             terminalreporter.write_line(line)
         for problem in self._problems:

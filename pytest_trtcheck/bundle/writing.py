@@ -34,7 +34,6 @@ from pytest_trtcheck.bundle.layout import (
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import GpuError, ModelError, ReportError, TrtCheckError
-from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.record import jsonable
 
@@ -207,8 +206,6 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
     if loaded.sha256 != model.sha256:
         raise ModelError(f"{model.label} was changed on disk while it was checked")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
-    ranges = model_inputs.declared_ranges(model, spec.shapes)
-    profile = model_inputs.profile(model, ranges, judged.job.cases)
     arrays = _store_cases(judged, work, bounds, notes)
     return {
         "model": {"label": model.label, "sha256": model.sha256, **stored},
@@ -223,7 +220,7 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
         "spec": spec_to_json(spec),
         "options": {**asdict(options), "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins]},
         "plugins_sha256": [hash_file(plugin) for plugin in options.plugins],
-        "profile": {name: shape_to_json(span) for name, span in profile.items()},
+        "profile": {name: shape_to_json(span) for name, span in job.profile().items()},
         **arrays,
         "notes": notes,
     }

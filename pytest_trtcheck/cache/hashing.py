@@ -8,7 +8,10 @@ import stat
 import time
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _SETTLED_NS = 2_000_000_000
 _CHUNK_BYTES = 1 << 18
@@ -58,6 +61,11 @@ def checksum(path: Path) -> tuple[int, str]:
 def hash_bytes(data: bytes | bytearray | memoryview) -> str:
     """The SHA-256 of `data`, in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """The SHA-256 of some small files' contents, one after the other, in hex."""
+    return hash_bytes(b"\0".join(path.read_bytes() for path in paths))
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

@@ -35,7 +35,7 @@ _KEEPS = frozenset({"fp16", "bf16", "int8", "fp8"})
 _LOCAL_SHARE = 0.25
 _FEW_NODES = 4
 _MANY_NODES = 160
-_OTHERWISE_ROUNDED = 2.0
+_EXPLAINED_BY_ROUNDING = 2.0
 """Two sound ways of rounding differ by √2 of what each of them loses, and by more where the model amplifies it."""
 _TINY = 4.0
 _LISTED = 10
@@ -161,7 +161,7 @@ class _Diagnosis:
             return "engine" if departed.usage >= lowered.usage / 2 else "precision"
         if departed.passed:
             return "precision"
-        if departed.usage > _OTHERWISE_ROUNDED * lowered.usage:
+        if departed.usage > _EXPLAINED_BY_ROUNDING * lowered.usage:
             return "both"
         self.notes.append(
             "the engine differs from the emulation by no more than another way of rounding explains: what it adds of "
