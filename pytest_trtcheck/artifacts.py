@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +17,25 @@ import numpy as np
 from pytest_trtcheck import __version__, facts
 from pytest_trtcheck.backends import onnxruntime as ort
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_files
-from pytest_trtcheck.errors import CalibrationError, ModelError
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError, NothingComputedError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.onnx_model import OnnxModel
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.onnxruntime import OrtRunner, Provider
+    from pytest_trtcheck.precision import computed
     from pytest_trtcheck.precision.calibration_data import Samples
     from pytest_trtcheck.spec import Precision
 
 MODEL_FILE = "model.onnx"
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
-_OP_TYPES = "op_types"
+_ARITHMETIC = "arithmetic"
 
 
 @functools.cache
@@ -177,7 +178,9 @@ class Lowered:
     notes
         What a person must know about it: clamped weights, precision taken as it was, …
     details
-        What the lowering decided, as plain data (calibrated ranges, quantized tensors).
+        What the lowering decided, as plain data: calibrated ranges, quantized tensors; "arithmetic", a row (node,
+        operator, what it is computed in) for each node that does arithmetic; "constants", those of which the type
+        holds too little; "narrowed", whether FP64 became FP32.
     taken_as_it_is
         Whether the user's model carried its precision already.
     """
@@ -188,9 +191,17 @@ class Lowered:
     details: Mapping[str, Any] = field(default_factory=dict)
     taken_as_it_is: bool = False
 
-    def op_types(self, model: OnnxModel) -> frozenset[str]:
+    def computed_in(self, precision: Precision) -> list[computed.Computation] | None:
+        """The nodes that compute in `precision`; None where that was not looked at (FP32 as the model has it)."""
+        from pytest_trtcheck.precision import computed
+
+        rows = self.details.get(_ARITHMETIC)
+        return None if rows is None else computed.within([computed.Computation(*row) for row in rows], precision)
+
+    def op_types(self, model: OnnxModel, precision: Precision) -> frozenset[str]:
         """The operators of `model` that are computed in the precision; all of them where that is not known."""
-        return frozenset(self.details.get(_OP_TYPES, model.op_types))
+        nodes = self.computed_in(precision)
+        return model.op_types if nodes is None else frozenset(node.op_type for node in nodes)
 
 
 def lower(
@@ -220,10 +231,32 @@ def lower(
     ModelError, ArgumentError
         The model can't be lowered to this precision; `keep_fp32` names no node.
     """
-    if model.has_qdq or model.half_types:
-        return _taken_as_it_is(model, precision)
+    lowered = _as_it_is(model, precision, keep_fp32, cache) or _lowered(
+        model, precision, cache, keep_fp32=keep_fp32, calibration=calibration, folders=folders
+    )
+    _refuse_without_computation(model, precision, lowered, keep_fp32)
+    return lowered
+
+
+def _lowered(
+    model: OnnxModel,
+    precision: Precision,
+    cache: Cache,
+    *,
+    keep_fp32: tuple[str, ...],
+    calibration: object,
+    folders: Sequence[Path],
+) -> Lowered:
+    rows = _surveyed(model, cache) if model.has_double or precision == "tf32" else []
+    has_double = any(kind == "float64" for _, _, kind in rows)
+    narrowed = ("FP64 was taken as FP32, as TensorRT does",) if has_double else ()
     if precision in {"fp32", "tf32"}:
-        return Lowered(model.path, model.sha256)
+        as_fp32 = [(name, operator, kind.replace("float64", "fp32")) for name, operator, kind in rows]
+        details = {_ARITHMETIC: as_fp32} if rows or precision == "tf32" else {}
+        if not has_double:
+            return Lowered(model.path, model.sha256, details=details)
+        path = _narrowed(model, model.path, cache)
+        return Lowered(path, path.parent.name, narrowed, {**details, "narrowed": True})
     parts = {
         "model": model.sha256,
         "precision": precision,
@@ -242,18 +275,127 @@ def lower(
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    return Lowered(entry.path / MODEL_FILE, entry.key.digest, tuple(details.pop("notes")), details)
+    notes = (*narrowed, *details.pop("notes"))
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, notes, details)
 
 
-def _taken_as_it_is(model: OnnxModel, precision: Precision) -> Lowered:
+# --- what is computed in which precision -----------------------------------------------------------------------------
+
+
+def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
+    """What each node of the user's model that does arithmetic computes in: rows of `computed.Computation`."""
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import computed
+
+        _write_details(folder, (), {_ARITHMETIC: computed.survey(graph.read(model.path))})
+
+    entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **_library_versions()}), make)
+    found: list[list[str]] = json.loads((entry.path / _DETAILS_FILE).read_text())[_ARITHMETIC]
+    return found
+
+
+def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...], cache: Cache) -> Lowered | None:
+    """The user's own model where it computes in `precision` already; None where it is FP32, to be lowered.
+
+    What its matrix products compute in decides: weights that are stored in fewer bits, or a cast somewhere, make no
+    model of another precision.
+
+    Raises
+    ------
+    NothingComputedError
+        It computes in another precision.
+    ArgumentError
+        `keep_fp32` is given, and nothing is lowered.
+    """
+    if not (model.has_qdq or model.half_types):
+        return None
+    from pytest_trtcheck.precision import computed
+
+    rows = _surveyed(model, cache)
+    found = [computed.Computation(*row) for row in rows]
+    reduced = {each.kind for each in found} - {"fp32", "float64"}
+    mine = computed.within(found, precision)
+    heavy = computed.heaviest(found)
+    mostly = bool(mine) and 2 * len(computed.within(heavy, precision)) >= len(heavy)
+    if not reduced or (precision in {"fp16", "bf16"} and reduced == {precision} and not mostly):
+        return None
+    if precision in {"fp32", "tf32"} or not (mostly or (mine and precision in {"int8", "fp8"})):
+        raise _computes_in_another(model, precision, found, reduced)
     carried = sorted(model.half_types) + (["Q/DQ nodes"] if model.has_qdq else [])
-    if precision in {"int8", "fp8"} and not model.has_qdq:
-        raise ModelError(
-            f"{model.label}: carries {', '.join(carried)}, so it can't be quantized to {precision}",
-            "export the model in FP32, or with Q/DQ nodes",
+    if keep_fp32:
+        raise ArgumentError(
+            f"keep_fp32: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can be kept",
+            "leave keep_fp32 out; export the model with those nodes in FP32, or give the FP32 model",
         )
-    note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing"
-    return Lowered(model.path, model.sha256, (note,), taken_as_it_is=True)
+    note = (
+        f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; "
+        f"{len(mine)} of its {len(found)} nodes that do arithmetic compute in {precision}"
+    )
+    return Lowered(model.path, model.sha256, (note,), {_ARITHMETIC: rows}, taken_as_it_is=True)
+
+
+def _computes_in_another(
+    model: OnnxModel, precision: Precision, found: Sequence[computed.Computation], reduced: Collection[str]
+) -> NothingComputedError:
+    own = [kind for kind in ("int8", "fp8", "fp16", "bf16") if kind in reduced]
+    hint = "export the model in FP32: it is lowered to what is asked for"
+    if own:
+        hint = f"ask for precision={own[0]!r}, which takes the model as it is; or {hint}"
+    return NothingComputedError(
+        f"{precision=}: {model.label} carries its precision already: {_by_kind(found)}, so that it can't be checked in "
+        f"{precision}",
+        hint,
+    )
+
+
+def _by_kind(found: Sequence[computed.Computation]) -> str:
+    """How many nodes compute in what, with the first of their names: "3 nodes in fp16 (conv1, conv2, …)"."""
+    kinds = dict.fromkeys(each.kind for each in found)
+    names = {kind: [each.node for each in found if each.kind == kind] for kind in kinds}
+    return ", ".join(
+        f"{len(nodes)} node{'s' * (len(nodes) != 1)} in {kind} ({_some(nodes)})" for kind, nodes in names.items()
+    )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _refuse_without_computation(
+    model: OnnxModel, precision: Precision, lowered: Lowered, keep_fp32: tuple[str, ...]
+) -> None:
+    """Only what was computed in the precision asked for can pass.
+
+    Raises
+    ------
+    NothingComputedError
+        No node is computed in `precision`; the message says why not.
+    """
+    nodes = lowered.computed_in(precision)
+    if nodes or nodes is None or precision == "fp32":
+        return
+    if not lowered.details[_ARITHMETIC]:
+        operators = _some(sorted(model.op_types), 10) or "none"
+        raise NothingComputedError(
+            f"{precision=}: nothing is computed in {precision}: {model.label} does no arithmetic on floats that depend "
+            f"on its inputs (its operators: {operators})",
+            "such a model has nothing that a precision could change: check the model that it belongs to",
+        )
+    if precision == "tf32":
+        raise NothingComputedError(
+            f"{precision=}: nothing is computed in TF32: {model.label} has no matrix product in FP32 (Conv, Gemm, "
+            "MatMul, …), and TF32 serves those alone",
+            "check it in another precision",
+        )
+    left: dict[str, str] = lowered.details.get("left_float", {})
+    reasons: dict[str, list[str]] = {}
+    for name, _, kind in lowered.details[_ARITHMETIC]:
+        reasons.setdefault(left.get(name, f"computed in {kind}"), []).append(name)
+    listed = "".join(f"\n    {_some(names)}: {reason}" for reason, names in reasons.items())
+    hint = "narrow keep_fp32" if keep_fp32 else "export these nodes as ONNX operators, or check another precision"
+    raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{listed}", hint)
 
 
 @dataclass(frozen=True)
@@ -270,7 +412,8 @@ class _Calibration:
     ) -> _Calibration:
         if source is None:
             raise CalibrationError(
-                f"{precision=}: {model.label} has no Q/DQ nodes, and no calibration data is given",
+                f"{precision=}: {model.label} has no Q/DQ nodes{' before an operator' * model.has_qdq}, and no "
+                "calibration data is given",
                 'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
                 "random data would give an engine that fails silently",
             )
@@ -290,18 +433,36 @@ class _Calibration:
         }
 
 
+def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
+    """The file at `path`, which is `model` or was made from it alone, with FP64 as FP32."""
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import double
+
+        graph.write(double.to_float(graph.read(path)), folder / MODEL_FILE)
+
+    parts = {"model": model.sha256, "given": str(path == model.path), **_library_versions()}
+    return cache.get_or_make(Key("narrowed", model.label, parts), make).path / MODEL_FILE
+
+
 def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
-    """The FP32 model that is lowered: batch normalization folded."""
+    """The FP32 model that is lowered: that behind 16-bit types and Q/DQ, FP64 as FP32, batch normalization folded."""
+    source = Reference(model, cache).path()
+    if model.has_double:
+        source = _narrowed(model, source, cache)
     if "BatchNormalization" not in model.op_types:
-        return model.path
+        return source
     parts = {"model": model.sha256, "keep_fp32": json.dumps(sorted(keep_fp32)), **_library_versions()}
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import fold
+        from pytest_trtcheck.precision import constants, fold
 
-        read = graph.read(model.path)
-        graph.write(fold.fold_batch_norm(read, graph.matching_nodes(read, keep_fp32)), folder / MODEL_FILE)
+        read = graph.read(source)
+        kept = graph.matching_nodes(read, keep_fp32)
+        constants.fold_casts(read)
+        graph.write(fold.fold_batch_norm(read, kept), folder / MODEL_FILE)
 
     return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
 
@@ -312,19 +473,39 @@ def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any
 
 def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cache: Cache, folder: Path) -> None:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import half
+    from pytest_trtcheck.precision import computed, half
 
-    read = graph.read(prepared(model, keep_fp32, cache))
-    kept = graph.matching_nodes(read, keep_fp32)
-    computed = {node.op_type for node in graph.all_nodes(read.graph) if node.name not in kept}
-    lowered = half.to_half(read, precision, keep_fp32)
+    lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
     graph.write(lowered.model, folder / MODEL_FILE)
+    found = computed.survey(lowered.model)
     notes = [
-        f"weight {weight.name}: {weight.count} values up to {weight.largest:.4g} do not fit {precision} "
+        f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
         f"and became ±{half.LARGEST[precision]:g}"
-        for weight in lowered.clamped
+        for each in lowered.overflow
     ]
-    _write_details(folder, notes, {_OP_TYPES: sorted(computed)})
+    notes += [
+        f"constant {each.name} ({each.value:.4g}, read by {_some(each.readers)}) is too small for {precision}: "
+        "it became 0"
+        for each in lowered.underflow
+    ]
+    mine = computed.within(found, precision)
+    if 0 < 2 * len(mine) < len(found):
+        others = [each for each in found if each not in mine]
+        reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)
+        notes.append(
+            f"{len(mine)} of {len(found)} nodes that do arithmetic compute in {precision}, the others do not: "
+            f"{', '.join(list(reasons)[:5])}"
+        )
+    constants = {"overflow": lowered.overflow, "underflow": lowered.underflow}
+    _write_details(
+        folder,
+        notes,
+        {
+            _ARITHMETIC: found,
+            "left_float": dict(lowered.left),
+            "constants": {kind: [asdict(each) for each in changed] for kind, changed in constants.items()},
+        },
+    )
 
 
 def _make_quantized(
@@ -337,7 +518,7 @@ def _make_quantized(
     folder: Path,
 ) -> None:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import calibrate, quantization_plan, quantize
+    from pytest_trtcheck.precision import calibrate, computed, quantization_plan, quantize
 
     path = prepared(model, keep_fp32, cache)
     read = graph.read(path)
@@ -364,16 +545,15 @@ def _make_quantized(
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
-    quantized = {point.node for point in plan.weights}
-    computed = {node.op_type for node in graph.all_nodes(read.graph) if node.name in quantized}
-    graph.write(quantize.quantize(read, plan, ranges.amax(), precision), folder / MODEL_FILE)
+    quantized = quantize.quantize(read, plan, ranges.amax(), precision)
+    graph.write(quantized, folder / MODEL_FILE)
     _write_details(
         folder,
         [f"{precision}: {quantization_plan.summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
         {
             "ranges": json.loads(ranges.to_json()),
             "left_float": dict(plan.left_float),
-            _OP_TYPES: sorted(computed),
+            _ARITHMETIC: computed.survey(quantized),
         },
     )
 
@@ -381,9 +561,9 @@ def _make_quantized(
 # --- emulation -------------------------------------------------------------------------------------------------------
 
 
-def computes_the_reference(model: OnnxModel, precision: Precision) -> bool:
+def computes_the_reference(lowered: Lowered, precision: Precision) -> bool:
     """Whether the emulation would be the reference itself, so that comparing them says nothing."""
-    return precision == "fp32" and not (model.has_qdq or model.half_types)
+    return precision == "fp32" and not lowered.details.get("narrowed", False)
 
 
 def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> OrtRunner:
@@ -431,9 +611,9 @@ class Emulated:
 
 def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:
     """The file that `emulation` runs."""
-    if precision == "fp32" and lowered.path == model.path and not (model.has_qdq or model.half_types):
-        return model.path
-    tf32 = precision == "tf32" and not (model.has_qdq or model.half_types)
+    if precision == "fp32":
+        return lowered.path
+    tf32 = precision == "tf32"
     parts = {"lowered": lowered.key, "tf32": str(tf32), **_library_versions()}
 
     def make(folder: Path) -> None:
@@ -451,6 +631,8 @@ def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], c
 
     It computes what the reference computes, batch normalization folded where the lowering folds it.
     """
-    if model.has_qdq or model.half_types:
+    if lowered.taken_as_it_is or lowered.path == model.path:
         return Reference(model, cache).path()
-    return model.path if lowered.path == model.path else prepared(model, keep_fp32, cache)
+    if lowered.details.get("narrowed", False):
+        return lowered.path
+    return prepared(model, keep_fp32, cache)

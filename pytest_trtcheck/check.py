@@ -100,7 +100,7 @@ class Workshop:
         job = Job(request, model, self._lowered(request, model), (), self._place(request)[0])
         if job.place is None or job.place.gpu is None:
             return artifacts.emulation(model, job.lowered, job.precision, self.cache)
-        problem = engines.why_not(job.place, job.precision, job.lowered.op_types(model))
+        problem = engines.why_not(job.place, job.precision, job.lowered.op_types(model, job.precision))
         if problem is not None:
             raise _unsupported(job, job.place, problem)
 
@@ -152,7 +152,7 @@ class Workshop:
         place, reason = self._place(request)
         job = Job(request, model, lowered, cases, place)
         if place is not None:
-            problem = engines.why_not(place, job.precision, lowered.op_types(model))
+            problem = engines.why_not(place, job.precision, lowered.op_types(model, job.precision))
             if problem is None:
                 with self._getting_ready(job):
                     built = self._build(job)
@@ -253,7 +253,7 @@ class Workshop:
             record = replace(record, latency=self._no_latency())
         if not request.judge_parity:
             return record
-        if artifacts.computes_the_reference(job.model, job.precision):
+        if artifacts.computes_the_reference(job.lowered, job.precision):
             reason = "fp32 can only be checked on a GPU: without one, the reference would be compared with itself"
             return replace(record, parity=parity.not_measured(request.parity, reason).record)
         runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
@@ -338,7 +338,7 @@ class Workshop:
         outcome = self._blamed(job, outcome, engine, reference)
         assert job.place is not None
         precision = engines.computed_in(job.precision, job.place)
-        if not self.emulate_too or artifacts.computes_the_reference(job.model, precision):
+        if not self.emulate_too or artifacts.computes_the_reference(job.lowered, precision):
             return outcome
         emulated = artifacts.Emulated(job.model, job.lowered, precision, self.cache)
         return parity.with_emulation(job, outcome, emulated, reference)

@@ -33,6 +33,10 @@ class ModelError(TrtCheckError):
     """The model file cannot be read or does not fit what was asked of it."""
 
 
+class NothingComputedError(ModelError):
+    """No operator of the model would be computed in the precision asked for."""
+
+
 class InputError(TrtCheckError):
     """Inputs do not fit the model: name, dtype, rank, size or values."""
 

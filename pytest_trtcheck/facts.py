@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__
@@ -42,6 +42,8 @@ def model(path: Path, label: str, cache: Cache) -> OnnxModel:
     stamps = _stamps([path, *(path.parent / location for location in index)])
     if stamps is None:
         return load()
+    # A cache that another state of this package has filled may hold less about a model.
+    stamps |= {"fields": " ".join(field.name for field in fields(OnnxModel))}
     facts = _remembered(Key("model_facts", path.name, stamps), lambda: _plain(load()), cache)
     return replace(_model(facts), path=path, label=label)
 

@@ -105,7 +105,12 @@ def judge(job: Job, runner: Runner, reference: Reference) -> Outcome:
 
 
 def _measured(job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits) -> dict[str, compare.Measurement]:
-    by_case = [compare.measure_all(actual(case), expected(case), limits) for case in job.cases]
+    # TensorRT has no FP64: an engine gives FP32 where the model has FP64.
+    is_engine = getattr(actual, "evidence", None) == "engine"
+    dtypes = {output.name: np.float32 for output in job.model.outputs if is_engine and output.dtype == "float64"}
+    by_case = [
+        compare.measure_all(actual(case), expected(case), limits, expected_dtypes=dtypes or None) for case in job.cases
+    ]
     return {output.name: compare.merge([each[output.name] for each in by_case]) for output in job.model.outputs}
 
 

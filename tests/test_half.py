@@ -72,11 +72,11 @@ def test_overflowing_weights_are_clamped_and_named(tmp_path: Path) -> None:
     proto = onnx_models.elementwise(nodes, 3, {"huge": np.array([1e5, -np.inf, 2.0], np.float32)})
     path = onnx_models.save(proto, tmp_path / "model.onnx")
     result = half.to_half(graph.read(path), "fp16")
-    assert result.clamped == (half.ClampedWeight("huge", 1e5, 1),)
+    assert result.overflow == (half.ChangedConstant("huge", 1e5, 1, 3, ("mul",)),)
     graph.write(result.model, tmp_path / "lowered.onnx")
     (weight,) = onnx.load(tmp_path / "lowered.onnx").graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), np.array([65504, -np.inf, 2], np.float16))
-    assert half.to_half(graph.read(path), "bf16").clamped == ()
+    assert half.to_half(graph.read(path), "bf16").overflow == ()
 
 
 def test_attributes_that_name_a_type_follow(tmp_path: Path) -> None:

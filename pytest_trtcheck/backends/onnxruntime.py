@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -111,6 +113,9 @@ class OrtRunner:
                 "check the CUDA libraries, or take trt_reference = cpu",
             )
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._beyond_numpy = any(
+            put.type in _BEYOND_NUMPY for put in (*self._session.get_inputs(), *self._session.get_outputs())
+        )
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """The outputs by name, in the model's order.
@@ -121,7 +126,8 @@ class OrtRunner:
             The run failed; the message quotes ONNX Runtime.
         """
         try:
-            values = self._session.run(self._outputs, dict(inputs))
+            run = self._run_beyond_numpy if self._beyond_numpy else self._session.run
+            values = run(self._outputs, dict(inputs))
         except Exception as error:
             shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
             raise ModelError(
@@ -130,9 +136,49 @@ class OrtRunner:
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))
 
+    def _run_beyond_numpy(self, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run with tensors of types that numpy lacks: ONNX Runtime takes and gives their bits, with the type beside."""
+        ort = module()
+        wanted = {put.name: _BEYOND_NUMPY.get(put.type) for put in self._session.get_inputs()}
+        values = {}
+        for name, array in inputs.items():
+            code = wanted.get(name)
+            if code is None:
+                values[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            else:
+                bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").reshape(array.shape)
+                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, code)
+        found = self._session.run_with_ort_values(outputs, values)
+        return [_as_array(value) for value in found]
+
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+_BEYOND_NUMPY = {
+    "tensor(bfloat16)": 16,
+    "tensor(float8e4m3fn)": 17,
+    "tensor(float8e4m3fnuz)": 18,
+    "tensor(float8e5m2)": 19,
+    "tensor(float8e5m2fnuz)": 20,
+}
+"""The codes of onnx.TensorProto, by ONNX Runtime's name of the type."""
+_ML_DTYPES = {16: "bfloat16", 17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz"}
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    code = _BEYOND_NUMPY.get(value.data_type())
+    if code is None:
+        found: NDArray[Any] = value.numpy()
+        return found
+    import ml_dtypes
+
+    dtype = np.dtype(getattr(ml_dtypes, _ML_DTYPES[code]))
+    shape = tuple(value.shape())
+    # `value` frees its memory when it goes, hence the copy.
+    bits = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(bits, dtype).reshape(shape)
 
 
 def _providers(ort: ModuleType, provider: Provider) -> list[Any]:

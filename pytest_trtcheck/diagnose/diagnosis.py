@@ -294,7 +294,7 @@ class _Diagnosis:
         if len(kept.nodes) > keeping.MOST_KEPT:
             self.notes.append(f"it takes {len(kept.nodes)} nodes in FP32 to pass: another precision may serve better")
             return blame
-        if subject.model.has_qdq or subject.model.half_types or subject.precision not in _KEEPS:
+        if subject.lowered.taken_as_it_is or subject.precision not in _KEEPS:
             shown = ", ".join(repr(node) for node in kept.nodes)
             self.notes.append(f"it would pass with these nodes in FP32: {shown}")
             self.notes.append("keep_fp32 has no effect on this model and precision: export the model that way")

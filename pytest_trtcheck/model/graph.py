@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import difflib
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.errors import ArgumentError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
 EXTERNAL_DATA_THRESHOLD = 64 << 20
 """Bytes of weights above which they are written beside the model: they are not copied in memory then, and protobuf ends
 at 2 GiB."""
+ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+_IR_VERSION_WITH_CONSTANTS = 4
+_GIVEN_NAME = "pytest_trtcheck.given_name"
 
 
 def read(path: Path) -> ir.Model:
@@ -41,25 +45,98 @@ def read(path: Path) -> ir.Model:
     passes.InlinePass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveInitializersFromInputsPass()(model)
+    # Up to version 3, initializers had to be inputs as well.
+    model.ir_version = max(model.ir_version, _IR_VERSION_WITH_CONSTANTS)
     name_nodes(model)
     return infer_types(model)
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """Fill in the types and shapes of every value that ONNX's own inference can tell."""
+    """Fill in the types and shapes of every value that ONNX's own inference, or its operators' schemas, can tell."""
     # Data propagation is off: it fails on real models whose shape arithmetic the checker does not follow.
-    return passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model).model
+    model = passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model).model
+    for node in all_nodes(model.graph):
+        _infer_from_schema(node, model)
+    return model
+
+
+def _infer_from_schema(node: ir.Node, model: ir.Model) -> None:
+    """Values that a schema ties to one type have it as soon as one of them is known.
+
+    ONNX's inference stops at an operator that it does not know, one of another domain; what is behind it still
+    meets weights whose type is known.
+    """
+    schema = schema_of(node, model)
+    if schema is None:
+        return
+    tied: dict[str, list[ir.Value]] = {}
+    for formals, values in ((schema.inputs, node.inputs), (schema.outputs, node.outputs)):
+        for index, value in enumerate(values):
+            if value is not None and value.name:
+                formal = formal_parameter(formals, index)
+                if formal.is_homogeneous:
+                    tied.setdefault(formal.type_str, []).append(value)
+    constraints = {each.type_param_str for each in schema.type_constraints}
+    for kind, values in tied.items():
+        known = next((value.type for value in values if value.type is not None), None)
+        if kind in constraints and isinstance(known, ir.TensorType):
+            for value in values:
+                if value.type is None:
+                    value.type = ir.TensorType(known.dtype)
+
+
+def schema_of(node: ir.Node, model: ir.Model) -> onnx.defs.OpSchema | None:
+    """What ONNX says of the node's operator in the model's opset; None for operators that are not ONNX's."""
+    version = model.opset_imports.get(node.domain, 1)
+    domain = "" if node.domain in ONNX_DOMAINS else node.domain
+    return onnx.defs.get_schema(node.op_type, version, domain) if onnx.defs.has(node.op_type, version, domain) else None
+
+
+def formal_parameter(parameters: Any, index: int) -> onnx.defs.OpSchema.FormalParameter:
+    """A schema's parameter at `index`; the last one may stand for many."""
+    sequence: list[onnx.defs.OpSchema.FormalParameter] = list(parameters)
+    return sequence[min(index, len(sequence) - 1)]
+
+
+def is_tensor(value: ir.Value | None, dtype: ir.DataType) -> bool:
+    """Whether `value` is a tensor of `dtype`; sequences and optionals of such tensors are none."""
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == dtype
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node a name of its own, since `keep_fp32`, blame and TensorRT's messages all speak of names."""
+    """Give every node a name of its own, since `keep_fp32`, blame and TensorRT's messages all speak of names.
+
+    A node that shares its name with an earlier one goes by a new name, and remembers the one that it was given.
+    """
+    names = Names(model)
     seen: set[str] = set()
     for index, node in enumerate(all_nodes(model.graph)):
-        name = node.name or f"{node.op_type}_{index}"
-        while name in seen:
-            name = f"{name}_{index}"
-        seen.add(name)
-        node.name = name
+        given = node.name
+        if not given:
+            node.name = names.unused(f"{node.op_type}_{index}")
+        elif given in seen:
+            node.name = names.unused(f"{given}_{index}")
+            node.metadata_props[_GIVEN_NAME] = given
+        seen.add(node.name or "")
+
+
+class Names:
+    """Names that no value and no node of `model` bears, its inner graphs' included."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str | None] = set()
+        for graph in all_graphs(model.graph):
+            self._taken |= {value.name for value in (*graph.inputs, *graph.initializers.values())}
+            for node in graph:
+                self._taken |= {node.name, *(value.name for value in node.outputs)}
+
+    def unused(self, name: str) -> str:
+        """`name`, with a number behind it where it is taken; it is taken from now on."""
+        candidate, number = name, 1
+        while candidate in self._taken:
+            candidate, number = f"{name}_{number}", number + 1
+        self._taken.add(candidate)
+        return candidate
 
 
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -67,8 +144,29 @@ def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     yield from ir.traversal.RecursiveGraphIterator(graph)
 
 
+def all_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """`graph` and the graphs inside its If, Loop and Scan nodes, those without a node too."""
+    yield graph
+    for node in graph:
+        for inner in bodies(node):
+            yield from all_graphs(inner)
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs inside an If, Loop or Scan node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 def write(model: ir.Model, path: Path) -> None:
-    """Write `model`, with its weights in `<path>.data` when they are too large for one protobuf file."""
+    """Write `model`, with its weights in `<path>.data` when they are too large for one protobuf file.
+
+    Where two values go by one name, the later one is renamed; the model's inputs and outputs keep theirs.
+    """
+    _tell_apart(model)
     weights = sum(value.const_value.nbytes for value in initializers(model.graph) if value.const_value is not None)
     if weights > EXTERNAL_DATA_THRESHOLD:
         ir.save(model, path, external_data=f"{path.name}.data")
@@ -77,13 +175,28 @@ def write(model: ir.Model, path: Path) -> None:
         ir.save(model, path)
 
 
+def _tell_apart(model: ir.Model) -> None:
+    names = Names(model)
+
+    def visit(graph: ir.Graph, outer: Mapping[str | None, ir.Value]) -> None:
+        seen = dict(outer)
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            seen.setdefault(value.name, value)
+        for node in graph:
+            for value in node.outputs:
+                if value.name and seen.setdefault(value.name, value) is not value:
+                    value.name = names.unused(value.name)
+                    seen[value.name] = value
+        for node in graph:
+            for inner in bodies(node):
+                visit(inner, seen)
+
+    visit(model.graph, {})
+
+
 def initializers(graph: ir.Graph) -> Iterable[ir.Value]:
     """The initializers of `graph` and of its inner graphs."""
-    graphs = {id(graph): graph}
-    for node in all_nodes(graph):
-        if isinstance(node.graph, ir.Graph):
-            graphs.setdefault(id(node.graph), node.graph)
-    for each in graphs.values():
+    for each in all_graphs(graph):
         yield from each.initializers.values()
 
 
@@ -94,7 +207,7 @@ def weight_bytes(path: Path) -> int:
 
 
 def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "keep_fp32") -> frozenset[str]:
-    """The names of the nodes that any of `globs` matches.
+    """The names of the nodes that any of `globs` matches, all of them where several nodes were given one name.
 
     Raises
     ------
@@ -102,10 +215,16 @@ def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "kee
         A glob matches no node; `argument` is named, with the nodes that come closest.
     """
     names = [node.name or "" for node in all_nodes(model.graph)]
+    given = {node.name or "": node.metadata_props.get(_GIVEN_NAME) for node in all_nodes(model.graph)}
     matched: set[str] = set()
     for glob in globs:
         # A name may itself hold brackets, so the literal name counts as well as the pattern.
-        found = {name for name in names if name == glob or fnmatchcase(name, glob)}
+        found = {
+            name
+            for name in names
+            for known in (name, given[name])
+            if known is not None and (known == glob or fnmatchcase(known, glob))
+        }
         if not found:
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or names[:3]
             raise ArgumentError(f"{argument}: no node is called {glob!r}", f"the nearest names are {', '.join(near)}")

@@ -71,6 +71,8 @@ class OnnxModel:
         Whether it carries QuantizeLinear/DequantizeLinear nodes.
     half_types
         The 16-bit float types that its tensors use ("float16", "bfloat16").
+    has_double
+        Whether its tensors use float64.
     external
         Where its external data lies, relative to the file's folder.
     """
@@ -83,6 +85,7 @@ class OnnxModel:
     op_types: frozenset[str]
     has_qdq: bool
     half_types: frozenset[str]
+    has_double: bool = False
     external: tuple[str, ...] = ()
 
 
@@ -105,6 +108,7 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
         digest.update(f"\0{location}\0{hash_file(file)}".encode())
     weights = {tensor.name for tensor in proto.graph.initializer}
     limits = _index_limits(proto.graph)
+    float_types = _float_types(proto)
     return OnnxModel(
         path=path,
         label=label,
@@ -115,7 +119,8 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
         outputs=tuple(_spec(value, label) for value in proto.graph.output),
         op_types=frozenset(node.op_type for node in nodes(proto)),
         has_qdq=any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in nodes(proto)),
-        half_types=_half_types(proto),
+        half_types=float_types - {"float64"},
+        has_double="float64" in float_types,
         external=tuple(sorted(files)),
     )
 
@@ -269,13 +274,29 @@ def _index_limits(graph: onnx.GraphProto) -> dict[str, int]:
     return limits
 
 
-def _half_types(proto: onnx.ModelProto) -> frozenset[str]:
+def _float_types(proto: onnx.ModelProto) -> frozenset[str]:
+    """Which of float16, bfloat16 and float64 the model's tensors are seen to have."""
     import onnx
 
-    names = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
-    found = {tensor.data_type for tensor in proto.graph.initializer}
-    found |= {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)}
+    names = {
+        onnx.TensorProto.FLOAT16: "float16",
+        onnx.TensorProto.BFLOAT16: "bfloat16",
+        onnx.TensorProto.DOUBLE: "float64",
+    }
+    found: set[int] = set()
+    for graph in _graphs(proto.graph):
+        found |= {tensor.data_type for tensor in graph.initializer}
+        found |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     for node in nodes(proto):
-        found |= {attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"}
+        typed = {"to", "dtype", "output_dtype", "output_datatype"}
+        found |= {attribute.i for attribute in node.attribute if attribute.name in typed}
         found |= {attribute.t.data_type for attribute in node.attribute if attribute.HasField("t")}
     return frozenset(name for code, name in names.items() if code in found)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision import double
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+_NUMBERS = frozenset("fiub")
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT})
 
 
@@ -31,6 +35,50 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     relayout = _RELAYOUTS.get(node.op_type)
     source = constant(node.inputs[0]) if relayout is not None else None
     return relayout(node, source) if relayout is not None and source is not None else None
+
+
+def stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """What an initializer or a Constant node holds; None for anything else."""
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or "value" not in node.attributes:
+        return None
+    return node.attributes["value"].as_tensor()
+
+
+def fold_casts(model: ir.Model) -> None:
+    """Make initializers of casts of constants to FP32, in place.
+
+    A number of another type is as constant as one of FP32 (a mask's −3.4e38 that is stored as a double, weights stored
+    in 16 bits), and is to be treated as one. Magnitudes beyond FP32 become its largest, as TensorRT converts doubles.
+    """
+    for node in list(graphs.all_nodes(model.graph)):
+        source = node.inputs[0] if node.op_type in {"Cast", "CastLike"} and node.inputs else None
+        output, graph = node.outputs[0], node.graph
+        tensor = stored(source) if source is not None else None
+        foldable = isinstance(graph, ir.Graph) and not output.is_graph_output()
+        if tensor is None or not foldable or not graphs.is_tensor(output, ir.DataType.FLOAT):
+            continue
+        if tensor.dtype != ir.DataType.BFLOAT16 and tensor.dtype.numpy().kind not in _NUMBERS:
+            continue
+
+        def widened(array: NDArray[Any]) -> NDArray[Any]:
+            return double.narrowed(array) if array.dtype == np.float64 else array.astype(np.float32)
+
+        assert isinstance(graph, ir.Graph)
+        replace_by_initializer(node, _lazy(tensor, widened, _shape(tensor), ir.DataType.FLOAT))
+
+
+def replace_by_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> None:
+    """Let an initializer that holds `tensor` stand for the only output of `node`, and remove the node."""
+    output, graph = node.outputs[0], node.graph
+    assert isinstance(graph, ir.Graph)
+    shape = ir.Shape(_shape(tensor))
+    value = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+    output.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+    graph.register_initializer(value)
 
 
 def _identity(node: ir.Node, source: ir.TensorProtocol) -> ir.TensorProtocol | None:  # noqa: ARG001 - one signature

@@ -22,25 +22,42 @@ if TYPE_CHECKING:
 
 
 def fold_batch_norm(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
-    """Fold every BatchNormalization with constant parameters, in place; nodes named in `keep` stay as they are.
+    """Fold every FP32 BatchNormalization with constant parameters, in place; nodes named in `keep` stay as they are.
 
-    Behind a Conv with constant weights it disappears into them; elsewhere it becomes a Mul and an Add. The arithmetic
-    is FP64: s = scale / √(var + ε), shift = bias − mean · s (Ioffe and Szegedy, 2015, algorithm 2).
+    Behind a Conv with constant weights it disappears into them; elsewhere it becomes a Mul and an Add. Where the number
+    of dimensions is not known, it stays, with mean 0 and variance 1. The arithmetic is FP64: s = scale / √(var + ε),
+    shift = bias − mean · s (Ioffe and Szegedy, 2015, algorithm 2).
     """
+    names = graphs.Names(model)
     for node in list(graphs.all_nodes(model.graph)):
-        if node.op_type != "BatchNormalization" or node.name in keep or node.graph is None:
+        parameters = _parameters(node) if node.op_type == "BatchNormalization" and node.name not in keep else None
+        if parameters is None:
             continue
-        parameters = [constant(value) for value in node.inputs[1:5]]
-        if any(parameter is None for parameter in parameters) or len(node.outputs) > 1 or _trains(node):
-            continue
-        scale, bias, mean, variance = (np.asarray(parameter, np.float64) for parameter in parameters)
+        scale, bias, mean, variance = parameters
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         factor = scale / np.sqrt(variance + epsilon)
         shift = bias - mean * factor
-        if not _into_convolution(node, factor, shift, keep):
-            _into_mul_add(node, factor, shift)
+        source = node.inputs[0]
+        if _into_convolution(node, factor, shift, keep, names):
+            continue
+        if source is not None and source.shape is not None and len(source.shape) >= 2:
+            _into_mul_add(node, factor, shift, names)
+        else:
+            _normalize(node, factor, shift, names)
     passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _parameters(node: ir.Node) -> list[NDArray[np.float64]] | None:
+    """Scale, bias, mean and variance, one a channel, where they are FP32 constants; None for what can't be folded."""
+    arrays = [constant(value) for value in node.inputs[1:5]]
+    # Up to opset 8 there may be a scale for each place ("spatial" 0).
+    if any(array is None or array.dtype != np.float32 or array.ndim != 1 for array in arrays):
+        return None
+    source = node.inputs[0]
+    is_float = source is not None and (source.type is None or graphs.is_tensor(source, ir.DataType.FLOAT))
+    trains = any(output.name for output in node.outputs[1:]) or _trains(node)
+    return None if trains or not is_float else [np.asarray(array, np.float64) for array in arrays]
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -54,7 +71,9 @@ def _trains(node: ir.Node) -> bool:
     return "training_mode" in node.attributes and bool(node.attributes["training_mode"].as_int())
 
 
-def _into_convolution(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], keep: Collection[str]) -> bool:
+def _into_convolution(
+    node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], keep: Collection[str], names: graphs.Names
+) -> bool:
     source = node.inputs[0]
     convolution = source.producer() if source is not None else None
     if source is None or convolution is None or convolution.op_type != "Conv" or convolution.name in keep:
@@ -69,7 +88,7 @@ def _into_convolution(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], 
         return False
     offset = 0.0 if bias is None else np.asarray(constant(bias), np.float64)
     tensor, by_channel = weight.const_value, factor.reshape(-1, *[1] * (len(weight.const_value.shape) - 1))
-    name = f"{weight.name}_folded_{node.name}"
+    name = names.unused(f"{weight.name}_folded_{node.name}")
 
     # Computed when it is needed, so that the weights of a large model are never all in memory.
     def scaled() -> ir.TensorProtocol:
@@ -78,35 +97,44 @@ def _into_convolution(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], 
     shape = ir.Shape(list(tensor.shape.numpy()))
     lazy = ir.LazyTensor(scaled, dtype=ir.DataType.FLOAT, shape=shape, name=name)
     convolution.replace_input_with(1, _initializer(node, name, lazy))
-    folded = ir.Tensor((offset * factor + shift).astype(np.float32), name=f"{name}_bias")
-    new_bias = _initializer(node, f"{name}_bias", folded)
+    folded = ir.Tensor((offset * factor + shift).astype(np.float32))
+    new_bias = _initializer(node, names.unused(f"{name}_bias"), folded)
     if len(convolution.inputs) > 2:
         convolution.replace_input_with(2, new_bias)
     else:
         convolution.resize_inputs(3)
         convolution.replace_input_with(2, new_bias)
-    _take_over(node, source)
+    _take_over(node, source, names)
     return True
 
 
-def _into_mul_add(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any]) -> None:
+def _normalize(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], names: graphs.Names) -> None:
+    """Give `node` parameters of the same meaning that no 16-bit type overflows with: mean 0, variance 1, ε 0."""
+    for index, array in enumerate((factor, shift, np.zeros_like(factor), np.ones_like(factor)), 1):
+        name = names.unused(f"{node.name}/{('scale', 'shift', 'mean', 'variance')[index - 1]}")
+        node.replace_input_with(index, _initializer(node, name, ir.Tensor(array.astype(np.float32))))
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+
+
+def _into_mul_add(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], names: graphs.Names) -> None:
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
+    assert source.shape is not None
     assert node.graph is not None
-    rank = len(source.shape) if source.shape is not None else 4
-    shape = (-1, *[1] * (rank - 2))
+    shape = (-1, *[1] * (len(source.shape) - 2))
     steps: list[ir.Node] = []
     value = source
     for kind, array in (("Mul", factor), ("Add", shift)):
-        name = f"{node.name}/{kind.lower()}"
-        operand = _initializer(node, f"{name}/operand", ir.Tensor(array.reshape(shape).astype(np.float32)))
+        name = names.unused(f"{node.name}/{kind.lower()}")
+        tensor = ir.Tensor(array.reshape(shape).astype(np.float32))
+        operand = _initializer(node, names.unused(f"{name}/operand"), tensor)
         step = ir.node(kind, [value, operand], name=name)
-        step.outputs[0].name = f"{name}/output"
+        step.outputs[0].name = names.unused(f"{name}/output")
         step.outputs[0].shape, step.outputs[0].dtype = output.shape, ir.DataType.FLOAT
         steps.append(step)
         value = step.outputs[0]
     node.graph.insert_after(node, steps)
-    _take_over(node, value)
+    _take_over(node, value, names)
 
 
 def _initializer(near: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -119,7 +147,7 @@ def _initializer(near: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Valu
     return value
 
 
-def _take_over(node: ir.Node, replacement: ir.Value) -> None:
+def _take_over(node: ir.Node, replacement: ir.Value, names: graphs.Names) -> None:
     """Let `replacement` stand for the output of `node`, name and all, and remove the node."""
     output, graph = node.outputs[0], node.graph
     assert graph is not None
@@ -130,4 +158,4 @@ def _take_over(node: ir.Node, replacement: ir.Value) -> None:
         if value is output:
             graph.outputs[index] = replacement
     graph.remove(node, safe=True)
-    output.name, replacement.name = f"{name}/before_folding", name
+    output.name, replacement.name = names.unused(f"{name}/before_folding"), name

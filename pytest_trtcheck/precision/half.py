@@ -4,22 +4,25 @@ Every operator whose ONNX schema admits FP16 for a tensor gets that tensor in th
 fixes at FP32 (Resize's scales, NonMaxSuppression's boxes, …) stays as it is. The model's own inputs and outputs stay
 FP32, with a Cast behind or before them, as engines are usually deployed. Nothing is protected in secret: what must stay
 in FP32 is named by the user in `keep_fp32`.
+
+Constants that the type can't hold become its largest finite value, wherever they stand (initializers, the fill of
+ConstantOfShape, the padding of old Pads): TensorRT converts weights so, and infinity times 0 would be NaN.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision import constants
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -27,29 +30,65 @@ HalfName = Literal["fp16", "bf16"]
 
 DTYPES: dict[HalfName, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 LARGEST: dict[HalfName, float] = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
-_KEPT_OPERATORS = frozenset({"If", "Loop", "Scan", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_FLOAT = ir.DataType.FLOAT
+_KEPT_OPERATORS = frozenset(
+    {"If", "Loop", "Scan", "Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+)
 """Control flow keeps its edges in FP32 (its inner nodes are lowered); Q/DQ keeps the types of its scales."""
 _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
+_FLOAT_BY_DEFAULT = {
+    "RandomNormal": "dtype",
+    "RandomUniform": "dtype",
+    "HannWindow": "output_datatype",
+    "HammingWindow": "output_datatype",
+    "BlackmanWindow": "output_datatype",
+    "MelWeightMatrix": "output_datatype",
+}
+"""The attribute that says FP32 by not being there."""
 
 
 @dataclass(frozen=True)
-class ClampedWeight:
-    """A weight with finite values that the 16-bit type cannot hold; they become its largest finite value.
+class ChangedConstant:
+    """A constant of which the 16-bit type cannot hold what matters.
 
-    That is what TensorRT itself does with such weights ("converted them to the closest finite FP16 value").
+    Parameters
+    ----------
+    name
+        The tensor's name.
+    value
+        Overflow: the largest of the finite magnitudes that became the type's largest finite value. Underflow: the
+        largest magnitude of a constant all of which became 0.
+    count, size
+        How many elements were changed so, and how many there are.
+    readers
+        The nodes that read it in 16 bits.
     """
 
     name: str
-    largest: float
+    value: float
     count: int
+    size: int
+    readers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class HalfModel:
-    """The lowered model, and what happened to its weights."""
+    """The lowered model, and what happened on the way.
+
+    Parameters
+    ----------
+    overflow
+        Constants with finite values beyond the type's range, which became the largest value of the type.
+    underflow
+        Constants that were not 0 and are 0 now, in every element.
+    left
+        Why nodes with FP32 operands were not lowered, by name.
+    """
 
     model: ir.Model
-    clamped: tuple[ClampedWeight, ...]
+    overflow: tuple[ChangedConstant, ...] = ()
+    underflow: tuple[ChangedConstant, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) -> HalfModel:
@@ -71,28 +110,41 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
     ModelError
         The model's opset is too old for the type and can't be raised.
     """
+    kept = graphs.matching_nodes(model, keep_fp32)
     if kind == "bf16":
         model = graphs.at_least_opset(model, 13)
-    kept = graphs.matching_nodes(model, keep_fp32)
-    lowering = _Lowering(DTYPES[kind], LARGEST[kind])
-    versions = model.opset_imports
+    constants.fold_casts(model)
+    lowering = _Lowering(model, kind)
     for node in list(graphs.all_nodes(model.graph)):
-        if node.name not in kept:
-            _lower_node(node, versions.get(node.domain, 1), lowering)
+        if node.name in kept:
+            lowering.left[node.name or ""] = "named in keep_fp32"
+        else:
+            _lower_node(node, model, lowering)
     lowering.connect(model.graph)
     passes.RemoveUnusedNodesPass()(model)
-    return HalfModel(model, tuple(lowering.clamped))
+    return HalfModel(model, tuple(lowering.found("overflow")), tuple(lowering.found("underflow")), lowering.left)
 
 
 class _Lowering:
     """Which values are 16-bit now, and which operands want them so; casts come last, where the two disagree."""
 
-    def __init__(self, dtype: ir.DataType, largest: float) -> None:
-        self.dtype = dtype
-        self.largest = largest
+    def __init__(self, model: ir.Model, kind: HalfName) -> None:
+        self.dtype = DTYPES[kind]
+        self.largest = LARGEST[kind]
         self.half: set[ir.Value] = set()
         self.wants_half: list[tuple[ir.Node, int]] = []
-        self.clamped: list[ClampedWeight] = []
+        self.left: dict[str, str] = {}
+        self._suffix = self.dtype.name.lower()
+        self._names = graphs.Names(model)
+        self._changed: list[tuple[str, ChangedConstant, Callable[[], tuple[str, ...]]]] = []
+
+    def found(self, what: str) -> list[ChangedConstant]:
+        """The constants that overflowed or underflowed, with who reads them now."""
+        return [
+            ChangedConstant(each.name, each.value, each.count, each.size, readers())
+            for kind, each, readers in self._changed
+            if kind == what
+        ]
 
     def connect(self, graph: ir.Graph) -> None:
         """Give every operand the type that it wants, with one Cast a value, and keep the graphs' outputs FP32."""
@@ -100,29 +152,43 @@ class _Lowering:
         twins: dict[ir.Value, ir.Value] = {}
         for node in list(graphs.all_nodes(graph)):
             for index, value in enumerate(node.inputs):
-                if value is None or value.dtype != ir.DataType.FLOAT:
+                if value is None or not graphs.is_tensor(value, _FLOAT):
                     continue
                 if ((node, index) in wanting) != (value in self.half):
                     twin = twins.get(value)
                     if twin is None:
                         twin = twins[value] = self._twin(value, graph)
                     node.replace_input_with(index, twin)
-        for each in {id(graph): graph, **{id(n.graph): n.graph for n in graphs.all_nodes(graph)}}.values():
-            if isinstance(each, ir.Graph):
-                self._restore_outputs(each, twins)
+        for each in list(graphs.all_graphs(graph)):
+            self._restore_outputs(each, twins)
         for value in self.half:
             value.dtype = self.dtype
+
+    def converted(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array in the 16-bit type, finite values beyond its range as the largest one."""
+        finite = np.isfinite(array)
+        return np.where(finite, np.clip(array, -self.largest, self.largest), array).astype(self.dtype.numpy())
+
+    def note(self, name: str, array: NDArray[Any], readers: Callable[[], tuple[str, ...]]) -> None:
+        """Remember a constant that overflows, or of which nothing is left."""
+        if not array.size:
+            return
+        magnitude = np.abs(array)
+        over = (magnitude > self.largest) & np.isfinite(array)
+        if over.any():
+            found = ChangedConstant(name, float(magnitude[over].max()), int(over.sum()), array.size)
+            self._changed.append(("overflow", found, readers))
+        elif magnitude.any() and not self.converted(array).any():
+            found = ChangedConstant(name, float(magnitude.max()), int((magnitude > 0).sum()), array.size)
+            self._changed.append(("underflow", found, readers))
 
     def _twin(self, value: ir.Value, main: ir.Graph) -> ir.Value:
         """`value` in the other of the two types."""
         to_half = value not in self.half
-        dtype = self.dtype if to_half else ir.DataType.FLOAT
-        if to_half and value.is_initializer() and value.const_value is not None:
-            return self._half_weight(value)
-        suffix = "fp32" if not to_half else self.dtype.name.lower()
-        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
-        twin = cast.outputs[0]
-        twin.name, twin.shape, twin.dtype = f"{value.name}_{suffix}", value.shape, dtype
+        tensor = constants.stored(value) if to_half else None
+        if tensor is not None:
+            return self._half_weight(value, tensor)
+        cast = self._cast(value)
         producer = value.producer()
         if producer is not None and producer.graph is not None:
             producer.graph.insert_after(producer, cast)
@@ -133,84 +199,113 @@ class _Lowering:
                 owner.append(cast)
             else:
                 owner.insert_before(first, cast)
-        return twin
+        return cast.outputs[0]
 
-    def _half_weight(self, value: ir.Value) -> ir.Value:
-        tensor = value.const_value
-        owner = value.graph
-        assert tensor is not None
-        assert owner is not None
-        self._note_overflow(value.name or "", tensor.numpy())
-        largest, dtype = self.largest, self.dtype
+    def _cast(self, value: ir.Value) -> ir.Node:
+        dtype, suffix = (_FLOAT, "fp32") if value in self.half else (self.dtype, self._suffix)
+        name = self._names.unused(f"{value.name}_to_{suffix}")
+        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=name)
+        twin = cast.outputs[0]
+        twin.name, twin.shape, twin.dtype = self._names.unused(f"{value.name}_{suffix}"), value.shape, dtype
+        return cast
+
+    def _half_weight(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        producer = value.producer()
+        owner = value.graph if producer is None else producer.graph
+        assert isinstance(owner, ir.Graph)
+        name, shape = self._names.unused(f"{value.name}_{self._suffix}"), ir.Shape(list(tensor.shape.numpy()))
 
         # Converted when the model is written, one weight at a time, so that memory stays near one weight.
         def convert() -> ir.TensorProtocol:
-            array = tensor.numpy()
-            finite = np.isfinite(array)
-            clipped = np.where(finite, np.clip(array, -largest, largest), array)
-            return ir.Tensor(clipped.astype(dtype.numpy()), dtype=dtype, name=name)
+            return ir.Tensor(self.converted(tensor.numpy()), dtype=self.dtype, name=name)
 
-        name = f"{value.name}_{self.dtype.name.lower()}"
-        lazy = ir.LazyTensor(convert, dtype=dtype, shape=ir.Shape(list(tensor.shape.numpy())), name=name)
-        twin = ir.Value(
-            name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(tensor.shape.numpy())), const_value=lazy
-        )
+        lazy = ir.LazyTensor(convert, dtype=self.dtype, shape=shape, name=name)
+        twin = ir.Value(name=name, type=ir.TensorType(self.dtype), shape=shape, const_value=lazy)
         owner.register_initializer(twin)
+        self.note(value.name or "", tensor.numpy(), lambda: tuple(dict.fromkeys(u.name or "" for u, _ in twin.uses())))
         return twin
-
-    def _note_overflow(self, name: str, array: NDArray[Any]) -> None:
-        if not array.size:
-            return
-        magnitude = np.abs(array)
-        over = (magnitude > self.largest) & np.isfinite(array)
-        if over.any():
-            self.clamped.append(ClampedWeight(name, float(magnitude[over].max()), int(over.sum())))
 
     def _restore_outputs(self, graph: ir.Graph, twins: dict[ir.Value, ir.Value]) -> None:
         for index, value in enumerate(graph.outputs):
             if value not in self.half:
                 continue
+            producer = value.producer()
+            if producer is None or producer.graph is not graph:
+                # A branch that hands on a value from outside itself.
+                cast = self._cast(value)
+                graph.append(cast)
+                graph.outputs[index] = cast.outputs[0]
+                continue
             twin = twins.get(value)
-            if twin is None or twin.graph is not graph:
-                twin = self._twin(value, graph)
-                twins[value] = twin
+            if twin is None:
+                twin = twins[value] = self._twin(value, graph)
             name, graph.outputs[index] = value.name, twin
-            value.name, twin.name = f"{name}_{self.dtype.name.lower()}", name
+            value.name, twin.name = self._names.unused(f"{name}_{self._suffix}"), name
 
 
-def _lower_node(node: ir.Node, version: int, lowering: _Lowering) -> None:
-    """Mark what of `node` becomes 16-bit."""
-    holds_no_tensors = "Sequence" in node.op_type or "Optional" in node.op_type
-    if node.op_type in _KEPT_OPERATORS or holds_no_tensors or not onnx.defs.has(node.op_type, version, node.domain):
+def _lower_node(node: ir.Node, model: ir.Model, lowering: _Lowering) -> None:
+    """Mark what of `node` becomes 16-bit, or note why nothing does."""
+    if node.op_type in _KEPT_OPERATORS or _holds_no_tensors(node):
         return
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    schema = graphs.schema_of(node, model)
+    if schema is None:
+        lowering.left[node.name or ""] = f"{_qualified(node)} is none of ONNX's operators"
+        return
     halves = {
         constraint.type_param_str
         for constraint in schema.type_constraints
         if {"tensor(float)", "tensor(float16)"} <= set(constraint.allowed_type_strs)
     }
-    for index, value in enumerate(node.inputs):
-        if value is not None and value.dtype == ir.DataType.FLOAT and _formal(schema.inputs, index).type_str in halves:
+    kinds = {
+        "in": [graphs.formal_parameter(schema.inputs, index).type_str for index in range(len(node.inputs))],
+        "out": [graphs.formal_parameter(schema.outputs, index).type_str for index in range(len(node.outputs))],
+    }
+    operands = [(value, kind) for value, kind in zip(node.inputs, kinds["in"], strict=True) if value is not None]
+    results = [(value, kind) for value, kind in zip(node.outputs, kinds["out"], strict=True) if value.name]
+    # Where one of the values that share a type is not known, the others can't become 16-bit.
+    halves -= {kind for value, kind in (*operands, *results) if value.type is None}
+    if not any(kind in halves and graphs.is_tensor(value, _FLOAT) for value, kind in (*operands, *results)):
+        if any(graphs.is_tensor(value, _FLOAT) for value, _ in operands):
+            unknown = any(value.type is None for value, _ in (*operands, *results))
+            why = "the type of its operands is not known" if unknown else f"ONNX has no 16-bit {node.op_type}"
+            lowering.left[node.name or ""] = why
+        return
+    for index, (value, kind) in enumerate(zip(node.inputs, kinds["in"], strict=True)):
+        if kind in halves and graphs.is_tensor(value, _FLOAT):
             lowering.wants_half.append((node, index))
-    _lower_attributes(node, lowering.dtype)
-    for index, value in enumerate(node.outputs):
-        if value.dtype == ir.DataType.FLOAT and _formal(schema.outputs, index).type_str in halves:
-            lowering.half.add(value)
+    lowered = [value for value, kind in results if kind in halves and graphs.is_tensor(value, _FLOAT)]
+    lowering.half.update(lowered)
+    if lowered:
+        _lower_attributes(node, lowering)
 
 
-def _formal(parameters: object, index: int) -> onnx.defs.OpSchema.FormalParameter:
-    """The schema's parameter at `index`; the last one may stand for many."""
-    sequence: list[onnx.defs.OpSchema.FormalParameter] = list(parameters)  # type: ignore[call-overload]
-    return sequence[min(index, len(sequence) - 1)]
+def _holds_no_tensors(node: ir.Node) -> bool:
+    """Sequences and optionals stay FP32, and so does what is put into them and taken out."""
+    if any(word in node.op_type for word in ("Sequence", "Optional")) and node.op_type != "ReverseSequence":
+        return True
+    values = (*node.inputs, *node.outputs)
+    return any(value is not None and isinstance(value.type, (ir.SequenceType, ir.OptionalType)) for value in values)
 
 
-def _lower_attributes(node: ir.Node, dtype: ir.DataType) -> None:
+def _qualified(node: ir.Node) -> str:
+    return node.op_type if node.domain in graphs.ONNX_DOMAINS else f"{node.domain}.{node.op_type}"
+
+
+def _lower_attributes(node: ir.Node, lowering: _Lowering) -> None:
     for name in _DTYPE_ATTRIBUTES:
-        if name in node.attributes and node.attributes[name].as_int() == ir.DataType.FLOAT:
-            node.attributes[name] = ir.AttrInt64(name, int(dtype))
-    if node.op_type == "ConstantOfShape" and node.outputs[0].dtype == ir.DataType.FLOAT:
+        if name in node.attributes and node.attributes[name].as_int() == _FLOAT:
+            node.attributes[name] = ir.AttrInt64(name, int(lowering.dtype))
+    missing = _FLOAT_BY_DEFAULT.get(node.op_type)
+    if missing is not None and missing not in node.attributes:
+        node.attributes[missing] = ir.AttrInt64(missing, int(lowering.dtype))
+    name = node.name or ""
+    if node.op_type == "ConstantOfShape":
         value = node.attributes.get("value")
         fill = value.as_tensor().numpy() if value is not None else np.zeros(1, np.float32)
-        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(fill.astype(dtype.numpy()), dtype=dtype))
-    if node.op_type in {"RandomNormal", "RandomUniform"} and "dtype" not in node.attributes:
-        node.attributes["dtype"] = ir.AttrInt64("dtype", int(dtype))
+        lowering.note(node.outputs[0].name or name, fill, lambda: (name,))
+        tensor = ir.Tensor(lowering.converted(fill), dtype=lowering.dtype)
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+    if node.op_type == "Pad" and "value" in node.attributes:
+        fill = np.array(node.attributes["value"].as_float(), np.float32)
+        lowering.note(f"{name}: value", fill, lambda: (name,))
+        node.attributes["value"] = ir.AttrFloat32("value", float(lowering.converted(fill)))

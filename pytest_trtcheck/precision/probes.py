@@ -11,7 +11,7 @@ import onnx_ir.passes.common as passes
 from pytest_trtcheck.model import graph as graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -36,9 +36,9 @@ class Probes:
     def with_extremes(self, tensors: Iterable[str]) -> tuple[Path, dict[str, tuple[str, str, str, str]]]:
         """For each tensor, outputs with its least value, its largest, 0 or (if not all is finite) NaN, and its size."""
         model = ir.load(self.base)
-        values = _values(model)
+        values, unused = _values(model), graphs.Names(model).unused
         zero = ir.Value(
-            name=_unused("trtcheck_zero", values),
+            name=unused("trtcheck_zero"),
             type=ir.TensorType(ir.DataType.FLOAT),
             shape=ir.Shape([]),
             const_value=ir.Tensor(np.float32(0)),
@@ -56,11 +56,11 @@ class Probes:
                 ir.node("ReduceSum", [product.outputs[0]], attributes={"keepdims": 0}),
                 ir.node("Size", [value]),
             ]
-            product.outputs[0].name = _unused(f"trtcheck_{number}_zeros", values)
+            product.outputs[0].name = unused(f"trtcheck_{number}_zeros")
             model.graph.extend([product, *nodes])
             for node, what in zip(nodes, ("min", "max", "zero", "size"), strict=True):
                 output = node.outputs[0]
-                output.name, output.shape = _unused(f"trtcheck_{number}_{what}", values), ir.Shape([])
+                output.name, output.shape = unused(f"trtcheck_{number}_{what}"), ir.Shape([])
                 output.dtype = ir.DataType.INT64 if what == "size" else ir.DataType.FLOAT
                 model.graph.outputs.append(output)
             least, largest, zeros, size = (node.outputs[0].name or "" for node in nodes)
@@ -70,7 +70,7 @@ class Probes:
     def with_tensors(self, tensors: Iterable[str]) -> tuple[Path, dict[str, str]]:
         """The tensors themselves as outputs; the names that they have there."""
         model = ir.load(self.base)
-        values = _values(model)
+        values, unused = _values(model), graphs.Names(model).unused
         model.graph.outputs.clear()
         names: dict[str, str] = {}
         for number, tensor in enumerate(tensors):
@@ -80,7 +80,7 @@ class Probes:
                 node = ir.node("Identity", [value])
                 model.graph.append(node)
                 source, value = value, node.outputs[0]
-                value.name, value.shape = _unused(f"trtcheck_{number}", values), source.shape
+                value.name, value.shape = unused(f"trtcheck_{number}"), source.shape
             value.dtype = ir.DataType.FLOAT
             model.graph.outputs.append(value)
             names[tensor] = value.name or ""
@@ -99,9 +99,3 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
     for node in model.graph:
         values.update((output.name or "", output) for output in node.outputs)
     return values
-
-
-def _unused(name: str, values: Mapping[str, ir.Value]) -> str:
-    while name in values:
-        name += "_"
-    return name

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision.constants import constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,13 +51,34 @@ def without(model: ir.Model) -> ir.Model:
     """The float model behind one with Q/DQ, in place: each Q → DQ pair becomes its input, a weight's DQ stays.
 
     A weight that the file holds only as integers keeps its DequantizeLinear, since no better value of it is known.
+
+    Where the least value that a pair can represent is 0 (a zero point at the end of the grid, as 0 of uint8 and −128 of
+    int8), it becomes a Relu: quantizers remove the model's own Relu there, since the pair clips just so. What it clips
+    at the upper end is no part of the float model: a range that is too narrow is what a check has to find.
     """
     for node in list(graphs.all_nodes(model.graph)):
         quantize = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
         if quantize is not None and quantize.op_type == "QuantizeLinear":
-            _replace(node, lambda steps, _: steps.add("Identity", quantize.inputs[0]))  # noqa: B023 - called at once
+            operator = "Relu" if _clips_at_zero(quantize) else "Identity"
+            _replace(node, lambda steps, _: steps.add(operator, quantize.inputs[0]))  # noqa: B023 - called at once
     passes.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _clips_at_zero(quantize: ir.Node) -> bool:
+    """Whether the zero point is the least value of the grid, so that nothing below 0 is represented.
+
+    Without a zero point it is 0, in the type that the node gives: uint8 unless it says otherwise.
+    """
+    grid = quantize.outputs[0].dtype
+    if grid is None or not grid.is_integer():
+        return False
+    least = ml_dtypes.iinfo(grid.numpy()).min  # type: ignore[no-untyped-call]
+    zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    if zero_point is None:
+        return bool(least == 0)
+    tensor = constant(zero_point)
+    return tensor is not None and bool((tensor.numpy() == least).all())
 
 
 class _Steps:

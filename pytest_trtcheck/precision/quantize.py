@@ -110,9 +110,7 @@ class _Quantizer:
         self.name: QuantizedName = dtype
         self.dtype = DTYPES[dtype]
         self.nodes = {node.name: node for node in self.graph}
-        self.names = {value.name for value in graphs.initializers(self.graph)} | {v.name for v in self.graph.inputs}
-        for node in graphs.all_nodes(self.graph):
-            self.names |= {node.name, *(value.name for value in node.outputs)}
+        self._unused = graphs.Names(model).unused
         self.zero_points: dict[int | None, ir.Value] = {}
         self.dequantized: dict[tuple[ir.Value, int | None], ir.Value] = {}
 
@@ -226,13 +224,6 @@ class _Quantizer:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self.graph.register_initializer(value)
         return value
-
-    def _unused(self, name: str) -> str:
-        candidate, number = name, 1
-        while candidate in self.names:
-            candidate, number = f"{name}_{number}", number + 1
-        self.names.add(candidate)
-        return candidate
 
 
 def _channel_scales(weight: NDArray[Any], axis: int, dtype: QuantizedName, point: WeightPoint) -> NDArray[np.float32]:

@@ -1,0 +1,136 @@
+"""What a model computes in: the one place that tells which nodes run in a precision.
+
+A check says something about a precision only where arithmetic on floats is done in it. A node that moves values, or
+that depends on constants and shapes alone, shows nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx_ir as ir
+
+from pytest_trtcheck.model import graph as graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MATRIX_OPERATORS = frozenset(
+    ["Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "GRU", "LSTM", "MatMul", "RNN"]
+)
+"""What tensor cores compute: the operators that TF32 is for."""
+
+_MOVES = frozenset(
+    [
+        *("Cast", "CastLike", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Expand"),
+        *("EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "If", "Loop", "NonZero", "OneHot"),
+        *("Pad", "Reshape", "ReverseSequence", "Scan", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze"),
+        *("TensorScatter", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
+        *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
+        *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"),
+        *("SequenceLength", "SequenceMap", "SplitToSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
+        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    ]
+)
+"""Operators that move, make, convert or choose values, and control flow, whose inner nodes count by themselves."""
+
+_MOVES_ONE = frozenset(
+    ["Cast", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
+)
+"""Through these TensorRT moves the Q/DQ that stands before a quantized operator."""
+_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+_KINDS = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.DOUBLE: "float64",
+}
+_GRIDS = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "fp8"}
+
+
+class Computation(NamedTuple):
+    """A node that does arithmetic, and what it does it in: a precision's name, or another type's ("float64", …)."""
+
+    node: str
+    op_type: str
+    kind: str
+
+
+def survey(model: ir.Model) -> list[Computation]:
+    """Every node of `model`, inner graphs included, that does arithmetic on floats which depend on its inputs."""
+    data = _dependent_on_data(model)
+    found = []
+    for node in graphs.all_nodes(model.graph):
+        if not _does_arithmetic(node) or not any(value in data for value in node.inputs if value is not None):
+            continue
+        kind = _grid(node) or _kind(node)
+        if kind is not None:
+            found.append(Computation(node.name or "", node.op_type, kind))
+    return found
+
+
+def within(found: Iterable[Computation], precision: str) -> list[Computation]:
+    """Those that are computed in `precision`; TF32 is what matrix products in FP32 may be computed in."""
+    if precision == "tf32":
+        return [each for each in found if each.kind == "fp32" and each.op_type in MATRIX_OPERATORS]
+    return [each for each in found if each.kind == precision]
+
+
+def heaviest(found: Sequence[Computation]) -> Sequence[Computation]:
+    """The matrix products, which decide how fast and how exact a model is; all nodes where there is none."""
+    return [each for each in found if each.op_type in MATRIX_OPERATORS] or found
+
+
+def _does_arithmetic(node: ir.Node) -> bool:
+    if node.op_type == "Resize":
+        mode = node.attributes.get("mode")
+        return mode is not None and mode.as_string() != "nearest"
+    if node.op_type in {"ScatterElements", "ScatterND"}:
+        reduction = node.attributes.get("reduction")
+        return reduction is not None and reduction.as_string() != "none"
+    return node.op_type not in _MOVES
+
+
+def _dependent_on_data(model: ir.Model) -> set[ir.Value]:
+    """The values that change with the model's inputs, and not with their shapes alone; all of them without inputs."""
+    dependent: set[ir.Value] = set()
+    for graph in graphs.all_graphs(model.graph):
+        dependent.update(graph.inputs)
+    for node in graphs.all_nodes(model.graph):
+        if node.op_type in {"Shape", "Size"}:
+            continue
+        has_body = next(graphs.bodies(node), None) is not None
+        if has_body or not model.graph.inputs or any(value in dependent for value in node.inputs if value is not None):
+            dependent.update(node.outputs)
+    return dependent
+
+
+def _kind(node: ir.Node) -> str | None:
+    """The type that the node computes in; its results tell, or for comparisons its operands."""
+    if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+        return "integers"
+    for value in (*node.outputs, *node.inputs):
+        if value is not None and isinstance(value.type, ir.TensorType) and value.dtype in _KINDS:
+            return _KINDS[value.dtype]
+    return None
+
+
+def _grid(node: ir.Node) -> str | None:
+    """The quantized type in which all operands of the node come, a bias excepted; None where one comes as a float."""
+    grids: set[str] = set()
+    for index, value in enumerate(node.inputs):
+        if value is None or index == _BIAS.get(node.op_type) or value.dtype not in _KINDS:
+            continue
+        grid = _dequantized_from(value)
+        if grid is None:
+            return None
+        grids.add(_GRIDS.get(grid, grid.name.lower()))
+    return " and ".join(sorted(grids)) or None
+
+
+def _dequantized_from(value: ir.Value) -> ir.DataType | None:
+    node = value.producer()
+    while node is not None and node.op_type in _MOVES_ONE and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    source = node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None
+    return source.dtype if source is not None else None

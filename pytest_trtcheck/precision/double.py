@@ -1,0 +1,97 @@
+"""FP64 as TensorRT takes it: as FP32.
+
+TensorRT has no FP64 arithmetic. Its ONNX parser (TensorRT-RTX 1.7.1, tried) makes FLOAT of every DOUBLE: weights, whose
+values are clamped to FP32's range, the targets of casts, inputs and outputs. Here the model's own inputs and outputs
+stay FP64, behind casts that are none to TensorRT, so that the model can be fed and compared as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pytest_trtcheck.model import graph as graphs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DOUBLE, _FLOAT = ir.DataType.DOUBLE, ir.DataType.FLOAT
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def narrowed(array: NDArray[Any]) -> NDArray[np.float32]:
+    """FP64 as FP32; finite values beyond its range become its largest."""
+    return np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array).astype(np.float32)
+
+
+def to_float(model: ir.Model) -> ir.Model:
+    """Make FP32 of all FP64 inside `model` (as `graph.read` gives it), in place."""
+    names = graphs.Names(model)
+    outputs = [value.dtype for value in model.graph.outputs]
+    for node in list(graphs.all_nodes(model.graph)):
+        _narrow_attributes(node)
+        for value in node.outputs:
+            if value.dtype == _DOUBLE:
+                value.dtype = _FLOAT
+    for graph in graphs.all_graphs(model.graph):
+        for weight in list(graph.initializers.values()):
+            _narrow_weight(weight)
+        if graph is not model.graph:
+            for value in graph.inputs:
+                if value.dtype == _DOUBLE:
+                    value.dtype = _FLOAT
+    for value in list(model.graph.inputs):
+        if graphs.is_tensor(value, _DOUBLE):
+            _cast_behind(value, model.graph, names)
+    for index, dtype in enumerate(outputs):
+        if dtype == _DOUBLE and model.graph.outputs[index].dtype == _FLOAT:
+            _cast_to_output(model.graph, index, names)
+    return model
+
+
+def _cast_to_output(graph: ir.Graph, index: int, names: graphs.Names) -> None:
+    value = graph.outputs[index]
+    name = value.name or ""
+    cast = ir.node("Cast", [value], attributes={"to": int(_DOUBLE)}, name=names.unused(f"{name}_to_double"))
+    graph.append(cast)
+    result = cast.outputs[0]
+    result.shape, result.dtype = value.shape, _DOUBLE
+    graph.outputs[index] = result
+    value.name, result.name = names.unused(f"{name}_float"), name
+
+
+def _narrow_attributes(node: ir.Node) -> None:
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.INT and name in {"to", "dtype", "output_dtype", "output_datatype"}:
+            if attribute.as_int() == _DOUBLE:
+                node.attributes[name] = ir.AttrInt64(name, int(_FLOAT))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == _DOUBLE:
+            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(narrowed(attribute.as_tensor().numpy())))
+
+
+def _narrow_weight(weight: ir.Value) -> None:
+    tensor = weight.const_value
+    if tensor is None or tensor.dtype != _DOUBLE:
+        return
+    name, shape = weight.name, ir.Shape(list(tensor.shape.numpy()))
+
+    # Converted when the model is written, one weight at a time.
+    def convert() -> ir.TensorProtocol:
+        return ir.Tensor(narrowed(tensor.numpy()), name=name)
+
+    weight.const_value = ir.LazyTensor(convert, dtype=_FLOAT, shape=shape, name=name)
+    weight.dtype = _FLOAT
+
+
+def _cast_behind(value: ir.Value, graph: ir.Graph, names: graphs.Names) -> None:
+    uses = list(value.uses())
+    if not uses:
+        return
+    cast = ir.node("Cast", [value], attributes={"to": int(_FLOAT)}, name=names.unused(f"{value.name}_to_float"))
+    result = cast.outputs[0]
+    result.name, result.shape, result.dtype = names.unused(f"{value.name}_float"), value.shape, _FLOAT
+    for user, index in uses:
+        user.replace_input_with(index, result)
+    graph.insert_before(graph[0], cast)
