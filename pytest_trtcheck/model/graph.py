@@ -56,19 +56,42 @@ def infer_types(model: ir.Model) -> ir.Model:
     # Data propagation is off: it fails on real models whose shape arithmetic the checker does not follow.
     model = passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model).model
     for node in all_nodes(model.graph):
-        _infer_from_schema(node, model)
+        schema = schema_of(node, model)
+        if schema is not None:
+            _infer_containers(node, schema)
+            _infer_from_schema(node, schema)
     return model
 
 
-def _infer_from_schema(node: ir.Node, model: ir.Model) -> None:
+def _infer_containers(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
+    """Sequences and optionals, of which onnx-ir's inference makes tensors of their elements' type."""
+    allowed = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
+    carried: list[ir.Value | None] = []
+    if node.op_type == "Identity":
+        carried = list(node.inputs)
+    elif node.op_type == "If":
+        carried = list(next(bodies(node)).outputs)
+    elif node.op_type == "Loop":
+        carried = list(next(bodies(node)).outputs)[1:]
+    for index, value in enumerate(node.outputs):
+        kinds = allowed.get(formal_parameter(schema.outputs, index).type_str, ())
+        source = carried[index] if index < len(carried) else None
+        if source is not None and isinstance(source.type, (ir.SequenceType, ir.OptionalType)):
+            value.type = source.type
+        elif kinds and value.dtype is not None and not isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+            element = ir.TensorType(value.dtype)
+            if all(kind.startswith("seq(") for kind in kinds):
+                value.type = ir.SequenceType(element)
+            elif all(kind.startswith("optional(") for kind in kinds):
+                value.type = ir.OptionalType(element)
+
+
+def _infer_from_schema(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
     """Values that a schema ties to one type have it as soon as one of them is known.
 
     ONNX's inference stops at an operator that it does not know, one of another domain; what is behind it still
     meets weights whose type is known.
     """
-    schema = schema_of(node, model)
-    if schema is None:
-        return
     tied: dict[str, list[ir.Value]] = {}
     for formals, values in ((schema.inputs, node.inputs), (schema.outputs, node.outputs)):
         for index, value in enumerate(values):

@@ -1,0 +1,556 @@
+"""Lowering breaks nothing by itself: sound models in every shape that exporters give them, against numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pytest_trtcheck import artifacts
+from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.model import graph
+from pytest_trtcheck.precision import half
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.spec import Precision
+
+FLOAT, DOUBLE, INT64 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
+LOWEST = float(np.finfo(np.float32).min)
+N = helper.make_node
+RNG = np.random.default_rng(8)
+X = RNG.standard_normal((2, 8)).astype(np.float32)
+W = onnx_models.weights((8, 8), 1)
+EPSILON = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 1 / 127, "fp8": 2.0**-4}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", None)
+
+
+def computed(
+    proto: onnx.ModelProto, precision: Precision, cache: Cache, case: Mapping[str, NDArray[Any]], **options: Any
+) -> tuple[dict[str, NDArray[Any]], artifacts.Lowered]:
+    """What the emulation of the lowered model computes; the file that TensorRT is given is checked on the way."""
+    model = artifacts.open_model(proto, (), cache)
+    lowered = artifacts.lower(model, precision, cache, **options)
+    onnx.checker.check_model(onnx.load(lowered.path), full_check=precision == "fp16")
+    return artifacts.emulation(model, lowered, precision, cache)(dict(case)), lowered
+
+
+def assert_near(actual: NDArray[Any], right: NDArray[Any], precision: str, roundings: int = 8) -> None:
+    allowed = roundings * EPSILON[precision] * float(np.abs(right).max())
+    np.testing.assert_allclose(np.asarray(actual, np.float64), right, rtol=0, atol=allowed)
+
+
+BOTH = pytest.mark.parametrize("precision", ["fp16", "bf16"])
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def collisions() -> onnx.ModelProto:
+    """Tensors, weights and nodes with the names that lowering would give to what it makes of their neighbours."""
+    steps = [
+        N("MatMul", ["x", "w"], ["y"], name="x_to_float16"),
+        N("Add", ["y", "w_float16"], ["y_float16"], name="y_QuantizeLinear"),
+        N("Add", ["y_float16", "w_bfloat16"], ["x_float16"], name="x_to_bfloat16"),
+        N("MatMul", ["x_float16", "w_quantized"], ["y_fp32"], name="y_to_fp32"),
+        N("Add", ["y_fp32", "int8_zero_point"], ["x_scale"], name="x_DequantizeLinear_output"),
+        N("Relu", ["x_scale"], ["z"], name="z_float16"),
+    ]
+    ones = np.ones(8, np.float32)
+    weights = {"w": W, "w_float16": ones, "w_bfloat16": ones, "w_quantized": W, "int8_zero_point": ones}
+    return onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {n: (FLOAT, [2, 8]) for n in ("y", "y_fp32", "z")}, weights)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_names_that_lowering_would_invent(precision: Precision, cache: Cache) -> None:
+    options = {"calibration": {"x": X[None]}} if precision in {"int8", "fp8"} else {}
+    found, _ = computed(collisions(), precision, cache, {"x": X}, **options)
+    y = X.astype(np.float64) @ W
+    inner = (y + 2) @ W
+    right = {"y": y, "y_fp32": inner, "z": np.maximum(inner + 1, 0)}
+    assert list(found) == list(right)
+    for name, expected in right.items():
+        assert_near(found[name], expected, precision)
+
+
+def test_a_name_that_folding_would_invent(cache: Cache) -> None:
+    weights = {
+        "w": onnx_models.weights((4, 3, 1, 1), 2),
+        **{n: np.full(4, 0.5, np.float32) for n in ("s", "b", "m", "v")},
+    }
+    taken = {"w_folded_bn": np.full((4, 1, 1), 3, np.float32), "bn2/mul/operand": np.full((4, 1, 1), 5, np.float32)}
+    steps = [
+        N("Conv", ["x", "w"], ["c"], name="conv"),
+        N("BatchNormalization", ["c", "s", "b", "m", "v"], ["d"], name="bn"),
+        N("Add", ["d", "w_folded_bn"], ["bn2/mul/output"], name="bn2/mul"),
+        N("Relu", ["bn2/mul/output"], ["e"], name="relu"),
+        N("BatchNormalization", ["e", "s", "b", "m", "v"], ["f"], name="bn2"),
+        N("Add", ["f", "bn2/mul/operand"], ["y"], name="bn2/add"),
+    ]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [1, 3, 2, 2])}, {"y": (FLOAT, [1, 4, 2, 2])}, {**weights, **taken})
+    x = RNG.standard_normal((1, 3, 2, 2)).astype(np.float32)
+
+    def normalized(a: NDArray[np.float64]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = 0.5 * (a - 0.5) / np.sqrt(0.5 + 1e-5) + 0.5
+        return result
+
+    e = np.maximum(normalized(np.einsum("oihw,nixy->noxy", weights["w"], x)) + 3, 0)
+    assert_near(computed(proto, "fp16", cache, {"x": x})[0]["y"], normalized(e) + 5, "fp16")
+
+
+def test_invented_names_leave_the_users_alone(tmp_path: Path) -> None:
+    steps = [N("Relu", ["x"], ["a"]), N("Relu", ["a"], ["b"], name="Relu_0"), N("Relu", ["b"], ["y"])]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])})
+    read = graph.read(onnx_models.save(proto, tmp_path / "m.onnx"))
+    assert [node.name for node in graph.all_nodes(read.graph)] == ["Relu_0_1", "Relu_0", "Relu_2"]
+
+
+@BOTH
+def test_keep_fp32_keeps_every_node_of_one_name(precision: Precision, cache: Cache) -> None:
+    def branch(name: str, operator: str) -> onnx.GraphProto:
+        outputs = [helper.make_tensor_value_info(f"{name}_y", FLOAT, [2, 8])]
+        return helper.make_graph([N(operator, ["a"], [f"{name}_y"], name="twin")], name, [], outputs)
+
+    steps = [
+        N("Mul", ["x", "huge"], ["a"], name="twin"),
+        N("If", ["c"], ["b"], name="if", then_branch=branch("then", "Neg"), else_branch=branch("else", "Abs")),
+        N("Mul", ["b", "tiny"], ["d"], name="twin"),
+        N("Sin", ["d"], ["y"], name="sin"),
+    ]
+    inputs = {"x": (FLOAT, [2, 8]), "c": (TensorProto.BOOL, [])}
+    weights = {"huge": np.asarray(np.float32(1e30)), "tiny": np.asarray(np.float32(1e-30))}
+    proto = onnx_models.model(steps, inputs, {"y": (FLOAT, [2, 8])}, weights)
+    case = {"x": X, "c": np.array(True)}
+    kept, lowered = computed(proto, precision, cache, case, keep_fp32=("twin",))
+    assert_near(kept["y"], np.sin(-X.astype(np.float64)), precision)
+    assert [each.node for each in lowered.computed_in(precision) or ()] == ["sin"]
+
+
+# --- constants -------------------------------------------------------------------------------------------------------
+
+
+def masked(make: list[onnx.NodeProto], weights: Mapping[str, NDArray[Any]], opset: int = 17) -> onnx.ModelProto:
+    """Softmax of s + mask, where the mask is the constant `full` times 0 or 1."""
+    steps = [
+        *make,
+        N("Greater", ["columns", "pos"], ["beyond"], name="greater"),
+        N("Cast", ["beyond"], ["beyondf"], to=FLOAT, name="beyondf"),
+        N("Mul", ["full", "beyondf"], ["mask"], name="maskmul"),
+        N("Add", ["s", "mask"], ["masked"], name="addmask"),
+        N("Softmax", ["masked"], ["p"], axis=-1, name="softmax"),
+    ]
+    columns = {"columns": np.arange(8)[None], "pos": np.array([4])}
+    return onnx_models.model(steps, {"s": (FLOAT, [2, 8])}, {"p": (FLOAT, [2, 8])}, {**columns, **weights}, opset)
+
+
+def tensor(kind: int, value: float) -> onnx.TensorProto:
+    return helper.make_tensor("v", kind, [1], [value])
+
+
+MASKS: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]] = {
+    "initializer": ([], {"full": np.full((1, 8), LOWEST, np.float32)}),
+    "ConstantOfShape": (
+        [N("Shape", ["s"], ["sh"]), N("ConstantOfShape", ["sh"], ["full"], value=tensor(FLOAT, LOWEST), name="fill")],
+        {},
+    ),
+    "Constant": ([N("Constant", [], ["full"], value=tensor(FLOAT, LOWEST))], {}),
+    "value_float": ([N("Constant", [], ["full"], value_float=LOWEST)], {}),
+    "value_floats": ([N("Constant", [], ["full"], value_floats=[LOWEST])], {}),
+    "double": (
+        [N("Constant", [], ["wide"], value=tensor(DOUBLE, LOWEST)), N("Cast", ["wide"], ["full"], to=FLOAT)],
+        {},
+    ),
+    "CastLike": ([N("CastLike", ["wide", "s"], ["full"])], {"wide": np.array([-(10**18)])}),
+    "Expand": (
+        [N("Expand", ["low", "size"], ["full"])],
+        {"low": np.array([LOWEST], np.float32), "size": np.array([1, 8])},
+    ),
+    "Where": (
+        [N("Where", ["all", "low", "zero"], ["full"])],
+        {
+            "all": np.ones((1, 8), bool),
+            "low": np.asarray(np.float32(LOWEST)),
+            "zero": np.asarray(np.float32(0)),
+        },
+    ),
+    "Pad": (
+        [N("Pad", ["none", "pads", "low"], ["full"])],
+        {"none": np.zeros((1, 0), np.float32), "pads": np.array([0, 0, 0, 8]), "low": np.asarray(np.float32(LOWEST))},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", MASKS)
+@BOTH
+def test_a_mask_is_clamped_wherever_its_constant_stands(precision: Precision, where: str, cache: Cache) -> None:
+    z = np.where(np.arange(8) > 4, -np.inf, X.astype(np.float64))
+    exponentials = np.exp(z - z.max(1, keepdims=True))
+    found, _ = computed(masked(*MASKS[where]), precision, cache, {"s": X})
+    assert_near(found["p"], exponentials / exponentials.sum(1, keepdims=True), precision)
+
+
+def test_the_padding_of_an_old_pad_is_clamped(cache: Cache) -> None:
+    steps = [
+        N("Pad", ["x"], ["p"], name="pad", pads=[0, 0, 0, 1], value=LOWEST),
+        N("Mul", ["p", "k"], ["y"], name="mul"),
+    ]
+    zero_last = np.array([1] * 8 + [0], np.float32)
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 9])}, {"k": zero_last}, opset=10)
+    found, lowered = computed(proto, "fp16", cache, {"x": X})
+    assert_near(found["y"], np.pad(X, ((0, 0), (0, 1))).astype(np.float64), "fp16")
+    (overflow,) = lowered.details["constants"]["overflow"]
+    assert (overflow["name"], overflow["readers"]) == ("pad: value", ["pad"])
+
+
+def test_constants_of_which_nothing_is_left_are_named(cache: Cache) -> None:
+    steps = [
+        N("Add", ["x", "eps"], ["a"], name="addeps"),
+        N("Mul", ["a", "few"], ["b"], name="scale"),
+        N("Shape", ["b"], ["shape"]),
+        N("ConstantOfShape", ["shape"], ["fill"], name="fill", value=tensor(FLOAT, 1e-20)),
+        N("Add", ["b", "fill"], ["c"], name="addfill"),
+        N("Div", ["c", "zero"], ["y"], name="div"),
+    ]
+    weights = {
+        "eps": np.asarray(np.float32(1e-12)),
+        "few": np.array([1e-12, 1, 2, 3, 4, 5, 6, 7], np.float32),
+        "zero": np.zeros(8, np.float32),
+    }
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, weights)
+    model = artifacts.open_model(proto, (), cache)
+    lowered = artifacts.lower(model, "fp16", cache)
+    found = {each["name"]: each for each in lowered.details["constants"]["underflow"]}
+    assert set(found) == {"eps", "fill"}
+    assert found["eps"]["readers"] == ["addeps"]
+    assert found["eps"]["value"] == pytest.approx(1e-12, rel=1e-6)
+    assert "constant eps (1e-12, read by addeps) is too small for fp16: it became 0" in lowered.notes
+    assert artifacts.lower(model, "bf16", cache).details["constants"]["underflow"] == []
+
+
+# --- files of every age ----------------------------------------------------------------------------------------------
+
+
+def old_file(ir_version: int, opset: int) -> tuple[onnx.ModelProto, NDArray[np.float32]]:
+    """As MXNet, Caffe2 and the first PyTorch wrote: initializers among the inputs."""
+    w = onnx_models.weights((4, 3, 3, 3), 3)
+    bn = {
+        "s": np.full(4, 2, np.float32),
+        "b": np.ones(4, np.float32),
+        "m": np.zeros(4, np.float32),
+        "v": np.ones(4, np.float32),
+    }
+    steps = [
+        N("Conv", ["x", "w"], ["a"], pads=[1] * 4, name="conv"),
+        N("BatchNormalization", ["a", *bn], ["c"], name="bn", epsilon=0.0),
+        N("Relu", ["c"], ["y"], name="relu"),
+    ]
+    weights = {"w": w, **bn}
+    g = helper.make_graph(
+        steps,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, [1, 3, 4, 4])]
+        + [helper.make_tensor_value_info(name, FLOAT, list(array.shape)) for name, array in weights.items()],
+        [helper.make_tensor_value_info("y", FLOAT, [1, 4, 4, 4])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(g, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version), w
+
+
+def convolved(x: NDArray[Any], w: NDArray[Any]) -> NDArray[np.float64]:
+    """A 3 × 3 convolution with padding 1."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    result: NDArray[np.float64] = np.einsum("ncxyij,ocij->noxy", windows, w.astype(np.float64))
+    return result
+
+
+@pytest.mark.parametrize("ir_version", [3, 4, 8])
+@pytest.mark.parametrize("opset", [7, 8, 9, 11])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_old_files(precision: Precision, opset: int, ir_version: int, cache: Cache) -> None:
+    proto, w = old_file(ir_version, opset)
+    x = np.random.default_rng(3).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    options = {"calibration": {"x": x[None]}} if precision == "int8" else {}
+    found, _ = computed(proto, precision, cache, {"x": x}, **options)
+    assert_near(found["y"], np.maximum(2 * convolved(x, w) + 1, 0), precision)
+
+
+# --- sequences and inner graphs --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_sequences_inside_a_model(precision: Precision, cache: Cache) -> None:
+    steps = [
+        N("Mul", ["x", "k"], ["a"], name="mul"),
+        N("SplitToSequence", ["a"], ["parts"], name="split", axis=1),
+        N("Identity", ["parts"], ["same"], name="same"),
+        N("SequenceAt", ["same", "one"], ["second"], name="at"),
+        N("SequenceInsert", ["same", "second"], ["longer"], name="insert"),
+        N("ConcatFromSequence", ["longer"], ["joined"], name="join", axis=1),
+        N("ReverseSequence", ["joined", "lengths"], ["r"], name="reverse", batch_axis=0, time_axis=1),
+        N("Sin", ["r"], ["y"], name="sin"),
+    ]
+    weights = {"k": np.asarray(np.float32(1.5)), "one": np.asarray(1), "lengths": np.array([9, 9])}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 9])}, weights)
+    found, lowered = computed(proto, precision, cache, {"x": X})
+    a = 1.5 * X.astype(np.float64)
+    assert_near(found["y"], np.sin(np.concatenate([a, a[:, 1:2]], 1)[:, ::-1]), precision)
+    assert [each.node for each in lowered.computed_in(precision) or ()] == ["mul", "sin"]
+
+
+@BOTH
+def test_a_branch_reads_and_hands_on_values_from_outside(precision: Precision, cache: Cache) -> None:
+    """Values that became 16-bit outside are read inside, and are FP32 at the branch's edge."""
+
+    def branch(name: str, steps: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
+        return helper.make_graph(steps, name, [], [helper.make_tensor_value_info(output, FLOAT, [2, 8])])
+
+    then = branch("then", [N("Mul", ["a", "a"], ["t"], name="square"), N("Add", ["t", "w0"], ["t2"], name="add")], "t2")
+    other = branch("else", [N("Identity", ["a"], ["e"], name="hand_on")], "e")
+    steps = [
+        N("Mul", ["x", "k"], ["a"], name="mul"),
+        N("If", ["c"], ["b"], name="if", then_branch=then, else_branch=other),
+        N("Sin", ["b"], ["y"], name="sin"),
+    ]
+    weights = {"k": np.asarray(np.float32(1.5)), "w0": np.full(8, 0.25, np.float32)}
+    inputs = {"x": (FLOAT, [2, 8]), "c": (TensorProto.BOOL, [])}
+    proto = onnx_models.model(steps, inputs, {"a": (FLOAT, [2, 8]), "y": (FLOAT, [2, 8])}, weights)
+    a = 1.5 * X.astype(np.float64)
+    for condition, right in ((True, a * a + 0.25), (False, a)):
+        found, _ = computed(proto, precision, cache, {"x": X, "c": np.array(condition)})
+        assert_near(found["a"], a, precision)
+        assert_near(found["y"], np.sin(right), precision, roundings=40)
+
+
+@BOTH
+def test_a_loop_keeps_its_edges_in_fp32(precision: Precision, cache: Cache) -> None:
+    body = helper.make_graph(
+        [
+            N("Mul", ["state", "k"], ["next"], name="step"),
+            N("Identity", ["keep_on"], ["on"], name="on"),
+            N("Constant", [], ["fixed"], value=tensor(FLOAT, 2.5)),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", INT64, []),
+            helper.make_tensor_value_info("keep_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", FLOAT, [2, 8]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", FLOAT, [2, 8]),
+            helper.make_tensor_value_info("fixed", FLOAT, [1]),
+        ],
+    )
+    steps = [
+        N("Add", ["x", "k"], ["a"], name="add"),
+        N("Loop", ["count", "", "a"], ["b", "rows"], name="loop", body=body),
+        N("Add", ["b", "rows"], ["y"], name="last"),
+    ]
+    weights = {"k": np.asarray(np.float32(0.5)), "count": np.asarray(2)}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, weights)
+    found, _ = computed(proto, precision, cache, {"x": X})
+    assert_near(found["y"], (X.astype(np.float64) + 0.5) * 0.25 + 2.5, precision)
+
+
+@BOTH
+def test_a_constant_and_a_weight_that_are_outputs_too(precision: Precision, cache: Cache) -> None:
+    steps = [
+        N("Constant", [], ["c"], value=helper.make_tensor("v", FLOAT, [8], [0.5] * 8)),
+        N("MatMul", ["x", "w"], ["a"], name="mm"),
+        N("Add", ["a", "c"], ["y"], name="add"),
+    ]
+    outputs = {"y": (FLOAT, [2, 8]), "c": (FLOAT, [8]), "w": (FLOAT, [8, 8])}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, outputs, {"w": W})
+    found, _ = computed(proto, precision, cache, {"x": X})
+    assert_near(found["y"], X.astype(np.float64) @ W + 0.5, precision)
+    np.testing.assert_array_equal(found["c"], np.full(8, 0.5, np.float32))
+    np.testing.assert_array_equal(found["w"], W)
+
+
+@BOTH
+def test_types_that_operators_take_by_default(precision: Precision, cache: Cache) -> None:
+    steps = [
+        N("HannWindow", ["size"], ["window"], name="hann", periodic=0),
+        N("Mul", ["x", "window"], ["y"], name="mul"),
+    ]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, {"size": np.asarray(8)})
+    assert_near(computed(proto, precision, cache, {"x": X})[0]["y"], X * np.hanning(8), precision)
+
+
+# --- batch normalization ---------------------------------------------------------------------------------------------
+
+BN = {
+    "s": np.array([1e4, 1, 2, 3], np.float32),
+    "b": np.arange(4, dtype=np.float32),
+    "m": np.array([0, 0.1, 0.2, 0.3], np.float32),
+    "v": np.array([1e8, 1, 0.5, 2], np.float32),
+}
+"""With a variance that FP16 can't hold."""
+
+
+def normalized(a: NDArray[Any], axis: int = 1) -> NDArray[np.float64]:
+    s, b, m, v = (BN[name].astype(np.float64).reshape(-1, *[1] * (a.ndim - axis - 1)) for name in "sbmv")
+    result: NDArray[np.float64] = s * (a.astype(np.float64) - m) / np.sqrt(v + 1e-5) + b
+    return result
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 3, 2, 2)])
+@pytest.mark.parametrize("known", [True, False])
+def test_batch_norm_of_any_rank(shape: tuple[int, ...], cache: Cache, *, known: bool) -> None:
+    """Where the number of dimensions is not known: behind a Reshape to a computed shape."""
+    steps = [
+        N("Relu" if known else "Reshape", ["x"] if known else ["x", "shape"], ["a"], name="before"),
+        N("BatchNormalization", ["a", "s", "b", "m", "v"], ["n"], name="bn"),
+        N("Reshape", ["n", "flat"], ["y"], name="behind"),
+    ]
+    size = int(np.prod(shape))
+    inputs = {"x": (FLOAT, list(shape) if known else [size])} | ({} if known else {"shape": (INT64, ["rank"])})
+    proto = onnx_models.model(steps, inputs, {"y": (FLOAT, [size])}, {**BN, "flat": np.array([-1])})
+    x = np.random.default_rng(5).random(shape).astype(np.float32)
+    case = {"x": x} if known else {"x": x.reshape(-1), "shape": np.array(shape)}
+    assert_near(computed(proto, "fp16", cache, case)[0]["y"], normalized(x).reshape(-1), "fp16")
+
+
+@pytest.mark.parametrize("what", ["plain", "grouped", "transposed", "an output", "used twice", "shared weight", "2-D"])
+def test_batch_norm_behind_a_convolution(what: str, cache: Cache) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((2, 4, 5)).astype(np.float32)
+    w = onnx_models.weights((4, 2, 1) if what == "grouped" else (4, 4, 1), 7)
+    operator = "ConvTranspose" if what == "transposed" else "Conv"
+    steps = [
+        N(operator, ["x", "w"], ["c"], name="conv", **({"group": 2} if what == "grouped" else {})),
+        N("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"], name="bn"),
+    ]
+    if what == "grouped":
+        c = np.concatenate(
+            [np.einsum("oi,nix->nox", w[g * 2 : g * 2 + 2, :, 0], x[:, g * 2 : g * 2 + 2]) for g in (0, 1)], 1
+        )
+    else:
+        c = np.einsum("io,nix->nox" if what == "transposed" else "oi,nix->nox", w[:, :, 0].astype(np.float64), x)
+    outputs, right = {"y": (FLOAT, [2, 4, 5])}, {"y": normalized(c)}
+    if what == "used twice":
+        steps.append(N("Add", ["n", "c"], ["y"], name="add"))
+        right["y"] = right["y"] + c
+    elif what == "shared weight":
+        steps += [N("Conv", ["x", "w"], ["other"], name="conv2"), N("Add", ["n", "other"], ["y"], name="add")]
+        right["y"] = right["y"] + c
+    else:
+        steps.append(N("Identity", ["n"], ["y"], name="last"))
+    if what == "an output":
+        outputs["c"], right["c"] = (FLOAT, [2, 4, 5]), c
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 4, 5])}, outputs, {"w": w, **BN})
+    found, _ = computed(proto, "fp16", cache, {"x": x})
+    for name, expected in right.items():
+        assert_near(found[name], expected, "fp16")
+
+
+def test_a_scale_for_each_place_is_not_folded(cache: Cache) -> None:
+    """Opset 8's "spatial" 0."""
+    places = {name: np.repeat(array[:, None], 3, 1) for name, array in BN.items()}
+    steps = [N("BatchNormalization", ["x", "s", "b", "m", "v"], ["n"], name="bn", spatial=0), N("Relu", ["n"], ["y"])]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 4, 3])}, {"y": (FLOAT, [2, 4, 3])}, places, opset=8)
+    model = artifacts.open_model(proto, (), cache)
+    folded = onnx.load(artifacts.prepared(model, (), cache))
+    assert [node.op_type for node in folded.graph.node] == ["BatchNormalization", "Relu"]
+    assert {tuple(weight.dims) for weight in folded.graph.initializer} == {(4, 3)}
+
+
+# --- FP64 ------------------------------------------------------------------------------------------------------------
+
+
+def in_double(scale: float) -> onnx.ModelProto:
+    steps = [
+        N("MatMul", ["x", "w"], ["a"], name="mm"),
+        N("Cast", ["a"], ["f"], name="to_float", to=FLOAT),
+        N("Cast", ["f"], ["d"], name="to_double", to=DOUBLE),
+        N("Mul", ["d", "s"], ["m"], name="mul"),
+        N("Shape", ["m"], ["shape"]),
+        N("ConstantOfShape", ["shape"], ["ones"], name="ones", value=tensor(DOUBLE, 1.0)),
+        N("Add", ["m", "ones"], ["y"], name="add"),
+    ]
+    weights = {"w": W.astype(np.float64), "s": np.asarray(scale)}
+    return onnx_models.model(steps, {"x": (DOUBLE, [2, 8])}, {"y": (DOUBLE, [2, 8])}, weights)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_fp64_is_lowered_as_tensorrt_takes_it(precision: Precision, cache: Cache) -> None:
+    x = X.astype(np.float64)
+    options = {"calibration": {"x": x[None]}} if precision == "int8" else {}
+    found, lowered = computed(in_double(0.5), precision, cache, {"x": x}, **options)
+    assert found["y"].dtype == np.float64
+    right = x @ W * 0.5 + 1
+    assert_near(found["y"], right, precision)
+    assert np.abs(found["y"] - right).max() > 0
+    kinds = {t.data_type for t in onnx.load(lowered.path).graph.initializer}
+    assert DOUBLE not in kinds
+    assert "FP64 was taken as FP32, as TensorRT does" in lowered.notes
+
+
+def test_the_reference_of_fp64_is_fp64(cache: Cache) -> None:
+    model = artifacts.open_model(in_double(0.5), (), cache)
+    x = X.astype(np.float64)
+    reference = artifacts.Reference(model, cache)({"x": x})["y"]
+    np.testing.assert_array_equal(reference, (x @ W.astype(np.float64)).astype(np.float32).astype(np.float64) * 0.5 + 1)
+
+
+def test_an_overflow_of_fp64_in_fp16_is_seen(cache: Cache) -> None:
+    x = X.astype(np.float64) * 3e4
+    assert np.isinf(computed(in_double(1e-3), "fp16", cache, {"x": x})[0]["y"]).any()
+    assert_near(computed(in_double(1e-3), "bf16", cache, {"x": x})[0]["y"], x @ W * 1e-3 + 1, "bf16")
+
+
+def test_fp64_beyond_fp32_is_clamped_as_tensorrt_clamps_it(cache: Cache) -> None:
+    steps = [N("Mul", ["x", "huge"], ["a"], name="mul"), N("Mul", ["a", "zero"], ["y"], name="nothing")]
+    weights = {"huge": np.asarray(1e300), "zero": np.asarray(0.0)}
+    proto = onnx_models.model(steps, {"x": (DOUBLE, [2, 8])}, {"y": (DOUBLE, [2, 8])}, weights)
+    x = np.full((2, 8), 0.5)
+    np.testing.assert_array_equal(computed(proto, "fp32", cache, {"x": x})[0]["y"], np.zeros((2, 8)))
+
+
+def test_fp32_of_fp64_is_compared_and_of_fp32_is_not(cache: Cache) -> None:
+    double = artifacts.open_model(in_double(0.5), (), cache)
+    single = artifacts.open_model(onnx_models.gemm_net(), (), cache)
+    assert not artifacts.computes_the_reference(artifacts.lower(double, "fp32", cache), "fp32")
+    assert artifacts.computes_the_reference(artifacts.lower(single, "fp32", cache), "fp32")
+
+
+# --- types that numpy lacks ------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_goes_in_and_comes_out(cache: Cache) -> None:
+    kind = TensorProto.BFLOAT16
+    steps = [N("MatMul", ["x", "w"], ["a"], name="mm"), N("Add", ["a", "x"], ["y"], name="add")]
+    weights = {"w": W.astype(ml_dtypes.bfloat16)}
+    proto = onnx_models.model(steps, {"x": (kind, [2, 8])}, {"y": (kind, [2, 8])}, weights, opset=22)
+    x = X.astype(ml_dtypes.bfloat16)
+    found, _ = computed(proto, "bf16", cache, {"x": x})
+    assert found["y"].dtype == ml_dtypes.bfloat16
+    wide = x.astype(np.float64)
+    right = wide @ W.astype(ml_dtypes.bfloat16).astype(np.float64) + wide
+    assert_near(found["y"].astype(np.float64), right, "bf16")
+    reference = artifacts.Reference(artifacts.open_model(proto, (), cache), cache)({"x": x})["y"]
+    np.testing.assert_array_equal(reference, right.astype(np.float32).astype(ml_dtypes.bfloat16))
+
+
+def test_weights_are_converted_to_the_nearest(tmp_path: Path) -> None:
+    values = np.array([65504, 65519, 65520, 1e9, -1e9, np.inf, 6e-8, 2e-8, 0], np.float32)
+    proto = onnx_models.elementwise([N("Mul", ["x", "w"], ["y"], name="mul")], 9, {"w": values})
+    lowered = half.to_half(graph.read(onnx_models.save(proto, tmp_path / "m.onnx")), "fp16")
+    graph.write(lowered.model, tmp_path / "h.onnx")
+    (weight,) = onnx.load(tmp_path / "h.onnx").graph.initializer
+    right = np.array([65504, 65504, 65504, 65504, -65504, np.inf, 2**-24, 0, 0], np.float16)
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), right)
