@@ -140,6 +140,30 @@ def test_a_model_with_qdq_is_taken_as_it_is_and_not_compared_with_itself(tmp_pat
     np.testing.assert_allclose(actual, quantized @ weight, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "zero", "holds"), [(np.int8, -128, True), (np.uint8, 0, True), (np.int8, 0, False)])
+def test_the_relu_that_a_zero_point_stands_for_is_in_the_reference(
+    kind: type, zero: int, cache: Cache, *, holds: bool
+) -> None:
+    """onnxruntime's quantizer removes a Relu where the range that it measured starts at 0."""
+    weight = onnx_models.weights((4, 4), 3)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"], name="second"),
+    ]
+    weights = {"w": weight, "s": np.asarray(np.float32(0.01)), "z": np.asarray(kind(zero))}
+    proto = onnx_models.model(
+        nodes, {"x": (TensorProto.FLOAT, [3, 4])}, {"y": (TensorProto.FLOAT, [3, 4])}, weights, opset=13
+    )
+    x = np.random.default_rng(4).standard_normal((3, 4)).astype(np.float32)
+    a = x.astype(np.float64) @ weight
+    assert (a < 0).any()
+    right = (np.maximum(a, 0) if holds else a) @ weight
+    found = artifacts.Reference(artifacts.open_model(proto, (), cache), cache)({"x": x})["y"]
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: Cache) -> None:
     half = TensorProto.FLOAT16
     proto = onnx_models.model(
@@ -158,7 +182,7 @@ def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: C
     emulated = artifacts.emulation(model, lowered, "fp16", cache)(x)["y"]
     np.testing.assert_array_equal(emulated, x["x"] * np.array([1.001, 1.002], np.float16) - x["x"])
     assert (emulated != reference).any()
-    with pytest.raises(ModelError, match="2 nodes in fp16(.|\n)*can't be checked in int8"):
+    with pytest.raises(ModelError, match=r"2 nodes in fp16(.|\n)*can't be checked in int8"):
         artifacts.lower(model, "int8", cache, calibration=[x])
 
 

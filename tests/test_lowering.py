@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import artifacts
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.precision import half
 from tests import onnx_models
@@ -431,8 +432,9 @@ def test_batch_norm_behind_a_convolution(what: str, cache: Cache) -> None:
     x = rng.standard_normal((2, 4, 5)).astype(np.float32)
     w = onnx_models.weights((4, 2, 1) if what == "grouped" else (4, 4, 1), 7)
     operator = "ConvTranspose" if what == "transposed" else "Conv"
+    grouped: dict[str, Any] = {"group": 2} if what == "grouped" else {}
     steps = [
-        N(operator, ["x", "w"], ["c"], name="conv", **({"group": 2} if what == "grouped" else {})),
+        N(operator, ["x", "w"], ["c"], name="conv", **grouped),
         N("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"], name="bn"),
     ]
     if what == "grouped":
@@ -554,3 +556,53 @@ def test_weights_are_converted_to_the_nearest(tmp_path: Path) -> None:
     (weight,) = onnx.load(tmp_path / "h.onnx").graph.initializer
     right = np.array([65504, 65504, 65504, 65504, -65504, np.inf, 2**-24, 0, 0], np.float16)
     np.testing.assert_array_equal(numpy_helper.to_array(weight), right)
+
+
+# --- what the rewriting leans on -------------------------------------------------------------------------------------
+
+
+def test_values_and_nodes_of_one_name_are_told_apart_when_written(tmp_path: Path) -> None:
+    proto = onnx_models.model(
+        [N("Relu", ["x"], ["a"], name="a"), N("Neg", ["a"], ["b"], name="b"), N("Abs", ["b"], ["y"], name="c")],
+        {"x": (FLOAT, [2])},
+        {"y": (FLOAT, [2])},
+    )
+    model = graph.read(onnx_models.save(proto, tmp_path / "m.onnx"))
+    relu, neg, _ = model.graph
+    neg.outputs[0].name, neg.name = relu.outputs[0].name, relu.name
+    graph.write(model, tmp_path / "w.onnx")
+    written = onnx.load(tmp_path / "w.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    assert [(node.name, *node.input, *node.output) for node in written.graph.node] == [
+        ("a", "x", "a"),
+        ("a_2", "a", "a_1"),
+        ("c", "a_1", "y"),
+    ]
+
+
+def test_a_scan_of_opset_8_is_not_converted_to_something_else(cache: Cache) -> None:
+    body = helper.make_graph(
+        [N("Add", ["sum_in", "next"], ["sum_out"], name="add"), N("Identity", ["sum_out"], ["out"], name="id")],
+        "body",
+        [helper.make_tensor_value_info(name, FLOAT, [2]) for name in ("sum_in", "next")],
+        [helper.make_tensor_value_info(name, FLOAT, [2]) for name in ("sum_out", "out")],
+    )
+    proto = onnx_models.model(
+        [N("Scan", ["", "initial", "x"], ["y", "z"], name="scan", num_scan_inputs=1, body=body)],
+        {"initial": (FLOAT, [1, 2]), "x": (FLOAT, [1, 3, 2])},
+        {"y": (FLOAT, [1, 2]), "z": (FLOAT, [1, 3, 2])},
+        opset=8,
+    )
+    case = {"initial": np.zeros((1, 2), np.float32), "x": X[:1, :6].reshape(1, 3, 2)}
+    assert_near(computed(proto, "fp16", cache, case)[0]["z"], np.cumsum(case["x"], 1), "fp16")
+    with pytest.raises(ModelError, match="a Scan of opset 8 can't be converted"):
+        computed(proto, "bf16", cache, case)
+
+
+def test_a_model_without_operators_of_onnx_has_any_opset(tmp_path: Path) -> None:
+    node = N("Normalizer", ["x"], ["y"], name="n", domain="ai.onnx.ml", norm="L2")
+    tensors = [helper.make_tensor_value_info(name, FLOAT, [2, 8]) for name in "xy"]
+    imports = [helper.make_opsetid("ai.onnx.ml", 1)]
+    proto = helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:]), opset_imports=imports)
+    read = graph.read(onnx_models.save(proto, tmp_path / "m.onnx"))
+    assert graph.opset(graph.at_least_opset(read, 13)) == 13

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as passes
 from pytest_trtcheck.errors import ArgumentError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 EXTERNAL_DATA_THRESHOLD = 64 << 20
@@ -25,6 +25,8 @@ EXTERNAL_DATA_THRESHOLD = 64 << 20
 at 2 GiB."""
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 _IR_VERSION_WITH_CONSTANTS = 4
+_OPSET_OF_SCAN = 9
+"""From it on, Scan has no batch dimension of its own."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
 
 
@@ -66,13 +68,13 @@ def infer_types(model: ir.Model) -> ir.Model:
 def _infer_containers(node: ir.Node, schema: onnx.defs.OpSchema) -> None:
     """Sequences and optionals, of which onnx-ir's inference makes tensors of their elements' type."""
     allowed = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
-    carried: list[ir.Value | None] = []
+    carried: Sequence[ir.Value | None] = ()
     if node.op_type == "Identity":
-        carried = list(node.inputs)
+        carried = node.inputs
     elif node.op_type == "If":
-        carried = list(next(bodies(node)).outputs)
+        carried = next(bodies(node)).outputs
     elif node.op_type == "Loop":
-        carried = list(next(bodies(node)).outputs)[1:]
+        carried = next(bodies(node)).outputs[1:]
     for index, value in enumerate(node.outputs):
         kinds = allowed.get(formal_parameter(schema.outputs, index).type_str, ())
         source = carried[index] if index < len(carried) else None
@@ -187,7 +189,7 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
 def write(model: ir.Model, path: Path) -> None:
     """Write `model`, with its weights in `<path>.data` when they are too large for one protobuf file.
 
-    Where two values go by one name, the later one is renamed; the model's inputs and outputs keep theirs.
+    Where two values or two nodes go by one name, the later one is renamed; inputs and outputs keep theirs.
     """
     _tell_apart(model)
     weights = sum(value.const_value.nbytes for value in initializers(model.graph) if value.const_value is not None)
@@ -215,6 +217,11 @@ def _tell_apart(model: ir.Model) -> None:
                 visit(inner, seen)
 
     visit(model.graph, {})
+    nodes: set[str | None] = set()
+    for node in all_nodes(model.graph):
+        if node.name in nodes:
+            node.name = names.unused(node.name or node.op_type)
+        nodes.add(node.name)
 
 
 def initializers(graph: ir.Graph) -> Iterable[ir.Value]:
@@ -270,9 +277,20 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
     """
     if opset(model) >= version:
         return model
+    if "" not in model.opset_imports:
+        # None of its nodes is an operator of ONNX's own.
+        model.opset_imports[""] = version
+        return model
     import onnx.version_converter
 
     before = opset(model)
+    if before < _OPSET_OF_SCAN and any(node.op_type == "Scan" for node in all_nodes(model.graph)):
+        # ONNX's converter leaves it as it is, which means something else from then on.
+        raise ModelError(
+            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} can't be "
+            "converted",
+            f"export the model in opset {version} or later",
+        )
     weights = _set_aside(model.graph)
     try:
         ir.external_data.load_to_model(model)

@@ -22,8 +22,21 @@ MATRIX_OPERATORS = frozenset(
 
 _MOVES = frozenset(
     [
-        *("Cast", "CastLike", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Expand"),
-        *("EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "If", "Loop", "NonZero", "OneHot"),
+        *("BitCast", "Cast", "CastLike", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace"),
+        *(
+            "Dropout",
+            "Expand",
+            "EyeLike",
+            "Flatten",
+            "Gather",
+            "GatherElements",
+            "GatherND",
+            "Identity",
+            "If",
+            "Loop",
+            "NonZero",
+            "OneHot",
+        ),
         *("Pad", "Reshape", "ReverseSequence", "Scan", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze"),
         *("TensorScatter", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
         *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),

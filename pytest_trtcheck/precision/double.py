@@ -31,17 +31,16 @@ def to_float(model: ir.Model) -> ir.Model:
     names = graphs.Names(model)
     outputs = [value.dtype for value in model.graph.outputs]
     for node in list(graphs.all_nodes(model.graph)):
-        _narrow_attributes(node)
-        for value in node.outputs:
+        if node.op_type == "BitCast":  # is about bits, of which FP32 has half as many
+            _keep_double(node, names)
+        else:
+            _narrow_node(node)
+    for graph in graphs.all_graphs(model.graph):
+        for weight in graph.initializers.values():
+            _narrow_weight(weight)
+        for value in graph.inputs if graph is not model.graph else ():
             if value.dtype == _DOUBLE:
                 value.dtype = _FLOAT
-    for graph in graphs.all_graphs(model.graph):
-        for weight in list(graph.initializers.values()):
-            _narrow_weight(weight)
-        if graph is not model.graph:
-            for value in graph.inputs:
-                if value.dtype == _DOUBLE:
-                    value.dtype = _FLOAT
     for value in list(model.graph.inputs):
         if graphs.is_tensor(value, _DOUBLE):
             _cast_behind(value, model.graph, names)
@@ -53,16 +52,16 @@ def to_float(model: ir.Model) -> ir.Model:
 
 def _cast_to_output(graph: ir.Graph, index: int, names: graphs.Names) -> None:
     value = graph.outputs[index]
-    name = value.name or ""
-    cast = ir.node("Cast", [value], attributes={"to": int(_DOUBLE)}, name=names.unused(f"{name}_to_double"))
+    cast = _cast(value, _DOUBLE, names)
     graph.append(cast)
-    result = cast.outputs[0]
-    result.shape, result.dtype = value.shape, _DOUBLE
-    graph.outputs[index] = result
-    value.name, result.name = names.unused(f"{name}_float"), name
+    name, graph.outputs[index] = value.name, cast.outputs[0]
+    value.name, cast.outputs[0].name = names.unused(f"{name}_float"), name
 
 
-def _narrow_attributes(node: ir.Node) -> None:
+def _narrow_node(node: ir.Node) -> None:
+    for value in node.outputs:
+        if value.dtype == _DOUBLE:
+            value.dtype = _FLOAT
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.INT and name in {"to", "dtype", "output_dtype", "output_datatype"}:
             if attribute.as_int() == _DOUBLE:
@@ -85,13 +84,34 @@ def _narrow_weight(weight: ir.Value) -> None:
     weight.dtype = _FLOAT
 
 
+def _keep_double(node: ir.Node, names: graphs.Names) -> None:
+    """Put casts around a node that needs FP64 as it is."""
+    graph, operand, output = node.graph, node.inputs[0], node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    if operand is not None and operand.dtype == _DOUBLE:
+        cast = _cast(operand, _DOUBLE, names)
+        node.replace_input_with(0, cast.outputs[0])
+        graph.insert_before(node, cast)
+    if output.dtype == _DOUBLE and not output.is_graph_output():
+        _cast_behind(output, graph, names)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, names: graphs.Names) -> ir.Node:
+    word = dtype.name.lower()
+    cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=names.unused(f"{value.name}_to_{word}"))
+    result = cast.outputs[0]
+    result.name, result.shape, result.dtype = names.unused(f"{value.name}_{word}"), value.shape, dtype
+    return cast
+
+
 def _cast_behind(value: ir.Value, graph: ir.Graph, names: graphs.Names) -> None:
     uses = list(value.uses())
     if not uses:
         return
-    cast = ir.node("Cast", [value], attributes={"to": int(_FLOAT)}, name=names.unused(f"{value.name}_to_float"))
-    result = cast.outputs[0]
-    result.name, result.shape, result.dtype = names.unused(f"{value.name}_float"), value.shape, _FLOAT
+    cast, producer = _cast(value, _FLOAT, names), value.producer()
     for user, index in uses:
-        user.replace_input_with(index, result)
-    graph.insert_before(graph[0], cast)
+        user.replace_input_with(index, cast.outputs[0])
+    if producer is None:
+        graph.insert_before(graph[0], cast)
+    else:
+        graph.insert_after(producer, cast)

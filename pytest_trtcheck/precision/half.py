@@ -32,9 +32,10 @@ DTYPES: dict[HalfName, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.D
 LARGEST: dict[HalfName, float] = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
 _FLOAT = ir.DataType.FLOAT
 _KEPT_OPERATORS = frozenset(
-    {"If", "Loop", "Scan", "Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+    ["If", "Loop", "Scan", "BitCast", "Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"]
 )
-"""Control flow keeps its edges in FP32 (its inner nodes are lowered); Q/DQ keeps the types of its scales."""
+"""Control flow keeps its edges in FP32 (its inner nodes are lowered); Q/DQ keeps the types of its scales, and BitCast
+the width of its bits."""
 _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 _FLOAT_BY_DEFAULT = {
     "RandomNormal": "dtype",
