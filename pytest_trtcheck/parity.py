@@ -214,4 +214,15 @@ def _explanation(
             job.precision,
             case=index if len(job.cases) > 1 else None,
         )
+    if job.lowered.taken_as_it_is:
+        found = {name: _without_keeping(each) for name, each in found.items()}
     return compare.explain(measured, outputs, found)
+
+
+def _without_keeping(found: compare.Examination) -> compare.Examination:
+    """The same, without advice to keep nodes in FP32: nothing is lowered of a model that is taken as it is."""
+    instead = "export the model with its most sensitive nodes in FP32: it is taken as it is"
+    patterns = tuple(
+        replace(pattern, advice=instead) if "keep_fp32" in pattern.advice else pattern for pattern in found.patterns
+    )
+    return replace(found, patterns=patterns)

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import artifacts
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ModelError
-from pytest_trtcheck.model import graph
+from pytest_trtcheck.errors import InputError, ModelError
+from pytest_trtcheck.model import graph, inputs
 from pytest_trtcheck.precision import half
 from tests import onnx_models
 
@@ -546,6 +546,22 @@ def test_bfloat16_goes_in_and_comes_out(cache: Cache) -> None:
     assert_near(found["y"].astype(np.float64), right, "bf16")
     reference = artifacts.Reference(artifacts.open_model(proto, (), cache), cache)({"x": x})["y"]
     np.testing.assert_array_equal(reference, right.astype(np.float32).astype(ml_dtypes.bfloat16))
+
+
+def test_bfloat16_inputs_are_generated_checked_and_read_from_files(tmp_path: Path, cache: Cache) -> None:
+    kind = TensorProto.BFLOAT16
+    steps = [N("MatMul", ["x", "w"], ["y"], name="mm")]
+    weights = {"w": W.astype(ml_dtypes.bfloat16)}
+    proto = onnx_models.model(steps, {"x": (kind, [2, 8])}, {"y": (kind, [2, 8])}, weights, opset=22)
+    model = artifacts.open_model(proto, (), cache)
+    (case,) = inputs.generate(model, inputs.shape_ranges(model, None, {}), 0)
+    assert artifacts.Reference(model, cache)(case)["y"].dtype == ml_dtypes.bfloat16
+    np.save(tmp_path / "x.npy", case["x"])
+    (read,) = inputs.cases_from({"x": np.load(tmp_path / "x.npy")}, model, "returned")
+    assert read["x"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read["x"], case["x"])
+    with pytest.raises(InputError, match=r"expected bfloat16, got float32(.|\n)*array.astype\(ml_dtypes.bfloat16\)"):
+        inputs.cases_from({"x": np.zeros((2, 8), np.float32)}, model, "returned")
 
 
 def test_weights_are_converted_to_the_nearest(tmp_path: Path) -> None:

@@ -79,10 +79,15 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")
+    elif (
+        array.dtype.kind == "V" and array.dtype.type is np.void and array.dtype.itemsize == _dtype(spec.dtype).itemsize
+    ):
+        # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
+        array = array.view(_dtype(spec.dtype))
     elif array.dtype.name != spec.dtype:
-        raise InputError(
-            f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: array.astype({spec.dtype!r})"
-        )
+        beyond_numpy = _dtype(spec.dtype).type.__module__ == "ml_dtypes"
+        convert = f"array.astype(ml_dtypes.{spec.dtype})" if beyond_numpy else f"array.astype({spec.dtype!r})"
+        raise InputError(f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}")
     if array.ndim != len(spec.shape):
         raise InputError(
             f"{where}: expected rank {len(spec.shape)} {list(spec.shape)}, got rank {array.ndim} {list(array.shape)}",
