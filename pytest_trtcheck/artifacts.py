@@ -385,7 +385,16 @@ def _refuse_without_computation(
         No node is computed in `precision`; the message says why not.
     """
     nodes = lowered.computed_in(precision)
-    if nodes or nodes is None or precision == "fp32":
+    if nodes is None or precision == "fp32":
+        return
+    integers = [name for name, _, kind in lowered.details[_ARITHMETIC] if kind == "integers"]
+    if integers:
+        raise NothingComputedError(
+            f"{precision=}: {model.label} carries its precision already: {len(integers)} of its nodes compute in "
+            f"integers ({_some(integers)}), whatever is asked for",
+            "export the model in FP32, or with Q/DQ nodes",
+        )
+    if nodes:
         return
     if not lowered.details[_ARITHMETIC]:
         operators = _some(sorted(model.op_types), 10) or "none"

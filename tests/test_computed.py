@@ -10,14 +10,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck import artifacts
+from pytest_trtcheck import artifacts, parity
+from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import Workshop
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError, NothingComputedError
+from pytest_trtcheck.job import Job, Request
+from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models, trt_models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_trtcheck.record import Evidence
     from pytest_trtcheck.spec import Precision
 
 FLOAT, HALF, BF16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
@@ -76,6 +81,18 @@ def qoperator() -> onnx.ModelProto:
     ]
     weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((8, 8), np.int8)}
     return net(steps, {name: np.asarray(value) for name, value in weights.items()})
+
+
+def dynamically_quantized() -> onnx.ModelProto:
+    """As onnxruntime's quantize_dynamic writes it: its products are computed in integers, the rest in FP32."""
+    steps = [
+        N("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"], name="quantize"),
+        N("MatMulInteger", ["xq", "w", "xz"], ["products"], name="product"),
+        N("Cast", ["products"], ["f"], name="float", to=FLOAT),
+        N("Mul", ["f", "xs"], ["scaled"], name="scale"),
+        N("Softmax", ["scaled"], ["y"], name="softmax"),
+    ]
+    return net(steps, {"w": np.ones((8, 8), np.int8)})
 
 
 def one_half_cast() -> onnx.ModelProto:
@@ -155,6 +172,8 @@ NOTHING: list[tuple[str, Any, str]] = [
     ("fp16", lambda: foreign("ai.onnx.ml", "Normalizer", norm="L2"), r"foreign: ONNX has no 16-bit Normalizer"),
     ("fp16", qoperator, r"1 node in integers \(product\)"),
     ("int8", qoperator, r"1 node in integers \(product\)"),
+    ("fp16", dynamically_quantized, r"1 of its nodes compute in integers \(product\)"),
+    ("bf16", dynamically_quantized, r"1 of its nodes compute in integers \(product\)"),
     ("tf32", lambda: net([N("Relu", ["x"], ["y"], name="r")], {}), r"nothing is computed in TF32.*no matrix product"),
     ("fp16", moves_only, r"does no arithmetic on floats.*Identity, Reshape, Transpose"),
     ("fp16", shapes_only, r"does no arithmetic on floats"),
@@ -248,6 +267,57 @@ def test_a_small_share_is_said(cache: Cache) -> None:
     ]
     lowered = lower(net(steps, {"w": W}), "fp16", cache, keep=("mm", "relu"))
     assert "1 of 3 nodes that do arithmetic compute in fp16, the others do not: named in keep_fp32" in lowered.notes
+
+
+def request(proto: onnx.ModelProto, precision: Precision, **parity: Any) -> Request:
+    return Request("test", proto, (), ParitySpec(precision=(precision,), **parity))
+
+
+def test_a_check_that_computes_nothing_is_an_error(cache: Cache) -> None:
+    workshop = Workshop(cache, backend="onnxruntime")
+    record = workshop.check(request(mlp(), "fp16", keep_fp32=("*",)))
+    assert record.verdict == "error"
+    assert "mm, relu: named in keep_fp32" in (record.message or "")
+    assert workshop.check(request(mlp(), "fp16")).verdict == "pass"
+
+
+def test_no_advice_to_keep_nodes_of_a_model_that_is_taken_as_it_is(cache: Cache) -> None:
+    steps = [
+        N("MatMul", ["x", "w"], ["a"], name="mm"),
+        N("Mul", ["a", "a"], ["b"], name="square"),
+        N("Sqrt", ["b"], ["y"], name="root"),
+    ]
+    proto = net(steps, {"w": (W * 1e3).astype(np.float16)}, HALF)
+    record = Workshop(cache, backend="onnxruntime", allowance=Allowance(seconds=0)).check(request(proto, "fp16"))
+    assert record.verdict == "fail"
+    assert "keep_fp32" not in (record.message or "")
+    assert "export the model with its most sensitive nodes in FP32" in " ".join((record.message or "").split())
+
+
+class Fp32Engine:
+    """What TensorRT makes of an FP64 model: the right values, in FP32."""
+
+    evidence: Evidence = "engine"
+
+    def __init__(self, reference: artifacts.Reference, factor: float) -> None:
+        self.reference, self.factor = reference, factor
+
+    def __call__(self, inputs: Any) -> dict[str, Any]:
+        return {name: (array * self.factor).astype(np.float32) for name, array in self.reference(inputs).items()}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.001, "pass"), (1.1, "fail")])
+def test_an_engine_gives_fp32_where_the_model_has_fp64(factor: float, verdict: str, cache: Cache) -> None:
+    model = artifacts.open_model(mlp(np.float64, DOUBLE), (), cache)
+    cases = [{"x": np.random.default_rng(0).random((2, 8))}]
+    job = Job(request(mlp(), "fp16"), model, artifacts.lower(model, "fp16", cache), cases)
+    reference = artifacts.Reference(model, cache)
+    outcome = parity.judge(job, Fp32Engine(reference, factor), reference)
+    assert outcome.record.verdict == verdict
+    assert "dtype" not in (outcome.message or "")
 
 
 def test_inner_nodes_count(cache: Cache) -> None:

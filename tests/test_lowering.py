@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import artifacts
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import InputError, ModelError
+from pytest_trtcheck.errors import InputError, ModelError, NothingComputedError
 from pytest_trtcheck.model import graph, inputs
 from pytest_trtcheck.precision import half
 from tests import onnx_models
@@ -615,10 +615,14 @@ def test_a_scan_of_opset_8_is_not_converted_to_something_else(cache: Cache) -> N
         computed(proto, "bf16", cache, case)
 
 
-def test_a_model_without_operators_of_onnx_has_any_opset(tmp_path: Path) -> None:
-    node = N("Normalizer", ["x"], ["y"], name="n", domain="ai.onnx.ml", norm="L2")
-    tensors = [helper.make_tensor_value_info(name, FLOAT, [2, 8]) for name in "xy"]
+@pytest.mark.parametrize("kind", [FLOAT, DOUBLE])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_model_without_operators_of_onnx(precision: Precision, kind: int, cache: Cache) -> None:
+    """It imports no opset of ONNX's, which the casts around it need."""
+    node = N("Normalizer", ["x"], ["n"], name="n", domain="ai.onnx.ml", norm="L2")
+    x = helper.make_tensor_value_info("x", kind, [2, 8])
+    y = helper.make_tensor_value_info("n", FLOAT, [2, 8])
     imports = [helper.make_opsetid("ai.onnx.ml", 1)]
-    proto = helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:]), opset_imports=imports)
-    read = graph.read(onnx_models.save(proto, tmp_path / "m.onnx"))
-    assert graph.opset(graph.at_least_opset(read, 13)) == 13
+    proto = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=imports, ir_version=9)
+    with pytest.raises(NothingComputedError, match="ONNX has no 16-bit Normalizer"):
+        artifacts.lower(artifacts.open_model(proto, (), cache), precision, cache)

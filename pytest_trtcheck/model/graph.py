@@ -25,6 +25,7 @@ EXTERNAL_DATA_THRESHOLD = 64 << 20
 at 2 GiB."""
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 _IR_VERSION_WITH_CONSTANTS = 4
+_OPSET = 19
 _OPSET_OF_SCAN = 9
 """From it on, Scan has no batch dimension of its own."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
@@ -49,6 +50,8 @@ def read(path: Path) -> ir.Model:
     passes.RemoveInitializersFromInputsPass()(model)
     # Up to version 3, initializers had to be inputs as well.
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_CONSTANTS)
+    # A model of other domains' operators alone gets casts of ONNX's.
+    model.opset_imports.setdefault("", _OPSET)
     name_nodes(model)
     return infer_types(model)
 
@@ -276,10 +279,6 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
         ONNX's converter cannot raise the model's version.
     """
     if opset(model) >= version:
-        return model
-    if "" not in model.opset_imports:
-        # None of its nodes is an operator of ONNX's own.
-        model.opset_imports[""] = version
         return model
     import onnx.version_converter
 

@@ -95,7 +95,7 @@ def heaviest(found: Sequence[Computation]) -> Sequence[Computation]:
 
 
 def _does_arithmetic(node: ir.Node) -> bool:
-    if node.op_type == "Resize":
+    if node.op_type in {"Resize", "Upsample"}:
         mode = node.attributes.get("mode")
         return mode is not None and mode.as_string() != "nearest"
     if node.op_type in {"ScatterElements", "ScatterND"}:
