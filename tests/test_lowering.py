@@ -31,7 +31,7 @@ N = helper.make_node
 RNG = np.random.default_rng(8)
 X = RNG.standard_normal((2, 8)).astype(np.float32)
 W = onnx_models.weights((8, 8), 1)
-EPSILON = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 1 / 127, "fp8": 2.0**-4}
+EPSILON = {"tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 1 / 127, "fp8": 2.0**-4}
 
 
 @pytest.fixture
@@ -85,6 +85,27 @@ def test_names_that_lowering_would_invent(precision: Precision, cache: Cache) ->
     assert list(found) == list(right)
     for name, expected in right.items():
         assert_near(found[name], expected, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "int8", "fp8"])
+def test_names_that_the_emulation_would_invent(precision: Precision, cache: Cache) -> None:
+    steps = [
+        N("MatMul", ["x", "w"], ["y"], name="y/round"),
+        N("Add", ["y", "y/float"], ["y/round"], name="y/rounded"),
+        N("Add", ["y/round", "w/float"], ["y/unrounded"], name="w/float"),
+        N("Relu", ["y/unrounded"], ["x/float"], name="mm/0/tf32"),
+        N("Add", ["x/float", "trtcheck/tf32_splitter"], ["y/rounded"], name="mm"),
+        N("MatMul", ["y/rounded", "w"], ["mm/0/tf32"], name="mm/0/tf32/high"),
+        N("Add", ["mm/0/tf32", "w/float"], ["z"], name="x_QuantizeLinear/div0"),
+    ]
+    ones = np.ones(8, np.float32)
+    weights = {"w": W, "y/float": ones, "w/float": ones, "trtcheck/tf32_splitter": ones}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {n: (FLOAT, [2, 8]) for n in "yz"}, weights)
+    options = {"calibration": {"x": X[None]}} if precision in {"int8", "fp8"} else {}
+    found, _ = computed(proto, precision, cache, {"x": X}, **options)
+    y = X.astype(np.float64) @ W
+    assert_near(found["y"], y, precision)
+    assert_near(found["z"], (np.maximum(y + 2, 0) + 1) @ W + 1, precision)
 
 
 def test_a_name_that_folding_would_invent(cache: Cache) -> None:

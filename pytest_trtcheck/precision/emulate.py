@@ -188,11 +188,12 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
     1971): with c = 2¹³ + 1, x·c − (x·c − x) is x rounded to 24 − 13 = 11 significant bits. Products accumulate in FP32,
     as tensor cores do. Magnitudes above 2¹¹⁴ would overflow and are not supported by it.
     """
+    splitter_name = graphs.Names(model).unused("trtcheck/tf32_splitter")
     splitter = ir.Value(
-        name="trtcheck/tf32_splitter",
+        name=splitter_name,
         type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape([]),
-        const_value=ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name="trtcheck/tf32_splitter"),
+        const_value=ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name),
     )
     model.graph.register_initializer(splitter)
     for node in list(graphs.all_nodes(model.graph)):
