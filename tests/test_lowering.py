@@ -413,6 +413,56 @@ def test_types_that_operators_take_by_default(precision: Precision, cache: Cache
     assert_near(computed(proto, precision, cache, {"x": X})[0]["y"], X * np.hanning(8), precision)
 
 
+@BOTH
+@pytest.mark.parametrize("size", [301, 4099])
+def test_sizes_are_not_rounded(precision: Precision, size: int, cache: Cache) -> None:
+    """As exporters write an upsampling by a factor: the sizes are computed as floats."""
+    steps = [
+        N("Shape", ["x"], ["shape"]),
+        N("Gather", ["shape", "last"], ["n"], name="gather"),
+        N("Cast", ["n"], ["nf"], name="as_float", to=FLOAT),
+        N("Mul", ["nf", "factor"], ["doubled"], name="double"),
+        N("Floor", ["doubled"], ["floored"], name="floor"),
+        N("Cast", ["floored"], ["count"], name="as_int", to=INT64),
+        N("Concat", ["one", "count"], ["sizes"], name="sizes", axis=0),
+        N("Expand", ["k", "sizes"], ["wide"], name="expand"),
+        N("Mul", ["wide", "half"], ["y"], name="mul"),
+        N("Mul", ["x", "half"], ["z"], name="data"),
+    ]
+    weights = {
+        "last": np.array([1]),
+        "factor": np.asarray(np.float32(1)),
+        "one": np.array([2]),
+        "k": np.ones((1, 1), np.float32),
+        "half": np.asarray(np.float32(0.5)),
+    }
+    inputs: dict[str, tuple[int, list[int | str]]] = {"x": (FLOAT, [2, "n"])}
+    proto = onnx_models.model(steps, inputs, {"y": (FLOAT, [2, "m"]), "z": (FLOAT, [2, "n"])}, weights)
+    x = np.random.default_rng(1).random((2, size)).astype(np.float32)
+    found, lowered = computed(proto, precision, cache, {"x": x})
+    assert found["y"].shape == (2, size)
+    assert [each.node for each in lowered.computed_in(precision) or ()] == ["data"]
+
+
+@BOTH
+def test_scales_are_not_rounded(precision: Precision, cache: Cache) -> None:
+    """A resize to the size of another tensor, by their ratio: 607 / 301, which no 16-bit type holds well enough."""
+    steps = [
+        N("Shape", ["x"], ["xs"]),
+        N("Shape", ["like"], ["ls"]),
+        N("Cast", ["xs"], ["xf"], name="xf", to=FLOAT),
+        N("Cast", ["ls"], ["lf"], name="lf", to=FLOAT),
+        N("Div", ["lf", "xf"], ["scales"], name="ratio"),
+        N("Resize", ["x", "", "scales"], ["r"], name="resize", mode="nearest"),
+        N("Mul", ["r", "half"], ["y"], name="mul"),
+    ]
+    inputs: dict[str, tuple[int, list[int | str]]] = {n: (FLOAT, [1, 1, 1, n]) for n in ("x", "like")}
+    weights = {"half": np.asarray(np.float32(0.5))}
+    proto = onnx_models.model(steps, inputs, {"y": (FLOAT, [1, 1, 1, "k"])}, weights)
+    case = {"x": np.ones((1, 1, 1, 301), np.float32), "like": np.ones((1, 1, 1, 607), np.float32)}
+    assert computed(proto, precision, cache, case)[0]["y"].shape == (1, 1, 1, 607)
+
+
 # --- batch normalization ---------------------------------------------------------------------------------------------
 
 BN = {

@@ -15,7 +15,7 @@ from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.diagnose.judging import Judgement
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.precision import calibrate, calibration_data
 from pytest_trtcheck.spec import Calibration
 
@@ -187,7 +187,10 @@ class Trials:
                 runner = OrtRunner(self._quantized(kept, Path(folder)), subject.model.label)
             else:
                 cache = Cache(folder)
-                lowered = artifacts.lower(subject.model, subject.precision, cache, keep_fp32=kept)
+                try:
+                    lowered = artifacts.lower(subject.model, subject.precision, cache, keep_fp32=kept)
+                except NothingComputedError as error:
+                    raise _NothingLeftError from error
                 runner = artifacts.emulation(subject.model, lowered, subject.precision, cache)
             with closing(runner):
                 yield runner

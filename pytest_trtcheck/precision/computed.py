@@ -71,7 +71,7 @@ class Computation(NamedTuple):
 
 def survey(model: ir.Model) -> list[Computation]:
     """Every node of `model`, inner graphs included, that does arithmetic on floats which depend on its inputs."""
-    data = _dependent_on_data(model)
+    data = dependent_on_data(model)
     found = []
     for node in graphs.all_nodes(model.graph):
         if not _does_arithmetic(node) or not any(value in data for value in node.inputs if value is not None):
@@ -104,7 +104,7 @@ def _does_arithmetic(node: ir.Node) -> bool:
     return node.op_type not in _MOVES
 
 
-def _dependent_on_data(model: ir.Model) -> set[ir.Value]:
+def dependent_on_data(model: ir.Model) -> set[ir.Value]:
     """The values that change with the model's inputs, and not with their shapes alone; all of them without inputs."""
     dependent: set[ir.Value] = set()
     for graph in graphs.all_graphs(model.graph):
@@ -116,6 +116,26 @@ def _dependent_on_data(model: ir.Model) -> set[ir.Value]:
         if has_body or not model.graph.inputs or any(value in dependent for value in node.inputs if value is not None):
             dependent.update(node.outputs)
     return dependent
+
+
+def shape_arithmetic(model: ir.Model) -> set[ir.Node]:
+    """The nodes that compute sizes as floats: from shapes and constants alone, to what becomes integers or scales."""
+    data = dependent_on_data(model)
+    found: set[ir.Node] = set()
+    for node in reversed(list(graphs.all_nodes(model.graph))):
+        uses = [use for output in node.outputs for use in output.uses()]
+        is_read_as_size = all(user in found or _reads_size(user, index) for user, index in uses)
+        is_output = any(output.is_graph_output() for output in node.outputs)
+        depends = any(value in data for value in (*node.inputs, *node.outputs) if value is not None)
+        if uses and is_read_as_size and not is_output and not depends:
+            found.add(node)
+    return found
+
+
+def _reads_size(node: ir.Node, index: int) -> bool:
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].as_int()).is_integer()
+    return (node.op_type, index) in {("Resize", 2), ("Upsample", 1)}
 
 
 def _kind(node: ir.Node) -> str | None:

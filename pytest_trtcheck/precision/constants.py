@@ -76,7 +76,8 @@ def replace_by_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> None:
     assert isinstance(graph, ir.Graph)
     shape = ir.Shape(_shape(tensor))
     value = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
-    output.replace_all_uses_with(value)
+    for user, index in list(output.uses()):
+        user.replace_input_with(index, value)
     graph.remove(node, safe=True)
     graph.register_initializer(value)
 

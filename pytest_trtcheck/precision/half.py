@@ -3,7 +3,7 @@
 Every operator whose ONNX schema admits FP16 for a tensor gets that tensor in the 16-bit type; a tensor that the schema
 fixes at FP32 (Resize's scales, NonMaxSuppression's boxes, …) stays as it is. The model's own inputs and outputs stay
 FP32, with a Cast behind or before them, as engines are usually deployed. Nothing is protected in secret: what must stay
-in FP32 is named by the user in `keep_fp32`.
+in FP32 is named by the user in `keep_fp32`. Sizes that are computed as floats are no data, and stay FP32.
 
 Constants that the type can't hold become its largest finite value, wherever they stand (initializers, the fill of
 ConstantOfShape, the padding of old Pads): TensorRT converts weights so, and infinity times 0 would be NaN.
@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import constants
+from pytest_trtcheck.precision import computed, constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -116,14 +116,21 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
         model = graphs.at_least_opset(model, 13)
     constants.fold_casts(model)
     lowering = _Lowering(model, kind)
+    sizes = computed.shape_arithmetic(model)
     for node in list(graphs.all_nodes(model.graph)):
         if node.name in kept:
             lowering.left[node.name or ""] = "named in keep_fp32"
-        else:
+        elif node not in sizes and not _reads_sizes(node, sizes):
             _lower_node(node, model, lowering)
     lowering.connect(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     return HalfModel(model, tuple(lowering.found("overflow")), tuple(lowering.found("underflow")), lowering.left)
+
+
+def _reads_sizes(node: ir.Node, sizes: Collection[ir.Node]) -> bool:
+    """Whether the node makes integers of sizes, of which FP16 holds none beyond 2048 for certain, BF16 256."""
+    source = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs and node.inputs[0] else None
+    return source in sizes
 
 
 class _Lowering:
