@@ -20,6 +20,7 @@ from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_files
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError, NothingComputedError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.onnx_model import OnnxModel
+from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.onnxruntime import OrtRunner, Provider
-    from pytest_trtcheck.precision import computed
     from pytest_trtcheck.precision.calibration_data import Samples
     from pytest_trtcheck.spec import Precision
 
@@ -202,12 +202,10 @@ class Lowered:
     details: Mapping[str, Any] = field(default_factory=dict)
     taken_as_it_is: bool = False
 
-    def computed_in(self, precision: Precision) -> list[computed.Computation] | None:
+    def computed_in(self, precision: Precision) -> list[arithmetic.Computation] | None:
         """The nodes that compute in `precision`; None where that was not looked at (FP32 as the model has it)."""
-        from pytest_trtcheck.precision import computed
-
         rows = self.details.get(_ARITHMETIC)
-        return None if rows is None else computed.within([computed.Computation(*row) for row in rows], precision)
+        return None if rows is None else arithmetic.within([arithmetic.Computation(*row) for row in rows], precision)
 
     def op_types(self, model: OnnxModel, precision: Precision) -> frozenset[str]:
         """The operators of `model` that are computed in the precision; all of them where that is not known."""
@@ -294,7 +292,7 @@ def _lowered(
 
 
 def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
-    """What each node of the user's model that does arithmetic computes in: rows of `computed.Computation`."""
+    """What each node of the user's model that does arithmetic computes in: rows of `arithmetic.Computation`."""
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
@@ -322,14 +320,12 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
     """
     if not (model.has_qdq or model.half_types):
         return None
-    from pytest_trtcheck.precision import computed
-
     rows = _surveyed(model, cache)
-    found = [computed.Computation(*row) for row in rows]
+    found = [arithmetic.Computation(*row) for row in rows]
     reduced = {each.kind for each in found} - {"fp32", "float64"}
-    mine = computed.within(found, precision)
-    heavy = computed.heaviest(found)
-    mostly = bool(mine) and 2 * len(computed.within(heavy, precision)) >= len(heavy)
+    mine = arithmetic.within(found, precision)
+    heavy = arithmetic.heaviest(found)
+    mostly = bool(mine) and 2 * len(arithmetic.within(heavy, precision)) >= len(heavy)
     if not reduced or (precision in {"fp16", "bf16"} and reduced == {precision} and not mostly):
         return None
     if precision in {"fp32", "tf32"} or not (mostly or (mine and precision in {"int8", "fp8"})):
@@ -348,7 +344,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
 
 
 def _computes_in_another(
-    model: OnnxModel, precision: Precision, found: Sequence[computed.Computation], reduced: Collection[str]
+    model: OnnxModel, precision: Precision, found: Sequence[arithmetic.Computation], reduced: Collection[str]
 ) -> NothingComputedError:
     own = [kind for kind in ("int8", "fp8", "fp16", "bf16") if kind in reduced]
     hint = "export the model in FP32: it is lowered to what is asked for"
@@ -361,7 +357,7 @@ def _computes_in_another(
     )
 
 
-def _by_kind(found: Sequence[computed.Computation]) -> str:
+def _by_kind(found: Sequence[arithmetic.Computation]) -> str:
     """How many nodes compute in what, with the first of their names: "3 nodes in fp16 (conv1, conv2, …)"."""
     kinds = dict.fromkeys(each.kind for each in found)
     names = {kind: [each.node for each in found if each.kind == kind] for kind in kinds}
@@ -508,7 +504,7 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
         "it became 0"
         for each in lowered.underflow
     ]
-    mine = computed.within(found, precision)
+    mine = arithmetic.within(found, precision)
     if 0 < 2 * len(mine) < len(found):
         others = [each for each in found if each not in mine]
         reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)

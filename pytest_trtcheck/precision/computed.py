@@ -1,48 +1,72 @@
-"""What a model computes in: the one place that tells which nodes run in a precision.
-
-A check says something about a precision only where arithmetic on floats is done in it. A node that moves values, or
-that depends on constants and shapes alone, shows nothing of it.
-"""
+"""What each node of a model computes in."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
 
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-MATRIX_OPERATORS = frozenset(
-    ["Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "GRU", "LSTM", "MatMul", "RNN"]
-)
-"""What tensor cores compute: the operators that TF32 is for."""
+from pytest_trtcheck.precision.arithmetic import Computation
 
 _MOVES = frozenset(
     [
-        *("BitCast", "Cast", "CastLike", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace"),
-        *(
-            "Dropout",
-            "Expand",
-            "EyeLike",
-            "Flatten",
-            "Gather",
-            "GatherElements",
-            "GatherND",
-            "Identity",
-            "If",
-            "Loop",
-            "NonZero",
-            "OneHot",
-        ),
-        *("Pad", "Reshape", "ReverseSequence", "Scan", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze"),
-        *("TensorScatter", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
-        *("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"),
-        *("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"),
-        *("SequenceLength", "SequenceMap", "SplitToSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
-        *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        "Bernoulli",
+        "BitCast",
+        "Cast",
+        "CastLike",
+        "Compress",
+        "Concat",
+        "ConcatFromSequence",
+        "Constant",
+        "ConstantOfShape",
+        "DepthToSpace",
+        "DequantizeLinear",
+        "Dropout",
+        "DynamicQuantizeLinear",
+        "Expand",
+        "EyeLike",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "If",
+        "Loop",
+        "MaxUnpool",
+        "Multinomial",
+        "NonZero",
+        "OneHot",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+        "Pad",
+        "QuantizeLinear",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Reshape",
+        "ReverseSequence",
+        "Scan",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceMap",
+        "Shape",
+        "Size",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "SplitToSequence",
+        "Squeeze",
+        "TensorScatter",
+        "Tile",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
     ]
 )
 """Operators that move, make, convert or choose values, and control flow, whose inner nodes count by themselves."""
@@ -61,14 +85,6 @@ _KINDS = {
 _GRIDS = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "fp8"}
 
 
-class Computation(NamedTuple):
-    """A node that does arithmetic, and what it does it in: a precision's name, or another type's ("float64", …)."""
-
-    node: str
-    op_type: str
-    kind: str
-
-
 def survey(model: ir.Model) -> list[Computation]:
     """Every node of `model`, inner graphs included, that does arithmetic on floats which depend on its inputs."""
     data = dependent_on_data(model)
@@ -80,18 +96,6 @@ def survey(model: ir.Model) -> list[Computation]:
         if kind is not None:
             found.append(Computation(node.name or "", node.op_type, kind))
     return found
-
-
-def within(found: Iterable[Computation], precision: str) -> list[Computation]:
-    """Those that are computed in `precision`; TF32 is what matrix products in FP32 may be computed in."""
-    if precision == "tf32":
-        return [each for each in found if each.kind == "fp32" and each.op_type in MATRIX_OPERATORS]
-    return [each for each in found if each.kind == precision]
-
-
-def heaviest(found: Sequence[Computation]) -> Sequence[Computation]:
-    """The matrix products, which decide how fast and how exact a model is; all nodes where there is none."""
-    return [each for each in found if each.op_type in MATRIX_OPERATORS] or found
 
 
 def _does_arithmetic(node: ir.Node) -> bool:
