@@ -284,7 +284,9 @@ def _lowered(
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    notes = (*narrowed, *details.pop("notes"))
+    left_out = "QuantizeLinear" in model.op_types
+    removed = ("its Q/DQ nodes quantize no operator's operands in full, and were left out",) if left_out else ()
+    notes = (*narrowed, *removed, *details.pop("notes"))
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, notes, details)
 
 

@@ -214,6 +214,12 @@ def test_activations_alone_quantized_are_no_int8(cache: Cache) -> None:
         lower(fake_quantized(np.int8(0), weight_too=False), "int8", cache)
 
 
+def test_qdq_nodes_that_are_left_out_are_said_to_be(cache: Cache) -> None:
+    lowered = lower(fake_quantized(np.int8(0), weight_too=False), "fp16", cache)
+    assert nodes(lowered, "fp16") == ["mm"]
+    assert "its Q/DQ nodes quantize no operator's operands in full, and were left out" in lowered.notes
+
+
 def test_a_node_counts_where_all_its_operands_are_quantized(cache: Cache) -> None:
     lowered = lower(fake_quantized(np.int8(0)), "int8", cache)
     assert lowered.taken_as_it_is

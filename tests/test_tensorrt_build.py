@@ -18,9 +18,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck import artifacts
 from pytest_trtcheck.backends import tensorrt, tensorrt_builder
 from pytest_trtcheck.backends.tensorrt import Plan, Target, TensorRTModule
 from pytest_trtcheck.backends.tensorrt_support import advice, unsupported
+from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions, Precision, ShapeRange
 from tests import onnx_models, trt_models
@@ -598,3 +600,23 @@ def test_dimensions_called_question_mark_may_differ(build: Any) -> None:
     shape = (1, 3, 8, 24)
     plan = build(proto, profile={"x": ShapeRange(shape, shape, shape)})
     assert plan.io["inputs"][0]["shape"] == list(shape)
+
+
+# What lowering leans on
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_tensorrt_has_no_fp64(build: Any, precision: Precision, tmp_path: Path) -> None:
+    """Its parser makes FP32 of it, inputs and outputs too; so does `precision.double`, behind casts."""
+    double = TensorProto.DOUBLE
+    steps = [helper.make_node("MatMul", ["x", "w"], ["a"], name="mm"), helper.make_node("Relu", ["a"], ["y"], name="r")]
+    weights = {"w": onnx_models.weights((8, 8), 1).astype(np.float64)}
+    proto = onnx_models.model(steps, {"x": (double, [2, 8])}, {"y": (double, [2, 8])}, weights)
+    model = artifacts.open_model(proto, (), Cache(tmp_path / "cache"))
+    lowered = artifacts.lower(model, precision, Cache(tmp_path / "cache"))
+    for path in (model.path, lowered.path):
+        plan = build(path, precision=precision)
+        assert [(tensor["name"], tensor["dtype"]) for tensor in (*plan.io["inputs"], *plan.io["outputs"])] == [
+            ("x", "FLOAT"),
+            ("y", "FLOAT"),
+        ]
