@@ -43,8 +43,8 @@ _ARITHMETIC = "arithmetic"
 def _code() -> str:
     """Identity of the code that decides what a lowered or emulated model is."""
     package = Path(__file__).parent
-    files = [package / "model" / "graph.py", *sorted((package / "precision").glob("*.py"))]
-    return hash_files(files)
+    rooms = [file for room in ("families", "precision") for file in sorted((package / room).glob("*.py"))]
+    return hash_files([package / "model" / "graph.py", *rooms])
 
 
 @functools.cache
@@ -506,6 +506,7 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
         "it became 0"
         for each in lowered.underflow
     ]
+    notes += _without_kernel_note(precision, lowered.without_kernel)
     mine = arithmetic.within(found, precision)
     if 0 < 2 * len(mine) < len(found):
         others = [each for each in found if each not in mine]
@@ -524,6 +525,19 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
             "constants": {kind: [asdict(each) for each in changed] for kind, changed in constants.items()},
         },
     )
+
+
+def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
+    """What stays in FP32 for want of a kernel, by operator."""
+    if not nodes:
+        return []
+    shown = 3
+    kinds = []
+    for op_type in sorted(set(nodes.values())):
+        names = [name for name, each in nodes.items() if each == op_type]
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        kinds.append(f"{op_type} ({', '.join(names[:shown])}{more})")
+    return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: they stay in FP32"]
 
 
 def _make_quantized(

@@ -113,6 +113,14 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"Could not infer output types for operation:\s*\d+: (?P<kind>\w+): \S*bf16",
         "TensorRT-RTX has no BF16 kernel for what it calls {kind}: name those nodes in keep_fp32=[…], or use fp16",
     ),
+    (
+        r"graphScope\.cpp",
+        "TensorRT-RTX fails on an If or Loop of the model: export it with the condition fixed, or the branch alone",
+    ),
+    (
+        r"Attention operation was not supported by a dedicated kernel",
+        "TensorRT-RTX has Attention in fp16 and bf16, for heads of 16 and more: check those, or export it in pieces",
+    ),
     (r"HW-specific datatypes: (?:b16|bf16)", "bf16 needs a GPU from Ampere on: use fp16"),
     (r"HW-specific datatypes: fp8", "fp8 needs a GPU from Ada on: use fp16 or int8"),
     (

@@ -1,9 +1,10 @@
 """Lowering to 16-bit floats: the FP32 model becomes an FP16 or BF16 model, as a strongly typed TensorRT runs it.
 
 Every operator whose ONNX schema admits FP16 for a tensor gets that tensor in the 16-bit type; a tensor that the schema
-fixes at FP32 (Resize's scales, NonMaxSuppression's boxes, …) stays as it is. The model's own inputs and outputs stay
-FP32, with a Cast behind or before them, as engines are usually deployed. Nothing is protected in secret: what must stay
-in FP32 is named by the user in `keep_fp32`. Sizes that are computed as floats are no data, and stay FP32.
+fixes at FP32 (Resize's scales, NonMaxSuppression's boxes, …) stays as it is, and so does a node that TensorRT has no
+16-bit kernel for (`families.kernels`), which is said. The model's own inputs and outputs stay FP32, with a Cast behind
+or before them, as engines are usually deployed. Nothing is protected in secret: what must stay in FP32 is named by the
+user in `keep_fp32`. Sizes that are computed as floats are no data, and stay FP32.
 
 Constants that the type can't hold become its largest finite value, wherever they stand (initializers, the fill of
 ConstantOfShape, the padding of old Pads): TensorRT converts weights so, and infinity times 0 would be NaN.
@@ -18,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from pytest_trtcheck import families
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import computed, constants
 
@@ -84,12 +86,15 @@ class HalfModel:
         Constants that were not 0 and are 0 now, in every element.
     left
         Why nodes with FP32 operands were not lowered, by name.
+    without_kernel
+        Those of them that TensorRT has no 16-bit kernel for: their operators by name.
     """
 
     model: ir.Model
     overflow: tuple[ChangedConstant, ...] = ()
     underflow: tuple[ChangedConstant, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+    without_kernel: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) -> HalfModel:
@@ -117,14 +122,19 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
     constants.fold_casts(model)
     lowering = _Lowering(model, kind)
     sizes = computed.shape_arithmetic(model)
+    without_kernel = {name: op for name, op in families.without_kernel(model, kind).items() if name not in kept}
     for node in list(graphs.all_nodes(model.graph)):
-        if node.name in kept:
-            lowering.left[node.name or ""] = "named in keep_fp32"
+        name = node.name or ""
+        if name in kept:
+            lowering.left[name] = "named in keep_fp32"
+        elif name in without_kernel:
+            lowering.left[name] = f"TensorRT has no {kind} kernel for {node.op_type}"
         elif node not in sizes and not _reads_sizes(node, sizes):
             _lower_node(node, model, lowering)
     lowering.connect(model.graph)
     passes.RemoveUnusedNodesPass()(model)
-    return HalfModel(model, tuple(lowering.found("overflow")), tuple(lowering.found("underflow")), lowering.left)
+    changed = {what: tuple(lowering.found(what)) for what in ("overflow", "underflow")}
+    return HalfModel(model, **changed, left=lowering.left, without_kernel=without_kernel)
 
 
 def _reads_sizes(node: ir.Node, sizes: Collection[ir.Node]) -> bool:
