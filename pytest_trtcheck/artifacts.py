@@ -19,6 +19,7 @@ from pytest_trtcheck.backends import onnxruntime as ort
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_files
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError, NothingComputedError
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel
 from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.spec import Calibration
@@ -57,14 +58,20 @@ def _library_versions() -> dict[str, str]:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def open_model(source: object, folders: Sequence[Path], cache: Cache) -> OnnxModel:
+def open_model(source: object, folders: Sequence[Path], cache: Cache, custom_ops: Sequence[str] = ()) -> OnnxModel:
     """The model that the user named: a path looked up in `folders`, the bytes of a file, or an onnx.ModelProto.
+
+    With the libraries in `custom_ops`, where ONNX Runtime needs them.
 
     Raises
     ------
     ModelError
         There is no such file, or it is no sound ONNX model.
     """
+    return onnx_model.with_custom_ops(_found(source, folders, cache), custom_ops)
+
+
+def _found(source: object, folders: Sequence[Path], cache: Cache) -> OnnxModel:
     if isinstance(source, OnnxModel):
         return source
     if isinstance(source, bytes) or hasattr(source, "SerializeToString"):
@@ -132,7 +139,9 @@ class Reference:
 
     def _run(self, case: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._runner is None:
-            self._runner = ort.OrtRunner(self.path(), self.model.label, self._provider)
+            self._runner = ort.OrtRunner(
+                self.path(), self.model.label, self._provider, custom_ops=self.model.custom_ops
+            )
         return self._runner(case)
 
     def path(self) -> Path:
@@ -565,7 +574,7 @@ def _make_quantized(
 
     def calibrated(target: Path) -> None:
         ranges = calibrate.collect(
-            lambda probe: ort.OrtRunner(probe, model.label),
+            lambda probe: ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops),
             path,
             plan,
             samples,
@@ -604,7 +613,8 @@ def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: C
     For fp32 it is the model itself: what it computes is the reference.
     """
     path = emulated_path(model, lowered, precision, cache)
-    return ort.OrtRunner(path, model.label if path == model.path else f"{model.label} (emulated {precision})")
+    label = model.label if path == model.path else f"{model.label} (emulated {precision})"
+    return ort.OrtRunner(path, label, custom_ops=model.custom_ops)
 
 
 class Emulated:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck import artifacts, baselines, blaming, engines, parity
+from pytest_trtcheck.acceptance import Acceptance, acceptance
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheckError, UnsupportedTargetError
 from pytest_trtcheck.job import Job, Judged, Request
 from pytest_trtcheck.latency_check import Judge, Ledger
@@ -96,11 +97,14 @@ class Workshop:
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
-        model = self.open_model(request.model, request.folders)
+        model = self._open(request)
         job = Job(request, model, self._lowered(request, model), (), self._place(request)[0])
+        problem = _why_not(job)
+        job = replace(job, plugin_operators=self._accepted(job, problem).plugin_operators)
         if job.place is None or job.place.gpu is None:
+            if job.plugin_operators:
+                raise UnsupportedTargetError(_plugins_need_gpu(job), "run it on a machine with the GPU")
             return artifacts.emulation(model, job.lowered, job.precision, self.cache)
-        problem = engines.why_not(job.place, job.precision, job.lowered.op_types(model, job.precision))
         if problem is not None:
             raise _unsupported(job, job.place, problem)
 
@@ -119,6 +123,10 @@ class Workshop:
             )
         return artifacts.open_model(source, folders, self.cache)
 
+    def _open(self, request: Request) -> OnnxModel:
+        model = self.open_model(request.model, request.folders)
+        return artifacts.open_model(model, (), self.cache, request.build_options.custom_ops)
+
     # --- the check ---------------------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> CheckRecord:
@@ -133,7 +141,7 @@ class Workshop:
             inputs=request.inputs_source,
         )
         try:
-            model = self.open_model(request.model, request.folders)
+            model = self._open(request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
             record = self._check(request, model, record)
         except TrtCheckError as error:
@@ -151,8 +159,11 @@ class Workshop:
         record = replace(record, cases=len(cases), notes=(*notes, *lowered.notes))
         place, reason = self._place(request)
         job = Job(request, model, lowered, cases, place)
+        problem = _why_not(job)
+        taken = self._accepted(job, problem)
+        job = replace(job, plugin_operators=taken.plugin_operators)
+        record = replace(record, notes=(*record.notes, *taken.notes))
         if place is not None:
-            problem = engines.why_not(place, job.precision, lowered.op_types(model, job.precision))
             if problem is None:
                 with self._getting_ready(job):
                     built = self._build(job)
@@ -188,6 +199,25 @@ class Workshop:
             calibration=request.calibration,
             folders=request.folders,
         )
+
+    def _accepted(self, job: Job, problem: str | None) -> Acceptance:
+        """What TensorRT says of the model before anything is built.
+
+        Raises
+        ------
+        ModelError
+            It does not take it.
+        """
+        found = acceptance(
+            job.lowered,
+            job.model.label,
+            job.request.parity.backend or self.backend,
+            job.request.build_options,
+            self.cache,
+            builds=job.place.module if job.place is not None and problem is None else None,
+        )
+        found.require()
+        return found
 
     def _reference(self, model: OnnxModel) -> Reference:
         return artifacts.Reference(model, self.cache, self.reference_provider)
@@ -256,6 +286,8 @@ class Workshop:
         if artifacts.computes_the_reference(job.lowered, job.precision):
             reason = "fp32 can only be checked on a GPU: without one, the reference would be compared with itself"
             return replace(record, parity=parity.not_measured(request.parity, reason).record)
+        if job.plugin_operators:
+            return replace(record, parity=parity.not_measured(request.parity, _plugins_need_gpu(job)).record)
         runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
         try:
             reference = self._reference(job.model)
@@ -266,7 +298,8 @@ class Workshop:
             runner.close()
 
     def _blamed(self, job: Job, outcome: parity.Outcome, runner: Runner, reference: Reference) -> parity.Outcome:
-        if outcome.record.verdict != "fail":
+        # What a plugin computes, nothing here can compute in pieces.
+        if outcome.record.verdict != "fail" or job.plugin_operators:
             return outcome
         return blaming.blamed(
             job, outcome, runner, reference, self.cache, allowance=self.allowance, progress=self.progress
@@ -379,6 +412,18 @@ class Workshop:
 
 def _with(record: CheckRecord, outcome: parity.Outcome) -> CheckRecord:
     return replace(record, parity=outcome.record, message=outcome.message, notes=(*record.notes, *outcome.notes))
+
+
+def _why_not(job: Job) -> str | None:
+    """What is known to stand against building for the place; None where nothing is, or nothing is to be built."""
+    if job.place is None:
+        return None
+    return engines.why_not(job.place, job.precision, job.lowered.op_types(job.model, job.precision))
+
+
+def _plugins_need_gpu(job: Job) -> str:
+    names = ", ".join(job.plugin_operators)
+    return f"{job.model.label}: {names} is computed by a plugin library, which runs on a GPU alone: none ran here"
 
 
 def _unsupported(job: Job, place: Place, problem: str) -> UnsupportedTargetError:

@@ -123,7 +123,7 @@ class Order:
 
     def key_parts(self) -> dict[str, str]:
         """What of it the engine depends on."""
-        apart = {"plugins", "timeout_s"}
+        apart = {"plugins", "custom_ops", "timeout_s"}
         chosen = {name: json.dumps(value) for name, value in asdict(self.options).items() if name not in apart}
         shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(self.profile.items())}
         return {

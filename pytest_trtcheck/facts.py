@@ -92,4 +92,5 @@ def _model(plain: dict[str, Any]) -> OnnxModel:
         for name in ("inputs", "outputs")
     }
     sets = {name: frozenset(plain[name]) for name in ("op_types", "half_types")}
-    return OnnxModel(**{**plain, **specs, **sets, "external": tuple(plain["external"])})
+    paths = {name: tuple(plain[name]) for name in ("external", "custom_ops")}
+    return OnnxModel(**{**plain, **specs, **sets, **paths})

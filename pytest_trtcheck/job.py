@@ -77,6 +77,8 @@ class Job:
     ----------
     place, built
         The engine and what it is for; None where there is none.
+    plugin_operators
+        The operators that only a plugin library computes.
     """
 
     request: Request
@@ -85,6 +87,7 @@ class Job:
     cases: Sequence[Case]
     place: Place | None = None
     built: Built | None = None
+    plugin_operators: tuple[str, ...] = ()
 
     @property
     def precision(self) -> Precision:

@@ -127,6 +127,9 @@ class BuildOptions:
         `ampere_plus` or `same_compute_capability`.
     plugins
         Paths of plugin libraries to load; their bytes are part of the cache key.
+    custom_ops
+        Paths of ONNX Runtime custom-op libraries: where the model has operators of a plugin library that ONNX Runtime
+        lacks, the FP32 reference is computed with them. Their bytes are part of the model's identity.
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
@@ -140,6 +143,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     plugins: tuple[str, ...] = ()
+    custom_ops: tuple[str, ...] = ()
     timing_cache: bool = True
     timeout_s: float | None = 3600.0
 

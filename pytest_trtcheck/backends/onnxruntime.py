@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pytest_trtcheck.errors import GpuError, MissingDependencyError, ModelError
+from pytest_trtcheck.errors import ArgumentError, GpuError, MissingDependencyError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -74,6 +75,8 @@ class OrtRunner:
         What messages call it.
     provider
         "cpu", or "cuda" with TF32 off: the provider's default would make the reference itself wrong by about 6e-4.
+    custom_ops
+        Libraries with the operators that ONNX Runtime lacks.
     in_order
         Whether nodes run in the order of the file, unoptimized. A file whose nodes are ordered so that each value is
         used up soon then runs in little memory; by default ONNX Runtime chooses an order of its own.
@@ -88,7 +91,15 @@ class OrtRunner:
 
     evidence: Evidence = "emulated"
 
-    def __init__(self, path: Path, label: str, provider: Provider = "cpu", *, in_order: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        label: str,
+        provider: Provider = "cpu",
+        *,
+        custom_ops: Sequence[str] = (),
+        in_order: bool = False,
+    ) -> None:
         self._label = label
         ort = module()
         options = ort.SessionOptions()
@@ -100,13 +111,18 @@ class OrtRunner:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
             # Values are freed all the same; planning their places takes time that grows as the square of the nodes.
             options.enable_mem_reuse = False
+        for library in custom_ops:
+            _register(options, library)
         try:
             self._session = ort.InferenceSession(str(path), options, providers=_providers(ort, provider))
         except Exception as error:
-            raise ModelError(
-                f"{label}: ONNX Runtime cannot load it: {_first_line(error)}",
-                "check that the model runs on ONNX Runtime: the reference is computed there",
-            ) from error
+            hint = "check that the model runs on ONNX Runtime: the reference is computed there"
+            if "is not a registered function/op" in str(error) or "No Op registered for" in str(error):
+                hint = (
+                    "name a library that has the operator, BuildOptions(custom_ops=[…]), or give the reference itself: "
+                    "reference=…"
+                )
+            raise ModelError(f"{label}: ONNX Runtime cannot load it: {_first_line(error)}", hint) from error
         if provider == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise GpuError(
                 "trt_reference = cuda: ONNX Runtime could not start its CUDA provider",
@@ -179,6 +195,16 @@ def _as_array(value: Any) -> NDArray[Any]:
     # `value` frees its memory when it goes, hence the copy.
     bits = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
     return np.frombuffer(bits, dtype).reshape(shape)
+
+
+def _register(options: Any, library: str) -> None:
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise ArgumentError(
+            f"custom_ops: {library} cannot be loaded: {_first_line(error)}",
+            "give a shared library that exports RegisterCustomOps and was built for this ONNX Runtime",
+        ) from error
 
 
 def _providers(ort: ModuleType, provider: Provider) -> list[Any]:

@@ -23,7 +23,7 @@ from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyE
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
     from pytest_trtcheck.spec import Backend, Precision, ShapeRange
@@ -259,13 +259,9 @@ def build(
     with tempfile.TemporaryDirectory(prefix="trtcheck-build-") as scratch:
         folder = Path(scratch)
         request = {
-            "sys_path": sys.path,
-            "parent": os.getpid(),
+            **_common_request("build", model_path, folder),
             "module": module.name,
-            "model": str(Path(model_path).resolve()),
             "plan": str(Path(plan_path).resolve()),
-            "messages": str(folder / "messages.jsonl"),
-            "response": str(folder / "response.json"),
             "target": asdict(target),
             "precision": precision,
             "options": asdict(options),
@@ -290,6 +286,72 @@ def build(
         warnings=tuple(text for severity, text in messages if severity == "WARNING"),
         io=response["io"],
     )
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What an installed TensorRT's own parser said of a model.
+
+    Parameters
+    ----------
+    module, version
+        The TensorRT that parsed; empty where none of those asked for could be asked.
+    errors
+        All that stands against the model, each with the node that it is about; empty: the model was parsed. Where
+        none could be asked: why.
+    provided
+        The operators that the plugin libraries brought.
+    """
+
+    module: str
+    version: str
+    errors: tuple[str, ...] = ()
+    provided: tuple[str, ...] = ()
+
+
+PARSE_TIMEOUT_S = 600.0
+_CRASHED = "the builder process crashed"
+
+
+def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] = ()) -> Parsed:
+    """Let the first of the installed modules parse a model, in a process of its own.
+
+    Neither a GPU nor a driver is needed. A parser that crashes has not taken the model, and is quoted like any other.
+
+    Parameters
+    ----------
+    names
+        The modules that are asked, the preferred one first.
+    plugins
+        Paths of plugin libraries that are loaded before.
+    """
+    with tempfile.TemporaryDirectory(prefix="trtcheck-parse-") as scratch:
+        folder = Path(scratch)
+        request = {**_common_request("parse", model_path, folder), "modules": list(names), "plugins": list(plugins)}
+        outcome = _run_builder(request, folder, PARSE_TIMEOUT_S)
+        response = _read_json(folder / "response.json")
+    if outcome is not None and outcome.startswith(_CRASHED):
+        return Parsed(names[0], "", (outcome,))
+    if outcome or response is None:
+        return Parsed("", "", (outcome or "it gave no answer",))
+    if response["stage"] == "load":
+        return Parsed("", "", tuple(response["errors"]))
+    nowhere = Target((0, 0), here=False)
+    errors = [_relevant(error, nowhere) for error in response["errors"]]
+    if response["stage"] and not errors:
+        errors = [f"it could not {response['stage']} the model, and gave no reason"]
+    return Parsed(response["module"], response["version"], tuple(errors), tuple(response["provided"]))
+
+
+def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]:
+    return {
+        "task": task,
+        "sys_path": sys.path,
+        "parent": os.getpid(),
+        "model": str(Path(model_path).resolve()),
+        "messages": str(folder / "messages.jsonl"),
+        "response": str(folder / "response.json"),
+    }
 
 
 # Started safely (-P), the child finds its standard library first, whatever the working folder holds; the paths that
@@ -322,7 +384,7 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
     if child.returncode == 0:
         return None
     if child.returncode < 0:
-        reason = f"the builder process crashed ({_signal_name(-child.returncode)})"
+        reason = f"{_CRASHED} ({_signal_name(-child.returncode)})"
     else:
         reason = f"the builder process ended with exit status {child.returncode}"
     said = output.read_text(errors="replace")[-OUTPUT_TAIL:].strip()

@@ -1,4 +1,5 @@
-"""The builder process: one request in, one engine file out. Started by `tensorrt.build`, which names all the files.
+"""The builder process: one request in, one engine file or a parser's word out. Started by `tensorrt.build` and
+`tensorrt.parse`, which name all the files.
 
 Messages are written as they come, so that the last of them survive a crash.
 """
@@ -34,7 +35,10 @@ class RequestError(Exception):
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Build what `request` asks for and write the answer: `{stage, errors, build_s, io}`; no stage: all is well."""
+    """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
+
+    The task `build` adds `build_s` and `io`, the task `parse` adds `module`, `version` and `provided`.
+    """
     _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}}
     heard: list[str] = []
@@ -46,7 +50,10 @@ def serve(request: dict[str, Any]) -> None:
             heard.append(text)
 
         try:
-            answer["build_s"], answer["io"] = build_here(importlib.import_module(request["module"]), request, say)
+            if request["task"] == "parse":
+                _parse_alone(request, answer, say)
+            else:
+                answer["build_s"], answer["io"] = build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
@@ -110,6 +117,39 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     io = _io(network)
     del libraries  # They must stay loaded until here.
     return elapsed, io
+
+
+def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[[str, str], None]) -> None:
+    """Parse with the first of the modules that can be loaded, which needs neither a GPU nor a driver."""
+    reasons = []
+    for name in request["modules"]:
+        try:
+            trt = importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        if hasattr(trt, "OnnxParser"):
+            break
+        reasons.append(f"{name}: too old")
+    else:
+        raise RequestError("load", reasons)
+    answer |= {"module": name, "version": trt.__version__, "provided": []}
+    logger = _logger(trt, say)
+    if name != "tensorrt_rtx":
+        trt.init_libnvinfer_plugins(logger, "")
+    builder = trt.Builder(logger)
+    before = _creators(builder)
+    libraries = _load_plugins(builder, request["plugins"])
+    answer["provided"] = sorted(_creators(builder) - before)
+    _parse(trt, builder, logger, request["model"])
+    del libraries
+
+
+def _creators(builder: Any) -> set[str]:
+    """The operators of all plugins that are registered."""
+    registry = builder.get_plugin_registry()
+    known = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
+    return {str(creator.name) for creator in known}
 
 
 def _io(network: Any) -> dict[str, Any]:

@@ -74,4 +74,4 @@ def options_from_json(data: Mapping[str, Any]) -> BuildOptions:
     unknown = [name for name in data if name not in {each.name for each in fields(BuildOptions)}]
     if unknown:
         raise ArgumentError(f"unknown build options: {', '.join(unknown)}", "use the pytest-trtcheck that wrote them")
-    return BuildOptions(**{**data, "plugins": tuple(data.get("plugins", ()))})
+    return BuildOptions(**{**data, **{name: tuple(data.get(name, ())) for name in ("plugins", "custom_ops")}})

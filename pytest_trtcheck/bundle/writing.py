@@ -218,7 +218,11 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
             "taken_as_it_is": lowered.taken_as_it_is,
         },
         "spec": spec_to_json(spec),
-        "options": {**asdict(options), "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins]},
+        "options": {
+            **asdict(options),
+            "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins],
+            "custom_ops": [str(Path(library).absolute()) for library in options.custom_ops],
+        },
         "plugins_sha256": [hash_file(plugin) for plugin in options.plugins],
         "profile": {name: shape_to_json(span) for name, span in job.profile().items()},
         **arrays,

@@ -20,6 +20,8 @@ class Family:
 
     Parameters
     ----------
+    module
+        The Python module that it comes as.
     title
         What messages call it.
     table
@@ -37,6 +39,7 @@ class Family:
     """
 
     name: FamilyName
+    module: str
     title: str
     table: str
     newest: tuple[int, ...]
@@ -88,6 +91,7 @@ _TENSORRT_PLUGINS = _names(
 
 TENSORRT_10 = Family(
     name="tensorrt_10",
+    module="tensorrt",
     title="TensorRT 10",
     table="onnx-tensorrt's operator table of TensorRT 10.15",
     newest=(10, 15),
@@ -97,6 +101,7 @@ TENSORRT_10 = Family(
 )
 TENSORRT_11 = Family(
     name="tensorrt_11",
+    module="tensorrt",
     title="TensorRT 11",
     table="onnx-tensorrt's operator table of TensorRT 10.15 and TensorRT 11's opset guide",
     newest=(11, 4),
@@ -106,6 +111,7 @@ TENSORRT_11 = Family(
 )
 RTX = Family(
     name="tensorrt_rtx",
+    module="tensorrt_rtx",
     title="TensorRT-RTX",
     table="measured with TensorRT-RTX 1.5.0.114 and 1.7.1.116",
     newest=(1, 7),
@@ -118,6 +124,7 @@ FAMILIES: tuple[Family, ...] = (TENSORRT_10, TENSORRT_11, RTX)
 
 DLA = Family(
     name="dla",
+    module="tensorrt",
     title="DLA",
     table="TensorRT's page DLA Supported Layers and Restrictions (Jetson and DriveOS)",
     newest=(11, 4),

@@ -6,15 +6,15 @@ Only the graph is read here; weights stay on disk. `onnx` alone is imported, whi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ArgumentError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import onnx
 
@@ -75,6 +75,8 @@ class OnnxModel:
         Whether its tensors use float64.
     external
         Where its external data lies, relative to the file's folder.
+    custom_ops
+        Libraries that ONNX Runtime needs for its operators; they are part of `sha256`.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class OnnxModel:
     half_types: frozenset[str]
     has_double: bool = False
     external: tuple[str, ...] = ()
+    custom_ops: tuple[str, ...] = ()
 
 
 def load(path: Path, label: str | None = None) -> OnnxModel:
@@ -123,6 +126,25 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
         has_double="float64" in float_types,
         external=tuple(sorted(files)),
     )
+
+
+def with_custom_ops(model: OnnxModel, libraries: Sequence[str]) -> OnnxModel:
+    """The model with the ONNX Runtime libraries that it needs.
+
+    Raises
+    ------
+    ArgumentError
+        A library cannot be read.
+    """
+    if tuple(libraries) == model.custom_ops:
+        return model
+    digest = hashlib.sha256(model.sha256.encode())
+    for library in libraries:
+        try:
+            digest.update(f"\0{hash_file(Path(library))}".encode())
+        except OSError as error:
+            raise ArgumentError(f"custom_ops: {library}: {error.strerror}", "give the path of the library") from error
+    return replace(model, sha256=digest.hexdigest(), custom_ops=tuple(libraries))
 
 
 def external_files(path: Path, label: str | None = None) -> dict[str, Path]:

@@ -133,8 +133,8 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
             _lower_node(node, model, lowering)
     lowering.connect(model.graph)
     passes.RemoveUnusedNodesPass()(model)
-    changed = {what: tuple(lowering.found(what)) for what in ("overflow", "underflow")}
-    return HalfModel(model, **changed, left=lowering.left, without_kernel=without_kernel)
+    overflow, underflow = (tuple(lowering.found(what)) for what in ("overflow", "underflow"))
+    return HalfModel(model, overflow, underflow, lowering.left, without_kernel)
 
 
 def _reads_sizes(node: ir.Node, sizes: Collection[ir.Node]) -> bool:
