@@ -209,20 +209,24 @@ class _Judge:
     title: str
     release: tuple[int, ...]
 
+    @property
+    def _refuses(self) -> str:
+        return f"{self.title} does not take the model"
+
     def beyond_the_builder(self, table: Sequence[Finding]) -> _Found:
         """What neither its parser nor its builder would notice."""
-        return _refused(self.title, [each for each in table if each.seen_by == "nobody"])
+        return _refused(self._refuses, [each for each in table if each.seen_by == "nobody"])
 
     def with_parser(self, table: Sequence[Finding], parsed: Parsed) -> _Found:
         """What the parser said, beside what only the table knows."""
         known = {"nobody", "builder"} if self.family.knows(self.release) else {"nobody"}
         certain = [each for each in table if each.seen_by in known]
         if not parsed.errors:
-            return _refused(self.title, certain)
-        text, advice = _refused(self.title, list(table))
+            return _refused(self._refuses, certain)
+        text, advice = _refused(self._refuses, list(table))
         quoted = "\n".join([f"{self.title} said:", *_listed([*parsed.errors])])
         return (
-            f"{text}\n  {quoted}" if text else f"{self.title} does not take the model. {quoted}",
+            f"{text}\n  {quoted}" if text else f"{self._refuses}. {quoted}",
             advice or "\n  → ".join(known_advice("\n".join(parsed.errors), is_rtx=self.family.name == "tensorrt_rtx")),
         )
 
@@ -235,17 +239,17 @@ def _by_tables(judging: Sequence[Family], tables: Mapping[Family, tuple[list[Fin
     """With no TensorRT installed: what none of the families takes."""
     if not all(tables[family][0] for family in judging):
         return "", ""
-    first = judging[0]
     shared = set.intersection(*({each.node for each in tables[family][0]} for family in judging))
-    found = [each for each in tables[first][0] if each.node in shared] or tables[first][0]
-    titles = _titles(judging)
-    return _refused(titles, found, f" (by {_sources(judging)})")
+    first = tables[judging[0]][0]
+    *others, last = (family.title for family in judging)
+    who = f"none of {', '.join(others)} and {last} takes the model" if others else f"{last} does not take the model"
+    return _refused(f"{who} (by {_sources(judging)})", [each for each in first if each.node in shared] or first)
 
 
-def _refused(title: str, found: Sequence[Finding], source: str = "") -> _Found:
+def _refused(who: str, found: Sequence[Finding]) -> _Found:
     if not found:
         return "", ""
-    text = "\n".join([f"{title} does not take the model{source}:", *_listed([str(each) for each in found])])
+    text = "\n".join([f"{who}:", *_listed([str(each) for each in found])])
     return text, "\n  → ".join(dict.fromkeys(each.advice for each in found))
 
 
