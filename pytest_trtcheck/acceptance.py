@@ -44,7 +44,7 @@ class Acceptance:
     notes
         What other families refuse, and what could not be found out.
     plugin_operators
-        The operators that only a plugin library computes.
+        The operators that only a plugin computes, and a GPU alone can tell of.
     """
 
     refusal: str = ""
@@ -176,13 +176,14 @@ def _judged(
         *_unknown(judging if parsed is None and builds is None else (), tables),
         *_other_families(judging, tables, refused=bool(found[0])),
     ]
+    needs_gpu = set(parsed.needs_gpu) if parsed is not None else set()
     own = frozenset.union(*(family.plugins for family in judging))
     reason, advice = found
     return Acceptance(
         refusal=f"{label}: {reason}" if reason else "",
         advice=advice,
         notes=tuple(notes),
-        plugin_operators=tuple(sorted(foreign & (provided | own))),
+        plugin_operators=tuple(sorted((foreign & (provided | own)) | needs_gpu)),
     )
 
 

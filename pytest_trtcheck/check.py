@@ -98,7 +98,7 @@ class Workshop:
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
         model = self._open(request)
-        job = Job(request, model, self._lowered(request, model), (), self._place(request)[0])
+        job = Job(request, model, self._lowered_or_refused(request, model), (), self._place(request)[0])
         problem = _why_not(job)
         job = replace(job, plugin_operators=self._accepted(job, problem).plugin_operators)
         if job.place is None or job.place.gpu is None:
@@ -155,7 +155,7 @@ class Workshop:
 
     def _check(self, request: Request, model: OnnxModel, record: CheckRecord) -> CheckRecord:
         cases, notes = _cases(request, model)
-        lowered = self._lowered(request, model)
+        lowered = self._lowered_or_refused(request, model)
         record = replace(record, cases=len(cases), notes=(*notes, *lowered.notes))
         place, reason = self._place(request)
         job = Job(request, model, lowered, cases, place)
@@ -199,6 +199,15 @@ class Workshop:
             calibration=request.calibration,
             folders=request.folders,
         )
+
+    def _lowered_or_refused(self, request: Request, model: OnnxModel) -> Lowered:
+        """The lowered model. That TensorRT has no place for a model says more than that it cannot be lowered."""
+        try:
+            return self._lowered(request, model)
+        except ModelError:
+            as_it_is = artifacts.Lowered(model.path, model.sha256)
+            self._accepted(Job(request, model, as_it_is, ()), None)
+            raise
 
     def _accepted(self, job: Job, problem: str | None) -> Acceptance:
         """What TensorRT says of the model before anything is built.
@@ -423,7 +432,7 @@ def _why_not(job: Job) -> str | None:
 
 def _plugins_need_gpu(job: Job) -> str:
     names = ", ".join(job.plugin_operators)
-    return f"{job.model.label}: {names} is computed by a plugin library, which runs on a GPU alone: none ran here"
+    return f"{job.model.label}: {names} is computed by a plugin, which runs on a GPU alone: none ran here"
 
 
 def _unsupported(job: Job, place: Place, problem: str) -> UnsupportedTargetError:

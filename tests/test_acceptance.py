@@ -19,8 +19,9 @@ from pytest_trtcheck.acceptance import Acceptance, acceptance
 from pytest_trtcheck.backends import tensorrt, tensorrt_builder
 from pytest_trtcheck.backends.tensorrt import Parsed
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import Request, Workshop
 from pytest_trtcheck.errors import ArgumentError, ModelError
-from pytest_trtcheck.spec import BuildOptions
+from pytest_trtcheck.spec import BuildOptions, ParitySpec
 from tests import custom_ops, onnx_models
 from tests.test_families import bias, one, qdq, scatter
 
@@ -206,11 +207,40 @@ def test_the_operators_of_registered_plugins_are_listed() -> None:
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     before = tensorrt_builder._creators(builder)
     creator = Creator()
-    builder.get_plugin_registry().register_creator(creator, "")
+    trt.get_plugin_registry().register_creator(creator, "")
     try:
         assert tensorrt_builder._creators(builder) - before == {"Cube"}
     finally:
-        builder.get_plugin_registry().deregister_creator(creator)
+        trt.get_plugin_registry().deregister_creator(creator)
+
+
+@needs_rtx
+def test_what_the_parser_cannot_tell_without_a_gpu_is_not_refused(judged: Any) -> None:
+    rois, images = np.array([[0, 0, 4, 4]], np.float32), np.array([0])
+    found = judged(one("RoiAlign", rois, images, opset=16), "tensorrt_rtx")
+    assert not found.refusal
+    assert found.plugin_operators == ("RoiAlign",)
+
+
+def test_a_refusal_says_more_than_that_a_model_cannot_be_lowered(tmp_path: Path, cache: Cache) -> None:
+    """A model in opset 1 cannot be raised for bf16; that no TensorRT has its operator is the reason to give."""
+    made = helper.make_node("Adam", ["r", "t", "x", "g", "v", "h"], ["y", "v2", "h2"], name="adam", domain=_TRAINING)
+    floats = {name: (TensorProto.FLOAT, [2]) for name in ("x", "g", "v", "h")}
+    inputs = {"r": (TensorProto.FLOAT, []), "t": (TensorProto.INT64, []), **floats}
+    graph = helper.make_graph(
+        [made],
+        "training",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("y", "v2", "h2")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid(_TRAINING, 1)], ir_version=9)
+    request = Request("test", proto, (), ParitySpec(precision=("bf16",)))
+    record = Workshop(cache).check(request)
+    assert record.verdict == "error"
+    assert "node 'adam' (Adam)" in (record.message or "")
+
+
+_TRAINING = "ai.onnx.preview.training"
 
 
 # Custom operators of ONNX Runtime
@@ -318,7 +348,7 @@ def test_a_plugins_operators_are_not_measured_without_a_gpu(suite: Suite) -> Non
     record = run.check("test_cube")
     assert record["verdict"] == "not_measured"
     assert record["evidence"] is None
-    assert "Cube is computed by a plugin library, which runs on a GPU alone" in record["message"]
+    assert "Cube is computed by a plugin, which runs on a GPU alone" in record["message"]
     assert "run it on a machine with the GPU" in run.text
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,14 +302,19 @@ class Parsed:
         none could be asked: why.
     provided
         The operators that the plugin libraries brought.
+    needs_gpu
+        The operators that it can tell nothing of without a driver: it makes a plugin for them, which fails here.
     """
 
     module: str
     version: str
     errors: tuple[str, ...] = ()
     provided: tuple[str, ...] = ()
+    needs_gpu: tuple[str, ...] = ()
 
 
+# TensorRT-RTX 1.5 and later have RoiAlign (their release notes), as a plugin that is not made without libcuda.so.
+_NEEDS_GPU = re.compile(r"\((RoiAlign)\): .*plugin != nullptr")
 PARSE_TIMEOUT_S = 600.0
 _CRASHED = "the builder process crashed"
 
@@ -340,7 +346,13 @@ def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] 
     errors = [_relevant(error, nowhere) for error in response["errors"]]
     if response["stage"] and not errors:
         errors = [f"it could not {response['stage']} the model, and gave no reason"]
-    return Parsed(response["module"], response["version"], tuple(errors), tuple(response["provided"]))
+    return Parsed(
+        module=response["module"],
+        version=response["version"],
+        errors=tuple(error for error in errors if not _NEEDS_GPU.search(error)),
+        provided=tuple(response["provided"]),
+        needs_gpu=tuple({match[1]: None for error in errors if (match := _NEEDS_GPU.search(error))}),
+    )
 
 
 def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]:

@@ -146,10 +146,12 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
 
 
 def _creators(builder: Any) -> set[str]:
-    """The operators of all plugins that are registered."""
+    """The operators of all plugins that the builder finds: its own registry's, and those of the registries above it."""
     registry = builder.get_plugin_registry()
-    known = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
-    return {str(creator.name) for creator in known}
+    for name in ("all_creators_recursive", "all_creators", "plugin_creator_list"):
+        if hasattr(registry, name):
+            return {str(creator.name) for creator in getattr(registry, name)}
+    return set()
 
 
 def _io(network: Any) -> dict[str, Any]:

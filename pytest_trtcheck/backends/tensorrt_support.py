@@ -118,6 +118,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "TensorRT-RTX fails on an If or Loop of the model: export it with the condition fixed, or the branch alone",
     ),
     (
+        r"ROIAlign plugin was not found",
+        "TensorRT-RTX makes RoiAlign on a machine with a GPU and its driver alone: build it there",
+    ),
+    (
         r"Attention operation was not supported by a dedicated kernel",
         "TensorRT-RTX has Attention in fp16 and bf16, for heads of 16 and more: check those, or export it in pieces",
     ),

@@ -116,7 +116,8 @@ RTX = Family(
     table="measured with TensorRT-RTX 1.5.0.114 and 1.7.1.116",
     newest=(1, 7),
     opset=28,
-    operators=_COMMON | _names("Swish SimplifiedLayerNormalization"),
+    # RoiAlign by the release notes of 1.5: without a driver its parser cannot tell.
+    operators=_COMMON | _names("RoiAlign SimplifiedLayerNormalization Swish"),
     contrib=_names("GroupQueryAttention MultiHeadAttention RotaryEmbedding SkipSimplifiedLayerNormalization"),
 )
 FAMILIES: tuple[Family, ...] = (TENSORRT_10, TENSORRT_11, RTX)
