@@ -7,25 +7,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_trtcheck.errors import CheckError, CheckFailed
     from pytest_trtcheck.spec import BuildOptions, Calibration, Tolerance
-
-    trt_parity: pytest.MarkDecorator
-    trt_latency: pytest.MarkDecorator
 
 __version__ = "0.1.0"
 
-__all__ = ["BuildOptions", "Calibration", "Tolerance", "__version__", "trt_latency", "trt_parity"]
+__all__ = [
+    "BuildOptions",
+    "Calibration",
+    "CheckError",
+    "CheckFailed",
+    "Tolerance",
+    "__version__",
+    "trt_latency",
+    "trt_parity",
+]
+
+
+def trt_parity(*args: object, **kwargs: object) -> pytest.MarkDecorator:
+    """Mark a test: the engine's outputs are compared with the FP32 model's. `pytest --markers` lists the arguments.
+
+    Unlike `pytest.mark.trt_parity(make_model)`, which would decorate `make_model`, a function is taken as an argument.
+    """
+    return _mark("trt_parity", args, kwargs)
+
+
+def trt_latency(*args: object, **kwargs: object) -> pytest.MarkDecorator:
+    """Mark a test: the engine's latency is held to budgets. `pytest --markers` lists the arguments."""
+    return _mark("trt_latency", args, kwargs)
+
+
+def _mark(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> pytest.MarkDecorator:
+    # Marks are made when asked for: with --strict-markers pytest refuses one before the plugin has declared it.
+    import pytest
+
+    mark: pytest.MarkDecorator = getattr(pytest.mark, name)
+    return mark.with_args(*args, **kwargs)
 
 
 def __getattr__(name: str) -> object:
-    # Marks are made when asked for: with --strict-markers pytest refuses one before the plugin has declared it.
-    if name in {"trt_parity", "trt_latency"}:
-        import pytest
-
-        return getattr(pytest.mark, name)
     # Every pytest run imports this package, few need the specs, and dataclasses are slow to make.
     if name in {"BuildOptions", "Calibration", "Tolerance"}:
         from pytest_trtcheck import spec
 
         return getattr(spec, name)
+    if name in {"CheckError", "CheckFailed"}:
+        from pytest_trtcheck import errors
+
+        return getattr(errors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,14 @@ these. The plugin prints them without a traceback. They pickle, because xdist wo
 """
 
 
-class TrtCheckError(Exception):
+class CheckFailed(AssertionError):  # noqa: N818 - for `raises=`, where it stands beside CheckError
+    """A check was made, and did not pass: a limit is exceeded, or a budget is not kept."""
+
+
+class CheckError(Exception):
     """What was wrong, where, and what to do, as one text that is fit to be shown as it is.
+
+    A check that ends with one of these was not made. A plain `xfail` does not hide it, only one whose `raises=` names it.
 
     Parameters
     ----------
@@ -23,6 +29,9 @@ class TrtCheckError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+TrtCheckError = CheckError
 
 
 class ArgumentError(TrtCheckError):

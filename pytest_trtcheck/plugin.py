@@ -5,13 +5,12 @@ Only light modules are imported at the top: a suite without trt tests pays for n
 
 from __future__ import annotations
 
-import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_trtcheck import settings
+from pytest_trtcheck import items, settings
 from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
 from pytest_trtcheck.fixtures import (
     trt_benchmark,
@@ -46,6 +45,7 @@ __all__ = [
 ]
 
 _IS_MARKED = pytest.StashKey[bool]()
+_REFUSED = pytest.StashKey[list[str]]()
 
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
@@ -111,9 +111,9 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    from pytest_trtcheck.errors import TrtCheckError
+    from pytest_trtcheck.errors import CheckFailed, TrtCheckError
 
-    return isinstance(error, TrtCheckError)
+    return isinstance(error, (TrtCheckError, CheckFailed))
 
 
 # --- collection ------------------------------------------------------------------------------------------------------
@@ -137,43 +137,62 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 def _marked(item: pytest.Item) -> Marked | None:
     # Asked of every test of every suite: one without our markers pays for a look at the marks, and for nothing else.
-    node: pytest.Item | pytest.Collector | None = item
-    while node is not None:
-        for mark in node.own_markers:
-            if mark.name in MARKERS:
-                from pytest_trtcheck.marked import marked
+    if not items.is_marked(item):
+        return None
+    from pytest_trtcheck.marked import marked
 
-                return marked(item)
-        node = node.parent
-    return None
+    return marked(item)
 
 
-def _is_marked_above(parent: pytest.Collector | None) -> bool:
+def _is_marked_above(parent: pytest.Module | pytest.Class) -> bool:
     # Worked out once a module or class, for its many tests. Only while collecting: marks may be added later.
-    if parent is None:
-        return False
     known = parent.stash.get(_IS_MARKED, None)
     if known is None:
-        known = any(mark.name in MARKERS for node in parent.listchain() for mark in node.own_markers)
-        parent.stash[_IS_MARKED] = known
+        known = parent.stash[_IS_MARKED] = items.is_marked(parent)
     return known
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> None:
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     """Let marked tests use the fixtures that a user overrides, as if they named them: parametrized ones work too."""
-    marks = getattr(obj, "pytestmark", None)
-    # Asked of everything in every module of every suite: the usual answer takes two look-ups.
-    if marks is None and collector.stash.get(_IS_MARKED, None) is False:
+    try:
+        marks = getattr(obj, "pytestmark", None)
+    except Exception:  # Proxies of web frameworks raise what they like.
         return
+    # Asked of everything in every module of every suite: the usual answer takes three look-ups.
+    if marks is None and type(obj) is not pytest.MarkDecorator and collector.stash.get(_IS_MARKED, None) is False:
+        return
+    if isinstance(obj, pytest.MarkDecorator):
+        if items.replaces_a_test(collector, name, obj):
+            items.note(collector, name, obj)
+        return
+    direct = bool(items.ours(marks))
+    if direct:
+        items.note(collector, name, obj)
     above = _is_marked_above(collector)
+    if above and isinstance(collector, pytest.Module) and items.is_imported(collector, name):
+        above = False
     function = getattr(obj, "__func__", obj)
-    if hasattr(function, "__code__") and (above or any(mark.name in MARKERS for mark in marks or ())):
-        pytest.mark.usefixtures(*_OVERRIDABLE)(function)
+    if not isinstance(obj, type) and callable(function) and (above or direct):
+        if hasattr(function, "__code__"):
+            pytest.mark.usefixtures(*_OVERRIDABLE)(function)
         manager = collector.config.pluginmanager
         if not manager.has_plugin(_Parameters.name):
             # Only now: asked of every test of a suite that has none of ours, it would cost more than all else here.
             manager.register(_Parameters(), _Parameters.name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
+    report = yield
+    said = items.in_vain(collector, report)
+    if said is not None:
+        report.longrepr = said if report.outcome == "passed" else f"{said}\n\n{report.longrepr}"
+        report.outcome, report.result = "failed", []
+    return report
 
 
 class _Parameters:
@@ -194,6 +213,31 @@ class _Parameters:
             metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where tests are only listed, say which of them could not be checked: none of them will get to say it."""
+    if session.config.option.collectonly:
+        for item in session.items:
+            found = _marked(item)
+            problem = None if found is None else found.problem(item)
+            if problem is not None:
+                session.config.stash.setdefault(_REFUSED, []).append(f"{item.nodeid}: {problem}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A list of tests with one that can't be checked is no success."""
+    if session.config.stash.get(_REFUSED, None) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The tests of a list that could not be checked."""
+    refused = config.stash.get(_REFUSED, None)
+    if refused:
+        terminalreporter.section("tests that can't be checked", red=True, bold=True)
+        for text in refused:
+            terminalreporter.write_line(f"ERROR {text}")
+
+
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
@@ -208,41 +252,76 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test whose marker is wrong, alone and with the reason."""
-    if isinstance(item, pytest.Function) and (found := _marked(item)) is not None and found.error is not None:
+    """Fail a test that is marked and can't be checked, alone and with the reason."""
+    items.begin_run(item)
+    found = _marked(item)
+    if found is None:
+        return
+    manager = item.config.pluginmanager
+    if not manager.has_plugin(_Bodies.name):
+        manager.register(_Bodies(), _Bodies.name)
+    problem = found.problem(item)
+    if problem is not None:
         from pytest_trtcheck.running import refuse
 
-        refuse(item, found.error)
+        refuse(item, problem)
+    assert isinstance(item, pytest.Function)
+    # A marker that was added when all was collected has its fixtures asked for here.
+    item.fixturenames.extend(name for name in _OVERRIDABLE if name not in item.fixturenames)
+
+
+class _Bodies:
+    """Keeps what the body of a marked test returns, however the body is run, and sees that the check was made."""
+
+    name = "trtcheck-bodies"
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Plugins that run coroutines drop what these return, so it is taken inside the coroutine."""
+        found = _marked(item)
+        if found is None or not isinstance(item, pytest.Function):
+            return (yield)
+        from pytest_trtcheck import running
+
+        test = item.obj
+        body = item.stash[running.BODY] = running.Body(test)
+        item.obj = body.wrapped
+        try:
+            result = yield
+        finally:
+            item.obj = test
+        if not body.checked:
+            running.refuse(item, running.not_run(item))
+        return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Run a marked test, take what it returns as the inputs, and check."""
+    result = yield
     found = _marked(pyfuncitem)
-    if found is None:
-        return (yield)
-    returned: list[object] = []
-    test = pyfuncitem.obj
+    if found is not None:
+        from pytest_trtcheck.running import run_marked
 
-    @functools.wraps(test)
-    def keep_returned(*args: object, **kwargs: object) -> None:
-        returned.append(test(*args, **kwargs))
-
-    pyfuncitem.obj = keep_returned
-    try:
-        result = yield
-    finally:
-        pyfuncitem.obj = test
-    from pytest_trtcheck.running import run_marked
-
-    run_marked(pyfuncitem, found.selected(pyfuncitem), returned[0] if returned else None)
+        run_marked(pyfuncitem, found)
     return result
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show our errors as their own text: a traceback of our internals helps nobody."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show our errors as their own text, and let no xfail hide that a check could not be made."""
     report = yield
-    if call.excinfo is not None and report.outcome == "failed" and _is_ours(call.excinfo.value):
-        report.longrepr = str(call.excinfo.value)
+    if call.excinfo is None or report.outcome == "passed" or not _is_ours(call.excinfo.value):
+        return report
+    from pytest_trtcheck.running import is_expected
+
+    error = call.excinfo.value
+    if report.outcome == "skipped" and hasattr(report, "wasxfail") and not is_expected(item, error):
+        report.outcome = "failed"
+        del report.wasxfail
+    if report.outcome == "failed":
+        # A traceback of our internals helps nobody.
+        report.longrepr = str(error)
     return report

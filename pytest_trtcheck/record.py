@@ -112,6 +112,8 @@ class CheckRecord:
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
     duration_s: float = 0.0
+    runs: int = 1
+    """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
     message: str | None = None
     """The first thing to read when the verdict is not `pass`."""
     notes: tuple[str, ...] = ()

@@ -10,8 +10,11 @@ import pytest
 from tests import onnx_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+RUNNERS = ("anyio", "asyncio", "flaky", "repeat", "rerunfailures")
+"""Plugins that run tests in a way of their own. They are installed for the tests that are about them."""
 
 RUNS = {"plain": (), "n0": ("-n0",), "n2": ("-n2",)}
 
@@ -45,12 +48,19 @@ class Suite:
             (self.path / f"{name}.py").write_text(head + text)
         return self
 
-    def run(self, *arguments: str) -> Run:
-        """Run pytest in a process of its own, with a JSON report."""
+    def run(self, *arguments: str, plugins: Sequence[str] = ()) -> Run:
+        """Run pytest in a process of its own, with a JSON report; of `RUNNERS` with those named alone."""
         report = self.path / "report.json"
         report.unlink(missing_ok=True)
         result = self.pytester.runpytest_subprocess(
-            "-W", "error", "--strict-markers", "-p", "no:cacheprovider", f"--trt-report={report}", *arguments
+            *(f"-pno:{name}" for name in RUNNERS if name not in plugins),
+            "-W",
+            "error",
+            "--strict-markers",
+            "-p",
+            "no:cacheprovider",
+            f"--trt-report={report}",
+            *arguments,
         )
         return Run(result, report)
 
