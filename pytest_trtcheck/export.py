@@ -194,6 +194,8 @@ def _objection(check: Record) -> str | None:
     """Why one check proves nothing, or proves the engine wrong."""
     nodeid = check["nodeid"]
     message = str(check.get("message") or "").strip().partition("\n")[0]
+    if check.get("runs", 1) > 1:
+        return f"{nodeid}: needed {check['runs']} runs, so what it computes or how fast is a matter of chance"
     if check["verdict"] not in {"pass", "not_measured"}:
         return f"{nodeid}: {check['verdict']}" + (f": {message}" if message else "")
     if check.get("outcome") != "passed":

@@ -96,12 +96,12 @@ def note(collector: pytest.Collector, name: str, obj: object) -> None:
 def in_vain(collector: pytest.Collector, report: pytest.CollectReport) -> str | None:
     """What to say of marks in `collector` that no test carries; None where each has its test."""
     if report.outcome == "failed":
-        return "\n".join(_said(*each) for each in _in_failed_module(collector, report)) or None
+        return "\n".join(said(*each) for each in _in_failed_module(collector, report)) or None
     if report.outcome != "passed" or not isinstance(collector, (pytest.Module, pytest.Class)):
         return None
     seen = [*collector.stash.get(_SEEN, ()), *_in_test_case(collector)]
     texts = [
-        _said(name, obj)
+        said(name, obj)
         for name, obj in seen
         if not any(_name(node) == name or node.name.startswith(f"{name}[") for node in report.result)
         # A base class: its marks reach the tests of the classes that are made from it.
@@ -163,7 +163,8 @@ def replaces_a_test(collector: pytest.Module | pytest.Class, name: str, decorato
     return getattr(given, "__name__", None) == name or collector.funcnamefilter(name) or collector.classnamefilter(name)
 
 
-def _said(name: str, obj: Any) -> str:
+def said(name: str, obj: Any) -> str:
+    """What is wrong with a mark of ours on `obj`, and what to write instead."""
     if isinstance(obj, pytest.MarkDecorator):
         return (
             f"{name} is a mark, not a test: {obj.name} took the test as its argument\n"
@@ -201,10 +202,11 @@ def begin_run(item: pytest.Item) -> None:
     """Count the runs of a test; what an earlier run reported is not what this one will."""
     run = item.stash.get(RUN, 0) + 1
     item.stash[RUN] = run
-    if run > 1 and any(_is_ours(name) for name, _ in item.user_properties):
-        item.user_properties[:] = [each for each in item.user_properties if not _is_ours(each[0])]
+    if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
+        item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
         item.user_properties.append((RUNS, str(run)))
 
 
-def _is_ours(name: object) -> bool:
+def is_our_property(name: object) -> bool:
+    """Whether a user property of a test was put there by a check."""
     return name == "trtcheck" or str(name).startswith("trtcheck.")

@@ -99,7 +99,7 @@ def _unfit(item: pytest.Item) -> TrtCheckError | None:
     if not isinstance(item, pytest.Function):
         kind = type(item).__name__
         return ArgumentError(
-            f"trt markers don't work on {item.name!r}, a {kind}: only test functions are run", _INSTEAD
+            f"trt markers don't work on {item.name!r} ({kind}): only test functions are run", _INSTEAD
         )
     if items.is_test_case(item.cls):
         return ArgumentError(

@@ -164,7 +164,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
         return
     if isinstance(obj, pytest.MarkDecorator):
         if items.replaces_a_test(collector, name, obj):
-            items.note(collector, name, obj)
+            raise collector.CollectError(items.said(name, obj))
         return
     direct = bool(items.ours(marks))
     if direct:

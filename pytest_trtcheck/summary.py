@@ -10,6 +10,7 @@ import pytest
 
 from pytest_trtcheck import settings
 from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.items import RUNS, is_our_property
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,10 +23,12 @@ class Collector:
         self._config = config
         self._outcomes: dict[str, pytest.TestReport] = {}
         self.records: list[dict[str, Any]] = []
+        self._last: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
         self._problems: list[str] = []
         self._told: list[str] = []
         self._crashed: list[str] = []
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what the last report of a test carries: by then every check of it is there."""
         if report.when == "call" or report.outcome != "passed":
@@ -36,19 +39,35 @@ class Collector:
         if report.when != "teardown":
             return
         outcome = self._outcomes.pop(report.nodeid, None)
-        if not report.user_properties:
-            return
+        # pytest-rerunfailures reports a run that it will repeat as "rerun", flaky does not report how it went.
+        if outcome is None or "rerun" in {outcome.outcome, report.outcome}:
+            report.user_properties = [each for each in report.user_properties if not is_our_property(each[0])]
+        else:
+            self._keep(report, outcome)
+
+    def _keep(self, report: pytest.TestReport, outcome: pytest.TestReport) -> None:
+        """Take the records of one run of a test; they replace those of its earlier runs."""
         from pytest_trtcheck.record import PROPERTY
 
         expected = getattr(outcome, "wasxfail", None)
+        records: list[dict[str, Any]] = []
         for name, value in report.user_properties:
             if name == PROPERTY:
                 record = json.loads(str(value))
-                if expected is not None and outcome is not None and outcome.outcome == "skipped":
+                if expected is not None and outcome.outcome == "skipped":
                     record["expected_failure"] = expected or "xfail"
-                record["outcome"] = "failed" if outcome is None else outcome.outcome
+                record["outcome"] = outcome.outcome
                 record["location"] = {"file": report.location[0], "line": (report.location[1] or 0) + 1}
-                self.records.append(record)
+                records.append(record)
+        # Two workers may run the same test (`--dist each`), and each of them counts.
+        test = (report.nodeid, getattr(report, "worker_id", None))
+        is_again = any(name == RUNS for name, _ in report.user_properties) or any(each["runs"] > 1 for each in records)
+        if is_again:
+            earlier = self._last.get(test, [])
+            self.records = [each for each in self.records if not any(each is old for old in earlier)]
+        if records or is_again:
+            self._last[test] = records
+            self.records += records
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
