@@ -10,7 +10,7 @@ import functools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,13 +19,13 @@ from pytest_trtcheck.backends import onnxruntime as ort
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_files
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError, NothingComputedError
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model import made, onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel
 from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,12 +61,13 @@ def _library_versions() -> dict[str, str]:
 def open_model(source: object, folders: Sequence[Path], cache: Cache, custom_ops: Sequence[str] = ()) -> OnnxModel:
     """The model that the user named: a path looked up in `folders`, the bytes of a file, or an onnx.ModelProto.
 
-    With the libraries in `custom_ops`, where ONNX Runtime needs them.
+    A callable without arguments that makes one of these is called each time. With the libraries in `custom_ops`, where
+    ONNX Runtime needs them.
 
     Raises
     ------
     ModelError
-        There is no such file, or it is no sound ONNX model.
+        There is no such file, it is no sound ONNX model, or the callable does not make one.
     """
     return onnx_model.with_custom_ops(_found(source, folders, cache), custom_ops)
 
@@ -74,8 +75,17 @@ def open_model(source: object, folders: Sequence[Path], cache: Cache, custom_ops
 def _found(source: object, folders: Sequence[Path], cache: Cache) -> OnnxModel:
     if isinstance(source, OnnxModel):
         return source
+    label = None
+    if callable(source):
+        label = f"{made.name_of(source)}()"
+        source = made.model_made_by(source)
     if isinstance(source, bytes) or hasattr(source, "SerializeToString"):
-        return _model_in_memory(source, cache)
+        return _model_in_memory(source, cache, label)
+    if not made.is_model(source):
+        raise ModelError(
+            f"a {type(source).__name__} is no model",
+            "give a path, the bytes of an ONNX file, an onnx.ModelProto, or a function that makes one",
+        )
     path = Path(str(source)).expanduser()
     tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(folders)]
     for candidate in tried:
@@ -84,8 +94,9 @@ def _found(source: object, folders: Sequence[Path], cache: Cache) -> OnnxModel:
     raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
 
 
-def _model_in_memory(source: Any, cache: Cache) -> OnnxModel:
-    label = "<bytes>" if isinstance(source, bytes) else f"<ModelProto {source.graph.name or ''}>".replace(" >", ">")
+def _model_in_memory(source: Any, cache: Cache, label: str | None) -> OnnxModel:
+    if label is None:
+        label = "<bytes>" if isinstance(source, bytes) else f"<ModelProto {source.graph.name or ''}>".replace(" >", ">")
     try:
         data = source if isinstance(source, bytes) else source.SerializeToString()
     except Exception as error:
@@ -111,6 +122,8 @@ class Reference:
     Where the model carries Q/DQ nodes or 16-bit types, the reference is the FP32 model behind it: activations are not
     quantized or rounded, and the weights are the best that the file holds.
     """
+
+    title = "its FP32 reference"
 
     def __init__(self, model: OnnxModel, cache: Cache, provider: Provider = "cpu") -> None:
         self.model = model
@@ -157,6 +170,121 @@ class Reference:
 
         twin = emulate.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
         graph.write(twin, folder / MODEL_FILE)
+
+
+class ModelReference:
+    """Another model's outputs as the reference: mostly the FP32 original of a quantized one.
+
+    Parameters
+    ----------
+    of
+        The other model's outputs.
+    checked
+        The model that is checked. 16-bit inputs are widened for the other model where it takes FP32, and its outputs
+        come in the types of the checked model's.
+
+    Raises
+    ------
+    ModelError
+        The inputs and outputs of the two do not bear the same names.
+    """
+
+    def __init__(self, of: Reference, checked: OnnxModel) -> None:
+        self.model = of.model
+        self.title = f"the reference {of.model.label}"
+        self.identity: str | None = of.model.sha256
+        self._of = of
+        self._checked = checked
+        _refuse_other_names(of.model, checked)
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The checked model's outputs by name, as the other model computes them."""
+        given = {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
+        outputs = self._of(given)
+        return {spec.name: model_inputs.as_float(outputs[spec.name], spec.dtype) for spec in self._checked.outputs}
+
+
+class CallableReference:
+    """What a callable of the user's computes as the reference; nothing of it is kept.
+
+    Parameters
+    ----------
+    function
+        Takes a dict from input name to array, and returns a mapping from output name to array.
+    checked
+        The model that is checked: every output of it has to be there. Float outputs come in its types.
+    """
+
+    identity: str | None = None
+
+    def __init__(self, function: Callable[..., Any], checked: OnnxModel) -> None:
+        self.name = made.name_of(function)
+        self.title = f"the reference {self.name}"
+        self._function = function
+        self._checked = checked
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name.
+
+        Raises
+        ------
+        ModelError
+            The callable failed, or gave no array for an output.
+        """
+        try:
+            # Copies: what the callable does to its inputs must not reach the engine.
+            outputs = dict(self._function({name: np.array(array) for name, array in case.items()}))
+            arrays = {name: np.asarray(value) for name, value in outputs.items()}
+        except Exception as error:
+            raise ModelError(
+                f"{self.title} failed: {type(error).__name__}: {error}",
+                "it takes a dict from input name to array, and returns one from output name to array",
+            ) from error
+        if missing := [spec.name for spec in self._checked.outputs if spec.name not in arrays]:
+            raise ModelError(
+                f"{self.title} gave no output {', '.join(map(repr, missing))}",
+                f"it gave {', '.join(map(repr, arrays)) or 'nothing'}; return an array for each output of the model",
+            )
+        return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
+
+
+AnyReference: TypeAlias = Reference | ModelReference | CallableReference
+
+
+def reference_given(
+    source: object, checked: OnnxModel, folders: Sequence[Path], cache: Cache, provider: Provider = "cpu"
+) -> ModelReference | CallableReference:
+    """The reference that a marker names: another model, or a callable from inputs to outputs.
+
+    A callable that needs no argument makes a model.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or it does not fit the one that is checked.
+    """
+    if callable(source) and made.takes_inputs(source):
+        return CallableReference(source, checked)
+    try:
+        other = open_model(source, folders, cache)
+    except ModelError as error:
+        raise ModelError(f"reference: {error.message}", error.hint) from error
+    return ModelReference(Reference(other, cache, provider), checked)
+
+
+def _refuse_other_names(other: OnnxModel, checked: OnnxModel) -> None:
+    needed, given = {spec.name for spec in other.inputs}, {spec.name for spec in checked.inputs}
+    problems = [f"it needs the input {name!r}" for name in sorted(needed - given)]
+    problems += [f"it has no input {name!r}" for name in sorted(given - needed)]
+    problems += [
+        f"it has no output {name!r}"
+        for name in sorted({spec.name for spec in checked.outputs} - {spec.name for spec in other.outputs})
+    ]
+    if problems:
+        raise ModelError(
+            f"the reference {other.label} does not fit {checked.label}: {', '.join(problems)}",
+            "inputs and outputs must bear the same names; a callable as reference= can rename them",
+        )
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__, engines, parity
+from pytest_trtcheck.artifacts import CallableReference, Reference
 from pytest_trtcheck.backends import onnxruntime as ort
 from pytest_trtcheck.cache import Key, hash_file, hash_files
 from pytest_trtcheck.gpu.lock import gpu_lock
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import Reference
+    from pytest_trtcheck.artifacts import AnyReference
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.job import Job
@@ -64,7 +65,7 @@ def blamed(
     job: Job,
     outcome: parity.Outcome,
     runner: Runner,
-    reference: Reference,
+    reference: AnyReference,
     cache: Cache,
     *,
     allowance: Allowance,
@@ -74,6 +75,9 @@ def blamed(
     refusal = allowance.refusal()
     if refusal is not None:
         return replace(outcome, notes=(*outcome.notes, refusal))
+    own = _fault_of_the_model(job, outcome, reference, cache)
+    if own is not None:
+        return replace(outcome, notes=(*outcome.notes, f"not diagnosed: {own}"))
     start = time.monotonic()
     is_engine = runner.evidence == "engine"
 
@@ -81,7 +85,9 @@ def blamed(
         return _diagnosed(job, outcome, runner, reference, cache, seconds=allowance.seconds, progress=progress)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
-    found = find() if is_engine else _remembered(job, outcome, cache, allowance.seconds, find)
+    # Nor is what a callable of the user's computed.
+    is_kept = not is_engine and not isinstance(reference, CallableReference)
+    found = find() if not is_kept else _remembered(job, outcome, cache, allowance.seconds, find)
     allowance.spent_s += time.monotonic() - start
     if found is None:
         return outcome
@@ -96,6 +102,19 @@ def blamed(
     )
 
 
+def _fault_of_the_model(job: Job, outcome: parity.Outcome, reference: AnyReference, cache: Cache) -> str | None:
+    """Where a reference was given: how far the checked model is from it before anything is lowered, if that is too far.
+
+    The diagnosis holds the lowered model against the FP32 model that it was made from, and finds what was lost between
+    the two.
+    """
+    if job.request.parity.reference is None:
+        return None
+    case = job.cases[outcome.worst]
+    found = parity.first_failure(job, Reference(job.model, cache)(case), reference(case))
+    return found and f"computed in FP32, {job.model.label} itself differs from {reference.title}: {found}"
+
+
 def _remembered(
     job: Job, outcome: parity.Outcome, cache: Cache, seconds: float, find: Callable[[], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
@@ -106,6 +125,7 @@ def _remembered(
         "inputs": json.dumps([model_inputs.digest(case) for case in job.cases]),
         "worst": str(outcome.worst),
         "limits": json.dumps(limits, sort_keys=True),
+        "reference": getattr(job.reference, "identity", None) or "",
         "seconds": str(seconds),
         "code": _code(),
         "onnxruntime": ort.version(),
@@ -130,7 +150,7 @@ def _diagnosed(
     job: Job,
     outcome: parity.Outcome,
     runner: Runner,
-    reference: Reference,
+    reference: AnyReference,
     cache: Cache,
     *,
     seconds: float,

@@ -57,6 +57,7 @@ class BundleItem(pytest.Item):
             refuse(self, error)
             raise
         spec = loaded.spec
+        spec = replace(spec, reference=loaded.recorded_reference())
         if session.get("trt_backend") != "auto":
             spec = replace(spec, backend=None)
 

@@ -6,12 +6,13 @@ A check flows one way: spec → model and inputs → reference and lowered model
 
 from __future__ import annotations
 
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import artifacts, baselines, blaming, engines, parity
 from pytest_trtcheck.acceptance import Acceptance, acceptance
@@ -19,14 +20,17 @@ from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheck
 from pytest_trtcheck.job import Job, Judged, Request
 from pytest_trtcheck.latency_check import Judge, Ledger
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import made
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, combine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pytest_trtcheck.artifacts import Lowered, Reference
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.artifacts import AnyReference, Lowered, Reference
     from pytest_trtcheck.backends.base import Runner
-    from pytest_trtcheck.backends.onnxruntime import Provider
+    from pytest_trtcheck.backends.onnxruntime import OrtRunner, Provider
     from pytest_trtcheck.backends.tensorrt_engine import Engine
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.engines import Built, Place
@@ -34,7 +38,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.spec import Backend, Precision
+    from pytest_trtcheck.record import Evidence
+    from pytest_trtcheck.spec import Backend, InputMapping, Precision
 
 __all__ = ["Request", "Workshop"]
 
@@ -93,22 +98,26 @@ class Workshop:
 
     def reference(self, model: object, folders: Sequence[Path]) -> Reference:
         """The FP32 model as a callable."""
-        return self._reference(self.open_model(model, folders))
+        return artifacts.Reference(self.open_model(model, folders), self.cache, self.reference_provider)
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
         model = self._open(request)
-        job = Job(request, model, self._lowered_or_refused(request, model), (), self._place(request)[0])
+        reference = self._reference(request, model)
+        lowered = self._lowered_or_refused(request, model, reference)
+        job = Job(request, model, lowered, (), reference, self._place(request)[0])
         problem = _why_not(job)
         job = replace(job, plugin_operators=self._accepted(job, problem).plugin_operators)
         if job.place is None or job.place.gpu is None:
             if job.plugin_operators:
                 raise UnsupportedTargetError(_plugins_need_gpu(job), "run it on a machine with the GPU")
-            return artifacts.emulation(model, job.lowered, job.precision, self.cache)
+            emulation = artifacts.emulation(model, job.lowered, job.precision, self.cache)
+            return _Declared(emulation, functools.partial(request.admit, model, source="inputs"))
         if problem is not None:
             raise _unsupported(job, job.place, problem)
 
         def open_for(case: Case) -> Engine:
+            request.admit(model, case, "inputs")
             asked = replace(job, cases=[case])
             return self._load(asked, self._build(asked))
 
@@ -139,6 +148,7 @@ class Workshop:
             precision=request.precision,
             seed=request.parity.seed,
             inputs=request.inputs_source,
+            reference=_reference_label(request.parity.reference),
         )
         try:
             model = self._open(request)
@@ -155,10 +165,11 @@ class Workshop:
 
     def _check(self, request: Request, model: OnnxModel, record: CheckRecord) -> CheckRecord:
         cases, notes = _cases(request, model)
-        lowered = self._lowered_or_refused(request, model)
+        reference = self._reference(request, model)
+        lowered = self._lowered_or_refused(request, model, reference)
         record = replace(record, cases=len(cases), notes=(*notes, *lowered.notes))
         place, reason = self._place(request)
-        job = Job(request, model, lowered, cases, place)
+        job = Job(request, model, lowered, cases, reference, place)
         problem = _why_not(job)
         taken = self._accepted(job, problem)
         job = replace(job, plugin_operators=taken.plugin_operators)
@@ -200,13 +211,13 @@ class Workshop:
             folders=request.folders,
         )
 
-    def _lowered_or_refused(self, request: Request, model: OnnxModel) -> Lowered:
+    def _lowered_or_refused(self, request: Request, model: OnnxModel, reference: AnyReference) -> Lowered:
         """The lowered model. That TensorRT has no place for a model says more than that it cannot be lowered."""
         try:
             return self._lowered(request, model)
         except ModelError:
             as_it_is = artifacts.Lowered(model.path, model.sha256)
-            self._accepted(Job(request, model, as_it_is, ()), None)
+            self._accepted(Job(request, model, as_it_is, (), reference), None)
             raise
 
     def _accepted(self, job: Job, problem: str | None) -> Acceptance:
@@ -228,8 +239,11 @@ class Workshop:
         found.require()
         return found
 
-    def _reference(self, model: OnnxModel) -> Reference:
-        return artifacts.Reference(model, self.cache, self.reference_provider)
+    def _reference(self, request: Request, model: OnnxModel) -> AnyReference:
+        given = request.parity.reference
+        if given is None:
+            return artifacts.Reference(model, self.cache, self.reference_provider)
+        return artifacts.reference_given(given, model, request.folders, self.cache, self.reference_provider)
 
     def _place(self, request: Request) -> tuple[Place | None, str]:
         return engines.place_for(request.parity.backend or self.backend, self.requested, self.detected)
@@ -265,12 +279,14 @@ class Workshop:
         if job.place is None or job.place.gpu is None or self.build_only or self.broken:
             yield
             return
-        reference = self._reference(job.model)
+        reference = job.reference
+        # A callable of the user's is not kept, and may not like another thread.
+        wanted = job.request.judge_parity and not isinstance(reference, artifacts.CallableReference)
 
         def compute() -> None:
             # What is wrong with it is said when it is asked for in earnest.
             with suppress(TrtCheckError):
-                for case in job.cases if job.request.judge_parity else ():
+                for case in job.cases if wanted else ():
                     reference(case)
 
         with ThreadPoolExecutor(2, "trtcheck") as pool:
@@ -292,21 +308,22 @@ class Workshop:
             record = replace(record, latency=self._no_latency())
         if not request.judge_parity:
             return record
-        if artifacts.computes_the_reference(job.lowered, job.precision):
+        if artifacts.computes_the_reference(job.lowered, job.precision) and request.parity.reference is None:
             reason = "fp32 can only be checked on a GPU: without one, the reference would be compared with itself"
             return replace(record, parity=parity.not_measured(request.parity, reason).record)
         if job.plugin_operators:
             return replace(record, parity=parity.not_measured(request.parity, _plugins_need_gpu(job)).record)
+        _refuse_itself(job)
         runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
         try:
-            reference = self._reference(job.model)
+            reference = job.reference
             outcome = self._blamed(job, parity.judge(job, runner, reference), runner, reference)
             record = _with(replace(record, backend="onnxruntime", evidence="emulated"), outcome)
             return self._watched(Judged(job, runner, reference, outcome.record), record)
         finally:
             runner.close()
 
-    def _blamed(self, job: Job, outcome: parity.Outcome, runner: Runner, reference: Reference) -> parity.Outcome:
+    def _blamed(self, job: Job, outcome: parity.Outcome, runner: Runner, reference: AnyReference) -> parity.Outcome:
         # What a plugin computes, nothing here can compute in pieces.
         if outcome.record.verdict != "fail" or job.plugin_operators:
             return outcome
@@ -352,7 +369,7 @@ class Workshop:
             if engines.computed_in(job.precision, place) != job.precision:
                 note = f"{place.module.title} computes FP32 as TF32, whatever it is told: precision='tf32' judges that"
                 record = replace(record, notes=(*record.notes, note))
-            reference = self._reference(job.model)
+            reference = job.reference
             outcome = None
             with blaming.alone_on_gpu(job):
                 # An engine is not trusted, and not timed, before it was seen to compute the same twice.
@@ -373,7 +390,7 @@ class Workshop:
         return record
 
     def _explained(
-        self, job: Job, outcome: parity.Outcome, engine: Engine, reference: Reference, *, doubt: str | None
+        self, job: Job, outcome: parity.Outcome, engine: Engine, reference: AnyReference, *, doubt: str | None
     ) -> parity.Outcome:
         if doubt is not None:
             return replace(outcome, record=parity.failed(outcome.record, doubt), head=f"{job.title}: {doubt}", text="")
@@ -442,7 +459,45 @@ def _unsupported(job: Job, place: Place, problem: str) -> UnsupportedTargetError
 
 
 def _label(source: object) -> str:
+    if callable(source):
+        return f"{made.name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
+
+
+def _reference_label(source: object) -> str | None:
+    if source is None:
+        return None
+    return made.name_of(source) if callable(source) and made.takes_inputs(source) else _label(source)
+
+
+def _refuse_itself(job: Job) -> None:
+    """Without a GPU, a model in FP32 that is its own reference can only agree with itself."""
+    reference = job.reference
+    is_itself = isinstance(reference, artifacts.ModelReference) and reference.identity == job.model.sha256
+    if is_itself and artifacts.computes_the_reference(job.lowered, job.precision):
+        raise ArgumentError(
+            f"reference= is {job.model.label} itself, and nothing was lowered: it would be compared with itself",
+            "name another model, or a precision to lower it to",
+        )
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A runner that takes inputs of the declared shapes alone."""
+
+    runner: OrtRunner
+    admit: Callable[[Case], None]
+
+    @property
+    def evidence(self) -> Evidence:
+        return self.runner.evidence
+
+    def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
+        self.admit(dict(inputs))
+        return self.runner(inputs)
+
+    def close(self) -> None:
+        self.runner.close()
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -450,8 +505,14 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
     spec = request.parity
     batch = spec.batch[0]
     if request.inputs is not None:
-        cases = model_inputs.cases_from(request.inputs, model, f"{request.inputs_source} inputs")
-        return (cases if batch is None else model_inputs.rebatched(cases, model, batch)), []
+        source = f"{request.inputs_source} inputs"
+        cases = model_inputs.cases_from(request.inputs, model, source)
+        if batch is not None:
+            model_inputs.check_batch(model, batch, spec.shapes)
+            cases = model_inputs.rebatched(cases, model, batch)
+        for case in cases:
+            request.admit(model, case, source)
+        return cases, []
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
     notes = [f"inputs were generated (seed {spec.seed})"]
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):

@@ -12,7 +12,7 @@ class CheckFailed(AssertionError):  # noqa: N818 - for `raises=`, where it stand
 class CheckError(Exception):
     """What was wrong, where, and what to do, as one text that is fit to be shown as it is.
 
-    A check that ends with one of these was not made. A plain `xfail` does not hide it, only one whose `raises=` names it.
+    A check that ends with one of these was not made. No plain `xfail` hides it, only one whose `raises=` names it.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu_benchmark import GpuBenchmark
     from pytest_trtcheck.record import CheckRecord
-    from pytest_trtcheck.spec import BuildOptions
+    from pytest_trtcheck.spec import BuildOptions, ParitySpec
 
 
 def _workshop(request: pytest.FixtureRequest) -> Workshop:
@@ -56,38 +56,48 @@ def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
     return _workshop(request).judged_gpu()
 
 
+_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "backend")
+"""What of the arguments of `trt_parity` decides what engine is built."""
+
+
+def _runner(request: pytest.FixtureRequest, spec: ParitySpec, options: BuildOptions | None) -> Runner:
+    """The engine of the one precision that `spec` names, or its emulation."""
+    from pytest_trtcheck.job import Request
+    from pytest_trtcheck.running import folders
+
+    item = request.node
+    calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
+    return _workshop(request).runner(
+        Request(
+            nodeid=item.nodeid,
+            model=spec.model,
+            folders=folders(item),
+            parity=spec,
+            calibration=calibration,
+            options=options or request.getfixturevalue("trt_build_options"),
+        )
+    )
+
+
 @pytest.fixture
 def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
     """`trt_build(model, precision="fp16", ...)`: the model's engine, from the cache once it was built.
+
+    Takes `calibration`, `shapes`, `keep_fp32`, `backend` and `options` too, and refuses what only a check uses.
 
     The engine is called with a mapping from input name to array and returns one from output name to array. Without a
     GPU it is the emulation, and `engine.evidence` says so.
     """
     from pytest_trtcheck import markers
-    from pytest_trtcheck.job import Request
-    from pytest_trtcheck.running import folders
 
-    item = request.node
-    workshop = _workshop(request)
     made: list[Runner] = []
 
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
     ) -> Runner:
-        spec = markers.from_marker("trt_parity", (model,), {"precision": precision, **arguments})
-        calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
-        runner = workshop.runner(
-            Request(
-                nodeid=item.nodeid,
-                model=model,
-                folders=folders(item),
-                parity=spec,
-                calibration=calibration,
-                options=options or request.getfixturevalue("trt_build_options"),
-            )
-        )
-        made.append(runner)
-        return runner
+        spec = markers.from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
+        made.append(_runner(request, spec, options))
+        return made[-1]
 
     yield build
     for runner in made:
@@ -118,7 +128,11 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     options = request.getfixturevalue("trt_build_options")
 
     def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
-        spec = markers.from_marker("trt_parity", (model,), arguments)
+        spec = markers.from_call("trt_check", model, arguments)
+        source = "given"
+        if inputs is None:
+            inputs, source = request.getfixturevalue("trt_inputs"), "trt_inputs"
+        calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
         return run(
             item,
             Request(
@@ -127,8 +141,8 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
                 folders=folders(item),
                 parity=spec,
                 inputs=inputs,
-                inputs_source="given" if inputs is not None else "generated",
-                calibration=spec.calibration,
+                inputs_source=source if inputs is not None else "generated",
+                calibration=calibration,
                 options=options,
             ),
         )
@@ -137,18 +151,24 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
 
 
 @pytest.fixture
-def trt_engine(request: pytest.FixtureRequest, trt_build: Callable[..., Runner]) -> Runner:
-    """The engine of the marked test: its model, precision and arguments."""
+def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """The engine of the marked test: its model, precision and arguments. Where these name a batch, it takes no other."""
+    from dataclasses import replace
+
     from pytest_trtcheck.errors import ArgumentError
     from pytest_trtcheck.marked import marked
 
     found = marked(request.node)
-    if found is None or found.error is not None:
+    if found is None:
         raise ArgumentError("trt_engine: the test has no trt_parity marker", "mark it, or build by hand with trt_build")
+    problem = found.problem(request.node)
+    if problem is not None:
+        raise problem
     spec = found.selected(request.node).parity
     model = spec.model if spec.model is not None else request.getfixturevalue("trt_model")
-    arguments = {name: getattr(spec, name) for name in ("calibration", "shapes", "keep_fp32", "backend")}
-    return trt_build(model, spec.precision[0], batch=spec.batch[0], **arguments)
+    runner = _runner(request, replace(spec, model=model), None)
+    yield runner
+    runner.close()
 
 
 @pytest.fixture

@@ -104,15 +104,19 @@ def in_vain(collector: pytest.Collector, report: pytest.CollectReport) -> str | 
         said(name, obj)
         for name, obj in seen
         if not any(_name(node) == name or node.name.startswith(f"{name}[") for node in report.result)
-        # A base class: its marks reach the tests of the classes that are made from it.
-        and not (isinstance(obj, type) and obj.__subclasses__())
+        and not _is_base(obj)
     ]
-    if not report.result and (marks := ours(collector.own_markers)) and not texts:
+    if not report.result and (marks := ours(collector.own_markers)) and not texts and not _is_base(collector.obj):
         texts.append(
             f"{marks[0].name} marks {collector.name}, in which pytest finds no test, so nothing would be checked\n"
             "  → write test functions in it, or take the mark away"
         )
     return "\n".join(texts) or None
+
+
+def _is_base(obj: object) -> bool:
+    """Whether classes are derived from this one: its marks reach the tests of those."""
+    return isinstance(obj, type) and bool(obj.__subclasses__())
 
 
 def is_test_case(cls: object) -> bool:
@@ -130,11 +134,17 @@ def _in_test_case(collector: pytest.Module | pytest.Class) -> Iterator[tuple[str
 
 
 def _marks_of(obj: object) -> list[pytest.Mark]:
-    """Our marks on an object; none on one that answers with whatever it likes, or with an exception."""
+    return ours(pytestmark(getattr(obj, "__func__", obj) if isinstance(obj, (staticmethod, classmethod)) else obj))
+
+
+def pytestmark(obj: object) -> object:
+    """The `pytestmark` of anything that stands in a module; None where there is none, or where asking does harm."""
+    if obj is pytest.mark:  # makes a mark of whatever it is asked for
+        return None
     try:
-        return ours(getattr(getattr(obj, "__func__", obj), "pytestmark", ()))
-    except Exception:
-        return []
+        return getattr(obj, "pytestmark", None)
+    except Exception:  # Proxies of web frameworks raise what they like.
+        return None
 
 
 def _in_failed_module(collector: pytest.Collector, report: pytest.CollectReport) -> Iterator[tuple[str, object]]:
@@ -148,7 +158,8 @@ def _in_failed_module(collector: pytest.Collector, report: pytest.CollectReport)
         return
     frames = [entry.frame.f_globals for entry in excinfo.traceback if entry.frame.code.name == "<module>"]
     for name, value in list(frames[-1].items()) if frames else ():
-        members = vars(value).items() if isinstance(value, ModuleType) else [(name, value)]
+        # A module may import more of itself when it is looked at.
+        members = list(vars(value).items()) if isinstance(value, ModuleType) else [(name, value)]
         for found, obj in members:
             is_test = collector.classnamefilter(found) if isinstance(obj, type) else collector.funcnamefilter(found)
             if not is_test and _marks_of(obj):

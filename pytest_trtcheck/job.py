@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pytest_trtcheck.artifacts import Lowered, Reference
+    from pytest_trtcheck.artifacts import AnyReference, Lowered
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.engines import Built, Place
     from pytest_trtcheck.model.inputs import Case
@@ -68,6 +68,29 @@ class Request:
         """How TensorRT is to build."""
         return self.options or BuildOptions()
 
+    def declared_for(self, model: OnnxModel) -> dict[str, ShapeRange]:
+        """The shapes that the check is declared for, by input.
+
+        Raises
+        ------
+        InputError
+            What is declared does not fit the model.
+        """
+        return model_inputs.declared_ranges(model, self.parity.shapes)
+
+    def admit(self, model: OnnxModel, case: Case, source: str) -> None:
+        """See that a case has the shapes, and the batch, that the check is declared for.
+
+        Raises
+        ------
+        InputError
+            It lies outside.
+        """
+        model_inputs.check_declared(self.declared_for(model), case, source)
+        batch = self.parity.batch[0]
+        if batch is not None:
+            model_inputs.check_is_batch(model, batch, case, source)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -75,6 +98,8 @@ class Job:
 
     Parameters
     ----------
+    reference
+        What counts as right.
     place, built
         The engine and what it is for; None where there is none.
     plugin_operators
@@ -85,6 +110,7 @@ class Job:
     model: OnnxModel
     lowered: Lowered
     cases: Sequence[Case]
+    reference: AnyReference
     place: Place | None = None
     built: Built | None = None
     plugin_operators: tuple[str, ...] = ()
@@ -102,8 +128,7 @@ class Job:
         InputError
             What the marker declares does not fit the model.
         """
-        ranges = model_inputs.declared_ranges(self.model, self.request.parity.shapes)
-        return model_inputs.profile(self.model, ranges, self.cases)
+        return model_inputs.profile(self.model, self.request.declared_for(self.model), self.cases)
 
     @property
     def title(self) -> str:
@@ -117,7 +142,7 @@ class Judged:
 
     job: Job
     runner: Runner
-    reference: Reference
+    reference: AnyReference
     record: ParityRecord
 
 

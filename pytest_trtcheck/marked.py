@@ -98,9 +98,7 @@ def _unfit(item: pytest.Item) -> TrtCheckError | None:
     """Why nothing that a marker asks for can be done with `item`: it is no function that pytest calls for us."""
     if not isinstance(item, pytest.Function):
         kind = type(item).__name__
-        return ArgumentError(
-            f"trt markers don't work on {item.name!r} ({kind}): only test functions are run", _INSTEAD
-        )
+        return ArgumentError(f"trt markers don't work on {item.name!r} ({kind}): only test functions are run", _INSTEAD)
     if items.is_test_case(item.cls):
         return ArgumentError(
             f"trt markers don't work on {item.name!r}: unittest runs the methods of {item.cls.__name__} by itself",

@@ -25,6 +25,7 @@ def trt_parity(
     precision: object = "fp16",
     tol: object = None,
     metric: object = "max",
+    reference: object = None,
     calibration: object = None,
     batch: object = None,
     shapes: object = None,
@@ -38,6 +39,7 @@ def trt_parity(
         precision=_precisions(precision),
         tol=_tolerance(tol),
         metric=_choice("metric", metric, METRICS),
+        reference=_reference(reference),
         calibration=calibration,
         batch=_batches(batch),
         shapes=_shapes(shapes),
@@ -93,8 +95,36 @@ def from_marker(name: str, args: Sequence[object], kwargs: Mapping[str, object])
     ArgumentError
         An argument is unknown or ill-typed; the message names it and says what was expected.
     """
-    make = _SPECS[name]
-    known = inspect.signature(make).parameters
+    return _made(name, _SPECS[name], args, kwargs, tuple(inspect.signature(_SPECS[name]).parameters))
+
+
+def from_call(name: str, model: object, arguments: Mapping[str, object], *, takes: Sequence[str] = ()) -> ParitySpec:
+    """The spec that the fixture `name` was called with: it takes what `trt_parity` takes, for one engine.
+
+    Parameters
+    ----------
+    takes
+        The arguments of `trt_parity` that it uses; by default all of them.
+
+    Raises
+    ------
+    ArgumentError
+        As `from_marker`; or several precisions or batches are given.
+    """
+    known = tuple(takes) or tuple(inspect.signature(trt_parity).parameters)
+    spec: ParitySpec = _made(name, trt_parity, (model,), arguments, known)
+    for argument, listed in {"precision": spec.precision, "batch": spec.batch}.items():
+        if len(listed) > 1:
+            raise ArgumentError(
+                f"{name}: {argument}={_shown(arguments[argument])}: takes one {argument}",
+                "call it once for each, or parametrize the test; a list in the marker trt_parity makes a test of each",
+            )
+    return spec
+
+
+def _made(
+    name: str, make: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, object], known: Sequence[str]
+) -> Any:
     for key in kwargs:
         if key not in known:
             hint = suggestion(key, known) or f"it takes {', '.join(known)}"
@@ -131,10 +161,28 @@ def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _is_model(value: object) -> bool:
+    named = isinstance(value, (str, bytes, os.PathLike)) or hasattr(value, "SerializeToString")
+    return named or callable(value)
+
+
 def _model(value: object) -> object:
-    if value is None or isinstance(value, (str, bytes, os.PathLike)) or hasattr(value, "SerializeToString"):
+    if value is None or _is_model(value):
         return value
-    raise _wrong("model", value, "a path, bytes or an onnx.ModelProto", "or give the model by the fixture trt_model")
+    raise _wrong(
+        "model",
+        value,
+        "a path, bytes, an onnx.ModelProto or a callable that makes one",
+        "or give the model by the fixture trt_model",
+    )
+
+
+def _reference(value: object) -> object:
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith((".npz", ".npy")):
+        raise _wrong("reference", value, "a model or a callable", "recorded outputs can't be a reference yet")
+    if value is None or _is_model(value):
+        return value
+    raise _wrong("reference", value, "a model (path, bytes, onnx.ModelProto) or a callable from inputs to outputs")
 
 
 def _precisions(value: object) -> tuple[Precision, ...]:

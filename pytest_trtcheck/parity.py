@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import Reference
+    from pytest_trtcheck.artifacts import AnyReference
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.job import Job
     from pytest_trtcheck.model.inputs import Case
@@ -76,7 +76,7 @@ def limits_of(job: Job) -> compare.Limits:
     return compare.resolve_limits(spec.tol, spec.metric, job.precision, [output.name for output in job.model.outputs])
 
 
-def judge(job: Job, runner: Runner, reference: Reference) -> Outcome:
+def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
     """Compare what `runner` computes on every case with the reference.
 
     Raises
@@ -97,7 +97,7 @@ def judge(job: Job, runner: Runner, reference: Reference) -> Outcome:
     failed = next(output for output in outputs if output.verdict != "pass")
     return Outcome(
         record,
-        head=f"{job.title} differs from its FP32 reference ({how})",
+        head=f"{job.title} differs from {reference.title} ({how})",
         text=_explanation(job, outputs, measured, runner, reference),
         notes=compare.loose_notes(outputs),
         worst=compare.worst_case(failed),
@@ -114,7 +114,20 @@ def _measured(job: Job, actual: Outputs, expected: Outputs, limits: compare.Limi
     return {output.name: compare.merge([each[output.name] for each in by_case]) for output in job.model.outputs}
 
 
-def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: Reference) -> Outcome:
+def first_failure(job: Job, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
+    """The first limit that the outputs of one case exceed, in words; None where they keep all of them."""
+    limits = limits_of(job)
+    for name, each in compare.measure_all(actual, expected, limits).items():
+        output = compare.judge(each, limits[name])
+        for entry in output.judged if output.verdict != "pass" else ():
+            if entry["verdict"] != "pass":
+                return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
+        if output.verdict != "pass":
+            return f"{name!r} has another shape, type or pattern of NaN"
+    return None
+
+
+def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: AnyReference) -> Outcome:
     """The outcome of an engine's check with the emulated model's errors beside the engine's, by output and metric."""
     limits = limits_of(job)
     errors = {
@@ -195,7 +208,7 @@ def _explanation(
     outputs: Sequence[OutputRecord],
     measured: Mapping[str, compare.Measurement],
     runner: Runner,
-    reference: Reference,
+    reference: AnyReference,
 ) -> str:
     """What failed, where, and the next step; each failed output is looked at once more on its worst case.
 

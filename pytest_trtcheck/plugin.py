@@ -155,10 +155,7 @@ def _is_marked_above(parent: pytest.Module | pytest.Class) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     """Let marked tests use the fixtures that a user overrides, as if they named them: parametrized ones work too."""
-    try:
-        marks = getattr(obj, "pytestmark", None)
-    except Exception:  # Proxies of web frameworks raise what they like.
-        return
+    marks = items.pytestmark(obj)
     # Asked of everything in every module of every suite: the usual answer takes three look-ups.
     if marks is None and type(obj) is not pytest.MarkDecorator and collector.stash.get(_IS_MARKED, None) is False:
         return
@@ -172,7 +169,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
     above = _is_marked_above(collector)
     if above and isinstance(collector, pytest.Module) and items.is_imported(collector, name):
         above = False
-    function = getattr(obj, "__func__", obj)
+    function = obj.__func__ if isinstance(obj, (staticmethod, classmethod)) else obj
     if not isinstance(obj, type) and callable(function) and (above or direct):
         if hasattr(function, "__code__"):
             pytest.mark.usefixtures(*_OVERRIDABLE)(function)

@@ -108,6 +108,8 @@ class CheckRecord:
     seed: int | None = None
     inputs: str | None = None
     """Where the inputs came from: "returned", "trt_inputs", "given" (to `trt_check`) or "generated"."""
+    reference: str | None = None
+    """What `reference=` named; None: the FP32 model itself."""
     parity: ParityRecord | None = None
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from pytest_trtcheck import __version__, gpu, settings
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check import Workshop
@@ -86,6 +89,54 @@ class Session:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
         if values["trt_baseline"]:
             _ = session_of(config).baselines
+        if not hasattr(config, "workerinput"):
+            session_of(config).check_feasible(values)
+
+    def check_feasible(self, values: Mapping[str, Any]) -> None:
+        """What was asked for can be done here: else it is an error before the first test, and no pass without it.
+
+        Raises
+        ------
+        MissingDependencyError, ArgumentError, ReportError
+            A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
+        """
+        self._check_outputs(values)
+        backend, wanted = values["trt_backend"], values["trt_gpu"]
+        if backend not in {"auto", "onnxruntime"}:
+            from pytest_trtcheck.backends import tensorrt
+
+            tensorrt.find_module(backend)
+        if not values["trt_build_only"] and (not wanted or backend == "onnxruntime"):
+            return
+        from pytest_trtcheck import engines
+
+        place, reason = engines.place_for(backend, self.requested, self.detection.gpu)
+        if place is None:
+            option = "--trt-build-only" if values["trt_build_only"] else f"--trt-gpu={wanted}"
+            raise ArgumentError(f"{option}: {reason}", _hint(self.requested, backend))
+
+    def _check_outputs(self, values: Mapping[str, Any]) -> None:
+        from pytest_trtcheck.report.files import check_writable
+
+        files = {name: self._path(values[name]) for name in ("trt_report", "trt_html") if values[name]}
+        folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
+        for name, path in files.items():
+            check_writable(path, settings.flag(name))
+        for name in folders:
+            if values[name]:
+                check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
+        if len({path.resolve() for path in files.values()}) < len(files):
+            raise ArgumentError(
+                f"--trt-report and --trt-html both name {values['trt_report']}", "give each a file of its own"
+            )
+        if values["trt_html"] and importlib.util.find_spec("jinja2") is None:
+            raise MissingDependencyError(
+                "--trt-html: the HTML report needs jinja2, which is not installed",
+                'pip install "pytest-trtcheck[report]"',
+            )
+
+    def _path(self, given: str) -> Path:
+        return Path(self.config.invocation_params.dir, given).expanduser()
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -178,6 +229,20 @@ class Session:
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),
         )
+
+
+def _hint(requested: gpu.GpuModel | None, backend: str) -> str:
+    """What to do where no engine can be built."""
+    if backend == "onnxruntime":
+        return "take another --trt-backend: onnxruntime builds no engine"
+    if requested is None:
+        return "name the GPU: --trt-gpu=A100"
+    if requested.compute_capability is None:
+        return "name a product, such as --trt-gpu=A100"
+    return (
+        'pip install "pytest-trtcheck[rtx]" builds engines without a GPU; '
+        "--trt-backend=onnxruntime asks for emulated checks alone"
+    )
 
 
 def _show(config: pytest.Config, line: str) -> None:

@@ -141,6 +141,11 @@ def value(config: pytest.Config, name: str) -> Any:
     return resolve(_BY_NAME[name], config.getoption(name, None), config.getini(name))
 
 
+def flag(name: str) -> str:
+    """The command line's name of the option `name`."""
+    return _BY_NAME[name].flag
+
+
 def any_given(config: pytest.Config) -> bool:
     """Whether any option is given at all; the defaults need no check."""
     return any(

@@ -156,6 +156,7 @@ class ParitySpec:
     precision: tuple[Precision, ...] = ("fp16",)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
     metric: Metric = "max"
+    reference: object | None = None
     calibration: object | None = None
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)

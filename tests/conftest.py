@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import pytest_trtcheck
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -43,26 +46,42 @@ class Suite:
 
     def write(self, **files: str) -> Suite:
         """Write Python files, an import of what the tests use at the top of each."""
-        head = "import numpy as np\nimport pytest\nfrom pytest_trtcheck import Tolerance, trt_latency, trt_parity\n\n"
+        head = (
+            "import numpy as np\nimport pytest\n"
+            "from pytest_trtcheck import CheckError, CheckFailed, Tolerance, trt_latency, trt_parity\n\n"
+        )
         for name, text in files.items():
             (self.path / f"{name}.py").write_text(head + text)
         return self
 
     def run(self, *arguments: str, plugins: Sequence[str] = ()) -> Run:
         """Run pytest in a process of its own, with a JSON report; of `RUNNERS` with those named alone."""
+        return self._run(self.pytester.runpytest_subprocess, arguments, plugins)
+
+    def run_here(self, *arguments: str, plugins: Sequence[str] = ()) -> Run:
+        """Run pytest in this process, which is quicker, where it does not matter what was imported before."""
+        return self._run(self.pytester.runpytest_inprocess, arguments, plugins)
+
+    def _run(self, runpytest: Callable[..., pytest.RunResult], arguments: Sequence[str], plugins: Sequence[str]) -> Run:
         report = self.path / "report.json"
         report.unlink(missing_ok=True)
-        result = self.pytester.runpytest_subprocess(
+        result = runpytest(
             *(f"-pno:{name}" for name in RUNNERS if name not in plugins),
-            "-W",
-            "error",
-            "--strict-markers",
-            "-p",
-            "no:cacheprovider",
-            f"--trt-report={report}",
+            *("-W", "error", "--strict-markers", "-p", "no:cacheprovider", f"--trt-report={report}"),
             *arguments,
         )
         return Run(result, report)
+
+
+@pytest.fixture(scope="session")
+def all_loaded() -> None:
+    """What a run in this process may need is imported: pytester forgets what was imported in it, and numpy loads once."""
+    import onnx_ir  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    for module in pkgutil.walk_packages(pytest_trtcheck.__path__, "pytest_trtcheck."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 class Run:
@@ -86,7 +105,7 @@ class Run:
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> Suite:
+def suite(all_loaded: None, pytester: pytest.Pytester) -> Suite:
     return Suite(pytester)
 
 

@@ -197,7 +197,7 @@ class Planted:
 
     def judged(self, record: ParityRecord | None = None, options: BuildOptions | None = None) -> Judged:
         request = Request("t.py::t", self.model, (), self.spec, options=options)
-        job = Job(request, self.model, self.lowered, self.cases)
+        job = Job(request, self.model, self.lowered, self.cases, self.reference)
         return Judged(job, self.runner, self.reference, record or self.record)
 
     def check_record(self) -> CheckRecord:

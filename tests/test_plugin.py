@@ -187,7 +187,9 @@ def test_by_hand(trt_build, trt_reference, trt_check, trt_gpu):
 
 @trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=2)
 def test_engine(trt_engine):
-    assert trt_engine({"image": np.zeros((1, 3, 16, 16), np.float32)})["logits"].shape == (1, 10)
+    assert trt_engine({"image": np.zeros((2, 3, 16, 16), np.float32)})["logits"].shape == (2, 10)
+    with pytest.raises(CheckError, match="batch=2 is declared, input 'image' holds 1 rows"):
+        trt_engine({"image": np.zeros((1, 3, 16, 16), np.float32)})
 
 def test_unmarked(trt_engine): ...
 """

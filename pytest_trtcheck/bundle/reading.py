@@ -27,10 +27,11 @@ from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.record import number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -63,6 +64,22 @@ class Bundle:
     model: OnnxModel
     lowered: Lowered
     cases: tuple[Case, ...]
+
+    def recorded_reference(self) -> Callable[[Case], dict[str, NDArray[Any]]] | None:
+        """What gives the recorded outputs of a reference that the test named; None where that was the model itself."""
+        name = self.about["record"].get("reference")
+        if name is None:
+            return None
+        known = {digest(case): index for index, case in enumerate(self.cases)}
+
+        def recorded(inputs: Case) -> dict[str, NDArray[Any]]:
+            arrays = self.arrays(REFERENCE, known[digest(inputs)])
+            if not arrays:
+                raise ReportError(f"the bundle holds no outputs of the reference {name}: they were too large for it")
+            return arrays
+
+        recorded.__name__ = f"{name} (as recorded)"
+        return recorded
 
     @property
     def nodeid(self) -> str:

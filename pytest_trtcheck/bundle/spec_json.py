@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
-    """What the marker asked for as plain JSON values, `model` and `calibration` left out.
+    """What the marker asked for as plain JSON values, `model`, `reference` and `calibration` left out.
 
     A `Tolerance` is an object of the limits that it gives, a mapping of tolerances a list of [glob, tolerance]: the
     order decides which glob wins.

@@ -22,7 +22,7 @@ from pytest_trtcheck.spec import Calibration
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from pytest_trtcheck.artifacts import Lowered, Reference
+    from pytest_trtcheck.artifacts import AnyReference, Lowered
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.choices import CalibrationMethod
     from pytest_trtcheck.compare import Limit
@@ -102,7 +102,7 @@ class Subject:
     cases: Sequence[Case]
     worst: int
     limits: Mapping[str, tuple[Limit, ...]]
-    reference: Reference
+    reference: AnyReference
 
     @property
     def case(self) -> Case:

@@ -107,6 +107,24 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
     return np.ascontiguousarray(array) if array.ndim else array
 
 
+def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The array in the float type `dtype`, where both are floats; as it is otherwise.
+
+    A finite value stays finite: beyond the range of `dtype` it becomes the largest number of it, so that an infinity on
+    the other side of a comparison is seen.
+    """
+    floats = ("float", "bfloat")
+    if array.dtype.name == dtype or not (array.dtype.name.startswith(floats) and dtype.startswith(floats)):
+        return array
+    import ml_dtypes
+
+    wanted = _dtype(dtype)
+    largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
+    with np.errstate(over="ignore"):
+        bounded = np.where(np.isfinite(array), np.clip(array.astype(np.float64), -largest, largest), array)
+        return bounded.astype(wanted)
+
+
 def digest(case: Case) -> str:
     """Identity of a case: names, dtypes, shapes and every byte."""
     total = hashlib.sha256()
@@ -125,18 +143,22 @@ def shape_ranges(
 ) -> dict[str, ShapeRange]:
     """The shapes that `batch` and `shapes` ask for, for every input of `model`.
 
-    `batch` fixes the first dimension of every input that leaves it open; `shapes` has the last word. Once one input
+    `batch` fixes the first dimension of every input that leaves it open, inside what `shapes` declares. Once one input
     fixes a symbolic dimension, it is fixed in the others too. `default_batch` is taken for open first dimensions that
     nothing else fixes.
 
     Raises
     ------
     InputError
-        An unknown input, a shape that contradicts the model, or dimensions that nothing fixes (all are listed).
+        An unknown input, a shape that contradicts the model or `batch`, or dimensions that nothing fixes (all are
+        listed).
     """
     declared = declared_ranges(model, shapes)
     if batch is not None:
-        _check_batch(model, batch, shapes)
+        check_batch(model, batch, shapes)
+        declared = {
+            spec.name: _of_batch(declared[spec.name], spec, batch) for spec in model.inputs if spec.name in declared
+        }
     symbols = _symbols(model, batch, shapes)
     ranges: dict[str, ShapeRange] = {}
     free: list[str] = []
@@ -182,12 +204,60 @@ def declared_ranges(model: OnnxModel, shapes: Mapping[str, Shape | ShapeRange]) 
     return {name: _fitting(given, specs[name]) for name, given in shapes.items()}
 
 
-def _check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | ShapeRange]) -> None:
-    first = {spec.name: spec.shape[0] for spec in model.inputs if spec.shape and spec.name not in shapes}
-    if first and all(isinstance(dim, int) and dim != batch for dim in first.values()):
-        listed = ", ".join(f"{name}[0]={dim}" for name, dim in first.items())
+def check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | ShapeRange]) -> None:
+    """See that the model can be run with this batch.
+
+    Raises
+    ------
+    InputError
+        The model fixes another batch in every input, or `shapes` declares another one.
+    """
+    fixed = {spec.name: spec.shape[0] for spec in model.inputs if spec.shape and isinstance(spec.shape[0], int)}
+    is_open = any(spec.shape and not isinstance(spec.shape[0], int) for spec in model.inputs)
+    if not is_open and batch not in fixed.values():
+        listed = ", ".join(f"{name}[0]={dim}" for name, dim in fixed.items())
         raise InputError(
-            f"batch={batch}: {model.label} fixes its batch ({listed})", "export it with a dynamic batch dimension"
+            f"batch={batch}: {model.label} fixes its batch ({listed or 'no input has one'})",
+            "export it with a dynamic batch dimension",
+        )
+    for name, span in declared_ranges(model, shapes).items():
+        if name not in fixed and span.min and not span.min[0] <= batch <= span.max[0]:
+            raise InputError(
+                f"batch={batch} contradicts shapes[{name!r}]: its first dimension is {_span(span.min[0], span.max[0])}",
+                "leave batch= away, or declare shapes that admit it",
+            )
+
+
+def _of_batch(span: ShapeRange, spec: TensorSpec, batch: int) -> ShapeRange:
+    if not spec.shape or isinstance(spec.shape[0], int):
+        return span
+    low, best, high = ((batch, *shape[1:]) for shape in (span.min, span.opt, span.max))
+    return ShapeRange(low, best, high)
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def check_declared(declared: Mapping[str, ShapeRange], case: Case, source: str) -> None:
+    """See that a case lies in the shapes that are declared: another engine than the one declared would be tested.
+
+    Raises
+    ------
+    InputError
+        A dimension lies outside; all of them are listed.
+    """
+    outside = [
+        f"{name}[{axis}] is {size}, declared {_span(low, high)}"
+        for name, span in declared.items()
+        if name in case
+        for axis, (size, low, high) in enumerate(zip(np.shape(case[name]), span.min, span.max, strict=False))
+        if not low <= size <= high
+    ]
+    if outside:
+        raise InputError(
+            f"{source}: outside the declared shapes: {'; '.join(outside)}",
+            "widen shapes=, the optimization profile, or give inputs that lie in it",
         )
 
 
@@ -214,6 +284,8 @@ def _symbols(
         given = shapes.get(spec.name)
         if given is not None:
             span = _fitting(given, spec)
+            if batch is not None:
+                span = _of_batch(span, spec, batch)
             for dim, *sizes in zip(spec.shape, span.min, span.opt, span.max, strict=True):
                 if isinstance(dim, str):
                     low, best, high = sizes
@@ -234,23 +306,43 @@ def _fitting(given: Shape | ShapeRange, spec: TensorSpec) -> ShapeRange:
     return span
 
 
-def profile(model: OnnxModel, ranges: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
-    """The optimization profile: for every input with open dimensions, a range that admits `ranges` and all `cases`."""
+def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> None:
+    """See that every input that leaves its first dimension open holds `batch` rows.
+
+    Raises
+    ------
+    InputError
+        One holds another number of them.
+    """
+    for spec in model.inputs:
+        rows = np.shape(case[spec.name])[:1] if spec.name in case else ()
+        if rows and not isinstance(spec.shape[0], int) and rows[0] != batch:
+            raise InputError(f"{source}: batch={batch} is declared, input {spec.name!r} holds {rows[0]} rows")
+
+
+def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
+    """The optimization profile: for every input with open dimensions what is declared, else a range of all `cases`.
+
+    Raises
+    ------
+    InputError
+        A case lies outside what is declared, or no shape is known.
+    """
+    for case in cases:
+        check_declared(declared, case, model.label)
     spans: dict[str, ShapeRange] = {}
     for spec in model.inputs:
         if not spec.free_dims():
             continue
+        if spec.name in declared:
+            spans[spec.name] = declared[spec.name]
+            continue
         shapes = [tuple(case[spec.name].shape) for case in cases]
-        best = shapes[0] if shapes else None
-        if spec.name in ranges:
-            span = ranges[spec.name]
-            shapes += [span.min, span.max]
-            best = span.opt
-        if best is None:
+        if not shapes:
             raise InputError(f"{spec.name}: no shape is known for this input", "give shapes=, batch= or inputs")
         low = tuple(min(sizes) for sizes in zip(*shapes, strict=True))
         high = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-        spans[spec.name] = ShapeRange(low, best, high)
+        spans[spec.name] = ShapeRange(low, shapes[0], high)
     return spans
 
 

@@ -8,6 +8,31 @@ from pathlib import Path
 from pytest_trtcheck.errors import ReportError
 
 
+def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
+    """See before the tests run that `path`, which `option` names, can be written; nothing is made.
+
+    Raises
+    ------
+    ReportError
+        It can't: what is there is of the other kind, or no directory on the way to it may be written to.
+    """
+    if path.exists() and path.is_dir() != is_folder:
+        raise ReportError(
+            f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",
+            "name a directory" if is_folder else "name a file in it",
+        )
+    if path.exists() and (is_folder or not path.is_file()):
+        place = path
+    else:
+        place = path.resolve().parent
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise ReportError(f"{option}: cannot write {path}: {place} is no directory", "name another place")
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise ReportError(f"{option}: cannot write {path}: no permission to write to {place}", "name another place")
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` at once (a reader finds the old file or the new one), making parent directories.
 

@@ -1,0 +1,481 @@
+"""Markers where they can't do their work: refused, never ignored. Each test here is green where nobody looks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Run, Suite
+
+
+def outcomes(run: Run) -> dict[str, str]:
+    """Verdicts of the checks by the name of the test."""
+    return {record["nodeid"].partition("::")[2]: record["verdict"] for record in run.checks}
+
+
+UNITTEST = """
+import unittest
+
+class TestMethod(unittest.TestCase):
+    @trt_parity("missing.onnx")
+    def test_method(self): ...
+
+    def test_unmarked(self): ...
+
+@pytest.mark.trt_latency(p50_ms=1)
+class TestWhole(unittest.TestCase):
+    def test_first(self): ...
+
+class TestAwaited(unittest.IsolatedAsyncioTestCase):
+    @pytest.mark.trt_parity("conv.onnx", batch=1)
+    async def test_awaited(self): ...
+
+@pytest.mark.xfail
+class TestExpected(unittest.TestCase):
+    @trt_parity("missing.onnx")
+    def test_expected(self): ...
+
+class Base(unittest.TestCase):
+    pytestmark = trt_parity("missing.onnx")
+
+class TestInherited(Base):
+    def test_inherited(self): ...
+"""
+
+
+def test_unittest_methods_are_refused(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
+    suite.write(test_unit=UNITTEST)
+    run = run_everywhere()
+    run.result.assert_outcomes(passed=1, errors=5)
+    assert set(outcomes(run).values()) == {"error"}
+    assert len(run.checks) == 5
+    assert "unittest runs the methods of TestMethod by itself" in run.text
+    assert "call the fixture trt_check" in run.text
+
+
+ADDED = """
+class Custom(pytest.Item):
+    def runtest(self): ...
+
+class CustomFile(pytest.File):
+    def collect(self):
+        yield Custom.from_parent(self, name="custom")
+
+def pytest_collect_file(file_path, parent):
+    return CustomFile.from_parent(parent, path=file_path) if file_path.suffix == ".custom" else None
+
+class Other(pytest.Function):
+    def runtest(self): ...
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    return Other.from_parent(collector, name=name) if name.startswith("other_") else None
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.name in {"custom", "test_late", "fp16", "test_it.documented"}:
+            item.add_marker(trt_parity())
+        if item.name == "test_late_list":
+            item.add_marker(trt_parity(precision=["fp16", "bf16"]))
+
+@pytest.fixture
+def trt_model():
+    return "gemm.onnx"
+
+@pytest.fixture
+def trt_inputs():
+    return np.ones((2, 4), np.float32)
+
+@pytest.fixture
+def applied(request):
+    request.applymarker(trt_parity("missing.onnx"))
+"""
+
+IT = """
+def documented():
+    '''
+    >>> 1 + 1
+    2
+    '''
+
+@trt_parity("missing.onnx")
+def other_function(): ...
+
+def test_late(): ...
+def test_late_list(): ...
+def test_applied(applied): ...
+def test_in_the_body(request):
+    request.node.add_marker(trt_parity("missing.onnx"))
+
+@pytest.mark.parametrize("which", [1, pytest.param(2, marks=trt_parity())])
+def test_one_of_two(which): ...
+
+@pytest.mark.parametrize("which", [pytest.param(1, marks=trt_parity(batch=[1, 2]))])
+def test_list(which): ...
+"""
+
+
+def test_markers_of_hooks_and_on_items_of_other_kinds_are_followed_or_refused(suite: Suite) -> None:
+    (suite.path / "some.custom").touch()
+    suite.write(conftest=ADDED, test_it=IT)
+    run = suite.run_here("--doctest-modules", "test_it.py", "some.custom", "conv.onnx")
+    assert outcomes(run) == {
+        "custom": "error",
+        "fp16": "error",
+        "test_it.documented": "error",
+        "other_function": "error",
+        "test_late": "pass",
+        "test_late_list": "error",
+        "test_applied": "error",
+        "test_in_the_body": "error",
+        "test_one_of_two[2]": "pass",
+        "test_list[1]": "error",
+    }
+    assert run.check("test_late")["inputs"] == "trt_inputs"
+    run.result.assert_outcomes(passed=3, failed=3, errors=5)
+    for text in (
+        "(Custom): only test functions are run",
+        "(DoctestItem): only test functions are run",
+        "lists fp16, bf16, and came too late",
+        "was added while the test was running",
+        "what ran it, a Other, never called the function",
+    ):
+        assert text in run.text
+
+
+NO_TEST = {
+    "helper": ('@trt_parity("x.onnx")\ndef helper(): ...\n', "marks the function helper (test_bad.py:"),
+    "class": ('@trt_parity("x.onnx")\nclass Helper:\n    def test_it(self): ...\n', "marks the class Helper"),
+    "empty class": ('@trt_parity("x.onnx")\nclass TestIt:\n    def helper(self): ...\n', "marks TestIt, in which"),
+    "method": ('class TestIt:\n    @trt_parity("x.onnx")\n    def helper(self): ...\n', "the function helper"),
+    "unittest method": (
+        "import unittest\nclass TestIt(unittest.TestCase):\n    def test_it(self): ...\n"
+        '    @trt_parity("x.onnx")\n    def helper(self): ...\n',
+        "the function helper",
+    ),
+    "turned off": ('@trt_parity("x.onnx")\ndef test_it(): ...\ntest_it.__test__ = False\n', "the function test_it"),
+    "fixture": ('@trt_parity("x.onnx")\n@pytest.fixture\ndef it(): ...\n', "fixture"),
+    "fixture inside": ('@pytest.fixture\n@trt_parity("x.onnx")\ndef it(): ...\n', "fixture"),
+    "maker": (
+        "def make_model(): ...\n@pytest.mark.trt_parity(make_model)\ndef test_it(): ...\n",
+        "write @pytest.mark.trt_parity(model=make_model), or import trt_parity",
+    ),
+    "maker with a default": (
+        "def make_model(size=1): ...\n@pytest.mark.trt_parity(make_model)\ndef test_it(): ...\n",
+        "write @pytest.mark.trt_parity(model=make_model)",
+    ),
+    "maker's class": (
+        "class Net:\n    def __init__(self, size=1): ...\n@pytest.mark.trt_parity(Net)\ndef test_it(): ...\n",
+        "write @pytest.mark.trt_parity(model=Net)",
+    ),
+    "maker elsewhere": (
+        "import makers\n@pytest.mark.trt_parity(makers.make_model)\ndef test_it(): ...\n",
+        "write @pytest.mark.trt_parity(model=make_model)",
+    ),
+    "no parentheses": ("@trt_parity\ndef test_it(): ...\n", "write @trt_parity(…) with parentheses"),
+    "stacked": (
+        "@trt_latency(p50_ms=1)\n@trt_parity\ndef test_it(): ...\n",
+        "write @trt_latency(…) with parentheses",
+    ),
+    "class without parentheses": ("@trt_parity\nclass TestIt:\n    def test_it(self): ...\n", "with parentheses"),
+    "lambda": ('test_it = trt_parity("x.onnx")(lambda: None)\n', "above a function made by def"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TEST)
+def test_a_marker_on_what_is_no_test_is_a_collection_error(suite: Suite, case: str) -> None:
+    text, message = NO_TEST[case]
+    suite.write(
+        makers="def make_model(): ...\n", test_bad=f"{text}\ndef test_good(): ...\n", test_other="def test_b(): ..."
+    )
+    run = suite.run_here()
+    assert run.result.ret == pytest.ExitCode.INTERRUPTED
+    run.result.assert_outcomes(errors=1)
+    assert message in run.text
+    suite.run_here("--continue-on-collection-errors", "test_other.py").result.assert_outcomes(passed=1)
+
+
+def test_a_marked_module_without_tests_is_a_collection_error(suite: Suite) -> None:
+    suite.write(test_none='pytestmark = trt_parity("x.onnx")\n')
+    run = suite.run_here()
+    run.result.assert_outcomes(errors=1)
+    assert "marks test_none.py, in which pytest finds no test" in run.text
+
+
+SOUND = """
+def make_model():
+    return "conv.onnx"
+
+small = trt_parity(make_model, batch=1)
+
+@small
+def test_variable(): ...
+
+@trt_parity(lambda: open("gemm.onnx", "rb").read())
+def test_bytes(): ...
+
+@pytest.mark.trt_parity(model=make_model, batch=1)
+def test_named(): ...
+
+class Base:
+    pytestmark = [trt_parity("missing.onnx")]
+    def test_inherited(self): ...
+
+class TestDerived(Base): ...
+
+@trt_parity("conv.onnx", batch=1)
+class TestCloser(Base): ...
+
+@trt_parity("conv.onnx", batch=1)
+class Mixin:
+    def test_mixed(self): ...
+
+class TestMixed(Mixin): ...
+
+from pytest import mark
+
+class Proxy:
+    def __getattr__(self, name):
+        raise RuntimeError("not bound")
+
+proxy = Proxy()
+"""
+
+
+def test_what_markers_may_be_given_and_where_the_closest_counts(suite: Suite) -> None:
+    suite.write(test_sound=SOUND)
+    run = suite.run_here()
+    assert outcomes(run) == {
+        "test_variable": "pass",
+        "test_bytes": "pass",
+        "test_named": "pass",
+        "TestDerived::test_inherited": "error",
+        "TestCloser::test_inherited": "pass",
+        "TestMixed::test_mixed": "pass",
+    }
+    assert run.check("test_bytes")["model"] == "<lambda>()"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("lambda: 3", "gave a int, which is no model"),
+        ("lambda: None", "gave a NoneType, which is no model"),
+        ("lambda size: 3", "takes arguments"),
+        ("lambda: 1 / 0", "failed to make the model: ZeroDivisionError"),
+        ('lambda: "missing.onnx"', "missing.onnx: no such model file"),
+    ],
+)
+def test_a_callable_that_makes_no_model(suite: Suite, model: str, message: str) -> None:
+    suite.write(test_bad=f"@trt_parity({model})\ndef test_bad(): ...\n")
+    run = suite.run_here()
+    run.result.assert_outcomes(failed=1)
+    assert outcomes(run) == {"test_bad": "error"}
+    assert message in run.text
+
+
+def test_given_twice_in_one_place(suite: Suite) -> None:
+    suite.write(
+        test_twice="""
+pytestmark = [trt_parity("conv.onnx", batch=1), trt_parity("gemm.onnx")]
+def test_module(): ...
+
+@trt_parity("conv.onnx", batch=1)
+@trt_parity("gemm.onnx")
+class TestTwice:
+    def test_class(self): ...
+"""
+    )
+    run = suite.run_here()
+    run.result.assert_outcomes(errors=2)
+    assert run.text.count("given twice for one test") >= 2
+
+
+ELSEWHERE = """
+import functools
+
+def test_imported(): ...
+
+class TestImported:
+    def test_method(self): ...
+
+class ForHere:
+    def test_for_here(self): ...
+
+def wrapped(function):
+    def inner():
+        return function()
+    return inner
+"""
+
+HERE = """
+from elsewhere import ForHere, TestImported, test_imported, wrapped
+from elsewhere import test_imported as test_renamed
+
+pytestmark = trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=1)
+
+def test_own(): ...
+
+@wrapped
+def test_wrapped_by_another_module(): ...
+
+class TestOwn(ForHere):
+    def test_method(self): ...
+"""
+
+
+def test_a_modules_marks_do_not_reach_what_it_imports(suite: Suite) -> None:
+    suite.write(elsewhere=ELSEWHERE, test_here=HERE)
+    run = suite.run_here("-v")
+    checked = {"test_own", "test_wrapped_by_another_module", "TestOwn::test_method", "TestOwn::test_for_here"}
+    assert set(outcomes(run)) == {f"{name}[{precision}]" for name in checked for precision in ("fp16", "bf16")}
+    run.result.assert_outcomes(passed=8 + 3)
+
+
+AWAITED = """
+import asyncio
+
+@pytest.fixture(params=["asyncio"])
+def anyio_backend(request):
+    return request.param
+
+@pytest.mark.{plugin}
+@trt_parity("conv.onnx", precision=["fp16", "bf16"])
+async def test_inputs():
+    await asyncio.sleep(0)
+    return np.ones((3, 3, 16, 16), np.float32)
+
+@pytest.mark.{plugin}
+@trt_parity("conv.onnx")
+async def test_bad_inputs():
+    return np.ones((3, 3, 16, 17), np.float32)
+
+class TestMethods:
+    @pytest.mark.{plugin}
+    @trt_parity("conv.onnx")
+    async def test_method(self):
+        return np.ones((3, 3, 16, 16), np.float32)
+
+@trt_parity("conv.onnx", batch=1)
+async def test_nobody_runs_it(): ...
+
+def hidden(function):
+    def called():
+        return function()
+    return called
+
+@trt_parity("conv.onnx", batch=1)
+@hidden
+async def test_hidden(): ...
+
+@trt_parity("conv.onnx", batch=1)
+def test_generator():
+    return (number for number in range(3))
+"""
+
+
+@pytest.mark.parametrize("plugin", ["asyncio", "anyio"])
+def test_coroutines_are_run_by_their_plugin_and_what_they_return_is_fed(suite: Suite, plugin: str) -> None:
+    pytest.importorskip({"asyncio": "pytest_asyncio"}.get(plugin, plugin))
+    suite.write(test_awaited=AWAITED.format(plugin=plugin))
+    ignored = "ignore:The configuration option:pytest.PytestDeprecationWarning"
+    run = suite.run_here("-W", ignored, plugins=[plugin])
+    found = {name.replace("-asyncio", "").replace("[asyncio]", ""): verdict for name, verdict in outcomes(run).items()}
+    assert found == {
+        "test_inputs[fp16]": "pass",
+        "test_inputs[bf16]": "pass",
+        "test_bad_inputs": "error",
+        "TestMethods::test_method": "pass",
+        "test_hidden": "error",
+        "test_generator": "error",
+    }
+    assert {record["inputs"] for record in run.checks if "test_inputs" in record["nodeid"]} == {"returned"}
+    run.result.assert_outcomes(passed=3, failed=4)
+    assert "returned a coroutine, which nothing has run" in run.text
+
+
+def test_a_test_that_yields_is_refused(suite: Suite) -> None:
+    suite.write(
+        test_yields='@pytest.mark.asyncio\n@trt_parity("conv.onnx", batch=1)\nasync def test_yields():\n    yield 1\n'
+    )
+    ignored = ("-W", "ignore:The configuration option", "-W", "ignore:Tests based on asynchronous generators")
+    run = suite.run_here(*ignored, plugins=["asyncio"])
+    run.result.assert_outcomes(errors=1)
+    assert "a test that yields can't be checked" in run.text
+
+
+EXPECTED = """
+@pytest.mark.xfail
+@trt_parity("missing.onnx")
+def test_missing(): ...
+
+@pytest.mark.xfail(raises=Exception, strict=True)
+@trt_parity("missing.onnx")
+def test_missing_and_any_error(): ...
+
+@pytest.mark.xfail(raises=CheckFailed)
+@trt_parity("missing.onnx")
+def test_missing_and_a_failure(): ...
+
+@pytest.mark.xfail
+@trt_parity("conv.onnx", fantasy=1)
+def test_bad_argument(): ...
+
+@pytest.mark.xfail
+def test_by_hand(trt_build):
+    trt_build("missing.onnx")
+
+@pytest.mark.xfail(raises=(CheckError, CheckFailed), strict=True)
+@trt_parity("missing.onnx")
+def test_named(): ...
+
+@pytest.mark.xfail(raises=CheckFailed, strict=True)
+@trt_parity("conv.onnx", batch=1, tol=0)
+def test_fail(): ...
+
+@pytest.mark.xfail(strict=True)
+@trt_parity("conv.onnx", batch=1, tol=0)
+def test_fail_and_any(): ...
+
+@pytest.mark.xfail(raises=CheckError)
+@trt_parity("conv.onnx", batch=1, tol=0)
+def test_fail_and_an_error(): ...
+
+@pytest.mark.xfail(strict=True)
+@trt_parity("conv.onnx", batch=1)
+def test_strict(): ...
+
+def test_caught(trt_check):
+    with pytest.raises(CheckFailed):
+        trt_check("conv.onnx", batch=1, tol=0)
+    with pytest.raises(CheckError):
+        trt_check("missing.onnx")
+    with pytest.raises(AssertionError):
+        trt_check("conv.onnx", batch=1, tol=0)
+"""
+
+
+def test_no_xfail_hides_that_a_check_was_not_made(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
+    suite.write(test_expected=EXPECTED)
+    run = run_everywhere("--trt-diagnose=0", "-v")
+    run.result.assert_outcomes(passed=1, failed=6, errors=1, xfailed=3)
+    expected = {record["nodeid"].partition("::")[2] for record in run.checks if record.get("expected_failure")}
+    assert expected == {"test_named", "test_fail", "test_fail_and_any"}
+    assert "Traceback" not in run.text
+
+
+def test_a_list_of_tests_says_which_cannot_be_checked(suite: Suite) -> None:
+    suite.write(
+        test_bad='@trt_parity("x.onnx", precision="fp61")\ndef test_bad(): ...\n\ndef test_good(): ...\n',
+        test_unit="import unittest\nclass TestIt(unittest.TestCase):\n    @trt_parity()\n    def test_it(self): ...\n",
+    )
+    run = suite.run_here("--collect-only", "-q")
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "ERROR test_bad.py::test_bad: trt_parity: precision='fp61'" in run.text
+    assert "ERROR test_unit.py::TestIt::test_it: trt markers don't work" in run.text
+    assert "test_bad.py::test_good" in run.text
+    suite.write(test_bad="def test_good(): ...\n", test_unit="def test_good(): ...\n")
+    assert suite.run_here("--collect-only", "-q").result.ret == 0
