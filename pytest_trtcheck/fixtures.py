@@ -152,7 +152,7 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
 
 @pytest.fixture
 def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    """The engine of the marked test: its model, precision and arguments. Where these name a batch, it takes no other."""
+    """The engine of the marked test: its model, precision and arguments. Where these name a batch: that one."""
     from dataclasses import replace
 
     from pytest_trtcheck.errors import ArgumentError

@@ -87,10 +87,10 @@ class Session:
             _ = session_of(config).detection
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
-        if values["trt_baseline"]:
-            _ = session_of(config).baselines
         if not hasattr(config, "workerinput"):
             session_of(config).check_feasible(values)
+        if values["trt_baseline"]:
+            _ = session_of(config).baselines
 
     def check_feasible(self, values: Mapping[str, Any]) -> None:
         """What was asked for can be done here: else it is an error before the first test, and no pass without it.
