@@ -533,7 +533,7 @@ def test_pass(): ...
 
 def test_by_hand(trt_check):
     for tol in (1e-7, 1e-8):
-        with pytest.raises(pytest.fail.Exception):
+        with pytest.raises(CheckFailed):
             trt_check("gemm.onnx", tol=tol)
 """
 
@@ -641,7 +641,7 @@ def test_a_changed_byte_is_refused_in_a_replay(failing: Suite, extra: tuple[str,
 
 
 def test_a_bundle_that_cannot_be_written_hides_no_failure(failing: Suite) -> None:
-    (failing.path / "taken").write_text("a file")
+    failing.write(conftest='def pytest_runtest_setup():\n    open("taken", "w").close()\n')
     run = failing.run("--trt-bundle=taken", "-k", "fp16")
     run.result.assert_outcomes(failed=1)
     record = run.check("test_fp16")

@@ -25,7 +25,8 @@ def parity(**arguments: Any) -> ParitySpec:
 
 def test_marker_signatures_are_the_contract() -> None:
     assert list(inspect.signature(markers.trt_parity).parameters) == (
-        ["model", "precision", "tol", "metric", "calibration", "batch", "shapes", "keep_fp32", "seed", "backend"]
+        ["model", "precision", "tol", "metric", "reference"]
+        + ["calibration", "batch", "shapes", "keep_fp32", "seed", "backend"]
     )
     assert list(inspect.signature(markers.trt_latency).parameters) == (
         [
