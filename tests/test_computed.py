@@ -319,8 +319,8 @@ class Fp32Engine:
 def test_an_engine_gives_fp32_where_the_model_has_fp64(factor: float, verdict: str, cache: Cache) -> None:
     model = artifacts.open_model(mlp(np.float64, DOUBLE), (), cache)
     cases = [{"x": np.random.default_rng(0).random((2, 8))}]
-    job = Job(request(mlp(), "fp16"), model, artifacts.lower(model, "fp16", cache), cases)
     reference = artifacts.Reference(model, cache)
+    job = Job(request(mlp(), "fp16"), model, artifacts.lower(model, "fp16", cache), cases, reference)
     outcome = parity.judge(job, Fp32Engine(reference, factor), reference)
     assert outcome.record.verdict == verdict
     assert "dtype" not in (outcome.message or "")
