@@ -173,7 +173,12 @@ class Workshop:
         problem = _why_not(job)
         taken = self._accepted(job, problem)
         job = replace(job, plugin_operators=taken.plugin_operators)
-        record = replace(record, notes=(*record.notes, *taken.notes))
+        record = replace(record, precision=job.shown_precision, notes=(*record.notes, *taken.notes))
+        if place is not None and job.computed_in != job.precision:
+            note = (
+                f"{place.module.title} has no FP32 matrix products: it computes in TF32, and is judged by TF32's limit"
+            )
+            record = replace(record, notes=(*record.notes, note))
         if place is not None:
             if problem is None:
                 with self._getting_ready(job):
@@ -308,13 +313,13 @@ class Workshop:
             record = replace(record, latency=self._no_latency())
         if not request.judge_parity:
             return record
-        if artifacts.computes_the_reference(job.lowered, job.precision) and request.parity.reference is None:
+        if artifacts.computes_the_reference(job.lowered, job.computed_in) and request.parity.reference is None:
             reason = "fp32 can only be checked on a GPU: without one, the reference would be compared with itself"
             return replace(record, parity=parity.not_measured(request.parity, reason).record)
         if job.plugin_operators:
             return replace(record, parity=parity.not_measured(request.parity, _plugins_need_gpu(job)).record)
         _refuse_itself(job)
-        runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
+        runner = artifacts.emulation(job.model, job.lowered, job.computed_in, self.cache)
         try:
             reference = job.reference
             outcome = self._blamed(job, parity.judge(job, runner, reference), runner, reference)
@@ -366,16 +371,13 @@ class Workshop:
                     layers_by_precision=engine.layers_by_precision(),
                 ),
             )
-            if engines.computed_in(job.precision, place) != job.precision:
-                note = f"{place.module.title} computes FP32 as TF32, whatever it is told: precision='tf32' judges that"
-                record = replace(record, notes=(*record.notes, note))
             reference = job.reference
             outcome = None
             with blaming.alone_on_gpu(job):
                 # An engine is not trusted, and not timed, before it was seen to compute the same twice.
-                doubt = engines.precision_not_in_effect(engine, job.precision, job.lowered) or parity.unstable(
-                    engine, job.cases[0], job.precision, bitwise=self.bitwise
-                )
+                doubt = engines.precision_not_in_effect(
+                    engine, job.precision, job.lowered, job.cases[0]
+                ) or parity.unstable(engine, job.cases[0], job.computed_in, bitwise=self.bitwise)
                 if job.request.judge_parity or doubt:
                     outcome = parity.judge(job, engine, reference)
             if outcome is not None:
@@ -395,11 +397,9 @@ class Workshop:
         if doubt is not None:
             return replace(outcome, record=parity.failed(outcome.record, doubt), head=f"{job.title}: {doubt}", text="")
         outcome = self._blamed(job, outcome, engine, reference)
-        assert job.place is not None
-        precision = engines.computed_in(job.precision, job.place)
-        if not self.emulate_too or artifacts.computes_the_reference(job.lowered, precision):
+        if not self.emulate_too or artifacts.computes_the_reference(job.lowered, job.computed_in):
             return outcome
-        emulated = artifacts.Emulated(job.model, job.lowered, precision, self.cache)
+        emulated = artifacts.Emulated(job.model, job.lowered, job.computed_in, self.cache)
         return parity.with_emulation(job, outcome, emulated, reference)
 
     def _latency(self, job: Job, engine: Engine) -> LatencyRecord:
@@ -474,7 +474,7 @@ def _refuse_itself(job: Job) -> None:
     """Without a GPU, a model in FP32 that is its own reference can only agree with itself."""
     reference = job.reference
     is_itself = isinstance(reference, artifacts.ModelReference) and reference.identity == job.model.sha256
-    if is_itself and artifacts.computes_the_reference(job.lowered, job.precision):
+    if is_itself and artifacts.computes_the_reference(job.lowered, job.computed_in):
         raise ArgumentError(
             f"reference= is {job.model.label} itself, and nothing was lowered: it would be compared with itself",
             "name another model, or a precision to lower it to",

@@ -235,7 +235,7 @@ class EngineByShape:
         self._engines.clear()
 
 
-def precision_not_in_effect(engine: Engine, precision: Precision, lowered: Lowered) -> str | None:
+def precision_not_in_effect(engine: Engine, precision: Precision, lowered: Lowered, case: Case) -> str | None:
     """Why the engine does not compute in `precision`, by the engine inspector; None when some of its layers do.
 
     A model that was taken as it is says itself what it computes in, and FP32 is what any layer may do.
@@ -245,6 +245,9 @@ def precision_not_in_effect(engine: Engine, precision: Precision, lowered: Lower
     layers = engine.layers_by_precision()
     if layers.get(precision) or set(layers) <= {"unknown"}:
         return None
+    if any(np.size(array) == 0 for array in case.values()):
+        # TensorRT leaves out what computes no element.
+        return f"the inputs are empty, so that the engine computes nothing in {precision}: give at least one row"
     found = ", ".join(f"{count} in {name}" for name, count in layers.items())
     return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
 

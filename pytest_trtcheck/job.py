@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from pytest_trtcheck import engines
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
 
@@ -120,6 +121,17 @@ class Job:
         """The one precision to check."""
         return self.request.precision
 
+    @property
+    def computed_in(self) -> Precision:
+        """The precision that the place really computes in, and by whose limits it is judged."""
+        return self.precision if self.place is None else engines.computed_in(self.precision, self.place)
+
+    @property
+    def shown_precision(self) -> str:
+        """The precision as records and messages have it: what is computed in, and what was asked for instead."""
+        computed = self.computed_in
+        return computed if computed == self.precision else f"{computed} (asked {self.precision})"
+
     def profile(self) -> dict[str, ShapeRange]:
         """The optimization profile of its engine: what the marker declares, and all of its inputs.
 
@@ -133,7 +145,7 @@ class Job:
     @property
     def title(self) -> str:
         """What messages call it."""
-        return f"{self.model.label} in {self.precision}"
+        return f"{self.model.label} in {self.shown_precision}"
 
 
 @dataclass(frozen=True)

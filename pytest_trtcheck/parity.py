@@ -50,11 +50,14 @@ class Outcome:
         The first line of a failure, and all that follows; empty where there is nothing to say.
     worst
         The index of the case on which a failure is best looked at.
+    observations
+        The text without advice on precision: for what stands below a diagnosis, which gives its own.
     """
 
     record: ParityRecord
     head: str = ""
     text: str = ""
+    observations: str = ""
     notes: tuple[str, ...] = ()
     worst: int = 0
 
@@ -73,7 +76,7 @@ def limits_of(job: Job) -> compare.Limits:
         `tol` names outputs that do not exist, or is missing for a metric that has no default.
     """
     spec = job.request.parity
-    return compare.resolve_limits(spec.tol, spec.metric, job.precision, [output.name for output in job.model.outputs])
+    return compare.resolve_limits(spec.tol, spec.metric, job.computed_in, [output.name for output in job.model.outputs])
 
 
 def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
@@ -95,10 +98,12 @@ def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
         return Outcome(record, notes=compare.loose_notes(outputs))
     how = "on the GPU" if runner.evidence == "engine" else "emulated on the CPU: no GPU ran it"
     failed = next(output for output in outputs if output.verdict != "pass")
+    found = _examined(job, outputs, measured, runner, reference)
     return Outcome(
         record,
         head=f"{job.title} differs from {reference.title} ({how})",
-        text=_explanation(job, outputs, measured, runner, reference),
+        text=compare.explain(measured, outputs, found),
+        observations=compare.explain(measured, outputs, found, is_diagnosed=True),
         notes=compare.loose_notes(outputs),
         worst=compare.worst_case(failed),
     )
@@ -203,13 +208,13 @@ def _refuse_without_finite_reference(measured: Mapping[str, compare.Measurement]
             )
 
 
-def _explanation(
+def _examined(
     job: Job,
     outputs: Sequence[OutputRecord],
     measured: Mapping[str, compare.Measurement],
     runner: Runner,
     reference: AnyReference,
-) -> str:
+) -> dict[str, compare.Examination]:
     """What failed, where, and the next step; each failed output is looked at once more on its worst case.
 
     It is computed again: keeping every output of every case would cost the memory of all of them.
@@ -224,18 +229,8 @@ def _explanation(
             reference(job.cases[index]),
             measured,
             [output],
-            job.precision,
+            job.computed_in,
             case=index if len(job.cases) > 1 else None,
+            can_keep=not job.lowered.taken_as_it_is,
         )
-    if job.lowered.taken_as_it_is:
-        found = {name: _without_keeping(each) for name, each in found.items()}
-    return compare.explain(measured, outputs, found)
-
-
-def _without_keeping(found: compare.Examination) -> compare.Examination:
-    """The same, without advice to keep nodes in FP32: nothing is lowered of a model that is taken as it is."""
-    instead = "export the model with its most sensitive nodes in FP32: it is taken as it is"
-    patterns = tuple(
-        replace(pattern, advice=instead) if "keep_fp32" in pattern.advice else pattern for pattern in found.patterns
-    )
-    return replace(found, patterns=patterns)
+    return found

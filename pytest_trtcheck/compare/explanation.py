@@ -6,6 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.compare.patterns import OF_PRECISION
 from pytest_trtcheck.compare.verdict import sentence
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def explain(
     measurements: Mapping[str, Measurement],
     outputs: Sequence[OutputRecord],
     examinations: Mapping[str, Examination] | None = None,
+    *,
+    is_diagnosed: bool = False,
 ) -> str:
     """What was judged of every output, failed ones first and in full; no line is wider than `WIDTH` columns.
 
@@ -37,12 +40,14 @@ def explain(
         The verdicts on them.
     examinations
         What `examine` found of the failed ones; without it the text says no next step.
+    is_diagnosed
+        Whether a diagnosis stands beside it: what it advises about precision counts, and none of ours contradicts it.
     """
     failed = [output for output in outputs if output.verdict != "pass"]
     lines: list[str] = []
     for output in failed[:_IN_FULL]:
         examination = (examinations or {}).get(output.name)
-        lines += [*_in_full(measurements[output.name], output, examination), ""]
+        lines += [*_in_full(measurements[output.name], output, examination, is_diagnosed=is_diagnosed), ""]
     for output in failed[_IN_FULL:]:
         lines += _wrap(_headline(measurements[output.name], output), "", "  ")
     passed = [output for output in outputs if output.verdict == "pass"]
@@ -55,7 +60,9 @@ def explain(
     return "\n".join(lines).rstrip()
 
 
-def _in_full(measurement: Measurement, output: OutputRecord, examination: Examination | None) -> Iterator[str]:
+def _in_full(
+    measurement: Measurement, output: OutputRecord, examination: Examination | None, *, is_diagnosed: bool
+) -> Iterator[str]:
     yield from _wrap(_headline(measurement, output), "", "  ")
     bad = _bad(output)
     for entry in bad[1:]:
@@ -73,7 +80,8 @@ def _in_full(measurement: Measurement, output: OutputRecord, examination: Examin
             yield from _row("note", note)
     for pattern in examination.patterns if examination else ():
         yield from _row("looks like", pattern.text)
-        yield from _row("try", pattern.advice)
+        if not is_diagnosed or pattern.kind not in OF_PRECISION:
+            yield from _row("try", pattern.advice)
     if output.verdict == "error":
         yield from _row("try", f"judge it by a metric that it has: tol={{{output.name!r}: Tolerance(…)}}")
 

@@ -30,6 +30,10 @@ _REARRANGED = 0.01
 _SMALL = 1 << 20
 """Elements up to which rearrangements of an output are tried."""
 _FEW = 1e-3
+OF_PRECISION = frozenset(
+    ["overflow", "nonfinite", "clipped", "constant", "few", "place", "scale", "shift", "sign", "spread"]
+)
+"""The patterns whose advice is about the precision: a diagnosis knows better."""
 _ENOUGH = 8
 """Fewer elements than this are easily explained by one number, without its meaning anything."""
 
@@ -73,6 +77,7 @@ def examine(
     precision: Precision,
     *,
     case: int | None = None,
+    can_keep: bool = True,
 ) -> dict[str, Examination]:
     """Look closely at every output that failed: how much of it is wrong, in what way, and what may help.
 
@@ -87,6 +92,8 @@ def examine(
         What the model was lowered to.
     case
         Which input this run was, where there were several; `worst_case` names the one to take.
+    can_keep
+        Whether `keep_fp32` has an effect on the model: it has none on one that brings its own precision with it.
     """
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
@@ -103,6 +110,8 @@ def examine(
             patterns += _patterns(pair, measurement, precision)
         if not patterns:
             patterns.append(_no_pattern(beyond, measurement, precision))
+        if not can_keep:
+            patterns = [replace(each, advice=_EXPORTED) if "keep_fp32" in each.advice else each for each in patterns]
         found[name] = Examination(beyond, measurement.size, tuple(patterns), case)
     return found
 
@@ -209,18 +218,27 @@ def _nonfinite(measurement: Measurement, precision: Precision) -> Pattern:
             "the output does not fit FP16: scale it down in the model, use precision='bf16', or keep the last nodes in "
             "FP32 with keep_fp32=",
         )
-    if precision in {"fp16", "fp8", "int8"}:
+    if precision == "fp16":
         return Pattern(
             "overflow",
-            f"{what}, though the reference stays within ±{measurement.peak:.4g}: a tensor inside overflowed",
-            "FP16 ends at 65504: keep the nodes that overflow in FP32 with keep_fp32= (squares, exponentials and sums "
-            "over many elements are the usual ones), or use precision='bf16', which has FP32's range",
+            f"{what}, though the reference stays within ±{measurement.peak:.4g}: a tensor inside overflowed, or was "
+            "divided by what became 0",
+            "FP16 ends at 65504, and below 6e-8 all is 0: keep the nodes that overflow or underflow in FP32 with "
+            "keep_fp32= (squares, exponentials, sums over many elements and small constants are the usual ones), or "
+            "use precision='bf16', which has FP32's range",
+        )
+    if precision in {"int8", "fp8"}:
+        end = "INT8 saturates at ±127 steps" if precision == "int8" else "FP8 (E4M3) saturates at ±448 steps"
+        return Pattern(
+            "nonfinite",
+            f"{what}, though the reference stays within ±{measurement.peak:.4g}",
+            f"{end} and gives neither NaN nor infinity by itself: a divisor, or what a logarithm is taken of, was "
+            "rounded to 0; keep the nodes before it out of the quantization with keep_fp32=",
         )
     return Pattern(
         "nonfinite",
         f"{what}, though {precision} has the range of FP32",
-        "an output that is not written, a division by zero or a logarithm of zero that rounding brought about; run "
-        "precision='fp32' to tell the engine from the precision",
+        "an output that is not written, a division by zero or a logarithm of zero that rounding brought about",
     )
 
 
@@ -231,8 +249,7 @@ def _uniform(pair: Pair, measurement: Measurement, fit: Fit) -> Iterator[Pattern
         yield Pattern(
             "constant",
             f"every element is {first:g}, the reference varies",
-            "an output that was never written, an input that never arrived, or values that all underflow or saturate; "
-            "run precision='fp32' to tell the engine from the precision",
+            "an output that was never written, an input that never arrived, or values that all underflow or saturate",
         )
     elif fit.count < _ENOUGH:
         return
@@ -358,6 +375,10 @@ _ZERO_REFERENCE = Pattern(
     "the reference is all zero for these inputs, so no error is small against it",
     "compare on inputs for which the model's output is not zero, or give this output a limit on abs in its own unit",
 )
+_EXPORTED = (
+    "the model brings its own precision with it: export it with the nodes that lose most in FP32, with no Q/DQ or "
+    "casts around them"
+)
 _PLACE = "the rest is right: look at the weights and the layer that produce this part"
 _PLACE_ADVICE: Mapping[str, str] = {
     "int8": f"{_PLACE}; a channel whose weights are far larger or smaller than the others' needs a scale of its own "
@@ -367,7 +388,7 @@ _PLACE_ADVICE: Mapping[str, str] = {
 _ADVICE: Mapping[Precision, str] = {
     "fp32": "FP32 engines differ from the reference by rounding alone: is TF32 on, or the engine built from another "
     "model?",
-    "tf32": "TF32 keeps 10 bits of the mantissa: use precision='fp32' where that is too few",
+    "tf32": "TF32 keeps 10 bits of the mantissa of what is multiplied, as FP16 does: is the tolerance one for FP32?",
     "fp16": "keep the most sensitive nodes in FP32 with keep_fp32=; softmax, normalization and long sums come first",
     "bf16": "BF16 keeps 7 bits of the mantissa: precision='fp16' keeps 10, or keep sensitive nodes in FP32 with "
     "keep_fp32=",
