@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,28 @@ from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.record import jsonable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import AnyReference
+    from pytest_trtcheck.artifacts import AnyReference, Lowered
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.job import Job
 
 
 _BLAME_FILE = "blame.json"
+_LONG_S = 10.0
+"""From here on somebody who waits is told how to wait no longer."""
+
+
+class _Unfinished(Exception):  # noqa: N818 - it keeps a diagnosis out of the cache, it is no error
+    """A diagnosis that may find more another time."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__()
+        self.found = found
 
 
 @dataclass
@@ -87,7 +97,7 @@ def blamed(
     # What an engine computed is no part of any key; the emulation computes the same from the same.
     # Nor is what a callable of the user's computed.
     is_kept = not is_engine and not isinstance(reference, CallableReference)
-    found = find() if not is_kept else _remembered(job, outcome, cache, allowance.seconds, find)
+    found = _remembered(job, outcome, cache, find) if is_kept else find()
     allowance.spent_s += time.monotonic() - start
     if found is None:
         return outcome
@@ -98,7 +108,7 @@ def blamed(
         outcome,
         record=replace(outcome.record, blame=found),
         head=f"{outcome.head}: {text.verdict(found)}",
-        text=f"{text.explain(found)}\n\n{outcome.text}",
+        text=f"{text.explain(found)}\n\n{outcome.observations}",
     )
 
 
@@ -116,9 +126,12 @@ def _fault_of_the_model(job: Job, outcome: parity.Outcome, reference: AnyReferen
 
 
 def _remembered(
-    job: Job, outcome: parity.Outcome, cache: Cache, seconds: float, find: Callable[[], dict[str, Any] | None]
+    job: Job, outcome: parity.Outcome, cache: Cache, find: Callable[[], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
-    """A diagnosis from the cache: a test that is known to fail is not diagnosed in every run."""
+    """A diagnosis from the cache: a test that is known to fail is not diagnosed in every run.
+
+    One that broke off, or for which there was not enough time, is not kept.
+    """
     limits = {name: [asdict(limit) for limit in each] for name, each in parity.limits_of(job).items()}
     parts = {
         "lowered": job.lowered.key,
@@ -126,16 +139,21 @@ def _remembered(
         "worst": str(outcome.worst),
         "limits": json.dumps(limits, sort_keys=True),
         "reference": getattr(job.reference, "identity", None) or "",
-        "seconds": str(seconds),
         "code": _code(),
         "onnxruntime": ort.version(),
         "version": __version__,
     }
 
     def make(folder: Path) -> None:
-        (folder / _BLAME_FILE).write_text(json.dumps(jsonable(find())))
+        found = find()
+        if found is not None and not found["is_complete"]:
+            raise _Unfinished(found)
+        (folder / _BLAME_FILE).write_text(json.dumps(jsonable(found)))
 
-    entry = cache.get_or_make(Key("blame", job.title, parts), make)
+    try:
+        entry = cache.get_or_make(Key("blame", job.title, parts), make)
+    except _Unfinished as unfinished:
+        return unfinished.found
     found: dict[str, Any] | None = json.loads((entry.path / _BLAME_FILE).read_text())
     return found
 
@@ -161,7 +179,7 @@ def _diagnosed(
     subject = diagnose.Subject(
         model=job.model,
         lowered=job.lowered,
-        precision=job.precision if job.place is None else engines.computed_in(job.precision, job.place),
+        precision=job.computed_in,
         keep_fp32=job.request.parity.keep_fp32,
         calibration=job.request.calibration,
         folders=job.request.folders,
@@ -176,12 +194,42 @@ def _diagnosed(
     blame = diagnose.diagnose(
         subject,
         cache,
-        diagnose.Engine(outputs, lambda path: _run_part(job, path, cache, outcome.worst)) if is_engine else None,
+        diagnose.Engine(
+            outputs,
+            lambda path: _run_part(job, path, cache, outcome.worst),
+            lambda lowered: _rebuilt(job, lowered, cache),
+        )
+        if is_engine
+        else None,
         emulated=None if is_engine else outputs,
         budget=diagnose.Budget(seconds=seconds, engine_seconds=5 * seconds),
-        progress=lambda line: progress(f"{job.title}: {line}"),
+        progress=_timed(f"{job.title}: ", progress),
     )
     return None if blame is None else blame.to_dict()
+
+
+def _timed(before: str, progress: Callable[[str], None]) -> Callable[[str], None]:
+    """Progress with how long it has taken, once that is long."""
+    start = time.monotonic()
+
+    def show(line: str) -> None:
+        seconds = time.monotonic() - start
+        after = f" ({seconds:.0f} s so far, --trt-diagnose=SECONDS limits it)" if seconds >= _LONG_S else ""
+        progress(f"{before}{line}{after}")
+
+    return show
+
+
+@contextmanager
+def _rebuilt(job: Job, lowered: Lowered, cache: Cache) -> Iterator[Runner]:
+    """The engine of another lowering of the model, built as the engine that failed was, ready to run."""
+    assert job.place is not None
+    options = job.request.build_options
+    order = engines.Order(job.model, lowered, job.precision, job.profile(), options)
+    built = engines.build(order, job.place, cache)
+    with alone_on_gpu(job), closing(engines.load(built, job.place, options)) as engine:
+        yield engine
+        engines.keep_kernels(built, engine)
 
 
 def _run_part(job: Job, path: Path, cache: Cache, worst: int) -> Mapping[str, NDArray[Any]]:

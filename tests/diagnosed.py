@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.diagnose import Blame
     from pytest_trtcheck.spec import Precision
 
 FLOAT = TensorProto.FLOAT
@@ -171,3 +172,21 @@ def set_weight(proto: onnx.ModelProto, name: str, values: NDArray[Any]) -> None:
     for tensor in proto.graph.initializer:
         if tensor.name == name:
             tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def assert_users_names(subject: Subject, found: Blame) -> None:
+    """Every name that a diagnosis says is one that the user's own file has, or that its unnamed nodes get."""
+    from pytest_trtcheck.model import graph
+
+    model = graph.read(subject.model.path)
+    nodes = list(graph.all_nodes(model.graph))
+    names = {node.name for node in nodes}
+    tensors = {value.name for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
+    said = {*(found.keep_fp32 or ()), *found.others, *(each["node"] for each in found.contributions)}
+    shown = {row["name"] for row in found.tensors}
+    if found.culprit is not None:
+        said.add(found.culprit.node)
+        shown.add(found.culprit.tensor)
+    assert said <= names, said - names
+    assert {row["node"] for row in found.tensors if row["node"]} <= names
+    assert shown <= tensors, shown - tensors

@@ -19,6 +19,7 @@ from tests.diagnosed import (
     Bench,
     Case,
     all_tensors,
+    assert_users_names,
     conv_chain,
     image,
     overflowing_block,
@@ -47,6 +48,7 @@ def blamed(bench: Bench, subject: Subject, **budget: Any) -> Blame:
         assert text.splitlines()[0].startswith("  to blame     the precision: ")
         assert all(len(line) <= 100 for line in text.splitlines() if '"' not in line)
     assert found.errors.total == found.errors.lowered == pytest.approx(bench.error(subject), rel=1e-3, nan_ok=True)
+    assert_users_names(subject, found)
     return found
 
 
@@ -124,8 +126,10 @@ def test_an_epsilon_that_fp16_flushes_to_zero(bench: Bench) -> None:
     )
     found = blamed(bench, subject)
     assert found.culprit is not None
-    assert found.culprit.node == "add_epsilon"
-    assert found.culprit.kind in {"underflow", "weights"}
+    assert (found.culprit.kind, found.culprit.node, found.culprit.tensor) == ("underflow", "add_epsilon", "epsilon")
+    assert "the constant 1e-09 becomes 0" in found.culprit.detail
+    assert "0/0" in found.culprit.detail
+    assert found.headline == "constant 'epsilon' underflows"
     assert found.keep_fp32 is not None
     assert set(found.keep_fp32) == {"add_epsilon", "divide"}
 

@@ -7,12 +7,13 @@ holds the altered node, as a fault of TensorRT would be.
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
@@ -20,6 +21,7 @@ from onnx import helper
 from pytest_trtcheck import artifacts
 from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.onnxruntime import OrtRunner
+from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import Blame, Budget, Engine, diagnose, explain
 from pytest_trtcheck.diagnose.bisection import EXTRA_BUILDS, cuts
 from pytest_trtcheck.diagnose.cutting import Graph
@@ -29,9 +31,10 @@ from pytest_trtcheck.model import graph
 from pytest_trtcheck.precision import emulate
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
-from tests.diagnosed import FLOAT, Bench, Case, conv_chain, image
+from tests.diagnosed import FLOAT, Bench, Case, assert_users_names, conv_chain, image
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -91,6 +94,7 @@ def blamed(bench: Bench, subject: Subject, altered: Altered) -> Blame:
     number = len(cuts(Graph.stage(staged, bench.folder, "again"), [output.name for output in subject.model.outputs]))
     assert found.builds <= math.ceil(math.log2(max(number, 1))) + EXTRA_BUILDS
     assert all(len(line) <= 100 for line in explain(found.to_dict()).splitlines())
+    assert_users_names(subject, found)
     return found
 
 
@@ -271,3 +275,168 @@ def test_the_worst_input_is_the_one_that_is_bisected(bench: Bench) -> None:
     found = blamed(bench, subject, Altered(bench.folder, subject.cases[1], "conv2", 1.5))
     assert found.culprit is not None
     assert found.culprit.node == "conv2"
+
+
+# --- whose error it is, and what holds on the engine -----------------------------------------------------------------
+
+
+def emulated_by(bench: Bench, subject: Subject) -> dict[str, NDArray[Any]]:
+    with closing(artifacts.emulation(subject.model, subject.lowered, subject.precision, bench.cache)) as runner:
+        return runner(subject.case)
+
+
+class Exaggerating:
+    """An engine that errs `factor` times as much as the emulation, and `floor` (relative to the peak) beside it."""
+
+    def __init__(self, bench: Bench, subject: Subject, factor: float, floor: float = 0.0) -> None:
+        self.bench, self.subject, self.factor, self.floor = bench, subject, factor, floor
+        self.builds = 0
+
+    def outputs(self, emulated: dict[str, NDArray[Any]], case: Case, factor: float) -> dict[str, NDArray[Any]]:
+        exact = self.subject.reference(case)
+        noise = np.random.default_rng(0)
+        return {
+            name: np.asarray(
+                exact[name]
+                + factor * (emulated[name] - exact[name])
+                + self.floor * np.abs(exact[name]).max() * noise.choice([-1, 1], exact[name].shape),
+                np.float32,
+            )
+            for name in exact
+        }
+
+    @contextmanager
+    def rebuild(self, lowered: artifacts.Lowered) -> Iterator[Any]:
+        self.builds += 1
+        subject = self.subject
+        runner = artifacts.emulation(subject.model, lowered, subject.precision, Cache(self.bench.folder / "rebuilt"))
+        with closing(runner):
+            yield lambda case: self.outputs(runner(case), case, self.factor)
+
+
+def with_one_bad_block(bench: Bench, precision: Any, tol: float) -> Subject:
+    """What is lost comes from a cancellation in the middle; the rest adds little."""
+    extra = {
+        2: [
+            helper.make_node("Add", ["r2", "offset"], ["shifted"], "shift"),
+            helper.make_node("Sub", ["shifted", "offset"], ["x3"], "shift_back"),
+        ]
+    }
+    proto = conv_chain(5, extra=extra, more_weights={"offset": np.array(2000, np.float32)})
+    return bench.failed(proto, precision, [image(), image(1)], tol=tol)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.2, 1.9, 3.0, 30.0])
+def test_who_is_to_blame_does_not_depend_on_the_tolerance(bench: Bench, ratio: float) -> None:
+    """Whatever limit both errors miss together: by their sizes alone, and the engine for more than another rounding."""
+    exact = bench.failed(conv_chain(6), "bf16", [image()])
+    emulated, expected = emulated_by(bench, exact)["logits"], exact.reference(exact.case)["logits"]
+    engine = np.asarray(emulated + ratio * (emulated - expected), np.float32)
+    total = float(np.abs(engine - expected).max() / np.abs(expected).max())
+    steps = {}
+    for share in (1e-3, 0.1, 0.5, 0.95):
+        subject = bench.failed(conv_chain(6), "bf16", [image()], tol=share * total)
+        found = diagnose(subject, bench.cache, Engine({"logits": engine}), budget=Budget(trials=0))
+        assert found is not None
+        steps[share] = found.step
+    if ratio < 2:
+        assert set(steps.values()) <= {"precision", "spread"}, steps
+    else:
+        assert set(steps.values()) <= {"engine", "both"}, steps
+        assert steps[0.95] == "engine"
+        assert steps[1e-3] == "both"
+
+
+def test_a_list_is_confirmed_on_the_engine(bench: Bench) -> None:
+    subject = with_one_bad_block(bench, "fp16", 1e-2)
+    assert bench.error(subject) > 1e-2
+    engine = Exaggerating(bench, subject, 1.8)
+    outputs = engine.outputs(emulated_by(bench, subject), subject.case, 1.8)
+    found = diagnose(subject, bench.cache, Engine(outputs, None, engine.rebuild))
+    assert found is not None
+    assert found.keep_fp32 is not None
+    assert {"shift", "shift_back"} <= set(found.keep_fp32)
+    assert found.confirmed_by == "engine"
+    assert engine.builds == 1
+    emulated = max(bench.error(subject, found.keep_fp32, case) for case in range(2))
+    assert found.keep_emulated == pytest.approx(emulated, rel=1e-3)
+    assert found.keep_value == pytest.approx(1.8 * emulated, rel=1e-3)
+    assert found.keep_value is not None
+    assert found.keep_value <= 1e-2
+    assert "confirmed on all inputs on the engine" in " ".join(explain(found.to_dict()).split())
+
+
+def test_a_list_that_fails_on_the_engine_is_widened(bench: Bench) -> None:
+    """The engine that failed errs as the emulation does; those that are built to confirm err three times as much."""
+    whole = bench.error(bench.failed(conv_chain(8), "bf16", [image()]))
+    subject = bench.failed(conv_chain(8), "bf16", [image()], tol=0.6 * whole)
+    engine = Exaggerating(bench, subject, 3.0)
+    emulated = emulated_by(bench, subject)
+    found = diagnose(subject, bench.cache, Engine(engine.outputs(emulated, subject.case, 1.0), None, engine.rebuild))
+    alone = diagnose(subject, bench.cache)
+    assert found is not None
+    assert alone is not None
+    assert alone.keep_fp32 is not None
+    assert alone.confirmed_by == "emulation"
+    assert engine.builds > 1
+    assert found.keep_fp32 is not None, found.notes
+    assert len(found.keep_fp32) > len(alone.keep_fp32)
+    assert found.confirmed_by == "engine"
+    assert 3 * bench.error(subject, found.keep_fp32) <= 0.6 * whole
+
+
+def test_a_list_that_never_holds_on_the_engine_is_no_advice(bench: Bench) -> None:
+    subject = with_one_bad_block(bench, "fp16", 1e-2)
+    engine = Exaggerating(bench, subject, 1.0, floor=0.03)
+    outputs = engine.outputs(emulated_by(bench, subject), subject.case, 1.0)
+    found = diagnose(subject, bench.cache, Engine(outputs, None, engine.rebuild))
+    assert found is not None
+    assert found.keep_fp32 is None
+    assert 1 <= engine.builds <= 3
+    note = next(note for note in found.notes if "no keep_fp32 was found that holds on the engine" in note)
+    assert "by emulation" in note
+    assert "on the engine, and the limit is 0.01" in note
+
+
+def test_an_engine_that_cannot_be_built_again_leaves_the_list_as_emulated(bench: Bench) -> None:
+    subject = with_one_bad_block(bench, "fp16", 1e-2)
+
+    def refuse(_: artifacts.Lowered) -> Any:
+        raise BuildError("TensorRT could not build the engine", "this is planted")
+
+    outputs = emulated_by(bench, subject)
+    found = diagnose(subject, bench.cache, Engine(outputs, None, refuse))
+    assert found is not None
+    assert found.keep_fp32 is not None
+    assert found.confirmed_by == "emulation"
+    assert not found.is_complete
+    assert any("not confirmed on the engine: TensorRT could not build" in note for note in found.notes)
+
+
+def test_only_together_do_they_fail(bench: Bench) -> None:
+    """Neither error is over the limit by itself; what keeps the precision's smaller is the remedy, on the engine."""
+    whole = bench.error(bench.failed(conv_chain(8), "bf16", [image()]))
+    subject = bench.failed(conv_chain(8), "bf16", [image()], tol=1.2 * whole)
+    engine = Exaggerating(bench, subject, 1.7)
+    outputs = engine.outputs(emulated_by(bench, subject), subject.case, 1.7)
+    found = diagnose(subject, bench.cache, Engine(outputs, None, engine.rebuild))
+    assert found is not None
+    assert found.step in {"precision", "spread"}
+    assert found.keep_fp32 is not None
+    assert found.confirmed_by == "engine"
+
+
+def test_nodes_of_the_lowering_are_not_named_where_an_engine_goes_wrong(bench: Bench) -> None:
+    """Batch normalization is folded, inputs are cast: an altered product of the folding is the user's own node."""
+    proto = conv_chain(4)
+    ones = {name: np.ones(8, np.float32) for name in ("scale", "variance")}
+    for name, array in {**ones, "shift": np.zeros(8, np.float32), "mean": np.zeros(8, np.float32)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    proto.graph.node[3].output[0] = "before_norm"
+    norm = ["before_norm", "scale", "shift", "mean", "variance"]
+    proto.graph.node.insert(4, helper.make_node("BatchNormalization", norm, ["x2"], "norm"))
+    subject = bench.failed(proto, "fp16", [image()])
+    found = blamed(bench, subject, Altered(bench.folder, subject.case, "norm/mul", 0.5))
+    assert found.step == "engine"
+    assert found.culprit is not None
+    assert "norm" in {found.culprit.node, *found.others}

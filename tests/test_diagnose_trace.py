@@ -20,7 +20,7 @@ from pytest_trtcheck.diagnose import diagnose, models, statistics, trace
 from pytest_trtcheck.diagnose.switchboard import Switchboard
 from pytest_trtcheck.model import graph
 from tests import onnx_models
-from tests.diagnosed import FLOAT, Bench, Case, all_tensors, conv_chain, image, overflowing_block, weight
+from tests.diagnosed import FLOAT, Bench, all_tensors, conv_chain, image, overflowing_block, weight
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,43 +171,6 @@ def test_a_model_whose_opset_is_raised(bench: Bench, precision: Any) -> None:
     blame = diagnose(subject, bench.cache)
     assert blame is not None
     assert not any("could not be traced" in note for note in blame.notes)
-
-
-def test_inner_graphs(bench: Bench) -> None:
-    """What overflows inside an If is not seen from outside; the If is, and its nodes are what keep_fp32 takes."""
-    inner = {
-        name: helper.make_graph(
-            [
-                helper.make_node("Mul", ["half", "big"], [f"{name}_up"], f"{name}/up"),
-                helper.make_node("Div", [f"{name}_up", "big"], [name], f"{name}/down"),
-            ],
-            name,
-            [],
-            [helper.make_tensor_value_info(name, FLOAT, [8])],
-        )
-        for name in ("then", "else")
-    }
-    proto = onnx_models.model(
-        [
-            helper.make_node("Mul", ["x", "x"], ["half"], "square"),
-            helper.make_node(
-                "If", ["flag"], ["chosen"], "choose", then_branch=inner["then"], else_branch=inner["else"]
-            ),
-            helper.make_node("Add", ["chosen", "x"], ["y"], "add"),
-        ],
-        {"flag": (TensorProto.BOOL, []), "x": (FLOAT, [8])},
-        {"y": (FLOAT, [8])},
-        {"big": np.array(6e4, np.float32)},
-    )
-    case: Case = {"flag": np.array(True), "x": np.linspace(1, 3, 8, dtype=np.float32)}
-    subject = bench.failed(proto, "fp16", [case])
-    found = diagnose(subject, bench.cache)
-    assert found is not None
-    assert found.culprit is not None
-    assert found.culprit.node == "choose"
-    assert found.keep_fp32 is not None
-    assert {"then/up", "then/down"} <= set(found.keep_fp32)
-    assert bench.error(subject, found.keep_fp32) <= 0.01
 
 
 def test_a_decision_that_flips_is_counted(bench: Bench) -> None:

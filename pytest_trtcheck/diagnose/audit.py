@@ -118,13 +118,15 @@ def _counting(graph: Graph, spans: Mapping[str, Span]) -> Any:
         for which, value in (("high", high), ("low", low)):
             limits.append(numpy_helper.from_array(np.array(value, np.float32), f"{name}//{which}"))
         nodes += [
-            helper.make_node("Greater", [name, f"{name}//high"], [f"{name}//above"]),
-            helper.make_node("Less", [name, f"{name}//low"], [f"{name}//below"]),
+            # An input may be of a 16-bit type.
+            helper.make_node("Cast", [name], [f"{name}//float"], to=TensorProto.FLOAT),
+            helper.make_node("Greater", [f"{name}//float", f"{name}//high"], [f"{name}//above"]),
+            helper.make_node("Less", [f"{name}//float", f"{name}//low"], [f"{name}//below"]),
             helper.make_node("Or", [f"{name}//above", f"{name}//below"], [f"{name}//either"]),
             helper.make_node("Cast", [f"{name}//either"], [f"{name}//counted"], to=TensorProto.FLOAT),
             helper.make_node("ReduceSum", [f"{name}//counted"], [f"{name}//outside"], keepdims=0),
             helper.make_node("Size", [name], [f"{name}//size"]),
-            helper.make_node("Abs", [name], [f"{name}//magnitude"]),
+            helper.make_node("Abs", [f"{name}//float"], [f"{name}//magnitude"]),
             helper.make_node("ReduceMax", [f"{name}//magnitude"], [f"{name}//peak"], keepdims=0),
         ]
         outputs += [f"{name}//{what}" for what in ("outside", "size", "peak")]

@@ -27,16 +27,19 @@ class Examined:
 
 
 def examine(
-    pair: Pair, trials: Trials, *, methods: bool, progress: Callable[[str], None] = lambda _: None
+    pair: Pair,
+    subject: Subject,
+    *,
+    has_tensor: Callable[[str], bool] = lambda _: True,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Examined | None:
     """Audit the ranges and samples behind a quantized model; None where it has no quantized activations.
 
     Parameters
     ----------
-    methods
-        Whether to try the other calibration methods.
+    has_tensor
+        Whether a tensor is one that the user's model has; of others nothing is said.
     """
-    subject = trials.subject
     if not pair.spans:
         return None
     found: dict[str, Any] = {
@@ -51,6 +54,7 @@ def examine(
     progress("auditing the calibrated ranges")
     try:
         outside = audit.outside_ranges(pair.reference, pair.spans, subject.cases)
+        outside = [each for each in outside if has_tensor(each.tensor)]
         found["outside"] = [asdict(each) for each in outside if each.share > 0]
         found["inputs_outside"] = sorted({each.worst for each in outside if each.share > audit.OUTSIDE_LIMIT})
     except TrtCheckError as error:
@@ -61,15 +65,19 @@ def examine(
         samples = subject.samples()
         found["samples"], flags = audit.flags(samples, samples.describe, subject.cases)
         found["flags"] = [asdict(each) for each in flags]
-        if methods:
-            found["methods"] = _methods(subject, trials, progress)
     except TrtCheckError as error:
         notes.append(f"the calibration data could not be looked at again: {_first_line(error)}")
     return Examined(found, tuple(notes))
 
 
-def _methods(subject: Subject, trials: Trials, progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    """What the other calibration methods would give."""
+def methods(subject: Subject, trials: Trials, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What the other calibration methods would give, as many of them as there is time for.
+
+    Raises
+    ------
+    TrtCheckError
+        The calibration data can't be read a second time.
+    """
     given = subject.calibration
     used = given.method if isinstance(given, Calibration) else Calibration(given).method
     found = []

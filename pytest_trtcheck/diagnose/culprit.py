@@ -25,9 +25,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.diagnose.models import Pair
+    from pytest_trtcheck.diagnose.nonfinite import Cause
     from pytest_trtcheck.diagnose.trace import Tensor
 
-Kind = Literal["overflow", "underflow", "saturation", "range", "weights", "cancellation", "rounding", "engine"]
+Kind = Literal[
+    "overflow",
+    "underflow",
+    "saturation",
+    "range",
+    "weights",
+    "cancellation",
+    "rounding",
+    "amplified",
+    "nan",
+    "engine",
+]
+
+_Found = tuple[Kind, str, str]
+"""A kind, the tensor to look at, and words."""
 
 STANDS_OUT = 5.0
 """An operator whose own error is so many times the usual one is an outlier."""
@@ -35,11 +50,12 @@ _HARMLESS = 0.05
 _WIDE = 8.0
 """A range so many times larger than what is in it leaves three of eight bits unused."""
 _NOTABLE = 0.001
-"""A share of saturated elements that can make a difference."""
+"""A share of elements rounded to 0 that can make a difference."""
 _DOMINANT = 0.5
 _ALMOST_ALL = 0.9
 _UNSOUND = 3.0
 _MINOR = 0.05
+_MANY = 0.1
 _ALIKE = 1.25
 _LEAST_EFFECT = 1e-9
 _LEVELS = 127
@@ -66,6 +82,8 @@ class Culprit:
         that of its result there.
     max_abs
         The largest magnitude in `tensor`, in FP32.
+    is_constant
+        Whether `tensor` is a weight.
     """
 
     node: str
@@ -77,6 +95,7 @@ class Culprit:
     before: float | None = None
     after: float | None = None
     max_abs: float | None = None
+    is_constant: bool = False
 
 
 class Findings:
@@ -99,6 +118,8 @@ class Findings:
         self.by_name = {each.name: each for each in tensors}
         self.effects: dict[str, float] = {}
         """How much of the failure an operator causes when it alone is lowered: 1 is all of it. By tensor."""
+        self.causes: dict[str, Cause] = {}
+        """Of what is not finite in the outputs, by the tensor whose operator is to blame."""
         self.contributions: dict[str, float] = {}
         """The same of nodes, in part estimated from the groups that they were measured in."""
         self._position = {each.name: index for index, each in enumerate(tensors)}
@@ -116,10 +137,12 @@ class Findings:
 
     def ranked(self) -> list[Tensor]:
         """Tensors whose operators lose something, the worst first; those that do no harm come last."""
-        return sorted((each for each in self.tensors if each.own > 0), key=self._rank)
+        return sorted((each for each in self.tensors if each.own > 0 or each.name in self.causes), key=self._rank)
 
     def _rank(self, tensor: Tensor) -> tuple[float, ...]:
         position = self._position[tensor.name]
+        if tensor.name in self.causes:
+            return -1, 0, position
         effect = self._effect(tensor)
         if effect is None:
             return (2 if self._is_harmless(tensor) else 1), -tensor.own, position
@@ -151,6 +174,8 @@ class Findings:
 
     def stands_out(self, tensor: Tensor) -> bool:
         """Whether the operator loses more than a sound one, and, where that is known, does most of the harm."""
+        if tensor.name in self.causes:
+            return True
         effect = self._effect(tensor)
         if not self.is_unsound(tensor):
             return False
@@ -158,6 +183,10 @@ class Findings:
         if effect is not None:
             return effect >= _ALMOST_ALL or (effect >= _DOMINANT and outlier)
         return outlier and not self._is_harmless(tensor)
+
+    def does_most(self, tensor: Tensor) -> bool:
+        """Whether the operator, lowered alone, causes half of the failure or more, however little it loses."""
+        return (self._effect(tensor) or 0.0) >= _DOMINANT
 
     def is_unsound(self, tensor: Tensor) -> bool:
         """Whether the operator loses more than sound ones do."""
@@ -172,6 +201,8 @@ class Findings:
 
         A 16-bit operand is rounded by the operator that made it, so where the operands are at fault those belong to it.
         """
+        if tensor.name in self.causes:
+            return self.causes[tensor.name].chain
         nodes = {tensor.node: None}
         parts = tensor.parts
         if parts is not None and self.pair.held and parts["activations"] > _DOMINANT * tensor.own:
@@ -205,6 +236,7 @@ class Findings:
         if kind in {"overflow", "underflow"} and looked_at.node:
             # What overflows is wrong where it is made, whoever reads it.
             tensor = looked_at
+        cause = self.causes.get(tensor.name)
         before = [self.by_name[name].error.l2 for name in tensor.inputs if name in self.by_name]
         return Culprit(
             node=tensor.node,
@@ -215,7 +247,8 @@ class Findings:
             own=tensor.own,
             before=max(before, default=0.0),
             after=tensor.error.l2,
-            max_abs=looked_at.error.peak,
+            max_abs=looked_at.error.peak if cause is None else cause.max_abs,
+            is_constant=at not in self.by_name,
         )
 
     def kind(self, tensor: Tensor) -> Kind:
@@ -223,22 +256,55 @@ class Findings:
         return self._what(tensor)[0]
 
     def _what(self, tensor: Tensor) -> tuple[Kind, str, str]:
+        cause = self.causes.get(tensor.name)
+        if cause is not None:
+            return cause.kind, cause.tensor, cause.detail
+        looks = (self._overflown, self._requantized, self._by_parts)
+        found = next(filter(None, (look(tensor) for look in looks)), None)
+        kind, at, detail = found or ("rounding", tensor.name, _rounding(tensor))
+        if kind == "rounding" and not self.is_unsound(tensor):
+            kind, detail = "amplified", f"{detail}, no more than is usual"
+        iterations = self.pair.unrolled.iterations
+        return kind, at, detail + iterations.get(at, iterations.get(tensor.name, ""))
+
+    def _overflown(self, tensor: Tensor) -> _Found | None:
         operands = [self.by_name[name] for name in tensor.inputs if name in self.by_name]
         overflown = next((each for each in (*operands, tensor) if each.fit.overflow), None)
-        if overflown is not None and not math.isfinite(tensor.own):
-            return "overflow", overflown.name, self._overflow(overflown)
+        if overflown is None or math.isfinite(tensor.own):
+            return None
+        return "overflow", overflown.name, self._overflow(overflown)
+
+    def _requantized(self, tensor: Tensor) -> _Found | None:
+        """What a pair of Q and DQ does to a tensor that no operator reads: an output of the model."""
+        dequantize = self.pair.lowered.producer(tensor.name)
+        quantize = self.pair.lowered.producer(dequantize.input[0]) if dequantize is not None else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            return None
+        source = quantize.input[0]
+        if source not in self.pair.spans or source not in self.by_name:
+            return None
+        found, flushed = self._range(source), self.by_name[source].fit.flushed
+        if found is None and flushed > _MANY:
+            span = self.pair.spans[source]
+            detail = (
+                f"{_share(flushed)} of its elements other than 0 become 0: one scale for a range of ±{span.amax:.4g} "
+                f"has steps of {span.step:.4g}"
+            )
+            return "underflow", source, detail
+        return found
+
+    def _by_parts(self, tensor: Tensor) -> _Found | None:
+        """By which part of the operator loses most: its weights, its operands or its result."""
         parts, own = tensor.parts, tensor.own
         if parts is None:
-            return "rounding", tensor.name, _rounding(tensor)
+            return None
         if parts["weights"] > max(_DOMINANT * own, 1.5 * parts["result"]) and parts["weights"] >= parts["activations"]:
-            name, detail = self._weights(tensor)
-            if name:
-                return "weights", name, detail
+            return self._weights(tensor) or ("rounding", tensor.name, _rounding(tensor, "the rounding of its weights"))
         if parts["activations"] > max(_DOMINANT * own, 1.5 * parts["result"]):
             return self._operands(tensor)
         if tensor.fit.underflow > _DOMINANT or tensor.fit.flushed > _NOTABLE:
             return "underflow", tensor.name, self._underflow(tensor)
-        return "rounding", tensor.name, _rounding(tensor)
+        return None
 
     def _overflow(self, tensor: Tensor) -> str:
         held = self.pair.held[tensor.name]
@@ -261,8 +327,8 @@ class Findings:
             found = self._range(name)
             if found is not None:
                 return found
-        under = max(operands, key=lambda each: each.fit.flushed, default=None)
-        if under is not None and under.fit.flushed > _DOMINANT:
+        under = max(operands, key=lambda each: (each.fit.flushed, each.fit.underflow), default=None)
+        if under is not None and max(under.fit.flushed, under.fit.underflow) > _DOMINANT:
             return "underflow", under.name, self._underflow(under)
         largest = max((each.error.peak for each in operands), default=0.0)
         if largest > STANDS_OUT * tensor.error.peak and self.pair.held and tensor.op_type in _SUMS:
@@ -274,7 +340,24 @@ class Findings:
                     f"so their rounding weighs {largest / max(tensor.error.peak, 1e-300):,.0f} times as much"
                 ),
             )
-        return "rounding", tensor.name, _rounding(tensor, "the rounding of its operands")
+        detail = _rounding(tensor, "the rounding of its operands")
+        return "rounding", tensor.name, detail + self._coarsest(tensor)
+
+    def _coarsest(self, tensor: Tensor) -> str:
+        """How coarse the steps of the quantized operand are that they are the coarsest for."""
+        found = []
+        for name in self._quantized_operands(tensor):
+            operand, span = self.by_name.get(name), self.pair.spans[name]
+            usual = math.sqrt(operand.error.rr / operand.error.size) if operand and operand.error.size else 0.0
+            if usual and not span.roundoff:
+                found.append((span.step / usual, name, span, usual))
+        if not found:
+            return ""
+        _, name, span, usual = max(found, key=lambda each: each[0])
+        # Behind the cast of a 16-bit input it is still the input.
+        shown = self.pair.unrolled.tensors.get(name, name)
+        shown = shown.removesuffix("/float") if shown.removesuffix("/float") in self.pair.reference.inputs else shown
+        return f": {shown!r} is held in steps of {span.step:.3g} (±{span.amax:.4g}), its usual value is {usual:.3g}"
 
     def _quantized_operands(self, tensor: Tensor) -> list[str]:
         node = self.pair.node_of(tensor.name)
@@ -292,7 +375,7 @@ class Findings:
         if tensor is None:
             return None
         span, peak, saturated = self.pair.spans[name], tensor.error.peak, tensor.fit.saturated or 0.0
-        if saturated > _NOTABLE or (saturated and peak > 2 * span.amax):
+        if saturated and tensor.fit.clipped >= 1:
             return (
                 "saturation",
                 name,
@@ -308,13 +391,13 @@ class Findings:
             )
         return None
 
-    def _weights(self, tensor: Tensor) -> tuple[str, str]:
+    def _weights(self, tensor: Tensor) -> _Found | None:
         """The weight that loses most, and what would be better."""
         reference = self.pair.node_of(tensor.name)
         lowered = next((node for node in self.pair.emulated.nodes if node.name == reference.name), None)
         if lowered is None:
-            return "", ""
-        worst = ("", 0.0, "")
+            return None
+        worst: tuple[float, _Found | None] = (0.0, None)
         for index, (exact, rounded) in enumerate(zip(reference.input, lowered.input, strict=False)):
             if not exact or not self.pair.reference.is_constant(exact) or not self.pair.emulated.is_constant(rounded):
                 continue
@@ -322,29 +405,44 @@ class Findings:
             after = _constant(self.pair, rounded, lowered=True)
             if before.shape != after.shape or before.dtype.kind != "f":
                 continue
-            axis = _output_channels(lowered, index, before.ndim)
-            loss = max(difference(after, before).l2, trace.channel_loss(after, before, axis))
-            if loss > worst[1]:
-                worst = (exact, loss, self._weight_detail(reference.name, index, before, after, loss))
-        return _root(self.pair, worst[0]), worst[2]
+            loss = difference(after, before).l2
+            if before.ndim > 1:
+                loss = max(loss, trace.channel_loss(after, before, _output_channels(lowered, index, before.ndim)))
+            # Weights that lose no more than any do are no fault; that the operator makes much of it is.
+            if loss > max(worst[0], _UNSOUND * self.roundoff):
+                kind, detail = self._weight_detail(reference.name, index, before, after, loss)
+                worst = loss, (kind, _root(self.pair, exact), detail)
+        return worst[1]
 
-    def _weight_detail(self, name: str, index: int, before: NDArray[Any], after: NDArray[Any], loss: float) -> str:
-        text = f"its weights lose {_share(loss)}"
-        flushed = int(np.count_nonzero((after == 0) & (before != 0)))
+    def _weight_detail(
+        self, name: str, index: int, before: NDArray[Any], after: NDArray[Any], loss: float
+    ) -> tuple[Kind, str]:
         node = next((each for each in self.pair.lowered.nodes if each.name == name), None)
-        if node is not None and self._scales(node, index) == 1:
+        scales = 0 if node is None else self._scales(node, index)
+        if node is not None and scales == 1 and before.ndim > 1:
             axis = _output_channels(node, index, before.ndim)
             amax = np.abs(before).max(axis=tuple(each for each in range(before.ndim) if each != axis))
             by_channel = _share(_loss_by_channel(before, axis))
-            text += (
-                f" in one scale for the whole tensor; one per channel would lose {by_channel}, since the channels' "
-                f"magnitudes reach from {amax.min():.3g} to {amax.max():.3g}"
+            return "weights", (
+                f"its weights lose {_share(loss)} in one scale for the whole tensor; one per channel would lose "
+                f"{by_channel}, since the channels' magnitudes reach from {amax.min():.3g} to {amax.max():.3g}"
             )
-        elif np.abs(before).max(initial=0.0) > 1.001 * np.abs(after).max(initial=0.0):
-            text += f": values up to {np.abs(before).max():.4g} do not fit the type"
-        elif flushed:
-            text += f": {_share(flushed / before.size)} of them become 0"
-        return text
+        if before.size == 1 and not scales:
+            was, is_now = float(before.reshape(-1)[0]), float(after.reshape(-1)[0])
+            kind: Kind = "weights" if is_now else "underflow"
+            return "overflow" if abs(was) > 1.001 * abs(is_now) > 0 else kind, (
+                f"the constant {was:.6g} becomes {is_now:.6g}"
+            )
+        text = f"its weights lose {_share(loss)}"
+        largest, smallest = (float(np.abs(each).max(initial=0.0)) for each in (before, after))
+        if not scales and largest > 1.001 * smallest > 0:
+            return "overflow", f"{text}: values up to {largest:.4g} do not fit the type and become {smallest:.4g}"
+        gone = before[(after == 0) & (before != 0)].astype(np.float64)
+        if gone.size:
+            text += f": {_share(gone.size / before.size)} of them, up to {np.abs(gone).max():.3g}, become 0"
+        of_all = float(np.square(after.astype(np.float64) - before).sum())
+        vanished = not scales and float(np.square(gone).sum()) > _DOMINANT * of_all
+        return ("underflow" if vanished else "weights"), text
 
     def _scales(self, node: onnx.NodeProto, index: int) -> int:
         """How many scales the quantized operand `index` has; 0 where it is not quantized."""

@@ -71,7 +71,7 @@ class Graph:
         own = folder / f"{name}.weights"
         copies: dict[str, str] = {}
         with own.open("wb") as file:
-            for tensor in proto.graph.initializer:
+            for tensor in initializers(proto.graph):
                 if tensor.data_location == TensorProto.EXTERNAL:
                     _relocate(tensor, path.parent, folder, name, copies)
                 elif len(tensor.raw_data) >= _SHARED_BYTES:
@@ -127,7 +127,9 @@ class Graph:
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
         dims = value.type.tensor_type.shape.dim
-        return math.prod(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+        # Some exporters write -1 for what is open.
+        stated = all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in dims)
+        return math.prod(dim.dim_value for dim in dims) if stated else None
 
     def cut(self, wanted: Iterable[str], given: Collection[str]) -> Piece:
         """The piece that computes `wanted`, going back no further than `given` and the model's inputs."""
@@ -207,6 +209,15 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
             for inner in graph.node:
                 yield from reads(inner)
             yield from (value.name for value in graph.output)
+
+
+def initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The weights of a graph and of those inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                yield from initializers(inner)
 
 
 def rename_reads(node: onnx.NodeProto, names: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,17 @@ from pytest_trtcheck.diagnose.statistics import difference
 from pytest_trtcheck.precision.quantization_plan import QUANTIZED_OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.artifacts import Lowered
     from pytest_trtcheck.diagnose.culprit import Findings
+    from pytest_trtcheck.diagnose.naming import Names
     from pytest_trtcheck.diagnose.trials import Clock, Subject
+    from pytest_trtcheck.model.inputs import Case
 
 _OTHERWISE_ROUNDED = 1.5
 """Two ways of rounding to 16 bits differ by √2 of what each loses."""
@@ -28,6 +33,9 @@ _JUMP = 3.0
 """An error that grows by less among the nodes that are left grew everywhere before them too."""
 _OTHERWISE_QUANTIZED = 0.5
 """8-bit steps are the same in both; few values lie so close to the middle of two that they are rounded otherwise."""
+
+Outputs = Callable[["Case"], "Mapping[str, NDArray[Any]]"]
+Rebuild = Callable[["Lowered"], "AbstractContextManager[Outputs]"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,14 @@ class Engine:
     run
         Builds an engine from another ONNX file, a beginning of the lowered model, and runs it on the same input (with
         those of the inputs that it has); None: it can't be bisected.
+    rebuild
+        Builds the engine of another lowering of the model, ready to run on any of the inputs until it is left; None:
+        what is advised can't be confirmed on an engine.
     """
 
     outputs: Mapping[str, NDArray[Any]]
     run: RunEngine | None = None
+    rebuild: Rebuild | None = None
 
 
 def bisect(
@@ -57,8 +69,8 @@ def bisect(
     folder: Path,
     clock: Clock,
     progress: Callable[[str], None],
-) -> Narrowed | None:
-    """Narrow the engine's fault down; None where it can't be built again.
+) -> tuple[Narrowed, Graph] | None:
+    """Narrow the engine's fault down, in the lowered graph that comes with it; None where it can't be built again.
 
     Parameters
     ----------
@@ -74,10 +86,10 @@ def bisect(
     """
     if engine.run is None:
         return None
-    if findings is not None:
+    if findings is not None and not findings.pair.unrolled.nodes:
         lowered, graph = findings.pair.lowered, findings.pair.emulated
     else:
-        # FP32, or a model that could not be traced.
+        # FP32, a model that could not be traced, or one of which TensorRT is given the loops, not what they run.
         lowered, graph = (
             Graph.stage(models.named(path, subject.model.path, folder / f"{name}.onnx"), folder, name)
             for name, path in (("lowered", subject.lowered.path), ("emulated", emulated_path))
@@ -106,11 +118,17 @@ def bisect(
         clock=clock,
         progress=progress,
     )
-    return bisection.narrow(whole)
+    return bisection.narrow(whole), lowered
 
 
-def culprit(narrowed: Narrowed) -> tuple[Culprit, tuple[str, ...]] | None:
-    """The likeliest of the nodes among which the engine goes wrong, and the others; None where no node stands out."""
+def culprit(narrowed: Narrowed, names: Names, lowered: Graph) -> tuple[Culprit, tuple[str, ...]] | None:
+    """The likeliest of the nodes among which the engine goes wrong, and the others; None where no node stands out.
+
+    Parameters
+    ----------
+    names, lowered
+        The user's names, and the graph whose nodes these are.
+    """
     if not narrowed.builds or narrowed.after < _JUMP * narrowed.before:
         return None
     nodes = [node for node in narrowed.nodes if node[1] not in MOVERS] or list(narrowed.nodes)
@@ -118,15 +136,17 @@ def culprit(narrowed: Narrowed) -> tuple[Culprit, tuple[str, ...]] | None:
         return None
     # One that computes much is the best guess, one that is merely fused with something else the worst.
     name, operator = min(nodes, key=lambda node: (node[1] not in QUANTIZED_OPERATORS, node[1] in FUSED_BEHIND))
-    among = f"{len(nodes)} nodes from {nodes[0][0]!r} to {nodes[-1][0]!r}" if len(nodes) > 1 else f"node {name!r}"
+    shown = list(dict.fromkeys(names.node(each, lowered) for each, _ in nodes))
+    name = names.node(name, lowered)
+    among = f"{len(shown)} nodes from {shown[0]!r} to {shown[-1]!r}" if len(shown) > 1 else f"node {name!r}"
     found = Culprit(
         node=name,
-        op_type=operator,
-        tensor=narrowed.tensor,
+        op_type=names.op_type(name, operator),
+        tensor=names.tensor(narrowed.tensor, name, lowered),
         kind="engine",
         detail=f"the engine's error against the emulation grows from {narrowed.before:.2g} to {narrowed.after:.2g} "
         f"in {among} ({narrowed.builds} engines built, {narrowed.cuts} places to cut at)",
         before=narrowed.before,
         after=narrowed.after,
     )
-    return found, tuple(each for each, _ in nodes if each != name)
+    return found, tuple(each for each in shown if each != name)

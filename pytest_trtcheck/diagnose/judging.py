@@ -61,6 +61,22 @@ def worst(outputs: Sequence[OutputRecord]) -> Judgement:
     return Judgement(usage, passed, name, entry["metric"], entry["limit"], entry["value"])
 
 
+def magnitude(outputs: Sequence[OutputRecord], output: str, metric: str) -> float:
+    """The size of an output's error, on a scale on which twice the error is twice as much, whatever metric was judged.
+
+    It is a statement about the error alone: the limit is no part of it. Infinite where an element is not finite; of
+    integers the share that differs.
+    """
+    for each in outputs:
+        if each.name == output:
+            if each.nonfinite:
+                return math.inf
+            value = {"max": each.max, "abs": each.abs, "allclose": each.abs}.get(metric, each.l2)
+            value = each.l2 if value is None else value
+            return math.inf if value is not None and math.isnan(value) else float(value or each.mismatches)
+    return 0.0
+
+
 def value_of(outputs: Sequence[OutputRecord], output: str, metric: str) -> float | None:
     """The value of one metric on one output."""
     for each in outputs:

@@ -1,20 +1,18 @@
-"""What to keep in FP32 so that the check passes: the search over nodes, in the names that `keep_fp32` takes."""
+"""What to keep in FP32 so that the check passes: the search over nodes."""
 
 from __future__ import annotations
 
 import math
-from contextlib import closing
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.diagnose import judging, search
-from pytest_trtcheck.diagnose.cutting import inner_names
 from pytest_trtcheck.diagnose.switchboard import Switchboard, shares
 from pytest_trtcheck.diagnose.trials import BudgetSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Sequence
 
     from pytest_trtcheck.diagnose.culprit import Findings
     from pytest_trtcheck.diagnose.judging import Judgement
@@ -29,6 +27,8 @@ MOST_TRIED = 2 * MOST_KEPT
 _GROUPS = 8
 _LOCATING_RUNS = 40
 """Runs that find out where in the graph the error is made, before the search begins."""
+_LOCATING_SHARE = 0.25
+"""The share of the time for all of a diagnosis after which that is left, for a search that may find something."""
 _NEGLIGIBLE = 0.1
 _INFINITE = 1e9
 _MOST_CASES = 8
@@ -59,35 +59,54 @@ class _Unit:
     nodes: tuple[str, ...]
 
 
-def find(pair: Pair, findings: Findings, trials: Trials) -> Kept | None:
-    """A smallest set of nodes without whose lowering the check passes; None where none was found.
+class Search:
+    """The search for the nodes that must stay in FP32; it is closed when nothing more is to be found.
 
-    `findings` learns what the likeliest nodes contribute.
+    Parameters
+    ----------
+    findings
+        Learns what the likeliest nodes contribute.
+    progress
+        Is told how many variations were tried.
 
     Raises
     ------
     ModelError
         ONNX Runtime cannot run the model with switches.
     """
-    lossy = dict.fromkeys(tensor.node for tensor in findings.tensors if tensor.own > 0)
-    with closing(Switchboard(pair, lossy)) as board:
-        searcher = _Searcher(board, findings, trials)
-        return searcher.find()
 
-
-class _Searcher:
-    def __init__(self, board: Switchboard, findings: Findings, trials: Trials) -> None:
-        self.board, self.findings, self.trials = board, findings, trials
-        self.nodes = list(dict.fromkeys(tensor.node for tensor in findings.tensors if tensor.own > 0))
-        self.cases = _cases(trials.subject)
+    def __init__(
+        self, pair: Pair, findings: Findings, trials: Trials, progress: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.findings, self.trials, self.progress = findings, trials, progress
+        lossy = (tensor.node for tensor in findings.tensors if tensor.own > 0)
+        caused = (node for cause in findings.causes.values() for node in cause.chain)
+        self.nodes = list(dict.fromkeys((*lossy, *caused)))
+        # Control flow was unrolled for the one input; whether others take the same way is seen when it is confirmed.
+        self.cases = [trials.subject.worst] if pair.unrolled.nodes else _cases(trials.subject)
         self.judged: dict[frozenset[str], Judgement] = {}
+        self.goal = 1.0
+        self.board = Switchboard(pair, self.nodes)
 
-    def find(self) -> Kept | None:
+    def close(self) -> None:
+        """Free the model."""
+        self.board.close()
+
+    def find(self, goal: float = 1.0) -> Kept | None:
+        """A smallest set of nodes without whose lowering the check passes; None where none was found.
+
+        Parameters
+        ----------
+        goal
+            The share of the limit that may be used up: less than 1 where the engine errs more than the emulation.
+        """
+        self.goal = goal
         try:
             everything = self._lowered(self.nodes)
-            if everything.passed:
+            if self._holds(everything):
                 return None
-            self._locate(everything.usage)
+            if not self.findings.contributions:
+                self._locate(everything.usage)
         except BudgetSpent:
             return None
         units = [_Unit(tensor, self.findings.unit(tensor)) for tensor in self.findings.ranked()]
@@ -100,6 +119,9 @@ class _Searcher:
         causes = tuple(unit.cause for unit in chosen if set(unit.nodes) & set(nodes))
         return Kept(tuple(nodes), causes, self.judged[frozenset(nodes)])
 
+    def _holds(self, judgement: Judgement) -> bool:
+        return judgement.passed and judgement.usage <= self.goal
+
     def _suffice(self, units: Sequence[_Unit]) -> bool:
         return self._suffices([node for unit in units for node in unit.nodes])
 
@@ -107,13 +129,13 @@ class _Searcher:
         key = frozenset(kept)
         if key not in self.judged:
             self.judged[key] = self._judge(self.board.nodes - key)
-        return self.judged[key].passed
+        return self._holds(self.judged[key])
 
     def _judge(self, lowered: Collection[str]) -> Judgement:
         """The input to look at first; the others only if that passes."""
         found = self._lowered(lowered)
         for case in self.cases[1:]:
-            if not found.passed:
+            if not self._holds(found):
                 break
             found = max(found, self._lowered(lowered, case), key=lambda each: each.usage)
         return found
@@ -121,18 +143,22 @@ class _Searcher:
     def _lowered(self, nodes: Collection[str], case: int | None = None) -> Judgement:
         self.trials.clock.spend()
         subject = self.trials.subject
+        self.progress(f"looking for the nodes to keep in FP32: {len(self.judged)} sets tried")
         inputs = subject.cases[self.cases[0] if case is None else case]
         return judging.judge(self.board(inputs, nodes), subject.reference(inputs), subject.limits)[0]
 
     def _locate(self, whole: float) -> None:
         """Find out which nodes contribute most: groups in graph order, the worst halved again and again."""
         size = max(1, math.ceil(len(self.nodes) / _GROUPS))
+        start_s = time.monotonic()
         waiting = [tuple(self.nodes[start : start + size]) for start in range(0, len(self.nodes), size)]
         usage: dict[frozenset[str], float] = {}
         measured: list[tuple[float, tuple[str, ...]]] = []
         whole = min(whole, _INFINITE)
         runs = 0
         while runs < _LOCATING_RUNS and (waiting or measured):
+            if runs and time.monotonic() - start_s > _LOCATING_SHARE * self.trials.clock.seconds:
+                break
             if not waiting:
                 used, group = max(measured)
                 if len(group) == 1 or used < _NEGLIGIBLE * whole:
@@ -164,37 +190,3 @@ def _distinct(units: Sequence[_Unit]) -> list[_Unit]:
     for unit in units:
         found.setdefault(frozenset(unit.nodes), unit)
     return list(found.values())
-
-
-class Names:
-    """From the nodes of the graph that is lowered, batch normalization folded, to those of the user's model.
-
-    Parameters
-    ----------
-    original
-        The user's model file, whose node names `keep_fp32` takes.
-    """
-
-    def __init__(self, pair: Pair, original: Path) -> None:
-        from pytest_trtcheck.model import graph
-
-        nodes = list(graph.all_nodes(graph.read(original).graph))
-        self._order = {node.name or "": index for index, node in enumerate(nodes)}
-        makers = {value.name or "": node.name or "" for node in nodes for value in node.outputs}
-        self._names = {node.name: self._original(node.name, node.output, makers) for node in pair.reference.nodes}
-        for node in pair.reference.nodes:
-            # Control flow is lowered inside.
-            self._names[node.name] += tuple(name for name in inner_names(node) if name in self._order)
-
-    def _original(self, name: str, outputs: Sequence[str], makers: dict[str, str]) -> tuple[str, ...]:
-        # A normalization that was folded away gave its output's name to what it was folded into.
-        behind = {makers[output] for output in outputs if output in makers}
-        before = name.rpartition("/")[0]
-        if name in self._order:
-            return (name, *sorted(behind - {name}))
-        return tuple(sorted(behind)) or ((before,) if before in self._order else ())
-
-    def of(self, nodes: Sequence[str]) -> tuple[str, ...]:
-        """The names in the user's model, in its order."""
-        found = {name for node in nodes for name in self._names.get(node, ())}
-        return tuple(sorted(found, key=self._order.__getitem__))

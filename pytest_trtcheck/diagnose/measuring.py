@@ -131,12 +131,13 @@ class Measuring:
         }
 
     def _input(self, name: str) -> dict[str, str]:
+        x = self._op("Cast", name, to=TensorProto.FLOAT)
         return {
-            **self._size(name, name),
-            "high": self._reduce("ReduceMax", name),
-            "low": self._reduce("ReduceMin", name),
-            **self._sample(name, name),
-            **self._outside(name, name),
+            **self._size(name, x),
+            "high": self._reduce("ReduceMax", x),
+            "low": self._reduce("ReduceMin", x),
+            **self._sample(name, x),
+            **self._outside(name, x),
         }
 
     def _counted(self, kind: int | None, name: str, emulated: str, own: str) -> dict[str, str]:
@@ -189,7 +190,12 @@ class Measuring:
         # Half a step beyond the last value still rounds to it.
         above = self._op("Greater", x, self._scalar(span.high + span.step / 2))
         below = self._op("Less", x, self._scalar(span.low - span.step / 2))
-        return {"outside": self._how_many(self._op("Or", above, below))}
+        within = self._op("Min", self._op("Max", x, self._scalar(span.low)), self._scalar(span.high))
+        return {
+            "outside": self._how_many(self._op("Or", above, below)),
+            "clipped_dd": self._reduce("ReduceSumSquare", self._op("Sub", x, within)),
+            "squares": self._reduce("ReduceSumSquare", x),
+        }
 
     def _exactly(self, name: str, emulated: str, own: str) -> dict[str, str]:
         kind = self.pair.reference.element_type(name)

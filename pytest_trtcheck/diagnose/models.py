@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from onnx import TensorProto
 
+from pytest_trtcheck.diagnose import cutting, unrolling
 from pytest_trtcheck.diagnose.cutting import Graph, weight_array
 from pytest_trtcheck.diagnose.statistics import BF16, FP16, FloatType, Span
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.diagnose.unrolling import Unrolled
+from pytest_trtcheck.errors import ModelError, TrtCheckError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 
     import onnx
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from pytest_trtcheck.spec import Precision
+
+Message = TypeVar("Message", "onnx.ModelProto", "onnx.NodeProto")
 
 _HALVES: Mapping[int, FloatType] = {TensorProto.FLOAT16: FP16, TensorProto.BFLOAT16: BF16}
 _LEVELS: Mapping[int, tuple[float, float]] = {
@@ -55,6 +60,8 @@ class Pair:
         The 16-bit type that the lowered model holds a tensor in.
     spans
         The range of each activation tensor that is quantized.
+    unrolled
+        What became of the control flow of the models that these are made from.
     """
 
     reference: Graph
@@ -63,6 +70,11 @@ class Pair:
     common: tuple[str, ...]
     held: Mapping[str, FloatType]
     spans: Mapping[str, Span]
+    unrolled: Unrolled = field(default_factory=Unrolled)
+
+    def owner(self, node: str) -> str:
+        """The node, in the models before anything was unrolled, that one of the FP32 graph's is an instance of."""
+        return self.unrolled.nodes.get(node, node)
 
     @functools.cached_property
     def known(self) -> frozenset[str]:
@@ -74,7 +86,15 @@ class Pair:
         return self.reference.nodes[self.reference.producers[tensor]]
 
 
-def stage(float_path: Path, emulated_path: Path, lowered_path: Path, original: Path, folder: Path) -> Pair:
+def stage(
+    float_path: Path,
+    emulated_path: Path,
+    lowered_path: Path,
+    original: Path,
+    folder: Path,
+    *,
+    case: Mapping[str, NDArray[Any]] | None = None,
+) -> Pair:
     """Put both models into `folder`, their nodes named as the lowering names them.
 
     Parameters
@@ -83,6 +103,8 @@ def stage(float_path: Path, emulated_path: Path, lowered_path: Path, original: P
         As `artifacts.float_path`, `artifacts.emulated_path` and `artifacts.lower` give them.
     original
         The user's file: where one of the paths is this one, its nodes may have no names yet.
+    case
+        The input for which control flow is unrolled; None: it stays.
 
     Raises
     ------
@@ -96,6 +118,19 @@ def stage(float_path: Path, emulated_path: Path, lowered_path: Path, original: P
         # The lowering raised the opset; nodes of both go into one model later.
         path = _raised(path, emulated.opset(), folder / "raised.onnx")
         reference = Graph.stage(path, folder, "raised")
+    lowered = Graph.stage(named(lowered_path, original, folder / "lowered.onnx"), folder, "lowered")
+    unrolled = Unrolled()
+    if case is not None and unrolling.has_control_flow(reference.proto):
+        staged = [graph.proto for graph in (reference, emulated, lowered)]
+        protos = [_copy(proto) for proto in staged]
+        try:
+            unrolled = unrolling.unroll(protos, 2, case, folder)
+            reference, emulated, lowered = (Graph(proto, folder) for proto in protos)
+        except TrtCheckError as error:
+            unrolled = Unrolled(notes=[f"what happens inside control flow could not be looked at: {error.message}"])
+    reference = _without_identities(reference, lowered)
+    widened = _widened(reference, lowered)
+    emulated = _read_as(emulated, widened)
     common = tuple(
         name
         for node in reference.nodes
@@ -105,8 +140,73 @@ def stage(float_path: Path, emulated_path: Path, lowered_path: Path, original: P
     )
     if not common:
         raise ModelError("the lowered model has no tensor in common with the FP32 model, so no error can be traced")
-    lowered = Graph.stage(named(lowered_path, original, folder / "lowered.onnx"), folder, "lowered")
-    return Pair(reference, emulated, lowered, common, _held(lowered.proto), _spans(lowered))
+    return Pair(
+        reference, emulated, lowered, common, _held(lowered.proto, widened), _spans(lowered, reference), unrolled
+    )
+
+
+def _copy(proto: Message) -> Message:
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _widened(reference: Graph, lowered: Graph) -> dict[str, str]:
+    """From 16-bit values that the lowering gave another name to the FP32 outputs that took their names over."""
+    return {
+        node.input[0]: node.output[0]
+        for node in lowered.nodes
+        if node.op_type == "Cast" and node.output[0] in reference.producers
+        if node.input[0] not in reference.producers and node.input[0] not in reference.inputs
+    }
+
+
+def _read_as(emulated: Graph, names: Mapping[str, str]) -> Graph:
+    """The emulated graph, where a value under its other name is the same, with all reading it under the one name."""
+    casts = {node.input[0]: node for node in emulated.nodes if node.op_type == "Cast" and node.input[0] in names}
+    casts = {name: node for name, node in casts.items() if node.output[0] == names[name]}
+    if not casts:
+        return emulated
+    renamed = {name: names[name] for name in casts}
+    proto = _copy(emulated.proto)
+    del proto.graph.node[:]
+    for node in emulated.nodes:
+        if casts.get(node.input[0] if node.input else "") is node:
+            continue
+        copy = _copy(node)
+        cutting.rename_reads(copy, renamed)
+        proto.graph.node.append(copy)
+        proto.graph.node.extend(casts[name] for name in node.output if name in casts)
+    return Graph(proto, emulated.folder)
+
+
+def _without_identities(reference: Graph, lowered: Graph) -> Graph:
+    """The FP32 graph without what stands there for a pair of Q and DQ: an operator reads the tensor that is quantized.
+
+    What the pair loses is then lost by the operator, as it is where the lowering put the pair.
+    """
+    quantized = {
+        node.output[0]
+        for node in lowered.nodes
+        if node.op_type == "DequantizeLinear"
+        and (source := lowered.producer(node.input[0])) is not None
+        and source.op_type == "QuantizeLinear"
+    }
+    sources: dict[str, str] = {}
+    kept: list[onnx.NodeProto] = []
+    for node in reference.nodes:
+        cutting.rename_reads(node, sources)
+        if node.op_type == "Identity" and node.output[0] in quantized - set(reference.outputs):
+            sources[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    if not sources:
+        return reference
+    proto = _copy(reference.proto)
+    copies = [_copy(node) for node in kept]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+    return Graph(proto, reference.folder)
 
 
 def named(path: Path, original: Path, target: Path) -> Path:
@@ -132,20 +232,20 @@ def _raised(path: Path, opset: int, target: Path) -> Path:
     return _write(graph.at_least_opset(graph.read(path), opset), target)
 
 
-def _held(lowered: onnx.ModelProto) -> dict[str, FloatType]:
+def _held(lowered: onnx.ModelProto, widened: Mapping[str, str]) -> dict[str, FloatType]:
     values = (*lowered.graph.value_info, *lowered.graph.output, *lowered.graph.input)
     found = {value.name: _HALVES.get(value.type.tensor_type.elem_type) for value in values}
-    # A model's inputs and outputs stay FP32, with a cast behind or before them: what counts is the type in there.
-    inputs, outputs = ({value.name for value in each} for each in (lowered.graph.input, lowered.graph.output))
+    # The inputs and outputs of graphs stay FP32, with a cast behind or before them: what counts is the type in there.
+    for name, output in widened.items():
+        found[output] = found.get(name) or found.get(output)
+    inputs = {value.name for value in lowered.graph.input}
     for node in lowered.graph.node:
-        if node.op_type == "Cast" and node.output[0] in outputs:
-            found[node.output[0]] = found.get(node.input[0])
         if node.op_type == "Cast" and node.input[0] in inputs and found.get(node.output[0]) is not None:
             found[node.input[0]] = found[node.output[0]]
     return {name: kind for name, kind in found.items() if kind is not None}
 
 
-def _spans(graph: Graph) -> dict[str, Span]:
+def _spans(graph: Graph, reference: Graph) -> dict[str, Span]:
     """The ranges that QuantizeLinear nodes give to computed tensors and inputs; per tensor alone."""
     found: dict[str, Span] = {}
     for node in graph.nodes:
@@ -163,5 +263,10 @@ def _spans(graph: Graph) -> dict[str, Span]:
             continue
         offset = float(np.asarray(weight_array(zero, graph.folder)).reshape(-1)[0]) if zero is not None else 0.0
         size = float(step.reshape(-1)[0])
-        found[node.input[0]] = Span((levels[0] - offset) * size, (levels[1] - offset) * size, size)
+        kind = zero.data_type if zero is not None else TensorProto.UINT8
+        roundoff = 2.0**-4 if kind == TensorProto.FLOAT8E4M3FN else 0.0
+        found[node.input[0]] = Span((levels[0] - offset) * size, (levels[1] - offset) * size, size, roundoff)
+        # A 16-bit input goes by another name behind the cast that makes it FP32.
+        if (widened := f"{node.input[0]}/float") in reference.producers:
+            found[widened] = found[node.input[0]]
     return found

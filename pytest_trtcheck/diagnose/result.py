@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_trtcheck.diagnose.culprit import Culprit
+    from pytest_trtcheck.diagnose.naming import Names
     from pytest_trtcheck.diagnose.trace import Tensor
 
 Step = Literal["precision", "engine", "both", "spread"]
@@ -62,9 +63,15 @@ class Blame:
     keep_fp32
         The whole argument under which the check passes; None where none was found.
     keep_value
-        What the failed metric becomes with it.
+        What the failed metric becomes with it: on the engine, where it was confirmed there.
     confirmed
         Whether all inputs were checked with it.
+    confirmed_by
+        By what: "engine" or "emulation".
+    keep_emulated
+        What the failed metric becomes with it by emulation.
+    is_complete
+        Whether all was looked at that was to be: nothing failed, and neither time nor trials ran out.
     calibration
         What the audit of the calibration data found; None without one.
     builds
@@ -81,11 +88,14 @@ class Blame:
     keep_fp32: tuple[str, ...] | None = None
     keep_value: float | None = None
     confirmed: bool = False
+    confirmed_by: Literal["engine", "emulation"] | None = None
+    keep_emulated: float | None = None
     calibration: Mapping[str, Any] | None = None
     builds: int = 0
     trials: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default_factory=tuple)
+    is_complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. `summary` and `tensor` say again what the report's overview shows."""
@@ -96,8 +106,9 @@ class Blame:
         }
 
 
-def rows(tensors: Sequence[Tensor], marked: Sequence[str] = ()) -> tuple[Mapping[str, Any], ...]:
-    """The tensors as plain data, at most MOST_TENSORS: `marked` and the worst of their neighbours."""
+def rows(tensors: Sequence[Tensor], names: Names, marked: Sequence[str] = ()) -> tuple[Mapping[str, Any], ...]:
+    """The user's tensors as plain data, at most MOST_TENSORS: `marked` and the worst of their neighbours."""
+    tensors = [each for each in tensors if names.has_tensor(each.name)]
     if len(tensors) > MOST_TENSORS:
         stretch = -(-len(tensors) // (MOST_TENSORS - len(marked)))
         kept = {
@@ -106,13 +117,14 @@ def rows(tensors: Sequence[Tensor], marked: Sequence[str] = ()) -> tuple[Mapping
         }
         kept |= {index for index, tensor in enumerate(tensors) if tensor.name in marked}
         tensors = [tensors[index] for index in sorted(kept)]
-    return tuple(_row(tensor) for tensor in tensors)
+    return tuple(_row(tensor, names) for tensor in tensors)
 
 
-def _row(tensor: Tensor) -> dict[str, Any]:
+def _row(tensor: Tensor, names: Names) -> dict[str, Any]:
+    node = names.node(tensor.node)
     return {
-        "name": tensor.name,
-        "node": tensor.node or None,
+        "name": names.tensor(tensor.name, node),
+        "node": node or None,
         "op_type": tensor.op_type,
         "error": tensor.error.l2,
         "own": tensor.own,

@@ -111,11 +111,29 @@ BF16 = FloatType("BF16", 3.3895313892515355e38, 2.0**-126, 2.0**-133, 2.0**-8)
 
 @dataclass(frozen=True)
 class Span:
-    """The values that a quantizer represents; what lies outside saturates. `step` is its scale."""
+    """The values that a quantizer represents; what lies outside saturates.
+
+    Parameters
+    ----------
+    low, high
+        The ends of the range.
+    step
+        The scale.
+    roundoff
+        Of a float type: half a step relative to a value; 0 where all steps are alike.
+    """
 
     low: float
     high: float
     step: float
+    roundoff: float = 0.0
+
+    def noise(self, size: int, squares: float) -> float:
+        """What rounding loses, as a sum of squared errors, of `size` values whose squares sum up to `squares`.
+
+        An error that is as likely anywhere within half a step either way has a variance of step²/12.
+        """
+        return squares * self.roundoff**2 / 3 if self.roundoff else size * self.step**2 / 12
 
     @property
     def amax(self) -> float:
@@ -138,12 +156,15 @@ class Fit:
         The share of those that become 0, likewise.
     saturated
         The share of all elements that lie outside the quantizer's range; None without one.
+    clipped
+        What is lost by that, as a multiple of what rounding to the quantizer's steps loses in the tensor (both L2).
     """
 
     overflow: int = 0
     underflow: float = 0.0
     flushed: float = 0.0
     saturated: float | None = None
+    clipped: float = 0.0
 
 
 def is_float(array: NDArray[Any]) -> bool:

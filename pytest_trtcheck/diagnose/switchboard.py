@@ -82,7 +82,7 @@ def _switchable(pair: Pair, nodes: Collection[str]) -> tuple[onnx.ModelProto, di
     switched = {
         name: f"{name}//switched"
         for node in reference.nodes
-        if node.name in nodes
+        if pair.owner(node.name) in nodes
         for name in node.output
         if name in pair.known and reference.element_type(name) in _CHOOSABLE
     }
@@ -102,7 +102,8 @@ def _switchable(pair: Pair, nodes: Collection[str]) -> tuple[onnx.ModelProto, di
                 cutting.rename_reads(each, {**switched, **own})
                 own_weights.update(own)
                 made.append(each)
-            made.append(helper.make_node("Where", [_switch(node.name), lowered, tensor], [switched[tensor]]))
+            switch = _switch(pair.owner(node.name))
+            made.append(helper.make_node("Where", [switch, lowered, tensor], [switched[tensor]]))
     inputs = [value for value in reference.proto.graph.input if value.name in reference.inputs]
     inputs += [helper.make_tensor_value_info(_switch(name), TensorProto.BOOL, []) for name in nodes]
     outputs = {name: switched.get(name, name) for name in reference.outputs}

@@ -37,7 +37,8 @@ def _lines(blame: Mapping[str, Any]) -> Iterator[str]:
     yield from _row("error", _steps(blame["errors"]))
     culprit = blame["culprit"]
     if culprit:
-        yield from _row("where", f"tensor {culprit['tensor']!r} at node {culprit['node']!r} ({culprit['op_type']})")
+        what = "constant" if culprit["is_constant"] else "tensor"
+        yield from _row("where", f"{what} {culprit['tensor']!r} at node {culprit['node']!r} ({culprit['op_type']})")
         yield from _row("what", culprit["detail"])
         yield from _row("jump", _jump(culprit))
         if blame["others"]:
@@ -88,7 +89,10 @@ def _keep(blame: Mapping[str, Any]) -> Iterator[str]:
         return
     value = number(blame["keep_value"])
     how = "confirmed on all inputs" if blame["confirmed"] else "not confirmed"
-    yield from _row("passes with", f"{blame['errors']['metric']} {_figure(value)}, {how} by emulation:")
+    by = "by emulation"
+    if blame["confirmed_by"] == "engine":
+        by = f"on the engine ({_figure(number(blame['keep_emulated']))} by emulation)"
+    yield from _row("passes with", f"{blame['errors']['metric']} {_figure(value)}, {how} {by}:")
     yield from argument(names)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.diagnose import cutting, local
 from pytest_trtcheck.diagnose.measuring import FLOATS, Measuring
-from pytest_trtcheck.diagnose.statistics import Difference, Fit, difference
+from pytest_trtcheck.diagnose.statistics import Difference, Fit, difference, is_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ class Tensor:
     Parameters
     ----------
     name, node, op_type
-        The tensor, and the node that computes it.
+        The tensor, and the node that computes it; of a node in a body that was unrolled, the name before that.
     error
         The emulated tensor against the FP32 model's.
     own
@@ -80,7 +80,7 @@ def trace(pair: Pair, case: Mapping[str, NDArray[Any]]) -> list[Tensor]:
     ModelError
         ONNX Runtime cannot run the model with what measures it.
     """
-    inputs = [name for name in pair.reference.inputs if np.asarray(case[name]).dtype == np.float32]
+    inputs = [name for name in pair.reference.inputs if is_float(np.asarray(case[name]))]
     figures = _measured(pair, [*inputs, *pair.common], case, exact=False)
     found = [_input(pair, name, figures[name]) for name in inputs]
     found += [_tensor(pair, name, figures[name]) for name in pair.common if figures.get(name)]
@@ -127,7 +127,7 @@ def _tensor(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Tenso
         own = 1 - float(figures["own_equal"]) / size if size else 0.0
     return Tensor(
         name=name,
-        node=node.name,
+        node=pair.owner(node.name),
         op_type=node.op_type,
         error=error,
         own=own,
@@ -168,9 +168,11 @@ def _fit(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Fit:
     held, span = pair.held.get(name), pair.spans.get(name)
     size = int(figures["size"])
     outside = float(figures["outside"]) / size if span is not None and size else None
+    noise = span.noise(size, float(figures["squares"])) if span is not None else 0.0
+    clipped = math.sqrt(float(figures["clipped_dd"]) / noise) if noise else 0.0
     sample = np.abs(np.asarray(figures.get("sample", ()), np.float64))
     if not sample.size:
-        return Fit(saturated=outside)
+        return Fit(saturated=outside, clipped=clipped)
     overflow = 0
     if held is not None and _peak(figures) >= held.beyond:
         overflow = max(1, round(size * float(np.mean((sample >= held.beyond) & np.isfinite(sample)))))
@@ -179,7 +181,7 @@ def _fit(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Fit:
     half = held.smallest / 2 if held else span.step / 2 if span else 0.0
     flushed = float(np.mean(nonzero <= half)) if nonzero.size else 0.0
     tiny = float(np.mean(nonzero < held.smallest_normal)) if held and nonzero.size else flushed
-    return Fit(overflow, tiny, flushed, outside)
+    return Fit(overflow, tiny, flushed, outside, clipped)
 
 
 def _exact(tensor: Tensor, figures: Mapping[str, NDArray[Any]]) -> Tensor:

@@ -12,32 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import artifacts
 from pytest_trtcheck.backends.onnxruntime import OrtRunner
-from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.cache import Cache, hash_bytes
 from pytest_trtcheck.diagnose import judging
-from pytest_trtcheck.diagnose.judging import Judgement
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.precision import calibrate, calibration_data
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from pytest_trtcheck.artifacts import AnyReference, Lowered
-    from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.choices import CalibrationMethod
     from pytest_trtcheck.compare import Limit
+    from pytest_trtcheck.diagnose.judging import Judgement
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.calibration_data import Samples
     from pytest_trtcheck.spec import Precision
 
 
-NOTHING_LOWERED = Judgement(0.0, True, "", "", None, 0.0)
-"""What keeping everything in FP32 gives: the reference."""
-
-
-class _NothingLeftError(Exception):
-    """Nothing is left to quantize."""
+class NothingLeftError(Exception):
+    """Nothing is left to lower."""
 
 
 class BudgetSpent(Exception):  # noqa: N818 - it ends a search, it is no error
@@ -61,6 +58,10 @@ class Clock:
 
     def __post_init__(self) -> None:
         self._deadline = time.monotonic() + self.seconds
+
+    def part(self, share: float) -> Clock:
+        """A clock of its own with a share of the time that is left, and all trials."""
+        return Clock(max(share * (self._deadline - time.monotonic()), 0.0), self.trials)
 
     def spend(self) -> None:
         """Take one trial.
@@ -144,13 +145,42 @@ class Trials:
         self.subject = subject
         self.clock = clock
 
-    def confirm(self, nodes: Collection[str]) -> Judgement:
-        """The judgement on all inputs with `nodes` kept in FP32, beyond those that are: the least good one."""
+    def confirm(self, nodes: Collection[str]) -> Judgement | None:
+        """The judgement on all inputs with `nodes` kept in FP32, beyond those that are: the least good one.
+
+        None where nothing is left to quantize.
+        """
+        subject = self.subject
         try:
-            with self._emulated(nodes) as runner:
-                return self._least(runner)
-        except _NothingLeftError:
-            return NOTHING_LOWERED
+            with self.lowered(nodes) as lowered, tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+                runner = artifacts.emulation(subject.model, lowered, subject.precision, Cache(folder))
+                with closing(runner):
+                    return self.judge(runner)
+        except NothingLeftError:
+            return None
+
+    @contextmanager
+    def lowered(self, nodes: Collection[str]) -> Iterator[Lowered]:
+        """The model lowered with `nodes` kept in FP32, beyond those that are.
+
+        Raises
+        ------
+        NothingLeftError
+            Nothing is left to lower.
+        """
+        subject = self.subject
+        kept = tuple(sorted({*subject.keep_fp32, *nodes}))
+        with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+            if subject.is_quantized:
+                path = self._quantized(kept, Path(folder))
+                key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())
+                yield replace(subject.lowered, path=path, key=key, notes=())
+            else:
+                try:
+                    lowered = artifacts.lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept)
+                except NothingComputedError as error:
+                    raise NothingLeftError from error
+                yield lowered
 
     def calibrated(self, method: CalibrationMethod) -> Judgement:
         """The judgement on all inputs with ranges chosen by another method."""
@@ -169,36 +199,20 @@ class Trials:
                 folders=subject.folders,
             )
             with closing(artifacts.emulation(subject.model, lowered, subject.precision, cache)) as runner:
-                return self._least(runner)
+                return self.judge(runner)
 
-    def _least(self, runner: Runner) -> Judgement:
+    def judge(self, runner: Callable[[Case], Mapping[str, NDArray[Any]]]) -> Judgement:
+        """The judgement on all inputs: the least good one."""
         return max((self._judge(runner, index) for index in range(len(self.subject.cases))), key=lambda j: j.usage)
 
-    def _judge(self, runner: Runner, index: int) -> Judgement:
+    def _judge(self, runner: Callable[[Case], Mapping[str, NDArray[Any]]], index: int) -> Judgement:
         case = self.subject.cases[index]
         return judging.judge(runner(case), self.subject.reference(case), self.subject.limits)[0]
-
-    @contextmanager
-    def _emulated(self, nodes: Collection[str]) -> Iterator[Runner]:
-        subject = self.subject
-        kept = tuple(sorted({*subject.keep_fp32, *nodes}))
-        with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
-            if subject.is_quantized:
-                runner = OrtRunner(self._quantized(kept, Path(folder)), subject.model.label)
-            else:
-                cache = Cache(folder)
-                try:
-                    lowered = artifacts.lower(subject.model, subject.precision, cache, keep_fp32=kept)
-                except NothingComputedError as error:
-                    raise _NothingLeftError from error
-                runner = artifacts.emulation(subject.model, lowered, subject.precision, cache)
-            with closing(runner):
-                yield runner
 
     def _quantized(self, kept: tuple[str, ...], folder: Path) -> Path:
         """The quantized model with the ranges that are known: calibrating anew would give the same ones."""
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import emulate, quantization_plan, quantize
+        from pytest_trtcheck.precision import quantization_plan, quantize
 
         subject = self.subject
         precision: Any = subject.precision
@@ -207,7 +221,7 @@ class Trials:
         try:
             plan = quantization_plan.points(model, kept)
         except ModelError as error:
-            raise _NothingLeftError from error
+            raise NothingLeftError from error
         found = subject.ranges()
         ranges = found.amax()
         missing = tuple(point for point in plan.activations if point.tensor not in ranges)
@@ -220,6 +234,6 @@ class Trials:
                 method=found.method,
                 percentile=found.percentile or 99.99,
             ).amax()
-        target = folder / "emulated.onnx"
-        graph.write(emulate.emulated(quantize.quantize(model, plan, ranges, precision)), target)
+        target = folder / "lowered.onnx"
+        graph.write(quantize.quantize(model, plan, ranges, precision), target)
         return target

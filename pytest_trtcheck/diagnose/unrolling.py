@@ -1,0 +1,388 @@
+"""Control flow as one input takes it: the branch of an If, the iterations of a Loop or Scan, as plain nodes.
+
+What happens inside a body can be neither measured nor switched from outside. Unrolled, it is a graph like any other; a
+node of a body is there once an iteration, and all of these bear, in `Unrolled.nodes`, the one name that `keep_fp32` has
+for it.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pytest_trtcheck.backends.onnxruntime import OrtRunner
+from pytest_trtcheck.diagnose import cutting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+MOST_NODES = 4000
+"""Nodes up to which bodies are unrolled: each is there in three versions with what measures it."""
+_AXES_AS_INPUT = 13
+"""The opset from which on Unsqueeze takes its axes as an input."""
+_SCAN_WITHOUT_BATCH = 9
+_MOST_LEVELS = 8
+
+
+@dataclass
+class Unrolled:
+    """How the unrolled graphs' names correspond to those of the graphs before.
+
+    Parameters
+    ----------
+    nodes
+        From each new node to the node that it is an instance of, or that computed what it hands on.
+    tensors
+        From each new tensor to the one in the body.
+    iterations
+        From each tensor of a Loop's or Scan's body to the words that say which iteration it is of.
+    notes
+        What was not unrolled, and why.
+    """
+
+    nodes: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+    iterations: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _handing_on: set[str] = field(default_factory=set)
+
+    def settle(self, model: onnx.ModelProto) -> None:
+        """Let what only hands a value on stand for the node that computed the value."""
+        producers = {output: node for node in model.graph.node for output in node.output}
+        for node in model.graph.node:
+            source: onnx.NodeProto | None = node
+            while source is not None and source.name in self._handing_on:
+                source = producers.get(source.input[0])
+            if source is not None and source is not node:
+                self.nodes[node.name] = self.nodes.get(source.name, source.name)
+
+    def hands_on(self, name: str) -> bool:
+        """Whether a node computes nothing itself."""
+        return name in self._handing_on
+
+    def hand_on(self, name: str, owner: str) -> None:
+        """Take note of a node that computes nothing itself."""
+        self._handing_on.add(name)
+        self.nodes[name] = owner
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What one input makes of a control-flow node: which branch, or how many iterations."""
+
+    branch: bool = False
+    count: int = 0
+
+
+def has_control_flow(model: onnx.ModelProto) -> bool:
+    """Whether there is anything to unroll."""
+    return any(node.op_type in CONTROL_FLOW and not node.domain for node in model.graph.node)
+
+
+def unroll(
+    models: Sequence[onnx.ModelProto], runnable: int, case: Mapping[str, NDArray[Any]], folder: Path
+) -> Unrolled:
+    """Unroll, in place, what all `models` take alike for this input; the rest stays as it is, with a note.
+
+    Parameters
+    ----------
+    models
+        The same graph in several precisions, control-flow nodes under the same names.
+    runnable
+        How many of them, from the first on, ONNX Runtime computes as they are meant.
+    folder
+        Where they are loaded from, weights beside them.
+
+    Raises
+    ------
+    ModelError
+        ONNX Runtime cannot run one.
+    """
+    found = Unrolled()
+    left: set[str] = set()
+    room = MOST_NODES
+    for _ in range(_MOST_LEVELS):
+        names = [name for name in _control_flow(models[0]) if name not in left]
+        names = [name for name in names if all(name in _control_flow(model) for model in models)]
+        if not names:
+            break
+        taken = [_decisions(model, names, case, folder) for model in models[:runnable]]
+        for name in names:
+            ways = [each.get(name) for each in taken]
+            node = _control_flow(models[0])[name]
+            if any(way is None or way != ways[0] for way in ways) or ways[0] is None:
+                if None not in ways:
+                    found.notes.append(_differently(found.nodes.get(name, name), node.op_type, ways))
+                left.add(name)
+                continue
+            size = max(len(_body(_control_flow(model)[name], ways[0]).node) for model in models)
+            size *= max(ways[0].count, 1)
+            if size > room or (node.op_type != "If" and not ways[0].count):
+                if ways[0].count:
+                    found.notes.append(
+                        f"node {found.nodes.get(name, name)!r} ({node.op_type}) was not looked into: "
+                        f"{ways[0].count} iterations are too many to unroll"
+                    )
+                left.add(name)
+                continue
+            room -= size
+            for model in models:
+                _expand(model, name, ways[0], found)
+    found.settle(models[0])
+    return found
+
+
+def _differently(name: str, op_type: str, ways: Sequence[_Taken | None]) -> str:
+    if op_type == "If":
+        return f"node {name!r} (If) takes another branch lowered than in FP32: its condition is what to look at"
+    counts = " and ".join(str(way.count) for way in ways if way)
+    return f"node {name!r} ({op_type}) does not run as often lowered as in FP32 ({counts} iterations)"
+
+
+def _control_flow(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {node.name: node for node in model.graph.node if node.op_type in CONTROL_FLOW and not node.domain}
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((each.version for each in model.opset_import if each.domain in {"", "ai.onnx"}), default=1)
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), None)
+
+
+def _body(node: onnx.NodeProto, way: _Taken) -> onnx.GraphProto:
+    name = "body" if node.op_type != "If" else "then_branch" if way.branch else "else_branch"
+    body: onnx.GraphProto = _attribute(node, name)
+    return body
+
+
+# --- what an input takes ---------------------------------------------------------------------------------------------
+
+
+def _decisions(
+    model: onnx.ModelProto, names: Sequence[str], case: Mapping[str, NDArray[Any]], folder: Path
+) -> dict[str, _Taken]:
+    """Which branch is taken, and how often each body runs, by name; a node that can't be asked is left out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    asked: dict[str, str] = {}
+    for name, node in _control_flow(copy).items():
+        if name in names:
+            answer = _ask(copy, node)
+            if answer is not None:
+                asked[name] = answer
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=answer) for answer in dict.fromkeys(asked.values()))
+    if not asked:
+        return {}
+    path = folder / "decisions.onnx"
+    path.write_bytes(copy.SerializeToString())
+    given = {value.name for value in copy.graph.input} - {tensor.name for tensor in copy.graph.initializer}
+    with closing(OrtRunner(path, "the model, saying which way its control flow goes")) as runner:
+        results = runner({name: array for name, array in case.items() if name in given})
+    nodes = _control_flow(copy)
+    return {name: _taken(nodes[name], results[answer]) for name, answer in asked.items()}
+
+
+def _ask(model: onnx.ModelProto, node: onnx.NodeProto) -> str | None:
+    """The name of a tensor that tells; what computes it is added to the model."""
+    if node.op_type == "If":
+        return str(node.input[0])
+    if node.op_type == "Scan":
+        if _opset(model) < _SCAN_WITHOUT_BATCH:
+            return None
+        name = f"{node.name}//shape"
+        model.graph.node.append(helper.make_node("Shape", [node.input[-1]], [name], name))
+        return name
+    body: onnx.GraphProto = _attribute(node, "body")
+    name, counted = f"{node.name}//iterations", f"{node.name}//iteration"
+    body.node.append(helper.make_node("Identity", [body.input[0].name], [counted], counted))
+    body.output.append(helper.make_tensor_value_info(counted, TensorProto.INT64, []))
+    states_and_scans = len(body.output) - 2
+    node.output.extend(f"{node.name}//unused{index}" for index in range(len(node.output), states_and_scans))
+    node.output.append(name)
+    return name
+
+
+def _taken(node: onnx.NodeProto, answer: NDArray[Any]) -> _Taken:
+    if node.op_type == "If":
+        return _Taken(branch=bool(np.asarray(answer).reshape(-1)[0]))
+    if node.op_type == "Loop":
+        return _Taken(count=int(answer.shape[0]))
+    number = int(_attribute(node, "num_scan_inputs"))
+    axis = (list(_attribute(node, "scan_input_axes") or ()) or [0] * number)[-1]
+    return _Taken(count=int(answer[axis]))
+
+
+# --- unrolling -------------------------------------------------------------------------------------------------------
+
+
+def _expand(model: onnx.ModelProto, name: str, way: _Taken, found: Unrolled) -> None:
+    """Put the nodes that one control-flow node runs in its place."""
+    nodes = list(model.graph.node)
+    at = next(index for index, node in enumerate(nodes) if node.name == name)
+    made = list(_Expansion(model, nodes[at], way, found).nodes())
+    kept = [*nodes[:at], *made, *nodes[at + 1 :]]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+class _Expansion:
+    def __init__(self, model: onnx.ModelProto, node: onnx.NodeProto, way: _Taken, found: Unrolled) -> None:
+        self.model, self.node, self.way, self.found = model, node, way, found
+        self.body = _body(node, way)
+        self.shared: dict[str, str] = {}
+        """The body's weights, under the names that the main graph has for them."""
+        within = (found.iterations.get(output, "") for output in node.output if output)
+        self.within = next(within, "")
+
+    def nodes(self) -> Iterator[onnx.NodeProto]:
+        for tensor in self.body.initializer:
+            copy = TensorProto()
+            copy.CopyFrom(tensor)
+            copy.name = self.shared[tensor.name] = f"{self.node.name}/{tensor.name}"
+            self.found.tensors[copy.name] = tensor.name
+            self.model.graph.initializer.append(copy)
+        yield from {"If": self._branch, "Loop": self._loop, "Scan": self._scan}[self.node.op_type]()
+
+    def _branch(self) -> Iterator[onnx.NodeProto]:
+        names = yield from self._instance(f"{self.node.name}/", {}, "")
+        for output, inner in zip(self.node.output, self.body.output, strict=False):
+            if output:
+                yield self._hand_on("Identity", [names.get(inner.name, inner.name)], output)
+
+    def _loop(self) -> Iterator[onnx.NodeProto]:
+        states = list(self.node.input[2:])
+        condition = (self.node.input[1] if len(self.node.input) > 1 else "") or self._constant(True, np.bool_)
+        scanned: list[list[str]] = []
+        for iteration in range(self.way.count):
+            counter = self._constant(iteration, np.int64)
+            given = dict(zip((value.name for value in self.body.input), [counter, condition, *states], strict=False))
+            made = yield from self._iteration(iteration, given)
+            condition, states = made[0], made[1 : 1 + len(states)]
+            scanned.append(made[1 + len(states) :])
+        axes = [0] * (len(self.body.output) - 1 - len(states))
+        yield from self._results(states, scanned, axes, [0] * len(axes))
+
+    def _scan(self) -> Iterator[onnx.NodeProto]:
+        number = int(_attribute(self.node, "num_scan_inputs"))
+        states, inputs = list(self.node.input[:-number]), list(self.node.input[-number:])
+        in_axes = self._list("scan_input_axes", number)
+        in_backwards = self._list("scan_input_directions", number)
+        outputs = len(self.body.output) - len(states)
+        scanned: list[list[str]] = []
+        for iteration in range(self.way.count):
+            slices = []
+            for index, source in enumerate(inputs):
+                at = self.way.count - 1 - iteration if in_backwards[index] else iteration
+                inner = self.body.input[len(states) + index].name
+                name = f"{self.node.name}#{iteration}/{inner}"
+                self._note_tensor(name, inner, self._when(iteration))
+                yield self._hand_on("Gather", [source, self._constant(at, np.int64)], name, axis=in_axes[index])
+                slices.append(name)
+            given = dict(zip((value.name for value in self.body.input), [*states, *slices], strict=True))
+            made = yield from self._iteration(iteration, given)
+            states, last = made[: len(states)], made[len(states) :]
+            scanned.append(last)
+        yield from self._results(
+            states, scanned, self._list("scan_output_axes", outputs), self._list("scan_output_directions", outputs)
+        )
+
+    def _list(self, name: str, size: int) -> list[int]:
+        return list(_attribute(self.node, name) or ()) or [0] * size
+
+    def _iteration(self, iteration: int, given: Mapping[str, str]) -> Any:
+        """One run of the body; the names of what it gives."""
+        prefix = f"{self.node.name}#{iteration}/"
+        names = yield from self._instance(prefix, given, self._when(iteration))
+        return [names.get(value.name, value.name) for value in self.body.output]
+
+    def _when(self, iteration: int) -> str:
+        name = self.found.nodes.get(self.node.name, self.node.name)
+        return f", in iteration {iteration + 1} of {self.way.count} of node {name!r}"
+
+    def _instance(self, prefix: str, given: Mapping[str, str], when: str) -> Any:
+        """The body's nodes under new names; the map from the body's names to the new ones."""
+        names = {**self.shared, **given}
+        for node in self.body.node:
+            names |= {output: f"{prefix}{output}" for output in node.output if output}
+        for value in (*self.body.value_info, *self.body.output):
+            if value.name in names and names[value.name].startswith(prefix):
+                described = onnx.ValueInfoProto()
+                described.CopyFrom(value)
+                described.name = names[value.name]
+                self.model.graph.value_info.append(described)
+        for node in self.body.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            cutting.rename_reads(copy, names)
+            copy.output[:] = [names.get(output, "") for output in node.output]
+            copy.name = f"{prefix}{node.name}"
+            self.found.nodes[copy.name] = node.name
+            for output, new in zip(node.output, copy.output, strict=True):
+                if new:
+                    self._note_tensor(new, output, when)
+            yield copy
+        return names
+
+    def _note_tensor(self, new: str, inner: str, when: str) -> None:
+        self.found.tensors[new] = inner
+        if self.within or when:
+            self.found.iterations[new] = f"{when}{self.within}"
+
+    def _results(
+        self, states: Sequence[str], scanned: Sequence[Sequence[str]], axes: Sequence[int], backwards: Sequence[int]
+    ) -> Iterator[onnx.NodeProto]:
+        """Let the last states, and the scanned values of all iterations together, be the node's outputs."""
+        for output, state in zip(self.node.output, states, strict=False):
+            if output:
+                yield self._hand_on("Identity", [state], output)
+        for index, output in enumerate(self.node.output[len(states) :]):
+            if not output:
+                continue
+            parts = [each[index] for each in scanned]
+            stacked = [f"{output}//{number}" for number in range(len(parts))]
+            for part, name in zip(parts, stacked, strict=True):
+                if _opset(self.model) >= _AXES_AS_INPUT:
+                    yield self._hand_on("Unsqueeze", [part, self._constant([axes[index]], np.int64)], name)
+                else:
+                    yield self._hand_on("Unsqueeze", [part], name, axes=[axes[index]])
+            ordered = stacked[::-1] if backwards[index] else stacked
+            yield self._hand_on("Concat", ordered, output, axis=axes[index])
+
+    def _hand_on(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        """A node that hands a value on; what is lost there, was lost by the node that made the value."""
+        name = f"{self.node.name}//{output}"
+        self.found.hand_on(name, self.found.nodes.get(self.node.name, self.node.name))
+        kind = self._element_type(inputs[0])
+        if kind:
+            self.model.graph.value_info.append(helper.make_tensor_value_info(output, kind, None))
+        return helper.make_node(op_type, list(inputs), [output], name, **attributes)
+
+    def _element_type(self, name: str) -> int:
+        """The element type that the file states for a value; 0 where it does not."""
+        graph = self.model.graph
+        described = (each for each in (*graph.value_info, *graph.input, *graph.output) if each.name == name)
+        stated = next((each.type.tensor_type.elem_type for each in described), 0)
+        return stated or next((each.data_type for each in graph.initializer if each.name == name), 0)
+
+    def _constant(self, value: Any, dtype: Any) -> str:
+        array = np.array(value, dtype)
+        name = f"trtcheck//{array.dtype.name}{array.tolist()}"
+        if all(tensor.name != name for tensor in self.model.graph.initializer):
+            self.model.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+
+__all__ = ["Unrolled", "has_control_flow", "unroll"]
