@@ -196,8 +196,8 @@ class _Lowering:
         if over.any():
             found = ChangedConstant(name, float(magnitude[over].max()), int(over.sum()), array.size)
             self._changed.append(("overflow", found, readers))
-        elif magnitude.any() and not self.converted(array).any():
-            found = ChangedConstant(name, float(magnitude.max()), int((magnitude > 0).sum()), array.size)
+        elif (peak := magnitude.max()) > 0 and not self.converted(peak).any():
+            found = ChangedConstant(name, float(peak), int((magnitude > 0).sum()), array.size)
             self._changed.append(("underflow", found, readers))
 
     def _twin(self, value: ir.Value, main: ir.Graph) -> ir.Value:
