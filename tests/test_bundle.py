@@ -683,9 +683,12 @@ def test_a_replay_compiles_the_lowered_model_for_the_gpu_named(failing: Suite) -
 
 
 def test_bundles_of_models_with_their_own_precision_hold_one_model(suite: Suite) -> None:
-    half = helper.make_node("Cast", ["x"], ["h"], name="half", to=TensorProto.FLOAT16)
-    back = helper.make_node("Cast", ["h"], ["y"], name="back", to=TensorProto.FLOAT)
-    onnx_models.save(onnx_models.elementwise([half, back], 8), suite.path / "half.onnx")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], name="half", to=TensorProto.FLOAT16),
+        helper.make_node("Sin", ["h"], ["s"], name="sin"),
+        helper.make_node("Cast", ["s"], ["y"], name="back", to=TensorProto.FLOAT),
+    ]
+    onnx_models.save(onnx_models.elementwise(nodes, 8), suite.path / "half.onnx")
     suite.write(test_half='@trt_parity("half.onnx", tol=1e-9)\ndef test_half(): ...\n')
     suite.run("--trt-bundle=out").result.assert_outcomes(failed=1)
     folder = suite.path / "out" / "test_half.py-test_half"
