@@ -37,7 +37,14 @@ def ours(marks: object) -> list[pytest.Mark]:
 
 def is_marked(node: pytest.Item | pytest.Collector) -> bool:
     """Whether any of our marks reaches `node`."""
-    return next(_reaching(node), None) is not None
+    # Asked several times of every test of every suite: a look at the marks comes before the question whom they reach.
+    at: pytest.Item | pytest.Collector | None = node
+    while at is not None:
+        for mark in at.own_markers:
+            if mark.name in MARKERS:
+                return next(_reaching(node), None) is not None
+        at = at.parent
+    return False
 
 
 def closest(item: pytest.Item | pytest.Collector, name: str) -> list[pytest.Mark]:
@@ -183,7 +190,7 @@ def said(name: str, obj: Any) -> str:
         )
     mark = _marks_of(obj)[0]
     where = _where(obj)
-    if hasattr(obj, "_pytestfixturefunction") or hasattr(obj, "_fixture_function_marker"):
+    if is_fixture(obj):
         return (
             f"{mark.name} marks the fixture {name}{where}, where it does nothing\n"
             "  → mark the tests that use the fixture, or call the fixture trt_check in them"
@@ -196,6 +203,11 @@ def said(name: str, obj: Any) -> str:
             f"write @pytest.mark.{mark.name}(model={name}), or import {mark.name} from pytest_trtcheck"
         )
     return f"{text}  → mark a test function or a test class; pytest knows them by their names (test…, Test…)"
+
+
+def is_fixture(obj: object) -> bool:
+    """Whether an object is a fixture, by the attributes that pytest 8 and 9 give it."""
+    return hasattr(obj, "_pytestfixturefunction") or hasattr(obj, "_fixture_function_marker")
 
 
 def _where(obj: Any) -> str:

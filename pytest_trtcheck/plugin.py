@@ -171,7 +171,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
         above = False
     function = obj.__func__ if isinstance(obj, (staticmethod, classmethod)) else obj
     if not isinstance(obj, type) and callable(function) and (above or direct):
-        if hasattr(function, "__code__"):
+        if hasattr(function, "__code__") and not items.is_fixture(function):
             pytest.mark.usefixtures(*_OVERRIDABLE)(function)
         manager = collector.config.pluginmanager
         if not manager.has_plugin(_Parameters.name):
