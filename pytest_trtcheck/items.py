@@ -106,7 +106,7 @@ def in_vain(collector: pytest.Collector, report: pytest.CollectReport) -> str | 
         return "\n".join(said(*each) for each in _in_failed_module(collector, report)) or None
     if report.outcome != "passed" or not isinstance(collector, (pytest.Module, pytest.Class)):
         return None
-    seen = [*collector.stash.get(_SEEN, ()), *_in_test_case(collector)]
+    seen = [*collector.stash.get(_SEEN, ()), *_in_classes(collector, report)]
     texts = [
         said(name, obj)
         for name, obj in seen
@@ -132,12 +132,20 @@ def is_test_case(cls: object) -> bool:
     return unittest is not None and isinstance(cls, type) and issubclass(cls, unittest.TestCase)
 
 
-def _in_test_case(collector: pytest.Module | pytest.Class) -> Iterator[tuple[str, object]]:
-    """Marked members of a `unittest.TestCase`: pytest does not ask our hook about them."""
-    if isinstance(collector, pytest.Class) and is_test_case(collector.obj):
-        for name, member in vars(collector.obj).items():
-            if _marks_of(member):
-                yield name, member
+def _in_classes(collector: pytest.Module | pytest.Class, report: pytest.CollectReport) -> Iterator[tuple[str, object]]:
+    """Marked members of classes that pytest does not ask our hook about: unittest's, and those that it passes over."""
+    classes: list[type] = []
+    if isinstance(collector, pytest.Class):
+        if not report.result or is_test_case(collector.obj):
+            classes.append(collector.obj)
+    else:
+        collected = {node.name for node in report.result}
+        for name, obj in vars(collector.obj).items():
+            if isinstance(obj, type) and obj.__module__ == collector.obj.__name__ and name not in collected:
+                classes.append(obj)
+    for each in classes:
+        if not _is_base(each):
+            yield from ((name, member) for name, member in vars(each).items() if _marks_of(member))
 
 
 def _marks_of(obj: object) -> list[pytest.Mark]:

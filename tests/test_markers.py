@@ -156,6 +156,10 @@ NO_TEST = {
         '    @trt_parity("x.onnx")\n    def helper(self): ...\n',
         "the function helper",
     ),
+    "method of a class of another name": (
+        'class ItTests:\n    @trt_parity("x.onnx")\n    def test_it(self): ...\n',
+        "marks the function test_it (test_bad.py:",
+    ),
     "turned off": ('@trt_parity("x.onnx")\ndef test_it(): ...\ntest_it.__test__ = False\n', "the function test_it"),
     "fixture": ('@trt_parity("x.onnx")\n@pytest.fixture\ndef it(): ...\n', "fixture"),
     "fixture inside": ('@pytest.fixture\n@trt_parity("x.onnx")\ndef it(): ...\n', "fixture"),
