@@ -377,3 +377,35 @@ def test_ordinary_rounding_of_weights_is_not_called_a_fault_of_theirs(bench: Ben
     found = blamed(bench, subject)
     assert found.culprit is not None
     assert found.culprit.kind in {"rounding", "cancellation"}
+
+
+def test_a_list_of_every_node_is_no_advice(bench: Bench) -> None:
+    """A check with nothing left in FP16 would be an error."""
+    proto = chain([helper.make_node("Exp", ["x"], ["e"], "exp"), helper.make_node("Log", ["e"], ["y"], "log")])
+    found = blamed(bench, failed(bench, proto, X - 30))
+    assert found.culprit is not None
+    assert (found.culprit.kind, found.culprit.node, found.culprit.tensor) == ("underflow", "exp", "e")
+    assert found.keep_fp32 is None
+    assert any("every node would have to stay in FP32" in note for note in found.notes)
+
+
+def test_weights_that_are_computed_stay_in_fp32_with_what_reads_them(bench: Bench) -> None:
+    """As PyTorch exports recurrent layers: rounded before the kept node saw them, they would spoil it all the same."""
+    rng = np.random.default_rng(6)
+    half = rng.standard_normal((16, 4)).astype(np.float32)
+    proto = onnx_models.model(
+        [
+            helper.make_node("Concat", ["upper", "lower"], ["w"], "join", axis=0),
+            helper.make_node("MatMul", ["x", "w"], ["h"], "product"),
+            helper.make_node("Sigmoid", ["h"], ["y"], "sigmoid"),
+        ],
+        {"x": (FLOAT, [3, 32])},
+        {"y": (FLOAT, [3, 4])},
+        {"upper": 1000 * half, "lower": -1000 * half * np.float32(1.0003)},
+    )
+    x = rng.standard_normal((3, 16)).astype(np.float16).astype(np.float32)
+    subject = failed(bench, proto, np.concatenate([x, x], axis=1))
+    found = blamed(bench, subject)
+    assert found.keep_fp32 is not None
+    assert {"join", "product"} <= set(found.keep_fp32)
+    assert bench.error(subject, ["product"]) > 0.01

@@ -401,18 +401,13 @@ class _Diagnosis:
         for _ in range(_MOST_REBUILT):
             if found is None:
                 break
-            if set(found.nodes) >= set(search.nodes):
-                missed = (
-                    "every node that loses anything would have to stay in FP32: the model does not suit the precision"
-                )
-                break
             nodes = self._worth_naming(found, names)
             if nodes is None:
                 break
             self.progress(f"confirming {len(nodes)} nodes to keep in FP32")
             emulated = Trials(self.subject, self.clock).confirm(nodes)
             if emulated is None:
-                missed = "nothing would be left to lower: the model does not suit the precision"
+                missed = "every node would have to stay in FP32: the model does not suit the precision"
                 break
             on_engine = self._on_engine(nodes) if emulated.passed else None
             if emulated.passed and (on_engine is None or on_engine.passed):

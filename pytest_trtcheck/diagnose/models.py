@@ -164,7 +164,7 @@ def _widened(reference: Graph, lowered: Graph) -> dict[str, str]:
 def _read_as(emulated: Graph, names: Mapping[str, str]) -> Graph:
     """The emulated graph, where a value under its other name is the same, with all reading it under the one name."""
     casts = {node.input[0]: node for node in emulated.nodes if node.op_type == "Cast" and node.input[0] in names}
-    casts = {name: node for name, node in casts.items() if node.output[0] == names[name]}
+    casts = {name: node for name, node in casts.items() if node.output[0] == names[name] and name in emulated.producers}
     if not casts:
         return emulated
     renamed = {name: names[name] for name in casts}

@@ -148,11 +148,13 @@ class Trials:
     def confirm(self, nodes: Collection[str]) -> Judgement | None:
         """The judgement on all inputs with `nodes` kept in FP32, beyond those that are: the least good one.
 
-        None where nothing is left to quantize.
+        None where nothing is left that is computed in the precision.
         """
         subject = self.subject
         try:
             with self.lowered(nodes) as lowered, tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+                if not lowered.op_types(subject.model):
+                    return None
                 runner = artifacts.emulation(subject.model, lowered, subject.precision, Cache(folder))
                 with closing(runner):
                     return self.judge(runner)
