@@ -297,7 +297,7 @@ def test_no_advice_to_keep_nodes_of_a_model_that_is_taken_as_it_is(cache: Cache)
     record = Workshop(cache, backend="onnxruntime", allowance=Allowance(seconds=0)).check(request(proto, "fp16"))
     assert record.verdict == "fail"
     assert "keep_fp32" not in (record.message or "")
-    assert "export the model with its most sensitive nodes in FP32" in " ".join((record.message or "").split())
+    assert "export it with the nodes that lose most in FP32" in " ".join((record.message or "").split())
 
 
 class Fp32Engine:

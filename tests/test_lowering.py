@@ -675,13 +675,17 @@ def test_a_scan_of_opset_8_is_not_converted_to_something_else(cache: Cache) -> N
         [helper.make_tensor_value_info(name, FLOAT, [2]) for name in ("sum_out", "out")],
     )
     proto = onnx_models.model(
-        [N("Scan", ["", "initial", "x"], ["y", "z"], name="scan", num_scan_inputs=1, body=body)],
-        {"initial": (FLOAT, [1, 2]), "x": (FLOAT, [1, 3, 2])},
+        [
+            N("Neg", ["v"], ["u"], name="before"),  # Inside a Scan nothing is computed in FP16.
+            N("Neg", ["u"], ["x"], name="again"),
+            N("Scan", ["", "initial", "x"], ["y", "z"], name="scan", num_scan_inputs=1, body=body),
+        ],
+        {"initial": (FLOAT, [1, 2]), "v": (FLOAT, [1, 3, 2])},
         {"y": (FLOAT, [1, 2]), "z": (FLOAT, [1, 3, 2])},
         opset=8,
     )
-    case = {"initial": np.zeros((1, 2), np.float32), "x": X[:1, :6].reshape(1, 3, 2)}
-    assert_near(computed(proto, "fp16", cache, case)[0]["z"], np.cumsum(case["x"], 1), "fp16")
+    case = {"initial": np.zeros((1, 2), np.float32), "v": X[:1, :6].reshape(1, 3, 2)}
+    assert_near(computed(proto, "fp16", cache, case)[0]["z"], np.cumsum(case["v"], 1), "fp16")
     with pytest.raises(ModelError, match="a Scan of opset 8 can't be converted"):
         computed(proto, "bf16", cache, case)
 

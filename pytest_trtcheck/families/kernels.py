@@ -95,7 +95,7 @@ def entries_for(node: ir.Node, kind: HalfName) -> list[NoKernel]:
 
 
 def without_kernel(model: ir.Model, kind: HalfName) -> dict[str, str]:
-    """The nodes that ONNX has in a 16-bit type and TensorRT has no kernel for: operator by node name.
+    """The nodes that ONNX has in a 16-bit type and TensorRT has no kernel for: by name, the operator and where it is.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def without_kernel(model: ir.Model, kind: HalfName) -> dict[str, str]:
     }
     versions = model.opset_imports
     return {
-        node.name or "": node.op_type
+        node.name or "": f"{node.op_type} in a Scan" if node in scanned else node.op_type
         for node in graphs.all_nodes(model.graph)
         if (node in scanned or entries_for(node, kind)) and _admits_half(node, versions.get(node.domain, 1))
     }

@@ -128,7 +128,7 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
         if name in kept:
             lowering.left[name] = "named in keep_fp32"
         elif name in without_kernel:
-            lowering.left[name] = f"TensorRT has no {kind} kernel for {node.op_type}"
+            lowering.left[name] = f"TensorRT has no {kind} kernel for {without_kernel[name]}"
         elif node not in sizes and not _reads_sizes(node, sizes):
             _lower_node(node, model, lowering)
     lowering.connect(model.graph)
