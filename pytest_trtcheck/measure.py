@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy as np
 from pytest_trtcheck import gpu as gpus
 from pytest_trtcheck import latency
 from pytest_trtcheck.gpu.lock import gpu_lock
-from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances
+from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency.baseline import Distribution
 from pytest_trtcheck.record import LatencyRecord
 
@@ -25,11 +24,15 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.tensorrt_timing import TimedRun
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.gpu.state import GpuState
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.spec import LatencySpec
 
 WARM_UP_S = 0.2
 """As trtexec warms up: by time, so that clocks have risen whatever the engine's size."""
+ENQUEUE_SHARE = 0.95
+"""Where the host takes longer to hand over the work than the GPU to do it, the GPU waits between the events: its time
+is the host's and a little more. So trtexec's rule (the host takes longer) would miss most of it."""
 _CHUNK_MS = 50.0
 _SHOWN_SAMPLES = 500
 
@@ -100,25 +103,50 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         The engine failed, or the GPU was not to be had in time.
     """
     with gpu_lock(gpu.lock_name), GpuMonitor(gpu) as monitor:
-        before = monitor.snapshot()
-        taken = _sample(subject, spec, budgets)
-        after = monitor.snapshot(since=before)
+        before = monitor.idle()
+        taken = _sample(subject, spec, budgets, monitor.snapshot)
+        after = while_running(taken.states, monitor.snapshot(since=before))
+        # What came while we measured shows once we are idle again; a pass needs no excuse.
+        idle_after = None if taken.decision.decision == "pass" else monitor.idle()
     judged = taken.samples_ms
-    disturbed = disturbances(before, after, {os.getpid()})
+    own = family(process.pid for process in after.processes or ())
+    disturbed = disturbances(before, after, own, idle_after)
+    limits = held_back(after)
     record = latency.to_record(
         latency.summarize(judged),
         taken.decision,
         gpu=model.product,
         disturbances=disturbed,
+        remarks=(*limits, *_remarks(taken.details)),
         clocks=clocks_record(before, after),
         details={
             **taken.details,
             "budget_keys": dict(budgets.keys),
-            "conditions": dict(subject.conditions),
+            "conditions": {**subject.conditions, **_clock_conditions(after)},
             "disturbances": disturbed,
+            "held_back": limits,
         },
     )
     return replace(record, samples=len(judged))
+
+
+def _clock_conditions(state: GpuState) -> dict[str, Any]:
+    """The part of a measurement's conditions that only the measurement shows; what is unknown is left out."""
+    told = {"sm_mhz": state.sm_mhz, "power_limit_w": state.power_limit_w, "power_mode": state.power_mode}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _remarks(details: Mapping[str, Any]) -> list[str]:
+    """What of the measurement makes an engine slower than it need be."""
+    found = []
+    if not details["cuda_graph"]:
+        found.append(f"without a CUDA graph: {details['cuda_graph_reason']}")
+    if details["enqueue_bound"]:
+        found.append(
+            f"enqueue-bound: the host takes {details['enqueue_p50_ms']:.3g} ms to enqueue a run, and the GPU "
+            f"{details['gpu_p50_ms']:.3g} ms to compute it, waiting included"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -126,9 +154,10 @@ class _Taken:
     samples_ms: NDArray[np.float64]
     decision: latency.LatencyDecision
     details: Mapping[str, Any]
+    states: Sequence[GpuState]
 
 
-def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
+def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: Callable[[], GpuState]) -> _Taken:
     quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
     others = len(subject.slower) + ("min_qps" in budgets.limits) + (subject.is_enough is not None)
     plan = latency.LookPlan(quantiles, others)
@@ -139,15 +168,18 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         _warm_up(timed)
         deadline = time.monotonic() + spec.max_seconds
         look = 1
+        states = []
         while True:
             series.extend(timed, _chunk(series))
             if plan.is_due(look, len(series), series.total_ms):
+                states.append(look_at_gpu())
                 confidence = plan.confidence_at(look)
                 decided = decide(confidence=confidence).decision != "undecided"
                 if decided and (subject.is_enough is None or subject.is_enough(series.judged_ms, confidence)):
                     break
                 look += 1
             if time.monotonic() > deadline:
+                states.append(look_at_gpu())
                 break
         graph, graph_reason = timed.graph, timed.graph_reason
     if subject.slower:
@@ -157,7 +189,7 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets) -> _Taken:
         **_details(series, graph=graph, graph_reason=graph_reason),
         "distribution": Distribution.of(series.judged_ms, confidence).to_json(),
     }
-    return _Taken(series.judged_ms, decide(confidence=confidence), details)
+    return _Taken(series.judged_ms, decide(confidence=confidence), details, states)
 
 
 def _sizes_mib(engine: Engine) -> dict[str, float]:
@@ -173,15 +205,12 @@ class _Series:
         self.gpu_ms: list[float] = []
         self.latency_ms: list[float] = []
         self.enqueue_ms: list[float] = []
-        self.gaps_ms: list[float] = []
+        self.intervals_ms: list[float] = []
         self.partner_ms: list[float] = []
+        self.total_ms = 0.0
 
     def __len__(self) -> int:
         return len(self.gpu_ms)
-
-    @property
-    def total_ms(self) -> float:
-        return sum(self.gpu_ms) + sum(self.gaps_ms)
 
     @property
     def judged_ms(self) -> NDArray[np.float64]:
@@ -194,9 +223,8 @@ class _Series:
         self.enqueue_ms += taken.enqueue_ms.tolist()
         if taken.latency_ms is not None:
             self.latency_ms += taken.latency_ms.tolist()
-        # The time between one completed run and the next is the run and its share of what lay between the runs.
-        gap = max(0.0, taken.span_ms - float(taken.gpu_ms.sum())) / count
-        self.gaps_ms += [gap] * count
+        self.intervals_ms += taken.interval_ms.tolist()
+        self.total_ms += float(taken.interval_ms.sum())
 
 
 def _chunk(series: _Series) -> int:
@@ -240,10 +268,11 @@ def _decide(
     sizes: Mapping[str, float],
     confidence: float,
 ) -> latency.LatencyDecision:
-    judgements = list(latency.decide(series.judged_ms, budgets.quantiles, confidence=confidence).judgements)
+    elapsed_s = series.total_ms / 1000
+    decided = latency.decide(series.judged_ms, budgets.quantiles, confidence=confidence, elapsed_s=elapsed_s)
+    judgements = list(decided.judgements)
     if "min_qps" in budgets.limits:
-        intervals = np.array(series.gpu_ms) + np.array(series.gaps_ms)
-        judgements.append(latency.decide_qps(intervals, budgets.limits["min_qps"], confidence=confidence))
+        judgements.append(latency.decide_qps(series.intervals_ms, budgets.limits["min_qps"], confidence=confidence))
     for name, size in sizes.items():
         if name in budgets.limits:
             judgements.append(latency.decide_exact(name, size, budgets.limits[name]))
@@ -267,8 +296,7 @@ def _details(series: _Series, *, graph: bool, graph_reason: str | None) -> dict[
         "cuda_graph_reason": graph_reason,
         "gpu_p50_ms": gpu_ms,
         "enqueue_p50_ms": enqueue_ms,
-        # trtexec's rule: the host needs longer to hand over the work than the GPU to do it.
-        "enqueue_bound": enqueue_ms > gpu_ms,
+        "enqueue_bound": enqueue_ms >= ENQUEUE_SHARE * gpu_ms,
         "qps": 1000.0 * len(series) / series.total_ms,
         "samples_ms": [round(float(value), 6) for value in shown],
     }

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_trtcheck.errors import GpuError
-from pytest_trtcheck.gpu import find_gpu
+from pytest_trtcheck.gpu import find_gpu, jetson
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import (
@@ -26,11 +29,15 @@ from pytest_trtcheck.gpu.state import (
     clocks_record,
     decode_reasons,
     disturbances,
+    family,
+    held_back,
+    while_running,
 )
 from pytest_trtcheck.record import CheckRecord, LatencyRecord
+from tests import fake_nvml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ME = os.getpid()
 OURS = GpuProcess(ME, "pytest", sm_percent=99)
@@ -100,9 +107,20 @@ def test_throttling_that_ended_before_the_measurement_does_not_count() -> None:
     assert disturbances(*_states(throttled_ns={"thermal": 10**9 + 10**6})) == [], "1 ms of 2 s"
 
 
-def test_a_throttle_seen_only_in_the_first_snapshot_counts() -> None:
+def test_a_throttle_seen_only_before_the_warm_up_excuses_nothing() -> None:
     before, after = _states()
-    assert disturbances(replace(before, reasons=("hardware_thermal_slowdown",)), after)
+    assert disturbances(replace(before, reasons=("hardware_thermal_slowdown",)), after) == []
+
+
+def test_a_throttle_seen_once_while_the_engine_ran_counts() -> None:
+    before, after = _states(sm_mhz=210)
+    looks = [replace(after, sm_mhz=mhz, reasons=reasons) for mhz, reasons in ((1590, ()), (1200, ()), (1200, ("x",)))]
+    looks.append(replace(after, reasons=("hardware_thermal_slowdown",), sm_mhz=None))
+    seen = while_running(looks, after)
+    assert (seen.reasons, seen.sm_mhz) == (("x", "hardware_thermal_slowdown"), 1200)
+    (found,) = disturbances(before, seen)
+    assert "temperature" in found
+    assert while_running([], after) == after
 
 
 def test_idle_processes_do_not_disturb() -> None:
@@ -127,17 +145,156 @@ def test_process_ids_of_the_host_inside_a_container() -> None:
 def test_without_load_by_process_the_idle_gpu_decides() -> None:
     before, after = _states(processes=(OURS, GpuProcess(4, "train")), load_by_process=False)
     assert disturbances(before, after) == []
-    for percent in (None, 30):
-        (found,) = disturbances(replace(before, utilization_percent=percent), after)
-        assert "pid 4 (train)" in found
+    (found,) = disturbances(replace(before, utilization_percent=None), after)
+    assert "pid 4 (train)" in found
+    (found,) = disturbances(replace(before, utilization_percent=30, processes=after.processes), after)
+    assert "30 % busy" in found
+    assert found.endswith("(it is held by pid 4 (train))")
 
 
-def test_without_any_processes_the_idle_gpu_decides() -> None:
-    before, after = _states(processes=None, load_by_process=False)
+@pytest.mark.parametrize("processes", [None, (), (OURS,)], ids=["unknown", "none", "ours"])
+@pytest.mark.parametrize("load_by_process", [True, False])
+def test_a_busy_gpu_is_disturbed_whoever_is_listed(processes: Any, load_by_process: bool) -> None:
+    before, after = _states(processes=processes, load_by_process=load_by_process)
     assert disturbances(before, after) == []
-    assert disturbances(replace(before, utilization_percent=80), after) == [
-        "the GPU was 80 % busy before the measurement began"
+    before = replace(before, utilization_percent=98)
+    assert disturbances(before, after) == [
+        "the GPU was 98 % busy before the measurement began, with nothing of ours running"
     ]
+    later = GpuState(time_us=9_000_000, utilization_percent=98)
+    (found,) = disturbances(replace(before, utilization_percent=0), after, idle_after=later)
+    assert found == "the GPU was 98 % busy after the measurement, with nothing of ours running"
+
+
+# Whose processes.
+
+
+def _spawn(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+
+
+def test_what_we_started_is_ours_and_a_neighbour_is_not() -> None:
+    code = """
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        print(child.pid, flush=True)
+        time.sleep(60)
+    """
+    with _spawn(code) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        try:
+            assert family({ME, child.pid, grandchild, 1, os.getppid(), 2**30}, {}) == {ME, child.pid, grandchild}
+            worker = family({ME, child.pid, os.getppid()}, {"PYTEST_XDIST_WORKER": "gw0"})
+            assert worker == {ME, child.pid, os.getppid()}
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+            child.kill()
+
+
+def test_workers_of_one_run_are_a_family() -> None:
+    # Two workers of one controller, and a program that is none of its.
+    controller = """
+        import os, subprocess, sys, time
+        code = "import sys; from pytest_trtcheck.gpu.state import family; print(family({int(sys.argv[1])}))"
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        worker = [sys.executable, "-c", code, str(sleeper.pid)]
+        for environ in ({"PYTEST_XDIST_WORKER": "gw1"}, {}):
+            environ = {**{k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}, **environ}
+            print(bool(eval(subprocess.run(worker, capture_output=True, text=True, env=environ).stdout)), flush=True)
+        sleeper.kill()
+    """
+    with _spawn(controller) as process:
+        assert process.communicate(timeout=60)[0].split() == ["True", "False"]
+
+
+# What holds a GPU back.
+
+
+def test_low_clocks_a_lowered_power_cap_and_a_power_mode_are_named() -> None:
+    state = GpuState(
+        time_us=0,
+        sm_mhz=585,
+        max_sm_mhz=1590,
+        memory_mhz=5001,
+        max_memory_mhz=5001,
+        power_limit_w=60.0,
+        default_power_limit_w=70.0,
+        reasons=("gpu_idle", "application_clocks"),
+        power_mode="MODE_15W",
+    )
+    environ = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50"}
+    assert held_back(state, environ) == [
+        "SM clock 585 of 1590 MHz (application_clocks)",
+        "power limit 60 of 70 W",
+        "nvpmodel MODE_15W",
+        "MPS gives 50 % of the multiprocessors",
+    ]
+    assert held_back(replace(state, memory_mhz=405), {})[1] == "memory clock 405 of 5001 MHz (application_clocks)"
+
+
+def test_a_gpu_at_its_ordinary_clocks_is_not_held_back() -> None:
+    state = GpuState(time_us=0, sm_mhz=1500, max_sm_mhz=1590, power_limit_w=70.0, default_power_limit_w=70.0)
+    assert held_back(state, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100"}) == []
+    assert held_back(GpuState(time_us=0), {}) == []
+
+
+def _jetson(root: Path) -> None:
+    """The files of an Orin NX in its 15 W mode, as Jetson Linux has them."""
+    for path, text in {
+        "var/lib/nvpmodel/status": "pmode:0002\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nA B 1\n< POWER_MODEL ID=2 NAME=MODE_15W >\n",
+        "sys/class/devfreq/13e10000.host1x/cur_freq": "1\n",
+        "sys/class/devfreq/17000000.gpu/cur_freq": "306000000\n",
+        "sys/class/devfreq/17000000.gpu/max_freq": "612000000\n",
+        "sys/class/devfreq/17000000.gpu/available_frequencies": "306000000 612000000 918000000\n",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+def test_a_jetson_s_mode_and_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (jetson.power_mode(tmp_path), jetson.clock_mhz(tmp_path)) == (None, (None, None))
+    _jetson(tmp_path)
+    assert jetson.power_mode(tmp_path) == "MODE_15W"
+    assert jetson.clock_mhz(tmp_path) == (306, 918)
+    monkeypatch.setattr(jetson, "ROOT", tmp_path)
+    fake_nvml.install(monkeypatch, [{"Name": "Orin", "UUID": "1"}])
+    with GpuMonitor(Gpu(name="Orin", model=find_gpu("Orin"), compute_capability=(8, 7), uuid="GPU-1")) as monitor:
+        state = monitor.snapshot()
+    assert held_back(state, {}) == ["SM clock 306 of 918 MHz", "nvpmodel MODE_15W"]
+    (tmp_path / "etc/nvpmodel.conf").unlink()
+    assert jetson.power_mode(tmp_path) == "mode 2"
+
+
+# Idle for one sampling period.
+
+
+def _watched(monkeypatch: pytest.MonkeyPatch, readings: Callable[[], int]) -> GpuMonitor:
+    one = fake_nvml.card("Tesla T4", "GPU-1", (7, 5), UtilizationRates=lambda: SimpleNamespace(gpu=readings()))
+    fake_nvml.install(monkeypatch, [one])
+    return GpuMonitor(Gpu(name="Tesla T4", model=find_gpu("T4"), compute_capability=(7, 5), uuid="GPU-1"))
+
+
+def test_our_own_load_of_a_moment_ago_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # NVML still averages over what we ran; half a second later it does not.
+    until = time.monotonic() + 0.5
+    with _watched(monkeypatch, lambda: 97 if time.monotonic() < until else 0) as monitor:
+        assert monitor.idle().utilization_percent == 0
+
+
+def test_a_neighbour_s_load_does_not_go_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    with _watched(monkeypatch, lambda: 98) as monitor:
+        assert monitor.idle().utilization_percent == 98
+    assert time.monotonic() - began >= 1.0, "a whole sampling period of NVML"
+
+
+def test_an_idle_gpu_costs_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    with _watched(monkeypatch, lambda: 0) as monitor:
+        monitor.idle()
+    assert time.monotonic() - began < 0.5
 
 
 def test_clocks_record_goes_into_the_json_report() -> None:

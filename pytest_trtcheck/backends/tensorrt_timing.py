@@ -39,14 +39,19 @@ class Samples:
         `gpu_ms` holds that waiting.
     latency_ms
         The inputs' copy to the device, the engine's work and the outputs' copy back; None without transfers.
-    span_ms
-        From the end of the run before the first to the end of the last: n / span is the throughput.
+    interval_ms
+        From the end of the run before to the end of each: the run, and what lay between the two.
     """
 
     gpu_ms: NDArray[np.float64]
     enqueue_ms: NDArray[np.float64]
     latency_ms: NDArray[np.float64] | None
-    span_ms: float
+    interval_ms: NDArray[np.float64]
+
+    @property
+    def span_ms(self) -> float:
+        """From the end of the run before the first to the end of the last: n / span is the throughput."""
+        return float(self.interval_ms.sum())
 
     @property
     def qps(self) -> float:
@@ -147,7 +152,7 @@ class TimedRun:
         """
         if n < 1:
             raise ValueError("at least one run must be measured")
-        gpu_ms, latency_ms, enqueue_ms = np.empty(n), np.empty(n), np.empty(n)
+        gpu_ms, latency_ms, enqueue_ms, ends_ms = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         before_first = self._cuda.event()
         timeout_s = self._engine.timeout_s
 
@@ -156,7 +161,9 @@ class TimedRun:
             self._cuda.wait(timeout_s, end)
             if index > 0:
                 gpu_ms[index - 1] = done - ready
-                latency_ms[index - 1] = end - start
+                if self._transfers:
+                    latency_ms[index - 1] = end - start
+                ends_ms[index - 1] = end - before_first
 
         with self._engine.guard("measuring the engine"):
             for index in range(n + 1):
@@ -169,8 +176,8 @@ class TimedRun:
                     enqueue_ms[index - 1] = took_ms
             for index in range(max(n + 1 - IN_FLIGHT, 0), n + 1):
                 collect(index)
-            span_ms = self._events[n % IN_FLIGHT][3] - before_first
-        return Samples(gpu_ms, enqueue_ms, latency_ms if self._transfers else None, span_ms)
+        intervals_ms = np.diff(ends_ms, prepend=0.0)
+        return Samples(gpu_ms, enqueue_ms, latency_ms if self._transfers else None, intervals_ms)
 
     def launch(self) -> None:
         """Put one run on the stream, without copies, and do not wait for it."""

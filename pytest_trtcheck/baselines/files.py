@@ -59,6 +59,8 @@ class Baseline:
         The day, as in "2025-11-21".
     tensorrt, driver
         What it was recorded with, such as "tensorrt_rtx 1.7.1.116".
+    sm_mhz, power_limit_w, power_mode
+        The GPU's clock while it was measured, its power limit, and what nvpmodel set; None where that was not told.
     """
 
     model: str
@@ -70,6 +72,9 @@ class Baseline:
     tensorrt: str
     driver: str | None
     distribution: Distribution
+    sm_mhz: int | None = None
+    power_limit_w: float | None = None
+    power_mode: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a file: rounded, bounds outwards."""
@@ -91,7 +96,10 @@ class Baseline:
             "measured": self.measured,
             "model": self.model,
             "model_sha256": self.model_sha256,
+            "power_limit_w": None if self.power_limit_w is None else rounded(self.power_limit_w),
+            "power_mode": self.power_mode,
             "recorded": self.recorded,
+            "sm_mhz": self.sm_mhz,
             "tensorrt": self.tensorrt,
         }
 
@@ -114,6 +122,10 @@ class Baseline:
             raise TypeError("model, measured, recorded and tensorrt are texts")
         if not isinstance(data["cuda_graph"], bool):
             raise TypeError("cuda_graph is true or false")
+        # Files of earlier versions lack these.
+        sm_mhz, power_limit_w, power_mode = (data.get(name) for name in ("sm_mhz", "power_limit_w", "power_mode"))
+        if power_mode is not None and not isinstance(power_mode, str):
+            raise TypeError("power_mode is a text or null")
         return cls(
             **texts,
             model_sha256=data["model_sha256"],
@@ -121,6 +133,9 @@ class Baseline:
             cuda_graph=data["cuda_graph"],
             driver=data["driver"],
             distribution=Distribution.from_json(distribution),
+            sm_mhz=None if sm_mhz is None else int(sm_mhz),
+            power_limit_w=None if power_limit_w is None else float(power_limit_w),
+            power_mode=power_mode,
         )
 
 

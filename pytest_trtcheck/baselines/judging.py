@@ -9,7 +9,7 @@ from pytest_trtcheck.latency.baseline import Comparison, Distribution, compare
 from pytest_trtcheck.record import SEVERITY, LatencyRecord, Verdict, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.baselines.files import Baseline
     from pytest_trtcheck.gpu.device import Gpu
@@ -24,6 +24,9 @@ both runs, and runs of one engine on a card that is left alone differ by less (d
 SURELY_BELOW = 0.06
 """Where it cannot be told whether the slowdown is above `MIN_SLOWDOWN`, it passes if it looks to be below that, and is
 surely below this."""
+
+OTHER_CLOCK = 0.1
+"""SM clocks that differ by more than this are another GPU's, as it were: boost moves them by less under one load."""
 
 TIGHT = 0.01
 """While a baseline is recorded, samples are taken until the median's bounds are so close to each other."""
@@ -82,7 +85,8 @@ def differences(baseline: Baseline, details: Mapping[str, Any], model_sha256: st
     Parameters
     ----------
     details
-        Of the latency record. What it does not hold yet (`cuda_graph`, before the measurement) is not looked at.
+        Of the latency record. What it does not hold yet (`cuda_graph` and clocks, before the measurement) is not
+        looked at.
     """
     now = details.get("conditions") or {}
     found = []
@@ -98,7 +102,19 @@ def differences(baseline: Baseline, details: Mapping[str, Any], model_sha256: st
         words = ("as a CUDA graph", "without a CUDA graph")
         then, today = words if baseline.cuda_graph else words[::-1]
         found.append(f"it was recorded {then}, and the engine was launched {today} now")
-    return found
+    return [*found, *_other_clocks(baseline, now)]
+
+
+def _other_clocks(baseline: Baseline, now: Mapping[str, Any]) -> Iterator[str]:
+    """How the GPU is set up otherwise; what either side does not tell is not looked at."""
+    pairs = ((now.get(name), getattr(baseline, name)) for name in ("sm_mhz", "power_limit_w", "power_mode"))
+    (clock, then_clock), (limit, then_limit), (mode, then_mode) = pairs
+    if clock and then_clock and max(clock, then_clock) > (1 + OTHER_CLOCK) * min(clock, then_clock):
+        yield f"its SM clock was {then_clock} MHz, and is {clock} MHz now"
+    if limit and then_limit and abs(limit - then_limit) > 0.01 * then_limit:
+        yield f"its power limit was {then_limit:.0f} W, and is {limit:.0f} W now"
+    if mode and then_mode and mode != then_mode:
+        yield f"its nvpmodel mode was {then_mode}, and is {mode} now"
 
 
 def judge(

@@ -120,6 +120,9 @@ def _baseline(record: Mapping[str, Any], day: str) -> Baseline:
         tensorrt=told["tensorrt"],
         driver=told["driver"],
         distribution=Distribution.from_json(details["distribution"]),
+        sm_mhz=told.get("sm_mhz"),
+        power_limit_w=told.get("power_limit_w"),
+        power_mode=told.get("power_mode"),
     )
 
 

@@ -7,14 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.gpu import probe
 from pytest_trtcheck.gpu.names import fits, model_of
-from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, first, nvml, read
+from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, devices, nvml, read, same_uuid, slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Gpu:
     compute_capability
         (major, minor), as the driver reports it.
     uuid
-        "GPU-…" or "MIG-…"; None where the driver tells none (Jetson).
+        "GPU-…" or "MIG-…", also where the driver leaves that out (Jetson); None where it tells none.
     driver
         The driver's version, such as "580.159.04".
     mig
@@ -47,7 +47,8 @@ class Gpu:
         CUDA cores of a whole GPU, multiprocessors of a MIG slice or of a GPU without NVML: a part of its identity,
         not a figure to compare.
     source
-        Who told all this: NVML, or the CUDA driver where there is no NVML (then clocks and load stay unknown).
+        Who told all this: "nvml"; "cuda", the CUDA driver, where there is no NVML (then clocks and load stay unknown);
+        or "nvml and cuda" where NVML tells too little.
     """
 
     name: str
@@ -89,17 +90,21 @@ class Detection:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU as NVML lists it, before CUDA_VISIBLE_DEVICES is applied."""
+    """A GPU as NVML lists it, before CUDA_VISIBLE_DEVICES is applied; `slices`: UUIDs of its MIG slices."""
 
     uuid: str
     name: str = ""
     mig_enabled: bool = False
     slices: tuple[str, ...] = ()
-    """UUIDs of its MIG slices."""
+    handle: Any = field(default=None, compare=False)
+    slice_handles: tuple[Any, ...] = field(default=(), compare=False)
 
 
 def detect(extra: Sequence[GpuModel] = (), environ: Mapping[str, str] = os.environ) -> Detection:
-    """The GPU that CUDA uses first in this environment, through NVML, or through the CUDA driver without NVML.
+    """The GPU that CUDA uses first in this environment, as NVML tells it and, where NVML tells too little, CUDA.
+
+    The CUDA driver is asked where there is no NVML, where NVML lists no GPU or does not say what the GPU is (Jetson),
+    and where it cannot say which GPU CUDA counts first.
 
     Nothing is raised where there is no GPU: the reason is kept instead. CUDA is not initialized in this process.
     """
@@ -183,11 +188,11 @@ def select_visible(visible: str | None, cards: Sequence[Card]) -> tuple[str | No
     if re.fullmatch(r"[+-]?\d+", entry):
         index = int(entry)
         return _whole_or_slice(cards[index]) if 0 <= index < len(cards) else (None, nothing)
-    matches = [card.uuid for card in cards if _abbreviates(entry, card.uuid, "GPU-")]
+    matches = [card for card in cards if _abbreviates(entry, card.uuid, "GPU-")]
     if len(matches) == 1:
-        return _whole_or_slice(next(card for card in cards if card.uuid == matches[0]))
-    slices = [uuid for card in cards for uuid in card.slices if _abbreviates(entry, uuid, "MIG-")]
-    return (slices[0], "") if len(slices) == 1 and not matches else (None, nothing)
+        return _whole_or_slice(matches[0])
+    found = [uuid for card in cards for uuid in card.slices if _abbreviates(entry, uuid, "MIG-")]
+    return (found[0], "") if len(found) == 1 and not matches else (None, nothing)
 
 
 def jetson_product(device_tree_model: str) -> str | None:
@@ -208,7 +213,14 @@ JETSON_FAMILIES = frozenset({"Xavier", "Orin"})
 
 
 def _abbreviates(entry: str, uuid: str, prefix: str) -> bool:
-    return entry.startswith(prefix) and len(entry) > len(prefix) and uuid.startswith(entry)
+    return (
+        entry.startswith(prefix) and len(entry) > len(prefix) and bool(uuid) and _named(uuid, prefix).startswith(entry)
+    )
+
+
+def _named(uuid: str, prefix: str = "GPU-") -> str:
+    """A UUID as CUDA writes it: a Jetson's NVML leaves the prefix out."""
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else prefix + uuid
 
 
 def _whole_or_slice(card: Card) -> tuple[str | None, str]:
@@ -220,76 +232,113 @@ def _whole_or_slice(card: Card) -> tuple[str | None, str]:
 
 
 def _detect_nvml(library: Any, extra: Sequence[GpuModel], environ: Mapping[str, str]) -> Detection:
-    count = read(library, "nvmlDeviceGetCount") or 0
-    handles = [handle for i in range(count) if (handle := read(library, "nvmlDeviceGetHandleByIndex", i)) is not None]
-    cards = [_card(library, handle) for handle in handles]
+    cards = [_card(library, handle) for handle in devices(library)]
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if _order_is_unknown(visible, cards, environ):
-        # NVML lists by PCI bus; CUDA puts the fastest first, by a rule that is not documented.
-        probed = _probe(environ)
-        uuid, reason = _by_hex(probed.get("uuid_hex"), cards), str(probed.get("error", "CUDA's device 0 is unknown"))
-    else:
-        uuid, reason = select_visible(visible, cards)
-    if uuid is None:
-        return Detection(None, reason)
-    gpu = _describe(library, uuid, extra)
-    return Detection(gpu) if gpu else Detection(None, f"the driver tells nothing about {uuid}")
+    hidden = visible is not None and re.fullmatch(r"\s*(-\d+\s*)?(,.*)?", visible) is not None
+    if hidden:
+        return Detection(None, select_visible(visible, cards)[1])
+    uuid, reason = (None, "") if _order_is_unknown(visible, cards, environ) else select_visible(visible, cards)
+    gpu = None if uuid is None else _describe(library, uuid, cards, extra)
+    if gpu is not None and gpu.source == "nvml":
+        return Detection(gpu)
+    found = _probe(environ)
+    if "error" in found:
+        if not cards:
+            reason = "NVML lists no GPU"
+        elif gpu is not None:
+            reason = f"NVML does not tell what {gpu.name or 'the GPU'} is"
+        return Detection(None, f"{reason or 'NVML cannot tell which GPU CUDA uses first'}; {found['error']}")
+    told = _from_probe(found, extra)
+    uuid = next((one for card in cards for one in (card.uuid, *card.slices) if same_uuid(one, told.uuid)), None)
+    if uuid is None and len(cards) == 1 and not cards[0].mig_enabled:
+        uuid = cards[0].uuid  # The one GPU there is: some Jetsons tell NVML and CUDA different UUIDs, or none.
+    gpu = None if uuid is None else _describe(library, uuid, cards, extra)
+    if gpu is None:
+        return Detection(told, "clocks and load are unknown: NVML does not list the GPU that CUDA uses")
+    return Detection(_filled(gpu, told, extra))
+
+
+def _filled(gpu: Gpu, told: Gpu, extra: Sequence[GpuModel]) -> Gpu:
+    """What NVML tells of a GPU, and what of it only CUDA tells."""
+    if gpu.source == "nvml":
+        return gpu
+    known = {name: value for name, value in vars(gpu).items() if value not in (None, "")}
+    capability = gpu.compute_capability if any(gpu.compute_capability) else told.compute_capability
+    name = gpu.name or told.name
+    return Gpu(
+        **{
+            **vars(told),
+            **known,
+            "name": name,
+            "compute_capability": capability,
+            "model": _model(name, capability, extra),
+            "source": "nvml and cuda",
+        }
+    )
 
 
 def _order_is_unknown(visible: str | None, cards: Sequence[Card], environ: Mapping[str, str]) -> bool:
-    by_index = visible is None or re.fullmatch(r"\s*\d+\s*", visible.split(",")[0]) is not None
+    """Whether NVML's list does not tell which GPU CUDA counts first.
+
+    - Different GPUs: NVML lists by PCI bus; CUDA puts the fastest first, by a rule that is not documented.
+    - A card in MIG mode beside another: CUDA then shows one slice and hides the whole cards. Source: MIG User Guide,
+      "CUDA Device Enumeration".
+    - MPS: its server may have renumbered the GPUs. Source: MPS documentation, "CUDA_VISIBLE_DEVICES".
+    - An entry named twice, or a list of no GPU.
+    """
+    if not cards:
+        return True
+    entries = [] if visible is None else [entry.strip() for entry in visible.split(",")]
+    if len(set(entries)) < len(entries) or _under_mps(environ):
+        return True
+    if len(cards) > 1 and any(card.mig_enabled for card in cards):
+        return True
+    by_index = not entries or entries[0].lstrip("+").isdigit()
     different = len({card.name for card in cards}) > 1
     return by_index and different and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
 
 
-def _by_hex(uuid_hex: str | None, cards: Sequence[Card]) -> str | None:
-    uuids = [uuid for card in cards for uuid in (card.uuid, *card.slices)]
-    return next((uuid for uuid in uuids if uuid_hex and uuid.replace("-", "").lower().endswith(uuid_hex)), None)
+def _under_mps(environ: Mapping[str, str]) -> bool:
+    """Whether CUDA programs here may be clients of an MPS server: its pipes are where they look for them."""
+    pipes = environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108 - MPS's default
+    return "CUDA_MPS_PIPE_DIRECTORY" in environ or Path(pipes, "control").exists()
 
 
 def _card(library: Any, handle: Any) -> Card:
-    mode = read(library, "nvmlDeviceGetMigMode", handle)
-    enabled = bool(mode and mode[0] == 1)
-    slices: list[str] = []
-    if enabled:
-        for index in range(read(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-            slice_ = read(library, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
-            if slice_ is not None and (uuid := read(library, "nvmlDeviceGetUUID", slice_)):
-                slices.append(uuid)
+    found = slices(library, handle)
+    named = [(uuid, one) for one in found or () if (uuid := read(library, "nvmlDeviceGetUUID", one))]
     return Card(
         uuid=read(library, "nvmlDeviceGetUUID", handle) or "",
         name=read(library, "nvmlDeviceGetName", handle) or "",
-        mig_enabled=enabled,
-        slices=tuple(slices),
+        mig_enabled=found is not None,
+        slices=tuple(uuid for uuid, _ in named),
+        handle=handle,
+        slice_handles=tuple(one for _, one in named),
     )
 
 
-def _describe(library: Any, uuid: str, extra: Sequence[GpuModel]) -> Gpu | None:
-    # A Jetson's NVML may tell no UUID; it has one GPU.
-    handle = first(
-        lambda: read(library, "nvmlDeviceGetHandleByUUID", uuid) if uuid else None,
-        lambda: None if uuid else read(library, "nvmlDeviceGetHandleByIndex", 0),
-    )
-    if handle is None:
-        return None
-    parent = read(library, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle) if uuid.startswith("MIG-") else None
-    whole = handle if parent is None else parent
+def _describe(library: Any, uuid: str, cards: Sequence[Card], extra: Sequence[GpuModel]) -> Gpu:
+    """A GPU or slice of `cards`, as far as NVML tells it: `source` is "" where it does not tell what it is."""
+    pairs = [(card.uuid, card.handle, card) for card in cards]
+    pairs += [
+        (one, handle, card) for card in cards for one, handle in zip(card.slices, card.slice_handles, strict=True)
+    ]
+    handle, whole = next((handle, card.handle) for one, handle, card in pairs if one == uuid)
+    is_slice = handle is not whole
     capability = read(library, "nvmlDeviceGetCudaComputeCapability", whole)
-    name = read(library, "nvmlDeviceGetName", handle) or read(library, "nvmlDeviceGetName", whole)
-    if capability is None or name is None:
-        return None
+    name = read(library, "nvmlDeviceGetName", handle) or read(library, "nvmlDeviceGetName", whole) or ""
     memory = read(library, "nvmlDeviceGetMemoryInfo", handle)
-    attributes = None if parent is None else read(library, "nvmlDeviceGetAttributes_v2", handle)
+    attributes = read(library, "nvmlDeviceGetAttributes_v2", handle) if is_slice else None
     mig: str | None = None
-    if parent is not None:
+    if is_slice and name:
         name = _slice_name(name, attributes)
         mig = name.partition(" MIG ")[2]
-    major, minor = capability
+    major, minor = capability or (0, 0)
     return Gpu(
         name=name,
-        model=_model(name, (major, minor), extra),
+        model=_model(name or "GPU", (major, minor), extra),
         compute_capability=(major, minor),
-        uuid=uuid or None,
+        uuid=_named(uuid, "MIG-" if is_slice else "GPU-") if uuid else None,
         memory_bytes=None if memory is None else int(memory.total),
         driver=read(library, "nvmlSystemGetDriverVersion"),
         mig=mig,
@@ -297,6 +346,7 @@ def _describe(library: Any, uuid: str, extra: Sequence[GpuModel]) -> Gpu | None:
         max_sm_mhz=read(library, "nvmlDeviceGetMaxClockInfo", whole, library.NVML_CLOCK_SM),
         max_memory_mhz=read(library, "nvmlDeviceGetMaxClockInfo", whole, library.NVML_CLOCK_MEM),
         memory_bus_bits=read(library, "nvmlDeviceGetMemoryBusWidth", whole),
+        source="nvml" if capability and name else "",
     )
 
 
@@ -341,7 +391,7 @@ def _from_probe(found: Mapping[str, Any], extra: Sequence[GpuModel]) -> Gpu:
     capability = int(found["major"]), int(found["minor"])
     hexadecimal = found.get("uuid_hex")
     is_slice = " MIG " in found["name"]
-    uuid = None
+    uuid: str | None = None
     if hexadecimal and set(hexadecimal) != {"0"}:
         groups = (hexadecimal[i:j] for i, j in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
         uuid = ("MIG-" if is_slice else "GPU-") + "-".join(groups)

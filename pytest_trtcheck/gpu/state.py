@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, first, nvml, read, scaled
+from pytest_trtcheck.gpu import jetson
+from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, find, first, nvml, read, scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pytest_trtcheck.gpu.device import Gpu
@@ -51,6 +52,10 @@ THROTTLED_SHARE = 0.01
 """A throttle that held for less than this share of the measurement is not worth a verdict."""
 BUSY_PERCENT = 5
 """NVML samples load coarsely; below this, another process (a desktop, a monitor) does not move a median."""
+SAMPLING_S = 1.2
+"""Longer than the period over which NVML averages the utilization (1/6 s to 1 s by nvml.h, nvmlUtilization_t)."""
+LOW_SHARE = 0.9
+"""A clock below this share of the highest one is named."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class GpuState:
         held the clocks down.
     utilization_percent
         The share of the last sampling period (up to 1 s) in which any kernel ran.
+    power_mode
+        What nvpmodel set on a Jetson, such as "MODE_15W".
     processes
         Processes with a compute context, and any that had load since the snapshot before.
     load_by_process
@@ -100,6 +107,7 @@ class GpuState:
     reasons: tuple[str, ...] | None = None
     throttled_ns: Mapping[str, int] = field(default_factory=dict)
     utilization_percent: int | None = None
+    power_mode: str | None = None
     processes: tuple[GpuProcess, ...] | None = None
     load_by_process: bool = False
 
@@ -119,11 +127,7 @@ class GpuMonitor:
             library = self._stack.enter_context(nvml())
         except NvmlUnavailableError:
             return self
-        uuid = self._gpu.uuid
-        self._handle = first(
-            lambda: uuid and read(library, "nvmlDeviceGetHandleByUUID", uuid),
-            lambda: None if uuid else read(library, "nvmlDeviceGetHandleByIndex", 0),
-        )
+        self._handle = find(library, self._gpu.uuid)
         if self._handle is not None:
             self._library = library
             # Clocks, power and throttling are the whole card's, also where a MIG slice is measured.
@@ -139,6 +143,25 @@ class GpuMonitor:
 
     def snapshot(self, since: GpuState | None = None) -> GpuState:
         """The GPU's state now. `since`: the snapshot from which on each process's load is wanted."""
+        state = self._by_nvml(since)
+        if state.sm_mhz is not None:
+            return state
+        sm_mhz, max_sm_mhz = jetson.clock_mhz()
+        return replace(state, sm_mhz=sm_mhz, max_sm_mhz=state.max_sm_mhz or max_sm_mhz, power_mode=jetson.power_mode())
+
+    def idle(self) -> GpuState:
+        """The GPU's state while nothing of ours runs on it: what is busy now is another's load.
+
+        Where NVML still tells of load, its sampling period is waited for, so that our own of a moment ago is over.
+        """
+        until = time.monotonic() + SAMPLING_S
+        state = self.snapshot()
+        while (state.utilization_percent or 0) >= BUSY_PERCENT and time.monotonic() < until:
+            time.sleep(0.1)
+            state = self.snapshot()
+        return state
+
+    def _by_nvml(self, since: GpuState | None) -> GpuState:
         now_us = time.time_ns() // 1000
         library, whole = self._library, self._whole
         if library is None:
@@ -173,37 +196,112 @@ def decode_reasons(bits: int) -> tuple[str, ...]:
     return tuple(words)
 
 
-def disturbances(before: GpuState, after: GpuState, own_pids: Iterable[int] = ()) -> list[str]:
+def while_running(states: Sequence[GpuState], last: GpuState) -> GpuState:
+    """Looks at a GPU during a measurement as one state: the last one, with every reason and the median clock seen."""
+    seen = [state.reasons for state in (*states, last) if state.reasons is not None]
+    clocks = sorted(state.sm_mhz for state in states if state.sm_mhz is not None)
+    return replace(
+        last,
+        reasons=tuple(dict.fromkeys(reason for reasons in seen for reason in reasons)) if seen else None,
+        sm_mhz=clocks[len(clocks) // 2] if clocks else last.sm_mhz,
+    )
+
+
+def disturbances(
+    before: GpuState, after: GpuState, own_pids: Iterable[int] = (), idle_after: GpuState | None = None
+) -> list[str]:
     """Why a latency measured between two snapshots may be too high through no fault of the engine.
 
-    - The clocks were slowed down by temperature, hardware protection, an external power brake or another GPU.
+    - The clocks were slowed down by temperature, hardware protection, an external power brake or another GPU, while
+      the engine ran: what was so before it excuses nothing.
     - The power cap was active while the limit is set below the card's default. The cap alone is no disturbance: under
       load many cards (a T4, a laptop) always run at it, and so they will where the engine is used. The same goes for
       the board's current limit and for the reliability voltage, which caps the clocks of a healthy card at its top.
-    - Another process kept the GPU busy. Where the driver does not tell load by process, a process that is not ours
-      counts if the whole GPU was busy before we began, or if that is not known either.
+    - The GPU was busy while nothing of ours ran on it, whoever may be listed.
+    - Another process kept the GPU busy meanwhile. Where neither the load by process nor that of the idle GPU is known,
+      a process that is not ours counts.
 
     Parameters
     ----------
     before
-        Taken before the warm-up, when nothing of ours runs.
+        Taken before the warm-up, when nothing of ours runs (`GpuMonitor.idle`).
     after
-        Taken at the end of the measurement, with `since=before`.
+        What was seen during the measurement (`while_running`), taken with `since=before`.
     own_pids
-        Processes that belong to this measurement, besides this one.
+        Processes that belong to this test run, besides this one (`family`).
+    idle_after
+        Taken some time after the measurement, when nothing of ours runs.
     """
-    reasons = set(before.reasons or ()) | set(after.reasons or ())
+    reasons = set(after.reasons or ())
     found = [text for reason, text in _SLOWED.items() if reason in reasons]
     elapsed_ns = max(1, (after.time_us - before.time_us) * 1000)
     for policy, cause in _THROTTLED.items():
         held = after.throttled_ns.get(policy, 0) - before.throttled_ns.get(policy, 0)
         if policy in before.throttled_ns and held > THROTTLED_SHARE * elapsed_ns:
             found.append(f"{cause} held the clocks down for {min(1.0, held / elapsed_ns):.0%} of the measurement")
-    limit, default = after.power_limit_w, after.default_power_limit_w
-    if "power_cap" in reasons and limit is not None and default is not None and limit < 0.99 * default:
+    if "power_cap" in reasons and _is_lowered(after):
+        limit, default = after.power_limit_w, after.default_power_limit_w
         found.append(f"the power limit is set to {limit:.0f} W (the card's default is {default:.0f} W) and was reached")
-    found += _others(before, after, {os.getpid(), *own_pids})
+    own = {os.getpid(), *own_pids}
+    for state, when in ((before, "before the measurement began"), (idle_after, "after the measurement")):
+        if state is not None and (state.utilization_percent or 0) >= BUSY_PERCENT:
+            holders = ", ".join(_label(process) for process in state.processes or () if process.pid not in own)
+            who = f" (it is held by {holders})" if holders else ""
+            found.append(f"the GPU was {state.utilization_percent} % busy {when}, with nothing of ours running{who}")
+    found += _others(before, after, own)
     return found
+
+
+def family(pids: Iterable[int], environ: Mapping[str, str] = os.environ) -> set[int]:
+    """Those processes that belong to this test run: this one, what it started, and pytest-xdist's other workers.
+
+    Under xdist every worker is started by the process that started this one.
+    """
+    heads = {os.getpid()}
+    if "PYTEST_XDIST_WORKER" in environ:
+        heads.add(os.getppid())
+    return {pid for pid in pids if not heads.isdisjoint(_line(pid))}
+
+
+def held_back(state: GpuState, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What makes a GPU slower than it can be although nothing disturbs it, by whoever set it up: "SM clock 585 of 1590
+    MHz".
+    """
+    found = []
+    # A clock is low for a reason, where the driver tells one.
+    why = ", ".join(reason for reason in state.reasons or () if reason != "gpu_idle")
+    for what, now, highest in (
+        ("SM clock", state.sm_mhz, state.max_sm_mhz),
+        ("memory clock", state.memory_mhz, state.max_memory_mhz),
+    ):
+        if now is not None and highest is not None and now < LOW_SHARE * highest:
+            found.append(f"{what} {now} of {highest} MHz" + (f" ({why})" if why else ""))
+    if _is_lowered(state):
+        found.append(f"power limit {state.power_limit_w:.0f} of {state.default_power_limit_w:.0f} W")
+    if state.power_mode is not None:
+        found.append(f"nvpmodel {state.power_mode}")
+    share = environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "")
+    if share and share != "100":
+        found.append(f"MPS gives {share} % of the multiprocessors")
+    return found
+
+
+def _is_lowered(state: GpuState) -> bool:
+    limit, default = state.power_limit_w, state.default_power_limit_w
+    return limit is not None and default is not None and limit < 0.99 * default
+
+
+def _line(pid: int) -> Iterator[int]:
+    """A process and those that it descends from, as far as the system tells."""
+    seen: set[int] = set()
+    while pid > 1 and pid not in seen:
+        yield pid
+        seen.add(pid)
+        try:
+            # The fields behind the name, which may hold spaces and parentheses: state, parent, … (man 5 proc).
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return
 
 
 def clocks_record(before: GpuState, after: GpuState) -> dict[str, Any]:
@@ -223,8 +321,6 @@ def clocks_record(before: GpuState, after: GpuState) -> dict[str, Any]:
 
 def _others(before: GpuState, after: GpuState, own: set[int]) -> Iterator[str]:
     if after.processes is None:
-        if (before.utilization_percent or 0) >= BUSY_PERCENT:
-            yield f"the GPU was {before.utilization_percent} % busy before the measurement began"
         return
     others = [process for process in after.processes if process.pid not in own]
     if len(others) == len(after.processes) and others:
@@ -237,7 +333,7 @@ def _others(before: GpuState, after: GpuState, own: set[int]) -> Iterator[str]:
         for process in others:
             if (process.sm_percent or 0) >= BUSY_PERCENT:
                 yield f"another process used the GPU: {_label(process)} kept up to {process.sm_percent} % of it busy"
-    elif before.utilization_percent is None or before.utilization_percent >= BUSY_PERCENT:
+    elif before.utilization_percent is None:
         yield f"other processes hold the GPU and may have been busy: {', '.join(map(_label, others))}"
 
 

@@ -3,12 +3,15 @@
 Latencies are not normal (they have tails), are often equal (timers are coarse) and depend on their predecessors
 (clocks drift). So bounds come from order statistics, which assume nothing about the distribution and stay valid with
 ties, and the number of samples is replaced by the number of independent ones that tell as much.
+
+What was not measured is bounded as well: how far clocks that are still settling may yet move the whole distribution
+(`settling`), and what stalls that are too rare to have been seen would cost (`unseen_stalls`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,7 +36,22 @@ simulated drifts rare."""
 DRIFT_REACH = 2.0
 """How far a drift may go on beyond either end of what was seen, as a multiple of what was seen."""
 
+SETTLING_S = 20.0
+"""The longest time constant with which clocks, heated by the load, are taken to settle. What they move at a time t from
+now on is then at most `SETTLING_S` times the rate at which they move now."""
+CLOCK_STEP = 0.005
+"""Clocks move in steps (15 MHz of 1,590 is 0.9 %), between which nothing is to be seen: half of one may go unseen over
+any stretch as long as the measurement."""
+UNSEEN_SHIFT = 0.25
+"""The most that a distribution that seems to stand still is taken to move later on: a budget further away than this
+need not wait for the clocks."""
+STALL_S = 0.15
+"""A stall as hosts and drivers have them, to reckon with before one was seen."""
+UNSEEN_STALLS = 5.3
+"""So many events are expected of what is seen not once with a probability of 0.5 %: -ln 0.005 (Poisson)."""
+
 _MAX_FRACTION_STEPS = 100_000
+_BLOCKS = 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,34 @@ class Bounds:
     samples: int = 1
     effective: int = 1
     drifts: bool = False
+
+
+@dataclass(frozen=True)
+class Settling:
+    """What of a series to judge, and how far its level may yet move.
+
+    Parameters
+    ----------
+    judged
+        The samples from which on the level moves least, those that moved as they would have been at the end.
+    lower, upper
+        The settled level, as bounds of its ratio to theirs.
+    percent_per_s
+        How fast the level moves; None where it stands still, as far as can be told.
+    """
+
+    judged: NDArray[np.float64]
+    lower: float
+    upper: float
+    percent_per_s: float | None = None
+
+    def of(self, found: Bounds) -> Bounds:
+        """Bounds of a quantile or mean of `judged`, as bounds of what it settles at."""
+        return replace(
+            found,
+            lower=None if found.lower is None else found.lower * self.lower,
+            upper=None if found.upper is None else found.upper * self.upper,
+        )
 
 
 def as_samples(samples: Samples) -> NDArray[np.float64]:
@@ -118,6 +164,82 @@ def quantile_bounds(samples: Samples, q: float, confidence: float = CONFIDENCE) 
         return Bounds(value, None, None, n, effective, drifts=True)
     moved = DRIFT_REACH * float(np.ptp(found))
     return Bounds(value, max(0.0, float(found.min()) - moved), float(found.max()) + moved, n, effective, drifts=True)
+
+
+def settling(samples: Samples, elapsed_s: float | None = None, confidence: float = CONFIDENCE) -> Settling:
+    """How far the level of a series may yet move, seen from its end.
+
+    A GPU that warms up lowers its clocks for many seconds, and one that was idle raises them. A level that approaches
+    its final value exponentially, with a time constant of at most `SETTLING_S`, moves by at most `SETTLING_S` times its
+    present rate. The rate is bounded by linear regression over the medians of consecutive blocks (Draper and Smith,
+    "Applied Regression Analysis", 3rd ed., section 1.4), with residuals that depend on each other counted for fewer.
+    The whole series, its second half and its last quarter are looked at, and the one that can move least is judged:
+    what was warm-up is left out. Where even that moves significantly, its samples are divided by the regression line.
+
+    Parameters
+    ----------
+    samples
+        In the order in which they were taken, in ms.
+    elapsed_s
+        Over how long they were taken, evenly; None: they followed each other without a gap.
+    confidence
+        Of each side's rate.
+    """
+    values = as_samples(samples)
+    elapsed_s = float(values.sum()) / 1000 if elapsed_s is None else elapsed_s
+    parts = [values[values.size - values.size // share :] for share in (1, 2, 4)]
+    candidates = [
+        _settling(part, elapsed_s * part.size / values.size, confidence)
+        for part in parts
+        if part is values or part.size >= 2 * _BLOCKS
+    ]
+    return min(candidates, key=lambda one: one.upper - one.lower)
+
+
+def _settling(values: NDArray[np.float64], span_s: float, confidence: float) -> Settling:
+    change, error = _change(values, confidence)
+    moves = abs(change) > error
+    # In lengths of the series: from its end on, and from its middle, where its level is known.
+    ahead = SETTLING_S / max(span_s, 1e-9)
+    unsure = (error + CLOCK_STEP) * (ahead + 0.5)
+    if not moves:
+        most = min(unsure + abs(change) * (ahead + 0.5), UNSEEN_SHIFT)
+        return Settling(values, 1 - most, 1 + most)
+    line = 1 + change * ((np.arange(values.size) + 0.5) / values.size - 0.5)
+    known = values / line * (1 + change / 2)
+    lower, upper = (1 + min(0.0, change) * ahead - unsure, 1 + max(0.0, change) * ahead + unsure)
+    return Settling(known, max(0.0, lower), upper, 100 * change / span_s)
+
+
+def _change(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """By what share of its level a series changes from its start to its end, and how far that may be wrong."""
+    blocks = min(_BLOCKS, values.size // 2)
+    if blocks < 5:
+        return 0.0, math.inf
+    size = values.size // blocks
+    medians = np.median(values[values.size - size * blocks :].reshape(blocks, size), axis=1)
+    level = float(np.median(medians))
+    if not level:
+        return 0.0, 0.0 if not medians.any() else math.inf
+    place = (np.arange(blocks) + 0.5) / blocks - 0.5
+    leverage = float(place @ place)
+    change = float(place @ medians) / leverage
+    residuals = medians - medians.mean() - change * place
+    tau = autocorrelation_time(residuals)
+    spread = math.sqrt(float(residuals @ residuals) / (blocks - 2) * tau / leverage)
+    degrees = max(2, math.floor((blocks - 2) / tau))
+    return change / level, student_t_quantile((1 + confidence) / 2, degrees) * spread / level
+
+
+def unseen_stalls(intervals_ms: Samples) -> float:
+    """What share of the time stalls may take that are too rare to show, or to be counted, in so short a time.
+
+    As many as go unseen once in 200 times (`UNSEEN_STALLS`), each as long as the longest that was seen or, before one
+    was seen, as `STALL_S`.
+    """
+    values = as_samples(intervals_ms)
+    longest_ms = max(1000 * STALL_S, float(values.max() - np.median(values)))
+    return UNSEEN_STALLS * longest_ms / float(values.sum())
 
 
 def block_quantiles(samples: Samples, q: float, blocks: int = 10) -> NDArray[np.float64] | None:
@@ -204,11 +326,12 @@ def batch_mean_bounds(samples: Samples, confidence: float = CONFIDENCE, batches:
     Without at least two samples per batch there are no bounds.
     """
     values = as_samples(samples)
-    mean = float(values.mean())
     size = values.size // batches
     if size < 2:
-        return Bounds(mean, None, None, values.size, values.size)
+        return Bounds(float(values.mean()), None, None, values.size, values.size)
+    # The first ones, too few for a batch, are left out of the mean as well: one of them may be a stall.
     means = values[values.size - size * batches :].reshape(batches, size).mean(axis=1)
+    mean = float(means.mean())
     # Batches that still depend on each other count for fewer.
     effective = max(2, math.floor(batches / autocorrelation_time(means)))
     spread = float(means.std(ddof=1)) / math.sqrt(effective)

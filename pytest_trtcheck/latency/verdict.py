@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
 from pytest_trtcheck.latency.stats import (
     CONFIDENCE,
+    SETTLING_S,
     Bounds,
+    Settling,
     as_samples,
     batch_mean_bounds,
     min_samples,
     quantile_bounds,
+    settling,
+    unseen_stalls,
 )
 from pytest_trtcheck.record import LatencyRecord, Verdict
 
@@ -167,8 +171,14 @@ def summarize(samples_ms: Samples, confidence: float = CONFIDENCE) -> LatencySum
     )
 
 
-def decide(samples_ms: Samples, budgets: Mapping[str, float], *, confidence: float = CONFIDENCE) -> LatencyDecision:
-    """Judge quantiles by their budgets.
+def decide(
+    samples_ms: Samples,
+    budgets: Mapping[str, float],
+    *,
+    confidence: float = CONFIDENCE,
+    elapsed_s: float | None = None,
+) -> LatencyDecision:
+    """Judge quantiles by their budgets: what they settle at, where the clocks are still settling.
 
     Parameters
     ----------
@@ -178,15 +188,19 @@ def decide(samples_ms: Samples, budgets: Mapping[str, float], *, confidence: flo
         The most that a quantile may be, by its name in `QUANTILES`.
     confidence
         Of the bounds of each quantile; when looking repeatedly, `LookPlan.confidence_at`.
+    elapsed_s
+        Over how long the samples were taken; None: they followed each other without a gap.
     """
     values = as_samples(samples_ms)
+    shift = settling(values, elapsed_s, confidence)
     judgements = []
     for name, limit in budgets.items():
         if name not in QUANTILES:
             raise ArgumentError(f"no latency budget is called {name!r}", f"there are {', '.join(QUANTILES)}")
         q = QUANTILES[name]
-        found = quantile_bounds(values, q, confidence)
-        judgements.append(_judge(name, limit, found, _shortage(found, q, confidence)))
+        found = quantile_bounds(shift.judged, q, confidence)
+        shortage = _shortage(found, q, confidence, values.size)
+        judgements.append(_judge(name, limit, shift.of(found), shortage, shift))
     return combine_decisions(judgements)
 
 
@@ -195,11 +209,17 @@ def decide_qps(
 ) -> Judgement:
     """Judge the throughput: the queries completed per second, over times between one completed run and the next.
 
-    Throughput is a mean, so that a single long stall counts in full; its bounds come from batch means.
+    Throughput is a mean, so that a single long stall counts in full; its bounds come from batch means. To pass, the
+    budget must also be met with the stalls that are too rare to have been seen (`unseen_stalls`).
     """
-    found = batch_mean_bounds(intervals_ms, confidence)
-    if found.value == 0:
+    values = as_samples(intervals_ms)
+    if not values.any():
         raise ComparisonError("the runs took no time at all", "the timer is broken")
+    shift = settling(values, confidence=confidence)
+    stalls = unseen_stalls(shift.judged)
+    # Clocks that move and stalls that come, both unseen, are not both taken for the worst.
+    unseen = replace(shift, upper=1 + math.hypot(shift.upper - 1, stalls))
+    found = unseen.of(batch_mean_bounds(shift.judged, confidence))
     queries = 1000.0 * queries_per_run
     rate = replace(
         found,
@@ -208,7 +228,13 @@ def decide_qps(
         upper=None if found.lower is None else queries / found.lower if found.lower > 0 else math.inf,
     )
     shortage = f"{found.samples} runs are too few to bound the throughput" if found.upper is None else None
-    return _judge("min_qps", min_qps, rate, shortage)
+    judgement = _judge("min_qps", min_qps, rate, shortage, shift)
+    if judgement.decision == "undecided" and shortage is None and rate.value >= min_qps:
+        text = (
+            f"{judgement.reason}; stalls too rare to be seen in {shift.judged.sum() / 1000:.3g} s may cost {stalls:.1%}"
+        )
+        return replace(judgement, reason=text)
+    return judgement
 
 
 def decide_speedup(
@@ -228,7 +254,7 @@ def decide_speedup(
     if not candidate.all():
         raise ComparisonError("a run took no time at all", "the timer is broken")
     found = quantile_bounds(reference / candidate, 0.5, confidence)
-    return _judge("min_speedup", min_speedup, found, _shortage(found, 0.5, confidence))
+    return _judge("min_speedup", min_speedup, found, _shortage(found, 0.5, confidence, reference.size))
 
 
 def decide_exact(name: str, value: float, limit: float) -> Judgement:
@@ -243,21 +269,25 @@ def combine_decisions(judgements: Sequence[Judgement]) -> LatencyDecision:
     return LatencyDecision(next((one for one in order if one in decisions), "pass"), tuple(judgements))
 
 
-def conclude(decision: LatencyDecision, disturbances: Sequence[str] = ()) -> tuple[Verdict, str | None]:
+def conclude(
+    decision: LatencyDecision, disturbances: Sequence[str] = (), remarks: Sequence[str] = ()
+) -> tuple[Verdict, str | None]:
     """The verdict when no more samples will come, and its reason.
 
     A disturbance (throttling, another process on the GPU) can only make an engine look slower: it takes a failure
-    back to inconclusive, and leaves a pass as it is. Exact quantities such as memory fail all the same.
+    back to inconclusive, and leaves a pass as it is. Exact quantities such as memory fail all the same. Remarks (low
+    clocks, no CUDA graph) excuse nothing; they stand behind the reason.
     """
-    why = "; ".join(disturbances)
     if decision.decision == "pass":
         return "pass", None
+    why = "; ".join(disturbances)
     if decision.decision == "undecided":
-        return "inconclusive", "; ".join(filter(None, (decision.reason, why))) or None
+        return "inconclusive", "; ".join(filter(None, (decision.reason, why, *remarks))) or None
     certain = any(one.exact for one in decision.judgements if one.decision == "fail")
+    reason = "; ".join(filter(None, (decision.reason, *remarks)))
     if disturbances and not certain:
-        return "inconclusive", f"{decision.reason}, but the measurement was disturbed: {why}"
-    return "fail", decision.reason
+        return "inconclusive", f"{reason}, but the measurement was disturbed: {why}"
+    return "fail", reason
 
 
 def to_record(
@@ -266,11 +296,12 @@ def to_record(
     *,
     gpu: str | None = None,
     disturbances: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     clocks: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> LatencyRecord:
     """The latency part of a check's record."""
-    verdict, reason = conclude(decision, disturbances)
+    verdict, reason = conclude(decision, disturbances, remarks)
     return LatencyRecord(
         verdict=verdict,
         reason=reason,
@@ -308,7 +339,7 @@ def _budget_entry(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _judge(name: str, limit: float, found: Bounds, shortage: str | None) -> Judgement:
+def _judge(name: str, limit: float, found: Bounds, shortage: str | None, shift: Settling | None = None) -> Judgement:
     """Judge an estimate by its limit: from below where the limit is a minimum, else from above."""
     if not (isinstance(limit, (int, float)) and math.isfinite(limit) and limit > 0):
         raise ArgumentError(f"{name}={limit!r} is no limit", "a limit is a finite number above 0")
@@ -321,18 +352,32 @@ def _judge(name: str, limit: float, found: Bounds, shortage: str | None) -> Judg
     reason = None
     if decision == "undecided":
         low, high = ("unknown" if side is None else _digits(side, limit) for side in (lower, upper))
-        drift = "; the samples drift" if found.drifts else ""
-        reason = shortage or f"{name} is between {low} and {high}, too close to the limit of {limit:g} to tell{drift}"
+        close = f"{name} is between {low} and {high}, too close to the limit of {limit:g} to tell"
+        reason = shortage or f"{close}{_unsettled(found, shift)}"
     return Judgement(name, limit, found.value, lower, upper, decision, reason)
 
 
-def _shortage(found: Bounds, q: float, confidence: float) -> str | None:
-    """Why a side has no bound."""
+def _unsettled(found: Bounds, shift: Settling | None) -> str:
+    """What makes bounds wider than the samples' own spread does."""
+    if shift is not None and shift.percent_per_s is not None:
+        way = "rises" if shift.percent_per_s > 0 else "falls"
+        return f"; still settling: the median {way} by {abs(shift.percent_per_s):.2g} % a second"
+    if found.drifts:
+        return "; still settling: the samples drift"
+    if shift is not None:
+        most = max(shift.upper - 1, 1 - shift.lower)
+        return f" (clocks that settle over {SETTLING_S:g} s may yet move it by {most:.1%}, for all that was seen)"
+    return ""
+
+
+def _shortage(found: Bounds, q: float, confidence: float, taken: int) -> str | None:
+    """Why a side has no bound. `taken`: all samples, also those that are not judged."""
     if found.lower is not None and found.upper is not None:
         return None
     needed = min_samples(q, confidence)
     if found.samples < needed:
-        return f"p{100 * q:g} needs at least {needed} samples, and {found.samples} were taken in the time allowed"
+        late = "" if taken == found.samples else f", the last {found.samples} of them after the clocks had settled"
+        return f"p{100 * q:g} needs at least {needed} samples, and {taken} were taken in the time allowed{late}"
     return (
         f"{found.samples} samples were taken, but they depend on each other and tell as much as {found.effective}"
         f" independent ones; p{100 * q:g} needs {needed}"

@@ -1,0 +1,46 @@
+"""What a Jetson tells in files and NVML does not: its power mode and its GPU's clock.
+
+Source: Jetson Linux Developer Guide, "Platform Power and Performance" (nvpmodel, devfreq).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path("/")
+_MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
+_GPU = re.compile(r"gpu|ga10b|gv11b|gp10b")
+
+
+def power_mode(root: Path | None = None) -> str | None:
+    """The mode that nvpmodel set, such as "MODE_15W"; None where there is no nvpmodel."""
+    root = root or ROOT
+    number = re.search(r"pmode:\s*(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    if number is None:
+        return None
+    names: dict[int, str] = {int(mode): name for mode, name in _MODE.findall(_text(root / "etc/nvpmodel.conf"))}
+    return names.get(int(number[1]), f"mode {int(number[1])}")
+
+
+def clock_mhz(root: Path | None = None) -> tuple[int | None, int | None]:
+    """The GPU's clock now, and the highest that it has, in MHz."""
+    for folder in sorted(((root or ROOT) / "sys/class/devfreq").glob("*")):
+        if _GPU.search(folder.name) is None:
+            continue
+        now = _mhz(_text(folder / "cur_freq"))
+        if now:
+            highest = _mhz(_text(folder / "available_frequencies")) or _mhz(_text(folder / "max_freq"))
+            return max(now), max(highest) if highest else None
+    return None, None
+
+
+def _mhz(text: str) -> list[int]:
+    return [round(int(word) / 1e6) for word in text.split() if word.isdigit()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
