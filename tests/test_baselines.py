@@ -20,6 +20,7 @@ from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.latency.baseline import Distribution
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, jsonable
+from tests import latency_streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 H200 = Gpu(name="NVIDIA H200", model=gpu.find_gpu("H200"), compute_capability=(9, 0), driver="580.1")
 KEY = GpuKey("NVIDIA H200", "9.0")
 CONDITIONS = baselines.conditions(H200, ("tensorrt_rtx", "1.5.0.114"), {"image": (1, 3, 16, 16)})
+CLOCKED = {**CONDITIONS, "sm_mhz": 1590, "power_limit_w": 70.0, "power_mode": "MODE_15W"}
 DAY = datetime.date(2025, 11, 21)
 NODEID = "tests/test_a.py::test_a[fp16]"
 
@@ -43,7 +45,7 @@ def measured(p50_ms: float = 1.0, seed: int = 0, count: int = 2000, **details: A
     told = {
         "measured": "GPU time",
         "cuda_graph": True,
-        "conditions": CONDITIONS,
+        "conditions": CLOCKED,
         "disturbances": [],
         "distribution": Distribution.of(taken).to_json(),
         **details,
@@ -158,6 +160,9 @@ def test_a_disturbed_gpu_makes_a_slowdown_inconclusive_and_leaves_a_pass(baselin
             "a" * 64,
             "other shapes (image [1, 3, 16, 16]; now image [8, 3, 16, 16])",
         ),
+        ({"conditions": {**CLOCKED, "sm_mhz": 585}}, "a" * 64, "its SM clock was 1590 MHz, and is 585 MHz now"),
+        ({"conditions": {**CLOCKED, "power_limit_w": 60.0}}, "a" * 64, "its power limit was 70 W, and is 60 W now"),
+        ({"conditions": {**CLOCKED, "power_mode": "MAXN"}}, "a" * 64, "mode was MODE_15W, and is MAXN now"),
     ],
 )
 def test_what_is_not_comparable_is_said_and_not_judged(
@@ -170,6 +175,42 @@ def test_what_is_not_comparable_is_said_and_not_judged(
     with_budget = baselines.judge(budgeted(10.0, 9.0, 1, **changes), baseline, model_sha256=sha256)
     assert with_budget.verdict == "pass"
     assert said in baselines.notes(with_budget)[0]
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        CLOCKED,
+        {**CLOCKED, "sm_mhz": 1500, "power_limit_w": 70.4},
+        {name: value for name, value in CLOCKED.items() if name not in {"sm_mhz", "power_limit_w", "power_mode"}},
+    ],
+    ids=["the same", "boost", "unknown"],
+)
+def test_clocks_that_are_alike_or_unknown_are_comparable(baseline: Baseline, now: dict[str, Any]) -> None:
+    assert baselines.judge(measured(1.0, 1, conditions=now), baseline).verdict == "pass"
+
+
+def test_clocks_stand_in_the_file_and_a_file_without_them_is_read(folder: Path, baseline: Baseline) -> None:
+    assert (baseline.sm_mhz, baseline.power_limit_w, baseline.power_mode) == (1590, 70.0, "MODE_15W")
+    (path,) = folder.rglob("*.json")
+    document = json.loads(path.read_text())
+    recorded = document["tests"][NODEID]["fp16"]
+    for name in ("sm_mhz", "power_limit_w", "power_mode"):
+        del recorded[name]
+    path.write_text(json.dumps(document))
+    older = baselines.read(folder).find(KEY, NODEID, "fp16")
+    assert older is not None
+    assert older.sm_mhz is None
+    assert baselines.judge(measured(1.0, 1), older).verdict == "pass"
+
+
+def test_no_baseline_is_recorded_while_clocks_settle(baseline: Baseline) -> None:
+    random = np.random.default_rng(0)
+    cold = latency_streams.settling_clocks(random, 1.0, shape="exponential", settle_s=5, start=0.95, end=1.0)
+    assert not baselines.enough(cold[:2_000], 0.99, None)
+    assert not baselines.enough(cold[:2_000], 0.99, baseline)
+    assert baselines.enough(cold[10_000:30_000], 0.99, None)
+    assert baselines.enough(cold[10_000:30_000], 0.99, baseline)
 
 
 def test_without_a_baseline_nothing_passes(baseline: Baseline) -> None:

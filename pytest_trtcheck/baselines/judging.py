@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.latency.baseline import Comparison, Distribution, compare
+from pytest_trtcheck.latency.stats import SETTLING_S, settling
 from pytest_trtcheck.record import SEVERITY, LatencyRecord, Verdict, combine
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def conditions(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequenc
 def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) -> bool:
     """Whether the samples decide about a baseline, or without one are good enough to be one.
 
+    They are neither while clocks settle: the baseline of a cold GPU would fail every warm one.
+
     Parameters
     ----------
     samples_ms
@@ -65,6 +68,9 @@ def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) ->
     confidence
         To decide with: of this look, when looking repeatedly.
     """
+    moves = settling(samples_ms, confidence=confidence).percent_per_s
+    if moves is not None and abs(moves) / 100 * SETTLING_S > TIGHT:
+        return False
     now = Distribution.of(samples_ms, confidence)
     if baseline is None:
         return width(now) <= TIGHT

@@ -187,12 +187,8 @@ def settling(samples: Samples, elapsed_s: float | None = None, confidence: float
     """
     values = as_samples(samples)
     elapsed_s = float(values.sum()) / 1000 if elapsed_s is None else elapsed_s
-    parts = [values[values.size - values.size // share :] for share in (1, 2, 4)]
-    candidates = [
-        _settling(part, elapsed_s * part.size / values.size, confidence)
-        for part in parts
-        if part is values or part.size >= 2 * _BLOCKS
-    ]
+    parts = [values, *(values[-size:] for share in (2, 4) if (size := values.size // share) >= 2 * _BLOCKS)]
+    candidates = [_settling(part, elapsed_s * part.size / values.size, confidence) for part in parts]
     return min(candidates, key=lambda one: one.upper - one.lower)
 
 
@@ -346,6 +342,7 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
     return 1.0 if k >= n else incomplete_beta(n - k, k + 1, 1 - p)
 
 
+@lru_cache(maxsize=256)
 def student_t_quantile(p: float, degrees: int) -> float:
     """The p-quantile of Student's t distribution, p from 0.5 to below 1, by bisection. Source: DLMF 8.17.22."""
     tail = 2 * (1 - p)

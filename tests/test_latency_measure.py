@@ -1,0 +1,223 @@
+"""A whole measurement and what its verdict says, on a GPU that is not there.
+
+Simulated are the engine's clock (`Engine`) and NVML (`fake_nvml`): neighbours, throttles, locked clocks and a slow host
+cannot be had on a development machine. `tests/gpu/test_fairness.py` does what a real GPU allows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+
+from pytest_trtcheck import measure
+from pytest_trtcheck.backends.tensorrt_timing import Samples
+from pytest_trtcheck.gpu import find_gpu
+from pytest_trtcheck.gpu.device import Gpu
+from pytest_trtcheck.record import CheckRecord, LatencyRecord
+from pytest_trtcheck.spec import LatencySpec
+from tests import fake_nvml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_trtcheck.backends.tensorrt_engine import Engine
+
+T4 = find_gpu("T4")
+
+
+@dataclass
+class Runs:
+    """Runs of 1 ms, evenly noisy; `ran` counts them."""
+
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    run_ms: float = 1.0
+    enqueue_ms: float = 0.1
+    gap_ms: float = 0.0
+    graph_reason: str | None = None
+    ran: int = 0
+
+    @property
+    def graph(self) -> bool:
+        return self.graph_reason is None
+
+    def run(self, n: int) -> Samples:
+        self.ran += n
+        gpu_ms = self.run_ms * (1 + 0.003 * self.random.normal(size=n))
+        return Samples(gpu_ms, np.full(n, self.enqueue_ms), None, gpu_ms + self.gap_ms)
+
+
+@dataclass
+class SimulatedEngine:
+    """An engine as far as measuring needs one."""
+
+    runs: Runs
+    device_memory_bytes: int = 2**20
+    plan_bytes: int = 2**20
+
+    @contextmanager
+    def timed_runs(self, *_: Any, **__: Any) -> Iterator[Runs]:
+        yield self.runs
+
+
+class Machine:
+    """One T4 by NVML, idle and alone with us unless told otherwise, and an engine on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs = Runs()
+        self.told: dict[str, Any] = {
+            "ClockInfo": lambda kind: {1: 1590, 2: 5001}[kind],
+            "MaxClockInfo": lambda kind: {1: 1590, 2: 5001}[kind],
+            "EnforcedPowerLimit": 70_000,
+            "PowerManagementDefaultLimit": 70_000,
+            "CurrentClocksEventReasons": 0,
+            "UtilizationRates": SimpleNamespace(gpu=0),
+            "ComputeRunningProcesses": (),
+        }
+        self._monkeypatch = monkeypatch
+
+    def measure(self, **budgets: Any) -> LatencyRecord:
+        uuid = f"GPU-simulated-{os.getpid()}"
+        fake_nvml.install(self._monkeypatch, [fake_nvml.card("Tesla T4", uuid, (7, 5), **self.told)])
+        gpu = Gpu(name="Tesla T4", model=T4, compute_capability=(7, 5), uuid=uuid)
+        spec = LatencySpec(**{"max_seconds": 1.0, **budgets})
+        subject = measure.Subject(cast("Engine", SimulatedEngine(self.runs)), [{}], {}, {"gpu": "Tesla T4"})
+        record = measure.measure(subject, spec, measure.budgets_for(spec, T4, ()), gpu, T4)
+        CheckRecord("n", "m", record.verdict, latency=record).to_json()
+        return record
+
+    def while_running(self, then: Any, otherwise: Any) -> Any:
+        """What NVML tells of a run that is going on, and before."""
+        return lambda *_: then if self.runs.ran else otherwise
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+TOO_SLOW = {"p50_ms": 0.5}
+
+
+def test_a_calm_measurement_passes_and_fails_as_it_should(machine: Machine) -> None:
+    assert (machine.measure(p50_ms=1.2).verdict, machine.measure(p50_ms=1.2).reason) == ("pass", None)
+    failed = machine.measure(**TOO_SLOW)
+    assert failed.verdict == "fail"
+    assert failed.reason is not None
+    assert failed.reason.endswith("over the limit of 0.5"), "and nothing else: nothing held it back"
+    assert failed.details["disturbances"] == failed.details["held_back"] == []
+
+
+@pytest.mark.parametrize("listed", ["nobody", "us", "unsupported"])
+def test_a_neighbour_that_nobody_lists_is_no_fail_of_ours(machine: Machine, listed: str) -> None:
+    us = (SimpleNamespace(pid=os.getpid(), usedGpuMemory=2**30),)
+    processes = {"nobody": (), "us": us, "unsupported": fake_nvml.NVMLError(fake_nvml.NOT_SUPPORTED)}
+    machine.told |= {
+        "UtilizationRates": SimpleNamespace(gpu=98),
+        "ComputeRunningProcesses": processes[listed],
+        "ProcessUtilization": fake_nvml.NVMLError(fake_nvml.NOT_FOUND),
+    }
+    found = machine.measure(**TOO_SLOW)
+    assert found.verdict == "inconclusive"
+    assert "the GPU was 98 % busy before the measurement began, with nothing of ours running" in str(found.reason)
+    assert machine.measure(p50_ms=1.2).verdict == "pass", "a neighbour makes nothing faster"
+
+
+def test_a_neighbour_that_comes_while_we_measure(machine: Machine) -> None:
+    machine.told["UtilizationRates"] = machine.while_running(SimpleNamespace(gpu=98), SimpleNamespace(gpu=0))
+    found = machine.measure(**TOO_SLOW)
+    assert found.verdict == "inconclusive"
+    assert "98 % busy after the measurement" in str(found.reason)
+
+
+def test_our_own_load_of_a_moment_ago_excuses_nothing(machine: Machine) -> None:
+    until = time.monotonic() + 0.4
+    machine.told["UtilizationRates"] = lambda: SimpleNamespace(gpu=97 if time.monotonic() < until else 0)
+    assert machine.measure(**TOO_SLOW).verdict == "fail"
+
+
+def test_a_sibling_worker_excuses_nothing_and_a_neighbour_does(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = SimpleNamespace(pid=os.getppid(), smUtil=60, timeStamp=2**62)
+    ours = SimpleNamespace(pid=os.getpid(), usedGpuMemory=2**30)
+    machine.told |= {"ProcessUtilization": lambda _: [sample], "ComputeRunningProcesses": (ours,)}
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    found = machine.measure(**TOO_SLOW)
+    assert found.verdict == "inconclusive"
+    assert f"pid {os.getppid()}" in str(found.reason)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    assert machine.measure(**TOO_SLOW).verdict == "fail"
+
+
+def test_a_throttle_counts_while_the_engine_runs_and_not_before(machine: Machine) -> None:
+    hot = 0x40
+    machine.told["CurrentClocksEventReasons"] = machine.while_running(0, hot)
+    assert machine.measure(**TOO_SLOW).verdict == "fail"
+    machine.runs = Runs()
+    machine.told["CurrentClocksEventReasons"] = machine.while_running(hot, 0)
+    found = machine.measure(**TOO_SLOW)
+    assert found.verdict == "inconclusive"
+    assert "because of the temperature" in str(found.reason)
+
+
+def test_locked_clocks_and_a_lowered_cap_are_named_and_excuse_nothing(machine: Machine) -> None:
+    machine.told |= {
+        "ClockInfo": lambda kind: {1: 585, 2: 5001}[kind],
+        "CurrentClocksEventReasons": 0x2,
+        "EnforcedPowerLimit": 60_000,
+    }
+    found = machine.measure(**TOO_SLOW)
+    assert found.verdict == "fail"
+    assert str(found.reason).endswith("; SM clock 585 of 1590 MHz (application_clocks); power limit 60 of 70 W")
+    assert found.details["held_back"] == ["SM clock 585 of 1590 MHz (application_clocks)", "power limit 60 of 70 W"]
+    assert found.details["conditions"] == {"gpu": "Tesla T4", "sm_mhz": 585, "power_limit_w": 60.0}
+    assert found.clocks["after"]["sm_mhz"] == 585
+
+
+def test_the_clock_of_the_running_engine_is_recorded(machine: Machine) -> None:
+    clocks = iter([300] + [1500] * 1000)
+    machine.told["ClockInfo"] = lambda kind: next(clocks) if kind == 1 else 5001
+    found = machine.measure(p50_ms=1.2)
+    assert found.details["conditions"]["sm_mhz"] == 1500
+
+
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_why_there_was_no_cuda_graph(machine: Machine, verdict: str) -> None:
+    machine.runs.graph_reason = "the capture failed: operation not permitted"
+    found = machine.measure(p50_ms=0.5 if verdict == "fail" else 1.0)
+    assert found.verdict == verdict
+    assert "; without a CUDA graph: the capture failed: operation not permitted" in str(found.reason)
+    machine.runs.graph_reason = None
+    assert "CUDA graph" not in str(machine.measure(**TOO_SLOW).reason)
+
+
+@pytest.mark.parametrize(("enqueue_ms", "bound"), [(0.3, False), (0.8, False), (0.99, True), (1.4, True)])
+def test_an_engine_that_the_host_holds_up_is_said_to_be_enqueue_bound(
+    machine: Machine, enqueue_ms: float, bound: bool
+) -> None:
+    machine.runs.enqueue_ms = enqueue_ms
+    found = machine.measure(**TOO_SLOW)
+    text = f"enqueue-bound: the host takes {enqueue_ms:.3g} ms to enqueue a run, and the GPU 1 ms to compute it"
+    assert (text in str(found.reason)) == bound
+    assert found.details["enqueue_bound"] is bound
+
+
+def test_throughput_counts_what_lies_between_the_runs(machine: Machine) -> None:
+    machine.runs.gap_ms = 1.0
+    found = machine.measure(min_qps=800.0)
+    assert found.verdict == "fail"
+    assert found.details["qps"] == pytest.approx(500, rel=0.01)
+
+
+def test_time_over_is_inconclusive_and_says_what_is_missing(machine: Machine) -> None:
+    found = machine.measure(p50_ms=1.0)
+    assert found.verdict == "inconclusive"
+    assert "too close to the limit of 1 to tell" in str(found.reason)
+    assert found.verdict == found.budgets[0]["verdict"]
