@@ -116,9 +116,10 @@ def test_ranks_hold_their_confidence_and_are_the_tightest(n: int, q: float, conf
 def test_autocorrelation_time_of_known_processes() -> None:
     random = np.random.default_rng(1)
     assert autocorrelation_time(random.normal(size=50_000)) == pytest.approx(1, abs=0.1)
-    for rho in (0.5, 0.9):
+    for rho, count in ((0.5, 50_000), (0.9, 50_000), (0.5, 500_000), (0.99, 500_000), (0.999, 2_000_000)):
         # For AR(1), τ = (1 + ρ) / (1 - ρ).
-        assert autocorrelation_time(ar1(random, 50_000, rho)) == pytest.approx((1 + rho) / (1 - rho), rel=0.15)
+        assert autocorrelation_time(ar1(random, count, rho)) == pytest.approx((1 + rho) / (1 - rho), rel=0.15)
+    assert autocorrelation_time(random.normal(size=500_000)) == pytest.approx(1, abs=0.1)
     assert autocorrelation_time(np.tile([0.0, 1.0], 100)) == 1.0, "alternating samples tell no more than they are"
     assert autocorrelation_time(np.ones(100)) == 1.0
 

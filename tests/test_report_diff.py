@@ -45,7 +45,13 @@ def latency(p50_ms: float = 1.0, seed: int = 0, samples: int = 1000, **details: 
         p50_ms=found.quantile_ms("p50_ms"),
         p99_ms=found.quantile_ms("p99_ms"),
         budgets=({"name": "p50_ms", "quantile": "p50", "limit_ms": 5.0, "verdict": "pass"},),
-        details={"measured": "GPU time", "cuda_graph": True, "distribution": found.to_json(), **details},
+        details={
+            "measured": "GPU time",
+            "cuda_graph": True,
+            "conditions": {"sm_mhz": 1590},
+            "distribution": found.to_json(),
+            **details,
+        },
     )
 
 
@@ -196,6 +202,7 @@ def test_a_slowdown_that_cannot_be_tested_is_said() -> None:
         ({"cuda_graph": False}, "without a CUDA graph now"),
         ({"measured": "latency with transfers"}, "latency with transfers now"),
         ({"disturbances": ["pid 1 kept 90 % of it busy"]}, "disturbed: pid 1"),
+        ({"conditions": {"sm_mhz": 585}}, "not compared: its SM clock was 1590 MHz, and is 585 MHz now"),
     ],
 )
 def test_latency_that_was_measured_in_another_way_is_not_judged(details: dict[str, Any], said: str) -> None:

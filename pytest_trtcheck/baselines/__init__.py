@@ -1,7 +1,7 @@
 """Latency baselines: JSON in a repository (`files`), today held against it (`judging`), recording it (`recording`)."""
 
 from pytest_trtcheck.baselines.files import Baseline, Baselines, GpuKey, read
-from pytest_trtcheck.baselines.judging import MIN_SLOWDOWN, conditions, differences, enough, judge, notes
+from pytest_trtcheck.baselines.judging import MIN_SLOWDOWN, conditions, differences, enough, judge, notes, other_clocks
 from pytest_trtcheck.baselines.recording import Updated, update
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "enough",
     "judge",
     "notes",
+    "other_clocks",
     "read",
     "update",
 ]

@@ -10,7 +10,7 @@ from pytest_trtcheck.latency.stats import SETTLING_S, settling
 from pytest_trtcheck.record import SEVERITY, LatencyRecord, Verdict, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_trtcheck.baselines.files import Baseline
     from pytest_trtcheck.gpu.device import Gpu
@@ -108,19 +108,27 @@ def differences(baseline: Baseline, details: Mapping[str, Any], model_sha256: st
         words = ("as a CUDA graph", "without a CUDA graph")
         then, today = words if baseline.cuda_graph else words[::-1]
         found.append(f"it was recorded {then}, and the engine was launched {today} now")
-    return [*found, *_other_clocks(baseline, now)]
+    clocks = {name: getattr(baseline, name) for name in ("sm_mhz", "power_limit_w", "power_mode")}
+    return [*found, *other_clocks(clocks, now)]
 
 
-def _other_clocks(baseline: Baseline, now: Mapping[str, Any]) -> Iterator[str]:
-    """How the GPU is set up otherwise; what either side does not tell is not looked at."""
-    pairs = ((now.get(name), getattr(baseline, name)) for name in ("sm_mhz", "power_limit_w", "power_mode"))
-    (clock, then_clock), (limit, then_limit), (mode, then_mode) = pairs
-    if clock and then_clock and max(clock, then_clock) > (1 + OTHER_CLOCK) * min(clock, then_clock):
-        yield f"its SM clock was {then_clock} MHz, and is {clock} MHz now"
-    if limit and then_limit and abs(limit - then_limit) > 0.01 * then_limit:
-        yield f"its power limit was {then_limit:.0f} W, and is {limit:.0f} W now"
-    if mode and then_mode and mode != then_mode:
-        yield f"its nvpmodel mode was {then_mode}, and is {mode} now"
+def other_clocks(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How a GPU was set up otherwise, by the conditions of two measurements; what either lacks is not looked at."""
+    found = []
+    clocks: list[Any] = [side.get("sm_mhz") for side in (then, now)]
+    limits: list[Any] = [side.get("power_limit_w") for side in (then, now)]
+    if _are_numbers(clocks) and max(clocks) > (1 + OTHER_CLOCK) * min(clocks):
+        found.append(f"its SM clock was {clocks[0]} MHz, and is {clocks[1]} MHz now")
+    if _are_numbers(limits) and max(limits) > 1.01 * min(limits):
+        found.append(f"its power limit was {limits[0]:.0f} W, and is {limits[1]:.0f} W now")
+    before, after = then.get("power_mode"), now.get("power_mode")
+    if before and after and before != after:
+        found.append(f"its nvpmodel mode was {before}, and is {after} now")
+    return found
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and value > 0 for value in values)
 
 
 def judge(

@@ -201,7 +201,10 @@ def _other_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old.get("cuda_graph") != new.get("cuda_graph"):
         words = ["as a CUDA graph" if details.get("cuda_graph") else "without a CUDA graph" for details in (old, new)]
         return f"not compared: launched {words[0]} before, {words[1]} now"
-    return ""
+    from pytest_trtcheck.baselines import other_clocks
+
+    clocks = other_clocks(old.get("conditions") or {}, new.get("conditions") or {})
+    return f"not compared: {'; '.join(clocks)}" if clocks else ""
 
 
 def _quantile(

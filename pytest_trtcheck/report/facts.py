@@ -37,6 +37,7 @@ def of_check(record: Record) -> list[tuple[str, str]]:
         "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
         "Latency judged on": latency.get("gpu"),
         "Latency": latency.get("reason"),
+        "Held back": ", ".join((latency.get("details") or {}).get("held_back") or ()),
         "Clocks": ", ".join(f"{key} {value}" for key, value in (latency.get("clocks") or {}).items()),
         "Took": f"{format_number(record['duration_s'])} s" if record.get("duration_s") else None,
     }

@@ -23,7 +23,7 @@ _LATENCY = {
     "p95_ms": "number",
     "p99_ms": "number",
     "budgets": [_BUDGET],
-    "details": {"distribution": _MAPPING, "conditions": _MAPPING, "disturbances": [_WORD]},
+    "details": {"distribution": _MAPPING, "conditions": _MAPPING, "disturbances": [_WORD], "held_back": [_WORD]},
 }
 _JUDGED = {"metric": _WORD, "value": "number", "limit": "number", "verdict": "verdict"}
 _OUTPUT = {"name": _WORD, "shape": [(int,)], "nonfinite": _COUNT, "judged": [_JUDGED]}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,16 @@ import pytest
 from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.gpu import builtin_models, device, find_gpu
 from pytest_trtcheck.gpu.device import Gpu, detect, identity_parts, require_match
-from pytest_trtcheck.gpu.state import GpuMonitor, GpuState, clocks_record, disturbances
+from pytest_trtcheck.gpu.state import (
+    BUSY_PERCENT,
+    LOW_SHARE,
+    SAMPLING_S,
+    GpuMonitor,
+    clocks_record,
+    disturbances,
+    family,
+    held_back,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,25 +129,67 @@ def burning() -> Iterator[int]:
             process.kill()
 
 
-def _watch(gpu: Gpu, seconds: float = 2.0) -> tuple[GpuState, GpuState]:
-    with GpuMonitor(gpu) as monitor:
-        before = monitor.snapshot()
-        time.sleep(seconds)
-        after = monitor.snapshot(since=before)
-    print(clocks_record(before, after))
-    return before, after
+def _needs_a_quiet_gpu(monitor: GpuMonitor) -> None:
+    state = monitor.idle()
+    if state.utilization_percent is None:
+        pytest.skip("NVML tells no load here")
+    if state.utilization_percent >= BUSY_PERCENT:
+        pytest.skip(f"somebody keeps this GPU {state.utilization_percent} % busy")
+
+
+def test_a_neighbour_s_load_shows_while_we_are_idle_and_ends_with_it(real_gpu: Gpu) -> None:
+    with GpuMonitor(real_gpu) as monitor:
+        _needs_a_quiet_gpu(monitor)
+        with burning():
+            time.sleep(SAMPLING_S)
+            busy = monitor.idle()
+            after = monitor.snapshot(since=busy)
+        assert busy.utilization_percent is not None
+        assert busy.utilization_percent > 50
+        # Whoever is listed, and whosever they are.
+        pids = [process.pid for process in after.processes or ()]
+        found = disturbances(busy, after, own_pids=pids)
+        assert [text for text in found if "busy before the measurement began" in text], found
+        # The load of a moment ago is over once a sampling period was waited for.
+        calm = monitor.idle()
+        assert (calm.utilization_percent or 0) < BUSY_PERCENT
+        assert not [text for text in disturbances(calm, calm) if "busy" in text]
 
 
 def test_only_another_process_s_load_is_a_disturbance(real_gpu: Gpu) -> None:
-    if real_gpu.source != "nvml":
-        pytest.skip("no NVML here")
-    with burning() as ours:
-        before, after = _watch(real_gpu)
-        assert after.utilization_percent is None or after.utilization_percent > 50
-        assert not [text for text in disturbances(before, after, own_pids=[ours]) if "process" in text]
-        with burning() as other:
-            before, after = _watch(real_gpu)
-            found = [text for text in disturbances(before, after, own_pids=[ours]) if "process" in text]
+    with GpuMonitor(real_gpu) as monitor:
+        _needs_a_quiet_gpu(monitor)
+        with burning() as ours:
+            before = replace(monitor.snapshot(), utilization_percent=0)
+            time.sleep(2.0)
+            after = monitor.snapshot(since=before)
+            assert after.utilization_percent is None or after.utilization_percent > 50
+            assert ours in family([ours]), "it was started here"
+            assert not [text for text in disturbances(before, after, own_pids=[ours]) if "process" in text]
+            with burning() as other:
+                before = replace(monitor.snapshot(), utilization_percent=0)
+                time.sleep(2.0)
+                after = monitor.snapshot(since=before)
+                found = [text for text in disturbances(before, after, own_pids=[ours]) if "process" in text]
+    if not after.load_by_process:
+        pytest.skip("this driver does not tell the load by process")
     assert found
     if any(process.pid == ours for process in after.processes or ()):
         assert f"pid {other}" in " ".join(found)
+
+
+def test_what_holds_the_gpu_back_agrees_with_its_clocks(real_gpu: Gpu) -> None:
+    with GpuMonitor(real_gpu) as monitor, burning():
+        time.sleep(1.0)
+        state = monitor.snapshot()
+    if state.sm_mhz is None or state.max_sm_mhz is None:
+        pytest.skip("no clocks are told here")
+    named = [text for text in held_back(state, {}) if text.startswith(f"SM clock {state.sm_mhz} of")]
+    assert bool(named) == (state.sm_mhz < LOW_SHARE * state.max_sm_mhz), (state, named)
+
+
+def test_a_uuid_finds_the_gpu_with_its_prefix_and_without(real_gpu: Gpu) -> None:
+    if real_gpu.uuid is None:
+        pytest.skip("this GPU has no UUID")
+    with GpuMonitor(real_gpu) as monitor, GpuMonitor(replace(real_gpu, uuid=real_gpu.uuid[4:].upper())) as bare:
+        assert monitor.snapshot().max_sm_mhz == bare.snapshot().max_sm_mhz == real_gpu.max_sm_mhz

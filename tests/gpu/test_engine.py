@@ -447,6 +447,9 @@ def test_samples_agree_with_each_other_and_the_clock(heavy: Engine) -> None:
     assert (samples.gpu_ms > 0).all()
     assert 0.95 * samples.gpu_ms.sum() < samples.span_ms < 1.2 * wall_ms
     assert samples.qps == pytest.approx(200_000 / samples.span_ms)
+    # From the end of a run to the end of the next lies at least that run.
+    assert samples.interval_ms.shape == (200,)
+    assert (samples.interval_ms >= 0.98 * samples.gpu_ms).all()
     assert np.median(samples.enqueue_ms) < np.median(samples.gpu_ms)
 
 

@@ -64,6 +64,29 @@ def test_two_workers_measure_as_one_does(suite: Suite) -> None:
     assert max(together) < 1.3 * min(alone), (alone, together)
 
 
+def test_our_own_work_excuses_no_failure(suite: Suite) -> None:
+    # The parity check and the other worker load the GPU right before each measurement.
+    suite.write(test_latency=LATENCY.format(p50_ms=1e-4, p99_ms=1e-4))
+    cache = f"--trt-cache-dir={suite.path / 'cache'}"
+    for workers in ((), ("-n2",)):
+        for record in suite.run(cache, *workers).checks:
+            latency = record["latency"]
+            if latency["verdict"] == "inconclusive" and "with nothing of ours running" in latency["reason"]:
+                pytest.skip(f"somebody else uses this GPU: {latency['reason']}")
+            assert latency["verdict"] == "fail", latency
+            conditions = latency["details"]["conditions"]
+            assert conditions.get("sm_mhz") is None or conditions["sm_mhz"] > 0
+
+
+def test_a_failure_says_how_it_was_launched(suite: Suite) -> None:
+    suite.write(test_latency=LATENCY.format(p50_ms=1e-4, p99_ms=1e-4))
+    for record in suite.run(f"--trt-cache-dir={suite.path / 'cache'}").checks:
+        latency = record["latency"]
+        details = latency["details"]
+        assert ("without a CUDA graph: " in latency["reason"]) == (not details["cuda_graph"])
+        assert ("enqueue-bound: " in latency["reason"]) == details["enqueue_bound"]
+
+
 def test_a_busy_gpu_makes_a_failure_inconclusive(suite: Suite) -> None:
     suite.write(test_latency=LATENCY.format(p50_ms=1000.0, p99_ms=1000.0))
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
