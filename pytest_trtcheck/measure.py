@@ -106,8 +106,9 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         before = monitor.idle()
         taken = _sample(subject, spec, budgets, monitor.snapshot)
         after = while_running(taken.states, monitor.snapshot(since=before))
-        # What came while we measured shows once we are idle again; a pass needs no excuse.
-        idle_after = None if taken.decision.decision == "pass" else monitor.idle()
+        # What came while we measured shows once we are idle again. A pass needs no excuse, a baseline may.
+        is_settled = taken.decision.decision == "pass" and subject.is_enough is None
+        idle_after = None if is_settled else monitor.idle()
     judged = taken.samples_ms
     own = family(process.pid for process in after.processes or ())
     disturbed = disturbances(before, after, own, idle_after)

@@ -263,6 +263,10 @@ def test_a_jetson_s_mode_and_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with GpuMonitor(Gpu(name="Orin", model=find_gpu("Orin"), compute_capability=(8, 7), uuid="GPU-1")) as monitor:
         state = monitor.snapshot()
     assert held_back(state, {}) == ["SM clock 306 of 918 MHz", "nvpmodel MODE_15W"]
+    told = {"Name": "Orin", "UUID": "1", "ClockInfo": lambda _: 900, "MaxClockInfo": lambda _: 918}
+    fake_nvml.install(monkeypatch, [told])
+    with GpuMonitor(Gpu(name="Orin", model=find_gpu("Orin"), compute_capability=(8, 7), uuid="GPU-1")) as monitor:
+        assert held_back(monitor.snapshot(), {}) == ["nvpmodel MODE_15W"], "also where NVML tells clocks"
     (tmp_path / "etc/nvpmodel.conf").unlink()
     assert jetson.power_mode(tmp_path) == "mode 2"
 

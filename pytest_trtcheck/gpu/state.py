@@ -143,11 +143,11 @@ class GpuMonitor:
 
     def snapshot(self, since: GpuState | None = None) -> GpuState:
         """The GPU's state now. `since`: the snapshot from which on each process's load is wanted."""
-        state = self._by_nvml(since)
+        state = replace(self._by_nvml(since), power_mode=jetson.power_mode())
         if state.sm_mhz is not None:
             return state
         sm_mhz, max_sm_mhz = jetson.clock_mhz()
-        return replace(state, sm_mhz=sm_mhz, max_sm_mhz=state.max_sm_mhz or max_sm_mhz, power_mode=jetson.power_mode())
+        return replace(state, sm_mhz=sm_mhz, max_sm_mhz=state.max_sm_mhz or max_sm_mhz)
 
     def idle(self) -> GpuState:
         """The GPU's state while nothing of ours runs on it: what is busy now is another's load.
