@@ -3,7 +3,8 @@
 A budget on a quantile passes when the quantile's upper confidence bound is within it, fails when the lower bound is
 over it, and is undecided in between. Samples are taken until every budget is decided or the time is up. Looking again
 and again at growing data would let chance decide: each look gets a share of the error instead, so that all looks
-together are wrong no more often than `confidence` says, however many there are (`LookPlan`).
+together are wrong no more often than `confidence` says, however many there are (`LookPlan`). The bounds are those of
+what the latency settles at (`stats.settling`): the first seconds of a GPU whose clocks still move decide nothing.
 
 Times are in ms.
 """
