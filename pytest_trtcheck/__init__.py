@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_trtcheck import metrics
     from pytest_trtcheck.errors import CheckError, CheckFailed
     from pytest_trtcheck.spec import BuildOptions, Calibration, Tolerance
 
@@ -19,6 +20,7 @@ __all__ = [
     "CheckFailed",
     "Tolerance",
     "__version__",
+    "metrics",
     "trt_latency",
     "trt_parity",
 ]
@@ -55,4 +57,8 @@ def __getattr__(name: str) -> object:
         from pytest_trtcheck import errors
 
         return getattr(errors, name)
+    if name == "metrics":
+        import importlib
+
+        return importlib.import_module("pytest_trtcheck.metrics")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

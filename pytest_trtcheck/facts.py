@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__
-from pytest_trtcheck.cache import Cache, Key, settled, stamp
+from pytest_trtcheck.cache import Cache, Key, hash_files, settled, stamp
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
+from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from pytest_trtcheck.precision.calibration_data import Samples
 
@@ -42,10 +43,16 @@ def model(path: Path, label: str, cache: Cache) -> OnnxModel:
     stamps = _stamps([path, *(path.parent / location for location in index)])
     if stamps is None:
         return load()
-    # A cache that another state of this package has filled may hold less about a model.
-    stamps |= {"fields": " ".join(field.name for field in fields(OnnxModel))}
+    stamps |= {"code": _code()}
     facts = _remembered(Key("model_facts", path.name, stamps), lambda: _plain(load()), cache)
     return replace(_model(facts), path=path, label=label)
+
+
+@functools.cache
+def _code() -> str:
+    """Identity of the code that says what is found in a model."""
+    folder = Path(onnx_model.__file__).parent
+    return hash_files([folder / "onnx_model.py", folder / "output_parts.py", folder / "randomness.py"])
 
 
 def samples_digest(samples: Samples, cache: Cache) -> str:
@@ -92,5 +99,10 @@ def _model(plain: dict[str, Any]) -> OnnxModel:
         for name in ("inputs", "outputs")
     }
     sets = {name: frozenset(plain[name]) for name in ("op_types", "half_types")}
-    paths = {name: tuple(plain[name]) for name in ("external", "custom_ops")}
-    return OnnxModel(**{**plain, **specs, **sets, **paths})
+    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random")}
+    parts = tuple((name, tuple(_part(each) for each in found)) for name, found in plain["parts"])
+    return OnnxModel(**{**plain, **specs, **sets, **names, "parts": parts})
+
+
+def _part(plain: dict[str, Any]) -> Part:
+    return Part(tuple((axis, start, stop) for axis, start, stop in plain["ranges"]), plain["natural"])

@@ -10,13 +10,23 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
-from pytest_trtcheck.choices import BACKENDS, METRICS, PRECISIONS
+from pytest_trtcheck.choices import BACKENDS, METRICS, PRECISIONS, Metric
 from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.metrics import ChosenMetric
 from pytest_trtcheck.settings import suggestion
-from pytest_trtcheck.spec import Budget, LatencySpec, ParitySpec, Precision, Shape, ShapeRange, Tolerance
+from pytest_trtcheck.spec import (
+    Budget,
+    LatencySpec,
+    ParitySpec,
+    PartsArgument,
+    Precision,
+    Shape,
+    ShapeRange,
+    Tolerance,
+)
 
 
 def trt_parity(
@@ -34,11 +44,13 @@ def trt_parity(
     backend: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
+    name, axis = _metric(metric)
     return ParitySpec(
         model=_model(model),
         precision=_precisions(precision),
         tol=_tolerance(tol),
-        metric=_choice("metric", metric, METRICS),
+        metric=name,
+        metric_axis=axis,
         reference=_reference(reference),
         calibration=calibration,
         batch=_batches(batch),
@@ -233,6 +245,20 @@ def _boolean(name: str, value: object) -> bool:
     raise _wrong(name, value, "True or False")
 
 
+def _metric(value: object) -> tuple[Metric, int | None]:
+    if isinstance(value, ChosenMetric):
+        return _choice("metric", value.name, METRICS), _axis("metric", value.axis)
+    return _choice("metric", value, METRICS), None
+
+
+def _axis(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong(f"{name}: axis", value, "an integer, such as 1 or -1")
+    return int(value.__index__())
+
+
 def _tolerance(value: object) -> float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None:
     if value is None:
         return None
@@ -250,15 +276,53 @@ def _one_tolerance(name: str, value: object) -> float | Tolerance:
     if isinstance(value, Tolerance):
         for each in fields(value):
             limit = getattr(value, each.name)
+            if each.name in {"top1_axis", "parts"}:
+                continue
             if limit is not None and ((real := _real(limit)) is None or (real < 0 and each.name != "snr_db")):
                 raise _wrong(f"{name}: Tolerance.{each.name}", limit, "a number of at least 0")
-        if not value.limits() and not value.mismatches:
+        axis, parts = (
+            _axis(f"{name}: Tolerance.top1_axis", value.top1_axis),
+            _parts(f"{name}: Tolerance.parts", value.parts),
+        )
+        if axis is not None and value.top1 is None:
+            raise _wrong(f"{name}: Tolerance.top1_axis", axis, "a limit on top1 beside it")
+        # What only says how outputs are divided leaves every limit its default.
+        if not value.limits() and not value.mismatches and parts == "auto":
             raise _wrong(name, value, "at least one limit")
-        return value
+        return replace(value, top1_axis=axis, parts=parts)
     number = _real(value)
     if number is None or number < 0:
         raise _wrong(name, value, "a number of at least 0, a Tolerance, or a mapping from output name to one of these")
     return number
+
+
+def _parts(name: str, value: object) -> PartsArgument:
+    if value is None or value == "auto":
+        return "auto" if value is not None else None
+    expected = "'auto', None, or a mapping from output name to a list of (axis, start, stop)"
+    if not isinstance(value, Mapping) or not value:
+        raise _wrong(name, value, expected)
+    return {_output_name(name, key): _ranges(f"{name}[{key!r}]", item) for key, item in value.items()}
+
+
+def _output_name(name: str, key: object) -> str:
+    if not isinstance(key, str):
+        raise _wrong(name, key, "output names as keys")
+    return key
+
+
+def _ranges(name: str, value: object) -> tuple[tuple[int, int, int | None], ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _wrong(name, value, "a list of (axis, start, stop), such as [(1, 0, 4), (1, 4, 84)]")
+    found = []
+    for item in value:
+        if not isinstance(item, (list, tuple)) or len(item) != 3:
+            raise _wrong(name, item, "(axis, start, stop), such as (1, 0, 4)")
+        axis, start, stop = (None if each is None else _axis(name, each) for each in item)
+        if axis is None or start is None or start < 0 or (stop is not None and stop <= start):
+            raise _wrong(name, item, "an axis, a start of at least 0, and a stop behind it or None")
+        found.append((axis, start, stop))
+    return tuple(found)
 
 
 def _globs(name: str, value: object) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pytest_trtcheck.choices import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,6 +36,7 @@ __all__ = [
     "LatencySpec",
     "Metric",
     "ParitySpec",
+    "Part",
     "Precision",
     "Shape",
     "ShapeRange",
@@ -55,12 +56,45 @@ class ShapeRange:
     max: Shape
 
 
+@dataclass(frozen=True)
+class Part:
+    """A stretch of an output that has a scale of its own.
+
+    Parameters
+    ----------
+    ranges
+        (axis, start, stop) each, axes and bounds as in Python's slices; none: the whole output. A stop of None is the
+        end of the axis.
+    natural
+        How large its values are by their nature: 1 behind a Sigmoid or Softmax; None: not known.
+    """
+
+    ranges: tuple[tuple[int, int, int | None], ...] = ()
+    natural: float | None = None
+
+    def __str__(self) -> str:
+        spans = [f"[{start}:{'' if stop is None else stop}] along axis {axis}" for axis, start, stop in self.ranges]
+        where = f"part {', '.join(spans)}" if spans else "the whole output"
+        return f"{where} (scores)" if self.natural is not None else where
+
+
+PartsArgument: TypeAlias = "Literal['auto'] | Mapping[str, Sequence[tuple[int, int, int | None]]] | None"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """Several metrics combined: every limit that is given must hold.
 
     Every limit is the most that the metric may be, except `snr_db`, which is the least. `mismatches` is the share
     (0 to 1) of the elements of an integer or bool output that may differ from the reference.
+
+    Parameters
+    ----------
+    top1_axis
+        The axis along which `top1` chooses; needed for outputs with more than two dimensions above 1.
+    parts
+        How outputs are divided into parts that have scales of their own. `auto`: as the graph and the reference say;
+        None: not at all; or, by output name, a list of (axis, start, stop).
 
     >>> Tolerance(max=1e-2, cosine=1e-4)
     Tolerance(max=0.01, cosine=0.0001)
@@ -74,6 +108,8 @@ class Tolerance:
     snr_db: float | None = None
     top1: float | None = None
     mismatches: float = 0.0
+    top1_axis: int | None = None
+    parts: PartsArgument = field(default="auto", hash=False)
 
     def limits(self) -> dict[Metric, float]:
         """The metrics that were given, each with its limit."""
@@ -156,6 +192,7 @@ class ParitySpec:
     precision: tuple[Precision, ...] = ("fp16",)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
     metric: Metric = "max"
+    metric_axis: int | None = None
     reference: object | None = None
     calibration: object | None = None
     batch: tuple[int | None, ...] = (None,)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.markers import from_marker
+from pytest_trtcheck.metrics import ChosenMetric
 from pytest_trtcheck.spec import BuildOptions, ParitySpec, Shape, ShapeRange, Tolerance
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
     return {
         "precision": list(spec.precision),
         "tol": _tol_to_json(spec.tol),
-        "metric": spec.metric,
+        "metric": spec.metric if spec.metric_axis is None else [spec.metric, spec.metric_axis],
         "batch": None if spec.batch == (None,) else list(spec.batch),
         "shapes": {name: shape_to_json(shape) for name, shape in spec.shapes.items()},
         "keep_fp32": list(spec.keep_fp32),
@@ -39,7 +40,13 @@ def spec_from_json(data: Mapping[str, Any]) -> ParitySpec:
     ArgumentError
         An argument is unknown or ill-typed.
     """
-    spec: ParitySpec = from_marker("trt_parity", (), {**data, "tol": _tol_from_json(data.get("tol"))})
+    metric = data.get("metric", ParitySpec.metric)
+    arguments = {
+        **data,
+        "tol": _tol_from_json(data.get("tol")),
+        "metric": ChosenMetric(*metric) if isinstance(metric, list) else metric,
+    }
+    spec: ParitySpec = from_marker("trt_parity", (), arguments)
     return spec
 
 
@@ -47,8 +54,11 @@ def _tol_to_json(tol: object) -> Any:
     if isinstance(tol, tuple):
         return [[glob, _tol_to_json(each)] for glob, each in tol]
     if isinstance(tol, Tolerance):
-        given = {each.name: getattr(tol, each.name) for each in fields(tol)}
-        return {name: float(limit) for name, limit in given.items() if limit is not None}
+        given = {each.name: getattr(tol, each.name) for each in fields(tol) if each.name not in {"parts", "top1_axis"}}
+        plain: dict[str, Any] = {} if tol.parts == "auto" else {"parts": tol.parts}
+        if tol.top1_axis is not None:
+            plain["top1_axis"] = tol.top1_axis
+        return {**{name: float(limit) for name, limit in given.items() if limit is not None}, **plain}
     return tol
 
 

@@ -153,8 +153,6 @@ class Trials:
         subject = self.subject
         try:
             with self.lowered(nodes) as lowered, tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
-                if not lowered.op_types(subject.model):
-                    return None
                 runner = artifacts.emulation(subject.model, lowered, subject.precision, Cache(folder))
                 with closing(runner):
                     return self.judge(runner)

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.model.output_parts import output_parts
+from pytest_trtcheck.model.randomness import random_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import onnx
+
+    from pytest_trtcheck.spec import Part
 
 Dim = int | str | None
 
@@ -77,6 +81,10 @@ class OnnxModel:
         Where its external data lies, relative to the file's folder.
     custom_ops
         Libraries that ONNX Runtime needs for its operators; they are part of `sha256`.
+    parts
+        Where its graph says that outputs have parts with scales of their own, by output.
+    random
+        The nodes that make its outputs random.
     """
 
     path: Path
@@ -90,6 +98,8 @@ class OnnxModel:
     has_double: bool = False
     external: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
+    parts: tuple[tuple[str, tuple[Part, ...]], ...] = ()
+    random: tuple[str, ...] = ()
 
 
 def load(path: Path, label: str | None = None) -> OnnxModel:
@@ -125,6 +135,8 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
         half_types=float_types - {"float64"},
         has_double="float64" in float_types,
         external=tuple(sorted(files)),
+        parts=tuple(output_parts(proto).items()),
+        random=random_nodes(proto),
     )
 
 
