@@ -147,6 +147,10 @@ class Reference:
         )
         return load_arrays(entry.path)
 
+    def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, computed now whatever is cached."""
+        return self._run(dict(case))
+
     def _is_lowered(self) -> bool:
         return self.model.has_qdq or bool(self.model.half_types)
 
@@ -199,8 +203,16 @@ class ModelReference:
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The checked model's outputs by name, as the other model computes them."""
-        given = {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
-        outputs = self._of(given)
+        return self._fitting(self._of(self._taken(case)))
+
+    def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The same, computed now whatever is cached."""
+        return self._fitting(self._of.computed(self._taken(case)))
+
+    def _taken(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
+
+    def _fitting(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {spec.name: model_inputs.as_float(outputs[spec.name], spec.dtype) for spec in self._checked.outputs}
 
 
@@ -246,6 +258,8 @@ class CallableReference:
                 f"it gave {', '.join(map(repr, arrays)) or 'nothing'}; return an array for each output of the model",
             )
         return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
+
+    computed = __call__
 
 
 AnyReference: TypeAlias = Reference | ModelReference | CallableReference

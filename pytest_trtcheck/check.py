@@ -164,7 +164,11 @@ class Workshop:
             self.broken.append(f"{request.nodeid} broke CUDA in this process: {error.message.splitlines()[0]}")
 
     def _check(self, request: Request, model: OnnxModel, record: CheckRecord) -> CheckRecord:
+        if request.judge_parity:
+            parity.refuse_random(model)
         cases, notes = _cases(request, model)
+        if request.judge_parity:
+            parity.refuse_empty(cases)
         reference = self._reference(request, model)
         lowered = self._lowered_or_refused(request, model, reference)
         record = replace(record, cases=len(cases), notes=(*notes, *lowered.notes))
@@ -330,7 +334,7 @@ class Workshop:
 
     def _blamed(self, job: Job, outcome: parity.Outcome, runner: Runner, reference: AnyReference) -> parity.Outcome:
         # What a plugin computes, nothing here can compute in pieces.
-        if outcome.record.verdict != "fail" or job.plugin_operators:
+        if outcome.record.verdict != "fail" or outcome.explained or job.plugin_operators:
             return outcome
         return blaming.blamed(
             job, outcome, runner, reference, self.cache, allowance=self.allowance, progress=self.progress

@@ -297,7 +297,20 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
 
 def _parity(check: Record) -> dict[str, Any]:
     parity = check["parity"]
-    measured = ("name", "dtype", "shape", "max", "l2", "abs", "cosine", "snr_db", "nonfinite", "mismatches", "judged")
+    measured = (
+        "name",
+        "dtype",
+        "shape",
+        "max",
+        "l2",
+        "abs",
+        "cosine",
+        "snr_db",
+        "nonfinite",
+        "mismatches",
+        "judged",
+        "parts",
+    )
     return {
         "nodeid": check["nodeid"],
         "cases": check["cases"],

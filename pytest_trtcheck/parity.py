@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.errors import ModelError
-from pytest_trtcheck.record import OutputRecord, ParityRecord
+from pytest_trtcheck.errors import InputError, ModelError
+from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Outputs = Callable[[Case], Mapping[str, NDArray[Any]]]
 
+SAME = 1e-4
+"""How far two runs of the FP32 reference on one input may lie apart, as max|a − b| / max|a|."""
 REPEATS = 3
 """How often an engine runs on the same input, at the least."""
 
@@ -52,6 +54,8 @@ class Outcome:
         The index of the case on which a failure is best looked at.
     observations
         The text without advice on precision: for what stands below a diagnosis, which gives its own.
+    explained
+        Whether the failure explains itself, so that there is nobody to blame in the model.
     """
 
     record: ParityRecord
@@ -60,6 +64,7 @@ class Outcome:
     observations: str = ""
     notes: tuple[str, ...] = ()
     worst: int = 0
+    explained: bool = False
 
     @property
     def message(self) -> str | None:
@@ -76,7 +81,28 @@ def limits_of(job: Job) -> compare.Limits:
         `tol` names outputs that do not exist, or is missing for a metric that has no default.
     """
     spec = job.request.parity
-    return compare.resolve_limits(spec.tol, spec.metric, job.computed_in, [output.name for output in job.model.outputs])
+    batch = _batch_sizes(job)
+    parts = dict(job.model.parts)
+    known = {
+        output.name: compare.Division(
+            parts.get(output.name, ()), search=True, batch=batch if _is_free(output.shape) else ()
+        )
+        for output in job.model.outputs
+    }
+    return compare.resolve_limits(
+        spec.tol, spec.metric, job.computed_in, list(known), axis=spec.metric_axis, known=known
+    )
+
+
+def _batch_sizes(job: Job) -> tuple[int, ...]:
+    """The sizes of the inputs' first axes, where those are left open and alike: each entry is a sample of its own."""
+    batched = [spec.name for spec in job.model.inputs if _is_free(spec.shape)]
+    sizes = {tuple({case[name].shape[0] for name in batched}) for case in job.cases} if batched else set()
+    return tuple(sorted(size[0] for size in sizes)) if all(len(size) == 1 for size in sizes) else ()
+
+
+def _is_free(shape: Sequence[int | str | None]) -> bool:
+    return bool(shape) and not isinstance(shape[0], int)
 
 
 def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
@@ -85,7 +111,7 @@ def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
     Raises
     ------
     ModelError
-        The reference itself is NaN or infinite throughout.
+        The reference itself is NaN or infinite throughout, or not the same in two runs.
     ArgumentError
         As `limits_of`.
     """
@@ -94,19 +120,110 @@ def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
     _refuse_without_finite_reference(measured, job.model)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
     record = compare.summarize(outputs, job.request.parity.metric)
+    notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
-        return Outcome(record, notes=compare.loose_notes(outputs))
+        return Outcome(record, notes=notes)
+    if record.verdict == "not_measured":
+        return _nothing_compared(job, record, outputs)
+    failed = next(output for output in outputs if is_bad(output.verdict))
+    worst = compare.worst_case(failed)
+    if record.verdict == "fail":
+        _refuse_random_reference(job, reference, worst)
     how = "on the GPU" if runner.evidence == "engine" else "emulated on the CPU: no GPU ran it"
-    failed = next(output for output in outputs if output.verdict != "pass")
     found = _examined(job, outputs, measured, runner, reference)
+    misplaced = _misplaced(found)
+    differs = "differs from" if record.verdict == "fail" else "cannot be judged against"
+    head = f"{job.title} {differs} {reference.title} ({how})"
     return Outcome(
         record,
-        head=f"{job.title} differs from {reference.title} ({how})",
+        head=f"{head}: {misplaced}" if misplaced else head,
         text=compare.explain(measured, outputs, found),
         observations=compare.explain(measured, outputs, found, is_diagnosed=True),
-        notes=compare.loose_notes(outputs),
-        worst=compare.worst_case(failed),
+        notes=notes,
+        worst=worst,
+        explained=bool(misplaced),
     )
+
+
+def refuse_random(model: OnnxModel) -> None:
+    """Refuse a model that computes something else in every run.
+
+    Raises
+    ------
+    ModelError
+        It holds random nodes that its outputs depend on; they are named.
+    """
+    if not model.random:
+        return
+    more = f" and {len(model.random) - 3} more" if len(model.random) > 3 else ""
+    raise ModelError(
+        f"{model.label}: the model is random by itself: {', '.join(model.random[:3])}{more}",
+        "two runs of it differ, so there is nothing to compare: export it in evaluation mode, or with the random "
+        "values as inputs",
+    )
+
+
+def _refuse_random_reference(job: Job, reference: AnyReference, case: int) -> None:
+    """Only where a check failed: a model that is random and yet agrees with its reference is not known."""
+    first, second = (reference.computed(job.cases[case]) for _ in range(2))
+    for name, expected in first.items():
+        spread = _spread(expected, second[name])
+        if spread > SAME:
+            raise ModelError(
+                f"{job.model.label}: the model is random by itself: two runs of the FP32 reference on the same input "
+                f"lie {spread:.3g} apart in output {name!r} (relative to its largest value)",
+                "look for sampling, or for a Dropout that trains; export the model in evaluation mode",
+            )
+
+
+def _nothing_compared(job: Job, record: ParityRecord, outputs: Sequence[OutputRecord]) -> Outcome:
+    """The error of a check whose every output is empty, or was not exercised by any input."""
+    empty = all(output.details.get("uncompared") for output in outputs)
+    listed = "\n  ".join(compare.unexercised_notes(outputs))
+    reason = f"{job.title}: nothing was compared"
+    error = InputError(
+        f"{reason}:\n  {listed}",
+        "give inputs that the model finds something in, with at least one row"
+        if empty
+        else "give real inputs: return them from the test, or by the fixture trt_inputs; on these, a model that had "
+        "lost everything would look the same",
+    )
+    return Outcome(replace(record, verdict="error", reason=reason), text=str(error))
+
+
+def refuse_empty(cases: Sequence[Case]) -> None:
+    """Refuse inputs without rows.
+
+    Raises
+    ------
+    InputError
+        Every input of a case has an axis of length 0.
+    """
+    for index, case in enumerate(cases):
+        if case and all(not array.size for array in case.values()):
+            listed = ", ".join(f"{name} {list(array.shape)}" for name, array in case.items())
+            which = f"inputs[{index}]" if len(cases) > 1 else "the inputs"
+            raise InputError(f"{which} hold no elements: {listed}", "give at least one row: nothing would be compared")
+
+
+def _misplaced(found: Mapping[str, compare.Examination]) -> str:
+    """What the headline says where the right values came out in the wrong place; empty where they did not."""
+    holds = {name: pattern.other for name, each in found.items() for pattern in each.patterns if pattern.other}
+    swapped = [(one, other) for one, other in holds.items() if holds.get(other) == one and one < other]
+    if swapped:
+        return " and ".join(f"outputs {one!r} and {other!r} are swapped" for one, other in swapped)
+    if holds:
+        return ", ".join(f"output {one!r} is swapped: it holds {other!r}" for one, other in holds.items())
+    for name, each in found.items():
+        for pattern in each.patterns:
+            if pattern.kind in _REORDERED and each.size >= _TELLING and each.part is None:
+                return f"output {name!r} is the reference with its elements swapped: {pattern.text}"
+    return ""
+
+
+_REORDERED = frozenset({"permuted", "transposed", "reversed"})
+_TELLING = 64
+"""Elements from which an order that explains the error is no accident."""
 
 
 def _measured(job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits) -> dict[str, compare.Measurement]:
@@ -124,10 +241,10 @@ def first_failure(job: Job, actual: Mapping[str, NDArray[Any]], expected: Mappin
     limits = limits_of(job)
     for name, each in compare.measure_all(actual, expected, limits).items():
         output = compare.judge(each, limits[name])
-        for entry in output.judged if output.verdict != "pass" else ():
-            if entry["verdict"] != "pass":
+        for entry in output.judged if is_bad(output.verdict) else ():
+            if is_bad(entry["verdict"]):
                 return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
-        if output.verdict != "pass":
+        if is_bad(output.verdict):
             return f"{name!r} has another shape, type or pattern of NaN"
     return None
 
@@ -215,13 +332,13 @@ def _examined(
     runner: Runner,
     reference: AnyReference,
 ) -> dict[str, compare.Examination]:
-    """What failed, where, and the next step; each failed output is looked at once more on its worst case.
+    """Each failed output looked at once more on its worst case.
 
     It is computed again: keeping every output of every case would cost the memory of all of them.
     """
     found: dict[str, compare.Examination] = {}
     for output in outputs:
-        if output.verdict == "pass":
+        if not is_bad(output.verdict):
             continue
         index = compare.worst_case(output)
         found |= compare.examine(
@@ -232,5 +349,6 @@ def _examined(
             job.computed_in,
             case=index if len(job.cases) > 1 else None,
             can_keep=not job.lowered.taken_as_it_is,
+            limits=limits_of(job),
         )
     return found

@@ -43,6 +43,8 @@ class OutputRecord:
     """Every limit that was applied: {metric, value, limit, source, verdict}."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """What a report draws from: the worst elements, quantiles and octaves of the error, the metrics not above."""
+    parts: tuple[Mapping[str, Any], ...] = ()
+    """Every part of a divided output by every limit that is relative to a scale: the same, with where it lies."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ class CheckRecord:
     def to_json(self) -> str:
         """The record as one line of JSON."""
         return json.dumps(jsonable(asdict(self)), allow_nan=False)
+
+
+def is_bad(verdict: Verdict) -> bool:
+    """Whether somebody has to look: it is neither a pass nor left unmeasured."""
+    return verdict not in {"pass", "not_measured"}
 
 
 def combine(verdicts: list[Verdict]) -> Verdict:

@@ -195,22 +195,25 @@ def test_worst_elements_are_the_largest_errors(pair: tuple[NDArray[Any], NDArray
 @SOME
 @given(st.data())
 def test_top1_is_the_share_of_rows_that_disagree(data: st.DataObject) -> None:
-    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=2, max_side=5))
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=2, max_side=5))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     scores = st.sampled_from([0.0, 0.5, 0.996, 1.0, -1.0, 3.0])
     dtype = data.draw(FLOATS)
     actual, reference = (data.draw(hnp.arrays(np.float64, shape, elements=scores)).astype(dtype) for _ in range(2))
     tie = data.draw(st.sampled_from([0.0, 0.01, 0.6]))
     disagreeing = 0
-    rows = (each.astype(np.float64).reshape(-1, shape[-1]).tolist() for each in (actual, reference))
+    moved = (np.moveaxis(each, axis, -1).astype(np.float64) for each in (actual, reference))
+    rows = (each.reshape(-1, shape[axis]).tolist() for each in moved)
     for y, r in zip(*rows, strict=True):
         best, chosen = r[r.index(max(r))], r[y.index(max(y))]
         disagreeing += not abs(best - chosen) <= tie * max(abs(best), abs(chosen))
-    found = measure("x", actual, reference, tie=tie)
+    found = measure("x", actual, reference, tie=tie, axis=axis)
     if not reference.any():
         assert found.scores["top1"].value is None
     else:
-        assert found.rows == (disagreeing, math.prod(shape[:-1]))
-        assert value(found, "top1") == disagreeing / math.prod(shape[:-1])
+        assert found.rows == (disagreeing, reference.size // shape[axis])
+        assert value(found, "top1") == disagreeing / (reference.size // shape[axis])
+        assert found.scores["top1"].note == f"along axis {axis % len(shape)}"
 
 
 def test_top1_swaps_are_excused_only_within_the_tie() -> None:
@@ -228,7 +231,33 @@ def test_top1_without_a_choice_has_no_value(shape: tuple[int, ...]) -> None:
     score = measure("x", np.ones(shape), np.ones(shape), tie=0.1).scores["top1"]
     assert score.value is None
     assert "last axis" in score.note
+    assert "metrics.top1(axis=1)" in score.note
     assert "top1" not in measure("x", np.ones((2, 2)), np.ones((2, 2))).scores
+
+
+@pytest.mark.parametrize("shape", [(1, 21, 64, 64), (2, 21, 64), (8, 3, 1, 5)])
+def test_top1_asks_which_axis_where_that_is_not_clear(shape: tuple[int, ...]) -> None:
+    """Along the last axis of a segmentation, most of the changed labels would not be seen."""
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal(shape)
+    actual = np.roll(reference, 1, axis=1)
+    score = measure("x", actual, reference, tie=0.0).scores["top1"]
+    assert score.value is None
+    assert "not clear" in score.note
+    labels = [each.argmax(axis=1) for each in (actual, reference)]
+    found = measure("x", actual, reference, tie=0.0, axis=1).scores["top1"]
+    assert found.value == np.mean(labels[0] != labels[1])
+    assert np.mean(labels[0] != labels[1]) > 0.5
+    for axis in (len(shape), -len(shape) - 1):
+        assert "no axis" in measure("x", actual, reference, tie=0.0, axis=axis).scores["top1"].note
+
+
+@pytest.mark.parametrize("shape", [(21,), (2, 21), (1, 1, 4, 21), (1, 8, 21), (21, 1, 21)])
+def test_top1_takes_the_last_axis_where_no_more_than_two_are_longer_than_one(shape: tuple[int, ...]) -> None:
+    reference = np.random.default_rng(0).standard_normal(shape)
+    found = measure("x", reference, reference, tie=0.0)
+    assert found.rows == (0, math.prod(shape[:-1]))
+    assert found.scores["top1"].note == f"along axis {len(shape) - 1}"
 
 
 @pytest.mark.parametrize("factor", [1e300, 1e-300, 2.0**1022, 5e-320])
@@ -310,7 +339,7 @@ def test_shape_and_dtype_that_differ_are_faults() -> None:
 
 def test_nothing_to_compare_is_said() -> None:
     found = measure("x", np.ones((0, 4)), np.ones((0, 4)), tie=0.1)
-    assert (found.size, found.notes) == (0, ("it has no elements: nothing was compared",))
+    assert (found.size, found.uncompared) == (0, "it has no elements")
     assert measure("x", np.ones((0, 4)), np.ones((0, 5))).faults
 
 
@@ -382,7 +411,7 @@ def test_merging_keeps_the_worst_case_of_each_metric() -> None:
     assert merged.worst[0].case == 2
     assert merged.worst[0].index == (0, 3)
     pooled = merge([*cases, measure("x", wrong, reference, tie=0.0)])
-    assert pooled.scores["top1"] == Score(0.25)
+    assert pooled.scores["top1"] == Score(0.25, "along axis 1")
     labels = merge([measure("x", np.array([1]), np.array([each])) for each in (1, 1, 1, 2)])
     assert labels.mismatch_share == 0.25
 

@@ -24,6 +24,7 @@ from pytest_trtcheck.compare import (
     sentence,
     summarize,
     top1_tie,
+    unexercised_notes,
     verdict,
 )
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
@@ -183,7 +184,7 @@ def test_nan_and_infinity_on_both_sides_pass_and_are_counted() -> None:
     actual[1] = -math.inf
     assert judged(actual, reference).verdict == "fail"
     every = np.full(4, -math.inf)
-    assert judged(every, every).verdict == "pass"
+    assert judged(every, every).verdict == "not_measured"
 
 
 def test_no_limit_holds_for_nan() -> None:
@@ -273,13 +274,16 @@ def test_shape_and_dtype_must_be_the_same() -> None:
         assert "where" in sentence(record.judged[0])
 
 
-def test_an_empty_output_passes_and_says_that_nothing_was_compared() -> None:
+def test_an_empty_output_is_no_pass() -> None:
     empty = np.zeros((0, 4), np.float32)
     record = judged(empty, empty)
-    assert (record.verdict, record.judged) == ("pass", ())
-    assert "nothing was compared" in record.details["notes"][0]
+    assert (record.verdict, record.judged) == ("not_measured", ())
+    assert unexercised_notes([record]) == ("output 'x' was not compared: it has no elements",)
     parity = summarize([record], "max")
-    assert (parity.verdict, parity.worst, parity.tol) == ("pass", None, None)
+    assert (parity.verdict, parity.worst, parity.tol, parity.reason) == ("not_measured", None, None, None)
+    assert summarize([record, judged(EVEN, EVEN)], "max").verdict == "pass"
+    assert judged(empty, np.zeros((1, 4), np.float32)).verdict == "fail"
+    assert judged(np.zeros((1, 4), np.float32), empty).verdict == "fail"
 
 
 def test_a_record_becomes_json() -> None:

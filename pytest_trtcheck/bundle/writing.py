@@ -35,7 +35,7 @@ from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import GpuError, ModelError, ReportError, TrtCheckError
 from pytest_trtcheck.model import onnx_model
-from pytest_trtcheck.record import jsonable
+from pytest_trtcheck.record import is_bad, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -301,7 +301,7 @@ def _store_cases(judged: Judged, work: Path, bounds: Bounds, notes: list[str]) -
 def _worst_first(judged: Judged) -> Iterator[int]:
     """Every case once: that of the decisive limit, those of the other outputs that failed, then all others."""
     record = judged.record
-    failed = [output for output in record.outputs if output.verdict != "pass"]
+    failed = [output for output in record.outputs if is_bad(output.verdict)]
     failed.sort(key=lambda output: not any(_decides(entry, record) for entry in output.judged))
     worst = [compare.worst_case(output) for output in failed]
     yield from dict.fromkeys([*worst, *range(len(judged.job.cases))])
@@ -314,4 +314,4 @@ def _decides(entry: Mapping[str, Any], record: ParityRecord) -> bool:
 def _fails(judged: Judged, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:
     limits = parity.limits_of(judged.job)
     measured = compare.measure_all(outputs, expected, limits)
-    return any(compare.judge(each, limits[name]).verdict != "pass" for name, each in measured.items())
+    return any(is_bad(compare.judge(each, limits[name]).verdict) for name, each in measured.items())

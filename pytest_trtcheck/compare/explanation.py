@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.compare.patterns import OF_PRECISION
 from pytest_trtcheck.compare.verdict import sentence
+from pytest_trtcheck.record import is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ def explain(
     is_diagnosed
         Whether a diagnosis stands beside it: what it advises about precision counts, and none of ours contradicts it.
     """
-    failed = [output for output in outputs if output.verdict != "pass"]
+    failed = [output for output in outputs if is_bad(output.verdict)]
     lines: list[str] = []
     for output in failed[:_IN_FULL]:
         examination = (examinations or {}).get(output.name)
@@ -57,6 +58,9 @@ def explain(
             lines += _wrap(_headline(measurements[output.name], output), "  ", "    ")
         if len(passed) > _IN_FULL:
             lines.append(f"  … and {len(passed) - _IN_FULL} more")
+    for output in outputs:
+        if output.verdict == "not_measured":
+            lines += _wrap(f"not compared: {_headline(measurements[output.name], output)}", "", "  ")
     return "\n".join(lines).rstrip()
 
 
@@ -71,24 +75,36 @@ def _in_full(
             yield from _row("also", sentence(entry))
     if measurement.size:
         yield from _row("other metrics", _others(measurement, {entry["metric"] for entry in bad}))
+        yield from _parts(output)
         yield from _row("over the limit", _share(examination))
         yield from _row("typical error", _typical(measurement))
         yield from _row("non-finite", _nonfinite(measurement))
-        for index, element in enumerate(measurement.worst[:_SHOWN_ELEMENTS]):
+        worst = examination.worst if examination and examination.worst else measurement.worst
+        for index, element in enumerate(worst[:_SHOWN_ELEMENTS]):
             yield from _row("" if index else "worst at", _element(element))
         for note in measurement.notes:
             yield from _row("note", note)
     for pattern in examination.patterns if examination else ():
-        yield from _row("looks like", pattern.text)
+        is_of_part = examination is not None and examination.part is not None
+        yield from _row("looks like", f"there, {pattern.text}" if is_of_part else pattern.text)
         if not is_diagnosed or pattern.kind not in OF_PRECISION:
             yield from _row("try", pattern.advice)
     if output.verdict == "error":
         yield from _row("try", f"judge it by a metric that it has: tol={{{output.name!r}: Tolerance(…)}}")
 
 
+def _parts(output: OutputRecord) -> Iterator[str]:
+    """Every part of a divided output by the limit that failed; the worst one stands in the headline."""
+    failed = {entry["metric"] for entry in _bad(output)}
+    shown = [part for part in output.parts if part["metric"] in failed]
+    for index, part in enumerate(shown[:_IN_FULL]):
+        text = part["note"] if part["verdict"] == "not_measured" else sentence({**part, "part": None})
+        yield from _row("" if index else "parts", f"{part['part']}: {text}")
+
+
 def _bad(output: OutputRecord) -> list[Mapping[str, Any]]:
     """The limits that aren't kept; NaN and infinity come before the metrics that they spoil."""
-    bad = [entry for entry in output.judged if entry["verdict"] != "pass"]
+    bad = [entry for entry in output.judged if is_bad(entry["verdict"])]
     return sorted(bad, key=lambda entry: entry["metric"] != "nonfinite")
 
 
@@ -96,7 +112,8 @@ def _headline(measurement: Measurement, output: OutputRecord) -> str:
     first = next((sentence(entry) for entry in (*_bad(output), *output.judged)), "")
     what = f"{measurement.dtype}[{', '.join(map(str, measurement.shape))}]"
     cases = f", {measurement.cases} inputs" if measurement.cases > 1 else ""
-    return f"output {output.name!r} ({what}{cases}): {first or '; '.join(measurement.notes)}"
+    why = measurement.uncompared if output.verdict == "not_measured" else ""
+    return f"output {output.name!r} ({what}{cases}): {why or first or '; '.join(measurement.notes)}"
 
 
 def _others(measurement: Measurement, shown: set[str]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pytest_trtcheck.compare.division import Division
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.spec import METRICS, Metric, Precision, Tolerance
+from pytest_trtcheck.spec import METRICS, Metric, Part, Precision, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ DEFAULT_TOLERANCE: Mapping[Precision, float] = {
 }
 """For `max`, and for `l2` and `allclose`, which measure the same kind of relative error."""
 
+_UNDIVIDED = Division()
 EQUAL = "what is not floating-point must be equal"
 _LARGEST: Mapping[str, float] = {"top1": 1.0, "mismatches": 1.0, "cosine": 2.0}
 _NO_DEFAULT: Mapping[str, str] = {
@@ -52,12 +54,18 @@ class Limit:
         Where the limit came from, in words: "default for fp16", "tol=0.01", "tol['boxes*']".
     named
         Whether it was given for outputs by name rather than for all.
+    axis
+        Of `top1`: along which the largest element is chosen; None: the last, where that is clear.
+    division
+        How the output is divided into parts; the same in all limits of an output.
     """
 
     metric: JudgedMetric
     limit: float
     source: str
     named: bool = False
+    axis: int | None = None
+    division: Division = _UNDIVIDED
 
     @property
     def at_least(self) -> bool:
@@ -70,19 +78,69 @@ class Limit:
 
 
 def resolve_limits(
-    tol: TolArgument, metric: Metric, precision: Precision, output_names: Sequence[str]
+    tol: TolArgument,
+    metric: Metric,
+    precision: Precision,
+    output_names: Sequence[str],
+    *,
+    axis: int | None = None,
+    known: Mapping[str, Division] | None = None,
 ) -> dict[str, tuple[Limit, ...]]:
     """The limits of every output, in the order of `output_names`; each output has at least one.
 
     A mapping's patterns are tried in their order and the first that matches the output's name wins. An output that
     none matches gets the default of the precision.
 
+    Parameters
+    ----------
+    axis
+        Along which `metric="top1"` chooses.
+    known
+        How outputs are divided where the user does not say; the others are not.
+
     Raises
     ------
     ArgumentError
-        A pattern matches no output or is never reached, a limit is out of its range, or `tol` is missing for a metric
-        that has no default.
+        A pattern matches no output or is never reached, a limit is out of its range, parts are given of an output that
+        does not exist, or `tol` is missing for a metric that has no default.
     """
+    resolved = _by_output(tol, metric, precision, output_names)
+    owners = dict(tol) if isinstance(tol, tuple) else {"*": tol}
+    for name, limits in resolved.items():
+        owner = next((each for pattern, each in owners.items() if _matches(pattern, name)), None)
+        division = _division(name, owner, (known or {}).get(name, Division()))
+        chosen = owner.top1_axis if isinstance(owner, Tolerance) and owner.top1_axis is not None else axis
+        resolved[name] = tuple(
+            replace(limit, division=division, axis=chosen if limit.metric == "top1" else None) for limit in limits
+        )
+    for pattern, owner in owners.items():
+        _refuse_idle_parts(owner, [name for name in output_names if _matches(pattern, name)])
+    return resolved
+
+
+def _division(name: str, owner: object, known: Division) -> Division:
+    if not isinstance(owner, Tolerance) or owner.parts == "auto":
+        return known
+    if owner.parts is None:
+        return Division()
+    given = owner.parts.get(name)
+    return known if given is None else Division(tuple(Part((each,)) for each in given), given=True, batch=known.batch)
+
+
+def _refuse_idle_parts(owner: object, names: Sequence[str]) -> None:
+    if not isinstance(owner, Tolerance) or owner.parts is None or isinstance(owner.parts, str):
+        return
+    for name in owner.parts:
+        if name not in names:
+            raise ArgumentError(
+                f"Tolerance.parts[{name!r}]: there is no such output here",
+                f"it holds for {', '.join(map(repr, names))}",
+            )
+
+
+def _by_output(
+    tol: TolArgument, metric: Metric, precision: Precision, output_names: Sequence[str]
+) -> dict[str, tuple[Limit, ...]]:
     if not isinstance(tol, tuple):
         limits = _limits("tol", tol, metric, precision)
         return dict.fromkeys(output_names, limits)
@@ -110,6 +168,16 @@ def default_limit(metric: Metric, precision: Precision) -> float | None:
         "cosine": relative**2 / 2,
     }
     return known.get(metric)
+
+
+def division_of(limits: Iterable[Limit]) -> Division:
+    """How the output that these limits are of is divided; not at all where there are none."""
+    return next((each.division for each in limits), Division())
+
+
+def top1_axis(limits: Iterable[Limit]) -> int | None:
+    """The axis given for `top1`."""
+    return next((each.axis for each in limits if each.metric == "top1"), None)
 
 
 def top1_tie(limits: Iterable[Limit]) -> float | None:

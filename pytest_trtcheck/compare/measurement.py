@@ -11,9 +11,11 @@ from pytest_trtcheck.errors import ComparisonError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_trtcheck.spec import Metric, Shape
+    from pytest_trtcheck.spec import Metric, Part, Shape
 
 Kind: TypeAlias = Literal["float", "integer", "bool", "string"]
+Band: TypeAlias = tuple[float, float]
+"""Of magnitudes: above the first, up to the second."""
 
 BINS_PER_OCTAVE = 4
 _BIAS = 1023
@@ -168,6 +170,81 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """What a part adds up to in one input, or one sample of it: over the elements that are finite on both sides.
+
+    Parameters
+    ----------
+    count
+        Number of elements.
+    peak, error
+        max|r| over the elements that are finite in the reference, and max|y−r|.
+    dd, dr, rr
+        Sums of d², d·r and r², d = y − r.
+    different
+        Elements that are NaN or infinite on one side alone.
+    whole
+        max|r| of the whole output.
+    case, sample
+        The input, of several, and the sample of a batch.
+    """
+
+    count: int
+    peak: float
+    error: float
+    dd: float
+    dr: float
+    rr: float
+    different: int = 0
+    whole: float = 0.0
+    case: int | None = None
+    sample: int | None = None
+
+
+@dataclass(frozen=True)
+class PartMeasurement:
+    """A part of an output that is judged by its own scale.
+
+    Parameters
+    ----------
+    part
+        Where it lies, and its natural scale.
+    sums
+        One for each input, or each sample.
+    band
+        The magnitudes of its elements in the reference, where it was divided by them: sentinel values lie far beyond
+        the rest.
+    """
+
+    part: Part
+    sums: tuple[Sums, ...]
+    band: Band | None = None
+
+    def __str__(self) -> str:
+        if self.band is None:
+            return str(self.part)
+        where = f" in {self.part}" if self.part.ranges else ""
+        if self.is_sentinel:
+            return f"sentinel values up to ±{self.peak:.4g}{where}"
+        return f"all but the sentinel values beyond ±{self.band[1]:.4g}{where}"
+
+    @property
+    def is_sentinel(self) -> bool:
+        """Whether it is the values that lie beyond the rest."""
+        return self.band is not None and self.band[0] > 0
+
+    @property
+    def peak(self) -> float:
+        """max|r| over all inputs."""
+        return max(each.peak for each in self.sums)
+
+    @property
+    def size(self) -> int:
+        """Elements compared."""
+        return sum(each.count for each in self.sums)
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One output against its reference, over one input or (after `merge`) several.
 
@@ -193,6 +270,12 @@ class Measurement:
         For `top1`: how many argmax rows disagree, of how many.
     worst
         The elements with the largest |difference|, largest first.
+    parts
+        The parts that are judged by scales of their own; none: the output is judged as a whole.
+    undivided
+        The scores of those inputs whose output has no parts, where others have.
+    uncompared
+        Why nothing could be compared: it is empty, or nothing but a mask.
     """
 
     name: str
@@ -212,6 +295,9 @@ class Measurement:
     fit: Fit | None = None
     cases: int = 1
     notes: tuple[str, ...] = ()
+    parts: tuple[PartMeasurement, ...] = ()
+    undivided: Mapping[Metric, Score] = field(default_factory=dict)
+    uncompared: str = ""
 
     @property
     def mismatch_share(self) -> float:
@@ -251,10 +337,9 @@ def merge(measurements: Sequence[Measurement]) -> Measurement:
     first = measurements[0]
     lead = max(measurements, key=lambda each: (bool(each.faults), _badness("abs", each.scores.get("abs"))))
     rows = _pooled_rows(measurements)
-    metrics = dict.fromkeys(metric for each in measurements for metric in each.scores)
-    scores = {metric: _worst_score(metric, measurements) for metric in metrics}
+    scores = _worst_scores(dict(enumerate(measurements)))
     if rows is not None and scores["top1"].value is not None:
-        scores["top1"] = Score(rows[0] / rows[1])
+        scores["top1"] = replace(scores["top1"], value=rows[0] / rows[1], case=None)
     worst = [replace(element, case=case) for case, each in enumerate(measurements) for element in each.worst]
     return Measurement(
         name=first.name,
@@ -273,8 +358,33 @@ def merge(measurements: Sequence[Measurement]) -> Measurement:
         histogram=sum((each.histogram for each in measurements), Histogram()),
         fit=lead.fit,
         cases=sum(each.cases for each in measurements),
-        notes=tuple(dict.fromkeys(note for each in measurements for note in each.notes)),
+        notes=_merged_notes(measurements),
+        uncompared=first.uncompared if all(each.uncompared for each in measurements) else "",
+        parts=_merged_parts(measurements),
+        undivided=_worst_scores({case: each for case, each in enumerate(measurements) if each.size and not each.parts}),
     )
+
+
+def _merged_notes(measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    found = dict.fromkeys(note for each in measurements for note in each.notes)
+    empty = [(case, each.uncompared) for case, each in enumerate(measurements) if each.uncompared]
+    if empty and len(empty) < len(measurements):
+        case, why = empty[0]
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        found[f"input {case}{more} was not compared: {why}"] = None
+    return tuple(found)
+
+
+def _merged_parts(measurements: Sequence[Measurement]) -> tuple[PartMeasurement, ...]:
+    """The same parts of all inputs together; sentinel values may begin elsewhere in each."""
+    merged: dict[tuple[Part, bool, bool], PartMeasurement] = {}
+    for case, measurement in enumerate(measurements):
+        for each in measurement.parts:
+            sums = tuple(replace(one, case=case) for one in each.sums)
+            key = each.part, each.band is None, each.is_sentinel
+            found = merged.get(key)
+            merged[key] = replace(each, sums=(*(found.sums if found else ()), *sums))
+    return tuple(merged.values())
 
 
 def _pooled_rows(measurements: Sequence[Measurement]) -> tuple[int, int] | None:
@@ -288,8 +398,13 @@ def _finite_max(measurements: Sequence[Measurement]) -> float | None:
     return max(each.value("max") or 0.0 if each.finite_max is None else each.finite_max for each in measurements)
 
 
-def _worst_score(metric: Metric, measurements: Sequence[Measurement]) -> Score:
-    scores = {case: each.scores[metric] for case, each in enumerate(measurements) if metric in each.scores}
+def _worst_scores(measurements: Mapping[int, Measurement]) -> dict[Metric, Score]:
+    metrics = dict.fromkeys(metric for each in measurements.values() for metric in each.scores)
+    return {metric: _worst_score(metric, measurements) for metric in metrics}
+
+
+def _worst_score(metric: Metric, measurements: Mapping[int, Measurement]) -> Score:
+    scores = {case: each.scores[metric] for case, each in measurements.items() if metric in each.scores}
     case = max(scores, key=lambda key: _badness(metric, scores[key]))
     return replace(scores[case], case=case)
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.compare.limits import Limit, top1_tie
+from pytest_trtcheck.compare.division import Division, measure_parts
+from pytest_trtcheck.compare.limits import Limit, division_of, top1_axis, top1_tie
 from pytest_trtcheck.compare.measurement import KEEP_WORST, Fault, Fit, Measurement, Score
+from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
 from pytest_trtcheck.compare.streaming import (
     Pair,
     Totals,
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.spec import Metric, Shape
 
+_UNDIVIDED = Division()
 ZERO_REFERENCE = "the reference is all zero, so this is max|actual|, as for abs"
 _ALIKE = 64.0
 """Where Σy² is more than so many times Σr², or the other way round, formulas with d = y − r lose digits."""
+_CLEAR_AXES = 2
+_GIVE_AXIS = "give it, metric=metrics.top1(axis=1) or Tolerance(top1=…, top1_axis=1)"
 _MOST_AXES = 6
 """Axes up to which every order of them is tried on shapes that differ."""
 
@@ -64,6 +69,8 @@ def measure_all(
             reference[name],
             expected_dtype=(expected_dtypes or {}).get(name),
             tie=top1_tie(limits.get(name, ())),
+            axis=top1_axis(limits.get(name, ())),
+            division=division_of(limits.get(name, ())),
         )
         for name in reference
     }
@@ -76,6 +83,8 @@ def measure(
     *,
     expected_dtype: Any = None,
     tie: float | None = None,
+    axis: int | None = None,
+    division: Division = _UNDIVIDED,
 ) -> Measurement:
     """Compare one output with its reference; nothing is judged.
 
@@ -91,11 +100,17 @@ def measure(
     tie
         How close two reference scores must be for a swap of them to be no disagreement (see `disagreeing_rows`).
         None: `top1` is not measured, since it costs a pass of its own.
+    axis
+        Along which `top1` chooses; None: the last, where no more than two axes are longer than 1.
+    division
+        How the output is divided into parts with scales of their own.
 
     Raises
     ------
     ComparisonError
         A dtype that can't be compared (complex numbers, dates, …).
+    ArgumentError
+        The parts or the axis that were given do not fit the output.
 
     Notes
     -----
@@ -115,11 +130,11 @@ def measure(
     if (kind == "string") != (actual_kind == "string"):
         return base
     if not reference.size:
-        return replace(base, notes=("it has no elements: nothing was compared",))
+        return replace(base, uncompared="it has no elements")
     pair = Pair.of(actual, reference)
     if kind == "string":
         return _measure_strings(base, pair)
-    return _measure_numbers(base, pair, tie)
+    return _measure_numbers(base, pair, tie, axis, division)
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
@@ -144,7 +159,9 @@ def _measure_strings(base: Measurement, pair: Pair) -> Measurement:
     return replace(base, size=pair.size, mismatches=unequal, worst=worst_elements(pair, largest, KEEP_WORST))
 
 
-def _measure_numbers(base: Measurement, pair: Pair, tie: float | None) -> Measurement:
+def _measure_numbers(
+    base: Measurement, pair: Pair, tie: float | None, axis: int | None, division: Division
+) -> Measurement:
     totals = sweep(pair, equality=base.kind != "float")
     fit = totals.fit
     scores: dict[Metric, Score] = {}
@@ -152,12 +169,17 @@ def _measure_numbers(base: Measurement, pair: Pair, tie: float | None) -> Measur
     if base.kind != "bool":
         scores = _scores(pair, totals, fit)
         if tie is not None:
-            rows, scores["top1"] = _top1(pair, fit, tie)
+            rows, scores["top1"] = _top1(pair, fit, tie, axis)
     finite_max = None
     if totals.nonfinite.different and base.kind != "bool":
         finite_max = scores["max"].value
         scores = {metric: _unbounded(metric, score) for metric, score in scores.items()}
     notes = []
+    uncompared = ""
+    if base.kind == "float" and not fit.count:
+        uncompared = "none of its elements is finite on both sides"
+    elif division.search and base.kind == "float" and (mask := is_nothing_but_a_mask(pair.reference)) is not None:
+        uncompared = f"every finite element of its reference is {mask:.9g}, as where all is masked"
     if totals.nonfinite.same:
         notes.append(f"{totals.nonfinite.same:,} elements are NaN or infinite on both sides alike: no error")
     return replace(
@@ -173,6 +195,8 @@ def _measure_numbers(base: Measurement, pair: Pair, tie: float | None) -> Measur
         histogram=totals.histogram,
         fit=fit,
         notes=tuple(notes),
+        uncompared=uncompared,
+        parts=measure_parts(pair, totals, division, base.name) if base.kind == "float" else (),
     )
 
 
@@ -213,13 +237,24 @@ def _cosine(pair: Pair, fit: Fit) -> Score:
     return Score(max(0.0, 1 - yr / (math.sqrt(yy) * math.sqrt(fit.rr))))
 
 
-def _top1(pair: Pair, fit: Fit, tie: float) -> tuple[tuple[int, int] | None, Score]:
-    if not pair.reference.ndim or pair.reference.shape[-1] < 2:
-        return None, Score(None, f"shape {_shape(pair.reference.shape)} has no last axis of two or more to choose from")
+def _top1(pair: Pair, fit: Fit, tie: float, axis: int | None) -> tuple[tuple[int, int] | None, Score]:
+    shape = pair.reference.shape
+    if axis is None:
+        if sum(size > 1 for size in shape) > _CLEAR_AXES:
+            return None, Score(
+                None, f"which axis of shape {_shape(shape)} holds the choices is not clear: {_GIVE_AXIS}"
+            )
+        if not shape or shape[-1] < 2:
+            return None, Score(
+                None, f"shape {_shape(shape)} has no last axis of two or more to choose from: {_GIVE_AXIS}"
+            )
+    elif not -len(shape) <= axis < len(shape) or shape[axis] < 2:
+        return None, Score(None, f"shape {_shape(shape)} has no axis {axis} of two or more to choose from")
     if not fit.rr:
         return None, Score(None, "the reference holds nothing but zeros: every choice ties")
-    disagreeing, rows = disagreeing_rows(pair, tie)
-    return (disagreeing, rows), Score(disagreeing / rows)
+    taken = len(shape) - 1 if axis is None else axis % len(shape)
+    disagreeing, rows = disagreeing_rows(pair, tie, taken)
+    return (disagreeing, rows), Score(disagreeing / rows, f"along axis {taken}")
 
 
 def _unbounded(metric: Metric, score: Score) -> Score:

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.compare.limits import Limit
+from pytest_trtcheck.compare.division import Division, offset, within
+from pytest_trtcheck.compare.judging import judged_parts
+from pytest_trtcheck.compare.limits import Limit, division_of
 from pytest_trtcheck.compare.metrics import measure
 from pytest_trtcheck.compare.places import concentration
 from pytest_trtcheck.compare.streaming import CHUNK, Pair, sweep
+from pytest_trtcheck.record import is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.compare.measurement import Fit, Measurement
+    from pytest_trtcheck.compare.limits import Limits
+    from pytest_trtcheck.compare.measurement import Element, Fit, Measurement, PartMeasurement
     from pytest_trtcheck.record import OutputRecord
     from pytest_trtcheck.spec import Metric, Precision
 
@@ -29,6 +33,7 @@ EXPLAINED = 0.99
 _REARRANGED = 0.01
 _SMALL = 1 << 20
 """Elements up to which rearrangements of an output are tried."""
+_MOST_INDICES = 512
 _FEW = 1e-3
 OF_PRECISION = frozenset(
     ["overflow", "nonfinite", "clipped", "constant", "few", "place", "scale", "shift", "sign", "spread"]
@@ -40,11 +45,15 @@ _ENOUGH = 8
 
 @dataclass(frozen=True)
 class Pattern:
-    """What an error looks like (`kind` for programs, `text` for people) and what to try next."""
+    """What an error looks like (`kind` for programs, `text` for people) and what to try next.
+
+    `other` names the output that a swapped one holds.
+    """
 
     kind: str
     text: str
     advice: str
+    other: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,18 @@ class Examination:
         What the error looks like, the most telling first; never empty.
     case
         The input whose outputs these are, where there were several.
+    part
+        Where all this is looked at, when it is a part of the output that failed.
+    worst
+        The elements of that part with the largest errors.
     """
 
     beyond: int | None
     size: int
     patterns: tuple[Pattern, ...]
     case: int | None = None
+    part: str | None = None
+    worst: tuple[Element, ...] = ()
 
 
 def examine(
@@ -78,6 +93,7 @@ def examine(
     *,
     case: int | None = None,
     can_keep: bool = True,
+    limits: Limits | None = None,
 ) -> dict[str, Examination]:
     """Look closely at every output that failed: how much of it is wrong, in what way, and what may help.
 
@@ -94,16 +110,23 @@ def examine(
         Which input this run was, where there were several; `worst_case` names the one to take.
     can_keep
         Whether `keep_fp32` has an effect on the model: it has none on one that brings its own precision with it.
+    limits
+        What the outputs were judged by, where those say how they are divided.
     """
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
     for name, output in failed.items():
         pair = Pair.of(np.asarray(actual[name]), np.asarray(reference[name]))
-        measurement = _of_this_run(pair, measurements[name], output, case)
+        division = division_of((limits or {}).get(name, ()))
+        measurement = _of_this_run(pair, measurements[name], output, case, division)
         if not _fails(measurement, output):
             continue
+        patterns = list(_misplaced(name, pair, reference))
+        part = _failed_part(measurement, output)
+        if part is not None and not patterns:
+            found[name] = _of_part(pair, part, output, precision, case)
+            continue
         beyond = _beyond(pair, measurement, output) if measurement.size else None
-        patterns = list(_swapped(name, pair, reference))
         if measurement.faults:
             patterns.append(_of_faults(measurement))
         elif measurement.size:
@@ -116,19 +139,42 @@ def examine(
     return found
 
 
+def _failed_part(measurement: Measurement, output: OutputRecord) -> PartMeasurement | None:
+    """The part that failed, where not the whole output did."""
+    if measurement.faults or measurement.nonfinite.different:
+        return None
+    worst = next((entry["part"] for entry in output.judged if entry["verdict"] == "fail" and entry.get("part")), None)
+    return next((part for part in measurement.parts if str(part) == worst), None)
+
+
+def _of_part(
+    pair: Pair, part: PartMeasurement, output: OutputRecord, precision: Precision, case: int | None
+) -> Examination:
+    """The part looked at as an output of its own."""
+    own = Pair.of(*within(pair, part))
+    measurement = measure(output.name, own.actual, own.reference)
+    beyond = _beyond(own, measurement, output)
+    patterns = _patterns(own, measurement, precision) or [_no_pattern(beyond, measurement, precision)]
+    worst = tuple(replace(each, index=offset(part.part, each.index), case=case) for each in measurement.worst)
+    return Examination(beyond, measurement.size, tuple(patterns), case, str(part), worst)
+
+
 def worst_case(output: OutputRecord) -> int:
     """The input, of several that were merged, on which a failed output is best looked at; 0 where there was one."""
-    entries = [entry for entry in output.judged if entry["verdict"] != "pass"]
+    entries = [entry for entry in output.judged if is_bad(entry["verdict"])]
     cases = [entry.get("case") for entry in entries] + [element["case"] for element in output.details.get("worst", ())]
     return next((int(case) for case in cases if case is not None), 0)
 
 
-def _of_this_run(pair: Pair, measurement: Measurement, output: OutputRecord, case: int | None) -> Measurement:
+def _of_this_run(
+    pair: Pair, measurement: Measurement, output: OutputRecord, case: int | None, division: Division
+) -> Measurement:
     if measurement.cases == 1:
         return measurement
     tie = next((entry["limit"] for entry in output.judged if entry["metric"] == "top1"), None)
     faults = tuple(fault for fault in measurement.faults if fault.case == case)
-    return replace(measure(output.name, pair.actual, pair.reference, tie=tie), faults=faults)
+    again = measure(output.name, pair.actual, pair.reference, tie=tie, division=division)
+    return replace(again, faults=faults)
 
 
 def _fails(measurement: Measurement, output: OutputRecord) -> bool:
@@ -138,8 +184,11 @@ def _fails(measurement: Measurement, output: OutputRecord) -> bool:
     for entry in output.judged:
         if entry["verdict"] != "fail" or entry["limit"] is None:
             continue
+        limit = Limit(entry["metric"], entry["limit"], "")
+        if any(part.verdict == "fail" for part in judged_parts(measurement, limit)):
+            return True
         value = measurement.mismatch_share if entry["metric"] == "mismatches" else _score(measurement, entry["metric"])
-        if value is not None and not Limit(entry["metric"], entry["limit"], "").holds(value):
+        if value is not None and not limit.holds(value):
             return True
     return False
 
@@ -294,6 +343,17 @@ def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
                 "transposed", f"axes {one} and {other} are exchanged", "look for a transpose that is missing or doubled"
             )
             return
+    for axis in range(len(shape)):
+        order = _permutation(pair, axis)
+        if order is not None and _explains(pair, np.take(pair.reference, order, axis), fit):
+            moved = [f"{old} → {new}" for new, old in enumerate(order) if new != old]
+            listed = ", ".join(moved[:4]) + (", …" if len(moved) > 4 else "")
+            yield Pattern(
+                "permuted",
+                f"axis {axis} is in another order ({listed})",
+                "look for channels, classes or batch entries that are joined or split in another order",
+            )
+            return
     actual, reference = (np.sort(each.astype(np.float64), axis=None) for each in (pair.actual, pair.reference))
     if _explains(Pair.of(actual, reference), reference, fit, share=1e-4):
         yield Pattern(
@@ -301,6 +361,26 @@ def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
             "the values are those of the reference in another order",
             "look for a transpose, a reshape or a gather that differs, or for batch entries mixed up",
         )
+
+
+def _permutation(pair: Pair, axis: int) -> list[int] | None:
+    """Which index of the reference each index of an axis holds, where every one is told apart from all others."""
+    length = pair.reference.shape[axis]
+    if not 2 <= length <= _MOST_INDICES or pair.size < _ENOUGH * length:
+        return None
+    actual, reference = (
+        np.moveaxis(each, axis, 0).reshape(length, -1).astype(np.float64) for each in (pair.actual, pair.reference)
+    )
+    with np.errstate(all="ignore"):
+        distances = (
+            np.sum(actual**2, axis=1)[:, None] - 2 * actual @ reference.T + np.sum(reference**2, axis=1)[None, :]
+        )
+    if not np.isfinite(distances).all():
+        return None
+    order = np.argmin(distances, axis=1)
+    closest, second = np.sort(distances, axis=1)[:, :2].T
+    unique = len(set(order.tolist())) == length and bool(np.all(closest < _REARRANGED * second))
+    return [int(each) for each in order] if unique and bool(np.any(order != np.arange(length))) else None
 
 
 def _explains(pair: Pair, candidate: NDArray[Any], fit: Fit, share: float = _REARRANGED) -> bool:
@@ -325,7 +405,7 @@ def _clipped(measurement: Measurement, precision: Precision) -> Iterator[Pattern
         )
 
 
-def _swapped(name: str, pair: Pair, reference: Mapping[str, NDArray[Any]]) -> Iterator[Pattern]:
+def _misplaced(name: str, pair: Pair, reference: Mapping[str, NDArray[Any]]) -> Iterator[Pattern]:
     """Whether the output holds what the reference has under another name."""
     if not pair.actual.size or pair.actual.dtype.kind in "OUST" or _alike(pair.actual, pair.reference):
         return
@@ -335,6 +415,7 @@ def _swapped(name: str, pair: Pair, reference: Mapping[str, NDArray[Any]]) -> It
                 "swapped",
                 f"it holds what the reference has in output {other!r}",
                 "the outputs are swapped: compare their names and order in the model and in the engine",
+                other,
             )
             return
 

@@ -18,7 +18,7 @@ from pytest_trtcheck.compare.measurement import KEEP_WORST, Element, Fit, Histog
 from pytest_trtcheck.errors import ComparisonError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -97,6 +97,20 @@ class Pair:
             if odd.any():
                 d[odd] = np.where(_same(y[odd], r[odd]), 0.0, np.inf)
         return d
+
+
+def blocks(shape: Sequence[int], most: int = BLAS_BLOCK) -> Iterator[tuple[slice | int, ...]]:
+    """Index tuples that cover an array of this shape, each with no more than `most` elements, in C order."""
+    if not shape:
+        yield ()
+        return
+    axis = len(shape) - 1
+    while axis > 0 and math.prod(shape[axis:]) <= most:
+        axis -= 1
+    step = max(1, most // max(1, math.prod(shape[axis + 1 :])))
+    for outer in np.ndindex(*shape[:axis]):
+        for start in range(0, shape[axis], step):
+            yield (*outer, slice(start, start + step))
 
 
 def _reader(array: NDArray[Any]) -> Callable[[int, int], NDArray[Any]]:
@@ -328,25 +342,24 @@ def sum_of_squares(pair: Pair, scale: float) -> tuple[float, float]:
     return math.fsum(yy), math.fsum(yr)
 
 
-def disagreeing_rows(pair: Pair, tie: float) -> tuple[int, int]:
-    """How many rows along the last axis have their largest element elsewhere, and of how many rows.
+def disagreeing_rows(pair: Pair, tie: float, axis: int = -1) -> tuple[int, int]:
+    """How many rows along an axis have their largest element elsewhere, and of how many rows.
 
     A row agrees as well when the reference's scores at the two places tie: `math.isclose(…, rel_tol=tie)`, that is
-    |difference| ≤ tie · max(|score|, |score|). Both tensors have a last axis of at least two.
+    |difference| ≤ tie · max(|score|, |score|). The axis has at least two elements.
     """
-    length = pair.reference.shape[-1]
-    rows = pair.size // length
-    block = max(1, CHUNK // length)
+    all_actual, all_reference = (np.moveaxis(each, axis, -1) for each in (pair.actual, pair.reference))
+    *rows, length = all_reference.shape
     disagreeing = 0
-    for first in range(0, rows, block):
-        start, stop = first * length, min(first + block, rows) * length
-        actual = _sortable(pair.read_actual(start, stop)).reshape(-1, length)
-        reference = _sortable(pair.read_reference(start, stop)).reshape(-1, length)
+    for block in blocks(rows, max(1, CHUNK // length)):
+        actual, reference = (
+            _sortable(np.asarray(each[block])).reshape(-1, length) for each in (all_actual, all_reference)
+        )
         top, other = np.argmax(reference, axis=-1), np.argmax(actual, axis=-1)
         changed = np.flatnonzero(top != other)
         best, chosen = (reference[changed, place[changed]].astype(np.float64) for place in (top, other))
         disagreeing += int(np.count_nonzero(~_tied(best, chosen, tie)))
-    return disagreeing, rows
+    return disagreeing, math.prod(rows)
 
 
 def _tied(best: NDArray[np.float64], chosen: NDArray[np.float64], tie: float) -> NDArray[np.bool_]:

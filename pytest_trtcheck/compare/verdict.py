@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.compare.judging import BY_PART, JudgedPart, judged_parts
 from pytest_trtcheck.compare.limits import EQUAL, Limit
 from pytest_trtcheck.compare.measurement import Fault, Measurement, Score
 from pytest_trtcheck.errors import ComparisonError
-from pytest_trtcheck.record import SEVERITY, OutputRecord, ParityRecord, Verdict, combine
+from pytest_trtcheck.record import SEVERITY, OutputRecord, ParityRecord, Verdict, combine, is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,10 +28,12 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
     A shape or dtype that differs fails, and so does an element that is NaN or infinite on one side alone. Integers and
     booleans are judged by `mismatches`. Where the tolerance lets integers differ, `abs` and `top1` are judged as well,
     and the other metrics (which mean little for labels and indices) only if the tolerance was given for the output by
-    name, or lets all of them differ. A metric that can't be computed gives the verdict `error`.
+    name, or lets all of them differ. A metric that can't be computed gives the verdict `error`, and an output of which
+    nothing was compared (it is empty, or no input exercised it) `not_measured`.
 
     The `judged` of the record has one entry per limit: {metric, value, limit, source, verdict}, and, where there is
-    something to add, `note` and (of several inputs) `case`.
+    something to add, `note`, `part` (the one that is worst) and (of several inputs) `case`. `parts` has every part of a
+    divided output by every limit that is relative to a scale.
 
     Raises
     ------
@@ -41,12 +44,17 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
     if not applicable:
         raise ComparisonError(f"output {measurement.name!r}: there is no limit to judge it by")
     entries = [_fault(fault) for fault in measurement.faults]
+    by_limit = {limit: judged_parts(measurement, limit) for limit in applicable}
     if measurement.size:
-        entries += [_entry(measurement, limit) for limit in applicable]
+        entries += [_entry(measurement, limit, by_limit[limit]) for limit in applicable]
     different = measurement.nonfinite.different
     if measurement.nonfinite.total:
         verdict: Verdict = "fail" if different else "pass"
         entries.append(_plain_entry("nonfinite", float(different), 0.0, "NaN and infinity must match", verdict))
+    # Elements that are alike in not being finite say nothing of the others.
+    total = combine([entry["verdict"] for entry in entries if entry["metric"] != "nonfinite" or different])
+    if measurement.uncompared and total == "pass":
+        total = "not_measured"
     return OutputRecord(
         name=measurement.name,
         dtype=measurement.dtype,
@@ -59,9 +67,9 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
         nonfinite=measurement.nonfinite.total,
         mismatches=measurement.mismatches,
         worst_index=measurement.worst[0].index if measurement.worst else None,
-        # Without an entry there is nothing that could fail: an output without elements.
-        verdict=combine([entry["verdict"] for entry in entries]) if entries else "pass",
+        verdict=total,
         judged=tuple(entries),
+        parts=tuple(_part(limit, each) for limit, found in by_limit.items() for each in found),
         details=_details(measurement),
     )
 
@@ -78,7 +86,7 @@ def summarize(outputs: Sequence[OutputRecord], metric: Metric) -> ParityRecord:
         return ParityRecord(verdict, metric, None, None, tuple(outputs))
     output, entry = decisive
     nonfinite = [each for each in output.judged if each["metric"] == "nonfinite" and each["verdict"] == "fail"]
-    reason = None if verdict == "pass" else f"output {output.name!r}: {sentence((*nonfinite, entry)[0])}"
+    reason = f"output {output.name!r}: {sentence((*nonfinite, entry)[0])}" if is_bad(verdict) else None
     return ParityRecord(
         verdict=verdict,
         metric=entry["metric"],
@@ -102,6 +110,17 @@ def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
                 key = entry["source"], entry["metric"], entry["limit"]
                 groups.setdefault(key, []).append((entry["value"], output.name))
     return tuple(_loose_note(*key, *_largest(key[1], found)) for key, found in groups.items() if _is_loose(key, found))
+
+
+def unexercised_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
+    """A note for each output, and each part of one, of which nothing could be told."""
+    notes = []
+    for output in outputs:
+        if output.details.get("uncompared"):
+            notes.append(f"output {output.name!r} was not compared: {output.details['uncompared']}")
+        parts = {part["part"]: part["note"] for part in output.parts if part["verdict"] == "not_measured"}
+        notes += [f"output {output.name!r}, {part}: {note}" for part, note in parts.items()]
+    return tuple(notes)
 
 
 def _largest(metric: str, found: list[tuple[float, str]]) -> tuple[float, str]:
@@ -132,18 +151,22 @@ def sentence(entry: Mapping[str, Any]) -> str:
     """One judged limit in words, as in "max 0.0132 > 0.0100 (default for fp16)"; value and limit never look equal."""
     metric, value, limit = entry["metric"], entry["value"], entry["limit"]
     case = f", input {entry['case']}" if entry.get("case") is not None else ""
+    case += f", sample {entry['sample']}" if entry.get("sample") is not None else ""
     note = f": {entry['note']}" if entry.get("note") else ""
+    part = f" in {entry['part']}" if entry.get("part") else ""
     if limit is None:
         return f"{entry['note']}{f' ({case[2:]})' if case else ''}"
+    if entry["verdict"] == "not_measured":
+        return f"{metric}{part}{note}"
     if value is None:
         return f"{metric} can't be computed{note} ({entry['source']}{case})"
     if metric == "nonfinite":
         return f"{value:,.0f} elements with NaN or Inf do not match the reference"
-    failed = entry["verdict"] != "pass"
+    failed = is_bad(entry["verdict"])
     least = metric == "snr_db"
     sign = ("<" if least else ">") if failed else ("≥" if least else "≤")
     shown, bound = distinct(value, limit)
-    return f"{metric} {shown} {sign} {bound} ({entry['source']}{case}){note}"
+    return f"{metric} {shown} {sign} {bound} ({entry['source']}{case}){part}{note}"
 
 
 def distinct(value: float, limit: float) -> tuple[str, str]:
@@ -177,11 +200,51 @@ def _applicable(measurement: Measurement, limits: Sequence[Limit]) -> Iterator[L
             yield limit
 
 
-def _entry(measurement: Measurement, limit: Limit) -> dict[str, Any]:
+def _entry(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) -> dict[str, Any]:
     if limit.metric == "mismatches":
         score = Score(measurement.mismatch_share)
+    elif parts and limit.metric in BY_PART:
+        return _of_parts(measurement, limit, parts)
     else:
         score = measurement.scores.get(limit.metric) or Score(None, "it was not measured")
+    return _of_score(limit, score)
+
+
+def _of_parts(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) -> dict[str, Any]:
+    """The entry of the worst part, or of an input whose output has no parts, where that is worse."""
+    worst = max(parts, key=lambda each: _rank(each.verdict, each.value, limit))
+    undivided = None if limit.metric == "mismatches" else measurement.undivided.get(limit.metric)
+    if undivided is not None:
+        entry = _of_score(limit, undivided)
+        if _rank(entry["verdict"], entry["value"], limit) > _rank(worst.verdict, worst.value, limit):
+            return entry
+    entry = _plain_entry(limit.metric, worst.value, limit.limit, limit.source, worst.verdict)
+    entry["part"] = str(worst.part)
+    places = {"note": worst.note or None, "case": worst.case, "sample": worst.sample}
+    return {**entry, **{name: value for name, value in places.items() if value is not None}}
+
+
+def _rank(verdict: Verdict, value: float | None, limit: Limit) -> tuple[int, float]:
+    return _severity({"verdict": verdict, "value": value, "limit": limit.limit, "metric": limit.metric})
+
+
+def _part(limit: Limit, judged: JudgedPart) -> dict[str, Any]:
+    part = judged.part
+    places = {"note": judged.note or None, "case": judged.case, "sample": judged.sample}
+    return {
+        "part": str(part),
+        "ranges": [list(each) for each in part.part.ranges],
+        "band": None if part.band is None else list(part.band),
+        "natural": part.part.natural,
+        "size": part.size,
+        "peak": part.peak,
+        "scale": judged.scale,
+        **_plain_entry(limit.metric, judged.value, limit.limit, limit.source, judged.verdict),
+        **{name: value for name, value in places.items() if value is not None},
+    }
+
+
+def _of_score(limit: Limit, score: Score) -> dict[str, Any]:
     verdict: Verdict = "error" if score.value is None else "pass" if limit.holds(score.value) else "fail"
     entry = _plain_entry(limit.metric, score.value, limit.limit, limit.source, verdict)
     if score.note:
@@ -210,6 +273,8 @@ def _decisive(outputs: Sequence[OutputRecord], metric: str) -> tuple[OutputRecor
 def _severity(entry: Mapping[str, Any]) -> tuple[int, float]:
     value, limit = entry["value"], entry["limit"]
     rank = SEVERITY.index(entry["verdict"])
+    if entry["verdict"] == "not_measured":
+        return rank, 0.0
     if value is None or limit is None or math.isnan(value):
         return rank, math.inf
     if entry["metric"] == "snr_db":
@@ -236,4 +301,5 @@ def _details(measurement: Measurement) -> dict[str, Any]:
             for e in measurement.worst
         ],
         "notes": list(measurement.notes),
+        "uncompared": measurement.uncompared or None,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.record import is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def judge(
 
 def worst(outputs: Sequence[OutputRecord]) -> Judgement:
     """The limit that is used up most, of all outputs."""
-    passed = all(output.verdict == "pass" for output in outputs)
+    passed = not any(is_bad(output.verdict) for output in outputs)
     judged = [(_usage(entry), output.name, entry) for output in outputs for entry in output.judged]
     if not judged:
         return Judgement(0.0, passed, "", "", None, None)
@@ -91,7 +92,7 @@ def value_of(outputs: Sequence[OutputRecord], output: str, metric: str) -> float
 def _usage(entry: Mapping[str, Any]) -> float:
     value, limit = entry["value"], entry["limit"]
     if value is None or limit is None or math.isnan(value):
-        return 0.0 if entry["verdict"] == "pass" else math.inf
+        return math.inf if is_bad(entry["verdict"]) else 0.0
     if entry["metric"] == "snr_db":
         return float(10 ** min(max((limit - value) / 20, -300.0), 300.0))
     if not limit:
