@@ -5,8 +5,10 @@ does hold is an FP32 model with an explicit pair of casts, FP32 → FP16 → FP3
 rounded; the pair rounds to nearest even, overflows to infinity and keeps subnormals as FP16 does. Q/DQ nodes become
 their own arithmetic (`precision.qdq`).
 
-What is not reproduced: the order of accumulation inside one operator (tensor cores accumulate FP16 products in FP32, as
-is done here), and the roundings that TensorRT saves by fusing operators.
+What TensorRT makes several layers of is spelled out first (`precision.inner`); how it accumulates products
+(`precision.products`) and what it makes one kernel of (`precision.attention`) was measured on a GPU, and
+docs/how-emulation-works.md says operator by operator how sure that is. Not reproduced is the order of additions, and
+what a GPU's own functions (exp, tanh, …) lose.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import qdq
+from pytest_trtcheck.precision import attention, inner, products, qdq
+from pytest_trtcheck.precision.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +52,6 @@ EXACT_OPERATORS = frozenset(
         "Reshape",
         "ReverseSequence",
         "Round",
-        "ScatterElements",
-        "ScatterND",
         "Sign",
         "Slice",
         "SpaceToDepth",
@@ -67,7 +68,21 @@ EXACT_OPERATORS = frozenset(
 """Operators whose outputs are values that their inputs hold (or their magnitudes, negatives, integers): rounding them
 again changes nothing, so the pair is left out."""
 
-_MATRIX_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PRODUCT_INPUTS = {
+    "Attention": 3,
+    "Conv": 2,
+    "ConvTranspose": 2,
+    "DeformConv": 2,
+    "Einsum": None,
+    "GRU": 3,
+    "Gemm": 2,
+    "LSTM": 3,
+    "MatMul": 2,
+    "RNN": 3,
+}
+"""Operators that hold matrix products, and how many of their first inputs are factors of one; None: all."""
+_NAN_OPSET = 9
+"""The opset that has IsNaN and Where."""
 _TF32_SPLITTER = np.float32(2**13 + 1)
 
 
@@ -77,8 +92,16 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     Inputs and outputs keep their names and types. Without `rounding`, the result is the FP32 model behind a 16-bit one:
     the same weights, no rounding of anything computed.
     """
-    outputs = {value: value.dtype for value in model.graph.outputs}
+    wanted = [value.dtype for value in model.graph.outputs]
+    quantized = {node for node in graphs.all_nodes(model.graph) if _is_quantized(node)}
     qdq.as_arithmetic(model)
+    unrounded: set[ir.Value] = set()
+    if rounding:
+        defined = inner.by_definition(model, {"Attention"}, HALF_TYPES)
+        inner.spell_out(model, HALF_TYPES)
+        kernels = attention.in_one_kernel(model, defined)
+        unrounded = (products.unrounded(model) - kernels.results) | kernels.unrounded
+        products.accumulate_in_half(model, unrounded, quantized)
     for node in list(graphs.all_nodes(model.graph)):
         rounded = [value for value in node.outputs if value.dtype in HALF_TYPES]
         _to_float_attributes(node)
@@ -86,12 +109,18 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
             kind = value.dtype
             assert kind is not None
             value.dtype = ir.DataType.FLOAT
-            exact = node.op_type in EXACT_OPERATORS and node.domain == ""
+            exact = (node.op_type in EXACT_OPERATORS and node.domain == "") or value in unrounded
             if rounding and not exact:
                 _round_behind(value, node, kind)
     _float_sources(model)
-    _restore_output_types(model, outputs)
+    _restore_output_types(model, wanted)
     return model
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether an operand comes from a DequantizeLinear: such products are sums of integers or of FP8 numbers."""
+    producers = [value.producer() if value is not None else None for value in node.inputs[:2]]
+    return any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
 
 
 def _to_float_attributes(node: ir.Node) -> None:
@@ -168,9 +197,9 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
             yield graph
 
 
-def _restore_output_types(model: ir.Model, wanted: dict[ir.Value, ir.DataType | None]) -> None:
+def _restore_output_types(model: ir.Model, wanted: list[ir.DataType | None]) -> None:
     """An output that was 16-bit comes out 16-bit: its value is already one that the type holds."""
-    for index, (value, dtype) in enumerate(zip(list(model.graph.outputs), wanted.values(), strict=True)):
+    for index, (value, dtype) in enumerate(zip(list(model.graph.outputs), wanted, strict=True)):
         if dtype not in HALF_TYPES or value.dtype == dtype:
             continue
         name = value.name or ""
@@ -182,11 +211,13 @@ def _restore_output_types(model: ir.Model, wanted: dict[ir.Value, ir.DataType | 
 
 
 def emulated_tf32(model: ir.Model) -> ir.Model:
-    """Rewrite an FP32 model in place so that matrix operators see inputs rounded to TF32's 10 stored mantissa bits.
+    """Rewrite an FP32 model in place so that matrix products see inputs rounded to TF32's 10 stored mantissa bits.
 
-    TF32 has no ONNX type. The rounding is Veltkamp's splitting in FP32 arithmetic (T. J. Dekker, Numer. Math. 18,
-    1971): with c = 2¹³ + 1, x·c − (x·c − x) is x rounded to 24 − 13 = 11 significant bits. Products accumulate in FP32,
-    as tensor cores do. Magnitudes above 2¹¹⁴ would overflow and are not supported by it.
+    Those inside a recurrence and inside Attention as well: these are spelled out first. Which convolutions cut the bits
+    off, or stay in FP32, says `products`. TF32 has no ONNX type. The rounding is Veltkamp's splitting in FP32
+    arithmetic (T. J. Dekker, Numer. Math. 18, 1971): with c = 2¹³ + 1, x·c − (x·c − x) is x rounded to 24 − 13 = 11
+    significant bits. Products accumulate in FP32, as tensor cores do. A batch normalization stays a node of its own:
+    the engine multiplies and adds behind the convolution, and its weights are rounded as they are.
     """
     splitter_name = graphs.Names(model).unused("trtcheck/tf32_splitter")
     splitter = ir.Value(
@@ -196,19 +227,40 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
         const_value=ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name),
     )
     model.graph.register_initializer(splitter)
+    inner.spell_out(model, {ir.DataType.FLOAT}, inner.RECURRENCES)
+    inner.by_definition(model, {"Attention"}, {ir.DataType.FLOAT})
     for node in list(graphs.all_nodes(model.graph)):
-        if node.op_type not in _MATRIX_OPERATORS or node.graph is None:
+        if node.op_type not in _PRODUCT_INPUTS or node.graph is None or products.stays_float(node):
             continue
-        for index, value in enumerate(node.inputs[:2]):
+        for index, value in enumerate(node.inputs[: _PRODUCT_INPUTS[node.op_type]]):
             if value is None or value.dtype != ir.DataType.FLOAT:
                 continue
-            name = f"{node.name}/{index}/tf32"
-            scaled = ir.node("Mul", [value, splitter], name=f"{name}/scaled")
-            high = ir.node("Sub", [scaled.outputs[0], value], name=f"{name}/high")
-            result = ir.node("Sub", [scaled.outputs[0], high.outputs[0]], name=name)
-            for step in (scaled, high, result):
-                step.outputs[0].name = step.name
-                step.outputs[0].shape, step.outputs[0].dtype = value.shape, ir.DataType.FLOAT
-            node.graph.insert_before(node, [scaled, high, result])
-            node.replace_input_with(index, result.outputs[0])
+            steps = Steps(node, opset=graphs.opset(model), prefix=f"{node.name}/{index}/tf32")
+            result = _to_tf32(steps, value, splitter)
+            if products.truncates(node):
+                result = _cut_off(steps, value, result, splitter)
+            result.shape = value.shape
+            node.graph.insert_before(node, steps.nodes)
+            node.replace_input_with(index, result)
     return model
+
+
+def _to_tf32(steps: Steps, value: ir.Value, splitter: ir.Value) -> ir.Value:
+    """The nearest TF32 number; what is infinite, NaN or beyond 2¹¹⁴ stays what it is."""
+    scaled = steps.add("Mul", value, splitter)
+    low = steps.add("Sub", scaled, value)
+    if steps.opset < _NAN_OPSET:
+        return steps.add("Sub", scaled, low)
+    is_lost = steps.add("IsNaN", low, dtype=ir.DataType.BOOL)
+    return steps.add("Where", is_lost, value, steps.add("Sub", scaled, low))
+
+
+def _cut_off(steps: Steps, value: ir.Value, nearest: ir.Value, splitter: ir.Value) -> ir.Value:
+    """The TF32 number towards zero: where the nearest is larger, the one nearest to a little less.
+
+    For x in [2ᵉ, 2ᵉ⁺¹), x · 2⁻¹¹ is half to one unit in TF32's last place.
+    """
+    less = steps.add("Mul", value, steps.constant(np.array(1 - 2.0**-11, np.float32), "less"))
+    sizes = [steps.add("Abs", each) for each in (nearest, value)]
+    is_larger = steps.add("Greater", *sizes, dtype=ir.DataType.BOOL)
+    return steps.add("Where", is_larger, _to_tf32(steps, less, splitter), nearest)
