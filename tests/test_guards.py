@@ -1,0 +1,565 @@
+"""Guards: what stands between a broken engine, or a meaningless comparison, and a green test. Each with its fault.
+
+Where a GPU would run an engine, a runner on ONNX Runtime stands for it: the same protocol, and faults can be planted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pytest_trtcheck import artifacts, engines, gpu, parity
+from pytest_trtcheck.backends import onnxruntime as ort
+from pytest_trtcheck.backends import tensorrt
+from pytest_trtcheck.blaming import Allowance
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.check import Request, Workshop
+from pytest_trtcheck.engines import Built, Place
+from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.gpu.device import Gpu
+from pytest_trtcheck.model import graph
+from pytest_trtcheck.precision import fold
+from pytest_trtcheck.record import EngineRecord
+from pytest_trtcheck.spec import ParitySpec
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.artifacts import Lowered
+    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.job import Job
+    from pytest_trtcheck.record import CheckRecord, Evidence
+    from pytest_trtcheck.spec import Precision
+
+    Outputs = dict[str, NDArray[Any]]
+
+FLOAT = TensorProto.FLOAT
+X = {"x": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)}
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(Cache(tmp_path / "cache", None))
+
+
+def check(workshop: Workshop, model: object, inputs: object = None, **spec: Any) -> CheckRecord:
+    return workshop.check(Request("t.py::t", model, (), ParitySpec(**spec), inputs=inputs, inputs_source="returned"))
+
+
+# --- a reference that says nothing -----------------------------------------------------------------------------------
+
+
+def one_operator(*operators: str) -> onnx.ModelProto:
+    """x [4] through each operator alone, to outputs of the operators' names."""
+    nodes = [helper.make_node(operator, ["x"], [operator], name=operator.lower()) for operator in operators]
+    return onnx_models.model(nodes, {"x": (FLOAT, [4])}, {operator: (FLOAT, [4]) for operator in operators}, {})
+
+
+@pytest.mark.parametrize(("operator", "value"), [("Log", -1.0), ("Exp", 1000.0)])
+def test_a_reference_that_is_nan_or_infinite_throughout_is_an_error(
+    workshop: Workshop, operator: str, value: float
+) -> None:
+    # Both sides are ruined alike: without the guard nothing differs, and the check passes.
+    record = check(workshop, one_operator(operator), {"x": np.full(4, value, np.float32)})
+    assert record.verdict == "error"
+    assert f"NaN or infinite in every element of output '{operator}'" in str(record.message)
+
+
+def test_one_ruined_output_of_two_is_an_error_too(workshop: Workshop) -> None:
+    record = check(workshop, one_operator("Sigmoid", "Log"), {"x": np.full(4, -1, np.float32)})
+    assert record.verdict == "error"
+    assert "'Log'" in str(record.message)
+
+
+def test_nan_in_some_elements_is_no_error(workshop: Workshop) -> None:
+    record = check(workshop, one_operator("Log"), {"x": np.array([-1, 1, 2, 3], np.float32)})
+    assert record.verdict == "pass"
+    assert record.parity is not None
+    assert record.parity.outputs[0].nonfinite == 1
+
+
+# --- an engine that does not compute the same twice ------------------------------------------------------------------
+
+
+class Turns:
+    """Gives one output after the other, and begins anew."""
+
+    evidence: Evidence = "engine"
+
+    def __init__(self, *outputs: NDArray[Any]) -> None:
+        self._outputs = outputs
+        self._runs = 0
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:  # noqa: ARG002
+        self._runs += 1
+        return {"steady": np.ones(2, np.float32), "y": self._outputs[(self._runs - 1) % len(self._outputs)]}
+
+    def close(self) -> None: ...
+
+
+ONE = np.array([1.0, 0.5], np.float32)
+# Half of what the contract lets pass, and twice as much, as max|a − b| / max|a|.
+NOISE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1.6e-2, "int8": 1e-2, "fp8": 3e-2}
+
+
+@pytest.mark.parametrize("precision", NOISE)
+@pytest.mark.parametrize("turn", [1, 2])
+def test_runs_that_lie_apart_by_more_than_rounding_are_unstable(precision: Precision, turn: int) -> None:
+    def runs(spread: float) -> Turns:
+        outputs = [ONE, ONE, ONE]
+        outputs[turn] = ONE + np.array([0, spread], np.float32)
+        return Turns(*outputs)
+
+    assert parity.unstable(runs(NOISE[precision] / 2), {}, precision, bitwise=False) is None
+    doubt = parity.unstable(runs(NOISE[precision] * 2), {}, precision, bitwise=False)
+    assert doubt is not None
+    assert "output 'y' is not deterministic: 3 runs" in doubt
+
+
+def test_bitwise_lets_nothing_pass() -> None:
+    nearly = Turns(ONE, np.nextafter(ONE, np.float32(2)))
+    assert parity.unstable(nearly, {}, "fp16", bitwise=False) is None
+    assert parity.unstable(nearly, {}, "fp16", bitwise=True) is not None
+    assert parity.unstable(Turns(ONE), {}, "fp16", bitwise=True) is None
+
+
+NAN = np.array([np.nan, 0.5], np.float32)
+INFINITE = np.array([np.inf, 0.5], np.float32)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param((ONE, NAN), id="NaN now and then"),
+        pytest.param((NAN, ONE), id="NaN at first"),
+        pytest.param((ONE, INFINITE), id="infinite now and then"),
+        pytest.param((INFINITE, -INFINITE), id="infinite in turns"),
+        pytest.param((ONE, ONE[:1]), id="another shape"),
+        pytest.param((np.array([1, 2]), np.array([1, 3])), id="another label"),
+        pytest.param((np.array([True, False]), np.array([True, True])), id="another choice"),
+    ],
+)
+def test_no_rounding_explains_these(others: Sequence[NDArray[Any]]) -> None:
+    assert parity.unstable(Turns(*others), {}, "fp8", bitwise=False) is not None
+
+
+@pytest.mark.parametrize("same", [NAN, INFINITE, np.array([1, 2]), np.zeros(2, np.float32)])
+def test_what_is_the_same_each_time_is_stable(same: NDArray[Any]) -> None:
+    assert parity.unstable(Turns(same), {}, "fp16", bitwise=True) is None
+
+
+# --- an engine in the place of a GPU's -------------------------------------------------------------------------------
+
+
+@dataclass
+class OnCpu:
+    """An engine whose outputs ONNX Runtime computes, with the faults of one planted.
+
+    `spoiled` changes the outputs of a run, which is counted from 0.
+    """
+
+    runner: ort.OrtRunner
+    layers: Mapping[str, int]
+    spoiled: Callable[[int, Outputs], Outputs]
+    runs: int = 0
+    evidence: Evidence = "engine"
+    device_memory_bytes: int = 1
+    jit_cache_used: bool = True
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
+        self.runs += 1
+        return self.spoiled(self.runs - 1, self.runner(inputs))
+
+    def layers_by_precision(self) -> Mapping[str, int]:
+        return self.layers
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class BesideGpu(Workshop):
+    """A workshop in a machine with an A100, as far as one can tell without loading an engine."""
+
+    def _place(self, request: Request) -> tuple[Place | None, str]:  # noqa: ARG002
+        module = tensorrt.find_module("tensorrt_rtx")
+        card = Gpu(name="a stand-in", model=gpu.find_gpu("A100"), compute_capability=(8, 0), uuid="GPU-stand-in")
+        return Place(module, tensorrt.Target((8, 0), here=True), "A100", card), ""
+
+    def _build(self, job: Job, **_: Any) -> Built:
+        key = Key("engine", job.model.label, {"lowered": job.lowered.key})
+        entry = self.cache.get_or_make(key, lambda _: None)
+        return Built(entry, EngineRecord(key.digest, cached=False, miss_reason=None, build_s=0, bytes=1), ())
+
+
+@dataclass(frozen=True)
+class OnGpu(BesideGpu):
+    """A workshop whose engines are `OnCpu`'s; all else is as it is."""
+
+    layers: Mapping[str, int] = field(default_factory=lambda: {"fp16": 1})
+    spoiled: Callable[[int, Outputs], Outputs] = lambda _, outputs: outputs
+
+    def _load(self, job: Job, built: Built) -> Engine:  # noqa: ARG002
+        runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
+        return cast("Engine", OnCpu(runner, self.layers, self.spoiled))
+
+
+@pytest.fixture
+def on_gpu(tmp_path: Path) -> OnGpu:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)", exc_type=ImportError)
+    return OnGpu(Cache(tmp_path / "cache", None), allowance=Allowance(0))
+
+
+def shifted(by: float, runs: Callable[[int], bool]) -> Callable[[int, Outputs], Outputs]:
+    """Adds `by` times the largest value to an output's first element, in some runs."""
+
+    def spoil(run: int, outputs: Outputs) -> Outputs:
+        spoiled = {name: array.copy() for name, array in outputs.items()}
+        if runs(run):
+            for array in spoiled.values():
+                array.flat[0] += by * np.abs(array).max()
+        return spoiled
+
+    return spoil
+
+
+def test_a_sound_engine_passes(on_gpu: OnGpu) -> None:
+    record = check(on_gpu, onnx_models.gemm_net(), X)
+    assert (record.verdict, record.evidence) == ("pass", "engine")
+
+
+def test_an_engine_that_flickers_fails_although_the_error_is_small(on_gpu: OnGpu) -> None:
+    # 4e-3 apart: within fp16's limit of 1e-2 in every run, and beyond what rounding explains.
+    flickers = replace(on_gpu, spoiled=shifted(4e-3, lambda run: run == 1))
+    record = check(flickers, onnx_models.gemm_net(), X)
+    assert record.verdict == "fail"
+    assert "not deterministic" in str(record.message)
+    assert record.parity is not None
+    assert record.parity.verdict == "fail"
+
+
+def test_bitwise_is_handed_to_the_engine_check(on_gpu: OnGpu) -> None:
+    # 2^-11 of the largest value: an ulp of FP16.
+    nearly = replace(on_gpu, spoiled=shifted(2**-11, lambda run: run == 2))
+    assert check(nearly, onnx_models.gemm_net(), X).verdict == "pass"
+    assert check(replace(nearly, bitwise=True), onnx_models.gemm_net(), X).verdict == "fail"
+
+
+def test_an_engine_that_flickers_fails_a_latency_test_as_well(on_gpu: OnGpu) -> None:
+    # A test with trt_latency alone asks for no parity; a time of an engine that is not to be trusted is worth nothing.
+    flickers = replace(on_gpu, spoiled=shifted(0.1, lambda run: run == 1))
+    request = Request("t.py::t", onnx_models.gemm_net(), (), ParitySpec(), judge_parity=False, inputs=X)
+    assert flickers.check(request).verdict == "fail"
+
+
+@pytest.mark.parametrize("layers", [{"fp32": 9}, {"fp32": 9, "unknown": 1}, {}, {"fp16": 0, "fp32": 2}])
+def test_an_engine_that_computes_in_another_precision_fails(on_gpu: OnGpu, layers: Mapping[str, int]) -> None:
+    record = check(replace(on_gpu, layers=layers), onnx_models.gemm_net(), X)
+    # Without layers there is nothing that tells: the set of them is no more than {"unknown"}.
+    if not layers:
+        assert record.verdict == "pass"
+        return
+    assert record.verdict == "fail"
+    assert "fp16 did not take effect: the engine inspector lists" in str(record.message)
+
+
+@pytest.mark.parametrize(
+    ("precision", "layers", "as_it_is", "doubted"),
+    [
+        ("fp16", {"fp32": 3}, False, True),
+        ("bf16", {"fp16": 3}, False, True),
+        ("int8", {"fp32": 3, "fp16": 1}, False, True),
+        ("fp8", {"int8": 3}, False, True),
+        ("int8", {"fp32": 3, "int8": 1}, False, False),
+        ("fp16", {"unknown": 3}, False, False),
+        ("fp32", {"fp16": 3}, False, False),
+        ("tf32", {"fp32": 3}, False, False),
+        ("fp16", {"fp32": 3}, True, False),
+    ],
+)
+def test_what_the_inspector_must_list(
+    precision: Precision, layers: Mapping[str, int], as_it_is: bool, doubted: bool
+) -> None:
+    class Inspected:
+        def layers_by_precision(self) -> Mapping[str, int]:
+            return layers
+
+    lowered = artifacts.Lowered(Path("m.onnx"), "key", taken_as_it_is=as_it_is)
+    doubt = engines.precision_not_in_effect(cast("Engine", Inspected()), precision, lowered)
+    assert (doubt is not None) == doubted
+
+
+def test_an_engine_that_is_wrong_fails(on_gpu: OnGpu) -> None:
+    wrong = replace(on_gpu, spoiled=shifted(0.05, lambda _: True))
+    record = check(wrong, onnx_models.gemm_net(), X)
+    assert record.verdict == "fail"
+    assert "on the GPU" in str(record.message)
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_an_engine_that_gives_nan_fails(on_gpu: OnGpu, fault: float) -> None:
+    def spoil(_: int, outputs: Outputs) -> Outputs:
+        spoiled = {name: array.copy() for name, array in outputs.items()}
+        spoiled["y"].flat[-1] = fault
+        return spoiled
+
+    assert check(replace(on_gpu, spoiled=spoil), onnx_models.gemm_net(), X).verdict == "fail"
+
+
+def test_a_process_whose_cuda_broke_judges_nothing_more(on_gpu: OnGpu) -> None:
+    def broken(_: int, outputs: Outputs) -> Outputs:
+        error = GpuError("an illegal memory access")
+        error.poisoned = True
+        raise error
+
+    first = replace(on_gpu, spoiled=broken)
+    assert check(first, onnx_models.gemm_net(), X).verdict == "error"
+    record = check(BesideGpu(first.cache, broken=first.broken), onnx_models.conv_net(2))
+    assert record.verdict == "error"
+    assert "no engine can run: t.py::t broke CUDA in this process: an illegal memory access" in str(record.message)
+
+
+def test_what_no_gpu_ran_fails_where_one_is_required(workshop: Workshop) -> None:
+    assert check(workshop, onnx_models.gemm_net(), X).verdict == "pass"
+    record = check(replace(workshop, require_gpu=True), onnx_models.gemm_net(), X)
+    assert record.verdict == "fail"
+    assert "--trt-require-gpu: parity was emulated on the CPU" in str(record.message)
+
+
+# --- what diagnoses may cost -----------------------------------------------------------------------------------------
+
+
+def ruined(seed: int) -> onnx.ModelProto:
+    """A model that FP16 ruins: products beyond 65504 that are scaled back."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"], name="gemm"),
+        helper.make_node("Mul", ["h", "up"], ["u"], name="scale_up"),
+        helper.make_node("Div", ["u", "up"], ["y"], name="scale_down"),
+    ]
+    return onnx_models.model(
+        nodes,
+        {"x": (FLOAT, [2, 4])},
+        {"y": (FLOAT, [2, 3])},
+        {"w": onnx_models.weights((4, 3), seed) + 1, "up": np.array(6e4, np.float32)},
+    )
+
+
+def test_the_session_ends_where_every_check_fails(workshop: Workshop) -> None:
+    some = replace(workshop, allowance=Allowance(60.0, session_seconds=1e-6))
+    first = check(some, ruined(1), X)
+    assert first.verdict == "fail"
+    assert first.parity is not None
+    assert first.parity.blame is not None
+    assert some.allowance.spent_s > 1e-6
+    second = check(some, ruined(2), X)
+    assert second.verdict == "fail"
+    assert second.parity is not None
+    assert second.parity.blame is None
+    assert any(note.startswith("not diagnosed: the diagnoses of this run took") for note in second.notes)
+
+
+def test_what_is_within_the_allowance_is_diagnosed(workshop: Workshop) -> None:
+    ample = replace(workshop, allowance=Allowance(60.0, session_seconds=600.0))
+    for seed in (1, 2):
+        record = check(ample, ruined(seed), X)
+        assert record.parity is not None
+        assert record.parity.blame is not None
+
+
+def test_nothing_is_diagnosed_without_an_allowance(workshop: Workshop) -> None:
+    record = check(replace(workshop, allowance=Allowance(0)), ruined(1), X)
+    assert record.verdict == "fail"
+    assert record.parity is not None
+    assert record.parity.blame is None
+    assert "not diagnosed: trt_diagnose is 0" in record.notes
+
+
+# --- what a key must hold --------------------------------------------------------------------------------------------
+
+
+def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", None)
+    model = artifacts.open_model(onnx_models.gemm_net(), (), cache)
+    kept = artifacts.Reference(model, cache, "cpu")(X)
+
+    class Elsewhere(artifacts.Reference):
+        """What another provider computes: something else."""
+
+        def _run(self, case: dict[str, NDArray[Any]]) -> Outputs:
+            return {name: array + 1 for name, array in super()._run(case).items()}
+
+    other = Elsewhere(model, cache, "cuda")
+    other._runner = ort.OrtRunner(model.path, model.label, "cpu")
+    np.testing.assert_array_equal(other(X)["y"], kept["y"] + 1)
+    np.testing.assert_array_equal(artifacts.Reference(model, cache, "cpu")(X)["y"], kept["y"])
+
+
+def test_a_reference_follows_model_inputs_and_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "cache", None)
+
+    def references() -> int:
+        return sum(entry.kind == "reference" for entry in cache.entries())
+
+    model = artifacts.open_model(onnx_models.gemm_net(), (), cache)
+    first = artifacts.Reference(model, cache)(X)["y"]
+    doubled = artifacts.Reference(model, cache)({"x": X["x"] * 2})["y"]
+    assert not np.array_equal(first, doubled)
+    changed = onnx_models.gemm_net()
+    changed.graph.initializer[0].raw_data = (np.frombuffer(changed.graph.initializer[0].raw_data, "f4") * 2).tobytes()
+    other = artifacts.Reference(artifacts.open_model(changed, (), cache), cache)(X)["y"]
+    assert not np.array_equal(first, other)
+    assert references() == 3
+    monkeypatch.setattr(ort, "version", lambda: "another")
+    artifacts.Reference(model, cache)(X)
+    assert references() == 4
+
+
+def test_a_diagnosis_is_kept_for_what_it_was_made_of(workshop: Workshop) -> None:
+    def diagnoses() -> int:
+        return sum(entry.kind == "blame" for entry in workshop.cache.entries())
+
+    check(workshop, ruined(1), X)
+    check(workshop, ruined(1), X)
+    assert diagnoses() == 1
+    check(workshop, ruined(1), {"x": X["x"] * 2})
+    assert diagnoses() == 2
+    check(workshop, ruined(1), X, tol=1e-3)
+    assert diagnoses() == 3
+    check(replace(workshop, allowance=Allowance(30.0)), ruined(1), X)
+    assert diagnoses() == 4
+    check(workshop, ruined(2), X)
+    assert diagnoses() == 5
+
+
+def test_an_emulation_is_of_one_precision(tmp_path: Path) -> None:
+    # fp32 and tf32 have one lowered model, the file itself, and not one emulation.
+    cache = Cache(tmp_path / "cache", None)
+    model = artifacts.open_model(onnx_models.conv_net(2), (), cache)
+    case = {"image": np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)}
+
+    def emulated(precision: Precision) -> NDArray[Any]:
+        lowered: Lowered = artifacts.lower(model, precision, cache)
+        return artifacts.Emulated(model, lowered, precision, cache)(case)["logits"]
+
+    fp32, tf32 = emulated("fp32"), emulated("tf32")
+    np.testing.assert_array_equal(fp32, artifacts.Reference(model, cache)(case)["logits"])
+    assert not np.array_equal(tf32, fp32)
+
+
+# --- folding that changes nothing ------------------------------------------------------------------------------------
+
+NORM = {
+    "scale": np.array([2, 3, 4, 5], np.float32),
+    "bias": np.array([1, -1, 2, -2], np.float32),
+    "mean": np.array([0.5, 0.25, -0.5, 1], np.float32),
+    "var": np.array([4, 0.25, 1, 9], np.float32),
+}
+IMAGE = {"x": np.random.default_rng(0).standard_normal((2, 4, 5, 5)).astype(np.float32)}
+SHAPE = (FLOAT, [2, 4, 5, 5])
+CONV = helper.make_node("Conv", ["x", "w"], ["c"], name="conv")
+NORMALIZE = helper.make_node("BatchNormalization", ["c", *NORM], ["y"], name="norm")
+
+
+def normalized(value: NDArray[Any]) -> NDArray[np.float64]:
+    """Batch normalization in FP64: scale · (x − mean) / √(var + ε) + bias, by channel."""
+    scale, bias, mean, var = (each.astype(np.float64).reshape(1, -1, 1, 1) for each in NORM.values())
+    return np.asarray(scale * (value.astype(np.float64) - mean) / np.sqrt(var + 1e-5) + bias)
+
+
+def folded_outputs(model: onnx.ModelProto, folder: Path, keep: Sequence[str] = ()) -> tuple[Outputs, set[str]]:
+    """What the folded model computes, and its operators."""
+    path = onnx_models.save(model, folder / "m.onnx")
+    folded = fold.fold_batch_norm(graph.read(path), keep)
+    graph.write(folded, folder / "folded.onnx")
+    operators = {node.op_type for node in graph.all_nodes(folded.graph)}
+    return ort.OrtRunner(folder / "folded.onnx", "folded")(IMAGE), operators
+
+
+def test_a_convolution_that_is_an_output_keeps_its_weights(tmp_path: Path) -> None:
+    weights = {"w": onnx_models.weights((4, 4, 1, 1), 3), **NORM}
+    model = onnx_models.model([CONV, NORMALIZE], {"x": SHAPE}, {"y": SHAPE, "c": SHAPE}, weights)
+    outputs, operators = folded_outputs(model, tmp_path)
+    assert "BatchNormalization" not in operators
+    expected = np.einsum("oi,nihw->nohw", weights["w"][:, :, 0, 0], IMAGE["x"])
+    np.testing.assert_allclose(outputs["c"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs["y"], normalized(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_that_others_read_keeps_its_weights(tmp_path: Path) -> None:
+    nodes = [CONV, NORMALIZE, helper.make_node("Neg", ["c"], ["n"], name="neg")]
+    weights = {"w": onnx_models.weights((4, 4, 1, 1), 3), **NORM}
+    outputs, _ = folded_outputs(onnx_models.model(nodes, {"x": SHAPE}, {"y": SHAPE, "n": SHAPE}, weights), tmp_path)
+    expected = np.einsum("oi,nihw->nohw", weights["w"][:, :, 0, 0], IMAGE["x"])
+    np.testing.assert_allclose(outputs["n"], -expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs["y"], normalized(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_with_a_bias_of_its_own(tmp_path: Path) -> None:
+    bias = np.array([0.5, -3, 1, 2], np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv"), NORMALIZE]
+    weights = {"w": onnx_models.weights((4, 4, 1, 1), 3), "b": bias, **NORM}
+    outputs, operators = folded_outputs(onnx_models.model(nodes, {"x": SHAPE}, {"y": SHAPE}, weights), tmp_path)
+    assert operators == {"Conv"}
+    expected = np.einsum("oi,nihw->nohw", weights["w"][:, :, 0, 0], IMAGE["x"]) + bias.reshape(1, 4, 1, 1)
+    np.testing.assert_allclose(outputs["y"], normalized(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_whose_weights_or_bias_are_computed(tmp_path: Path) -> None:
+    for operand in ("w", "b"):
+        names = {"w": "w", "b": "b"} | {operand: "computed"}
+        nodes = [
+            helper.make_node("Neg", [operand], ["computed"], name="neg"),
+            helper.make_node("Conv", ["x", names["w"], names["b"]], ["c"], name="conv"),
+            NORMALIZE,
+        ]
+        weights = {"w": onnx_models.weights((4, 4, 1, 1), 3), "b": np.array([0.5, -3, 1, 2], np.float32), **NORM}
+        outputs, _ = folded_outputs(onnx_models.model(nodes, {"x": SHAPE}, {"y": SHAPE}, weights), tmp_path)
+        w, b = (-weights[name] if name == operand else weights[name] for name in ("w", "b"))
+        expected = np.einsum("oi,nihw->nohw", w[:, :, 0, 0], IMAGE["x"]) + b.reshape(1, 4, 1, 1)
+        np.testing.assert_allclose(outputs["y"], normalized(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_that_is_kept_is_not_changed(tmp_path: Path) -> None:
+    weights = {"w": onnx_models.weights((4, 4, 1, 1), 3), **NORM}
+    model = onnx_models.model([CONV, NORMALIZE], {"x": SHAPE}, {"y": SHAPE}, weights)
+    outputs, operators = folded_outputs(model, tmp_path, ["conv"])
+    assert operators == {"Conv", "Mul", "Add"}
+    expected = np.einsum("oi,nihw->nohw", weights["w"][:, :, 0, 0], IMAGE["x"])
+    np.testing.assert_allclose(outputs["y"], normalized(expected), rtol=1e-5, atol=1e-5)
+
+
+# --- what is asked for reaches who does it ---------------------------------------------------------------------------
+
+
+def test_options_reach_the_workshop(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        from pytest_trtcheck.session import session_of
+
+        def test_workshop(request):
+            workshop = session_of(request.config).workshop
+            assert workshop.bitwise is True
+            assert workshop.require_gpu is True
+            assert workshop.reference_provider == "cuda"
+            assert workshop.allowance.seconds == 7.0
+            assert workshop.allowance.session_seconds == 600.0
+            assert workshop.backend == "onnxruntime"
+        """
+    )
+    pytester.makeini("[pytest]\ntrt_bitwise = true\ntrt_reference = cuda")
+    result = pytester.runpytest_inprocess(
+        "--trt-require-gpu",
+        "--trt-diagnose=7",
+        "--trt-backend=onnxruntime",
+        "-p",
+        "no:cacheprovider",
+    )
+    result.assert_outcomes(passed=1)
