@@ -738,3 +738,45 @@ def test_a_large_entry_is_read_once_and_again_when_anything_touched_it(tmp_path:
     verified.parent.mkdir(exist_ok=True)
     verified.write_text("junk")
     assert Cache(tmp_path / "cache").get(key) is not None
+
+
+# --- what may be remembered of a file --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed_s", "status_changed_s", "expected"),
+    [
+        (10.0, 10.0, True),
+        (2.1, 2.1, True),
+        (1.9, 10.0, False),
+        # A file that was moved or copied here a moment ago, with the times of the old one: only its status is new.
+        (10.0, 1.9, False),
+        (-5.0, 10.0, False),
+    ],
+)
+def test_only_what_was_left_alone_for_two_seconds_is_settled(
+    changed_s: float, status_changed_s: float, expected: bool
+) -> None:
+    now = time.time_ns()
+    times = [now - int(seconds * 1e9) for seconds in (changed_s, status_changed_s)]
+    old = hashing.Stamp(1, 2, 3, now - 10**10, now - 10**10)
+    found = hashing.Stamp(1, 2, 3, *times)
+    assert hashing.settled(found) == expected
+    assert hashing.settled(old, found) == hashing.settled(found, old) == expected
+
+
+def test_a_file_that_changes_under_its_old_times_has_another_hash(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    first = hash_file(file)
+    # Within the two seconds: as the times of the content are old, only those of the status tell.
+    file.write_bytes(b"two")
+    os.utime(file, (1, 1))
+    assert hash_file(file) != first
+
+
+def test_what_is_fresh_is_not_remembered_as_checked(tmp_path: Path) -> None:
+    Cache(tmp_path / "cache", None).get_or_make(key(), writes(b"x" * (1 << 20)))
+    assert Cache(tmp_path / "cache", None).get_or_make(key(), never).cached
+    assert not list((tmp_path / "cache").rglob("verified"))
