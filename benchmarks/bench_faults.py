@@ -267,7 +267,7 @@ def settled(plain: Bench, kept: Kept) -> Bench:
         print(key, what, value["verdict"], value.get("errors"), flush=True)
         tried.append((bench, value))
         # An error of 0: nothing is computed in the precision any more.
-        if value["verdict"] == "pass" and not value["must_be_caught"] and sizes.largest(value["errors"]) > 0:
+        if _is_usable(value) and sizes.largest(value["errors"]) > 0:
             break
     else:
         bench, value = tried[0]
@@ -312,6 +312,11 @@ def _unaltered(bench: Bench) -> str:
     return f"{bench.subject.name} {bench.precision} unaltered"
 
 
+def _is_usable(unaltered: Mapping[str, Any]) -> bool:
+    """Whether the unaltered lowering passes, and rightly: a fault in it then proves something."""
+    return unaltered["verdict"] == "pass" and not unaltered["must_be_caught"]
+
+
 def _sound(kept: Kept) -> list[dict[str, Any]]:
     return [entry for key, value in kept.found.items() if " sound " in key for entry in value]
 
@@ -333,7 +338,7 @@ def report(arguments: argparse.Namespace, kept: Kept) -> dict[str, Any]:
                 elif found["verdict"] == "error":
                     counts["error"] += 1
                     errors.append({"cell": f"{name} {precision} {fault}", "message": found["message"]})
-                elif before["verdict"] != "pass" or before["must_be_caught"]:
+                elif not _is_usable(before):
                     counts["the unaltered model fails too"] += 1
                 elif found["must_be_caught"]:
                     counts["to be caught"] += 1
@@ -367,6 +372,26 @@ def report(arguments: argparse.Namespace, kept: Kept) -> dict[str, Any]:
     }
 
 
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """A table of what was caught of what had to be, and how many faults were small."""
+    lines = [f"| model | {' | '.join(PRECISIONS)} |", f"| --- {'| --- ' * len(PRECISIONS)}|"]
+    for name, row in found["table"].items():
+        cells = []
+        for precision in PRECISIONS:
+            before = row[precision]["unaltered"]
+            faults = [row[precision][fault] for fault in faults_of(precision)]
+            due = [each for each in faults if each.get("must_be_caught")]
+            caught = sum(each["verdict"] == "fail" for each in due)
+            if not _is_usable(before):
+                cells.append(f"({before['verdict']} unaltered)")
+                continue
+            small = sum(each.get("must_be_caught") is False for each in faults)
+            kept = "" if tuple(before["kept"]) == KEPT[0] else ", partly FP32"
+            cells.append(f"{caught} of {len(due)}, {small} small{kept}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Planted faults in real models, and sound checks of them.")
     parser.add_argument("--zoo", type=Path, help="a folder with the packages' files (default: the installed packages)")
@@ -387,6 +412,7 @@ def main() -> None:
         print("missed:", miss["cell"], miss["where"], miss["errors"], miss["flipped"])
     for alarm in found["false_alarms"]:
         print("false alarm:", alarm["cell"], alarm["seed"], alarm["reason"])
+    print(as_markdown(found))
     print(json.dumps({key: found[key] for key in ("counts", "sound_checks", "within_limits")}, indent=1))
 
 

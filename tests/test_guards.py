@@ -304,6 +304,49 @@ def test_an_engine_that_is_wrong_fails(on_gpu: OnGpu) -> None:
     assert "on the GPU" in str(record.message)
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_every_case_is_compared(on_gpu: OnGpu, wrong: int) -> None:
+    # Three runs on the first case look whether the engine is stable; then each case has its run.
+    faulty = replace(on_gpu, spoiled=shifted(0.5, lambda run: run == 3 + wrong))
+    record = check(faulty, onnx_models.gemm_net(), [X, {"x": X["x"] * 2}, {"x": X["x"] * 3}])
+    assert record.verdict == "fail"
+    assert record.cases == 3
+    assert record.parity is not None
+    (judged,) = (entry for entry in record.parity.outputs[0].judged if entry["metric"] == "max")
+    assert judged["case"] == wrong
+    assert judged["value"] == pytest.approx(0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("wrong", ["Relu", "Sigmoid"])
+def test_every_output_is_compared(on_gpu: OnGpu, wrong: str) -> None:
+    def spoil(_: int, outputs: Outputs) -> Outputs:
+        return {**outputs, wrong: outputs[wrong] * np.float32(1.05)}
+
+    record = check(replace(on_gpu, spoiled=spoil), one_operator("Relu", "Sigmoid"), {"x": np.ones(4, np.float32)})
+    assert record.verdict == "fail"
+    assert record.parity is not None
+    assert {output.name for output in record.parity.outputs if output.verdict == "fail"} == {wrong}
+
+
+def test_an_output_that_does_not_come_back_is_an_error(on_gpu: OnGpu) -> None:
+    def spoil(_: int, outputs: Outputs) -> Outputs:
+        return {name: array for name, array in outputs.items() if name != "Sigmoid"}
+
+    record = check(replace(on_gpu, spoiled=spoil), one_operator("Relu", "Sigmoid"), {"x": np.ones(4, np.float32)})
+    assert record.verdict == "error"
+    assert "without Sigmoid" in str(record.message)
+
+
+def test_the_emulations_errors_stand_beside_the_engines(on_gpu: OnGpu) -> None:
+    wrong = replace(on_gpu, spoiled=shifted(0.005, lambda _: True), emulate_too=True)
+    record = check(wrong, onnx_models.gemm_net(), X)
+    assert record.verdict == "pass"
+    assert record.parity is not None
+    output = record.parity.outputs[0]
+    assert output.max == pytest.approx(0.005, rel=0.2)
+    assert 0 < output.details["emulated"]["max"] < 0.001
+
+
 @pytest.mark.parametrize("fault", [np.nan, np.inf])
 def test_an_engine_that_gives_nan_fails(on_gpu: OnGpu, fault: float) -> None:
     def spoil(_: int, outputs: Outputs) -> Outputs:

@@ -62,6 +62,17 @@ GROUPS = {
     "half": Group(("precision/half.py",), ("test_half*.py", "test_emulate.py", "test_artifacts.py", "test_guards.py")),
     "latency": Group(("latency/*.py",), ("test_latency*.py", "test_guards.py")),
 }
+MORE_GROUPS = {
+    "lowering": Group(
+        ("precision/*.py",), ("test_ca*.py", "test_q*.py", "test_half.py", "test_emulate.py", "test_guards.py")
+    ),
+    "check": Group(
+        ("artifacts.py", "blaming.py", "check.py", "engines.py", "job.py", "latency_check.py", "measure.py"),
+        ("test_artifacts.py", "test_guards.py", "test_measure*.py", "test_bundle.py", "test_baselines.py"),
+    ),
+    "model": Group(("model/*.py",), ("test_model.py", "test_facts.py", "test_artifacts.py", "test_guards.py")),
+}
+"""Beyond what must hold: tested when they are named."""
 NO_TEST = "no test runs it"
 TIMEOUT_FACTOR, TIMEOUT_EXTRA_S = 4.0, 20.0
 
@@ -241,6 +252,8 @@ def run_group(name: str, group: Group, arguments: argparse.Namespace) -> dict[st
     """Test a group's sample; what was found before is not tried again."""
     start = time.monotonic()
     population = [spot for path in group.sources() for spot in made.spots(path)]
+    if arguments.only:
+        population = [spot for spot in population if spot.operator in arguments.only]
     chosen = made.sample(ROOT, population, arguments.sample, arguments.seed)
     run = Run.of(name, group, arguments.into)
     todo = [mutant for mutant in chosen if not run.is_settled(mutant)]
@@ -310,22 +323,24 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"which: {', '.join(GROUPS)} (default: all)")
     parser.add_argument("--sample", type=int, default=300, help="mutants a group (default: 300)")
     parser.add_argument("--seed", type=int, default=8)
+    parser.add_argument("--only", nargs="*", help="these operators alone, such as RemoveGuard")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--into", type=Path, default=ROOT / ".mutation", help="a folder that keeps everything")
     arguments = parser.parse_args()
-    if unknown := [name for name in arguments.groups if name not in GROUPS]:
-        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    groups = {**GROUPS, **MORE_GROUPS}
+    if unknown := [name for name in arguments.groups if name not in groups]:
+        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(groups)}")
     arguments.into = arguments.into.resolve()
     arguments.into.mkdir(parents=True, exist_ok=True)
     report_file = arguments.into / "report.json"
     report = json.loads(report_file.read_text()) if report_file.exists() else {}
     report |= {"sample": arguments.sample, "seed": arguments.seed}
-    groups = report.setdefault("groups", {})
+    results = report.setdefault("groups", {})
     for name in arguments.groups or GROUPS:
-        groups[name] = run_group(name, GROUPS[name], arguments)
+        results[name] = run_group(name, groups[name], arguments)
         report_file.write_text(f"{json.dumps(report, indent=1)}\n")
     for name in arguments.groups or GROUPS:
-        found = groups[name]
+        found = results[name]
         print(
             f"{name}: {found['sampled']} of {found['mutants']} sampled, {found['killed']} killed, "
             f"{found['survived']} survived, {found['timed out']} timed out, score {found['score']}: {found['verdicts']}"
