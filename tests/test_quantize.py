@@ -440,6 +440,72 @@ def test_a_sum_kept_in_fp32_or_after_a_convolution_kept_in_fp32_is_left_alone(tm
     assert is_quantized(lowered(proto, tmp_path, keep_fp32=["c0"]), "sum", 1)
 
 
+def test_one_weight_of_two_axes_is_quantized_along_each(tmp_path: Path) -> None:
+    # Rows of very different size: along the wrong axis most of them would be lost.
+    square = (weights((4, 4), 5) * np.logspace(-3, 0, 4, dtype=np.float32)[:, None]).astype(np.float32)
+    proto = onnx_models.model(
+        [node("MatMul", ["x", "w"], "columns"), node("Gemm", ["x", "w"], "rows", transB=1)],
+        {"x": (FLOAT, [3, 4])},
+        {"columns": (FLOAT, [3, 4]), "rows": (FLOAT, [3, 4])},
+        {"w": square},
+    )
+    path = lowered(proto, tmp_path)
+    scales = {name: array.shape for name, array in initializers(path).items() if "scale" in name and array.ndim}
+    assert len(scales) == 2
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    found = OrtRunner(path)({"x": x})
+    on_grid = numpy_qdq(x, np.float32(4 / 127), "int8").astype(np.float64)
+    by_column = numpy_qdq(square, (np.abs(square).max(axis=0) / 127).astype(np.float32), "int8")
+    by_row = numpy_qdq(square, (np.abs(square).max(axis=1, keepdims=True) / 127).astype(np.float32), "int8")
+    np.testing.assert_allclose(found["columns"], on_grid @ by_column, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["rows"], on_grid @ by_row.T, rtol=1e-4, atol=1e-9)
+
+
+def test_a_residual_of_unknown_rank_is_one_all_the_same(tmp_path: Path) -> None:
+    nodes = [*BODY, node("Reshape", ["stem", "shape"], "residual"), node("Add", ["c1", "residual"], "sum")]
+    proto = onnx_models.model(
+        nodes,
+        {"stem": (FLOAT, [1, 4, 8, 8]), "shape": (TensorProto.INT64, ["rank"])},
+        {"sum": (FLOAT, [1, 4, 8, 8])},
+        {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
+    )
+    path = lowered(proto, tmp_path)
+    assert [is_quantized(path, "sum", index) for index in (0, 1)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("stem", "skip", "quantized"),
+    [
+        pytest.param(["n", 4, 8, 8], [1, 4, 8, 8], True, id="a size that may be the same"),
+        pytest.param(["n", 4, 8, 8], ["m", 4, 8, 8], True, id="a name that may be the same"),
+        pytest.param([1, 4, 8, 8], [1, 4, 8, 1], False, id="broadcast"),
+        pytest.param([1, 4, 8, 8], [8, 8], False, id="broadcast by rank"),
+    ],
+)
+def test_a_residual_has_the_shape_of_the_sum(
+    tmp_path: Path, stem: list[int | str], skip: list[int | str], quantized: bool
+) -> None:
+    proto = onnx_models.model(
+        [*BODY, node("Neg", ["skip"], "residual"), node("Add", ["c1", "residual"], "sum")],
+        {"stem": (FLOAT, stem), "skip": (FLOAT, skip)},
+        {"sum": (FLOAT, stem)},
+        {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
+    )
+    assert [is_quantized(lowered(proto, tmp_path), "sum", index) for index in (0, 1)] == [False, quantized]
+
+
+def test_a_weight_without_elements_and_one_of_a_single_element(tmp_path: Path) -> None:
+    proto = onnx_models.model(
+        [node("MatMul", ["x", "nothing"], "empty"), node("MatMul", ["x", "one"], "y")],
+        {"x": (FLOAT, [3, 1])},
+        {"y": (FLOAT, [3, 1]), "empty": (FLOAT, [3, 0])},
+        {"nothing": np.zeros((1, 0), np.float32), "one": np.array([[2.0]], np.float32)},
+    )
+    plan = plan_of(proto, tmp_path)
+    assert [point.node for point in plan.weights] == ["y"]
+    assert dict(plan.left_float) == {"empty": "its weight has no output channels"}
+
+
 # --- keep_fp32, and models that cannot be ----------------------------------------------------------------------------
 
 
@@ -522,6 +588,13 @@ def test_the_opset_is_raised_as_far_as_needed_and_the_model_means_the_same(
     x = np.random.default_rng(0).uniform(-4, 4, (2, 4, 8)).astype(np.float32)
     fp32, found = (OrtRunner(each)({"x": x})["y"] for each in (tmp_path / "fp32.onnx", path))
     np.testing.assert_allclose(found, fp32, atol=0.05 if dtype == "int8" else 0.1)
+
+
+@pytest.mark.parametrize(("dtype", "ir_version"), [("int8", 8), ("fp8", 9)])
+def test_fp8_raises_the_version_of_the_file(tmp_path: Path, dtype: Dtype, ir_version: int) -> None:
+    proto = gemm(weights((8, 3)))
+    proto.ir_version = 8
+    assert onnx.load(lowered(proto, tmp_path, dtype=dtype)).ir_version == ir_version
 
 
 def test_names_that_are_taken_are_avoided(tmp_path: Path) -> None:
