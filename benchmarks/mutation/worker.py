@@ -40,6 +40,8 @@ def run_pytest(copy: Path, tests: list[str], output: Path, timeout_s: float) -> 
             quiet = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio", "--hypothesis-profile=ci"]
             # hypothesis is imported before its plugin is, on purpose.
             quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+            # Runs beside each other would clear each other's temporary directories.
+            quiet.append(f"--basetemp={copy / 'tmp'}")
             status = int(pytest.main(["-x", "-q", "--tb=short", *quiet, *tests]))
         except BaseException:
             traceback.print_exc()
@@ -73,11 +75,12 @@ def judge(copy: Path, order: dict[str, Any]) -> dict[str, Any]:
             status = run_pytest(copy, whole, output, order["timeout_s"])
     finally:
         file.write_bytes(original)
-    if status in {_PYTEST_NO_TESTS, _HARNESS}:
-        raise SystemExit(f"no tests were run, of {order['tests'][:3]} …: {output.read_text(errors='replace')[-2000:]}")
-    outcome = TIMED_OUT if status is None else SURVIVED if status == _PYTEST_SURVIVED else KILLED
     lines = output.read_text(errors="replace").splitlines()
-    by = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), "")
+    if status == _PYTEST_NO_TESTS:
+        raise SystemExit(f"no tests were run, of {order['tests'][:3]} …: {lines[-20:]}")
+    outcome = TIMED_OUT if status is None else SURVIVED if status == _PYTEST_SURVIVED else KILLED
+    # Where pytest itself cannot go on (the plugin does not load any more), its last words.
+    by = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), lines[-1] if lines else "")
     return {"outcome": outcome, "by": by[:200], "seconds": round(time.monotonic() - start, 2)}
 
 
