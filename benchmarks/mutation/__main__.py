@@ -85,19 +85,16 @@ def _digest(paths: Iterable[Path]) -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def copy_to(folder: Path) -> Path:
-    """A fresh copy of what the tests need."""
+def copy_to(folder: Path, source: Path = ROOT) -> Path:
+    """A fresh copy of what the tests need; of another copy, with its bytecode."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    left_out = shutil.ignore_patterns("__pycache__") if source == ROOT else None
     for name in CARRIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, ignore=left_out)
         else:
-            shutil.copy2(source, folder / name)
-    # By hash: a mutant has its file's name, and may have its time.
-    command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", str(folder)]
-    subprocess.run(command, check=True)
+            shutil.copy2(source / name, folder / name)
     return folder
 
 
@@ -224,7 +221,10 @@ class Run:
             "source": untouched.read_text(encoding="utf-8"),
             "tests": sorted(seconds, key=lambda test: (seconds[test], test)),
             "timeout_s": 1200.0,
+            # pytest rewrites what it imports, the package too: the forks after this one find that done.
+            "writes_bytecode": True,
         }
+        copy_to(self.into / "copies" / "0")
         ((_, found),) = tested([(None, order)], 1, self.into)
         if found is None or found["outcome"] != "survived":
             output = self.into / "copies" / "0" / "output.txt"
@@ -232,13 +232,15 @@ class Run:
 
 
 def tested(orders: Iterable[tuple[Any, dict[str, Any]]], workers: int, into: Path) -> Iterator[tuple[Any, Any]]:
-    """Each order's outcome, as workers find them; None of one on which the worker itself ended."""
+    """Each order's outcome, as workers find them, in copies of `copies/0`; None where a worker itself ended."""
+    first = into / "copies" / "0"
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     count = 0
     for count, order in enumerate(orders, 1):  # noqa: B007 - how many there were
         waiting.put(order)
-    threads = [Worker(copy_to(into / "copies" / str(index)), waiting, done) for index in range(min(workers, count))]
+    others = [copy_to(into / "copies" / str(index), first) for index in range(1, min(workers, count))]
+    threads = [Worker(copy, waiting, done) for copy in (first, *others)]
     for thread in threads:
         waiting.put(None)
         thread.start()

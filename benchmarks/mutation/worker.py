@@ -23,7 +23,7 @@ KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 _PYTEST_SURVIVED, _PYTEST_USAGE, _PYTEST_NO_TESTS, _HARNESS = 0, 4, 5, 70
 
 
-def run_pytest(copy: Path, tests: list[str], output: Path, timeout_s: float) -> int | None:
+def run_pytest(copy: Path, order: dict[str, Any], tests: list[str], output: Path) -> int | None:
     """The exit status of pytest in a fork; None when it did not end in time."""
     child = os.fork()
     if not child:
@@ -35,6 +35,7 @@ def run_pytest(copy: Path, tests: list[str], output: Path, timeout_s: float) -> 
                 os.dup2(sink, stream)
             os.chdir(copy)
             sys.path.insert(0, str(copy))
+            sys.dont_write_bytecode = not order.get("writes_bytecode")
             import pytest
 
             quiet = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:asyncio", "--hypothesis-profile=ci"]
@@ -49,7 +50,7 @@ def run_pytest(copy: Path, tests: list[str], output: Path, timeout_s: float) -> 
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + order["timeout_s"]
     while time.monotonic() < end:
         done, wait = os.waitpid(child, os.WNOHANG)
         if done:
@@ -64,17 +65,20 @@ def run_pytest(copy: Path, tests: list[str], output: Path, timeout_s: float) -> 
 def judge(copy: Path, order: dict[str, Any]) -> dict[str, Any]:
     """What becomes of one mutant."""
     file, output = copy / order["file"], copy / "output.txt"
-    original = file.read_bytes()
+    original, times = file.read_bytes(), file.stat()
     start = time.monotonic()
     try:
-        file.write_text(order["source"], encoding="utf-8")
-        status = run_pytest(copy, order["tests"], output, order["timeout_s"])
+        if order["source"].encode() != original:
+            file.write_text(order["source"], encoding="utf-8")
+        status = run_pytest(copy, order, order["tests"], output)
         if status == _PYTEST_USAGE:
             # A parameter that the mutant changes is part of a test's id: take the test with all of its parameters.
             whole = list(dict.fromkeys(test.partition("[")[0] for test in order["tests"]))
-            status = run_pytest(copy, whole, output, order["timeout_s"])
+            status = run_pytest(copy, order, whole, output)
     finally:
         file.write_bytes(original)
+        # The bytecode that pytest keeps of a file is known by its time.
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     lines = output.read_text(errors="replace").splitlines()
     if status == _PYTEST_NO_TESTS:
         raise SystemExit(f"no tests were run, of {order['tests'][:3]} …: {lines[-20:]}")
@@ -86,8 +90,7 @@ def judge(copy: Path, order: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     copy = Path(sys.argv[1]).resolve()
-    # A file that is mutated twice within a second would be taken from its first mutant's .pyc.
-    sys.dont_write_bytecode = True
+    # A file that is mutated twice within a second would be taken from its first mutant's bytecode.
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPATH=str(copy))
     sys.path = [entry for entry in sys.path if Path(entry).resolve() != copy]
     for name in WARM:
