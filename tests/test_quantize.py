@@ -480,6 +480,7 @@ def test_a_residual_of_unknown_rank_is_one_all_the_same(tmp_path: Path) -> None:
         pytest.param(["n", 4, 8, 8], ["m", 4, 8, 8], True, id="a name that may be the same"),
         pytest.param([1, 4, 8, 8], [1, 4, 8, 1], False, id="broadcast"),
         pytest.param([1, 4, 8, 8], [8, 8], False, id="broadcast by rank"),
+        pytest.param([1, 4, 8, 8], [1], False, id="broadcast by rank, sizes alike as far as they go"),
     ],
 )
 def test_a_residual_has_the_shape_of_the_sum(
@@ -492,6 +493,17 @@ def test_a_residual_has_the_shape_of_the_sum(
         {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
     )
     assert [is_quantized(lowered(proto, tmp_path), "sum", index) for index in (0, 1)] == [False, quantized]
+
+
+def test_a_residual_may_be_an_input_of_the_model(tmp_path: Path) -> None:
+    shape = [1, 4, 8, 8]
+    proto = onnx_models.model(
+        [*BODY, node("Add", ["skip", "c1"], "sum")],
+        {"stem": (FLOAT, shape), "skip": (FLOAT, shape)},
+        {"sum": (FLOAT, shape)},
+        {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
+    )
+    assert [is_quantized(lowered(proto, tmp_path), "sum", index) for index in (0, 1)] == [True, False]
 
 
 def test_a_weight_without_elements_and_one_of_a_single_element(tmp_path: Path) -> None:
