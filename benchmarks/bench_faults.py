@@ -235,7 +235,7 @@ def sound_checks(bench: Bench, seeds: Sequence[int]) -> Iterator[dict[str, Any]]
             found = sizes.size(bench.subject.parts, bench.subject.decisions, [(runner(case), reference(case))])
             entry = {"seed": seed, **found, "sound": sizes.is_sound(found, bench.limit)}
             if entry["sound"]:
-                job = Job(Request("bench", bench.model, (), spec), bench.model, lowered, [case])
+                job = Job(Request("bench", bench.model, (), spec), bench.model, lowered, [case], reference)
                 outcome = parity.judge(job, runner, reference)
                 entry |= {"verdict": outcome.record.verdict, "reason": outcome.record.reason}
             yield entry

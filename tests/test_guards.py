@@ -293,7 +293,8 @@ def test_what_the_inspector_must_list(
             return layers
 
     lowered = artifacts.Lowered(Path("m.onnx"), "key", taken_as_it_is=as_it_is)
-    doubt = engines.precision_not_in_effect(cast("Engine", Inspected()), precision, lowered)
+    case = {"x": np.ones((1, 4), np.float32)}
+    doubt = engines.precision_not_in_effect(cast("Engine", Inspected()), precision, lowered, case)
     assert (doubt is not None) == doubted
 
 

@@ -1,11 +1,11 @@
 """Batch normalization, worked into the weights before they are lowered.
 
-TensorRT turns an inference-time BatchNormalization into a scale and a shift. Done on lowered weights, a running variance
-of 10⁸ (which real models have) overflows in FP16 and ruins a model that deploys well; so it is done first, on the FP32
-weights, and into the convolution before it. That is not free: with a variance of 10⁸ and weights of 0.05 the folded
-weights are subnormal FP16 numbers, and the convolution errs 16 times as much as with its weights rounded by themselves
-(3.4e-3 and 2.1e-4; with 10⁶ it is 1.7 times, up to 10⁴ nothing). A TF32 model is not folded: there the engine
-multiplies and adds behind the convolution (layers and results of an H100, TensorRT-RTX 1.5).
+TensorRT turns an inference-time BatchNormalization into a scale and a shift. Done on lowered weights, a running
+variance of 10⁸ (which real models have) overflows in FP16 and ruins a model that deploys well; so it is done first, on
+the FP32 weights, and into the convolution before it. That is not free: with a variance of 10⁸ and weights of 0.05 the
+folded weights are subnormal FP16 numbers, and the convolution errs 16 times as much as with its weights rounded by
+themselves (3.4e-3 and 2.1e-4; with 10⁶ it is 1.7 times, up to 10⁴ nothing). A TF32 model is not folded: there the
+engine multiplies and adds behind the convolution (layers and results of an H100, TensorRT-RTX 1.5).
 """
 
 from __future__ import annotations
