@@ -481,6 +481,8 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
     mostly = bool(mine) and 2 * len(arithmetic.within(heavy, precision)) >= len(heavy)
     if not reduced or (precision in {"fp16", "bf16"} and reduced == {precision} and not mostly):
         return None
+    if precision == "fp32" and mostly:
+        return None
     if precision in {"fp32", "tf32"} or not (mostly or (mine and precision in {"int8", "fp8"})):
         raise _computes_in_another(model, precision, found, reduced)
     carried = sorted(model.half_types) + (["Q/DQ nodes"] if model.has_qdq else [])
