@@ -96,9 +96,10 @@ class Workshop:
 
     # --- what fixtures use -------------------------------------------------------------------------------------------
 
-    def reference(self, model: object, folders: Sequence[Path]) -> Reference:
+    def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:
         """The FP32 model as a callable."""
-        return artifacts.Reference(self.open_model(model, folders), self.cache, self.reference_provider)
+        opened = artifacts.open_model(self.open_model(model, folders), (), self.cache, custom_ops)
+        return artifacts.Reference(opened, self.cache, self.reference_provider)
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""

@@ -110,7 +110,9 @@ def trt_reference(request: pytest.FixtureRequest) -> Callable[[object], Referenc
     from pytest_trtcheck.running import folders
 
     workshop = _workshop(request)
-    return lambda model: workshop.reference(model, folders(request.node))
+    options: BuildOptions | None = request.getfixturevalue("trt_build_options")
+    custom_ops = () if options is None else options.custom_ops
+    return lambda model: workshop.reference(model, folders(request.node), custom_ops)
 
 
 @pytest.fixture

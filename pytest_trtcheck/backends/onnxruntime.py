@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from importlib import metadata
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,6 @@ from pytest_trtcheck.errors import ArgumentError, GpuError, MissingDependencyErr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -199,7 +199,8 @@ def _as_array(value: Any) -> NDArray[Any]:
 
 def _register(options: Any, library: str) -> None:
     try:
-        options.register_custom_ops_library(str(library))
+        # A bare file name would be looked up in the system's folders.
+        options.register_custom_ops_library(str(Path(library).resolve()))
     except Exception as error:
         raise ArgumentError(
             f"custom_ops: {library} cannot be loaded: {_first_line(error)}",
