@@ -495,6 +495,18 @@ def test_a_residual_has_the_shape_of_the_sum(
     assert [is_quantized(lowered(proto, tmp_path), "sum", index) for index in (0, 1)] == [False, quantized]
 
 
+@pytest.mark.parametrize("operands", [["c1", "constant"], ["constant", "c1"]])
+def test_a_constant_of_the_sums_own_shape_is_no_residual(tmp_path: Path, operands: list[str]) -> None:
+    shape = [1, 4, 8, 8]
+    proto = onnx_models.model(
+        [*BODY, node("Add", operands, "sum")],
+        {"stem": (FLOAT, shape)},
+        {"sum": (FLOAT, shape)},
+        {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2), "constant": weights(shape, 3)},
+    )
+    assert plan_of(proto, tmp_path).tensors == ("stem", "r0")
+
+
 def test_a_residual_may_be_an_input_of_the_model(tmp_path: Path) -> None:
     shape = [1, 4, 8, 8]
     proto = onnx_models.model(
@@ -504,6 +516,19 @@ def test_a_residual_may_be_an_input_of_the_model(tmp_path: Path) -> None:
         {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
     )
     assert [is_quantized(lowered(proto, tmp_path), "sum", index) for index in (0, 1)] == [True, False]
+
+
+@pytest.mark.parametrize("rank", [3, 4, 5])
+@pytest.mark.parametrize(("kind", "axis"), [("Conv", 0), ("ConvTranspose", 1)])
+def test_convolutions_of_any_rank_are_quantized(tmp_path: Path, kind: str, axis: int, rank: int) -> None:
+    spatial = [4] * (rank - 2)
+    proto = onnx_models.model(
+        [node(kind, ["x", "w"], "y")],
+        {"x": (FLOAT, [1, 2, *spatial])},
+        {"y": (FLOAT, [1, 2, *spatial])},
+        {"w": weights((2, 2, *[1] * (rank - 2)))},
+    )
+    assert [(point.tensor, point.axis) for point in plan_of(proto, tmp_path).weights] == [("w", axis)]
 
 
 def test_a_weight_without_elements_and_one_of_a_single_element(tmp_path: Path) -> None:
@@ -615,9 +640,13 @@ def test_names_that_are_taken_are_avoided(tmp_path: Path) -> None:
             helper.make_node("Relu", ["x"], ["x_scale"], name="x_QuantizeLinear"),
             helper.make_node("Gemm", ["x", "w"], ["x_QuantizeLinear_output"], name="w_DequantizeLinear"),
             helper.make_node("Add", ["x_QuantizeLinear_output", "w_scale"], ["y"], name="int8_zero_point"),
+            *(helper.make_node("Relu", ["x"], [f"x_scale_{n}"], name=f"relu_{n}") for n in (1, 2, 3)),
         ],
         {"x": (FLOAT, [2, 4])},
-        {"y": (FLOAT, [2, 4]), "x_scale": (FLOAT, [2, 4])},
+        {
+            "y": (FLOAT, [2, 4]),
+            **{name: (FLOAT, [2, 4]) for name in ("x_scale", "x_scale_1", "x_scale_2", "x_scale_3")},
+        },
         {"w": weights((4, 4)), "w_scale": weights((2, 4))},
     )
     x = np.random.default_rng(0).uniform(-4, 4, (2, 4)).astype(np.float32)
