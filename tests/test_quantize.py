@@ -478,6 +478,7 @@ def test_a_residual_of_unknown_rank_is_one_all_the_same(tmp_path: Path) -> None:
     [
         pytest.param(["n", 4, 8, 8], [1, 4, 8, 8], True, id="a size that may be the same"),
         pytest.param(["n", 4, 8, 8], ["m", 4, 8, 8], True, id="a name that may be the same"),
+        pytest.param([1, 4, 300, 1], [1, 4, 300, 1], True, id="the same size, a large one"),
         pytest.param([1, 4, 8, 8], [1, 4, 8, 1], False, id="broadcast"),
         pytest.param([1, 4, 8, 8], [8, 8], False, id="broadcast by rank"),
         pytest.param([1, 4, 8, 8], [1], False, id="broadcast by rank, sizes alike as far as they go"),
@@ -493,6 +494,18 @@ def test_a_residual_has_the_shape_of_the_sum(
         {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
     )
     assert [is_quantized(lowered(proto, tmp_path), "sum", index) for index in (0, 1)] == [False, quantized]
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Sub", "Max"])
+def test_what_is_no_sum_has_no_residual(tmp_path: Path, kind: str) -> None:
+    shape = [1, 4, 8, 8]
+    proto = onnx_models.model(
+        [*BODY, node(kind, ["c1", "skip"], "sum")],
+        {"stem": (FLOAT, shape), "skip": (FLOAT, shape)},
+        {"sum": (FLOAT, shape)},
+        {"w0": weights((4, 4, 1, 1), 1), "w1": weights((4, 4, 1, 1), 2)},
+    )
+    assert plan_of(proto, tmp_path).tensors == ("stem", "r0")
 
 
 @pytest.mark.parametrize("operands", [["c1", "constant"], ["constant", "c1"]])
