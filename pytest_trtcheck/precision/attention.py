@@ -62,7 +62,7 @@ def in_one_kernel(model: ir.Model, defined: Collection[ir.Node] = ()) -> Kernels
     Parameters
     ----------
     defined
-        Nodes that an Attention operator was spelled out as: there, masked scores saturate too.
+        Nodes that an Attention operator was spelled out as: there, masked scores saturate too, but a NaN stays.
     """
     unrounded: set[ir.Value] = set()
     results: set[ir.Value] = set()
@@ -74,7 +74,7 @@ def in_one_kernel(model: ir.Model, defined: Collection[ir.Node] = ()) -> Kernels
         if node.outputs[0].dtype == ir.DataType.BFLOAT16:
             unrounded.update(scores.values, scores.scaled_operands())
         elif not scores.masked or node in defined:
-            _saturate(scores.softmax)
+            _saturate(scores.values[-1], swallows_nan=not scores.masked)
     return Kernels(frozenset(unrounded), frozenset(results))
 
 
@@ -93,7 +93,7 @@ def _scores(softmax: ir.Node) -> _Scores | None:
             return _Scores(softmax, product, tuple(values), masked) if _fits(producer) else None
         if producer.op_type not in _BETWEEN:
             return None
-        masked |= producer.op_type in {"Add", "Where"}
+        masked |= producer.op_type in {"Add", "Where"} and not any(map(_is_nought, producer.inputs))
         value = next((each for each in producer.inputs if each is not None and _is_score(each)), None)
     return None
 
@@ -123,17 +123,30 @@ def _product_behind(value: ir.Value) -> ir.Node | None:
     return _product_behind(user.outputs[0]) if user.op_type in {"Cast", "CastLike", "Where"} else None
 
 
+def _is_nought(value: ir.Value | None) -> bool:
+    """Whether it is the empty mask of the Attention operator's definition."""
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type in {"Cast", "CastLike", "Identity"}:
+        return _is_nought(producer.inputs[0])
+    return producer is not None and producer.op_type == "ConstantOfShape" and "value" not in producer.attributes
+
+
 def _is_score(value: ir.Value) -> bool:
     producer = value.producer()
     return producer is not None and producer.op_type in _BETWEEN | {"MatMul"}
 
 
-def _saturate(softmax: ir.Node) -> None:
-    score, graph = softmax.inputs[0], softmax.graph
-    assert graph is not None
-    steps = Steps(softmax, ir.DataType.FLOAT16)
+def _saturate(score: ir.Value, *, swallows_nan: bool) -> None:
+    """Hold the first product to FP16's largest numbers, for all that use it."""
+    product = score.producer()
+    assert product is not None
+    assert product.graph is not None
+    uses = list(score.uses())
+    steps = Steps(product, ir.DataType.FLOAT16)
     least, most = (steps.scalar(sign * _LARGEST, label) for sign, label in ((-1, "least"), (1, "most")))
     is_nan = steps.add("IsNaN", score, dtype=ir.DataType.BOOL)
-    kept = steps.add("Where", is_nan, least, steps.add("Clip", score, least, most))
-    graph.insert_before(softmax, steps.nodes)
-    softmax.replace_input_with(0, kept)
+    held = steps.add("Where", is_nan, least if swallows_nan else score, steps.add("Clip", score, least, most))
+    held.shape = score.shape
+    product.graph.insert_after(product, steps.nodes)
+    for user, index in uses:
+        user.replace_input_with(index, held)

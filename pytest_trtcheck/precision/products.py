@@ -150,9 +150,9 @@ class _Cut:
 
 def _cut(node: ir.Node) -> _Cut | None:
     """Where to cut the node; None where it accumulates in FP32, or where that can't be told."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    data, weight = node.inputs[:2] if len(node.inputs) > 1 else (None, None)
     shape = weight.shape if weight is not None else None
-    if shape is None:
+    if data is None or shape is None:
         return None
     if node.op_type == "Conv":
         group = node.attributes["group"].as_int() if "group" in node.attributes else 1
@@ -165,6 +165,8 @@ def _cut(node: ir.Node) -> _Cut | None:
     turned = [name in node.attributes and bool(node.attributes[name].as_int()) for name in ("transA", "transB")]
     axes = (0 if turned[0] else -1, 1 if turned[1] else -2)
     length = shape[axes[1]]
+    if not isinstance(length, int) and data.shape is not None:
+        length = data.shape[axes[0]]
     return _worthwhile(_Cut(node, length, 1, axes, _CHUNK)) if isinstance(length, int) else None
 
 
