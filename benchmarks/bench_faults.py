@@ -41,7 +41,7 @@ from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache, hash_file
 from pytest_trtcheck.check import Request, Workshop
 from pytest_trtcheck.compare import DEFAULT_TOLERANCE
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.job import Job
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.spec import ParitySpec
@@ -219,7 +219,7 @@ def cell(bench: Bench, fault: str | None) -> dict[str, Any]:
         lowered, where = (bench.lower(), "") if fault is None else bench.planted(fault)
     except planting.NotHere as error:
         return {"verdict": "not planted", "message": str(error)}
-    except TrtCheckError as error:
+    except CheckError as error:
         return {"verdict": "not lowered", "message": str(error).splitlines()[0][:300]}
     found = bench.judge(lowered)
     if lowered.path.parent == bench.folder:

@@ -26,7 +26,7 @@ import numpy as np
 from pytest_trtcheck import artifacts, compare
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.compare.division import view
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def main() -> None:
             for height in HEIGHTS:
                 try:
                     run(path, arguments.inputs, Cache(Path(scratch)), results, height)
-                except (TrtCheckError, ValueError) as error:
+                except (CheckError, ValueError) as error:
                     results["left_out"][name] = str(error).splitlines()[0][:160]
                     continue
                 results["models"].append(name)

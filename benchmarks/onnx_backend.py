@@ -36,7 +36,7 @@ from onnx import numpy_helper
 
 from pytest_trtcheck import artifacts, families
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.model import graph
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Lowered:
         try:
             model = artifacts.open_model(str(self.work / "models" / f"{case}.onnx"), (self.work,), self.cache)
             return artifacts.lower(model, precision, self.cache).path  # type: ignore[arg-type]
-        except TrtCheckError:
+        except CheckError:
             return None
 
     def computes(self, path: Path) -> bool:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         found = _diff(given.old, given.new)
-    except TrtCheckError as error:
+    except CheckError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return BAD_INPUT
     from pytest_trtcheck.report import diff_text

@@ -25,7 +25,7 @@ from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -435,9 +435,7 @@ def _lowered(
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    left_out = "QuantizeLinear" in model.op_types
-    removed = ("its Q/DQ nodes quantize no operator's operands in full, and were left out",) if left_out else ()
-    notes = (*narrowed, *removed, *details.pop("notes"))
+    notes = (*narrowed, *details.pop("notes"))
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, notes, details)
 
 
@@ -462,7 +460,8 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
     """The user's own model where it computes in `precision` already; None where it is FP32, to be lowered.
 
     What its matrix products compute in decides: weights that are stored in fewer bits, or a cast somewhere, make no
-    model of another precision.
+    model of another precision. Q/DQ nodes round whatever the operators compute in, so a model with them is taken as it
+    is, or not at all: without them it would be another model.
 
     Raises
     ------
@@ -475,15 +474,17 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
         return None
     rows = _surveyed(model, cache)
     found = [arithmetic.Computation(*row) for row in rows]
+    operators = arithmetic.operators(found)
     reduced = {each.kind for each in found} - {"fp32", "float64"}
-    mine = arithmetic.within(found, precision)
-    heavy = arithmetic.heaviest(found)
+    mine = arithmetic.within(operators, precision)
+    heavy = arithmetic.heaviest(operators)
     mostly = bool(mine) and 2 * len(arithmetic.within(heavy, precision)) >= len(heavy)
+    is_quantized = precision in {"int8", "fp8"} and bool(arithmetic.within(found, precision))
     if not reduced or (precision in {"fp16", "bf16"} and reduced == {precision} and not mostly):
         return None
-    if precision == "fp32" and mostly:
+    if precision == "fp32" and mostly and len(operators) == len(found):
         return None
-    if precision in {"fp32", "tf32"} or not (mostly or (mine and precision in {"int8", "fp8"})):
+    if precision in {"fp32", "tf32"} or not (mostly or is_quantized):
         raise _computes_in_another(model, precision, found, reduced)
     carried = sorted(model.half_types) + (["Q/DQ nodes"] if model.has_qdq else [])
     if keep_fp32:
@@ -491,22 +492,26 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
             f"keep_fp32: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can be kept",
             "leave keep_fp32 out; export the model with those nodes in FP32, or give the FP32 model",
         )
-    note = (
-        f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; "
-        f"{len(mine)} of its {len(found)} nodes that do arithmetic compute in {precision}"
+    note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; " + (
+        f"{len(mine)} of its {len(operators)} nodes that do arithmetic compute in {precision}"
+        if mine
+        else f"none of its operators computes in {precision}, values are rounded to its grid alone"
     )
     return Lowered(model.path, model.sha256, (note,), {_ARITHMETIC: rows}, taken_as_it_is=True)
 
 
 def _computes_in_another(
-    model: OnnxModel, precision: Precision, found: Sequence[arithmetic.Computation], reduced: Collection[str]
+    model: OnnxModel, precision: Precision, found: Sequence[arithmetic.Computation], reduced: set[str]
 ) -> NothingComputedError:
-    own = [kind for kind in ("int8", "fp8", "fp16", "bf16") if kind in reduced]
+    # What computes in integers is refused in every precision.
+    own = [kind for kind in ("int8", "fp8", "fp16", "bf16") if kind in reduced and "integers" not in reduced]
+    operators = arithmetic.operators(found)
+    shown = operators if reduced & {each.kind for each in operators} else found
     hint = "export the model in FP32: it is lowered to what is asked for"
     if own:
         hint = f"ask for precision={own[0]!r}, which takes the model as it is; or {hint}"
     return NothingComputedError(
-        f"{precision=}: {model.label} carries its precision already: {_by_kind(found)}, so that it can't be checked in "
+        f"{precision=}: {model.label} carries its precision already: {_by_kind(shown)}, so that it can't be checked in "
         f"{precision}",
         hint,
     )
@@ -583,8 +588,8 @@ class _Calibration:
     ) -> _Calibration:
         if source is None:
             raise CalibrationError(
-                f"{precision=}: {model.label} has no Q/DQ nodes{' before an operator' * model.has_qdq}, and no "
-                "calibration data is given",
+                f"{precision=}: {model.label} has no Q/DQ nodes{' of activations' * model.has_qdq}, and no calibration "
+                "data is given",
                 'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
                 "random data would give an engine that fails silently",
             )
@@ -648,7 +653,7 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
 
     lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
     graph.write(lowered.model, folder / MODEL_FILE)
-    found = computed.survey(lowered.model)
+    found = arithmetic.operators(computed.survey(lowered.model))
     notes = [
         f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
         f"and became ±{half.LARGEST[precision]:g}"

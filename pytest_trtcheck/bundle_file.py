@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,7 +53,7 @@ class BundleItem(pytest.Item):
             loaded = bundle.read(self.path)
             if session.detection.gpu is not None and session.get("trt_backend") != "onnxruntime":
                 bundle.check_plugins(loaded)
-        except TrtCheckError as error:
+        except CheckError as error:
             refuse(self, error)
             raise
         spec = loaded.spec

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import artifacts, baselines, blaming, engines, parity
 from pytest_trtcheck.acceptance import Acceptance, acceptance
-from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, TrtCheckError, UnsupportedTargetError
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    CalibrationError,
+    CheckError,
+    GpuError,
+    ModelError,
+    UnsupportedTargetError,
+)
 from pytest_trtcheck.job import Job, Judged, Request
 from pytest_trtcheck.latency_check import Judge, Ledger
 from pytest_trtcheck.model import inputs as model_inputs
@@ -155,12 +162,12 @@ class Workshop:
             model = self._open(request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
             record = self._check(request, model, record)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._note_broken(error, request)
             record = replace(record, verdict="error", message=str(error))
         return replace(record, duration_s=time.perf_counter() - start)
 
-    def _note_broken(self, error: TrtCheckError, request: Request) -> None:
+    def _note_broken(self, error: CheckError, request: Request) -> None:
         if isinstance(error, GpuError) and error.poisoned and not self.broken:
             self.broken.append(f"{request.nodeid} broke CUDA in this process: {error.message.splitlines()[0]}")
 
@@ -200,7 +207,7 @@ class Workshop:
         if place is not None and place.gpu is not None and job.built is not None:
             try:
                 record = self._on_gpu(job, job.built, place, record)
-            except TrtCheckError as error:
+            except CheckError as error:
                 # With the engine named: it failed, whatever other checks say of it.
                 self._note_broken(error, request)
                 return replace(record, verdict="error", message=str(error))
@@ -225,7 +232,7 @@ class Workshop:
         """The lowered model. That TensorRT has no place for a model says more than that it cannot be lowered."""
         try:
             return self._lowered(request, model)
-        except ModelError:
+        except (ModelError, CalibrationError):
             as_it_is = artifacts.Lowered(model.path, model.sha256)
             self._accepted(Job(request, model, as_it_is, (), reference), None)
             raise
@@ -295,7 +302,7 @@ class Workshop:
 
         def compute() -> None:
             # What is wrong with it is said when it is asked for in earnest.
-            with suppress(TrtCheckError):
+            with suppress(CheckError):
                 for case in job.cases if wanted else ():
                     reference(case)
 
@@ -349,7 +356,7 @@ class Workshop:
         try:
             with blaming.alone_on_gpu(judged.job) if record.evidence == "engine" else nullcontext():
                 notes = request.watch(judged)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._note_broken(error, request)
             notes = (str(error),)
         return replace(record, notes=(*record.notes, *notes))
@@ -376,6 +383,9 @@ class Workshop:
                     layers_by_precision=engine.layers_by_precision(),
                 ),
             )
+            if engines.is_stated_alone(engine, job.precision):
+                note = f"{job.precision} is stated, not proved: the engine inspector tells no layer's type"
+                record = replace(record, notes=(*record.notes, note))
             reference = job.reference
             outcome = None
             with blaming.alone_on_gpu(job):

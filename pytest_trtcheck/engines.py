@@ -16,7 +16,7 @@ from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.tensorrt_io import DTYPES
 from pytest_trtcheck.backends.tensorrt_support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
-from pytest_trtcheck.errors import ArgumentError, TrtCheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -180,7 +180,7 @@ def start_cuda() -> None:
     """Make the GPU's context, which takes a quarter of a second once; an engine that is loaded says what is wrong."""
     from pytest_trtcheck.backends.cuda import Cuda
 
-    with contextlib.suppress(TrtCheckError), contextlib.closing(Cuda()):
+    with contextlib.suppress(CheckError), contextlib.closing(Cuda()):
         pass
 
 
@@ -250,6 +250,11 @@ def precision_not_in_effect(engine: Engine, precision: Precision, lowered: Lower
         return f"the inputs are empty, so that the engine computes nothing in {precision}: give at least one row"
     found = ", ".join(f"{count} in {name}" for name, count in layers.items())
     return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
+
+
+def is_stated_alone(engine: Engine, precision: Precision) -> bool:
+    """Whether the engine inspector tells of no layer what it computes in, so that nothing proves the precision."""
+    return precision not in {"fp32", "tf32"} and set(engine.layers_by_precision()) <= {"unknown"}
 
 
 def keep_kernels(built: Built, engine: Engine) -> None:

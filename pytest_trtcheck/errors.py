@@ -31,14 +31,11 @@ class CheckError(Exception):
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
 
 
-TrtCheckError = CheckError
-
-
-class ArgumentError(TrtCheckError):
+class ArgumentError(CheckError):
     """A marker argument, option or fixture value is unknown or ill-typed."""
 
 
-class ModelError(TrtCheckError):
+class ModelError(CheckError):
     """The model file cannot be read or does not fit what was asked of it."""
 
 
@@ -46,40 +43,40 @@ class NothingComputedError(ModelError):
     """No operator of the model would be computed in the precision asked for."""
 
 
-class InputError(TrtCheckError):
+class InputError(CheckError):
     """Inputs do not fit the model: name, dtype, rank, size or values."""
 
 
-class CalibrationError(TrtCheckError):
+class CalibrationError(CheckError):
     """Calibration data is missing, unreadable, or does not fit the model."""
 
 
-class MissingDependencyError(TrtCheckError):
+class MissingDependencyError(CheckError):
     """A library that this check needs is not installed; the hint names the extra to install."""
 
 
-class BuildError(TrtCheckError):
+class BuildError(CheckError):
     """TensorRT could not parse the model or build the engine; the message quotes all that it said."""
 
 
-class UnsupportedTargetError(TrtCheckError):
+class UnsupportedTargetError(CheckError):
     """The GPU or the TensorRT library cannot serve what was asked; known before building."""
 
 
-class GpuError(TrtCheckError):
+class GpuError(CheckError):
     """The GPU asked for is unknown, is not the one present, or failed while running."""
 
     poisoned: bool = False
     """Whether CUDA cannot be used any more in this process; only a new process can go on."""
 
 
-class CacheError(TrtCheckError):
+class CacheError(CheckError):
     """The cache directory cannot be used: not writable, full, or not ours."""
 
 
-class ComparisonError(TrtCheckError):
+class ComparisonError(CheckError):
     """A metric could not be computed; never a pass."""
 
 
-class ReportError(TrtCheckError):
+class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck import engines
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
 
 if TYPE_CHECKING:
@@ -123,8 +124,13 @@ class Job:
 
     @property
     def computed_in(self) -> Precision:
-        """The precision that the place really computes in, and by whose limits it is judged."""
-        return self.precision if self.place is None else engines.computed_in(self.precision, self.place)
+        """The precision that the place really computes in, and by whose limits it is judged.
+
+        TF32 is for matrix products: a model without one is computed in FP32 as it was asked to be.
+        """
+        if self.place is None or not self.model.op_types & MATRIX_OPERATORS:
+            return self.precision
+        return engines.computed_in(self.precision, self.place)
 
     @property
     def shown_precision(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_trtcheck import items, markers
 from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
-from pytest_trtcheck.errors import ArgumentError, TrtCheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Marked:
     parity: ParitySpec
     latency: LatencySpec | None = None
     judge_parity: bool = True
-    error: TrtCheckError | None = None
+    error: CheckError | None = None
 
-    def problem(self, item: pytest.Item) -> TrtCheckError | None:
+    def problem(self, item: pytest.Item) -> CheckError | None:
         """Why `item` can't be checked; None when it can."""
         return self.error or _unfit(item) or self._not_parametrized(item)
 
-    def _not_parametrized(self, item: pytest.Item) -> TrtCheckError | None:
+    def _not_parametrized(self, item: pytest.Item) -> CheckError | None:
         parameters = _parameters(item)
         for name, listed in {PRECISION: self.parity.precision, BATCH: self.parity.batch}.items():
             if len(listed) > 1 and name not in parameters:
@@ -89,12 +89,12 @@ def _from_marks(found: Mapping[str, list[pytest.Mark]], config: pytest.Config) -
             name: markers.from_marker(name, each.args, each.kwargs) for name, marks in found.items() for each in marks
         }
         _check_gpu_keys(config, specs.get("trt_latency"))
-    except TrtCheckError as error:
+    except CheckError as error:
         return Marked(ParitySpec(), error=error)
     return Marked(specs.get("trt_parity", ParitySpec()), specs.get("trt_latency"), judge_parity="trt_parity" in specs)
 
 
-def _unfit(item: pytest.Item) -> TrtCheckError | None:
+def _unfit(item: pytest.Item) -> CheckError | None:
     """Why nothing that a marker asks for can be done with `item`: it is no function that pytest calls for us."""
     if not isinstance(item, pytest.Function):
         kind = type(item).__name__
@@ -117,5 +117,5 @@ def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
         if isinstance(budget, dict):
             try:
                 gpu.check_budget_keys(budget, extra_gpus(config))
-            except TrtCheckError as error:
+            except CheckError as error:
                 raise ArgumentError(f"trt_latency: {name}: {error.message}", error.hint) from None

@@ -116,8 +116,9 @@ def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
         As `limits_of`.
     """
     limits = limits_of(job)
-    measured = _measured(job, runner, reference, limits)
-    _refuse_without_finite_reference(measured, job.model)
+    by_case = _measured_by_case(job, runner, reference, limits)
+    _refuse_without_finite_reference(by_case, job.model)
+    measured = _merged(job, by_case)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
     record = compare.summarize(outputs, job.request.parity.metric)
     notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
@@ -226,13 +227,18 @@ _TELLING = 64
 """Elements from which an order that explains the error is no accident."""
 
 
-def _measured(job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits) -> dict[str, compare.Measurement]:
+def _measured_by_case(
+    job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits
+) -> list[dict[str, compare.Measurement]]:
     # TensorRT has no FP64: an engine gives FP32 where the model has FP64.
     is_engine = getattr(actual, "evidence", None) == "engine"
     dtypes = {output.name: np.float32 for output in job.model.outputs if is_engine and output.dtype == "float64"}
-    by_case = [
+    return [
         compare.measure_all(actual(case), expected(case), limits, expected_dtypes=dtypes or None) for case in job.cases
     ]
+
+
+def _merged(job: Job, by_case: Sequence[Mapping[str, compare.Measurement]]) -> dict[str, compare.Measurement]:
     return {output.name: compare.merge([each[output.name] for each in by_case]) for output in job.model.outputs}
 
 
@@ -254,7 +260,7 @@ def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: Any
     limits = limits_of(job)
     errors = {
         name: _errors(compare.judge(each, limits[name]))
-        for name, each in _measured(job, emulated, reference, limits).items()
+        for name, each in _merged(job, _measured_by_case(job, emulated, reference, limits)).items()
     }
     outputs = tuple(
         replace(output, details={**output.details, "emulated": errors[output.name]})
@@ -314,15 +320,21 @@ def failed(record: ParityRecord, reason: str) -> ParityRecord:
     return replace(record, verdict="fail", reason=reason)
 
 
-def _refuse_without_finite_reference(measured: Mapping[str, compare.Measurement], model: OnnxModel) -> None:
-    """A reference that is NaN or infinite throughout agrees with anything that is ruined the same way."""
-    for name, each in measured.items():
-        bad = each.nonfinite.nan_reference + each.nonfinite.inf_reference
-        if each.size and bad >= each.size:
-            raise ModelError(
-                f"{model.label}: the FP32 reference itself is NaN or infinite in every element of output {name!r}",
-                "there is nothing to compare with: give inputs that the model is meant for",
-            )
+def _refuse_without_finite_reference(by_case: Sequence[Mapping[str, compare.Measurement]], model: OnnxModel) -> None:
+    """A reference that is NaN or infinite throughout agrees with anything that is ruined the same way.
+
+    On one input of several is enough: what is compared there says nothing.
+    """
+    for index, measured in enumerate(by_case):
+        for name, each in measured.items():
+            bad = each.nonfinite.nan_reference + each.nonfinite.inf_reference
+            if each.size and bad >= each.size:
+                where = f" on input [{index}]" if len(by_case) > 1 else ""
+                raise ModelError(
+                    f"{model.label}: the FP32 reference itself is NaN or infinite in every element of output "
+                    f"{name!r}{where}",
+                    "there is nothing to compare with: give inputs that the model is meant for",
+                )
 
 
 def _examined(

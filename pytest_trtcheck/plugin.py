@@ -111,9 +111,9 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    from pytest_trtcheck.errors import CheckFailed, TrtCheckError
+    from pytest_trtcheck.errors import CheckError, CheckFailed
 
-    return isinstance(error, (TrtCheckError, CheckFailed))
+    return isinstance(error, (CheckError, CheckFailed))
 
 
 # --- collection ------------------------------------------------------------------------------------------------------

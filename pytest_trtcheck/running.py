@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, TrtCheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed
 from pytest_trtcheck.items import RUN
 from pytest_trtcheck.record import PROPERTY, CheckRecord
 from pytest_trtcheck.session import session_of
@@ -89,7 +89,7 @@ def attach(item: pytest.Item, record: CheckRecord) -> None:
     item.user_properties.extend(junit.properties(json.loads(record.to_json()), index))
 
 
-def refuse(item: pytest.Item, error: TrtCheckError) -> NoReturn:
+def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
     """Fail the item for a marker that cannot be understood or followed."""
     attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=str(error)))
     raise error
@@ -114,7 +114,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
             )
         body.checked = True
         given = body.returned(item)
-    except TrtCheckError as error:
+    except CheckError as error:
         refuse(item, error)
     found = found.selected(item)
     source = "returned"

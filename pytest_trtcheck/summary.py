@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import settings
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.items import RUNS, is_our_property
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Collector:
         # Settings that are wrong were refused at the start; then there is nothing to report either.
         try:
             files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html", "trt_export")}
-        except TrtCheckError:
+        except CheckError:
             return
         self._export(files.pop("trt_export"), session, exitstatus)
         if self.records:
@@ -85,7 +85,7 @@ class Collector:
             if path:
                 try:
                     self._write(name, self._config.invocation_params.dir / path)
-                except TrtCheckError as error:
+                except CheckError as error:
                     self._problems.append(str(error))
         if self.records and settings.value(self._config, "trt_update_baseline"):
             self._update_baselines()
@@ -111,7 +111,7 @@ class Collector:
         try:
             target = self._config.invocation_params.dir / folder
             self._told += export.write(target, self.records, session_of(self._config).cache).lines()
-        except TrtCheckError as error:
+        except CheckError as error:
             self._problems.append(f"--trt-export: {error}")
 
     def _update_baselines(self) -> None:
@@ -124,7 +124,7 @@ class Collector:
             return
         try:
             done = baselines.update(directory, self.records)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._problems.append(str(error))
             return
         self._told.append(f"{plural(done.recorded, 'baseline')} recorded in {plural(len(done.files), 'file')}")
@@ -156,7 +156,7 @@ class Collector:
             return
         try:
             github.write_step_summary(github.step_summary(self.records, self._environment))
-        except TrtCheckError as error:
+        except CheckError as error:
             self._problems.append(str(error))
 
     def _annotate(self, terminalreporter: pytest.TerminalReporter) -> None:

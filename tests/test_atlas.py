@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from pytest_trtcheck.errors import NothingComputedError
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "gpu" / "atlas"))
@@ -33,7 +36,10 @@ def test_the_emulation_says_what_the_gpu_said(measured: dict[str, Any], tmp_path
     for case in probes.cases():
         for precision in case.precisions:
             name = f"{case.name}.{precision}"
-            if name in chosen:
+            if name not in chosen:
+                continue
+            # A check of what computes nothing is refused: casts, and other things that move values.
+            with suppress(NothingComputedError):
                 prepare.lowered(case, precision, tmp_path / f"{name}.onnx", tmp_path / "cache")
     with np.errstate(all="ignore"):
         agreement.emulate(tmp_path, tmp_path / "emulated.json")

@@ -14,7 +14,7 @@ from pytest_trtcheck import artifacts, parity
 from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import Workshop
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError, NothingComputedError
+from pytest_trtcheck.errors import ArgumentError, ModelError, NothingComputedError
 from pytest_trtcheck.job import Job, Request
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models, trt_models
@@ -171,7 +171,7 @@ NOTHING: list[tuple[str, Any, str]] = [
     ("bf16", lambda: foreign("com.microsoft", "FastGelu"), r"com.microsoft.FastGelu is none of ONNX's"),
     ("fp16", lambda: foreign("ai.onnx.ml", "Normalizer", norm="L2"), r"foreign: ONNX has no 16-bit Normalizer"),
     ("fp16", qoperator, r"1 node in integers \(product\)"),
-    ("int8", qoperator, r"1 node in integers \(product\)"),
+    ("int8", qoperator, r"1 of its nodes compute in integers \(product\)"),
     ("fp16", dynamically_quantized, r"1 of its nodes compute in integers \(product\)"),
     ("bf16", dynamically_quantized, r"1 of its nodes compute in integers \(product\)"),
     ("tf32", lambda: net([N("Relu", ["x"], ["y"], name="r")], {}), r"nothing is computed in TF32.*no matrix product"),
@@ -209,15 +209,16 @@ def test_keeping_every_node_of_int8_is_an_error(cache: Cache) -> None:
         lower(mlp(), "int8", cache, keep=("*",), data={"x": np.ones((1, 2, 8), np.float32)})
 
 
-def test_activations_alone_quantized_are_no_int8(cache: Cache) -> None:
-    with pytest.raises(CalibrationError, match="no Q/DQ nodes before an operator"):
-        lower(fake_quantized(np.int8(0), weight_too=False), "int8", cache)
+def test_activations_alone_quantized_are_rounded_to_int8_alone(cache: Cache) -> None:
+    lowered = lower(fake_quantized(np.int8(0), weight_too=False), "int8", cache)
+    assert lowered.taken_as_it_is
+    assert "none of its operators computes in int8, values are rounded to its grid alone" in lowered.notes[0]
 
 
-def test_qdq_nodes_that_are_left_out_are_said_to_be(cache: Cache) -> None:
-    lowered = lower(fake_quantized(np.int8(0), weight_too=False), "fp16", cache)
-    assert nodes(lowered, "fp16") == ["mm"]
-    assert "its Q/DQ nodes quantize no operator's operands in full, and were left out" in lowered.notes
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32", "fp8"])
+def test_qdq_nodes_are_never_left_out(precision: Precision, cache: Cache) -> None:
+    with pytest.raises(NothingComputedError, match="ask for precision='int8'"):
+        lower(fake_quantized(np.int8(0), weight_too=False), precision, cache)
 
 
 def test_a_node_counts_where_all_its_operands_are_quantized(cache: Cache) -> None:

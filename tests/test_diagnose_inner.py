@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pytest_trtcheck import families
 from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.diagnose import diagnose, explain, unrolling
 from pytest_trtcheck.diagnose.models import named
@@ -230,7 +231,9 @@ def test_an_overflow_inside_a_loop(bench: Bench) -> None:
 
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_an_overflow_inside_a_scan(bench: Bench, backwards: bool, axis: int) -> None:
+def test_an_overflow_inside_a_scan(bench: Bench, backwards: bool, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorRT-RTX 1.5 and 1.7 have no Scan in 16 bits, so that lowering leaves it in FP32.
+    monkeypatch.setattr(families, "without_kernel", lambda *_: {})
     rows = (np.random.default_rng(1).standard_normal((5, 8)) * 8).astype(np.float32)
     found = blamed(bench, scan(backwards=backwards, axis=axis), {"x": rows if axis == 0 else rows.T.copy()})
     assert found.culprit is not None

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import RUNNERS
+
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "tests/test_digits.py::"
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
@@ -43,7 +45,16 @@ class Project:
         report.unlink(missing_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--trt-report={report}", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                *(f"-pno:{name}" for name in RUNNERS),
+                f"--trt-report={report}",
+                *arguments,
+            ],
             cwd=self.path,
             env=environment,
             text=True,

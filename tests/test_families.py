@@ -65,7 +65,7 @@ def resize(**attributes: Any) -> onnx.ModelProto:
 
 
 def qdq(zero_point: NDArray[Any] | None, scale: NDArray[Any] | None = None, domain: str = "") -> onnx.ModelProto:
-    """x → Q → DQ → y."""
+    """x → Q → DQ → Relu → y."""
     weights = {"s": np.array(0.1, np.float32) if scale is None else scale}
     extra = []
     if zero_point is not None:
@@ -73,7 +73,8 @@ def qdq(zero_point: NDArray[Any] | None, scale: NDArray[Any] | None = None, doma
         extra = ["z"]
     nodes = [
         node("QuantizeLinear", ["x", "s", *extra], ["q"], name="it", domain=domain),
-        node("DequantizeLinear", ["q", "s", *extra], ["y"], name="dq", domain=domain),
+        node("DequantizeLinear", ["q", "s", *extra], ["d"], name="dq", domain=domain),
+        node("Relu", ["d"], ["y"], name="relu"),
     ]
     return model(nodes, X4, weights=weights, domains=(domain,) if domain else ())
 

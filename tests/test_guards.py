@@ -263,7 +263,8 @@ def test_an_engine_that_flickers_fails_a_latency_test_as_well(on_gpu: OnGpu) -> 
 @pytest.mark.parametrize("layers", [{"fp32": 9}, {"fp32": 9, "unknown": 1}, {}, {"fp16": 0, "fp32": 2}])
 def test_an_engine_that_computes_in_another_precision_fails(on_gpu: OnGpu, layers: Mapping[str, int]) -> None:
     record = check(replace(on_gpu, layers=layers), onnx_models.gemm_net(), X)
-    # Without layers there is nothing that tells: the set of them is no more than {"unknown"}.
+    stated = "fp16 is stated, not proved: the engine inspector tells no layer's type"
+    assert (stated in record.notes) == (not layers)
     if not layers:
         assert record.verdict == "pass"
         return
@@ -477,10 +478,8 @@ def test_a_diagnosis_is_kept_for_what_it_was_made_of(workshop: Workshop) -> None
     assert diagnoses() == 2
     check(workshop, ruined(1), X, tol=1e-3)
     assert diagnoses() == 3
-    check(replace(workshop, allowance=Allowance(30.0)), ruined(1), X)
-    assert diagnoses() == 4
     check(workshop, ruined(2), X)
-    assert diagnoses() == 5
+    assert diagnoses() == 4
 
 
 def test_an_emulation_is_of_one_precision(tmp_path: Path) -> None:
@@ -607,3 +606,12 @@ def test_options_reach_the_workshop(pytester: pytest.Pytester) -> None:
         "no:cacheprovider",
     )
     result.assert_outcomes(passed=1)
+
+
+def test_one_input_whose_reference_is_nan_throughout_is_refused(workshop: Workshop) -> None:
+    proto = one_operator("Sqrt")
+    good, bad = ({"x": np.full(4, value, np.float32)} for value in (4.0, -4.0))
+    assert check(workshop, proto, [good, good]).verdict == "pass"
+    record = check(workshop, proto, [good, bad])
+    assert record.verdict == "error"
+    assert "NaN or infinite in every element of output 'Sqrt' on input [1]" in str(record.message)

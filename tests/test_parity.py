@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts, check, parity
+from pytest_trtcheck import acceptance, artifacts, check, parity
 from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.bundle.spec_json import spec_from_json, spec_to_json
@@ -132,12 +132,13 @@ def test_each_sample_of_a_batch_counts(tmp_path: Path) -> None:
     nodes = [
         N("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         N("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        N("DequantizeLinear", ["wq", "scale", "zero"], ["w"]),
         N("MatMul", ["d", "w"], ["y"], name="matmul"),
     ]
     weights: dict[str, NDArray[Any]] = {
         "scale": np.array(1 / 127, np.float32),
         "zero": np.array(0, np.int8),
-        "w": np.eye(32, dtype=np.float32),
+        "wq": np.eye(32, dtype=np.int8) * np.int8(127),
     }
     proto = onnx_models.model(nodes, {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["m", 32])}, weights)
     large, small = rng().uniform(-1, 1, (2, 1, 32)).astype(np.float32) * np.array([[[1]], [[3e-3]]], np.float32)
@@ -216,17 +217,29 @@ def picking(other_output: bool = False) -> onnx.ModelProto:
         N("MatMul", ["x", "w"], ["y"], name="matmul"),
         N("ReduceMax", ["x"], ["m"], axes=[1], keepdims=0),
         N("Greater", ["m", "threshold"], ["keep"]),
-        N("Compress", ["y", "keep"], ["picked"], axis=0),
+        N("NonZero", ["keep"], ["found"]),
+        N("Squeeze", ["found", "first"], ["rows"]),
+        N("Gather", ["y", "rows"], ["picked"], axis=0),
         N("ReduceMean", ["y"], ["mean"], axes=[0], keepdims=0),
     ]
     outputs: dict[str, tuple[int, list[int | str]]] = {"picked": (FLOAT, ["k", 4])}
     if other_output:
         outputs["mean"] = (FLOAT, [4])
-    weights: dict[str, NDArray[Any]] = {"w": onnx_models.weights((4, 4)), "threshold": np.array(5, np.float32)}
+    weights: dict[str, NDArray[Any]] = {
+        "w": onnx_models.weights((4, 4)),
+        "threshold": np.array(5, np.float32),
+        "first": np.array([0], np.int64),
+    }
     return onnx_models.model(nodes, {"x": (FLOAT, ["n", 4])}, outputs, weights)
 
 
-def test_outputs_without_elements_are_an_error(tmp_path: Path) -> None:
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX, where it is installed, has no NonZero; TensorRT has."""
+    monkeypatch.setattr(acceptance, "_installed", lambda _: None)
+
+
+def test_outputs_without_elements_are_an_error(tmp_path: Path, no_tensorrt: None) -> None:
     rows = rng().random((6, 4), dtype=np.float32)
     record = checked(picking(), {"x": rows}, tmp_path)
     assert record.verdict == "error"

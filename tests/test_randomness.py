@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import check
+from pytest_trtcheck import acceptance, check
 from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.job import Request
@@ -158,7 +158,10 @@ def test_what_reaches_no_output_is_no_error(name: str, tmp_path: Path) -> None:
     proto = SOUND[name]
     assert not runs_differ(proto)
     assert random_nodes(proto) == ()
-    assert checked(proto, tmp_path).verdict == "pass"
+    record = checked(proto, tmp_path)
+    assert "random" not in str(record.message)
+    # That TensorRT has no Dropout that trains is another thing, even where it drops nothing.
+    assert record.verdict == "pass" or "does not take the model" in str(record.message)
 
 
 def test_functions_are_looked_into() -> None:
@@ -172,7 +175,11 @@ def test_functions_are_looked_into() -> None:
     assert random_nodes(proto) == ("call/noise (RandomNormalLike)",)
 
 
-def test_a_dropout_that_an_input_turns_on_is_found_when_it_runs(tmp_path: Path) -> None:
+def test_a_dropout_that_an_input_turns_on_is_found_when_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorRT refuses it before that.
+    monkeypatch.setattr(check, "acceptance", lambda *_, **__: acceptance.Acceptance())
     nodes = [
         N("MatMul", ["x", "w"], ["g"], name="matmul"),
         N("ReduceMax", ["x"], ["m"], keepdims=0),

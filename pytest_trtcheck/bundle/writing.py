@@ -33,7 +33,7 @@ from pytest_trtcheck.bundle.layout import (
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import GpuError, ModelError, ReportError, TrtCheckError
+from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.record import is_bad, jsonable
 
@@ -139,7 +139,7 @@ class Writer:
             self._work = None
 
     def _problem(self, error: Exception) -> str:
-        reason = error.message if isinstance(error, TrtCheckError) else str(error) or type(error).__name__
+        reason = error.message if isinstance(error, CheckError) else str(error) or type(error).__name__
         return f"no failure bundle was written to {self._shown}: {reason}"
 
     def _publish(self, work: Path, record: CheckRecord, environment: Mapping[str, Any]) -> Path:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.diagnose import cutting
 from pytest_trtcheck.diagnose.statistics import difference, is_float
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -276,7 +276,7 @@ class Bisection:
         path, names = self._beginning(cut)
         try:
             results = self.run_engine(path)
-        except TrtCheckError as error:
+        except CheckError as error:
             self.notes.append(f"no engine up to {cut.tensors[0]!r}: {error.message.splitlines()[0]}")
             return {}
         wanted = [name for name in cut.tensors if name in self.emulated.producers]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.choices import CALIBRATION_METHODS
 from pytest_trtcheck.diagnose import audit
 from pytest_trtcheck.diagnose.trials import BudgetSpent
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def examine(
         outside = [each for each in outside if has_tensor(each.tensor)]
         found["outside"] = [asdict(each) for each in outside if each.share > 0]
         found["inputs_outside"] = sorted({each.worst for each in outside if each.share > audit.OUTSIDE_LIMIT})
-    except TrtCheckError as error:
+    except CheckError as error:
         notes.append(f"the calibrated ranges could not be audited: {_first_line(error)}")
     if not subject.is_quantized:
         return Examined(found, tuple(notes))
@@ -65,7 +65,7 @@ def examine(
         samples = subject.samples()
         found["samples"], flags = audit.flags(samples, samples.describe, subject.cases)
         found["flags"] = [asdict(each) for each in flags]
-    except TrtCheckError as error:
+    except CheckError as error:
         notes.append(f"the calibration data could not be looked at again: {_first_line(error)}")
     return Examined(found, tuple(notes))
 
@@ -75,7 +75,7 @@ def methods(subject: Subject, trials: Trials, progress: Callable[[str], None]) -
 
     Raises
     ------
-    TrtCheckError
+    CheckError
         The calibration data can't be read a second time.
     """
     given = subject.calibration
@@ -93,5 +93,5 @@ def methods(subject: Subject, trials: Trials, progress: Callable[[str], None]) -
     return found
 
 
-def _first_line(error: TrtCheckError) -> str:
+def _first_line(error: CheckError) -> str:
     return (error.message.splitlines() or [""])[0]

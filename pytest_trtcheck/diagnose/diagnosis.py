@@ -18,7 +18,7 @@ from pytest_trtcheck.diagnose.naming import Names
 from pytest_trtcheck.diagnose.result import Blame, Errors, Step
 from pytest_trtcheck.diagnose.switchboard import Switchboard
 from pytest_trtcheck.diagnose.trials import Clock, Subject, Trials
-from pytest_trtcheck.errors import TrtCheckError
+from pytest_trtcheck.errors import CheckError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +105,7 @@ def diagnose(
 
     Raises
     ------
-    TrtCheckError
+    CheckError
         The model can't be run any more.
     """
     if emulated is None:
@@ -252,7 +252,7 @@ class _Diagnosis:
             return blame
         try:
             found = calibration.methods(self.subject, Trials(self.subject, self.clock), self.progress)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._missed(f"no other calibration method could be tried: {_first_line(error)}")
             return blame
         return replace(blame, calibration={**blame.calibration, "methods": found})
@@ -281,7 +281,7 @@ class _Diagnosis:
             )
             self.notes += pair.unrolled.notes
             return Findings(pair, trace.trace(pair, subject.case), models.ROUNDOFF[subject.precision])
-        except TrtCheckError as error:
+        except CheckError as error:
             self._missed(f"the error could not be traced along the graph: {_first_line(error)}")
             return None
 
@@ -300,7 +300,7 @@ class _Diagnosis:
         """Why the operators that lose most do so, and what the likeliest causes do to the outputs by themselves."""
         try:
             self._measure_suspects(findings, lowered)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._missed(f"the likeliest causes could not be looked at: {_first_line(error)}")
 
     def _measure_suspects(self, findings: Findings, lowered: Judgement) -> None:
@@ -382,7 +382,7 @@ class _Diagnosis:
                 kept = search.find(self.goal)
                 if kept is not None:
                     blame = self._advised(blame, kept, search, names)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._missed(f"the search for nodes to keep in FP32 ended: {_first_line(error)}")
             return blame, None, False
         if kept is None:
@@ -466,7 +466,7 @@ class _Diagnosis:
         try:
             with trials.lowered(nodes) as lowered, self.engine.rebuild(lowered) as runner:
                 return trials.judge(runner)
-        except TrtCheckError as error:
+        except CheckError as error:
             self._missed(f"the list was not confirmed on the engine: {_first_line(error)}")
             return None
 
@@ -512,7 +512,7 @@ class _Diagnosis:
                 clock=self._clock_of_engines(),
                 progress=self.progress,
             )
-        except TrtCheckError as error:
+        except CheckError as error:
             self._missed(f"the engine could not be bisected: {_first_line(error)}")
             return blame
         if bisected is None:
@@ -593,5 +593,5 @@ def _headline(culprit: Culprit, others: int) -> str:
     return f"{at}, and {others} more alike" if others else at
 
 
-def _first_line(error: TrtCheckError) -> str:
+def _first_line(error: CheckError) -> str:
     return (error.message.splitlines() or [""])[0]

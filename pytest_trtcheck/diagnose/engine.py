@@ -81,7 +81,7 @@ def bisect(
 
     Raises
     ------
-    TrtCheckError
+    CheckError
         The emulated model can't be run up to a cut.
     """
     if engine.run is None:

@@ -13,7 +13,7 @@ from pytest_trtcheck.diagnose import cutting, unrolling
 from pytest_trtcheck.diagnose.cutting import Graph, weight_array
 from pytest_trtcheck.diagnose.statistics import BF16, FP16, FloatType, Span
 from pytest_trtcheck.diagnose.unrolling import Unrolled
-from pytest_trtcheck.errors import ModelError, TrtCheckError
+from pytest_trtcheck.errors import CheckError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,7 +126,7 @@ def stage(
         try:
             unrolled = unrolling.unroll(protos, 2, case, folder)
             reference, emulated, lowered = (Graph(proto, folder) for proto in protos)
-        except TrtCheckError as error:
+        except CheckError as error:
             unrolled = Unrolled(notes=[f"what happens inside control flow could not be looked at: {error.message}"])
     reference = _without_identities(reference, lowered)
     widened = _widened(reference, lowered)

@@ -17,6 +17,9 @@ MATRIX_OPERATORS = frozenset(
 )
 """What tensor cores compute: the operators that TF32 is for."""
 
+ROUNDING = "QuantizeLinear"
+"""What rounds values to the grid of a quantized type, and computes nothing else."""
+
 
 class Computation(NamedTuple):
     """A node that does arithmetic, and what it does it in: a precision's name, or another type's ("float64", …)."""
@@ -26,11 +29,20 @@ class Computation(NamedTuple):
     kind: str
 
 
+def operators(found: Iterable[Computation]) -> list[Computation]:
+    """Those that do more than round."""
+    return [each for each in found if each.op_type != ROUNDING]
+
+
 def within(found: Iterable[Computation], precision: str) -> list[Computation]:
-    """Those that are computed in `precision`; TF32 is what matrix products in FP32 may be computed in."""
+    """Those that are computed in `precision`; where none is, what rounds to its grid.
+
+    TF32 is what matrix products in FP32 may be computed in.
+    """
     if precision == "tf32":
         return [each for each in found if each.kind == "fp32" and each.op_type in MATRIX_OPERATORS]
-    return [each for each in found if each.kind == precision]
+    mine = [each for each in found if each.kind == precision]
+    return operators(mine) or mine
 
 
 def heaviest(found: Sequence[Computation]) -> Sequence[Computation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision.arithmetic import Computation
+from pytest_trtcheck.precision.arithmetic import ROUNDING, Computation
 
 _MOVES = frozenset(
     [
@@ -86,13 +86,18 @@ _GRIDS = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "fp8"}
 
 
 def survey(model: ir.Model) -> list[Computation]:
-    """Every node of `model`, inner graphs included, that does arithmetic on floats which depend on its inputs."""
+    """Every node of `model`, inner graphs included, that does arithmetic on floats which depend on its inputs.
+
+    A QuantizeLinear counts as well: it rounds to a grid, whatever the operators around it compute in.
+    """
     data = dependent_on_data(model)
     found = []
     for node in graphs.all_nodes(model.graph):
-        if not _does_arithmetic(node) or not any(value in data for value in node.inputs if value is not None):
+        rounds = node.op_type == ROUNDING
+        computes = _does_arithmetic(node) and any(value in data for value in node.inputs if value is not None)
+        if not rounds and not computes:
             continue
-        kind = _grid(node) or _kind(node)
+        kind = _grid_name(node.outputs[0].dtype) if rounds else _grid(node) or _kind(node)
         if kind is not None:
             found.append(Computation(node.name or "", node.op_type, kind))
     return found
@@ -161,8 +166,12 @@ def _grid(node: ir.Node) -> str | None:
         grid = _dequantized_from(value)
         if grid is None:
             return None
-        grids.add(_GRIDS.get(grid, grid.name.lower()))
+        grids.add(_grid_name(grid) or "")
     return " and ".join(sorted(grids)) or None
+
+
+def _grid_name(dtype: ir.DataType | None) -> str | None:
+    return None if dtype is None else _GRIDS.get(dtype, dtype.name.lower())
 
 
 def _dequantized_from(value: ir.Value) -> ir.DataType | None:

@@ -13,17 +13,12 @@ what a GPU's own functions (exp, tanh, …) lose.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import attention, inner, products, qdq
 from pytest_trtcheck.precision.steps import Steps
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -164,7 +159,7 @@ def _replace_in_outputs(graph: ir.Graph | ir.Function, old: ir.Value, new: ir.Va
 
 def _float_sources(model: ir.Model) -> None:
     """16-bit inputs and weights become FP32 by one Cast each; ONNX Runtime folds the weights' casts."""
-    for graph in _graphs(model):
+    for graph in graphs.all_graphs(model.graph):
         sources = [*graph.initializers.values(), *(graph.inputs if graph is model.graph else ())]
         for value in dict.fromkeys(sources):
             if value.dtype not in HALF_TYPES:
@@ -185,16 +180,6 @@ def _float_sources(model: ir.Model) -> None:
             for value in graph.inputs:
                 if value.dtype in HALF_TYPES:
                     value.dtype = ir.DataType.FLOAT
-
-
-def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    seen = {id(model.graph)}
-    yield model.graph
-    for node in list(graphs.all_nodes(model.graph)):
-        graph = node.graph
-        if isinstance(graph, ir.Graph) and id(graph) not in seen:
-            seen.add(id(graph))
-            yield graph
 
 
 def _restore_output_types(model: ir.Model, wanted: list[ir.DataType | None]) -> None:

@@ -37,11 +37,13 @@ class Steps:
         self.dtype = dtype
         self.node = node
         self._prefix = prefix or node.name or ""
+        self._constants: dict[str, ir.Value] = {}
 
     def inside(self, label: str) -> Steps:
         """Steps of a graph inside this node, such as a loop's body."""
         inner = Steps(self.node, self.dtype, self.opset)
         inner._prefix = f"{self._prefix}/{label}"
+        inner._constants = self._constants
         return inner
 
     def add(
@@ -73,17 +75,19 @@ class Steps:
         return step.outputs
 
     def constant(self, array: NDArray[Any], suffix: str) -> ir.Value:
-        """An initializer beside the nodes; one of that name is used again."""
+        """An initializer beside the nodes; one that was made for the same suffix is used again."""
         name = f"{self._prefix}/{suffix}"
+        if name in self._constants:
+            return self._constants[name]
         graph = self.node.graph
         assert isinstance(graph, ir.Graph)
-        if name in graph.initializers:
-            found = graph.initializers[name]
-            assert found.shape == array.shape, f"two constants called {name}"
-            return found
+        asked = name
+        while name in graph.initializers:
+            name += "_"
         tensor = ir.Tensor(array, name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         graph.register_initializer(value)
+        self._constants[asked] = value
         return value
 
     def scalar(self, number: float, suffix: str) -> ir.Value:
