@@ -218,6 +218,11 @@ def as_it_is(array: Array) -> Array:
         ((64, 1, 8, 3), rounded),
         ((16, 16, 16, 3), as_it_is),
         ((16, 4, 16, 3), as_it_is),
+        ((1, 1, 8, 3), as_it_is),
+        ((1, 1, 8, 7), truncated),
+        ((2, 1, 8, 3), truncated),
+        ((2, 1, 8, 1), as_it_is),
+        ((3, 1, 8, 1), rounded),
     ],
 )
 def test_a_convolution_in_tf32(shape: tuple[int, int, int, int], to_tf32: Any, tmp_path: Path) -> None:
@@ -234,6 +239,19 @@ def test_a_convolution_in_tf32(shape: tuple[int, int, int, int], to_tf32: Any, t
                 part = x_tf32[0, first : first + each, i : i + side, j : j + side]
                 expected[output] += (part * w_tf32[output, :, i, j, None, None]).sum(0)
     actual = tf32(proto, tmp_path)({"x": x})["y"][0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("width", "to_tf32"), [(7, truncated), (64, rounded), (256, as_it_is)])
+def test_a_long_kernel_in_tf32(width: int, to_tf32: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(width)
+    x, w = rng.standard_normal((1, 4, 1, width + 9)), rng.standard_normal((8, 4, 1, width))
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+    proto = onnx_models.model([node], {"x": (FLOAT, list(x.shape))}, {"y": (FLOAT, [1, 8, 1, 10])}, {"w": w})
+    windows = np.lib.stride_tricks.sliding_window_view(to_tf32(x)[0, :, 0], width, axis=1)
+    expected = np.einsum("ciw,ocw->oi", windows, to_tf32(w)[:, :, 0])
+    actual = tf32(proto, tmp_path)({"x": x})["y"][0, :, 0]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 

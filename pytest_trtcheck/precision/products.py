@@ -190,21 +190,46 @@ def _coarse(steps: Steps, value: ir.Value, bits: int, exact: set[ir.Value]) -> i
 # --- TF32 ------------------------------------------------------------------------------------------------------------
 
 
-def stays_float(node: ir.Node) -> bool:
-    """Whether a product of an FP32 model is computed in FP32 where TF32 is asked for: a grouped convolution."""
-    return node.op_type == "Conv" and "group" in node.attributes and node.attributes["group"].as_int() > 1
-
-
+_LONG_TAPS = 256
 _FEW_IN, _FEW_OUT = 16, 63
+_CUT_TAPS = 49
+
+
+def stays_float(node: ir.Node) -> bool:
+    """Whether a convolution of an FP32 model is computed in FP32 where TF32 is asked for.
+
+    Grouped ones are, those with a kernel of 256 along an axis (of 64 some are, taken as not), pointwise ones of one or
+    two input channels, and 3 × 3 ones of one (H100, TensorRT-RTX 1.5: 210 shapes, docs/measured/atlas).
+    """
+    if node.op_type != "Conv":
+        return False
+    if "group" in node.attributes and node.attributes["group"].as_int() > 1:
+        return True
+    shape = _weight_shape(node)
+    if shape is None:
+        return False
+    _, channels, *taps = shape
+    area = math.prod(taps)
+    is_thin = (channels <= 2 and area == 1) or (channels == 1 and area <= 9 and len(taps) > 1)
+    return is_thin or (math.isfinite(area) and max(taps) >= _LONG_TAPS)
 
 
 def truncates(node: ir.Node) -> bool:
     """Whether a convolution cuts its inputs to TF32 instead of rounding them: one of few channels, not pointwise.
 
-    With 16 input channels, 8 and 16 output channels do, 64 do not; between them nothing was measured.
+    With up to 16 input channels, up to 32 output channels do, 64 do not; between them nothing was measured. Kernels of
+    3 × 3 and 7 × 7 do, 1 × 64 does not; between them nothing was measured either.
     """
-    weight = node.inputs[1] if node.op_type == "Conv" else None
-    if weight is None or weight.shape is None or len(weight.shape) < 4:
+    shape = _weight_shape(node) if node.op_type == "Conv" else None
+    if shape is None:
         return False
-    made, channels, *taps = (size if isinstance(size, int) else math.inf for size in weight.shape)
-    return made <= _FEW_OUT and channels <= _FEW_IN and math.prod(taps) > 1
+    made, channels, *taps = shape
+    return made <= _FEW_OUT and channels <= _FEW_IN and math.prod(taps) > 1 and max(taps) < _CUT_TAPS
+
+
+def _weight_shape(node: ir.Node) -> list[float] | None:
+    """The sizes of a 2-D or 3-D convolution's weights, infinite where they are not known; None for others."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or weight.shape is None or len(weight.shape) < 4:
+        return None
+    return [size if isinstance(size, int) else math.inf for size in weight.shape]
