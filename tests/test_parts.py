@@ -480,6 +480,19 @@ def test_samples_and_parts_together() -> None:
 # --- what the user says ----------------------------------------------------------------------------------------------
 
 
+def test_scores_share_one_scale_across_samples() -> None:
+    """The best of 16 scores is 0.9 in one sample and 0.3 in the other: an error of 0.006 is within 1 % of the first."""
+    scores = Part((), 1.0)
+    reference = rng().uniform(0, 0.05, (2, 16))
+    reference[0, 3], reference[1, 5] = 0.9, 0.3
+    actual = reference.copy()
+    actual[1, 5] += 0.006
+    assert judged(actual, reference, Division((scores,), batch=(2,))).verdict == "pass"
+    assert judged(actual, reference, Division(batch=(2,))).verdict == "fail"
+    actual[1, 5] = 0
+    assert judged(actual, reference, Division((scores,), batch=(2,))).verdict == "fail"
+
+
 def test_the_users_parts() -> None:
     reference = detections()
     actual = rounded(reference)

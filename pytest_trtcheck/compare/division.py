@@ -37,6 +37,7 @@ _EVERYTHING = (0.0, math.inf)
 
 _View: TypeAlias = "NDArray[Any]"
 _Slices: TypeAlias = "tuple[slice | int, ...]"
+_ALL_SAMPLES: tuple[_Slices, int | None] = ((), None)
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ def measure_parts(pair: Pair, totals: Totals, division: Division, name: str) -> 
         bands: list[Band] = [_EVERYTHING]
         if division.search and part.natural is None:
             bands = searching.bands(reference)
+        # Scores share one scale, whichever sample they are of.
+        pieces = samples if part.natural is None else [_ALL_SAMPLES]
         for band in bands:
-            is_everything = not part.ranges and band == _EVERYTHING and len(samples) == 1
+            is_everything = not part.ranges and band == _EVERYTHING and len(pieces) == 1
             sums = (
                 [_of_totals(totals)]
                 if is_everything
-                else [_summed(actual[one], reference[one], band, where) for one, where in samples]
+                else [_summed(actual[one], reference[one], band, where) for one, where in pieces]
             )
             sums = [replace(each, whole=peak) for each in sums if each.count or each.different]
             if sums:
@@ -156,11 +159,10 @@ def _misfit(division: Division, name: str, problem: str) -> list[Part]:
 
 
 def _samples(shape: Shape, division: Division) -> list[tuple[_Slices, int | None]]:
-    whole: list[tuple[_Slices, int | None]] = [((), None)]
     if not shape or shape[0] not in division.batch or not 2 <= shape[0] <= _MOST_SAMPLES:
-        return whole
+        return [_ALL_SAMPLES]
     if math.prod(shape[1:]) < searching.ENOUGH:
-        return whole
+        return [_ALL_SAMPLES]
     return [((slice(index, index + 1),), index) for index in range(shape[0])]
 
 
