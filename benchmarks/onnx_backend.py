@@ -206,10 +206,10 @@ class Lowered:
             return None
 
     def computes(self, path: Path) -> bool:
-        """Whether any node but a Cast computes in 16 bits."""
-        nodes = graph.all_nodes(graph.read(path).graph)
-        types = {value.dtype.name for node in nodes if node.op_type != "Cast" for value in node.outputs if value.dtype}
-        return bool(types & HALF_TYPES)
+        """Whether any node but a Cast takes or gives values of 16 bits."""
+        nodes = [node for node in graph.all_nodes(graph.read(path).graph) if node.op_type != "Cast"]
+        values = [value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None]
+        return any(value.dtype.name in HALF_TYPES for value in values if value.dtype)
 
     def refused_by_table(self, path: Path, family: families.Family) -> bool:
         """Whether the table of a family has anything against it."""
