@@ -57,9 +57,9 @@ GROUPS = {
     "quantize": Group(
         ("precision/quantize.py", "precision/quantization_plan.py"), ("test_quantize*.py", "test_guards.py")
     ),
-    "compare": Group(("compare/*.py",), ("test_compare*.py", *PARITY_TESTS)),
+    "compare": Group(("compare/*.py",), ("test_compare*.py", "test_parts.py", *PARITY_TESTS)),
     "parity": Group(("parity.py",), PARITY_TESTS),
-    "half": Group(("precision/half.py",), ("test_half*.py", "test_emulate.py", "test_artifacts.py", "test_guards.py")),
+    "half": Group(("precision/half.py",), ("test_half*.py", "test_lowering.py", "test_computed.py", "test_artifacts.py", "test_guards.py")),
     "latency": Group(("latency/*.py",), ("test_latency*.py", "test_guards.py")),
 }
 MORE_GROUPS = {
