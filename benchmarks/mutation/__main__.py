@@ -59,7 +59,10 @@ GROUPS = {
     ),
     "compare": Group(("compare/*.py",), ("test_compare*.py", "test_parts.py", *PARITY_TESTS)),
     "parity": Group(("parity.py",), PARITY_TESTS),
-    "half": Group(("precision/half.py",), ("test_half*.py", "test_lowering.py", "test_computed.py", "test_artifacts.py", "test_guards.py")),
+    "half": Group(
+        ("precision/half.py",),
+        ("test_half*.py", "test_lowering.py", "test_computed.py", "test_artifacts.py", "test_guards.py"),
+    ),
     "latency": Group(("latency/*.py",), ("test_latency*.py", "test_guards.py")),
 }
 MORE_GROUPS = {
