@@ -56,6 +56,10 @@ class ShapeRange:
     max: Shape
 
 
+WHOLE = "the whole output"
+"""What the part is called that leaves nothing out."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A stretch of an output that has a scale of its own.
@@ -74,7 +78,7 @@ class Part:
 
     def __str__(self) -> str:
         spans = [f"[{start}:{'' if stop is None else stop}] along axis {axis}" for axis, start, stop in self.ranges]
-        where = f"part {', '.join(spans)}" if spans else "the whole output"
+        where = f"part {', '.join(spans)}" if spans else WHOLE
         return f"{where} (scores)" if self.natural is not None else where
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.compare.patterns import OF_PRECISION
 from pytest_trtcheck.compare.verdict import sentence
 from pytest_trtcheck.record import is_bad
+from pytest_trtcheck.spec import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +97,7 @@ def _in_full(
 def _parts(output: OutputRecord) -> Iterator[str]:
     """Every part of a divided output by the limit that failed; the worst one stands in the headline."""
     failed = {entry["metric"] for entry in _bad(output)}
-    shown = [part for part in output.parts if part["metric"] in failed]
+    shown = [part for part in output.parts if part["metric"] in failed and not part["part"].startswith(WHOLE)]
     for index, part in enumerate(shown[:_IN_FULL]):
         text = part["note"] if part["verdict"] == "not_measured" else sentence({**part, "part": None})
         yield from _row("" if index else "parts", f"{part['part']}: {text}")

@@ -10,6 +10,7 @@ from pytest_trtcheck.compare.limits import EQUAL, Limit
 from pytest_trtcheck.compare.measurement import Fault, Measurement, Score
 from pytest_trtcheck.errors import ComparisonError
 from pytest_trtcheck.record import SEVERITY, OutputRecord, ParityRecord, Verdict, combine, is_bad
+from pytest_trtcheck.spec import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -153,7 +154,9 @@ def sentence(entry: Mapping[str, Any]) -> str:
     case = f", input {entry['case']}" if entry.get("case") is not None else ""
     case += f", sample {entry['sample']}" if entry.get("sample") is not None else ""
     note = f": {entry['note']}" if entry.get("note") else ""
-    part = f" in {entry['part']}" if entry.get("part") else ""
+    # Which part it is says something where there are others.
+    part = entry.get("part") or ""
+    part = f" in {part}" if part and not part.startswith(WHOLE) else ""
     if limit is None:
         return f"{entry['note']}{f' ({case[2:]})' if case else ''}"
     if entry["verdict"] == "not_measured":
