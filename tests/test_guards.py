@@ -21,7 +21,7 @@ from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.check import Request, Workshop
 from pytest_trtcheck.engines import Built, Place
-from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.errors import GpuError, InputError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.precision import fold
@@ -85,6 +85,23 @@ def test_nan_in_some_elements_is_no_error(workshop: Workshop) -> None:
     assert record.verdict == "pass"
     assert record.parity is not None
     assert record.parity.outputs[0].nonfinite == 1
+
+
+def test_a_reference_of_nan_and_infinities_alone_is_an_error(workshop: Workshop) -> None:
+    log = one_operator("Log")
+    x = np.array([0, 0, -1, -1], np.float32)
+    record = check(workshop, log, {"x": x})
+    assert record.verdict == "error"
+    assert "NaN or infinite in every element of output 'Log'" in str(record.message)
+    x[0] = 1
+    assert check(workshop, log, {"x": x}).verdict == "pass"
+
+
+def test_an_empty_input_among_others_is_no_empty_batch() -> None:
+    """Such as the keys and values of the past, at the first token."""
+    parity.refuse_empty([{"ids": np.ones((1, 4)), "past": np.ones((1, 0, 8))}])
+    with pytest.raises(InputError, match="hold no elements"):
+        parity.refuse_empty([{"ids": np.ones((0, 4)), "past": np.ones((0, 2, 8))}])
 
 
 # --- an engine that does not compute the same twice ------------------------------------------------------------------
@@ -155,6 +172,33 @@ def test_no_rounding_explains_these(others: Sequence[NDArray[Any]]) -> None:
 @pytest.mark.parametrize("same", [NAN, INFINITE, np.array([1, 2]), np.zeros(2, np.float32)])
 def test_what_is_the_same_each_time_is_stable(same: NDArray[Any]) -> None:
     assert parity.unstable(Turns(same), {}, "fp16", bitwise=True) is None
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_how_far_runs_lie_apart_is_relative_to_the_largest_value(size: float) -> None:
+    def runs(spread: float) -> Turns:
+        return Turns(ONE * np.float32(size), (ONE + np.float32(spread)) * np.float32(size))
+
+    assert parity.unstable(runs(NOISE["fp16"] / 2), {}, "fp16", bitwise=False) is None
+    assert parity.unstable(runs(NOISE["fp16"] * 2), {}, "fp16", bitwise=False) is not None
+
+
+def test_one_element_that_lies_apart_among_others_that_hardly_do_is_unstable() -> None:
+    nearly = ONE + np.array([1e-6, 2 * NOISE["fp16"]], np.float32)
+    assert parity.unstable(Turns(ONE, nearly), {}, "fp16", bitwise=False) is not None
+
+
+def test_runs_that_leave_zero_lie_apart_by_what_they_reach() -> None:
+    def runs(spread: float) -> Turns:
+        return Turns(np.zeros(2, np.float32), np.array([0, spread], np.float32))
+
+    assert parity.unstable(runs(NOISE["fp16"] * 0.8), {}, "fp16", bitwise=False) is None
+    assert parity.unstable(runs(NOISE["fp16"] * 1.2), {}, "fp16", bitwise=False) is not None
+
+
+def test_nan_that_comes_and_goes_beside_rounding_is_unstable() -> None:
+    for first, second in ((NAN, ONE + np.float32(1e-5)), (ONE + np.float32(1e-5), NAN)):
+        assert parity.unstable(Turns(first, second), {}, "fp16", bitwise=False) is not None
 
 
 # --- an engine in the place of a GPU's -------------------------------------------------------------------------------
@@ -234,6 +278,15 @@ def shifted(by: float, runs: Callable[[int], bool]) -> Callable[[int, Outputs], 
 def test_a_sound_engine_passes(on_gpu: OnGpu) -> None:
     record = check(on_gpu, onnx_models.gemm_net(), X)
     assert (record.verdict, record.evidence) == ("pass", "engine")
+
+
+def test_an_engine_gives_floats_where_the_model_has_doubles(on_gpu: OnGpu) -> None:
+    double = TensorProto.DOUBLE
+    nodes = [helper.make_node("Mul", ["x", "x"], ["y"]), helper.make_node("Shape", ["y"], ["shape"])]
+    outputs: dict[str, tuple[int, list[int | str]]] = {"y": (double, [8]), "shape": (TensorProto.INT64, [1])}
+    model = onnx_models.model(nodes, {"x": (double, [8])}, outputs)
+    floats = replace(on_gpu, spoiled=lambda _, found: {**found, "y": found["y"].astype(np.float32)})
+    assert check(floats, model, {"x": np.linspace(-1, 1, 8)}, precision=("fp32",)).verdict == "pass"
 
 
 def test_an_engine_that_flickers_fails_although_the_error_is_small(on_gpu: OnGpu) -> None:

@@ -152,6 +152,25 @@ def test_each_sample_of_a_batch_counts(tmp_path: Path) -> None:
     assert checked(proto, {"x": joined}, tmp_path, "int8", tol=Tolerance(max=0.05, parts=None)).verdict == "pass"
 
 
+def test_first_axes_that_are_not_alike_count_no_samples(tmp_path: Path) -> None:
+    proto = onnx_models.model(
+        [N("MatMul", ["a", "b"], ["y"], name="matmul")],
+        {"a": (FLOAT, ["n", 4]), "b": (FLOAT, ["k", 5])},
+        {"y": (FLOAT, ["n", 5])},
+    )
+    cache = Cache(tmp_path / "cache")
+    model = artifacts.open_model(proto, (), cache)
+    lowered, reference = artifacts.lower(model, "fp16", cache), artifacts.Reference(model, cache)
+
+    def batch(*rows: int) -> tuple[int, ...]:
+        cases = [{"a": np.ones((n, 4), np.float32), "b": np.ones((4, 5), np.float32)} for n in rows]
+        job = Job(Request("t", proto, ()), model, lowered, cases, reference)
+        return parity.limits_of(job)["y"][0].division.batch
+
+    assert batch(4) == (4,)
+    assert batch(2) == batch(4, 2) == batch(2, 4) == ()
+
+
 def test_parts_that_do_not_fit_are_errors_of_the_check(tmp_path: Path) -> None:
     for parts, words in (({"z": [(1, 0, 4)]}, "no such output"), ({"y": [(1, 0, 13)]}, "axis 1 has 12")):
         record = checked(detector(), feeds(), tmp_path, tol=Tolerance(max=0.1, parts=parts))
@@ -206,6 +225,33 @@ def test_permuted_channels_are_called_swapped(tmp_path: Path) -> None:
     assert outcome.record.verdict == "fail"
     assert "swapped" not in outcome.head
     assert not outcome.explained
+
+
+def doubling(dtype: int = FLOAT) -> onnx.ModelProto:
+    factor = np.array(2, onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    return onnx_models.model(
+        [N("Mul", ["x", "w"], ["y"], name="mul")], {"x": (dtype, [8])}, {"y": (dtype, [8])}, {"w": factor}
+    )
+
+
+def test_a_reference_that_differs_from_itself_is_an_error(tmp_path: Path) -> None:
+    """Such as a model of the user's whose Dropout trains: nobody is to look for the fault in the engine."""
+    inputs = {"x": np.linspace(-1, 1, 8, dtype=np.float32)}
+    generator = rng()
+
+    def random(feeds: Any) -> dict[str, NDArray[Any]]:
+        return {"y": 2 * feeds["x"] + generator.normal(0, 0.1, 8).astype(np.float32)}
+
+    record = checked(doubling(), inputs, tmp_path, reference=random)
+    assert record.verdict == "error"
+    assert "the model is random by itself: two runs of the FP32 reference" in str(record.message)
+    steady = checked(doubling(), inputs, tmp_path, reference=lambda feeds: {"y": feeds["x"]})
+    assert steady.verdict == "fail"
+
+
+def test_an_emulated_model_of_doubles_gives_doubles(tmp_path: Path) -> None:
+    inputs = {"x": np.linspace(-1, 1, 8, dtype=np.float64)}
+    assert checked(doubling(TensorProto.DOUBLE), inputs, tmp_path).verdict == "pass"
 
 
 # --- nothing to compare ----------------------------------------------------------------------------------------------
