@@ -162,6 +162,8 @@ INFINITE = np.array([np.inf, 0.5], np.float32)
         pytest.param((INFINITE, -INFINITE), id="infinite in turns"),
         pytest.param((ONE, ONE[:1]), id="another shape"),
         pytest.param((np.array([1, 2]), np.array([1, 3])), id="another label"),
+        pytest.param((ONE[:1], np.ones(2, np.float32)), id="more rows, all alike"),
+        pytest.param((np.array([1000, 1]), np.array([1001, 1])), id="a label of many"),
         pytest.param((np.array([True, False]), np.array([True, True])), id="another choice"),
     ],
 )

@@ -397,6 +397,85 @@ def test_a_mask_that_is_lost_or_lies_elsewhere_fails(value: float) -> None:
     assert judged(infinite, reference).verdict == "fail"
 
 
+@pytest.mark.parametrize("value", [-1e9, -1e5, 1e6])
+def test_a_mask_beyond_fp16_may_end_where_fp16_ends_and_nowhere_before(value: float) -> None:
+    reference, mask = masked(value, share=0.1)
+    # FP16's two largest values, and what lies before them.
+    for magnitude, verdict in ((65504, "pass"), (65472, "pass"), (65408, "fail"), (32752, "fail"), (5, "fail")):
+        actual = np.where(mask, np.float32(math.copysign(magnitude, value)), rounded(reference))
+        assert judged(actual, reference).verdict == verdict, magnitude
+
+
+def test_a_mask_within_fp16_is_held_to_its_value() -> None:
+    reference, mask = masked(-65504.0, share=0.1)
+    assert judged(np.where(mask, np.float32(-64000), rounded(reference)), reference).verdict == "fail"
+
+
+def test_every_element_is_of_one_band() -> None:
+    """Zeros, and a mask that lies just where the rest ends under another that is a hundred times as large."""
+    reference, _ = masked(-1e4, share=0)
+    zeros, masks, greater = rng(2).permutation(reference.size)[:60].reshape(3, 20)
+    reference.flat[zeros], reference.flat[masks], reference.flat[greater] = 0, -1e7, -1e9
+    sound = judged(rounded(reference), reference)
+    assert (sound.verdict, len(sound.parts)) == ("pass", 3)
+    assert sum(part["size"] for part in sound.parts) == reference.size
+    for places in (zeros, masks, greater):
+        actual = rounded(reference)
+        actual.flat[places[0]] = 50
+        assert judged(actual, reference).verdict == "fail"
+
+
+def test_one_large_number_is_no_mask() -> None:
+    reference = np.array([20000.0], np.float32)
+    assert judged(reference, reference).verdict == "pass"
+    assert judged(reference * 2, reference).verdict == "fail"
+    assert judged(reference.repeat(2), reference.repeat(2)).verdict == "not_measured"
+
+
+@pytest.mark.parametrize("metric", ["max", "l2", "cosine", "snr_db"])
+def test_a_part_that_hides_within_its_tolerance_counts_once_the_error_is_more(metric: Metric) -> None:
+    """Scores that stay within the relative error that the limit stands for, of their scale 1: 10 % by each metric."""
+    limit = {"max": 0.1, "l2": 0.1, "cosine": 0.005, "snr_db": 20.0}[metric]
+    for peak, error, verdict, value in (
+        (0.09, 0.09, "not_measured", None),
+        (0.09, 0.11, "fail", {"cosine": 0.11**2 / 2, "snr_db": -20 * math.log10(0.11)}.get(metric, 0.11)),
+        (0.11, 0.0, "pass", {"snr_db": math.inf}.get(metric, 0.0)),
+    ):
+        reference = np.concatenate([np.full((1, 4, 50), 300.0), np.full((1, 8, 50), peak)], axis=1)
+        actual = reference.copy()
+        actual[0, 6, 6] += error
+        _, scores = judged(actual, reference, Division((BOXES, SCORES)), tol=limit, metric=metric).parts
+        assert (scores["verdict"], scores["value"]) == (verdict, value if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize("metric", ["max", "l2", "cosine", "snr_db"])
+@pytest.mark.parametrize("natural", [None, 1.0])
+def test_the_value_of_a_part_is_what_numpy_gives(metric: Metric, natural: float | None) -> None:
+    """Against max|r|, or a quarter of the natural scale where that is more."""
+    reference = detections()
+    reference[:, 4:] *= np.float32(0.1)
+    actual = reference.copy()
+    actual[:, 4:] += np.float32(0.02) * rng(9).standard_normal((2, 8, 50)).astype(np.float32)
+    record = judged(actual, reference, Division((BOXES, Part(((1, 4, 12),), natural))), metric=metric)
+    expected = relative(actual[:, 4:], reference[:, 4:], metric)
+    relief = 0.25 / float(reference[:, 4:].max()) if natural else 1.0
+    assert relief > 2 or not natural
+    if metric == "snr_db":
+        expected += 20 * math.log10(relief)
+    else:
+        expected /= relief**2 if metric == "cosine" else relief
+    assert record.parts[1]["value"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_part_that_turns_to_its_opposite_or_to_nothing_by_cosine() -> None:
+    reference = detections()
+    for factor, value in ((-1.0, 2.0), (0.0, 1.0), (2.0, 0.0)):
+        actual = reference.copy()
+        actual[:, 4:] *= np.float32(factor)
+        _, scores = judged(actual, reference, Division((BOXES, Part(((1, 4, 12),)))), metric="cosine").parts
+        assert scores["value"] == pytest.approx(value, abs=1e-12)
+
+
 def test_a_sentinel_within_the_range_must_keep_its_value() -> None:
     """A column of timestamps is as constant as a mask is."""
     reference = np.stack([rng().standard_normal(200), np.full(200, 30000.0)], axis=1)
