@@ -187,6 +187,27 @@ def test_nan_and_infinity_on_both_sides_pass_and_are_counted() -> None:
     assert judged(every, every).verdict == "not_measured"
 
 
+def test_nan_on_both_sides_leaves_small_values_their_scale() -> None:
+    reference = EVEN * np.float32(1e-3)
+    actual = reference * np.float32(1.5)
+    reference[3] = actual[3] = math.nan
+    assert entry(judged(actual, reference), "max")["value"] == pytest.approx(0.5, rel=1e-6)
+    assert judged(actual, reference).verdict == "fail"
+
+
+@pytest.mark.parametrize("metric", [each for each in METRICS if each != "abs"])
+@pytest.mark.parametrize("worst", [0, 1, 2])
+def test_of_several_inputs_the_worst_decides_by_every_metric(metric: Metric, worst: int) -> None:
+    reference = np.eye(8, dtype=np.float32)
+    actual = [reference.copy() for _ in range(3)]
+    actual[worst][:2] = reference[1::-1]
+    limits = resolve_limits(100.0 if metric == "snr_db" else 1e-3, metric, "fp16", ["x"])["x"]
+    cases = [measure("x", each, reference, tie=top1_tie(limits)) for each in actual]
+    alone = [judge(case, limits).verdict for case in cases]
+    assert alone == ["fail" if index == worst else "pass" for index in range(3)]
+    assert judge(merge(cases), limits).verdict == "fail"
+
+
 def test_no_limit_holds_for_nan() -> None:
     assert not any(Limit(metric, limit, "").holds(math.nan) for metric in METRICS for limit in (math.inf, -math.inf))
 

@@ -517,6 +517,28 @@ def test_one_huge_element_hides_nothing() -> None:
     assert judged(actual, reference).verdict == "fail"
 
 
+def test_what_is_large_without_being_a_mask_stays_with_the_rest() -> None:
+    values = rng()
+    # Values of every size, a few values that are all different, and a value between the mask and the rest.
+    decades = 10 ** values.uniform(-6, 1, 200)
+    decades[7] = 1e6
+    few = values.standard_normal(50)
+    few[:3] = 1e5, 2e5, 1.5e5
+    between = values.standard_normal(300_000)
+    between[::2], between[123_457] = -1e4, 1000
+    for reference in (decades, few, between):
+        assert measure("x", reference, reference, division=FOUND).parts == ()
+
+
+def test_one_small_channel_of_thousands_is_found() -> None:
+    reference = rng().uniform(-1, 1, (1, 4000, 40))
+    reference[:, 3999] *= 1e-3
+    actual = reference.copy()
+    assert judged(actual, reference).verdict == "pass"
+    actual[:, 3999] = 0
+    assert judged(actual, reference).verdict == "fail"
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
