@@ -34,7 +34,9 @@ from pytest_trtcheck.latency.stats import (
     incomplete_beta,
     quantile_bounds,
     rank_bounds,
+    settling,
     student_t_quantile,
+    unseen_stalls,
 )
 from pytest_trtcheck.record import CheckRecord
 from tests.latency_streams import ar1
@@ -327,6 +329,12 @@ def test_no_disturbance_excuses_memory() -> None:
     assert decide_exact("memory_mib", 512.0, 512.0).decision == "pass"
     assert conclude(combine_decisions([memory]), ["busy"]) == ("fail", "memory_mib is 600, over the limit of 512")
 
+    slow = decide(np.full(10_000, 7.0), {"p50_ms": 5.0})
+    both = combine_decisions([*slow.judgements, memory])
+    assert slow.decision == "fail"
+    assert conclude(slow, ["busy"])[0] == "inconclusive"
+    assert conclude(both, ["busy"])[0] == "fail"
+
 
 # Throughput and speedup.
 
@@ -372,9 +380,28 @@ def test_speedup_is_free_of_the_drift_that_both_saw() -> None:
     assert decide_speedup(fast, slow, 1.0).decision == "fail"
 
 
+def test_throughput_allows_for_the_stalls_that_were_not_seen() -> None:
+    intervals = np.full(2_000, 1.0)
+    clocks, stalls = settling(intervals).upper - 1, unseen_stalls(intervals)
+    assert stalls > 0
+    slowest = 1 + math.hypot(clocks, stalls)
+    assert decide_qps(intervals, 1.0).lower == pytest.approx(1000 / slowest)
+    assert decide_qps(intervals, 999 / slowest).decision == "pass"
+    assert decide_qps(intervals, 1001 / slowest).decision == "undecided"
+
+
+def test_a_speedup_that_may_just_be_reached_is_undecided() -> None:
+    candidate = np.ones(100)
+    reference = np.where(np.arange(100) % 2, 1.9, 2.0)
+    assert decide_speedup(reference, candidate, 2.0).decision == "undecided"
+    assert decide_speedup(reference, candidate, 1.9).decision == "pass"
+    assert decide_speedup(reference, candidate, 2.01).decision == "fail"
+
+
 def test_speedup_needs_pairs() -> None:
-    with pytest.raises(ComparisonError, match="no pairs"):
-        decide_speedup([1.0, 2.0], [1.0], 2.0)
+    for reference, candidate in (([1.0, 2.0], [1.0]), ([1.0], [1.0, 2.0])):
+        with pytest.raises(ComparisonError, match="no pairs"):
+            decide_speedup(reference, candidate, 2.0)
     with pytest.raises(ComparisonError, match="no time"):
         decide_speedup([1.0, 2.0], [1.0, 0.0], 2.0)
 
