@@ -476,6 +476,16 @@ def test_a_part_that_turns_to_its_opposite_or_to_nothing_by_cosine() -> None:
         assert scores["value"] == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.parametrize("metric", ["max", "l2", "cosine", "snr_db"])
+@pytest.mark.parametrize("value", [1e154, 1e200, -1e300])
+def test_errors_whose_squares_leave_fp64_fail_in_a_part(metric: Metric, value: float) -> None:
+    reference = detections().astype(np.float64)
+    actual = reference.copy()
+    actual[0, 6, 6] = value
+    _, scores = judged(actual, reference, Division((BOXES, Part(((1, 4, 12),)))), metric=metric).parts
+    assert scores["verdict"] == "fail"
+
+
 def test_a_sentinel_within_the_range_must_keep_its_value() -> None:
     """A column of timestamps is as constant as a mask is."""
     reference = np.stack([rng().standard_normal(200), np.full(200, 30000.0)], axis=1)

@@ -93,7 +93,7 @@ def _value(sums: Sums, natural: float | None, limit: Limit) -> float:
     relief = max(1.0, LEAST_SHARE * (natural or 0.0) / sums.peak)
     if limit.metric == "max":
         return sums.error / sums.peak / relief
-    if not 0 < sums.rr < math.inf:
+    if not (0 < sums.rr < math.inf and sums.rr + 2 * sums.dr + sums.dd < math.inf):
         # Squares that leave FP64: the largest error is at least as telling.
         return _as_metric(sums.error / sums.peak / relief, limit)
     if limit.metric == "cosine":
@@ -107,6 +107,9 @@ def _cosine(sums: Sums) -> float:
     if squared <= 0:
         return 1.0
     long, longer = math.sqrt(sums.rr), math.sqrt(squared)
+    if not long / 2 < longer < 2 * long:
+        # Where they are not alike the difference above cancels, and this one does not.
+        return max(0.0, 1 - (sums.rr + sums.dr) / (long * longer))
     return max(0.0, (sums.dd - (longer - long) ** 2) / (2 * long * longer))
 
 
@@ -121,7 +124,8 @@ def _as_metric(relative: float, limit: Limit) -> float:
     """A relative error as the metric of the limit."""
     if limit.metric == "snr_db":
         return -20 * math.log10(relative) if relative else math.inf
-    return relative**2 / 2 if limit.metric == "cosine" else relative
+    # The opposite of the reference, 2, is the most that 1 − cos can be.
+    return min(relative, 2.0) ** 2 / 2 if limit.metric == "cosine" else relative
 
 
 def _badness(value: float, limit: Limit) -> float:
