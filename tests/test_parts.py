@@ -549,6 +549,18 @@ def test_one_small_channel_of_thousands_is_found() -> None:
     assert judged(actual, reference).verdict == "fail"
 
 
+@pytest.mark.parametrize("columns", [[1, 2], [5], [38, 39]])
+@pytest.mark.parametrize("fill", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+def test_padding_that_is_masked_is_no_stretch(columns: list[int], fill: float) -> None:
+    """Whole columns of a mask, which FP16 ends before: a sound engine passes, and one that loses the rest fails."""
+    reference = rng().standard_normal((4, 6, 40)).astype(np.float32)
+    reference[:, :, columns] = fill
+    actual = rounded(np.clip(reference, -65504, 65504))
+    assert judged(actual, reference, Division(search=True)).verdict == "pass"
+    lost = np.where(np.abs(reference) < 100, -actual, actual)
+    assert judged(lost, reference, Division(search=True)).verdict == "fail"
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,8 @@ def stretches(reference: NDArray[Any], first_axis: int) -> list[Part]:
 
 
 def _along(reference: NDArray[Any], axis: int) -> list[Part]:
-    if not _runs(_peaks(_thinned(reference, axis), axis)):
+    some = _thinned(reference, axis)
+    if not _runs(_peaks(some, axis)) or _is_masked_along(some, axis):
         return []
     peaks = _peaks(reference, axis)
     runs = _runs(peaks)
@@ -173,6 +174,13 @@ def _along(reference: NDArray[Any], axis: int) -> list[Part]:
                 return []
         parts.append(part)
     return parts
+
+
+def _is_masked_along(reference: NDArray[Any], axis: int) -> bool:
+    """Whether all of an index is one huge value, as padding is masked: what stands apart then is a sentinel value."""
+    rows = np.moveaxis(reference, axis, 0).reshape(reference.shape[axis], -1)
+    first = rows[:, :1]
+    return bool((np.abs(first[:, 0].astype(np.float64)) >= _A_MASK)[(rows == first).all(axis=1)].any())
 
 
 def _bounds(parts: list[Part]) -> Iterator[tuple[int, int, float | None]]:
