@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.tensorrt_support import advice as known_advice
-from pytest_trtcheck.cache import Cache, Key, hash_file, hash_files
-from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.cache import Cache, Key, hash_files
+from pytest_trtcheck.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ def acceptance(
         "asked": ",".join(asked),
         "installed": json.dumps(installed),
         "builds": "" if builds is None else f"{builds.name} {builds.version}",
-        "plugins": json.dumps([_hash(plugin) for plugin in options.plugins]),
+        "plugins": json.dumps([tensorrt.hash_plugin(plugin) for plugin in options.plugins]),
         "code": _code(),
     }
 
@@ -127,13 +127,6 @@ def _code() -> str:
     package = Path(__file__).parent
     own = ("acceptance.py", "model/graph.py", "backends/tensorrt.py", "backends/tensorrt_builder.py")
     return hash_files([*(package / name for name in own), *sorted((package / "families").glob("*.py"))])
-
-
-def _hash(plugin: str) -> str:
-    try:
-        return hash_file(Path(plugin))
-    except OSError as error:
-        raise ArgumentError(f"plugins: {plugin}: {error.strerror}", "give the path of the plugin library") from error
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------

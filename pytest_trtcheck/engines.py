@@ -16,7 +16,7 @@ from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.tensorrt_io import DTYPES
 from pytest_trtcheck.backends.tensorrt_support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
-from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -130,7 +130,7 @@ class Order:
             "lowered": self.lowered.key,
             "precision": self.precision,
             "profile": json.dumps(shapes),
-            "plugins": json.dumps([_hash(plugin) for plugin in self.options.plugins]),
+            "plugins": json.dumps([tensorrt.hash_plugin(plugin) for plugin in self.options.plugins]),
             "contents": _CONTENTS,
             **chosen,
         }
@@ -262,13 +262,6 @@ def keep_kernels(built: Built, engine: Engine) -> None:
     kernels = None if engine.jit_cache_used else engine.jit_cache()
     if kernels:
         built.entry.write_extra(_JIT_CACHE, kernels)
-
-
-def _hash(plugin: str) -> str:
-    try:
-        return hash_file(Path(plugin))
-    except OSError as error:
-        raise ArgumentError(f"plugins: {plugin}: {error.strerror}", "give the path of the plugin library") from error
 
 
 def _make(order: Order, place: Place, cache: Cache, folder: Path) -> None:

@@ -27,6 +27,11 @@ class CheckError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def headline(self) -> str:
+        """The first line of the message."""
+        return (self.message.splitlines() or [""])[0]
+
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
 

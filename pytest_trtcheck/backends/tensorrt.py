@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_trtcheck.backends.tensorrt_support import advice
+from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions
 
@@ -457,3 +458,17 @@ def _failure(
     reason = f": {outcome}" if outcome else ""
     text = "\n".join([f"{module.title} could not {task}{reason}", *lines])
     return BuildError(text, "\n  → ".join(advice(text, is_rtx=module.is_rtx)))
+
+
+def hash_plugin(library: str) -> str:
+    """Identity of a plugin library, for the keys of what depends on it.
+
+    Raises
+    ------
+    ArgumentError
+        It cannot be read.
+    """
+    try:
+        return hash_file(Path(library))
+    except OSError as error:
+        raise ArgumentError(f"plugins: {library}: {error.strerror}", "give the path of the plugin library") from error

@@ -58,7 +58,7 @@ def examine(
         found["outside"] = [asdict(each) for each in outside if each.share > 0]
         found["inputs_outside"] = sorted({each.worst for each in outside if each.share > audit.OUTSIDE_LIMIT})
     except CheckError as error:
-        notes.append(f"the calibrated ranges could not be audited: {_first_line(error)}")
+        notes.append(f"the calibrated ranges could not be audited: {error.headline}")
     if not subject.is_quantized:
         return Examined(found, tuple(notes))
     try:
@@ -66,7 +66,7 @@ def examine(
         found["samples"], flags = audit.flags(samples, samples.describe, subject.cases)
         found["flags"] = [asdict(each) for each in flags]
     except CheckError as error:
-        notes.append(f"the calibration data could not be looked at again: {_first_line(error)}")
+        notes.append(f"the calibration data could not be looked at again: {error.headline}")
     return Examined(found, tuple(notes))
 
 
@@ -91,7 +91,3 @@ def methods(subject: Subject, trials: Trials, progress: Callable[[str], None]) -
             break
         found.append({"method": method, "value": judgement.value, "passes": judgement.passed})
     return found
-
-
-def _first_line(error: CheckError) -> str:
-    return (error.message.splitlines() or [""])[0]

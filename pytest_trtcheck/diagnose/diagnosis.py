@@ -253,7 +253,7 @@ class _Diagnosis:
         try:
             found = calibration.methods(self.subject, Trials(self.subject, self.clock), self.progress)
         except CheckError as error:
-            self._missed(f"no other calibration method could be tried: {_first_line(error)}")
+            self._missed(f"no other calibration method could be tried: {error.headline}")
             return blame
         return replace(blame, calibration={**blame.calibration, "methods": found})
 
@@ -282,7 +282,7 @@ class _Diagnosis:
             self.notes += pair.unrolled.notes
             return Findings(pair, trace.trace(pair, subject.case), models.ROUNDOFF[subject.precision])
         except CheckError as error:
-            self._missed(f"the error could not be traced along the graph: {_first_line(error)}")
+            self._missed(f"the error could not be traced along the graph: {error.headline}")
             return None
 
     def _find_causes(self, findings: Findings, output: str) -> None:
@@ -301,7 +301,7 @@ class _Diagnosis:
         try:
             self._measure_suspects(findings, lowered)
         except CheckError as error:
-            self._missed(f"the likeliest causes could not be looked at: {_first_line(error)}")
+            self._missed(f"the likeliest causes could not be looked at: {error.headline}")
 
     def _measure_suspects(self, findings: Findings, lowered: Judgement) -> None:
         subject = self.subject
@@ -383,7 +383,7 @@ class _Diagnosis:
                 if kept is not None:
                     blame = self._advised(blame, kept, search, names)
         except CheckError as error:
-            self._missed(f"the search for nodes to keep in FP32 ended: {_first_line(error)}")
+            self._missed(f"the search for nodes to keep in FP32 ended: {error.headline}")
             return blame, None, False
         if kept is None:
             why = "the budget is spent" if self._spent() else f"the {keeping.MOST_TRIED} worst are not enough"
@@ -467,7 +467,7 @@ class _Diagnosis:
             with trials.lowered(nodes) as lowered, self.engine.rebuild(lowered) as runner:
                 return trials.judge(runner)
         except CheckError as error:
-            self._missed(f"the list was not confirmed on the engine: {_first_line(error)}")
+            self._missed(f"the list was not confirmed on the engine: {error.headline}")
             return None
 
     def _clock_of_engines(self) -> Clock:
@@ -513,7 +513,7 @@ class _Diagnosis:
                 progress=self.progress,
             )
         except CheckError as error:
-            self._missed(f"the engine could not be bisected: {_first_line(error)}")
+            self._missed(f"the engine could not be bisected: {error.headline}")
             return blame
         if bisected is None:
             return blame
@@ -591,7 +591,3 @@ def _headline(culprit: Culprit, others: int) -> str:
         "engine": f"TensorRT goes wrong at node {culprit.node!r}",
     }[culprit.kind]
     return f"{at}, and {others} more alike" if others else at
-
-
-def _first_line(error: CheckError) -> str:
-    return (error.message.splitlines() or [""])[0]
