@@ -69,19 +69,23 @@ def make_model(nodes: int, size: int, path: Path) -> None:
 
 def work(what: str, folder: Path, size: int) -> dict[str, float]:
     """One figure: "check", "blame" (the check and its blame) or "search" (and the search as well)."""
-    from pytest_trtcheck import artifacts, compare
+    from pytest_trtcheck import compare
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.diagnose import Budget, Subject, diagnose
+    from pytest_trtcheck.model.sources import open_model
+    from pytest_trtcheck.precision.emulation import emulation
+    from pytest_trtcheck.precision.lowering import lower
+    from pytest_trtcheck.precision.reference import Reference
 
     cache = Cache(folder / "cache")
-    model = artifacts.open_model(str(folder / "model.onnx"), [folder], cache)
-    lowered = artifacts.lower(model, "fp16", cache)
+    model = open_model(str(folder / "model.onnx"), [folder], cache)
+    lowered = lower(model, "fp16", cache)
     case = {"image": np.random.default_rng(1).standard_normal((1, CHANNELS, size, size)).astype(np.float32)}
     # A check for the first time computes its reference, so that process holds both models as well.
-    reference = artifacts.Reference(model, Cache(folder / f"reference-{os.getpid()}"))
+    reference = Reference(model, Cache(folder / f"reference-{os.getpid()}"))
     limits = compare.resolve_limits(None, "max", "fp16", [output.name for output in model.outputs])
     start = time.perf_counter()
-    with closing(artifacts.emulation(model, lowered, "fp16", cache)) as runner:
+    with closing(emulation(model, lowered, "fp16", cache)) as runner:
         actual = runner(case)
     found = {"emulated_run_s": time.perf_counter() - start}
     measured = compare.measure_all(actual, reference(case), limits)

@@ -25,9 +25,11 @@ import networks  # type: ignore[import-not-found]  # beside this script
 import numpy as np
 import onnx
 
-from pytest_trtcheck import artifacts
-from pytest_trtcheck.backends import onnxruntime as ort
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.emulation import emulated_path
+from pytest_trtcheck.precision.lowering import lower
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,9 +58,9 @@ def models(folder: Path) -> dict[str, tuple[Path, Inputs]]:
 def emulated(path: Path, folder: Path) -> Path:
     """The emulated FP16 model, made where it is not in the cache yet."""
     cache = Cache(folder / "cache")
-    model = artifacts.open_model(path, (), cache)
-    lowered = artifacts.lower(model, "fp16", cache)
-    return artifacts.emulated_path(model, lowered, "fp16", cache)
+    model = open_model(path, (), cache)
+    lowered = lower(model, "fp16", cache)
+    return emulated_path(model, lowered, "fp16", cache)
 
 
 def time_ratio(path: Path, lowered: Path, inputs: Inputs, repeat: int) -> dict[str, float]:

@@ -35,15 +35,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from pytest_trtcheck import artifacts, parity
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
-from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache, hash_file
-from pytest_trtcheck.check import Request, Workshop
+from pytest_trtcheck.check import parity
+from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.checker import Request, Workshop
+from pytest_trtcheck.check.request import Job
 from pytest_trtcheck.compare import DEFAULT_TOLERANCE
 from pytest_trtcheck.errors import CheckError
-from pytest_trtcheck.job import Job
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.lowering import Lowered, float_path, lower
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import ParitySpec
 
 HERE = Path(__file__).resolve().parent
@@ -57,8 +61,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import Lowered
-    from pytest_trtcheck.job import Judged
+    from pytest_trtcheck.check.request import Judged
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import Precision
 
@@ -111,9 +114,7 @@ class Bench:
     def lower(self, factor: float = 1.0) -> Lowered:
         """The model in the precision; with calibration data times `factor`."""
         calibration = self.calibration(factor) if self.precision == "int8" else None
-        return artifacts.lower(
-            self.model, self.precision, self.workshop.cache, keep_fp32=self.keep, calibration=calibration
-        )
+        return lower(self.model, self.precision, self.workshop.cache, keep_fp32=self.keep, calibration=calibration)
 
     @property
     def limit(self) -> float:
@@ -159,7 +160,7 @@ class Bench:
 
     @functools.cached_property
     def _float_path(self) -> Path:
-        return artifacts.float_path(self.model, self.lower(), self.keep, self.workshop.cache)
+        return float_path(self.model, self.lower(), self.keep, self.workshop.cache)
 
     def quantile(self, tensor: str, share: float) -> float:
         """The magnitude that a share of a tensor's elements keep in the FP32 model; a KeyError without the tensor."""
@@ -178,14 +179,14 @@ class Bench:
         if fault == planting.CALIBRATION:
             return self.lower(0.1), "calibration data times 0.1"
         lowered = self.lower()
-        reference = artifacts.Reference(self.model, self.workshop.cache)
+        reference = Reference(self.model, self.workshop.cache)
         spoiled = planting.Lowered(
             onnx.load(lowered.path), self.subject, self.quantile, dict(reference(self.cases()[0]))
         )
         planting.FAULTS[fault](spoiled)
         path = self.folder / f"{self.subject.name}-{self.precision}-{fault}.onnx"
         onnx.save(spoiled.model, path)
-        return artifacts.Lowered(path, hash_file(path), (), lowered.details), spoiled.where
+        return Lowered(path, hash_file(path), (), lowered.details), spoiled.where
 
 
 def benches(subjects: Mapping[str, zoo.Subject], where: Path | None, folder: Path) -> Iterator[Bench]:
@@ -194,7 +195,7 @@ def benches(subjects: Mapping[str, zoo.Subject], where: Path | None, folder: Pat
         for precision in PRECISIONS:
             cache = Cache(folder / "cache" / subject.name, None)
             workshop = Workshop(cache, allowance=Allowance(0))
-            model = artifacts.open_model(str(subject.path(where)), (Path("/"),), cache)
+            model = open_model(str(subject.path(where)), (Path("/"),), cache)
             yield Bench(subject, precision, model, workshop, folder)
 
 
@@ -230,9 +231,9 @@ def cell(bench: Bench, fault: str | None) -> dict[str, Any]:
 def sound_checks(bench: Bench, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The unaltered lowering on one input after the other, by `parity.judge`: its session is opened once."""
     lowered = bench.lower()
-    reference = artifacts.Reference(bench.model, bench.workshop.cache)
+    reference = Reference(bench.model, bench.workshop.cache)
     spec = bench.spec()
-    with closing(artifacts.emulation(bench.model, lowered, bench.precision, bench.workshop.cache)) as runner:
+    with closing(emulation(bench.model, lowered, bench.precision, bench.workshop.cache)) as runner:
         for seed in seeds:
             case = bench.subject.make(np.random.default_rng(SOUND_SEED + seed))
             found = sizes.size(bench.subject.parts, bench.subject.decisions, [(runner(case), reference(case))])

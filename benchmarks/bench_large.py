@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import networks  # type: ignore[import-not-found]  # beside this script
 import numpy as np
 
-from pytest_trtcheck import check
-from pytest_trtcheck.backends import onnxruntime as ort
-from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.cache.manifest import read_manifest
+from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:

@@ -23,10 +23,14 @@ from typing import TYPE_CHECKING, Any
 import networks  # type: ignore[import-not-found]  # beside this script
 import numpy as np
 
-from pytest_trtcheck import artifacts, compare
+from pytest_trtcheck import compare
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.compare.division import view
 from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.lowering import lower
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
@@ -124,14 +128,14 @@ def planted(actual: Arrays, reference: Arrays, outputs: Sequence[OutputRecord]) 
 
 
 def run(path: Path, inputs: int, cache: Cache, results: Mapping[str, Any], height: int) -> None:
-    model = artifacts.open_model(str(path), (), cache)
-    reference = artifacts.Reference(model, cache)
+    model = open_model(str(path), (), cache)
+    reference = Reference(model, cache)
     cases = [case_of(model, seed, height) for seed in range(inputs)]
     expected = [reference(case) for case in cases]
     calibration = [case_of(model, 10_000 + seed, height) for seed in range(CALIBRATION)]
     for precision in PRECISIONS:
-        lowered = artifacts.lower(model, precision, cache, calibration=calibration)
-        runner = artifacts.emulation(model, lowered, precision, cache)
+        lowered = lower(model, precision, cache, calibration=calibration)
+        runner = emulation(model, lowered, precision, cache)
         ways = limits_by_way(model, precision)
         for index, (case, right) in enumerate(zip(cases, expected, strict=True)):
             actual = runner(case)

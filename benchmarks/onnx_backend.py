@@ -34,10 +34,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from pytest_trtcheck import artifacts, families
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision import families
+from pytest_trtcheck.precision.lowering import lower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -200,8 +202,8 @@ class Lowered:
     def path(self, case: str, precision: str) -> Path | None:
         """The file; None where the model is not lowered."""
         try:
-            model = artifacts.open_model(str(self.work / "models" / f"{case}.onnx"), (self.work,), self.cache)
-            return artifacts.lower(model, precision, self.cache).path  # type: ignore[arg-type]
+            model = open_model(str(self.work / "models" / f"{case}.onnx"), (self.work,), self.cache)
+            return lower(model, precision, self.cache).path  # type: ignore[arg-type]
         except CheckError:
             return None
 

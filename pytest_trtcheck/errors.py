@@ -4,6 +4,13 @@ Everything that can go wrong because of what the user gave us (a file, an argume
 these. The plugin prints them without a traceback. They pickle, because xdist workers send them to the controller.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class CheckFailed(AssertionError):  # noqa: N818 - for `raises=`, where it stands beside CheckError
     """A check was made, and did not pass: a limit is exceeded, or a budget is not kept."""
@@ -85,3 +92,11 @@ class ComparisonError(CheckError):
 
 class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """A question naming the known word that is nearest, or nothing when none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

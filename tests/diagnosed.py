@@ -10,9 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck import artifacts, compare
+from pytest_trtcheck import compare
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import Subject
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.lowering import Lowered, lower
+from pytest_trtcheck.precision.reference import Reference
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -101,24 +105,24 @@ class Bench:
         calibration: object = None,
     ) -> Subject:
         """The check as the plugin would make it."""
-        model = artifacts.open_model(str(source) if isinstance(source, Path) else source, [Path("/")], self.cache)
-        lowered = artifacts.lower(model, precision, self.cache, keep_fp32=keep_fp32, calibration=calibration)
+        model = open_model(str(source) if isinstance(source, Path) else source, [Path("/")], self.cache)
+        lowered = lower(model, precision, self.cache, keep_fp32=keep_fp32, calibration=calibration)
         limits = compare.resolve_limits(tol, "max", precision, [output.name for output in model.outputs])
-        reference = artifacts.Reference(model, self.cache)
+        reference = Reference(model, self.cache)
         return Subject(model, lowered, precision, keep_fp32, calibration, [], list(cases), 0, limits, reference)
 
     def error(self, subject: Subject, keep_fp32: Sequence[str] = (), case: int = 0) -> float:
         """max|y − r| / max|r| over the outputs with these nodes in FP32: lowered as a check does, compared in numpy."""
         lowered = subject.lowered
         if keep_fp32:
-            lowered = artifacts.lower(
+            lowered = lower(
                 subject.model,
                 subject.precision,
                 self.cache,
                 keep_fp32=tuple(keep_fp32),
                 calibration=subject.calibration,
             )
-        runner = artifacts.emulation(subject.model, lowered, subject.precision, self.cache)
+        runner = emulation(subject.model, lowered, subject.precision, self.cache)
         inputs = subject.cases[case]
         actual, expected = runner(inputs), subject.reference(inputs)
         runner.close()
@@ -141,7 +145,7 @@ class Bench:
         import json
 
         details = {**subject.lowered.details, "ranges": json.loads(ranges.to_json())}
-        return replace(subject, lowered=artifacts.Lowered(path, f"{tensor} {factor}", (), details))
+        return replace(subject, lowered=Lowered(path, f"{tensor} {factor}", (), details))
 
 
 def all_tensors(path: Path, case: Case) -> Case:

@@ -13,14 +13,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import acceptance as accepting
-from pytest_trtcheck import artifacts
-from pytest_trtcheck.acceptance import Acceptance, acceptance
-from pytest_trtcheck.backends import tensorrt, tensorrt_builder
-from pytest_trtcheck.backends.tensorrt import Parsed
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
+from pytest_trtcheck.backends.tensorrt.build import Parsed
+from pytest_trtcheck.backends.tensorrt.module import find_module
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import Request, Workshop
+from pytest_trtcheck.check import acceptance as accepting
+from pytest_trtcheck.check.acceptance import Acceptance, acceptance
+from pytest_trtcheck.check.checker import Request, Workshop
 from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.lowering import Lowered
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import BuildOptions, ParitySpec
 from tests import custom_ops, onnx_models
 from tests.test_families import bias, one, qdq, scatter
@@ -44,8 +48,8 @@ def cache(tmp_path: Path) -> Cache:
 @pytest.fixture
 def judged(tmp_path: Path, cache: Cache) -> Callable[..., Acceptance]:
     def judge(proto: onnx.ModelProto, backend: Any = "auto", plugins: tuple[str, ...] = (), **given: Any) -> Acceptance:
-        model = artifacts.open_model(proto, (), cache)
-        lowered = artifacts.Lowered(model.path, model.sha256)
+        model = open_model(proto, (), cache)
+        lowered = Lowered(model.path, model.sha256)
         return acceptance(lowered, "the model", backend, BuildOptions(plugins=plugins), cache, **given)
 
     return judge
@@ -85,7 +89,7 @@ def test_what_the_parser_takes_without_a_word_is_refused_all_the_same(judged: An
 
 
 def rtx_version() -> str:
-    return tensorrt.find_module("tensorrt_rtx").version
+    return find_module("tensorrt_rtx").version
 
 
 @needs_rtx
@@ -155,7 +159,7 @@ def test_a_parser_that_cannot_be_asked_is_a_note(judged: Any, monkeypatch: pytes
 
 @needs_rtx
 def test_before_a_build_only_what_the_builder_would_not_notice_counts(judged: Any) -> None:
-    module = tensorrt.find_module("tensorrt_rtx")
+    module = find_module("tensorrt_rtx")
     assert "uint8" in judged(qdq(None), "tensorrt_rtx", builds=module).refusal
     assert not judged(scatter("ScatterND", "add"), "tensorrt_rtx", builds=module).refusal
 
@@ -196,7 +200,7 @@ def test_a_library_that_nobody_can_ask_is_taken_at_its_users_word(judged: Any, t
 
 @needs_rtx
 def test_the_operators_of_registered_plugins_are_listed() -> None:
-    trt = tensorrt.find_module("tensorrt_rtx").handle
+    trt = find_module("tensorrt_rtx").handle
 
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -249,12 +253,12 @@ _TRAINING = "ai.onnx.preview.training"
 def test_the_reference_computes_with_custom_ops(tmp_path: Path, cache: Cache) -> None:
     library = custom_ops.library(tmp_path)
     path = onnx_models.save(custom_ops.model(), tmp_path / "cube.onnx")
-    model = artifacts.open_model(path, (), cache, (str(library),))
+    model = open_model(path, (), cache, (str(library),))
     x = np.linspace(-2, 2, 8, dtype=np.float32).reshape(2, 4)
-    np.testing.assert_allclose(artifacts.Reference(model, cache)({"x": x})["y"], 2 * x**3, rtol=1e-6)
-    bare = artifacts.open_model(path, (), cache)
+    np.testing.assert_allclose(Reference(model, cache)({"x": x})["y"], 2 * x**3, rtol=1e-6)
+    bare = open_model(path, (), cache)
     with pytest.raises(ModelError, match="Cube") as info:
-        artifacts.Reference(bare, cache)({"x": x})
+        Reference(bare, cache)({"x": x})
     assert "custom_ops=" in info.value.hint
     assert "reference=" in info.value.hint
 
@@ -262,12 +266,12 @@ def test_the_reference_computes_with_custom_ops(tmp_path: Path, cache: Cache) ->
 def test_the_bytes_of_the_library_are_part_of_the_models_identity(tmp_path: Path, cache: Cache) -> None:
     library = custom_ops.library(tmp_path)
     path = onnx_models.save(custom_ops.model(), tmp_path / "cube.onnx")
-    identities = {artifacts.open_model(path, (), cache).sha256}
+    identities = {open_model(path, (), cache).sha256}
     for content in (library.read_bytes(), library.read_bytes() + b"\0"):
         library.unlink()
         library.write_bytes(content)
-        model = artifacts.open_model(path, (), cache, (str(library),))
-        assert artifacts.open_model(model, (), cache, (str(library),)) == model
+        model = open_model(path, (), cache, (str(library),))
+        assert open_model(model, (), cache, (str(library),)) == model
         identities.add(model.sha256)
     assert len(identities) == 3
 
@@ -276,11 +280,11 @@ def test_a_file_that_is_no_library(tmp_path: Path, cache: Cache) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no library")
     path = onnx_models.save(custom_ops.model(), tmp_path / "cube.onnx")
-    model = artifacts.open_model(path, (), cache, (str(text),))
+    model = open_model(path, (), cache, (str(text),))
     with pytest.raises(ArgumentError, match=r"custom_ops: .*notes\.txt cannot be loaded"):
-        artifacts.Reference(model, cache)({"x": np.zeros((2, 4), np.float32)})
+        Reference(model, cache)({"x": np.zeros((2, 4), np.float32)})
     with pytest.raises(ArgumentError, match=r"custom_ops: none\.so"):
-        artifacts.open_model(path, (), cache, ("none.so",))
+        open_model(path, (), cache, ("none.so",))
 
 
 # In a test run

@@ -9,15 +9,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import CalibrationError, ModelError
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision import lowering
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import Calibration
 from tests import onnx_models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.spec import Precision
 
 
@@ -41,15 +45,15 @@ def lower(
     *,
     keep: tuple[str, ...] = (),
     calibration: object = None,
-) -> artifacts.Lowered:
-    model = artifacts.open_model(source, (folder,), cache)
-    return artifacts.lower(model, precision, cache, keep_fp32=keep, calibration=calibration, folders=(folder,))
+) -> Lowered:
+    model = open_model(source, (folder,), cache)
+    return lowering.lower(model, precision, cache, keep_fp32=keep, calibration=calibration, folders=(folder,))
 
 
 def test_models_from_paths_bytes_and_protos_are_the_same(tmp_path: Path, cache: Cache) -> None:
     proto = onnx_models.conv_net()
     path = onnx_models.save(proto, tmp_path / "m.onnx")
-    models = [artifacts.open_model(source, (tmp_path,), cache) for source in ("m.onnx", path, path.read_bytes(), proto)]
+    models = [open_model(source, (tmp_path,), cache) for source in ("m.onnx", path, path.read_bytes(), proto)]
     assert len({model.sha256 for model in models}) == 1
     assert [model.label for model in models] == ["m.onnx", str(path), "<bytes>", "<ModelProto test>"]
 
@@ -58,21 +62,21 @@ def test_lookup_beside_the_test_then_in_rootdir(tmp_path: Path, cache: Cache) ->
     (tmp_path / "tests").mkdir()
     onnx_models.save(onnx_models.conv_net(), tmp_path / "m.onnx")
     folders = (tmp_path / "tests", tmp_path)
-    assert artifacts.open_model("m.onnx", folders, cache).path == tmp_path / "m.onnx"
+    assert open_model("m.onnx", folders, cache).path == tmp_path / "m.onnx"
     onnx_models.save(onnx_models.gemm_net(), tmp_path / "tests" / "m.onnx")
-    assert artifacts.open_model("m.onnx", folders, cache).path == tmp_path / "tests" / "m.onnx"
+    assert open_model("m.onnx", folders, cache).path == tmp_path / "tests" / "m.onnx"
     with pytest.raises(ModelError, match=r"none.onnx: no such model file(.|\n)*tests/none.onnx and"):
-        artifacts.open_model("none.onnx", folders, cache)
+        open_model("none.onnx", folders, cache)
 
 
 def test_a_reference_is_computed_once(tmp_path: Path, cache: Cache) -> None:
-    model = artifacts.open_model(onnx_models.save(onnx_models.conv_net(), tmp_path / "m.onnx"), (), cache)
+    model = open_model(onnx_models.save(onnx_models.conv_net(), tmp_path / "m.onnx"), (), cache)
     case = {"image": np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)}
-    first = artifacts.Reference(model, cache)(case)
-    again = artifacts.Reference(model, cache)(case)
+    first = Reference(model, cache)(case)
+    again = Reference(model, cache)(case)
     np.testing.assert_array_equal(first["logits"], again["logits"])
     assert kinds(cache) == {"reference": 1}
-    artifacts.Reference(model, cache)({"image": case["image"] + 1})
+    Reference(model, cache)({"image": case["image"] + 1})
     assert kinds(cache) == {"reference": 2}
 
 
@@ -128,15 +132,15 @@ def qdq_net() -> onnx.ModelProto:
 
 def test_a_model_with_qdq_is_taken_as_it_is_and_not_compared_with_itself(tmp_path: Path, cache: Cache) -> None:
     path = onnx_models.save(qdq_net(), tmp_path / "qdq.onnx")
-    model = artifacts.open_model(path, (), cache)
-    lowered = artifacts.lower(model, "int8", cache)
+    model = open_model(path, (), cache)
+    lowered = lowering.lower(model, "int8", cache)
     assert lowered.path == path
     assert "taken as it is" in lowered.notes[0]
     x = {"x": np.array([[0.3, 100.0]], np.float32)}
     weight = np.array([[1, -2], [3, 4]], np.float32)
-    np.testing.assert_allclose(artifacts.Reference(model, cache)(x)["y"], x["x"] @ weight, rtol=1e-6)
+    np.testing.assert_allclose(Reference(model, cache)(x)["y"], x["x"] @ weight, rtol=1e-6)
     quantized = np.clip(np.round(x["x"] / 0.25), -128, 127) * np.float32(0.25)
-    actual = artifacts.emulation(model, lowered, "int8", cache)(x)["y"]
+    actual = emulation(model, lowered, "int8", cache)(x)["y"]
     np.testing.assert_allclose(actual, quantized @ weight, rtol=1e-6)
 
 
@@ -160,7 +164,7 @@ def test_the_relu_that_a_zero_point_stands_for_is_in_the_reference(
     a = x.astype(np.float64) @ weight
     assert (a < 0).any()
     right = (np.maximum(a, 0) if holds else a) @ weight
-    found = artifacts.Reference(artifacts.open_model(proto, (), cache), cache)({"x": x})["y"]
+    found = Reference(open_model(proto, (), cache), cache)({"x": x})["y"]
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
 
 
@@ -172,18 +176,18 @@ def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: C
         {"y": (half, [2])},
         {"w": np.array([1.001, 1.002], np.float16)},
     )
-    model = artifacts.open_model(proto, (), cache)
+    model = open_model(proto, (), cache)
     assert model.half_types == {"float16"}
-    lowered = artifacts.lower(model, "fp16", cache)
+    lowered = lowering.lower(model, "fp16", cache)
     x = {"x": np.array([1000.3, 333.3], np.float16)}
     exact = (x["x"].astype(np.float32) * np.array([1.001, 1.002], np.float16).astype(np.float32)) - x["x"]
-    reference = artifacts.Reference(model, cache)(x)["y"]
+    reference = Reference(model, cache)(x)["y"]
     np.testing.assert_array_equal(reference, exact.astype(np.float16))
-    emulated = artifacts.emulation(model, lowered, "fp16", cache)(x)["y"]
+    emulated = emulation(model, lowered, "fp16", cache)(x)["y"]
     np.testing.assert_array_equal(emulated, x["x"] * np.array([1.001, 1.002], np.float16) - x["x"])
     assert (emulated != reference).any()
     with pytest.raises(ModelError, match=r"2 nodes in fp16(.|\n)*can't be checked in int8"):
-        artifacts.lower(model, "int8", cache, calibration=[x])
+        lowering.lower(model, "int8", cache, calibration=[x])
 
 
 def test_a_weight_that_overflows_is_noted(tmp_path: Path, cache: Cache) -> None:
@@ -200,13 +204,13 @@ def test_a_weight_that_overflows_is_noted(tmp_path: Path, cache: Cache) -> None:
 def test_external_data_travels_through_every_step(tmp_path: Path, cache: Cache) -> None:
     proto = onnx_models.conv_net()
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
-    model = artifacts.open_model("m.onnx", (tmp_path,), cache)
-    inline = artifacts.open_model(onnx_models.conv_net(), (), cache)
+    model = open_model("m.onnx", (tmp_path,), cache)
+    inline = open_model(onnx_models.conv_net(), (), cache)
     case = {"image": np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}
     for each in (model, inline):
-        lowered = artifacts.lower(each, "fp16", cache)
-        outputs = artifacts.emulation(each, lowered, "fp16", cache)(case)["logits"]
-        expected = artifacts.Reference(each, cache)(case)["logits"]
+        lowered = lowering.lower(each, "fp16", cache)
+        outputs = emulation(each, lowered, "fp16", cache)(case)["logits"]
+        expected = Reference(each, cache)(case)["logits"]
         assert 0 < np.abs(outputs - expected).max() < 1e-2
 
 
@@ -221,12 +225,12 @@ def test_every_precision_has_the_error_of_its_mantissa(tmp_path: Path, cache: Ca
         "int8": (1e-3, 5e-2),
         "fp8": (1e-3, 1e-1),
     }
-    model = artifacts.open_model(onnx_models.conv_net(), (), cache)
+    model = open_model(onnx_models.conv_net(), (), cache)
     rng = np.random.default_rng(0)
     data = [{"image": rng.random((4, 3, 16, 16), dtype=np.float32)} for _ in range(4)]
-    lowered = artifacts.lower(model, precision, cache, calibration=data)
-    actual = artifacts.emulation(model, lowered, precision, cache)(data[0])["logits"]
-    reference = artifacts.Reference(model, cache)(data[0])["logits"]
+    lowered = lowering.lower(model, precision, cache, calibration=data)
+    actual = emulation(model, lowered, precision, cache)(data[0])["logits"]
+    reference = Reference(model, cache)(data[0])["logits"]
     error = np.abs(actual - reference).max() / np.abs(reference).max()
     low, high = bands[precision]
     assert low <= error <= high

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_trtcheck import baselines, gpu, latency
-from pytest_trtcheck.baselines import MIN_SLOWDOWN, Baseline, GpuKey
-from pytest_trtcheck.baselines.files import path_of, rounded
+from pytest_trtcheck import gpu, latency
+from pytest_trtcheck.check.latency import conditions_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.gpu.device import Gpu
-from pytest_trtcheck.latency.baseline import Distribution
+from pytest_trtcheck.latency import baselines
+from pytest_trtcheck.latency.baselines import MIN_SLOWDOWN, Baseline, GpuKey
+from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.latency.baselines.files import path_of, rounded
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, jsonable
 from tests import latency_streams
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 H200 = Gpu(name="NVIDIA H200", model=gpu.find_gpu("H200"), compute_capability=(9, 0), driver="580.1")
 KEY = GpuKey("NVIDIA H200", "9.0")
-CONDITIONS = baselines.conditions(H200, ("tensorrt_rtx", "1.5.0.114"), {"image": (1, 3, 16, 16)})
+CONDITIONS = conditions_of(H200, ("tensorrt_rtx", "1.5.0.114"), {"image": (1, 3, 16, 16)})
 CLOCKED = {**CONDITIONS, "sm_mhz": 1590, "power_limit_w": 70.0, "power_mode": "MODE_15W"}
 DAY = datetime.date(2025, 11, 21)
 NODEID = "tests/test_a.py::test_a[fp16]"
@@ -500,7 +502,7 @@ def test_other_files_in_the_directory_do_no_harm(folder: Path, baseline: Baselin
 
 def test_a_name_that_says_less_than_the_product_is_completed() -> None:
     nano = replace(H200, name="Orin", model=gpu.find_gpu("Orin Nano"), compute_capability=(8, 7))
-    told = baselines.conditions(nano, ("tensorrt", "10.3"), {})
+    told = conditions_of(nano, ("tensorrt", "10.3"), {})
     assert GpuKey(told["gpu"], told["compute_capability"]).folder == "Orin-Orin-Nano-sm87"
     assert jsonable(told) == told
     assert asdict(KEY) == {"name": "NVIDIA H200", "compute_capability": "9.0"}

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pytest_trtcheck import blaming, check
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import blame as blaming
+from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check.request import Request
 from pytest_trtcheck.diagnose import diagnosis, trace
-from pytest_trtcheck.job import Request
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
 from tests.diagnosed import conv_chain, image, overflowing_block
@@ -187,13 +188,14 @@ def test_fp32_without_tensorrt_rtx_is_fp32(suite: Suite) -> None:
 
 
 def test_an_engine_of_empty_tensors_is_not_said_to_have_missed_its_precision() -> None:
-    from pytest_trtcheck import artifacts, engines
+    from pytest_trtcheck.backends.tensorrt import cached as engines
+    from pytest_trtcheck.precision.lowering import Lowered
 
     class Empty:
         def layers_by_precision(self) -> dict[str, int]:
             return {"other": 2}
 
-    lowered: Any = artifacts.Lowered(Path("nowhere"), "key")
+    lowered: Any = Lowered(Path("nowhere"), "key")
     empty, full = ({"x": np.zeros((rows, 3), np.float32)} for rows in (0, 2))
     engine: Any = Empty()
     assert "the inputs are empty" in str(engines.precision_not_in_effect(engine, "fp16", lowered, empty))

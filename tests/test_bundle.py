@@ -19,12 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts, bundle, compare, markers
+from pytest_trtcheck import bundle, compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, read_arrays
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import arguments as markers
+from pytest_trtcheck.check.request import Job, Judged, Request
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, ReportError
-from pytest_trtcheck.job import Job, Judged, Request
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.lowering import lower
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord, ParityRecord
 from pytest_trtcheck.spec import BACKENDS, METRICS, PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
 from tests import onnx_models
@@ -165,7 +169,7 @@ class Scaled:
 
     evidence: Evidence = "emulated"
 
-    def __init__(self, reference: artifacts.Reference, factors: Mapping[float, float]) -> None:
+    def __init__(self, reference: Reference, factors: Mapping[float, float]) -> None:
         self._reference = reference
         self._factors = factors
         self.runs = 0
@@ -185,9 +189,9 @@ class Planted:
         self.folder = folder / "bundles"
         cache = Cache(folder / "cache", None)
         path = path or onnx_models.save(onnx_models.gemm_net(), folder / "m.onnx")
-        self.model = artifacts.open_model(path, (), cache)
-        self.lowered = artifacts.lower(self.model, "fp16", cache)
-        self.reference = artifacts.Reference(self.model, cache)
+        self.model = open_model(path, (), cache)
+        self.lowered = lower(self.model, "fp16", cache)
+        self.reference = Reference(self.model, cache)
         self.runner = Scaled(self.reference, factors)
         self.cases = [{"x": np.full((2, 4), index + 1, np.float32)} for index in range(cases)]
         self.spec = ParitySpec(tol=1e-2)
@@ -510,7 +514,7 @@ def test_external_data_of_any_name_is_in_the_bundle(tmp_path: Path, location: st
     x = np.ones((2, 4), np.float32)
     proto = onnx_models.gemm_net()
     w, b = (onnx.numpy_helper.to_array(each) for each in proto.graph.initializer)
-    got = artifacts.Reference(read.model, Cache(tmp_path / "other", None))({"x": x})["y"]
+    got = Reference(read.model, Cache(tmp_path / "other", None))({"x": x})["y"]
     np.testing.assert_allclose(got, x @ w + b, rtol=1e-5)
 
 

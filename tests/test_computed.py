@@ -10,18 +10,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck import artifacts, parity
-from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import Workshop
+from pytest_trtcheck.check import parity
+from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.checker import Workshop
+from pytest_trtcheck.check.request import Job, Request
 from pytest_trtcheck.errors import ArgumentError, ModelError, NothingComputedError
-from pytest_trtcheck.job import Job, Request
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision import lowering
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models, trt_models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence
     from pytest_trtcheck.spec import Precision
 
@@ -37,13 +42,11 @@ def cache(tmp_path: Path) -> Cache:
 
 def lower(
     proto: onnx.ModelProto, precision: Precision, cache: Cache, keep: tuple[str, ...] = (), data: object = None
-) -> artifacts.Lowered:
-    return artifacts.lower(
-        artifacts.open_model(proto, (), cache), precision, cache, keep_fp32=keep, calibration=data, folders=()
-    )
+) -> Lowered:
+    return lowering.lower(open_model(proto, (), cache), precision, cache, keep_fp32=keep, calibration=data, folders=())
 
 
-def nodes(lowered: artifacts.Lowered, precision: Precision) -> list[str]:
+def nodes(lowered: Lowered, precision: Precision) -> list[str]:
     found = lowered.computed_in(precision)
     assert found is not None
     return [each.node for each in found]
@@ -228,26 +231,26 @@ def test_a_node_counts_where_all_its_operands_are_quantized(cache: Cache) -> Non
 
 
 def test_one_cast_to_fp16_leaves_an_fp32_model_to_be_lowered(cache: Cache) -> None:
-    model = artifacts.open_model(one_half_cast(), (), cache)
-    lowered = artifacts.lower(model, "fp16", cache)
+    model = open_model(one_half_cast(), (), cache)
+    lowered = lowering.lower(model, "fp16", cache)
     assert not lowered.taken_as_it_is
     assert nodes(lowered, "fp16") == ["mm", "mul"]
     x = {"x": np.full((2, 8), 30, np.float32)}
     # Products near 30 · 1000 · Σw, times 1000 after that, lie beyond FP16's 65504.
-    assert np.isinf(artifacts.emulation(model, lowered, "fp16", cache)(x)["y"]).any()
+    assert np.isinf(emulation(model, lowered, "fp16", cache)(x)["y"]).any()
     right = (x["x"].astype(np.float64) @ (W * np.float32(1e3)).astype(np.float64)) * 1e3
-    np.testing.assert_allclose(artifacts.Reference(model, cache)(x)["y"], right, rtol=1e-3)
-    assert nodes(artifacts.lower(model, "bf16", cache), "bf16") == ["mm", "mul"]
+    np.testing.assert_allclose(Reference(model, cache)(x)["y"], right, rtol=1e-3)
+    assert nodes(lowering.lower(model, "bf16", cache), "bf16") == ["mm", "mul"]
 
 
 def test_weights_stored_in_16_bits_leave_an_fp32_model(cache: Cache) -> None:
-    model = artifacts.open_model(stored_in_half(), (), cache)
-    lowered = artifacts.lower(model, "fp16", cache)
+    model = open_model(stored_in_half(), (), cache)
+    lowered = lowering.lower(model, "fp16", cache)
     assert nodes(lowered, "fp16") == ["mm", "mul"]
     assert lowered.details["constants"]["overflow"][0]["name"] == "k"
-    assert nodes(artifacts.lower(model, "tf32", cache), "tf32") == ["mm"]
+    assert nodes(lowering.lower(model, "tf32", cache), "tf32") == ["mm"]
     data = {"x": np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)}
-    assert nodes(artifacts.lower(model, "int8", cache, calibration=data), "int8") == ["mm"]
+    assert nodes(lowering.lower(model, "int8", cache, calibration=data), "int8") == ["mm"]
 
 
 def test_what_most_products_compute_in_decides(cache: Cache) -> None:
@@ -306,7 +309,7 @@ class Fp32Engine:
 
     evidence: Evidence = "engine"
 
-    def __init__(self, reference: artifacts.Reference, factor: float) -> None:
+    def __init__(self, reference: Reference, factor: float) -> None:
         self.reference, self.factor = reference, factor
 
     def __call__(self, inputs: Any) -> dict[str, Any]:
@@ -318,10 +321,10 @@ class Fp32Engine:
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.001, "pass"), (1.1, "fail")])
 def test_an_engine_gives_fp32_where_the_model_has_fp64(factor: float, verdict: str, cache: Cache) -> None:
-    model = artifacts.open_model(mlp(np.float64, DOUBLE), (), cache)
+    model = open_model(mlp(np.float64, DOUBLE), (), cache)
     cases = [{"x": np.random.default_rng(0).random((2, 8))}]
-    reference = artifacts.Reference(model, cache)
-    job = Job(request(mlp(), "fp16"), model, artifacts.lower(model, "fp16", cache), cases, reference)
+    reference = Reference(model, cache)
+    job = Job(request(mlp(), "fp16"), model, lowering.lower(model, "fp16", cache), cases, reference)
     outcome = parity.judge(job, Fp32Engine(reference, factor), reference)
     assert outcome.record.verdict == verdict
     assert "dtype" not in (outcome.message or "")

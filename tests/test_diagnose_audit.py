@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pytest_trtcheck import artifacts
 from pytest_trtcheck.diagnose import audit, diagnose, explain, models
 from pytest_trtcheck.model.onnx_model import TensorSpec
 from pytest_trtcheck.precision import calibration_data
+from pytest_trtcheck.precision.emulation import emulated_path
+from pytest_trtcheck.precision.lowering import float_path
 from tests.diagnosed import Bench, Case, all_tensors, conv_chain, image
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def test_what_lies_outside_the_ranges(tmp_path: Path) -> None:
     cases = [photo(50, 0.3), photo(51, 2.0)]
     subject = bench.failed(conv_chain(3), "int8", cases, calibration=calibration)
     pair = models.stage(
-        artifacts.float_path(subject.model, subject.lowered, (), bench.cache),
-        artifacts.emulated_path(subject.model, subject.lowered, "int8", bench.cache),
+        float_path(subject.model, subject.lowered, (), bench.cache),
+        emulated_path(subject.model, subject.lowered, "int8", bench.cache),
         subject.lowered.path,
         subject.model.path,
         tmp_path,

@@ -18,9 +18,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from pytest_trtcheck import artifacts
-from pytest_trtcheck.backends import tensorrt
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import Blame, Budget, Engine, diagnose, explain
 from pytest_trtcheck.diagnose.bisection import EXTRA_BUILDS, cuts
@@ -28,7 +27,9 @@ from pytest_trtcheck.diagnose.cutting import Graph
 from pytest_trtcheck.diagnose.models import named
 from pytest_trtcheck.errors import BuildError
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import emulate
+from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
 from tests.diagnosed import FLOAT, Bench, Case, assert_users_names, conv_chain, image
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.diagnose import Subject
+    from pytest_trtcheck.precision.lowering import Lowered
 
 
 @pytest.fixture
@@ -182,7 +184,7 @@ def test_both_are_to_blame(bench: Bench) -> None:
 def test_an_engine_that_rounds_otherwise_is_not_to_blame(bench: Bench) -> None:
     """The emulation and the engine differ by noise, and both fail for the precision."""
     subject = bench.failed(conv_chain(6), "bf16", [image()], tol=1e-4)
-    with closing(artifacts.emulation(subject.model, subject.lowered, "bf16", bench.cache)) as runner:
+    with closing(emulation(subject.model, subject.lowered, "bf16", bench.cache)) as runner:
         emulated = runner(subject.case)
     noise = np.random.default_rng(0).standard_normal((1, 10)).astype(np.float32) * 1e-5
     found = diagnose(subject, bench.cache, Engine({"logits": emulated["logits"] + noise}))
@@ -194,7 +196,7 @@ def test_an_engine_that_rounds_otherwise_is_not_to_blame(bench: Bench) -> None:
 def test_an_engine_that_is_off_by_as_much_as_the_precision_is_not_to_blame(bench: Bench) -> None:
     """Where a model amplifies rounding, two sound ways of rounding lie as far apart as each from the truth."""
     subject = bench.failed(conv_chain(6), "bf16", [image()], tol=1e-4)
-    with closing(artifacts.emulation(subject.model, subject.lowered, "bf16", bench.cache)) as runner:
+    with closing(emulation(subject.model, subject.lowered, "bf16", bench.cache)) as runner:
         emulated = runner(subject.case)
     reference = subject.reference(subject.case)["logits"]
     other_way = np.asarray(2 * reference - emulated["logits"], np.float32)
@@ -246,10 +248,10 @@ class Built(Altered):
 
     def __call__(self, path: Path) -> dict[str, NDArray[Any]]:
         plan = tensorrt.build(
-            tensorrt.find_module("tensorrt_rtx"),
+            find_module("tensorrt_rtx"),
             path,
             self.folder / "engine.plan",
-            target=tensorrt.Target((8, 6), here=False),
+            target=Target((8, 6), here=False),
             precision=self.precision,
             profile={name: ShapeRange(array.shape, array.shape, array.shape) for name, array in self.case.items()},
         )
@@ -281,7 +283,7 @@ def test_the_worst_input_is_the_one_that_is_bisected(bench: Bench) -> None:
 
 
 def emulated_by(bench: Bench, subject: Subject) -> dict[str, NDArray[Any]]:
-    with closing(artifacts.emulation(subject.model, subject.lowered, subject.precision, bench.cache)) as runner:
+    with closing(emulation(subject.model, subject.lowered, subject.precision, bench.cache)) as runner:
         return runner(subject.case)
 
 
@@ -306,10 +308,10 @@ class Exaggerating:
         }
 
     @contextmanager
-    def rebuild(self, lowered: artifacts.Lowered) -> Iterator[Any]:
+    def rebuild(self, lowered: Lowered) -> Iterator[Any]:
         self.builds += 1
         subject = self.subject
-        runner = artifacts.emulation(subject.model, lowered, subject.precision, Cache(self.bench.folder / "rebuilt"))
+        runner = emulation(subject.model, lowered, subject.precision, Cache(self.bench.folder / "rebuilt"))
         with closing(runner):
             yield lambda case: self.outputs(runner(case), case, self.factor)
 
@@ -401,7 +403,7 @@ def test_a_list_that_never_holds_on_the_engine_is_no_advice(bench: Bench) -> Non
 def test_an_engine_that_cannot_be_built_again_leaves_the_list_as_emulated(bench: Bench) -> None:
     subject = with_one_bad_block(bench, "fp16", 1e-2)
 
-    def refuse(_: artifacts.Lowered) -> Any:
+    def refuse(_: Lowered) -> Any:
         raise BuildError("TensorRT could not build the engine", "this is planted")
 
     outputs = emulated_by(bench, subject)

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts
 from pytest_trtcheck.diagnose import diagnose, models, statistics, trace
 from pytest_trtcheck.diagnose.switchboard import Switchboard
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.precision.emulation import emulated_path, emulation
+from pytest_trtcheck.precision.lowering import float_path, lower
 from tests import onnx_models
 from tests.diagnosed import FLOAT, Bench, all_tensors, conv_chain, image, overflowing_block, weight
 
@@ -38,8 +39,8 @@ def bench(tmp_path: Path) -> Bench:
 
 def paths(bench: Bench, subject: Subject) -> tuple[Path, Path]:
     return (
-        artifacts.float_path(subject.model, subject.lowered, subject.keep_fp32, bench.cache),
-        artifacts.emulated_path(subject.model, subject.lowered, subject.precision, bench.cache),
+        float_path(subject.model, subject.lowered, subject.keep_fp32, bench.cache),
+        emulated_path(subject.model, subject.lowered, subject.precision, bench.cache),
     )
 
 
@@ -96,20 +97,22 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from pytest_trtcheck import artifacts
+from pytest_trtcheck.precision.emulation import emulated_path, emulation
+from pytest_trtcheck.precision.lowering import float_path, lower
+from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import models, trace
 
 folder = Path(sys.argv[1])
 cache = Cache(folder / "cache")
-model = artifacts.open_model(str(folder / "model.onnx"), [], cache)
-lowered = artifacts.lower(model, "fp16", cache)
+model = open_model(str(folder / "model.onnx"), [], cache)
+lowered = lower(model, "fp16", cache)
 case = {"x": np.linspace(0, 1, 1 << 20, dtype=np.float32)}
-artifacts.emulation(model, lowered, "fp16", cache)(case)
+emulation(model, lowered, "fp16", cache)(case)
 (folder / "staged").mkdir()
 pair = models.stage(
-    artifacts.float_path(model, lowered, (), cache),
-    artifacts.emulated_path(model, lowered, "fp16", cache),
+    float_path(model, lowered, (), cache),
+    emulated_path(model, lowered, "fp16", cache),
     lowered.path, model.path, folder / "staged",
 )
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -205,8 +208,8 @@ def test_switches_are_what_keep_fp32_does(bench: Bench, precision: Any) -> None:
     expected = subject.reference(subject.case)["logits"]
     assert l2(board(subject.case, [])["logits"], expected) < 1e-6
     for kept in ([], ["conv1"], ["conv0", "conv3", "gemm"], ["conv2", "relu2", "conv3"]):
-        lowered = artifacts.lower(subject.model, precision, bench.cache, keep_fp32=tuple(kept), calibration=calibration)
-        runner = artifacts.emulation(subject.model, lowered, precision, bench.cache)
+        lowered = lower(subject.model, precision, bench.cache, keep_fp32=tuple(kept), calibration=calibration)
+        runner = emulation(subject.model, lowered, precision, bench.cache)
         actual = board(subject.case, [name for name in nodes if name not in kept])["logits"]
         error = l2(runner(subject.case)["logits"], expected)
         assert l2(actual, expected) == pytest.approx(error, rel=0.05), kept

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_trtcheck import fixtures, markers, settings
+from pytest_trtcheck.check import arguments as markers
 from pytest_trtcheck.compare.limits import DEFAULT_TOLERANCE
+from pytest_trtcheck.plugin import fixtures
+from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.record import SEVERITY
 from pytest_trtcheck.spec import METRICS, PRECISIONS
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import emulate, half, qdq
 from tests import onnx_models
 

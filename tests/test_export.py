@@ -22,13 +22,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts, engines, export, gpu, triton
-from pytest_trtcheck.backends import tensorrt
+from pytest_trtcheck import gpu
+from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, ReportError
+from pytest_trtcheck.export import export, triton
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.record import CheckRecord, LatencyRecord, OutputRecord, ParityRecord
 from pytest_trtcheck.spec import BuildOptions, ShapeRange
 from tests import onnx_models, trt_models
@@ -181,10 +184,10 @@ def cache(store: Path) -> Cache:
 
 
 def place() -> engines.Place:
-    module = tensorrt.find_module("tensorrt_rtx")
+    module = find_module("tensorrt_rtx")
     a100 = gpu.find_gpu("A100")
     card = Gpu(name="NVIDIA A100-SXM4-80GB", model=a100, compute_capability=(8, 0), driver="580.65")
-    return engines.Place(module, tensorrt.Target((8, 0), here=False), "A100", card)
+    return engines.Place(module, Target((8, 0), here=False), "A100", card)
 
 
 def built(
@@ -200,7 +203,7 @@ def built(
     path = cache.root.parent / f"{hashlib.sha256(proto.SerializeToString()).hexdigest()}.onnx"
     onnx_models.save(proto, path)
     model = onnx_model.load(path, label)
-    lowered = artifacts.lower(model, precision, cache, keep_fp32=keep_fp32)
+    lowered = lower(model, precision, cache, keep_fp32=keep_fp32)
     spans = {name: span for name, span in profile.items() if name in {each.name for each in model.inputs}}
     ranges = model_inputs.profile(model, spans, ())
     made = engines.build(engines.Order(model, lowered, precision, ranges, BuildOptions()), place(), cache)
@@ -280,7 +283,7 @@ def test_an_engine_is_written_as_triton_and_a_reader_expect_it(
     assert manifest["precision"] == "fp16"
     assert manifest["gpu"] == {"name": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"}
     assert manifest["tensorrt"]["module"] == "tensorrt_rtx"
-    assert manifest["tensorrt"]["version"] == tensorrt.find_module("tensorrt_rtx").version
+    assert manifest["tensorrt"]["version"] == find_module("tensorrt_rtx").version
     assert manifest["engine"]["key"] == record["engine"]["key"]
     assert manifest["engine"]["sha256"] == hashlib.sha256(plan).hexdigest()
     assert manifest["engine"]["bytes"] == len(plan)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from pytest_trtcheck import facts
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model import remembered as facts
 from pytest_trtcheck.precision import calibration_data
 from tests import onnx_models
 
@@ -96,17 +96,17 @@ def test_calibration_files_are_read_once(tmp_path: Path, cache: Cache) -> None:
         np.savez(file, image=np.full((1, 3, 16, 16), index, np.float32))
     settle(*files)
     samples = calibration_data.load(str(tmp_path / "*.npz"), specs)
-    digest = facts.samples_digest(samples, cache)
-    assert digest == samples.digest() == facts.samples_digest(samples, cache)
+    digest = calibration_data.digest_of(samples, cache)
+    assert digest == samples.digest() == calibration_data.digest_of(samples, cache)
     assert [entry.kind for entry in cache.entries()] == ["samples"]
     np.savez(files[1], image=np.full((1, 3, 16, 16), 7, np.float32))
-    assert facts.samples_digest(calibration_data.load(str(tmp_path / "*.npz"), specs), cache) != digest
+    assert calibration_data.digest_of(calibration_data.load(str(tmp_path / "*.npz"), specs), cache) != digest
 
 
 def test_data_that_is_in_memory_is_hashed_each_time(tmp_path: Path, cache: Cache) -> None:
     specs = onnx_model.load(onnx_models.save(onnx_models.conv_net(), tmp_path / "m.onnx")).inputs
     data = [{"image": np.zeros((1, 3, 16, 16), np.float32)}]
-    first = facts.samples_digest(calibration_data.load(data, specs), cache)
+    first = calibration_data.digest_of(calibration_data.load(data, specs), cache)
     data[0]["image"][:] = 1
-    assert facts.samples_digest(calibration_data.load(data, specs), cache) != first
+    assert calibration_data.digest_of(calibration_data.load(data, specs), cache) != first
     assert cache.entries() == []

@@ -11,11 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import families
-from pytest_trtcheck.backends import tensorrt
-from pytest_trtcheck.families import DLA, FAMILIES, RTX, TENSORRT_10, TENSORRT_11, Family
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision import families, half
+from pytest_trtcheck.precision.families import DLA, FAMILIES, RTX, TENSORRT_10, TENSORRT_11, Family
 from tests import onnx_models
 
 if TYPE_CHECKING:

@@ -14,17 +14,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts, engines, gpu, parity
-from pytest_trtcheck.backends import onnxruntime as ort
-from pytest_trtcheck.backends import tensorrt
-from pytest_trtcheck.blaming import Allowance
+from pytest_trtcheck import gpu
+from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck.backends.tensorrt.cached import Built, Place
+from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.check import Request, Workshop
-from pytest_trtcheck.engines import Built, Place
+from pytest_trtcheck.check import parity
+from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.checker import Request, Workshop
 from pytest_trtcheck.errors import GpuError, InputError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import fold
+from pytest_trtcheck.precision.emulation import Emulated, emulation
+from pytest_trtcheck.precision.lowering import Lowered, lower
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import EngineRecord
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
@@ -34,9 +40,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import Lowered
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
-    from pytest_trtcheck.job import Job
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.check.request import Job
     from pytest_trtcheck.record import CheckRecord, Evidence
     from pytest_trtcheck.spec import Precision
 
@@ -236,9 +241,9 @@ class BesideGpu(Workshop):
     """A workshop in a machine with an A100, as far as one can tell without loading an engine."""
 
     def _place(self, request: Request) -> tuple[Place | None, str]:  # noqa: ARG002
-        module = tensorrt.find_module("tensorrt_rtx")
+        module = find_module("tensorrt_rtx")
         card = Gpu(name="a stand-in", model=gpu.find_gpu("A100"), compute_capability=(8, 0), uuid="GPU-stand-in")
-        return Place(module, tensorrt.Target((8, 0), here=True), "A100", card), ""
+        return Place(module, Target((8, 0), here=True), "A100", card), ""
 
     def _build(self, job: Job, **_: Any) -> Built:
         key = Key("engine", job.model.label, {"lowered": job.lowered.key})
@@ -254,7 +259,7 @@ class OnGpu(BesideGpu):
     spoiled: Callable[[int, Outputs], Outputs] = lambda _, outputs: outputs
 
     def _load(self, job: Job, built: Built) -> Engine:  # noqa: ARG002
-        runner = artifacts.emulation(job.model, job.lowered, job.precision, self.cache)
+        runner = emulation(job.model, job.lowered, job.precision, self.cache)
         return cast("Engine", OnCpu(runner, self.layers, self.spoiled))
 
 
@@ -348,7 +353,7 @@ def test_what_the_inspector_must_list(
         def layers_by_precision(self) -> Mapping[str, int]:
             return layers
 
-    lowered = artifacts.Lowered(Path("m.onnx"), "key", taken_as_it_is=as_it_is)
+    lowered = Lowered(Path("m.onnx"), "key", taken_as_it_is=as_it_is)
     case = {"x": np.ones((1, 4), np.float32)}
     doubt = engines.precision_not_in_effect(cast("Engine", Inspected()), precision, lowered, case)
     assert (doubt is not None) == doubted
@@ -487,10 +492,10 @@ def test_nothing_is_diagnosed_without_an_allowance(workshop: Workshop) -> None:
 
 def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", None)
-    model = artifacts.open_model(onnx_models.gemm_net(), (), cache)
-    kept = artifacts.Reference(model, cache, "cpu")(X)
+    model = open_model(onnx_models.gemm_net(), (), cache)
+    kept = Reference(model, cache, "cpu")(X)
 
-    class Elsewhere(artifacts.Reference):
+    class Elsewhere(Reference):
         """What another provider computes: something else."""
 
         def _run(self, case: dict[str, NDArray[Any]]) -> Outputs:
@@ -499,7 +504,7 @@ def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
     other = Elsewhere(model, cache, "cuda")
     other._runner = ort.OrtRunner(model.path, model.label, "cpu")
     np.testing.assert_array_equal(other(X)["y"], kept["y"] + 1)
-    np.testing.assert_array_equal(artifacts.Reference(model, cache, "cpu")(X)["y"], kept["y"])
+    np.testing.assert_array_equal(Reference(model, cache, "cpu")(X)["y"], kept["y"])
 
 
 def test_a_reference_follows_model_inputs_and_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,17 +513,17 @@ def test_a_reference_follows_model_inputs_and_library(tmp_path: Path, monkeypatc
     def references() -> int:
         return sum(entry.kind == "reference" for entry in cache.entries())
 
-    model = artifacts.open_model(onnx_models.gemm_net(), (), cache)
-    first = artifacts.Reference(model, cache)(X)["y"]
-    doubled = artifacts.Reference(model, cache)({"x": X["x"] * 2})["y"]
+    model = open_model(onnx_models.gemm_net(), (), cache)
+    first = Reference(model, cache)(X)["y"]
+    doubled = Reference(model, cache)({"x": X["x"] * 2})["y"]
     assert not np.array_equal(first, doubled)
     changed = onnx_models.gemm_net()
     changed.graph.initializer[0].raw_data = (np.frombuffer(changed.graph.initializer[0].raw_data, "f4") * 2).tobytes()
-    other = artifacts.Reference(artifacts.open_model(changed, (), cache), cache)(X)["y"]
+    other = Reference(open_model(changed, (), cache), cache)(X)["y"]
     assert not np.array_equal(first, other)
     assert references() == 3
     monkeypatch.setattr(ort, "version", lambda: "another")
-    artifacts.Reference(model, cache)(X)
+    Reference(model, cache)(X)
     assert references() == 4
 
 
@@ -540,15 +545,15 @@ def test_a_diagnosis_is_kept_for_what_it_was_made_of(workshop: Workshop) -> None
 def test_an_emulation_is_of_one_precision(tmp_path: Path) -> None:
     # fp32 and tf32 have one lowered model, the file itself, and not one emulation.
     cache = Cache(tmp_path / "cache", None)
-    model = artifacts.open_model(onnx_models.conv_net(2), (), cache)
+    model = open_model(onnx_models.conv_net(2), (), cache)
     case = {"image": np.random.default_rng(0).random((2, 3, 16, 16), dtype=np.float32)}
 
     def emulated(precision: Precision) -> NDArray[Any]:
-        lowered: Lowered = artifacts.lower(model, precision, cache)
-        return artifacts.Emulated(model, lowered, precision, cache)(case)["logits"]
+        lowered: Lowered = lower(model, precision, cache)
+        return Emulated(model, lowered, precision, cache)(case)["logits"]
 
     fp32, tf32 = emulated("fp32"), emulated("tf32")
-    np.testing.assert_array_equal(fp32, artifacts.Reference(model, cache)(case)["logits"])
+    np.testing.assert_array_equal(fp32, Reference(model, cache)(case)["logits"])
     assert not np.array_equal(tf32, fp32)
 
 

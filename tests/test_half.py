@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import fold, half
 from tests import onnx_models
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import emulate, half, inner
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baseline import Distribution, compare
+from pytest_trtcheck.latency.baselines.comparison import Distribution, compare
 
 
 def _distribution(median: float, seed: int, n: int = 1_000) -> Distribution:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from pytest_trtcheck import measure
-from pytest_trtcheck.backends.tensorrt_timing import Samples
+from pytest_trtcheck.backends.tensorrt.timing import Samples
+from pytest_trtcheck.check import measuring as measure
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.record import CheckRecord, LatencyRecord
@@ -27,7 +27,7 @@ from tests import fake_nvml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
 
 T4 = find_gpu("T4")
 

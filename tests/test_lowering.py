@@ -10,11 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck import artifacts
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import InputError, ModelError, NothingComputedError
 from pytest_trtcheck.model import graph, inputs
+from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision.emulation import computes_the_reference, emulation
+from pytest_trtcheck.precision.lowering import Lowered, lower, prepared
+from pytest_trtcheck.precision.reference import Reference
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -41,12 +44,12 @@ def cache(tmp_path: Path) -> Cache:
 
 def computed(
     proto: onnx.ModelProto, precision: Precision, cache: Cache, case: Mapping[str, NDArray[Any]], **options: Any
-) -> tuple[dict[str, NDArray[Any]], artifacts.Lowered]:
+) -> tuple[dict[str, NDArray[Any]], Lowered]:
     """What the emulation of the lowered model computes; the file that TensorRT is given is checked on the way."""
-    model = artifacts.open_model(proto, (), cache)
-    lowered = artifacts.lower(model, precision, cache, **options)
+    model = open_model(proto, (), cache)
+    lowered = lower(model, precision, cache, **options)
     onnx.checker.check_model(onnx.load(lowered.path), full_check=precision == "fp16")
-    return artifacts.emulation(model, lowered, precision, cache)(dict(case)), lowered
+    return emulation(model, lowered, precision, cache)(dict(case)), lowered
 
 
 def assert_near(actual: NDArray[Any], right: NDArray[Any], precision: str, roundings: int = 8) -> None:
@@ -252,14 +255,14 @@ def test_constants_of_which_nothing_is_left_are_named(cache: Cache) -> None:
         "zero": np.zeros(8, np.float32),
     }
     proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, weights)
-    model = artifacts.open_model(proto, (), cache)
-    lowered = artifacts.lower(model, "fp16", cache)
+    model = open_model(proto, (), cache)
+    lowered = lower(model, "fp16", cache)
     found = {each["name"]: each for each in lowered.details["constants"]["underflow"]}
     assert set(found) == {"eps", "fill"}
     assert found["eps"]["readers"] == ["addeps"]
     assert found["eps"]["value"] == pytest.approx(1e-12, rel=1e-6)
     assert "constant eps (1e-12, read by addeps) is too small for fp16: it became 0" in lowered.notes
-    assert artifacts.lower(model, "bf16", cache).details["constants"]["underflow"] == []
+    assert lower(model, "bf16", cache).details["constants"]["underflow"] == []
 
 
 # --- files of every age ----------------------------------------------------------------------------------------------
@@ -536,8 +539,8 @@ def test_a_scale_for_each_place_is_not_folded(cache: Cache) -> None:
     places = {name: np.repeat(array[:, None], 3, 1) for name, array in BN.items()}
     steps = [N("BatchNormalization", ["x", "s", "b", "m", "v"], ["n"], name="bn", spatial=0), N("Relu", ["n"], ["y"])]
     proto = onnx_models.model(steps, {"x": (FLOAT, [2, 4, 3])}, {"y": (FLOAT, [2, 4, 3])}, places, opset=8)
-    model = artifacts.open_model(proto, (), cache)
-    folded = onnx.load(artifacts.prepared(model, (), cache))
+    model = open_model(proto, (), cache)
+    folded = onnx.load(prepared(model, (), cache))
     assert [node.op_type for node in folded.graph.node] == ["BatchNormalization", "Relu"]
     assert {tuple(weight.dims) for weight in folded.graph.initializer} == {(4, 3)}
 
@@ -574,9 +577,9 @@ def test_fp64_is_lowered_as_tensorrt_takes_it(precision: Precision, cache: Cache
 
 
 def test_the_reference_of_fp64_is_fp64(cache: Cache) -> None:
-    model = artifacts.open_model(in_double(0.5), (), cache)
+    model = open_model(in_double(0.5), (), cache)
     x = X.astype(np.float64)
-    reference = artifacts.Reference(model, cache)({"x": x})["y"]
+    reference = Reference(model, cache)({"x": x})["y"]
     np.testing.assert_array_equal(reference, (x @ W.astype(np.float64)).astype(np.float32).astype(np.float64) * 0.5 + 1)
 
 
@@ -595,10 +598,10 @@ def test_fp64_beyond_fp32_is_clamped_as_tensorrt_clamps_it(cache: Cache) -> None
 
 
 def test_fp32_of_fp64_is_compared_and_of_fp32_is_not(cache: Cache) -> None:
-    double = artifacts.open_model(in_double(0.5), (), cache)
-    single = artifacts.open_model(onnx_models.gemm_net(), (), cache)
-    assert not artifacts.computes_the_reference(artifacts.lower(double, "fp32", cache), "fp32")
-    assert artifacts.computes_the_reference(artifacts.lower(single, "fp32", cache), "fp32")
+    double = open_model(in_double(0.5), (), cache)
+    single = open_model(onnx_models.gemm_net(), (), cache)
+    assert not computes_the_reference(lower(double, "fp32", cache), "fp32")
+    assert computes_the_reference(lower(single, "fp32", cache), "fp32")
 
 
 # --- types that numpy lacks ------------------------------------------------------------------------------------------
@@ -615,7 +618,7 @@ def test_bfloat16_goes_in_and_comes_out(cache: Cache) -> None:
     wide = x.astype(np.float64)
     right = wide @ W.astype(ml_dtypes.bfloat16).astype(np.float64) + wide
     assert_near(found["y"].astype(np.float64), right, "bf16")
-    reference = artifacts.Reference(artifacts.open_model(proto, (), cache), cache)({"x": x})["y"]
+    reference = Reference(open_model(proto, (), cache), cache)({"x": x})["y"]
     np.testing.assert_array_equal(reference, right.astype(np.float32).astype(ml_dtypes.bfloat16))
 
 
@@ -624,9 +627,9 @@ def test_bfloat16_inputs_are_generated_checked_and_read_from_files(tmp_path: Pat
     steps = [N("MatMul", ["x", "w"], ["y"], name="mm")]
     weights = {"w": W.astype(ml_dtypes.bfloat16)}
     proto = onnx_models.model(steps, {"x": (kind, [2, 8])}, {"y": (kind, [2, 8])}, weights, opset=22)
-    model = artifacts.open_model(proto, (), cache)
+    model = open_model(proto, (), cache)
     (case,) = inputs.generate(model, inputs.shape_ranges(model, None, {}), 0)
-    assert artifacts.Reference(model, cache)(case)["y"].dtype == ml_dtypes.bfloat16
+    assert Reference(model, cache)(case)["y"].dtype == ml_dtypes.bfloat16
     np.save(tmp_path / "x.npy", case["x"])
     (read,) = inputs.cases_from({"x": np.load(tmp_path / "x.npy")}, model, "returned")
     assert read["x"].dtype == ml_dtypes.bfloat16
@@ -700,4 +703,4 @@ def test_a_model_without_operators_of_onnx(precision: Precision, kind: int, cach
     imports = [helper.make_opsetid("ai.onnx.ml", 1)]
     proto = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=imports, ir_version=9)
     with pytest.raises(NothingComputedError, match="ONNX has no 16-bit Normalizer"):
-        artifacts.lower(artifacts.open_model(proto, (), cache), precision, cache)
+        lower(open_model(proto, (), cache), precision, cache)

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.facts import model as facts_of
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.output_parts import MOST_PARTS, output_parts
+from pytest_trtcheck.model.remembered import model as facts_of
 from pytest_trtcheck.spec import Part
 from tests import onnx_models
 

@@ -12,15 +12,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import acceptance, artifacts, check, parity
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
-from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.bundle.spec_json import spec_from_json, spec_to_json
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import acceptance, parity
+from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check.arguments import trt_parity
+from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.request import Job, Request
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.job import Job, Request
-from pytest_trtcheck.markers import trt_parity
 from pytest_trtcheck.metrics import top1
+from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.lowering import lower
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.report import html, json_report
 from pytest_trtcheck.spec import ParitySpec, Tolerance
 from tests import onnx_models
@@ -159,8 +163,8 @@ def test_first_axes_that_are_not_alike_count_no_samples(tmp_path: Path) -> None:
         {"y": (FLOAT, ["n", 5])},
     )
     cache = Cache(tmp_path / "cache")
-    model = artifacts.open_model(proto, (), cache)
-    lowered, reference = artifacts.lower(model, "fp16", cache), artifacts.Reference(model, cache)
+    model = open_model(proto, (), cache)
+    lowered, reference = lower(model, "fp16", cache), Reference(model, cache)
 
     def batch(*rows: int) -> tuple[int, ...]:
         cases = [{"a": np.ones((n, 4), np.float32), "b": np.ones((4, 5), np.float32)} for n in rows]
@@ -184,10 +188,10 @@ def test_parts_that_do_not_fit_are_errors_of_the_check(tmp_path: Path) -> None:
 def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> parity.Outcome:
     """`other` judged as if it were the engine of `proto`."""
     cache = Cache(folder / "cache")
-    model = artifacts.open_model(proto, (), cache)
+    model = open_model(proto, (), cache)
     case = {"x": rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32)}
-    reference = artifacts.Reference(model, cache)
-    job = Job(Request("t", proto, ()), model, artifacts.lower(model, "fp16", cache), [case], reference)
+    reference = Reference(model, cache)
+    job = Job(Request("t", proto, ()), model, lower(model, "fp16", cache), [case], reference)
     path = folder / "other.onnx"
     onnx.save(other, path)
     return parity.judge(job, OrtRunner(path, "other"), reference)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pytest_trtcheck import markers
+from pytest_trtcheck.check import arguments as markers
 from pytest_trtcheck.compare import (
     DEFAULT_TOLERANCE,
     Division,

@@ -321,7 +321,7 @@ def test_a_suite_without_trt_tests_loads_no_heavy_library(suite: Suite, argument
         env={
             **__import__("os").environ,
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "PYTEST_PLUGINS": "pytest_trtcheck.plugin",
+            "PYTEST_PLUGINS": "pytest_trtcheck.plugin.hooks",
         },
     )
     assert result.stdout.strip().endswith("loaded: [] 0"), result.stdout + result.stderr

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.model import graph
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import emulate, half, products
 from tests import onnx_models
 

@@ -9,10 +9,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import acceptance, check
-from pytest_trtcheck.blaming import Allowance
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.job import Request
+from pytest_trtcheck.check import acceptance
+from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.request import Request
 from pytest_trtcheck.model.randomness import random_nodes
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_trtcheck import __main__
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baseline import Distribution
+from pytest_trtcheck.latency.baselines.comparison import Distribution
 from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, OutputRecord, ParityRecord
 from pytest_trtcheck.report import diff_text
 from pytest_trtcheck.report.diff import ReportDiff, diff

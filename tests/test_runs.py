@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pytest_trtcheck import export
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.export import export
 
 if TYPE_CHECKING:
     from pathlib import Path

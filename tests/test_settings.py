@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_trtcheck import Tolerance, markers
+from pytest_trtcheck import Tolerance
+from pytest_trtcheck.check import arguments as markers
+from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.markers import from_marker
-from pytest_trtcheck.settings import OPTIONS, parse_size, resolve
+from pytest_trtcheck.plugin.options import OPTIONS, parse_size, resolve
 from pytest_trtcheck.spec import PRECISIONS, LatencySpec, ParitySpec, ShapeRange
 
 BY_NAME = {option.name: option for option in OPTIONS}

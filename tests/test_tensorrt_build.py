@@ -18,12 +18,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import artifacts
-from pytest_trtcheck.backends import tensorrt, tensorrt_builder
-from pytest_trtcheck.backends.tensorrt import Plan, Target, TensorRTModule
-from pytest_trtcheck.backends.tensorrt_support import advice, unsupported
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
+from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available, find_module
+from pytest_trtcheck.backends.tensorrt.support import advice, unsupported
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyError, UnsupportedTargetError
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.spec import BuildOptions, Precision, ShapeRange
 from tests import onnx_models, trt_models
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from pytest_trtcheck.backends.tensorrt.build import Plan
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)", exc_type=ImportError)
 
@@ -40,7 +44,7 @@ TURING = Target((7, 5), here=False)
 
 @pytest.fixture(scope="module")
 def rtx() -> TensorRTModule:
-    return tensorrt.find_module("tensorrt_rtx")
+    return find_module("tensorrt_rtx")
 
 
 @pytest.fixture
@@ -69,11 +73,11 @@ def uses(operator: str, count: int = 1) -> onnx.ModelProto:
 
 
 def test_auto_finds_what_is_installed(rtx: TensorRTModule) -> None:
-    found = tensorrt.find_module("auto")
+    found = find_module("auto")
     assert found.name in {"tensorrt", "tensorrt_rtx"}
     assert rtx.is_rtx
     assert rtx.release[:2] >= (1, 4)
-    assert tensorrt.available("tensorrt_rtx") == rtx
+    assert available("tensorrt_rtx") == rtx
     assert {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0)} <= set(rtx.compile_only())
 
 
@@ -87,10 +91,10 @@ def test_a_module_that_is_not_installed_names_its_extra(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(MissingDependencyError, match="installed but cannot be loaded: libnvinfer") as info:
-        tensorrt.find_module("tensorrt")
+        find_module("tensorrt")
     assert "pytest-trtcheck[tensorrt]" in info.value.hint
-    assert tensorrt.available("tensorrt") is None
-    assert tensorrt.find_module("auto") == rtx
+    assert available("tensorrt") is None
+    assert find_module("auto") == rtx
 
 
 def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -99,14 +103,14 @@ def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     try:
         with pytest.raises(MissingDependencyError, match=r"tensorrt 7\.2 is too old"):
-            tensorrt.find_module("tensorrt")
+            find_module("tensorrt")
     finally:
         sys.modules.pop("tensorrt", None)
 
 
 def test_a_backend_that_is_no_tensorrt_is_an_argument_error() -> None:
     with pytest.raises(ArgumentError, match="onnxruntime"):
-        tensorrt.find_module("onnxruntime")
+        find_module("onnxruntime")
 
 
 # What a target can be served
@@ -195,7 +199,7 @@ def test_turing_has_no_fp32_matrix_products_in_any_disguise(rtx: TensorRTModule,
 def test_rules_by_release(
     version: str, target: Target, precision: Precision, operators: set[str], expected: str | None
 ) -> None:
-    module = TensorRTModule("tensorrt_rtx", version, tensorrt.find_module("tensorrt_rtx").handle)
+    module = TensorRTModule("tensorrt_rtx", version, find_module("tensorrt_rtx").handle)
     reason = unsupported(module, target, precision, operators)
     assert reason is None if expected is None else (reason is not None and expected in reason)
 
@@ -612,8 +616,8 @@ def test_tensorrt_has_no_fp64(build: Any, precision: Precision, tmp_path: Path) 
     steps = [helper.make_node("MatMul", ["x", "w"], ["a"], name="mm"), helper.make_node("Relu", ["a"], ["y"], name="r")]
     weights = {"w": onnx_models.weights((8, 8), 1).astype(np.float64)}
     proto = onnx_models.model(steps, {"x": (double, [2, 8])}, {"y": (double, [2, 8])}, weights)
-    model = artifacts.open_model(proto, (), Cache(tmp_path / "cache"))
-    lowered = artifacts.lower(model, precision, Cache(tmp_path / "cache"))
+    model = open_model(proto, (), Cache(tmp_path / "cache"))
+    lowered = lower(model, precision, Cache(tmp_path / "cache"))
     for path in (model.path, lowered.path):
         plan = build(path, precision=precision)
         assert [(tensor["name"], tensor["dtype"]) for tensor in (*plan.io["inputs"], *plan.io["outputs"])] == [

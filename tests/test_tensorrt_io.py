@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pytest_trtcheck.backends.cuda import Cuda
-from pytest_trtcheck.backends.tensorrt_io import (
+from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+from pytest_trtcheck.backends.tensorrt.io import (
     DTYPES,
     TensorSpec,
     check_inputs,
@@ -21,7 +21,7 @@ from pytest_trtcheck.backends.tensorrt_io import (
     poisoned_elements,
     unwritten,
 )
-from pytest_trtcheck.backends.tensorrt_layers import layers_by_precision
+from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision
 from pytest_trtcheck.errors import GpuError, InputError, MissingDependencyError
 from pytest_trtcheck.spec import ShapeRange
 

@@ -107,17 +107,18 @@ class Bench:
     """One model in one precision, and the commands to compare."""
 
     def __init__(self, model: Path, precision: str, folder: Path) -> None:
-        from pytest_trtcheck import artifacts
-        from pytest_trtcheck.backends import tensorrt
+        from pytest_trtcheck.backends.tensorrt.module import available
         from pytest_trtcheck.cache import Cache
         from pytest_trtcheck.model import inputs as model_inputs
+        from pytest_trtcheck.model.sources import open_model
+        from pytest_trtcheck.precision.lowering import lower
 
         cache = Cache(folder / "preparation")
-        opened = artifacts.open_model(str(model), (), cache)
+        opened = open_model(str(model), (), cache)
         self.folder = folder
         self.model = model
-        self.lowered = artifacts.lower(opened, precision, cache).path  # type: ignore[arg-type]
-        found = tensorrt.available("auto")
+        self.lowered = lower(opened, precision, cache).path  # type: ignore[arg-type]
+        found = available("auto")
         if found is None:
             raise SystemExit("neither tensorrt nor tensorrt_rtx is installed")
         self.module = found
@@ -207,8 +208,8 @@ def traced(folder: Path) -> dict[str, float]:
     """One warm check: its seconds, and those in which TensorRT and the GPU were at work."""
     import pytest
 
-    from pytest_trtcheck import check as checks
-    from pytest_trtcheck import engines
+    from pytest_trtcheck.backends.tensorrt import cached as engines
+    from pytest_trtcheck.check import checker as checks
 
     spent = {"check": 0.0, "engine": 0.0, "beside": 0.0}
 
@@ -224,7 +225,7 @@ def traced(folder: Path) -> dict[str, float]:
 
         setattr(owner, name, timed_call)
 
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
 
     counted(checks.Workshop, "check", "check")
     counted(engines, "load", "engine")

@@ -21,16 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck import artifacts, engines, measure
+from pytest_trtcheck.backends.tensorrt import cached as engines
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import measuring as measure
 from pytest_trtcheck.gpu import device
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.spec import BuildOptions, LatencySpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.tensorrt import TensorRTModule
+    from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
 
 BATCH = 8
 ROUNDS, RUNS = 12, 200
@@ -129,8 +132,8 @@ def main() -> None:
         raise SystemExit("no GPU in this machine")
     with tempfile.TemporaryDirectory() as scratch:
         cache = Cache(scratch)
-        model = artifacts.open_model(str(arguments.model.resolve()), (), cache)
-        lowered = artifacts.lower(model, arguments.precision, cache)
+        model = open_model(str(arguments.model.resolve()), (), cache)
+        lowered = lower(model, arguments.precision, cache)
         case = model_inputs.generate(model, model_inputs.shape_ranges(model, BATCH, {}), 0)[0]
         place, reason = engines.place_for("auto", None, gpu)
         if place is None:

@@ -58,19 +58,19 @@ GROUPS = {
         ("precision/quantize.py", "precision/quantization_plan.py"), ("test_quantize*.py", "test_guards.py")
     ),
     "compare": Group(("compare/*.py",), ("test_compare*.py", "test_parts.py", *PARITY_TESTS)),
-    "parity": Group(("parity.py",), PARITY_TESTS),
+    "parity": Group(("check/parity.py",), PARITY_TESTS),
     "half": Group(
         ("precision/half.py",),
         ("test_half*.py", "test_lowering.py", "test_computed.py", "test_artifacts.py", "test_guards.py"),
     ),
-    "latency": Group(("latency/*.py",), ("test_latency*.py", "test_guards.py")),
+    "latency": Group(("latency/**/*.py",), ("test_latency*.py", "test_guards.py")),
 }
 MORE_GROUPS = {
     "lowering": Group(
         ("precision/*.py",), ("test_ca*.py", "test_q*.py", "test_half.py", "test_emulate.py", "test_guards.py")
     ),
     "check": Group(
-        ("artifacts.py", "blaming.py", "check.py", "engines.py", "job.py", "latency_check.py", "measure.py"),
+        ("backends/tensorrt/cached.py", "check/*.py"),
         ("test_artifacts.py", "test_guards.py", "test_measure*.py", "test_bundle.py", "test_baselines.py"),
     ),
     "model": Group(("model/*.py",), ("test_model.py", "test_facts.py", "test_artifacts.py", "test_guards.py")),

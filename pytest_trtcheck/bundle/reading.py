@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.artifacts import Lowered
 from pytest_trtcheck.bundle.arrays import read_arrays
 from pytest_trtcheck.bundle.layout import (
     INPUTS,
@@ -28,6 +27,7 @@ from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
+from pytest_trtcheck.precision.lowering import Lowered
 from pytest_trtcheck.record import number
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.job import Judged
+    from pytest_trtcheck.check.request import Judged
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import BuildOptions, ParitySpec

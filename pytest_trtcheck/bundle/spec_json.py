@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.markers import from_marker
 from pytest_trtcheck.metrics import ChosenMetric
 from pytest_trtcheck.spec import BuildOptions, ParitySpec, Shape, ShapeRange, Tolerance
 

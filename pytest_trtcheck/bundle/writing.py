@@ -17,8 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import compare, parity
-from pytest_trtcheck.artifacts import MODEL_FILE
+from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, size_bytes
 from pytest_trtcheck.bundle.layout import (
     ARRAY_FILES,
@@ -33,8 +32,10 @@ from pytest_trtcheck.bundle.layout import (
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
 from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import is_bad, jsonable
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.job import Judged
+    from pytest_trtcheck.check.request import Judged
     from pytest_trtcheck.record import CheckRecord, ParityRecord
 
 

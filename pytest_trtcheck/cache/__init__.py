@@ -6,7 +6,7 @@ directory, making it when it is not there. Whatever is wrong with the place itse
 
 from __future__ import annotations
 
-from pytest_trtcheck.cache.hashing import hash_bytes, hash_file, hash_files, settled, stamp
+from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
 from pytest_trtcheck.cache.store import Cache, Cleared, Entry
@@ -18,6 +18,7 @@ __all__ = [
     "Key",
     "StoredEntry",
     "hash_bytes",
+    "hash_code",
     "hash_file",
     "hash_files",
     "settled",

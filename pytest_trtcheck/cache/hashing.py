@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -66,6 +67,13 @@ def hash_bytes(data: bytes | bytearray | memoryview) -> str:
 def hash_files(paths: Iterable[Path]) -> str:
     """The SHA-256 of some small files' contents, one after the other, in hex."""
     return hash_bytes(b"\0".join(path.read_bytes() for path in paths))
+
+
+@functools.cache
+def hash_code(*globs: str) -> str:
+    """Identity of modules of this package, given from its folder on: of the code that decides what is cached."""
+    package = Path(__file__).parents[1]
+    return hash_files(path for each in globs for path in sorted(package.glob(each)))
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

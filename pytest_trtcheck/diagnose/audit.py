@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

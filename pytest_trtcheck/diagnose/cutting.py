@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import artifacts
 from pytest_trtcheck.diagnose import calibration, judging, keeping, models, nonfinite, result, trace
 from pytest_trtcheck.diagnose import engine as engines
 from pytest_trtcheck.diagnose.culprit import Culprit, Findings
@@ -19,6 +18,8 @@ from pytest_trtcheck.diagnose.result import Blame, Errors, Step
 from pytest_trtcheck.diagnose.switchboard import Switchboard
 from pytest_trtcheck.diagnose.trials import Clock, Subject, Trials
 from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.precision.emulation import emulated_path, emulation
+from pytest_trtcheck.precision.lowering import float_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +110,7 @@ def diagnose(
         The model can't be run any more.
     """
     if emulated is None:
-        with closing(artifacts.emulation(subject.model, subject.lowered, subject.precision, cache)) as runner:
+        with closing(emulation(subject.model, subject.lowered, subject.precision, cache)) as runner:
             emulated = runner(subject.case)
     return _Diagnosis(subject, cache, engine, budget or Budget(), progress).run(emulated)
 
@@ -272,7 +273,7 @@ class _Diagnosis:
                 return None
             self.progress("measuring the error along the graph")
             pair = models.stage(
-                artifacts.float_path(subject.model, subject.lowered, subject.keep_fp32, self.cache),
+                float_path(subject.model, subject.lowered, subject.keep_fp32, self.cache),
                 emulated_path,
                 subject.lowered.path,
                 subject.model.path,
@@ -542,7 +543,7 @@ class _Diagnosis:
 
     def _emulated_path(self) -> Path:
         subject = self.subject
-        return artifacts.emulated_path(subject.model, subject.lowered, subject.precision, self.cache)
+        return emulated_path(subject.model, subject.lowered, subject.precision, self.cache)
 
 
 _HEADLINES: Mapping[Step, str] = {

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import Lowered
     from pytest_trtcheck.diagnose.culprit import Findings
     from pytest_trtcheck.diagnose.naming import Names
     from pytest_trtcheck.diagnose.trials import Clock, Subject
     from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.precision.lowering import Lowered
 
 _OTHERWISE_ROUNDED = 1.5
 """Two ways of rounding to 16 bits differ by √2 of what each loses."""

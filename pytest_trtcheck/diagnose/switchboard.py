@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.diagnose import cutting, local
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

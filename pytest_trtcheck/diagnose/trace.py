@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.diagnose import cutting, local
 from pytest_trtcheck.diagnose.measuring import FLOATS, Measuring
 from pytest_trtcheck.diagnose.statistics import Difference, Fit, difference, is_float
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import artifacts
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.cache import Cache, hash_bytes
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import calibrate, calibration_data
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.lowering import lower, prepared
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.artifacts import AnyReference, Lowered
     from pytest_trtcheck.choices import CalibrationMethod
     from pytest_trtcheck.compare import Limit
     from pytest_trtcheck.diagnose.judging import Judgement
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.calibration_data import Samples
+    from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.precision.reference import AnyReference
     from pytest_trtcheck.spec import Precision
 
 
@@ -153,7 +155,7 @@ class Trials:
         subject = self.subject
         try:
             with self.lowered(nodes) as lowered, tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
-                runner = artifacts.emulation(subject.model, lowered, subject.precision, Cache(folder))
+                runner = emulation(subject.model, lowered, subject.precision, Cache(folder))
                 with closing(runner):
                     return self.judge(runner)
         except NothingLeftError:
@@ -177,7 +179,7 @@ class Trials:
                 yield replace(subject.lowered, path=path, key=key, notes=())
             else:
                 try:
-                    lowered = artifacts.lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept)
+                    lowered = lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept)
                 except NothingComputedError as error:
                     raise NothingLeftError from error
                 yield lowered
@@ -190,7 +192,7 @@ class Trials:
         given = given if isinstance(given, Calibration) else Calibration(given)
         with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
             cache = Cache(folder)
-            lowered = artifacts.lower(
+            lowered = lower(
                 subject.model,
                 subject.precision,
                 cache,
@@ -198,7 +200,7 @@ class Trials:
                 calibration=replace(given, method=method),
                 folders=subject.folders,
             )
-            with closing(artifacts.emulation(subject.model, lowered, subject.precision, cache)) as runner:
+            with closing(emulation(subject.model, lowered, subject.precision, cache)) as runner:
                 return self.judge(runner)
 
     def judge(self, runner: Callable[[Case], Mapping[str, NDArray[Any]]]) -> Judgement:
@@ -216,7 +218,7 @@ class Trials:
 
         subject = self.subject
         precision: Any = subject.precision
-        path = artifacts.prepared(subject.model, kept, Cache(folder / "cache"))
+        path = prepared(subject.model, kept, Cache(folder / "cache"))
         model = graph.read(path)
         try:
             plan = quantization_plan.points(model, kept)

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck.backends.onnxruntime import OrtRunner
 from pytest_trtcheck.diagnose import cutting
+from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -25,13 +25,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.errors import CalibrationError
+from pytest_trtcheck.model import remembered
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.model.onnx_model import TensorSpec
+
 
 Sample: TypeAlias = "dict[str, NDArray[Any]]"
 _Items: TypeAlias = "Iterable[tuple[str, object]]"
@@ -346,3 +349,20 @@ def _why_not(array: NDArray[Any], dtype: str) -> str:
     if dtype in np.sctypeDict and _kind(array.dtype) == _kind(np.dtype(dtype)):
         return "some values would change"
     return f"{_kind(array.dtype)} data is never taken for another kind"
+
+
+def digest_of(samples: Samples, cache: Cache) -> str:
+    """`samples.digest()`; every file is read the first time alone.
+
+    Raises
+    ------
+    CalibrationError
+        As `samples.digest`.
+    """
+    files = samples.files()
+    stamps = remembered.stamps_of(files) if files else None
+    if stamps is None:
+        return samples.digest()
+    parts = {**stamps, "inputs": repr(samples.specs), "limit": str(samples.limit)}
+    digest: str = remembered.once(Key("samples", files[0].parent.name, parts), samples.digest, cache)
+    return digest

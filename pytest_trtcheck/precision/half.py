@@ -19,9 +19,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from pytest_trtcheck import families
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import computed, constants
+from pytest_trtcheck.precision import computed, constants, families
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

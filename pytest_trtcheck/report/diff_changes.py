@@ -14,7 +14,7 @@ from pytest_trtcheck.report.view import AT_LEAST, Judgement, Record, judgements,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_trtcheck.latency.baseline import Distribution
+    from pytest_trtcheck.latency.baselines.comparison import Distribution
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
 
@@ -201,7 +201,7 @@ def _other_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old.get("cuda_graph") != new.get("cuda_graph"):
         words = ["as a CUDA graph" if details.get("cuda_graph") else "without a CUDA graph" for details in (old, new)]
         return f"not compared: launched {words[0]} before, {words[1]} now"
-    from pytest_trtcheck.baselines import other_clocks
+    from pytest_trtcheck.latency.baselines import other_clocks
 
     clocks = other_clocks(old.get("conditions") or {}, new.get("conditions") or {})
     return f"not compared: {'; '.join(clocks)}" if clocks else ""
@@ -214,7 +214,7 @@ def _quantile(
     before, after = _distribution(old, nodeid), _distribution(new, nodeid)
     if before is None or after is None:
         return "untested", "could not be tested: a report has no distribution", 0.0
-    from pytest_trtcheck.latency.baseline import compare
+    from pytest_trtcheck.latency.baselines.comparison import compare
 
     slower, faster = compare(after, before, name=name), compare(before, after, name=name)
     allowed = 1 + slower.min_slowdown
@@ -240,7 +240,7 @@ def _distribution(latency: Mapping[str, Any], nodeid: str) -> Distribution | Non
     data = (latency.get("details") or {}).get("distribution")
     if data is None:
         return None
-    from pytest_trtcheck.latency.baseline import Distribution
+    from pytest_trtcheck.latency.baselines.comparison import Distribution
 
     try:
         return Distribution.from_json(data)

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from pytest_trtcheck import check, engines
+from pytest_trtcheck.backends.tensorrt import cached as engines
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.job import Request
+from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check.request import Request
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from pytest_trtcheck.backends.tensorrt.cached import Built, Order, Place
     from pytest_trtcheck.cache import Cache as CacheType
-    from pytest_trtcheck.engines import Built, Order, Place
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.record import CheckRecord
 

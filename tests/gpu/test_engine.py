@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends import tensorrt
-from pytest_trtcheck.backends.tensorrt import Target, TensorRTModule
-from pytest_trtcheck.backends.tensorrt_support import unsupported
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available
+from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.errors import BuildError, GpuError, InputError
 from pytest_trtcheck.spec import BuildOptions, Precision, ShapeRange
 from tests import onnx_models, trt_models
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.gpu.device import Gpu
 
     MakeEngine = Callable[..., Engine]
@@ -38,7 +38,7 @@ TOLERANCE: dict[str, float] = {"fp32": 5e-3, "fp16": 1e-2, "bf16": 4e-2}
 
 @pytest.fixture(scope="module")
 def module() -> TensorRTModule:
-    found = tensorrt.available("auto")
+    found = available("auto")
     if found is None:
         pytest.skip("neither tensorrt nor tensorrt_rtx is installed")
     return found
@@ -66,7 +66,7 @@ def plan(module: TensorRTModule, target: Target, tmp_path: Path) -> Callable[...
 
 @pytest.fixture
 def make(plan: Callable[..., Path], module: TensorRTModule) -> Iterator[MakeEngine]:
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
 
     made: list[Engine] = []
 
@@ -224,7 +224,7 @@ def test_the_inspector_tells_the_precision_that_runs(make: MakeEngine) -> None:
 
 
 def test_memory_is_said_and_given_back(make: MakeEngine) -> None:
-    from pytest_trtcheck.backends.cuda import Cuda
+    from pytest_trtcheck.backends.tensorrt.cuda import Cuda
 
     cuda = Cuda()
     make(trt_models.operator("Conv", "fp32")).close()  # What CUDA and TensorRT load once per process.
@@ -250,7 +250,7 @@ def test_memory_is_said_and_given_back(make: MakeEngine) -> None:
 def test_the_jit_cache_saves_compiling_and_a_bad_one_is_refused(
     plan: Callable[..., Path], module: TensorRTModule
 ) -> None:
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
 
     if not module.is_rtx:
         pytest.skip("TensorRT compiles nothing at load time")
@@ -308,7 +308,7 @@ def test_a_value_that_looks_like_poison_passes(make: MakeEngine) -> None:
 
 
 def test_a_plan_that_cannot_be_loaded(module: TensorRTModule) -> None:
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
 
     with pytest.raises(GpuError, match="loading the engine") as info:
         Engine(b"no engine" * 100, module)
@@ -316,7 +316,7 @@ def test_a_plan_that_cannot_be_loaded(module: TensorRTModule) -> None:
 
 
 def test_memory_that_runs_out_is_named_and_the_engine_goes_on(make: MakeEngine) -> None:
-    from pytest_trtcheck.backends.cuda import Memory
+    from pytest_trtcheck.backends.tensorrt.cuda import Memory
 
     engine = make(trt_models.operator("Conv", "fp32"))
     expected = engine(conv_input())["y"]
@@ -335,7 +335,7 @@ from pytest_trtcheck.backends import tensorrt
 from pytest_trtcheck.backends.tensorrt_engine import Engine
 from pytest_trtcheck.errors import GpuError
 
-plan, module = Path(sys.argv[1]), tensorrt.find_module(sys.argv[2])
+plan, module = Path(sys.argv[1]), find_module(sys.argv[2])
 engine, bystander = Engine(plan, module), Engine(plan, module)
 x = {"x": np.ones((2, 16, 16, 16), np.float32)}
 engine(x)

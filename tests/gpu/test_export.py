@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pytest_trtcheck import triton
-from pytest_trtcheck.backends import tensorrt
+from pytest_trtcheck.backends.tensorrt.module import find_module
+from pytest_trtcheck.export import triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,9 +69,9 @@ def test_only_what_passed_is_exported(suite: Suite, run_everywhere: Callable[...
 
 def _agrees_with_the_engine(plan: Any, manifest: dict[str, Any]) -> None:
     """The plan loads, has the inputs and outputs that the manifest tells of, and runs every batch up to the largest."""
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-    engine = Engine(plan, tensorrt.find_module())
+    engine = Engine(plan, find_module())
     try:
         for told, found in ((manifest["inputs"], engine.inputs), (manifest["outputs"], engine.outputs)):
             assert [(each["name"], each["dtype"], tuple(each["shape"])) for each in told] == [

@@ -27,7 +27,7 @@ import numpy as np
 import probes  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.backends import onnxruntime as ort
+from pytest_trtcheck.model import onnxruntime as ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -72,9 +72,9 @@ def worker() -> None:
     import probes  # type: ignore[import-not-found]  # beside this script
     import tensorrt_rtx
 
-    from pytest_trtcheck.backends import tensorrt_builder
-    from pytest_trtcheck.backends.tensorrt import TensorRTModule
-    from pytest_trtcheck.backends.tensorrt_engine import Engine
+    from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
 
     cases = {case.name: case for case in probes.cases()}
     module = TensorRTModule("tensorrt_rtx", tensorrt_rtx.__version__, tensorrt_rtx)

@@ -31,16 +31,17 @@ CALIBRATION_SAMPLES = 4
 
 def lowered(case: probes.Case, precision: str, target: Path, scratch: Path) -> dict[str, Any]:
     """Write the lowered model to `target`; its notes, or why there is none."""
-    from pytest_trtcheck import artifacts
     from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.model.sources import open_model
+    from pytest_trtcheck.precision.lowering import lower
 
     cache = Cache(scratch)
-    model = artifacts.open_model(case.model, (), cache)
+    model = open_model(case.model, (), cache)
     calibration = None
     if precision in {"int8", "fp8"}:
         rng = np.random.default_rng(7)
         calibration = [case.values["ordinary"](rng, precision) for _ in range(CALIBRATION_SAMPLES)]
-    made = artifacts.lower(model, precision, cache, calibration=calibration)  # type: ignore[arg-type]
+    made = lower(model, precision, cache, calibration=calibration)  # type: ignore[arg-type]
     shutil.copyfile(made.path, target)
     return {"notes": list(made.notes)}
 
@@ -48,7 +49,7 @@ def lowered(case: probes.Case, precision: str, target: Path, scratch: Path) -> d
 def worker() -> None:
     import tensorrt_rtx
 
-    from pytest_trtcheck.backends import tensorrt_builder
+    from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
 
     def build(task: workers.Task) -> workers.Task:
         heard: list[str] = []

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines built in a process apart, kept in the cache, run on the GPU."""

@@ -1,0 +1,395 @@
+"""Running a TensorRT engine on the GPU in this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck.backends.tensorrt.builder import load_plugin
+from pytest_trtcheck.backends.tensorrt.callbacks import output_allocator, runtime_log
+from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, is_cuda_error, poisoned
+from pytest_trtcheck.backends.tensorrt.io import (
+    TensorSpec,
+    check_inputs,
+    never_written,
+    numpy_dtype,
+    poison,
+    poisoned_elements,
+    unwritten,
+)
+from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision
+from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.spec import ShapeRange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
+    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.record import Evidence
+    from pytest_trtcheck.spec import InputMapping, Shape
+
+RUN_TIMEOUT_S = 120.0
+_OUT_OF_MEMORY = re.compile(r"(?i)OUT_OF_MEMORY|out ?of ?memory|MEM_ALLOC_FAILED|cudaErrorMemoryAllocation")
+
+
+class Engine:
+    """An engine, loaded and ready to run.
+
+    Parameters
+    ----------
+    plan
+        The serialized engine, or the file that holds it.
+    module
+        The TensorRT that built it.
+    jit_cache
+        What `jit_cache()` gave when the same engine was loaded before: TensorRT-RTX then compiles no kernels.
+    plugins
+        The plugin libraries that it was built with.
+    timeout_s
+        The most seconds that one run may take; None: no limit. A run that exceeds it leaves the process without CUDA.
+
+    Raises
+    ------
+    GpuError
+        The engine cannot be loaded on this GPU, or there is none.
+    MissingDependencyError
+        cuda-core is not installed.
+    """
+
+    def __init__(
+        self,
+        plan: Path | bytes,
+        module: TensorRTModule,
+        *,
+        jit_cache: bytes | None = None,
+        plugins: Sequence[str] = (),
+        timeout_s: float | None = RUN_TIMEOUT_S,
+    ) -> None:
+        started = time.perf_counter()
+        self.module = module
+        self.timeout_s = timeout_s
+        self.poisoned = False
+        """Whether CUDA cannot be used any more in this process because of a failure here."""
+        self.jit_cache_used = False
+        """Whether `jit_cache` was accepted; TensorRT-RTX refuses one of another GPU, driver or release."""
+        self.timed: TimedRun | None = None
+        self._closed = False
+        self._layers: dict[str, int] | None = None
+        self._placed: dict[str, Memory] = {}
+        self._on_demand: set[str] = set()
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._jit: Any = None
+        self._context: Any = None
+        self._allocator: Any = None
+        self._log = runtime_log(module)
+        self.cuda = Cuda()
+        try:
+            with self.guard("loading the engine"):
+                self._load(plan if isinstance(plan, bytes) else Path(plan).read_bytes(), plugins, jit_cache)
+        except BaseException:
+            self.close()
+            raise
+        self.load_s = time.perf_counter() - started
+        """Seconds from the serialized engine to one that is ready, kernel compilation by TensorRT-RTX included."""
+
+    def _load(self, serialized: bytes, plugins: Sequence[str], jit_cache: bytes | None) -> None:
+        self.plan_bytes = len(serialized)
+        self._runtime = self.module.handle.Runtime(self._log.logger)
+        self._runtime.engine_host_code_allowed = True  # Version-compatible engines bring their runtime with them.
+        try:
+            self._libraries = [load_plugin(self._runtime.get_plugin_registry(), path) for path in plugins]
+        except ValueError as error:
+            raise GpuError(str(error)) from error
+        self._engine = self._runtime.deserialize_cuda_engine(serialized)
+        if self._engine is None:
+            raise GpuError(f"{self.module.title} cannot load the engine on this GPU")
+        self.inputs, self.outputs = self._specs()
+        self._context = self._create_context(jit_cache)
+        self._allocator = output_allocator(self.module.handle, self.cuda)
+
+    @property
+    def evidence(self) -> Evidence:
+        """Outputs come from TensorRT on the GPU."""
+        return "engine"
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Device memory that the engine needs beside its inputs and outputs: weights and scratch, in bytes."""
+        scratch = self._engine.device_memory_size_v2
+        try:
+            weights = self._engine.get_engine_stat(self.module.handle.EngineStat.TOTAL_WEIGHTS_SIZE)
+        except AttributeError:  # Releases before the statistics.
+            weights = self.plan_bytes
+        return int(scratch) + max(int(weights), 0)
+
+    def jit_cache(self) -> bytes | None:
+        """TensorRT-RTX's compiled kernels, to be stored beside the engine; None where there are none."""
+        return None if self._jit is None else bytes(memoryview(self._jit.serialize()))
+
+    def layers_by_precision(self) -> dict[str, int]:
+        """How many of the engine's layers compute in which precision, by the engine inspector.
+
+        Raises
+        ------
+        GpuError
+            What the inspector says cannot be understood.
+        """
+        try:
+            if self._layers is None:
+                self._layers = layers_by_precision(self.layer_information())
+            return self._layers
+        except ValueError as error:
+            raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def layer_information(self) -> str:
+        """What the engine inspector says of every layer, as JSON."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(self.module.handle.LayerInformationFormat.JSON))
+
+    def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
+        """Run once: arrays by input name in, arrays by output name out, in the model's order.
+
+        Raises
+        ------
+        InputError
+            The inputs do not fit the engine.
+        GpuError
+            The run failed, took longer than `timeout_s`, or left elements of an output unwritten.
+        """
+        arrays = check_inputs(self.inputs, inputs)
+        self._check_usable()
+        with self.guard("running the engine"):
+            self.set_shapes(arrays)
+            self.upload(arrays, self._placed)
+            outputs, held = self._run(turn=0)
+            if held:
+                _, again = self._run(turn=1)
+                missing = unwritten(held, again)
+                if missing:
+                    raise never_written(missing, {name: outputs[name].shape for name in missing})
+        return outputs
+
+    def timed_runs(
+        self, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
+    ) -> TimedRun:
+        """Prepare measuring with these inputs, used in turn; see `TimedRun`. It must be closed before the next call."""
+        from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+
+        self._check_usable()
+        self.timed = TimedRun(self, input_sets, graph=graph, transfers=transfers)
+        return self.timed
+
+    def close(self) -> None:
+        """Free all device and host memory of the engine."""
+        if self.timed is not None:
+            self.timed.close()
+        try:
+            self._free()
+        except GpuError:  # Another engine has broken the context since.
+            self.poisoned = True
+        if self.poisoned:
+            _abandon(self.__dict__.copy())
+        self._closed = True
+        self._placed = {}
+        # In this order: a context must not outlive its engine, nor that its runtime.
+        self._context = self._jit = self._engine = self._allocator = self._runtime = None
+
+    def _free(self) -> None:
+        if self._closed or self.poisoned:
+            return
+        if Cuda.hangs:
+            raise poisoned("the GPU does not end its work")
+        for memory in self._placed.values():
+            memory.close()
+        if self._allocator is not None:
+            self._allocator.close()
+        self.cuda.close()
+
+    # What follows is shared with TimedRun; each needs the guard.
+
+    def set_shapes(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Tell the context the shapes of the inputs to come."""
+        for spec in self.inputs:
+            if spec.is_dynamic and not self._context.set_input_shape(spec.name, arrays[spec.name].shape):
+                raise GpuError(f"{self.module.title} refused the shape {arrays[spec.name].shape} for {spec.name!r}")
+
+    def upload(self, arrays: Mapping[str, NDArray[Any]], into: dict[str, Memory]) -> None:
+        """Copy inputs to where the engine reads them, in stream order, and point the engine there."""
+        for spec in self.inputs:
+            array = arrays[spec.name]
+            memory = self.place(spec, array.nbytes, into)
+            memory.host[:] = array.reshape(-1).view(np.uint8)
+            memory.upload()
+        self.point_at(self.inputs, into)
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise GpuError(f"{self.module.title} cannot infer the output shapes: {error}") from error
+        if missing:
+            raise GpuError(f"{self.module.title} lacks shapes or values of {', '.join(missing)}")
+
+    def place(self, spec: TensorSpec, nbytes: int, into: dict[str, Memory]) -> Memory:
+        """Memory of exactly that size for a tensor; what is in `into` is used again if it fits."""
+        memory = into.get(spec.name)
+        if memory is None or memory.nbytes != nbytes:
+            if memory is not None:
+                into.pop(spec.name).close()
+            memory = into[spec.name] = Memory(self.cuda, nbytes, device=not spec.on_host)
+        return memory
+
+    def point_at(self, specs: Sequence[TensorSpec], placed: Mapping[str, Memory]) -> None:
+        """Tell the context where those of the tensors are that have a place."""
+        for spec in specs:
+            if spec.name in placed and not self._context.set_tensor_address(spec.name, placed[spec.name].address):
+                raise GpuError(f"{self.module.title} refused the memory for {spec.name!r}")
+
+    def leave_outputs_as_they_are(self) -> None:
+        """Do not poison the outputs that are allocated on demand, as the last call did."""
+        self._allocator.patterns = {}
+
+    def place_outputs(self, into: dict[str, Memory]) -> dict[str, Shape]:
+        """Memory for the outputs whose shape is known now, with those shapes; the others are allocated on demand."""
+        shapes: dict[str, Shape] = {}
+        for spec in self.outputs:
+            shape = tuple(int(size) for size in self._context.get_tensor_shape(spec.name))
+            if -1 in shape or spec.name in self._on_demand:
+                self._context.set_output_allocator(spec.name, self._allocator)
+                self._on_demand.add(spec.name)
+                continue
+            shapes[spec.name] = shape
+            self.place(spec, int(np.prod(shape, dtype=np.int64)) * spec.dtype.itemsize, into)
+        self.point_at(self.outputs, into)
+        return shapes
+
+    def enqueue(self) -> None:
+        """Put one run on the stream."""
+        if not self._context.execute_async_v3(self.cuda.handle):
+            raise self._allocator.error or GpuError(f"{self.module.title} could not start the run")
+
+    def why_no_graph(self) -> str | None:
+        """Why this engine's runs cannot be captured as a CUDA graph; None when they can."""
+        if self._on_demand:
+            return f"the shape of {', '.join(sorted(self._on_demand))} depends on the data"
+        on_host = [spec.name for spec in (*self.inputs, *self.outputs) if spec.on_host]
+        if on_host:
+            return f"{', '.join(on_host)} is read or written on the host"
+        # Not asked: the context's own `is_stream_capturable`, which TensorRT-RTX 1.5 answers with no where the capture
+        # works. One that fails says so itself.
+        return None
+
+    def _run(self, turn: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+        """One run into poisoned outputs; the outputs, and which of their elements still hold the poison."""
+        shapes = self.place_outputs(self._placed)
+        self._allocator.patterns = {spec.name: poison(spec.dtype, turn) for spec in self.outputs}
+        for name in shapes:
+            self._placed[name].fill(*self._allocator.patterns[name])
+        self.enqueue()
+        for name in shapes:
+            self._placed[name].download()
+        self.cuda.wait(self.timeout_s)
+        outputs, held = {}, {}
+        for spec in self.outputs:
+            if spec.name in shapes:
+                raw, shape = self._placed[spec.name].host.copy(), shapes[spec.name]
+            else:
+                raw, shape = self._allocator.fetch(spec)
+            elements = poisoned_elements(raw, spec.dtype, turn)
+            if elements is not None:
+                held[spec.name] = elements
+            outputs[spec.name] = raw.view(spec.dtype).reshape(shape)
+        return outputs, held
+
+    def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        trt, engine = self.module.handle, self._engine
+        inputs: list[TensorSpec] = []
+        outputs: list[TensorSpec] = []
+        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+            spec = TensorSpec(
+                name=name,
+                dtype=numpy_dtype(engine.get_tensor_dtype(name).name, name),
+                shape=shape,
+                on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
+                range=self._range(name) if is_input and -1 in shape else None,
+            )
+            (inputs if is_input else outputs).append(spec)
+        return tuple(inputs), tuple(outputs)
+
+    def _range(self, name: str) -> ShapeRange:
+        least, usual, most = (
+            tuple(int(size) for size in shape) for shape in self._engine.get_tensor_profile_shape(name, 0)
+        )
+        return ShapeRange(least, usual, most)
+
+    def _create_context(self, jit_cache: bytes | None) -> Any:
+        trt, engine = self.module.handle, self._engine
+        config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
+        if config is None or not hasattr(config, "create_runtime_cache"):
+            context = engine.create_execution_context()
+        else:
+            self._jit = config.create_runtime_cache()
+            if jit_cache:
+                self.jit_cache_used = bool(self._jit.deserialize(jit_cache))
+            config.set_runtime_cache(self._jit)
+            if any(spec.is_dynamic for spec in self.inputs):
+                # The default compiles a shape's kernels in the background and switches to them between two runs,
+                # which would change both outputs and latency in the middle of a check.
+                config.dynamic_shapes_kernel_specialization_strategy = (
+                    trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                )
+            context = engine.create_execution_context(config)
+        if context is None:
+            raise GpuError(f"{self.module.title} cannot create an execution context")
+        return context
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+        if self.timed is not None:
+            raise RuntimeError("the engine is being measured: close its TimedRun first")
+        if self.poisoned:
+            raise poisoned("an earlier failure of this engine left the process without CUDA")
+
+    @contextmanager
+    def guard(self, task: str) -> Iterator[None]:
+        """Turn CUDA's and TensorRT's failures into GpuError, with all that TensorRT said, and note a broken context."""
+        self._log.take()
+        try:
+            self.cuda.make_current()
+            yield
+        except Exception as error:
+            if not isinstance(error, GpuError) and not is_cuda_error(error):
+                raise
+            raise self._failure(task, error) from error
+
+    def _failure(self, task: str, error: Exception) -> GpuError:
+        message = error.message if isinstance(error, GpuError) else str(error)
+        hint = error.hint if isinstance(error, GpuError) else ""
+        text = "\n".join([f"{task}: {message}", *(f"    {line}" for line in self._log.take())])
+        self.poisoned = self.cuda.is_broken()
+        if self.poisoned:
+            hint = hint or "CUDA cannot be used any more in this process"
+        elif _OUT_OF_MEMORY.search(text):
+            free, total = self.cuda.free_memory()
+            text = text.replace(task, f"{task}: out of GPU memory", 1)
+            hint = f"{free >> 20} of {total >> 20} MiB are free: use a smaller batch, or end other processes on the GPU"
+        failure = GpuError(text, hint)
+        failure.poisoned = self.poisoned
+        return failure
+
+
+def _abandon(held: object) -> None:
+    """Keep what a broken CUDA context holds, even when Python ends: freeing it can block for ever."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))

@@ -1,0 +1,144 @@
+"""The TensorRT that is installed, and what it builds for."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pytest_trtcheck.spec import Backend
+
+ModuleName = Literal["tensorrt", "tensorrt_rtx"]
+
+
+EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+
+TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+
+@dataclass(frozen=True)
+class TensorRTModule:
+    """An installed TensorRT. `handle` is the imported module."""
+
+    name: ModuleName
+    version: str
+    handle: ModuleType = field(repr=False, compare=False)
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether it is TensorRT for RTX, which builds without a GPU and compiles kernels at load time."""
+        return self.name == "tensorrt_rtx"
+
+    @property
+    def title(self) -> str:
+        """Name and version, for messages."""
+        return f"{TITLES[self.name]} {self.version}"
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The leading numbers of the version: (1, 7, 1, 116)."""
+        numbers = []
+        for part in self.version.split("."):
+            if not part.isdigit():
+                break
+            numbers.append(int(part))
+        return tuple(numbers)
+
+    def compile_only(self) -> tuple[tuple[int, int], ...]:
+        """The compute capabilities that it compiles for with no GPU of that kind in the machine."""
+        members = getattr(getattr(self.handle, "ComputeCapability", None), "__members__", {}) if self.is_rtx else {}
+        codes = sorted(int(name[2:]) for name in members if name.startswith("SM") and name[2:].isdigit())
+        return tuple(divmod(code, 10) for code in codes)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPU that an engine is built for.
+
+    Parameters
+    ----------
+    compute_capability
+        (8, 6) for SM86.
+    here
+        Whether that GPU is in this machine; otherwise the engine is compiled for it and never run here.
+    """
+
+    compute_capability: tuple[int, int]
+    here: bool
+
+    @property
+    def sm(self) -> str:
+        """`SM86`, as TensorRT spells it."""
+        return "SM{}{}".format(*self.compute_capability)
+
+
+def available(backend: Backend = "auto") -> TensorRTModule | None:
+    """The TensorRT module that `backend` asks for; None when it is not installed."""
+    try:
+        return find_module(backend)
+    except MissingDependencyError:
+        return None
+
+
+def find_module(backend: Backend = "auto") -> TensorRTModule:
+    """The TensorRT module that `backend` asks for; `auto` prefers `tensorrt`.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed, cannot be loaded, or is too old; the hint names the extra to install.
+    ArgumentError
+        `backend` is no TensorRT.
+    """
+    names: dict[str, tuple[ModuleName, ...]] = {
+        "auto": ("tensorrt", "tensorrt_rtx"),
+        "tensorrt": ("tensorrt",),
+        "tensorrt_rtx": ("tensorrt_rtx",),
+    }
+    if backend not in names:
+        raise ArgumentError(f"backend {backend!r} is not a TensorRT module", f"use one of {', '.join(names)}")
+    reasons = []
+    for name in names[backend]:
+        try:
+            return _load(name)
+        except MissingDependencyError as error:
+            reasons.append(error.message)
+    extras = " or ".join(f'pip install "pytest-trtcheck[{EXTRAS[name]}]"' for name in names[backend])
+    raise MissingDependencyError("; ".join(reasons), extras)
+
+
+def _load(name: ModuleName) -> TensorRTModule:
+    try:
+        handle = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise MissingDependencyError(f"{name} is not installed") from error
+        raise MissingDependencyError(f"{name} is installed but cannot be loaded: {error}") from error
+    # Beside ImportError, loading shared libraries raises OSError, and the package's own checks raise RuntimeError.
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingDependencyError(f"{name} is installed but cannot be loaded: {error}") from error
+    if not hasattr(handle, "OnnxParser") or not hasattr(handle.ICudaEngine, "num_io_tensors"):
+        version = getattr(handle, "__version__", "of unknown version")
+        raise MissingDependencyError(f"{name} {version} is too old: TensorRT 10 or newer is needed")
+    return TensorRTModule(name, handle.__version__, handle)
+
+
+def hash_plugin(library: str) -> str:
+    """Identity of a plugin library, for the keys of what depends on it.
+
+    Raises
+    ------
+    ArgumentError
+        It cannot be read.
+    """
+    try:
+        return hash_file(Path(library))
+    except OSError as error:
+        raise ArgumentError(f"plugins: {library}: {error.strerror}", "give the path of the plugin library") from error

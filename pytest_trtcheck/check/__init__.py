@@ -1,0 +1,1 @@
+"""The use case: a request goes through steps to a record."""

@@ -1,0 +1,390 @@
+"""Marker arguments turned into specs.
+
+Nothing here imports pytest: what the marker was given is handed in as it was written. Apart from `settings`, since only
+a suite with marked tests needs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args
+
+from pytest_trtcheck.choices import BACKENDS, METRICS, PRECISIONS, Metric
+from pytest_trtcheck.errors import ArgumentError, suggestion
+from pytest_trtcheck.metrics import ChosenMetric
+from pytest_trtcheck.spec import (
+    Budget,
+    LatencySpec,
+    ParitySpec,
+    PartsArgument,
+    Precision,
+    Shape,
+    ShapeRange,
+    Tolerance,
+)
+
+
+def trt_parity(
+    model: object = None,
+    *,
+    precision: object = "fp16",
+    tol: object = None,
+    metric: object = "max",
+    reference: object = None,
+    calibration: object = None,
+    batch: object = None,
+    shapes: object = None,
+    keep_fp32: object = (),
+    seed: object = 0,
+    backend: object = None,
+) -> ParitySpec:
+    """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
+    name, axis = _metric(metric)
+    return ParitySpec(
+        model=_model(model),
+        precision=_precisions(precision),
+        tol=_tolerance(tol),
+        metric=name,
+        metric_axis=axis,
+        reference=_reference(reference),
+        calibration=calibration,
+        batch=_batches(batch),
+        shapes=_shapes(shapes),
+        keep_fp32=_globs("keep_fp32", keep_fp32),
+        seed=_integer("seed", seed, least=0),
+        backend=None if backend is None else _choice("backend", backend, BACKENDS),
+    )
+
+
+def trt_latency(
+    p50_ms: object = None,
+    *,
+    p90_ms: object = None,
+    p95_ms: object = None,
+    p99_ms: object = None,
+    min_qps: object = None,
+    memory_mib: object = None,
+    engine_mib: object = None,
+    min_speedup: object = None,
+    transfers: object = False,
+    max_seconds: object = LatencySpec.max_seconds,
+) -> LatencySpec:
+    """Hold the engine's latency to budgets, each a number or a mapping from GPU to number."""
+    return LatencySpec(
+        p50_ms=_budget("p50_ms", p50_ms),
+        p90_ms=_budget("p90_ms", p90_ms),
+        p95_ms=_budget("p95_ms", p95_ms),
+        p99_ms=_budget("p99_ms", p99_ms),
+        min_qps=_budget("min_qps", min_qps),
+        memory_mib=_budget("memory_mib", memory_mib),
+        engine_mib=_budget("engine_mib", engine_mib),
+        min_speedup=_speedups(min_speedup),
+        transfers=_boolean("transfers", transfers),
+        max_seconds=_positive("max_seconds", max_seconds),
+    )
+
+
+_SPECS: Mapping[str, Callable[..., Any]] = {"trt_parity": trt_parity, "trt_latency": trt_latency}
+
+
+def marker_help(name: str) -> str:
+    """The line that `pytest --markers` prints, made from the signature."""
+    parameters = inspect.signature(_SPECS[name]).parameters.values()
+    shown = ", ".join(p.name if p.default is None else f"{p.name}={p.default!r}" for p in parameters)
+    return f"{name}({shown}): {inspect.getdoc(_SPECS[name])}"
+
+
+def from_marker(name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> Any:
+    """The spec that the marker `name` asks for.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is unknown or ill-typed; the message names it and says what was expected.
+    """
+    return _made(name, _SPECS[name], args, kwargs, tuple(inspect.signature(_SPECS[name]).parameters))
+
+
+def from_call(name: str, model: object, arguments: Mapping[str, object], *, takes: Sequence[str] = ()) -> ParitySpec:
+    """The spec that the fixture `name` was called with: it takes what `trt_parity` takes, for one engine.
+
+    Parameters
+    ----------
+    takes
+        The arguments of `trt_parity` that it uses; by default all of them.
+
+    Raises
+    ------
+    ArgumentError
+        As `from_marker`; or several precisions or batches are given.
+    """
+    known = tuple(takes) or tuple(inspect.signature(trt_parity).parameters)
+    spec: ParitySpec = _made(name, trt_parity, (model,), arguments, known)
+    for argument, listed in {"precision": spec.precision, "batch": spec.batch}.items():
+        if len(listed) > 1:
+            raise ArgumentError(
+                f"{name}: {argument}={_shown(arguments[argument])}: takes one {argument}",
+                "call it once for each, or parametrize the test; a list in the marker trt_parity makes a test of each",
+            )
+    return spec
+
+
+def _made(
+    name: str, make: Callable[..., Any], args: Sequence[object], kwargs: Mapping[str, object], known: Sequence[str]
+) -> Any:
+    for key in kwargs:
+        if key not in known:
+            hint = suggestion(key, known) or f"it takes {', '.join(known)}"
+            raise ArgumentError(f"{name}: unknown argument {key!r}", hint)
+    if len(args) > 1:
+        raise ArgumentError(
+            f"{name}: takes one positional argument ({next(iter(known))}), got {len(args)}", "name the others"
+        )
+    try:
+        return make(*args, **kwargs)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name}: {error.message}", error.hint) from None
+    except TypeError as error:
+        raise ArgumentError(f"{name}: {error}") from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _wrong(name: str, value: object, expected: str, hint: str = "") -> ArgumentError:
+    return ArgumentError(f"{name}={_shown(value)}: expected {expected}", hint)
+
+
+def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
+    if isinstance(value, str) and value in choices:
+        return value
+    hint = suggestion(value, choices) if isinstance(value, str) else ""
+    raise _wrong(name, value, f"one of {', '.join(choices)}", hint)
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_model(value: object) -> bool:
+    named = isinstance(value, (str, bytes, os.PathLike)) or hasattr(value, "SerializeToString")
+    return named or callable(value)
+
+
+def _model(value: object) -> object:
+    if value is None or _is_model(value):
+        return value
+    raise _wrong(
+        "model",
+        value,
+        "a path, bytes, an onnx.ModelProto or a callable that makes one",
+        "or give the model by the fixture trt_model",
+    )
+
+
+def _reference(value: object) -> object:
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith((".npz", ".npy")):
+        raise _wrong("reference", value, "a model or a callable", "recorded outputs can't be a reference yet")
+    if value is None or _is_model(value):
+        return value
+    raise _wrong("reference", value, "a model (path, bytes, onnx.ModelProto) or a callable from inputs to outputs")
+
+
+def _precisions(value: object) -> tuple[Precision, ...]:
+    chosen = tuple(_choice("precision", item, PRECISIONS) for item in _listed(value))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise _wrong("precision", value, "at least one precision, each named once")
+    return chosen
+
+
+def _batches(value: object) -> tuple[int | None, ...]:
+    if value is None:
+        return (None,)
+    chosen = tuple(_integer("batch", item, least=1) for item in _listed(value))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise _wrong("batch", value, "at least one batch size, each named once")
+    return chosen
+
+
+def _integer(name: str, value: object, *, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong(name, value, f"an integer of at least {least}")
+    number = int(value.__index__())
+    if number < least:
+        raise _wrong(name, value, f"an integer of at least {least}")
+    return number
+
+
+def _real(value: object) -> float | None:
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _positive(name: str, value: object) -> float:
+    number = _real(value)
+    if number is None or number <= 0:
+        raise _wrong(name, value, "a number above 0")
+    return number
+
+
+def _boolean(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _wrong(name, value, "True or False")
+
+
+def _metric(value: object) -> tuple[Metric, int | None]:
+    if isinstance(value, ChosenMetric):
+        return _choice("metric", value.name, METRICS), _axis("metric", value.axis)
+    return _choice("metric", value, METRICS), None
+
+
+def _axis(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong(f"{name}: axis", value, "an integer, such as 1 or -1")
+    return int(value.__index__())
+
+
+def _tolerance(value: object) -> float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        if not value:
+            raise _wrong("tol", value, "at least one output name")
+        for key in value:
+            if not isinstance(key, str):
+                raise _wrong("tol", value, "output names (globs) as keys")
+        return tuple((key, _one_tolerance(f"tol[{key!r}]", item)) for key, item in value.items())
+    return _one_tolerance("tol", value)
+
+
+def _one_tolerance(name: str, value: object) -> float | Tolerance:
+    if isinstance(value, Tolerance):
+        for each in fields(value):
+            limit = getattr(value, each.name)
+            if each.name in {"top1_axis", "parts"}:
+                continue
+            if limit is not None and ((real := _real(limit)) is None or (real < 0 and each.name != "snr_db")):
+                raise _wrong(f"{name}: Tolerance.{each.name}", limit, "a number of at least 0")
+        axis, parts = (
+            _axis(f"{name}: Tolerance.top1_axis", value.top1_axis),
+            _parts(f"{name}: Tolerance.parts", value.parts),
+        )
+        if axis is not None and value.top1 is None:
+            raise _wrong(f"{name}: Tolerance.top1_axis", axis, "a limit on top1 beside it")
+        # What only says how outputs are divided leaves every limit its default.
+        if not value.limits() and not value.mismatches and parts == "auto":
+            raise _wrong(name, value, "at least one limit")
+        return replace(value, top1_axis=axis, parts=parts)
+    number = _real(value)
+    if number is None or number < 0:
+        raise _wrong(name, value, "a number of at least 0, a Tolerance, or a mapping from output name to one of these")
+    return number
+
+
+def _parts(name: str, value: object) -> PartsArgument:
+    if value is None or value == "auto":
+        return "auto" if value is not None else None
+    expected = "'auto', None, or a mapping from output name to a list of (axis, start, stop)"
+    if not isinstance(value, Mapping) or not value:
+        raise _wrong(name, value, expected)
+    return {_output_name(name, key): _ranges(f"{name}[{key!r}]", item) for key, item in value.items()}
+
+
+def _output_name(name: str, key: object) -> str:
+    if not isinstance(key, str):
+        raise _wrong(name, key, "output names as keys")
+    return key
+
+
+def _ranges(name: str, value: object) -> tuple[tuple[int, int, int | None], ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _wrong(name, value, "a list of (axis, start, stop), such as [(1, 0, 4), (1, 4, 84)]")
+    found = []
+    for item in value:
+        if not isinstance(item, (list, tuple)) or len(item) != 3:
+            raise _wrong(name, item, "(axis, start, stop), such as (1, 0, 4)")
+        axis, start, stop = (None if each is None else _axis(name, each) for each in item)
+        if axis is None or start is None or start < 0 or (stop is not None and stop <= start):
+            raise _wrong(name, item, "an axis, a start of at least 0, and a stop behind it or None")
+        found.append((axis, start, stop))
+    return tuple(found)
+
+
+def _globs(name: str, value: object) -> tuple[str, ...]:
+    items = _listed(value)
+    for item in items:
+        if not isinstance(item, str) or not item:
+            raise _wrong(name, value, "a name or glob, or a list of them")
+    return tuple(str(item) for item in items)
+
+
+def _shape(name: str, value: object) -> Shape:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(name, value, "a shape such as (1, 3, 224, 224)")
+    return tuple(_integer(name, size, least=0) for size in value)
+
+
+def _shapes(value: object) -> dict[str, Shape | ShapeRange]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _wrong("shapes", value, "a mapping from input name to shape, or to (min, opt, max)")
+    result: dict[str, Shape | ShapeRange] = {}
+    for key, given in value.items():
+        name = f"shapes[{key!r}]"
+        if isinstance(given, (list, tuple)) and given and all(isinstance(item, (list, tuple)) for item in given):
+            if len(given) != len(get_args(Literal["min", "opt", "max"])):
+                raise _wrong(name, given, "three shapes (min, opt, max)")
+            low, best, high = (_shape(name, item) for item in given)
+            ordered = len(low) == len(best) == len(high) and all(
+                a <= b <= c for a, b, c in zip(low, best, high, strict=True)
+            )
+            if not ordered:
+                raise _wrong(name, given, "min <= opt <= max in every dimension")
+            result[str(key)] = ShapeRange(low, best, high)
+        else:
+            result[str(key)] = _shape(name, given)
+    return result
+
+
+def _budget(name: str, value: object) -> Budget | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        if not value:
+            raise _wrong(name, value, "at least one GPU")
+        return {_gpu_key(name, key): _positive(f"{name}[{key!r}]", item) for key, item in value.items()}
+    number = _real(value)
+    if number is None or number <= 0:
+        raise _wrong(name, value, "a number above 0, or a mapping from GPU to one")
+    return number
+
+
+def _gpu_key(name: str, key: object) -> str:
+    if isinstance(key, str) and key.strip():
+        return key
+    raise _wrong(name, key, "GPU names such as 'T4', 'sm75' or 'default' as keys")
+
+
+def _speedups(value: object) -> dict[str, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise _wrong("min_speedup", value, "a mapping from precision to factor, such as {'fp32': 2.0}")
+    return {
+        _choice("min_speedup", key, PRECISIONS): _positive(f"min_speedup[{key!r}]", item) for key, item in value.items()
+    }

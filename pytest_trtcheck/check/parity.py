@@ -1,0 +1,366 @@
+"""Is the lowered model still the FP32 model? A runner's outputs against the reference, judged and explained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck import compare
+from pytest_trtcheck.errors import InputError, ModelError
+from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.check.request import Job
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.precision.reference import AnyReference
+    from pytest_trtcheck.spec import ParitySpec, Precision
+
+    Outputs = Callable[[Case], Mapping[str, NDArray[Any]]]
+
+SAME = 1e-4
+"""How far two runs of the FP32 reference on one input may lie apart, as max|a − b| / max|a|."""
+REPEATS = 3
+"""How often an engine runs on the same input, at the least."""
+
+ROUNDING_NOISE: Mapping[Precision, float] = {
+    "fp32": 1e-5,
+    "tf32": 2e-3,
+    "fp16": 2e-3,
+    "bf16": 1.6e-2,
+    "int8": 1e-2,
+    "fp8": 3e-2,
+}
+"""How far two runs of one engine on one input may lie apart, as max|a − b| / max|a|: about two units in the last place
+of the precision, which a change in the order of additions can cost."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found: the record, and what a person should know.
+
+    Parameters
+    ----------
+    head, text
+        The first line of a failure, and all that follows; empty where there is nothing to say.
+    worst
+        The index of the case on which a failure is best looked at.
+    observations
+        The text without advice on precision: for what stands below a diagnosis, which gives its own.
+    explained
+        Whether the failure explains itself, so that there is nobody to blame in the model.
+    """
+
+    record: ParityRecord
+    head: str = ""
+    text: str = ""
+    observations: str = ""
+    notes: tuple[str, ...] = ()
+    worst: int = 0
+    explained: bool = False
+
+    @property
+    def message(self) -> str | None:
+        """The text of a failure."""
+        return "\n\n".join(filter(None, (self.head, self.text))) or None
+
+
+def limits_of(job: Job) -> compare.Limits:
+    """The limits of every output, by name.
+
+    Raises
+    ------
+    ArgumentError
+        `tol` names outputs that do not exist, or is missing for a metric that has no default.
+    """
+    spec = job.request.parity
+    batch = _batch_sizes(job)
+    parts = dict(job.model.parts)
+    known = {
+        output.name: compare.Division(
+            parts.get(output.name, ()), search=True, batch=batch if _is_free(output.shape) else ()
+        )
+        for output in job.model.outputs
+    }
+    return compare.resolve_limits(
+        spec.tol, spec.metric, job.computed_in, list(known), axis=spec.metric_axis, known=known
+    )
+
+
+def _batch_sizes(job: Job) -> tuple[int, ...]:
+    """The sizes of the inputs' first axes, where those are left open and alike: each entry is a sample of its own."""
+    batched = [spec.name for spec in job.model.inputs if _is_free(spec.shape)]
+    sizes = {tuple({case[name].shape[0] for name in batched}) for case in job.cases} if batched else set()
+    return tuple(sorted(size[0] for size in sizes)) if all(len(size) == 1 for size in sizes) else ()
+
+
+def _is_free(shape: Sequence[int | str | None]) -> bool:
+    return bool(shape) and not isinstance(shape[0], int)
+
+
+def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
+    """Compare what `runner` computes on every case with the reference.
+
+    Raises
+    ------
+    ModelError
+        The reference itself is NaN or infinite throughout, or not the same in two runs.
+    ArgumentError
+        As `limits_of`.
+    """
+    limits = limits_of(job)
+    by_case = _measured_by_case(job, runner, reference, limits)
+    _refuse_without_finite_reference(by_case, job.model)
+    measured = _merged(job, by_case)
+    outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
+    record = compare.summarize(outputs, job.request.parity.metric)
+    notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
+    if record.verdict == "pass":
+        return Outcome(record, notes=notes)
+    if record.verdict == "not_measured":
+        return _nothing_compared(job, record, outputs)
+    failed = next(output for output in outputs if is_bad(output.verdict))
+    worst = compare.worst_case(failed)
+    if record.verdict == "fail":
+        _refuse_random_reference(job, reference, worst)
+    how = "on the GPU" if runner.evidence == "engine" else "emulated on the CPU: no GPU ran it"
+    found = _examined(job, outputs, measured, runner, reference)
+    misplaced = _misplaced(found)
+    differs = "differs from" if record.verdict == "fail" else "cannot be judged against"
+    head = f"{job.title} {differs} {reference.title} ({how})"
+    return Outcome(
+        record,
+        head=f"{head}: {misplaced}" if misplaced else head,
+        text=compare.explain(measured, outputs, found),
+        observations=compare.explain(measured, outputs, found, is_diagnosed=True),
+        notes=notes,
+        worst=worst,
+        explained=bool(misplaced),
+    )
+
+
+def refuse_random(model: OnnxModel) -> None:
+    """Refuse a model that computes something else in every run.
+
+    Raises
+    ------
+    ModelError
+        It holds random nodes that its outputs depend on; they are named.
+    """
+    if not model.random:
+        return
+    more = f" and {len(model.random) - 3} more" if len(model.random) > 3 else ""
+    raise ModelError(
+        f"{model.label}: the model is random by itself: {', '.join(model.random[:3])}{more}",
+        "two runs of it differ, so there is nothing to compare: export it in evaluation mode, or with the random "
+        "values as inputs",
+    )
+
+
+def _refuse_random_reference(job: Job, reference: AnyReference, case: int) -> None:
+    """Only where a check failed: a model that is random and yet agrees with its reference is not known."""
+    first, second = (reference.computed(job.cases[case]) for _ in range(2))
+    for name, expected in first.items():
+        spread = _spread(expected, second[name])
+        if spread > SAME:
+            raise ModelError(
+                f"{job.model.label}: the model is random by itself: two runs of the FP32 reference on the same input "
+                f"lie {spread:.3g} apart in output {name!r} (relative to its largest value)",
+                "look for sampling, or for a Dropout that trains; export the model in evaluation mode",
+            )
+
+
+def _nothing_compared(job: Job, record: ParityRecord, outputs: Sequence[OutputRecord]) -> Outcome:
+    """The error of a check whose every output is empty, or was not exercised by any input."""
+    empty = all(output.details.get("uncompared") for output in outputs)
+    listed = "\n  ".join(compare.unexercised_notes(outputs))
+    reason = f"{job.title}: nothing was compared"
+    error = InputError(
+        f"{reason}:\n  {listed}",
+        "give inputs that the model finds something in, with at least one row"
+        if empty
+        else "give real inputs: return them from the test, or by the fixture trt_inputs; on these, a model that had "
+        "lost everything would look the same",
+    )
+    return Outcome(replace(record, verdict="error", reason=reason), text=str(error))
+
+
+def refuse_empty(cases: Sequence[Case]) -> None:
+    """Refuse inputs without rows.
+
+    Raises
+    ------
+    InputError
+        Every input of a case has an axis of length 0.
+    """
+    for index, case in enumerate(cases):
+        if case and all(not array.size for array in case.values()):
+            listed = ", ".join(f"{name} {list(array.shape)}" for name, array in case.items())
+            which = f"inputs[{index}]" if len(cases) > 1 else "the inputs"
+            raise InputError(f"{which} hold no elements: {listed}", "give at least one row: nothing would be compared")
+
+
+def _misplaced(found: Mapping[str, compare.Examination]) -> str:
+    """What the headline says where the right values came out in the wrong place; empty where they did not."""
+    holds = {name: pattern.other for name, each in found.items() for pattern in each.patterns if pattern.other}
+    swapped = [(one, other) for one, other in holds.items() if holds.get(other) == one and one < other]
+    if swapped:
+        return " and ".join(f"outputs {one!r} and {other!r} are swapped" for one, other in swapped)
+    if holds:
+        return ", ".join(f"output {one!r} is swapped: it holds {other!r}" for one, other in holds.items())
+    for name, each in found.items():
+        for pattern in each.patterns:
+            if pattern.kind in _REORDERED and each.size >= _TELLING and each.part is None:
+                return f"output {name!r} is the reference with its elements swapped: {pattern.text}"
+    return ""
+
+
+_REORDERED = frozenset({"permuted", "transposed", "reversed"})
+_TELLING = 64
+"""Elements from which an order that explains the error is no accident."""
+
+
+def _measured_by_case(
+    job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits
+) -> list[dict[str, compare.Measurement]]:
+    # TensorRT has no FP64: an engine gives FP32 where the model has FP64.
+    is_engine = getattr(actual, "evidence", None) == "engine"
+    dtypes = {output.name: np.float32 for output in job.model.outputs if is_engine and output.dtype == "float64"}
+    return [
+        compare.measure_all(actual(case), expected(case), limits, expected_dtypes=dtypes or None) for case in job.cases
+    ]
+
+
+def _merged(job: Job, by_case: Sequence[Mapping[str, compare.Measurement]]) -> dict[str, compare.Measurement]:
+    return {output.name: compare.merge([each[output.name] for each in by_case]) for output in job.model.outputs}
+
+
+def first_failure(job: Job, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
+    """The first limit that the outputs of one case exceed, in words; None where they keep all of them."""
+    limits = limits_of(job)
+    for name, each in compare.measure_all(actual, expected, limits).items():
+        output = compare.judge(each, limits[name])
+        for entry in output.judged if is_bad(output.verdict) else ():
+            if is_bad(entry["verdict"]):
+                return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
+        if is_bad(output.verdict):
+            return f"{name!r} has another shape, type or pattern of NaN"
+    return None
+
+
+def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: AnyReference) -> Outcome:
+    """The outcome of an engine's check with the emulated model's errors beside the engine's, by output and metric."""
+    limits = limits_of(job)
+    errors = {
+        name: _errors(compare.judge(each, limits[name]))
+        for name, each in _merged(job, _measured_by_case(job, emulated, reference, limits)).items()
+    }
+    outputs = tuple(
+        replace(output, details={**output.details, "emulated": errors[output.name]})
+        for output in outcome.record.outputs
+    )
+    return replace(outcome, record=replace(outcome.record, outputs=outputs))
+
+
+def _errors(output: OutputRecord) -> dict[str, float | None]:
+    """An output's errors by metric: those that every record has, and those that were judged."""
+    usual = {"max": output.max, "l2": output.l2, "abs": output.abs}
+    return {**usual, **{entry["metric"]: entry["value"] for entry in output.judged}}
+
+
+def not_measured(spec: ParitySpec, reason: str) -> Outcome:
+    """Parity that could not be checked, and why."""
+    return Outcome(ParityRecord("not_measured", spec.metric, None, None, reason=reason), text=reason)
+
+
+def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool) -> str | None:
+    """Why an engine cannot be trusted to compute the same twice; None when it does.
+
+    Parameters
+    ----------
+    bitwise
+        Whether any difference at all counts; otherwise differences up to `ROUNDING_NOISE` are let pass.
+    """
+    first, *others = [runner(case) for _ in range(REPEATS)]
+    allowed = 0.0 if bitwise else ROUNDING_NOISE[precision]
+    for name, expected in first.items():
+        spread = max(_spread(expected, other[name]) for other in others)
+        if spread > allowed:
+            return (
+                f"output {name!r} is not deterministic: {REPEATS} runs on the same input lie {spread:.3g} apart "
+                f"(relative to the largest value; {allowed:g} is allowed for {precision})"
+            )
+    return None
+
+
+def _spread(first: NDArray[Any], second: NDArray[Any]) -> float:
+    if first.shape != second.shape:
+        return float("inf")
+    if first.dtype.kind not in "fV":
+        return 0.0 if np.array_equal(first, second) else float("inf")
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    if not np.isfinite(a[~same]).all() or not np.isfinite(b[~same]).all():
+        return float("inf")
+    peak = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
+    return float(np.abs(a[~same] - b[~same]).max()) / (peak or 1.0)
+
+
+def failed(record: ParityRecord, reason: str) -> ParityRecord:
+    """The record with a verdict that no metric can save."""
+    return replace(record, verdict="fail", reason=reason)
+
+
+def _refuse_without_finite_reference(by_case: Sequence[Mapping[str, compare.Measurement]], model: OnnxModel) -> None:
+    """A reference that is NaN or infinite throughout agrees with anything that is ruined the same way.
+
+    On one input of several is enough: what is compared there says nothing.
+    """
+    for index, measured in enumerate(by_case):
+        for name, each in measured.items():
+            bad = each.nonfinite.nan_reference + each.nonfinite.inf_reference
+            if each.size and bad >= each.size:
+                where = f" on input [{index}]" if len(by_case) > 1 else ""
+                raise ModelError(
+                    f"{model.label}: the FP32 reference itself is NaN or infinite in every element of output "
+                    f"{name!r}{where}",
+                    "there is nothing to compare with: give inputs that the model is meant for",
+                )
+
+
+def _examined(
+    job: Job,
+    outputs: Sequence[OutputRecord],
+    measured: Mapping[str, compare.Measurement],
+    runner: Runner,
+    reference: AnyReference,
+) -> dict[str, compare.Examination]:
+    """Each failed output looked at once more on its worst case.
+
+    It is computed again: keeping every output of every case would cost the memory of all of them.
+    """
+    found: dict[str, compare.Examination] = {}
+    for output in outputs:
+        if not is_bad(output.verdict):
+            continue
+        index = compare.worst_case(output)
+        found |= compare.examine(
+            runner(job.cases[index]),
+            reference(job.cases[index]),
+            measured,
+            [output],
+            job.computed_in,
+            case=index if len(job.cases) > 1 else None,
+            can_keep=not job.lowered.taken_as_it_is,
+            limits=limits_of(job),
+        )
+    return found

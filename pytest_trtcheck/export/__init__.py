@@ -1,0 +1,1 @@
+"""Engines that proved themselves, laid out for those who serve them."""

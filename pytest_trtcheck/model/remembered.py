@@ -1,0 +1,84 @@
+"""What was found out about files once, and holds while they are unchanged.
+
+Reading and hashing a model of some hundred megabytes, or a folder of calibration data, takes longer than the rest of a
+check whose parts are cached. A file counts as unchanged while `stat` says the same of it, and only files that were left
+alone for two seconds are remembered at all (`cache.settled`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck import __version__
+from pytest_trtcheck.cache import Cache, Key, hash_code, settled, stamp
+from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
+from pytest_trtcheck.spec import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+_FACTS_FILE = "facts.json"
+
+
+def model(path: Path, label: str, cache: Cache) -> OnnxModel:
+    """The model at `path`, as `onnx_model.load` finds it.
+
+    Raises
+    ------
+    ModelError
+        As `onnx_model.load`.
+    """
+    load = functools.cache(lambda: onnx_model.load(path, label))
+    own = stamps_of([path])
+    if own is None:
+        return load()
+    index = once(Key("model_files", path.name, own), lambda: list(load().external), cache)
+    stamps = stamps_of([path, *(path.parent / location for location in index)])
+    if stamps is None:
+        return load()
+    stamps |= {"code": hash_code("model/onnx_model.py", "model/output_parts.py", "model/randomness.py")}
+    facts = once(Key("model_facts", path.name, stamps), lambda: _plain(load()), cache)
+    return replace(_model(facts), path=path, label=label)
+
+
+def stamps_of(files: Sequence[Path]) -> dict[str, str] | None:
+    """What identifies the files' content for now; None where `stat` cannot be trusted with that."""
+    try:
+        found = {str(file.resolve()): stamp(file.resolve()) for file in files}
+    except OSError:
+        return None
+    if not settled(*found.values()):
+        return None
+    return {"version": __version__, "files": json.dumps(found)}
+
+
+def once(key: Key, find: Any, cache: Cache) -> Any:
+    """What `find` returns, as JSON gives it back; it is called where nothing is kept under `key`."""
+    entry = cache.get_or_make(key, lambda folder: (folder / _FACTS_FILE).write_text(json.dumps(find())))
+    return json.loads((entry.path / _FACTS_FILE).read_text())
+
+
+def _plain(found: OnnxModel) -> dict[str, Any]:
+    sets = {"op_types": sorted(found.op_types), "half_types": sorted(found.half_types)}
+    return {**asdict(found), **sets, "path": "", "label": ""}
+
+
+def _model(plain: dict[str, Any]) -> OnnxModel:
+    specs = {
+        name: tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plain[name])
+        for name in ("inputs", "outputs")
+    }
+    sets = {name: frozenset(plain[name]) for name in ("op_types", "half_types")}
+    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random")}
+    parts = tuple((name, tuple(_part(each) for each in found)) for name, found in plain["parts"])
+    return OnnxModel(**{**plain, **specs, **sets, **names, "parts": parts})
+
+
+def _part(plain: dict[str, Any]) -> Part:
+    return Part(tuple((axis, start, stop) for axis, start, stop in plain["ranges"]), plain["natural"])

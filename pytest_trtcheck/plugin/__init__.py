@@ -1,0 +1,1 @@
+"""pytest alone: options, markers, fixtures, hooks. No domain logic."""

@@ -1,0 +1,188 @@
+"""The fixtures: those that users override, and those that they use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.check.checker import Workshop
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.plugin.benchmark import GpuBenchmark
+    from pytest_trtcheck.precision.reference import Reference
+    from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.spec import BuildOptions, ParitySpec
+
+
+def _workshop(request: pytest.FixtureRequest) -> Workshop:
+    from pytest_trtcheck.plugin.session import session_of
+
+    return session_of(request.config).workshop
+
+
+@pytest.fixture
+def trt_model() -> object:
+    """Override: the model that marked tests check (a path, bytes or an onnx.ModelProto)."""
+    return None
+
+
+@pytest.fixture
+def trt_inputs() -> object:
+    """Override: what marked tests feed when they return nothing (a mapping, an array, or a list of them)."""
+    return None
+
+
+@pytest.fixture
+def trt_calibration() -> object:
+    """Override: the calibration data of marked int8 and fp8 tests (files, an iterable of mappings, a Calibration)."""
+    return None
+
+
+@pytest.fixture
+def trt_build_options() -> BuildOptions | None:
+    """Override: how TensorRT builds the engines of marked tests (a BuildOptions)."""
+    return None
+
+
+@pytest.fixture
+def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
+    """The GPU that is judged: the one of `--trt-gpu`, else the one in this machine, else None."""
+    return _workshop(request).judged_gpu()
+
+
+_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "backend")
+"""What of the arguments of `trt_parity` decides what engine is built."""
+
+
+def _runner(request: pytest.FixtureRequest, spec: ParitySpec, options: BuildOptions | None) -> Runner:
+    """The engine of the one precision that `spec` names, or its emulation."""
+    from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.plugin.running import folders
+
+    item = request.node
+    calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
+    return _workshop(request).runner(
+        Request(
+            nodeid=item.nodeid,
+            model=spec.model,
+            folders=folders(item),
+            parity=spec,
+            calibration=calibration,
+            options=options or request.getfixturevalue("trt_build_options"),
+        )
+    )
+
+
+@pytest.fixture
+def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
+    """`trt_build(model, precision="fp16", ...)`: the model's engine, from the cache once it was built.
+
+    Takes `calibration`, `shapes`, `keep_fp32`, `backend` and `options` too, and refuses what only a check uses.
+
+    The engine is called with a mapping from input name to array and returns one from output name to array. Without a
+    GPU it is the emulation, and `engine.evidence` says so.
+    """
+    from pytest_trtcheck.check import arguments as markers
+
+    made: list[Runner] = []
+
+    def build(
+        model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
+    ) -> Runner:
+        spec = markers.from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
+        made.append(_runner(request, spec, options))
+        return made[-1]
+
+    yield build
+    for runner in made:
+        runner.close()
+
+
+@pytest.fixture
+def trt_reference(request: pytest.FixtureRequest) -> Callable[[object], Reference]:
+    """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
+    from pytest_trtcheck.plugin.running import folders
+
+    workshop = _workshop(request)
+    options: BuildOptions | None = request.getfixturevalue("trt_build_options")
+    custom_ops = () if options is None else options.custom_ops
+    return lambda model: workshop.reference(model, folders(request.node), custom_ops)
+
+
+@pytest.fixture
+def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
+    """`trt_check(model, inputs=None, *, precision=…, tol=…, …)`: the check of `trt_parity`, by hand.
+
+    Takes the arguments of the marker `trt_parity` (one precision, one batch), fails the test as a marked one fails, and
+    returns the record.
+    """
+    from pytest_trtcheck.check import arguments as markers
+    from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.plugin.running import folders, run
+
+    item = request.node
+    options = request.getfixturevalue("trt_build_options")
+
+    def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
+        spec = markers.from_call("trt_check", model, arguments)
+        source = "given"
+        if inputs is None:
+            inputs, source = request.getfixturevalue("trt_inputs"), "trt_inputs"
+        calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
+        return run(
+            item,
+            Request(
+                nodeid=item.nodeid,
+                model=model,
+                folders=folders(item),
+                parity=spec,
+                inputs=inputs,
+                inputs_source=source if inputs is not None else "generated",
+                calibration=calibration,
+                options=options,
+            ),
+        )
+
+    return check
+
+
+@pytest.fixture
+def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """The engine of the marked test: its model, precision and arguments. Where these name a batch: that one."""
+    from dataclasses import replace
+
+    from pytest_trtcheck.errors import ArgumentError
+    from pytest_trtcheck.plugin.marked import marked
+
+    found = marked(request.node)
+    if found is None:
+        raise ArgumentError("trt_engine: the test has no trt_parity marker", "mark it, or build by hand with trt_build")
+    problem = found.problem(request.node)
+    if problem is not None:
+        raise problem
+    spec = found.selected(request.node).parity
+    model = spec.model if spec.model is not None else request.getfixturevalue("trt_model")
+    runner = _runner(request, replace(spec, model=model), None)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
+    """`trt_benchmark(engine, inputs)`: pytest-benchmark's `benchmark`, timed in GPU time. It needs a GPU.
+
+    The statistics, their JSON, comparison and histogram are pytest-benchmark's own.
+    """
+    from pytest_trtcheck.plugin.benchmark import GpuBenchmark
+
+    workshop = _workshop(request)
+    if workshop.detected is None:
+        reason = f"not measured: trt_benchmark needs a GPU ({workshop.no_gpu_reason})"
+        (pytest.fail if workshop.require_gpu else pytest.skip)(reason)
+    return GpuBenchmark(request, workshop.detected)

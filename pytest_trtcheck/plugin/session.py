@@ -1,0 +1,257 @@
+"""What holds for a whole pytest session: the settings, the cache, the GPU that is judged."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trtcheck import __version__, gpu
+from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
+from pytest_trtcheck.plugin import options as settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_trtcheck.bundle import Writer
+    from pytest_trtcheck.check.checker import Workshop
+    from pytest_trtcheck.gpu.device import Detection
+    from pytest_trtcheck.latency.baselines import Baselines
+
+_SESSION: pytest.StashKey[Session] = pytest.StashKey()
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The session's settings and stores, made at first use."""
+    if _SESSION not in config.stash:
+        config.stash[_SESSION] = Session.make(config)
+    return config.stash[_SESSION]
+
+
+def extra_gpus(config: pytest.Config) -> tuple[gpu.GpuModel, ...]:
+    """The GPUs that the ini key `trt_gpus` adds."""
+    return gpu.parse_extra_gpus(settings.value(config, "trt_gpus"))
+
+
+@dataclass(frozen=True)
+class Session:
+    """Settings resolved and stores opened.
+
+    Parameters
+    ----------
+    requested
+        The GPU that `--trt-gpu` names; None when nothing was asked for.
+    """
+
+    config: pytest.Config
+    cache: Cache
+    requested: gpu.GpuModel | None
+
+    @classmethod
+    def make(cls, config: pytest.Config) -> Session:
+        """Resolve the options and open the cache.
+
+        Raises
+        ------
+        ArgumentError, GpuError, CacheError
+            An option's value cannot be used.
+        """
+        requested = settings.value(config, "trt_gpu")
+        return cls(
+            config=config,
+            cache=Cache(cls._cache_dir(config), settings.value(config, "trt_cache_size")),
+            requested=gpu.find_gpu(requested, extra_gpus(config)) if requested else None,
+        )
+
+    @classmethod
+    def _cache_dir(cls, config: pytest.Config) -> Path:
+        given = settings.value(config, "trt_cache_dir")
+        if given:
+            return Path(config.invocation_params.dir, given).expanduser()
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+
+    @classmethod
+    def check_options(cls, config: pytest.Config) -> None:
+        """Every option is of its kind, and none asks for what this version cannot do."""
+        values = {option.name: settings.value(config, option.name) for option in settings.OPTIONS}
+        extra = extra_gpus(config)
+        if values["trt_gpu"]:
+            gpu.find_gpu(values["trt_gpu"], extra)
+            _ = session_of(config).detection
+        if values["trt_update_baseline"] and not values["trt_baseline"]:
+            raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
+        if not hasattr(config, "workerinput"):
+            session_of(config).check_feasible(values)
+        if values["trt_baseline"]:
+            _ = session_of(config).baselines
+
+    def check_feasible(self, values: Mapping[str, Any]) -> None:
+        """What was asked for can be done here: else it is an error before the first test, and no pass without it.
+
+        Raises
+        ------
+        MissingDependencyError, ArgumentError, ReportError
+            A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
+        """
+        self._check_outputs(values)
+        backend, wanted = values["trt_backend"], values["trt_gpu"]
+        if backend not in {"auto", "onnxruntime"}:
+            from pytest_trtcheck.backends.tensorrt.module import find_module
+
+            find_module(backend)
+        if not values["trt_build_only"] and (not wanted or backend == "onnxruntime"):
+            return
+        from pytest_trtcheck.backends.tensorrt import cached as engines
+
+        place, reason = engines.place_for(backend, self.requested, self.detection.gpu)
+        if place is None:
+            option = "--trt-build-only" if values["trt_build_only"] else f"--trt-gpu={wanted}"
+            raise ArgumentError(f"{option}: {reason}", _hint(self.requested, backend))
+
+    def _check_outputs(self, values: Mapping[str, Any]) -> None:
+        from pytest_trtcheck.report.files import check_writable
+
+        files = {name: self._path(values[name]) for name in ("trt_report", "trt_html") if values[name]}
+        folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
+        for name, path in files.items():
+            check_writable(path, settings.flag(name))
+        for name in folders:
+            if values[name]:
+                check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
+        if len({path.resolve() for path in files.values()}) < len(files):
+            raise ArgumentError(
+                f"--trt-report and --trt-html both name {values['trt_report']}", "give each a file of its own"
+            )
+        if values["trt_html"] and importlib.util.find_spec("jinja2") is None:
+            raise MissingDependencyError(
+                "--trt-html: the HTML report needs jinja2, which is not installed",
+                'pip install "pytest-trtcheck[report]"',
+            )
+
+    def _path(self, given: str) -> Path:
+        return Path(self.config.invocation_params.dir, given).expanduser()
+
+    def get(self, name: str) -> Any:
+        """The value of one option."""
+        return settings.value(self.config, name)
+
+    def bundle_writer(self, nodeid: str) -> Writer | None:
+        """What writes the bundle of a failing check; None when no bundles are asked for."""
+        shown = self.get("trt_bundle")
+        if not shown:
+            return None
+        from pytest_trtcheck.bundle import Writer
+
+        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+
+    def environment(self, backend: str | None) -> dict[str, Any]:
+        """Versions and GPU, as the JSON report has them; `backend` names the TensorRT module that was used."""
+        from pytest_trtcheck.report import json_report
+
+        found = self.detection.gpu
+        facts = () if found is None else ("name", "uuid", "compute_capability")
+        return json_report.environment(
+            requested_gpu=self.get("trt_gpu") or None,
+            gpu={fact: getattr(found, fact) for fact in facts} or None,
+            driver=None if found is None else found.driver,
+            tensorrt_module=backend if backend in {"tensorrt", "tensorrt_rtx"} else None,
+        )
+
+    def circumstances(self, backend: str | None) -> dict[str, Any]:
+        """All that the outcome of a check depends on beside what the check names: for its failure bundle."""
+        chosen = {name: self.get(name) for name in ("trt_reference", "trt_bitwise")}
+        return {"pytest_trtcheck": __version__, **self.environment(backend), **chosen}
+
+    @functools.cached_property
+    def detection(self) -> Detection:
+        """The GPU in this machine, or why there is none.
+
+        Raises
+        ------
+        GpuError
+            `--trt-gpu` names another GPU than the one that is there.
+        """
+        from pytest_trtcheck.gpu import device
+
+        found = device.detect(extra_gpus(self.config))
+        if found.gpu is not None and self.requested is not None:
+            device.require_match(self.requested, found.gpu)
+        return found
+
+    @property
+    def baseline_dir(self) -> Path | None:
+        """Where `--trt-baseline` keeps baselines."""
+        given = self.get("trt_baseline")
+        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+
+    @functools.cached_property
+    def baselines(self) -> Baselines | None:
+        """What `--trt-baseline` names, read; None without it.
+
+        Raises
+        ------
+        ReportError
+            The directory is not there, or a file in it cannot be read.
+        """
+        if self.baseline_dir is None:
+            return None
+        from pytest_trtcheck.latency import baselines
+
+        return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+
+    @functools.cached_property
+    def workshop(self) -> Workshop:
+        """What makes and judges: it imports the heavy libraries."""
+        from pytest_trtcheck.check.blame import Allowance
+        from pytest_trtcheck.check.checker import Workshop
+        from pytest_trtcheck.check.latency import Ledger
+
+        return Workshop(
+            cache=self.cache,
+            backend=self.get("trt_backend"),
+            reference_provider=self.get("trt_reference"),
+            requested=self.requested,
+            detected=self.detection.gpu,
+            no_gpu_reason=self.detection.reason,
+            extra_gpus=extra_gpus(self.config),
+            bitwise=self.get("trt_bitwise"),
+            require_gpu=self.get("trt_require_gpu"),
+            build_only=self.get("trt_build_only"),
+            ledger=Ledger(self.baselines, self.get("trt_update_baseline")),
+            emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
+            allowance=Allowance(self.get("trt_diagnose")),
+            progress=functools.partial(_show, self.config),
+        )
+
+
+def _hint(requested: gpu.GpuModel | None, backend: str) -> str:
+    """What to do where no engine can be built."""
+    if backend == "onnxruntime":
+        return "take another --trt-backend: onnxruntime builds no engine"
+    if requested is None:
+        return "name the GPU: --trt-gpu=A100"
+    if requested.compute_capability is None:
+        return "name a product, such as --trt-gpu=A100"
+    return (
+        'pip install "pytest-trtcheck[rtx]" builds engines without a GPU; '
+        "--trt-backend=onnxruntime asks for emulated checks alone"
+    )
+
+
+def _show(config: pytest.Config, line: str) -> None:
+    """Show what takes long, where somebody watches: over pytest's own progress line, in a terminal alone."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if reporter is None or not reporter.isatty or config.getoption("verbose") < 0:
+        return
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        reporter.ensure_newline()
+        reporter.write_line(f"trtcheck: {line} …", light=True)

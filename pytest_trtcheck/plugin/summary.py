@@ -1,0 +1,182 @@
+"""Collecting the records of a run, in the process that reports, and writing the reports at its end."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.plugin import options as settings
+from pytest_trtcheck.plugin.items import RUNS, is_our_property
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Collector:
+    """Takes the records off the test reports, which reach this process from every xdist worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._outcomes: dict[str, pytest.TestReport] = {}
+        self.records: list[dict[str, Any]] = []
+        self._last: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+        self._problems: list[str] = []
+        self._told: list[str] = []
+        self._crashed: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what the last report of a test carries: by then every check of it is there."""
+        if report.when == "call" or report.outcome != "passed":
+            self._outcomes[report.nodeid] = report
+        if report.when not in {"setup", "call", "teardown"}:
+            # What pytest-xdist reports in the name of a worker that died: no record came with it.
+            self._crashed.append(report.nodeid)
+        if report.when != "teardown":
+            return
+        outcome = self._outcomes.pop(report.nodeid, None)
+        # pytest-rerunfailures reports a run that it will repeat as "rerun", flaky does not report how it went.
+        if outcome is None or "rerun" in {outcome.outcome, report.outcome}:
+            report.user_properties = [each for each in report.user_properties if not is_our_property(each[0])]
+        else:
+            self._keep(report, outcome)
+
+    def _keep(self, report: pytest.TestReport, outcome: pytest.TestReport) -> None:
+        """Take the records of one run of a test; they replace those of its earlier runs."""
+        from pytest_trtcheck.record import PROPERTY
+
+        expected = getattr(outcome, "wasxfail", None)
+        records: list[dict[str, Any]] = []
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                record = json.loads(str(value))
+                if expected is not None and outcome.outcome == "skipped":
+                    record["expected_failure"] = expected or "xfail"
+                record["outcome"] = outcome.outcome
+                record["location"] = {"file": report.location[0], "line": (report.location[1] or 0) + 1}
+                records.append(record)
+        # Two workers may run the same test (`--dist each`), and each of them counts.
+        test = (report.nodeid, getattr(report, "worker_id", None))
+        is_again = any(name == RUNS for name, _ in report.user_properties) or any(each["runs"] > 1 for each in records)
+        if is_again:
+            earlier = self._last.get(test, [])
+            self.records = [each for each in self.records if not any(each is old for old in earlier)]
+        if records or is_again:
+            self._last[test] = records
+            self.records += records
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the reports and the engines that were asked for."""
+        if hasattr(self._config, "workerinput"):
+            return
+        # Settings that are wrong were refused at the start; then there is nothing to report either.
+        try:
+            files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html", "trt_export")}
+        except CheckError:
+            return
+        self._export(files.pop("trt_export"), session, exitstatus)
+        if self.records:
+            self._tell_github()
+        for name, path in files.items():
+            if path:
+                try:
+                    self._write(name, self._config.invocation_params.dir / path)
+                except CheckError as error:
+                    self._problems.append(str(error))
+        if self.records and settings.value(self._config, "trt_update_baseline"):
+            self._update_baselines()
+        if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            # What was asked for is not there: whoever runs this must not believe that it is.
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _export(self, folder: str | None, session: pytest.Session, exitstatus: int) -> None:
+        if not folder:
+            return
+        why_not = None
+        if exitstatus not in {0, 1, 5} or session.shouldstop or session.shouldfail:
+            # A test that did not run may be the one that fails.
+            why_not = "the run was stopped before every test had run"
+        elif self._crashed:
+            why_not = f"{self._crashed[0]} crashed its process, and which engine it used is not known"
+        if why_not is not None:
+            self._problems.append(f"--trt-export: nothing was written: {why_not}")
+            return
+        from pytest_trtcheck.export import export
+        from pytest_trtcheck.plugin.session import session_of
+
+        try:
+            target = self._config.invocation_params.dir / folder
+            self._told += export.write(target, self.records, session_of(self._config).cache).lines()
+        except CheckError as error:
+            self._problems.append(f"--trt-export: {error}")
+
+    def _update_baselines(self) -> None:
+        from pytest_trtcheck.latency import baselines
+        from pytest_trtcheck.plugin.session import session_of
+        from pytest_trtcheck.report.text import plural
+
+        directory = session_of(self._config).baseline_dir
+        if directory is None:
+            return
+        try:
+            done = baselines.update(directory, self.records)
+        except CheckError as error:
+            self._problems.append(str(error))
+            return
+        self._told.append(f"{plural(done.recorded, 'baseline')} recorded in {plural(len(done.files), 'file')}")
+        self._told += [f"  {path}" for path in done.files]
+        self._told += [f"no baseline recorded: {nodeid}: {reason}" for nodeid, reason in done.left_out]
+
+    def _write(self, name: str, path: Path) -> None:
+        from pytest_trtcheck.report import json_report
+
+        document = json_report.document(self.records, self._environment)
+        if name == "trt_report":
+            json_report.write(path, document)
+            return
+        from pytest_trtcheck.report import html
+
+        html.write(path, document)
+
+    @functools.cached_property
+    def _environment(self) -> dict[str, Any]:
+        from pytest_trtcheck.plugin.session import session_of
+
+        backends = {record["backend"] for record in self.records} & {"tensorrt", "tensorrt_rtx"}
+        return session_of(self._config).environment(backends.pop() if len(backends) == 1 else None)
+
+    def _tell_github(self) -> None:
+        from pytest_trtcheck.report import github
+
+        if not github.running():
+            return
+        try:
+            github.write_step_summary(github.step_summary(self.records, self._environment))
+        except CheckError as error:
+            self._problems.append(str(error))
+
+    def _annotate(self, terminalreporter: pytest.TerminalReporter) -> None:
+        from pytest_trtcheck.report import github
+
+        if github.running():
+            terminalreporter.ensure_newline()
+            for command in github.annotation_commands(self.records, self._config.rootpath):
+                terminalreporter.write_line(command)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table of checks, behind pytest's own sections."""
+        if self.records:
+            from pytest_trtcheck.report import terminal
+
+            terminalreporter.section("inference checks")
+            width = terminalreporter._tw.fullwidth
+            terminal.write(terminal.summary_lines(self.records, width), terminalreporter)
+            self._annotate(terminalreporter)
+        for line in self._told:
+            terminalreporter.write_line(line)
+        for problem in self._problems:
+            terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)

@@ -1,0 +1,89 @@
+"""The lowered model's arithmetic on ONNX Runtime's CPU provider, from the cache or made once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import onnxruntime as ort
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.model.onnxruntime import OrtRunner
+    from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.spec import Precision
+from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+from pytest_trtcheck.model.sources import MODEL_FILE
+from pytest_trtcheck.precision.identity import library_versions
+
+
+def computes_the_reference(lowered: Lowered, precision: Precision) -> bool:
+    """Whether the emulation would be the reference itself, so that comparing them says nothing."""
+    return precision == "fp32" and not lowered.details.get("narrowed", False)
+
+
+def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> OrtRunner:
+    """The lowered model's arithmetic on ONNX Runtime's CPU provider.
+
+    For fp32 it is the model itself: what it computes is the reference.
+    """
+    path = emulated_path(model, lowered, precision, cache)
+    label = model.label if path == model.path else f"{model.label} (emulated {precision})"
+    return ort.OrtRunner(path, label, custom_ops=model.custom_ops)
+
+
+class Emulated:
+    """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against.
+
+    Parameters
+    ----------
+    model, lowered, precision
+        As `emulation` takes them.
+    """
+
+    def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
+        self._lowering = model, lowered, precision
+        self._cache = cache
+        self._runner: OrtRunner | None = None
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, memory-mapped from the cache."""
+        case = dict(case)
+        model, lowered, precision = self._lowering
+        parts = {
+            "lowered": lowered.key,
+            "precision": precision,
+            "inputs": model_inputs.digest(case),
+            "onnxruntime": ort.version(),
+            **library_versions(),
+        }
+
+        def make(folder: Path) -> None:
+            if self._runner is None:
+                self._runner = emulation(model, lowered, precision, self._cache)
+            save_arrays(folder, self._runner(case))
+
+        return load_arrays(self._cache.get_or_make(Key("emulation", model.label, parts), make).path)
+
+
+def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:
+    """The file that `emulation` runs."""
+    if precision == "fp32":
+        return lowered.path
+    tf32 = precision == "tf32"
+    parts = {"lowered": lowered.key, "tf32": str(tf32), **library_versions()}
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import emulate
+
+        rewrite = emulate.emulated_tf32 if tf32 else emulate.emulated
+        graph.write(rewrite(graph.read(lowered.path)), folder / MODEL_FILE)
+
+    return cache.get_or_make(Key("emulated", model.label, parts), make).path / MODEL_FILE

@@ -1,0 +1,462 @@
+"""The model in the precision asked for, from the cache or made once: what TensorRT is given.
+
+Every artifact is keyed by its true inputs: the bytes it was made from, the arguments, the versions of what computes it,
+and the code of this package that decides it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.cache import Cache, Key, hash_bytes
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError
+from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.precision import arithmetic
+from pytest_trtcheck.spec import Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.precision.calibration_data import Samples
+    from pytest_trtcheck.spec import Precision
+from pytest_trtcheck.model.sources import MODEL_FILE
+from pytest_trtcheck.precision.identity import library_versions
+from pytest_trtcheck.precision.reference import Reference
+
+_DETAILS_FILE = "details.json"
+_RANGES_FILE = "ranges.json"
+_ARITHMETIC = "arithmetic"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model in the precision asked for: what TensorRT is given.
+
+    Parameters
+    ----------
+    path
+        The ONNX file, precision and all.
+    key
+        Identity, for everything made from it.
+    notes
+        What a person must know about it: clamped weights, precision taken as it was, …
+    details
+        What the lowering decided, as plain data: calibrated ranges, quantized tensors; "arithmetic", a row (node,
+        operator, what it is computed in) for each node that does arithmetic; "constants", those of which the type
+        holds too little; "narrowed", whether FP64 became FP32.
+    taken_as_it_is
+        Whether the user's model carried its precision already.
+    """
+
+    path: Path
+    key: str
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    taken_as_it_is: bool = False
+
+    def computed_in(self, precision: Precision) -> list[arithmetic.Computation] | None:
+        """The nodes that compute in `precision`; None where that was not looked at (FP32 as the model has it)."""
+        rows = self.details.get(_ARITHMETIC)
+        return None if rows is None else arithmetic.within([arithmetic.Computation(*row) for row in rows], precision)
+
+    def op_types(self, model: OnnxModel, precision: Precision) -> frozenset[str]:
+        """The operators of `model` that are computed in the precision; all of them where that is not known."""
+        nodes = self.computed_in(precision)
+        return model.op_types if nodes is None else frozenset(node.op_type for node in nodes)
+
+
+def lower(
+    model: OnnxModel,
+    precision: Precision,
+    cache: Cache,
+    *,
+    keep_fp32: tuple[str, ...] = (),
+    calibration: object = None,
+    folders: Sequence[Path] = (),
+) -> Lowered:
+    """The model in `precision`, from the cache when nothing that decides it has changed.
+
+    Parameters
+    ----------
+    keep_fp32
+        Globs of the nodes that are not lowered.
+    calibration
+        What the marker or `trt_calibration` gave; needed for int8 and fp8 alone.
+    folders
+        Where relative calibration files are looked up.
+
+    Raises
+    ------
+    CalibrationError
+        INT8 or FP8 without calibration data, or data that does not fit.
+    ModelError, ArgumentError
+        The model can't be lowered to this precision; `keep_fp32` names no node.
+    """
+    lowered = _as_it_is(model, precision, keep_fp32, cache) or _lowered(
+        model, precision, cache, keep_fp32=keep_fp32, calibration=calibration, folders=folders
+    )
+    _refuse_without_computation(model, precision, lowered, keep_fp32)
+    return lowered
+
+
+def _lowered(
+    model: OnnxModel,
+    precision: Precision,
+    cache: Cache,
+    *,
+    keep_fp32: tuple[str, ...],
+    calibration: object,
+    folders: Sequence[Path],
+) -> Lowered:
+    rows = _surveyed(model, cache) if model.has_double or precision == "tf32" else []
+    has_double = any(kind == "float64" for _, _, kind in rows)
+    narrowed = ("FP64 was taken as FP32, as TensorRT does",) if has_double else ()
+    if precision in {"fp32", "tf32"}:
+        as_fp32 = [(name, operator, kind.replace("float64", "fp32")) for name, operator, kind in rows]
+        details = {_ARITHMETIC: as_fp32} if rows or precision == "tf32" else {}
+        if not has_double:
+            return Lowered(model.path, model.sha256, details=details)
+        path = _narrowed(model, model.path, cache)
+        return Lowered(path, path.parent.name, narrowed, {**details, "narrowed": True})
+    parts = {
+        "model": model.sha256,
+        "precision": precision,
+        "keep_fp32": json.dumps(sorted(keep_fp32)),
+        **library_versions(),
+    }
+    ranges = _Calibration.of(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
+    if ranges is not None:
+        parts |= ranges.key_parts
+
+    def make(folder: Path) -> None:
+        if ranges is None:
+            _make_half(model, precision, keep_fp32, cache, folder)
+        else:
+            _make_quantized(model, precision, keep_fp32, ranges, cache=cache, folder=folder)
+
+    entry = cache.get_or_make(Key("lowered", model.label, parts), make)
+    details = json.loads((entry.path / _DETAILS_FILE).read_text())
+    notes = (*narrowed, *details.pop("notes"))
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, notes, details)
+
+
+def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
+    """What each node of the user's model that does arithmetic computes in: rows of `arithmetic.Computation`."""
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import computed
+
+        _write_details(folder, (), {_ARITHMETIC: computed.survey(graph.read(model.path))})
+
+    entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
+    found: list[list[str]] = json.loads((entry.path / _DETAILS_FILE).read_text())[_ARITHMETIC]
+    return found
+
+
+def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...], cache: Cache) -> Lowered | None:
+    """The user's own model where it computes in `precision` already; None where it is FP32, to be lowered.
+
+    What its matrix products compute in decides: weights that are stored in fewer bits, or a cast somewhere, make no
+    model of another precision. Q/DQ nodes round whatever the operators compute in, so a model with them is taken as it
+    is, or not at all: without them it would be another model.
+
+    Raises
+    ------
+    NothingComputedError
+        It computes in another precision.
+    ArgumentError
+        `keep_fp32` is given, and nothing is lowered.
+    """
+    if not (model.has_qdq or model.half_types):
+        return None
+    rows = _surveyed(model, cache)
+    found = [arithmetic.Computation(*row) for row in rows]
+    operators = arithmetic.operators(found)
+    reduced = {each.kind for each in found} - {"fp32", "float64"}
+    mine = arithmetic.within(operators, precision)
+    heavy = arithmetic.heaviest(operators)
+    mostly = bool(mine) and 2 * len(arithmetic.within(heavy, precision)) >= len(heavy)
+    is_quantized = precision in {"int8", "fp8"} and bool(arithmetic.within(found, precision))
+    if not reduced or (precision in {"fp16", "bf16"} and reduced == {precision} and not mostly):
+        return None
+    if precision == "fp32" and mostly and len(operators) == len(found):
+        return None
+    if precision in {"fp32", "tf32"} or not (mostly or is_quantized):
+        raise _computes_in_another(model, precision, found, reduced)
+    carried = sorted(model.half_types) + (["Q/DQ nodes"] if model.has_qdq else [])
+    if keep_fp32:
+        raise ArgumentError(
+            f"keep_fp32: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can be kept",
+            "leave keep_fp32 out; export the model with those nodes in FP32, or give the FP32 model",
+        )
+    note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; " + (
+        f"{len(mine)} of its {len(operators)} nodes that do arithmetic compute in {precision}"
+        if mine
+        else f"none of its operators computes in {precision}, values are rounded to its grid alone"
+    )
+    return Lowered(model.path, model.sha256, (note,), {_ARITHMETIC: rows}, taken_as_it_is=True)
+
+
+def _computes_in_another(
+    model: OnnxModel, precision: Precision, found: Sequence[arithmetic.Computation], reduced: set[str]
+) -> NothingComputedError:
+    # What computes in integers is refused in every precision.
+    own = [kind for kind in ("int8", "fp8", "fp16", "bf16") if kind in reduced and "integers" not in reduced]
+    operators = arithmetic.operators(found)
+    shown = operators if reduced & {each.kind for each in operators} else found
+    hint = "export the model in FP32: it is lowered to what is asked for"
+    if own:
+        hint = f"ask for precision={own[0]!r}, which takes the model as it is; or {hint}"
+    return NothingComputedError(
+        f"{precision=}: {model.label} carries its precision already: {_by_kind(shown)}, so that it can't be checked in "
+        f"{precision}",
+        hint,
+    )
+
+
+def _by_kind(found: Sequence[arithmetic.Computation]) -> str:
+    """How many nodes compute in what, with the first of their names: "3 nodes in fp16 (conv1, conv2, …)"."""
+    kinds = dict.fromkeys(each.kind for each in found)
+    names = {kind: [each.node for each in found if each.kind == kind] for kind in kinds}
+    return ", ".join(
+        f"{len(nodes)} node{'s' * (len(nodes) != 1)} in {kind} ({_some(nodes)})" for kind, nodes in names.items()
+    )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _refuse_without_computation(
+    model: OnnxModel, precision: Precision, lowered: Lowered, keep_fp32: tuple[str, ...]
+) -> None:
+    """Only what was computed in the precision asked for can pass.
+
+    Raises
+    ------
+    NothingComputedError
+        No node is computed in `precision`; the message says why not.
+    """
+    nodes = lowered.computed_in(precision)
+    if nodes is None or precision == "fp32":
+        return
+    integers = [name for name, _, kind in lowered.details[_ARITHMETIC] if kind == "integers"]
+    if integers:
+        raise NothingComputedError(
+            f"{precision=}: {model.label} carries its precision already: {len(integers)} of its nodes compute in "
+            f"integers ({_some(integers)}), whatever is asked for",
+            "export the model in FP32, or with Q/DQ nodes",
+        )
+    if nodes:
+        return
+    if not lowered.details[_ARITHMETIC]:
+        operators = _some(sorted(model.op_types), 10) or "none"
+        raise NothingComputedError(
+            f"{precision=}: nothing is computed in {precision}: {model.label} does no arithmetic on floats that depend "
+            f"on its inputs (its operators: {operators})",
+            "such a model has nothing that a precision could change: check the model that it belongs to",
+        )
+    if precision == "tf32":
+        raise NothingComputedError(
+            f"{precision=}: nothing is computed in TF32: {model.label} has no matrix product in FP32 (Conv, Gemm, "
+            "MatMul, …), and TF32 serves those alone",
+            "check it in another precision",
+        )
+    left: dict[str, str] = lowered.details.get("left_float", {})
+    reasons: dict[str, list[str]] = {}
+    for name, _, kind in lowered.details[_ARITHMETIC]:
+        reasons.setdefault(left.get(name, f"computed in {kind}"), []).append(name)
+    listed = "".join(f"\n    {_some(names)}: {reason}" for reason, names in reasons.items())
+    hint = "narrow keep_fp32" if keep_fp32 else "export these nodes as ONNX operators, or check another precision"
+    raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{listed}", hint)
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """The user's calibration data and how ranges are made of it; `digest` is the data's identity."""
+
+    given: Calibration
+    samples: Samples
+    digest: str
+
+    @classmethod
+    def of(
+        cls, model: OnnxModel, source: object, folders: Sequence[Path], cache: Cache, precision: Precision
+    ) -> _Calibration:
+        if source is None:
+            raise CalibrationError(
+                f"{precision=}: {model.label} has no Q/DQ nodes{' of activations' * model.has_qdq}, and no calibration "
+                "data is given",
+                'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
+                "random data would give an engine that fails silently",
+            )
+        from pytest_trtcheck.precision import calibration_data
+
+        samples = calibration_data.load(source, model.inputs, folders)
+        given = source if isinstance(source, Calibration) else Calibration(source)
+        return cls(given, samples, calibration_data.digest_of(samples, cache))
+
+    @property
+    def key_parts(self) -> dict[str, str]:
+        method = self.given.method
+        return {
+            "calibration": self.digest,
+            "calibration_method": f"{method} {self.given.percentile}" if method == "percentile" else method,
+            "onnxruntime": ort.version(),
+        }
+
+
+def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
+    """The file at `path`, which is `model` or was made from it alone, with FP64 as FP32."""
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import double
+
+        graph.write(double.to_float(graph.read(path)), folder / MODEL_FILE)
+
+    parts = {"model": model.sha256, "given": str(path == model.path), **library_versions()}
+    return cache.get_or_make(Key("narrowed", model.label, parts), make).path / MODEL_FILE
+
+
+def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
+    """The FP32 model that is lowered: that behind 16-bit types and Q/DQ, FP64 as FP32, batch normalization folded."""
+    source = Reference(model, cache).path()
+    if model.has_double:
+        source = _narrowed(model, source, cache)
+    if "BatchNormalization" not in model.op_types:
+        return source
+    parts = {"model": model.sha256, "keep_fp32": json.dumps(sorted(keep_fp32)), **library_versions()}
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import constants, fold
+
+        read = graph.read(source)
+        kept = graph.matching_nodes(read, keep_fp32)
+        constants.fold_casts(read)
+        graph.write(fold.fold_batch_norm(read, kept), folder / MODEL_FILE)
+
+    return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
+
+
+def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any]) -> None:
+    (folder / _DETAILS_FILE).write_text(json.dumps({"notes": list(notes), **details}))
+
+
+def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cache: Cache, folder: Path) -> None:
+    from pytest_trtcheck.model import graph
+    from pytest_trtcheck.precision import computed, half
+
+    lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
+    graph.write(lowered.model, folder / MODEL_FILE)
+    found = arithmetic.operators(computed.survey(lowered.model))
+    notes = [
+        f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
+        f"and became ±{half.LARGEST[precision]:g}"
+        for each in lowered.overflow
+    ]
+    notes += [
+        f"constant {each.name} ({each.value:.4g}, read by {_some(each.readers)}) is too small for {precision}: "
+        "it became 0"
+        for each in lowered.underflow
+    ]
+    notes += _without_kernel_note(precision, lowered.without_kernel)
+    mine = arithmetic.within(found, precision)
+    if 0 < 2 * len(mine) < len(found):
+        others = [each for each in found if each not in mine]
+        reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)
+        notes.append(
+            f"{len(mine)} of {len(found)} nodes that do arithmetic compute in {precision}, the others do not: "
+            f"{', '.join(list(reasons)[:5])}"
+        )
+    constants = {"overflow": lowered.overflow, "underflow": lowered.underflow}
+    _write_details(
+        folder,
+        notes,
+        {
+            _ARITHMETIC: found,
+            "left_float": dict(lowered.left),
+            "constants": {kind: [asdict(each) for each in changed] for kind, changed in constants.items()},
+        },
+    )
+
+
+def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
+    """What stays in FP32 for want of a kernel, by operator."""
+    if not nodes:
+        return []
+    shown = 3
+    kinds = []
+    for op_type in sorted(set(nodes.values())):
+        names = [name for name, each in nodes.items() if each == op_type]
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        kinds.append(f"{op_type} ({', '.join(names[:shown])}{more})")
+    return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: they stay in FP32"]
+
+
+def _make_quantized(
+    model: OnnxModel,
+    precision: Any,
+    keep_fp32: tuple[str, ...],
+    calibration: _Calibration,
+    *,
+    cache: Cache,
+    folder: Path,
+) -> None:
+    from pytest_trtcheck.model import graph
+    from pytest_trtcheck.precision import calibrate, computed, quantization_plan, quantize
+
+    path = prepared(model, keep_fp32, cache)
+    read = graph.read(path)
+    plan = quantization_plan.points(read, keep_fp32)
+    parts = {
+        "model": model.sha256,
+        "tensors": hash_bytes(json.dumps(plan.tensors).encode()),
+        **calibration.key_parts,
+        **library_versions(),
+    }
+    given, samples = calibration.given, calibration.samples
+
+    def calibrated(target: Path) -> None:
+        ranges = calibrate.collect(
+            lambda probe: ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops),
+            path,
+            plan,
+            samples,
+            method=given.method,
+            percentile=given.percentile,
+            describe=samples.describe,
+        )
+        (target / _RANGES_FILE).write_text(ranges.to_json())
+
+    entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
+    ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
+    quantized = quantize.quantize(read, plan, ranges.amax(), precision)
+    graph.write(quantized, folder / MODEL_FILE)
+    _write_details(
+        folder,
+        [f"{precision}: {quantization_plan.summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
+        {
+            "ranges": json.loads(ranges.to_json()),
+            "left_float": dict(plan.left_float),
+            _ARITHMETIC: computed.survey(quantized),
+        },
+    )
+
+
+def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
+    """The FP32 model that `lowered` was made from: tensors of both bear the same names.
+
+    It computes what the reference computes, batch normalization folded where the lowering folds it.
+    """
+    if lowered.taken_as_it_is or lowered.path == model.path:
+        return Reference(model, cache).path()
+    if lowered.details.get("narrowed", False):
+        return lowered.path
+    return prepared(model, keep_fp32, cache)

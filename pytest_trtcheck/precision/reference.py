@@ -1,0 +1,210 @@
+"""What counts as right: the FP32 model's outputs, another model's, or what a callable of the user's computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import made
+from pytest_trtcheck.model import onnxruntime as ort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
+from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+from pytest_trtcheck.model.sources import MODEL_FILE, open_model
+from pytest_trtcheck.precision.identity import code, library_versions
+
+
+class Reference:
+    """The FP32 model's outputs, computed on ONNX Runtime once for each inputs and kept.
+
+    Where the model carries Q/DQ nodes or 16-bit types, the reference is the FP32 model behind it: activations are not
+    quantized or rounded, and the weights are the best that the file holds.
+    """
+
+    title = "its FP32 reference"
+
+    def __init__(self, model: OnnxModel, cache: Cache, provider: Provider = "cpu") -> None:
+        self.model = model
+        self._cache = cache
+        self._provider = provider
+        self._runner: OrtRunner | None = None
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, memory-mapped from the cache."""
+        case = dict(case)
+        parts = {
+            "model": self.model.sha256,
+            "inputs": model_inputs.digest(case),
+            "onnxruntime": ort.version(),
+            "provider": self._provider,
+        }
+        if self._is_lowered():
+            parts |= {"code": code()}
+        entry = self._cache.get_or_make(
+            Key("reference", self.model.label, parts), lambda folder: save_arrays(folder, self._run(case))
+        )
+        return load_arrays(entry.path)
+
+    def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, computed now whatever is cached."""
+        return self._run(dict(case))
+
+    def _is_lowered(self) -> bool:
+        return self.model.has_qdq or bool(self.model.half_types)
+
+    def _run(self, case: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if self._runner is None:
+            self._runner = ort.OrtRunner(
+                self.path(), self.model.label, self._provider, custom_ops=self.model.custom_ops
+            )
+        return self._runner(case)
+
+    def path(self) -> Path:
+        """The FP32 model's file: the one given, or the FP32 model behind it."""
+        if not self._is_lowered():
+            return self.model.path
+        key = Key("float_twin", self.model.label, {"model": self.model.sha256, **library_versions()})
+        return self._cache.get_or_make(key, self._make_twin).path / MODEL_FILE
+
+    def _make_twin(self, folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import emulate, qdq
+
+        twin = emulate.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
+        graph.write(twin, folder / MODEL_FILE)
+
+
+class ModelReference:
+    """Another model's outputs as the reference: mostly the FP32 original of a quantized one.
+
+    Parameters
+    ----------
+    of
+        The other model's outputs.
+    checked
+        The model that is checked. 16-bit inputs are widened for the other model where it takes FP32, and its outputs
+        come in the types of the checked model's.
+
+    Raises
+    ------
+    ModelError
+        The inputs and outputs of the two do not bear the same names.
+    """
+
+    def __init__(self, of: Reference, checked: OnnxModel) -> None:
+        self.model = of.model
+        self.title = f"the reference {of.model.label}"
+        self.identity: str | None = of.model.sha256
+        self._of = of
+        self._checked = checked
+        _refuse_other_names(of.model, checked)
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The checked model's outputs by name, as the other model computes them."""
+        return self._fitting(self._of(self._taken(case)))
+
+    def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The same, computed now whatever is cached."""
+        return self._fitting(self._of.computed(self._taken(case)))
+
+    def _taken(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
+
+    def _fitting(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {spec.name: model_inputs.as_float(outputs[spec.name], spec.dtype) for spec in self._checked.outputs}
+
+
+class CallableReference:
+    """What a callable of the user's computes as the reference; nothing of it is kept.
+
+    Parameters
+    ----------
+    function
+        Takes a dict from input name to array, and returns a mapping from output name to array.
+    checked
+        The model that is checked: every output of it has to be there. Float outputs come in its types.
+    """
+
+    identity: str | None = None
+
+    def __init__(self, function: Callable[..., Any], checked: OnnxModel) -> None:
+        self.name = made.name_of(function)
+        self.title = f"the reference {self.name}"
+        self._function = function
+        self._checked = checked
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name.
+
+        Raises
+        ------
+        ModelError
+            The callable failed, or gave no array for an output.
+        """
+        try:
+            # Copies: what the callable does to its inputs must not reach the engine.
+            outputs = dict(self._function({name: np.array(array) for name, array in case.items()}))
+            arrays = {name: np.asarray(value) for name, value in outputs.items()}
+        except Exception as error:
+            raise ModelError(
+                f"{self.title} failed: {type(error).__name__}: {error}",
+                "it takes a dict from input name to array, and returns one from output name to array",
+            ) from error
+        if missing := [spec.name for spec in self._checked.outputs if spec.name not in arrays]:
+            raise ModelError(
+                f"{self.title} gave no output {', '.join(map(repr, missing))}",
+                f"it gave {', '.join(map(repr, arrays)) or 'nothing'}; return an array for each output of the model",
+            )
+        return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
+
+    computed = __call__
+
+
+AnyReference: TypeAlias = Reference | ModelReference | CallableReference
+
+
+def reference_given(
+    source: object, checked: OnnxModel, folders: Sequence[Path], cache: Cache, provider: Provider = "cpu"
+) -> ModelReference | CallableReference:
+    """The reference that a marker names: another model, or a callable from inputs to outputs.
+
+    A callable that needs no argument makes a model.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or it does not fit the one that is checked.
+    """
+    if callable(source) and made.takes_inputs(source):
+        return CallableReference(source, checked)
+    try:
+        other = open_model(source, folders, cache)
+    except ModelError as error:
+        raise ModelError(f"reference: {error.message}", error.hint) from error
+    return ModelReference(Reference(other, cache, provider), checked)
+
+
+def _refuse_other_names(other: OnnxModel, checked: OnnxModel) -> None:
+    needed, given = {spec.name for spec in other.inputs}, {spec.name for spec in checked.inputs}
+    problems = [f"it needs the input {name!r}" for name in sorted(needed - given)]
+    problems += [f"it has no input {name!r}" for name in sorted(given - needed)]
+    problems += [
+        f"it has no output {name!r}"
+        for name in sorted({spec.name for spec in checked.outputs} - {spec.name for spec in other.outputs})
+    ]
+    if problems:
+        raise ModelError(
+            f"the reference {other.label} does not fit {checked.label}: {', '.join(problems)}",
+            "inputs and outputs must bear the same names; a callable as reference= can rename them",
+        )
