@@ -1,71 +1,318 @@
-"""Tests collected from an .onnx file, without test code."""
+"""What is checked: a marked test function, a test of an .onnx file without test code, the replay of a bundle."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_trtcheck.check import arguments
+from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
+from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.spec import ParitySpec
+from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from pytest_trtcheck.spec import Precision
+    from pytest_trtcheck.check.request import Judged
+
+# --- a marked test ---------------------------------------------------------------------------------------------------
 
 
-def collector(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """The collector for a file that is asked for; None for one that a walk merely came by."""
-    globs = settings.value(parent.config, "trt_collect")
+@dataclass(frozen=True)
+class Marked:
+    """What the markers of a test ask for. `error` is set when they can't be understood; then the rest is empty.
+
+    Parameters
+    ----------
+    parity
+        The spec of `trt_parity`; where that marker is missing, one that names what to run for `trt_latency`.
+    judge_parity
+        Whether `trt_parity` is there at all.
+    """
+
+    parity: ParitySpec
+    latency: LatencySpec | None = None
+    judge_parity: bool = True
+    error: CheckError | None = None
+
+    def selected(self, item: pytest.Item) -> ParitySpec:
+        """The spec with the one precision and batch of this test among those that the marker lists."""
+        given = _parameters(item)
+        return replace(
+            self.parity,
+            precision=(given.get(PRECISION, self.parity.precision[0]),),
+            batch=(given.get(BATCH, self.parity.batch[0]),),
+        )
+
+    def problem(self, item: pytest.Item) -> CheckError | None:
+        """Why `item` can't be checked; None when it can."""
+        if self.error is not None:
+            return self.error
+        instead = (
+            "mark a function, or a method of a class that is not derived from unittest.TestCase; or call the fixture "
+            "trt_check in one"
+        )
+        refused = f"trt markers don't work on {item.name!r}"
+        if not isinstance(item, pytest.Function):
+            return ArgumentError(f"{refused} ({type(item).__name__}): only test functions are run", instead)
+        unittest = sys.modules.get("unittest")
+        if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
+            return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
+        if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
+            return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+        for name, listed in {PRECISION: self.parity.precision, BATCH: self.parity.batch}.items():
+            if len(listed) > 1 and name not in _parameters(item):
+                return ArgumentError(
+                    f"trt_parity: lists {', '.join(map(str, listed))}, and came too late to make a test of each",
+                    "a marker that a hook or pytest.param adds takes one precision and one batch",
+                )
+        return None
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
+_MARKED: pytest.StashKey[tuple[list[pytest.Mark], Marked]] = pytest.StashKey()
+
+
+def marked(item: pytest.Item) -> Marked | None:
+    """What `item` is marked with; None for a test that has neither marker. Worked out once for the same marks."""
+    found = [mark for name in MARKERS for mark in marks.closest(item, name)]
+    if not found:
+        return None
+    known = item.stash.get(_MARKED, None)
+    if known is None or known[0] != found:
+        known = item.stash[_MARKED] = (found, _from_marks(found, item.config))
+    return known[1]
+
+
+def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
+    specs: dict[str, Any] = {}
     try:
-        relative = file_path.relative_to(parent.config.rootpath).as_posix()
-    except ValueError:
-        relative = file_path.as_posix()
-    if parent.session.isinitpath(file_path) or any(fnmatch(relative, glob) for glob in globs):
-        file: OnnxFile = OnnxFile.from_parent(parent, path=file_path)
-        return file
-    return None
+        for mark in found:
+            if mark.name in specs:
+                raise ArgumentError(f"{mark.name}: given twice for one test", "write two tests, or list the precisions")
+            specs[mark.name] = arguments.from_marker(mark.name, mark.args, mark.kwargs)
+        _check_gpu_keys(config, specs.get("trt_latency"))
+    except CheckError as error:
+        return Marked(ParitySpec(), error=error)
+    return Marked(specs.get("trt_parity", ParitySpec()), specs.get("trt_latency"), judge_parity="trt_parity" in specs)
+
+
+def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
+    from pytest_trtcheck import gpu
+    from pytest_trtcheck.plugin.session import extra_gpus
+
+    for name, budget in (latency.budgets() if latency else {}).items():
+        if isinstance(budget, dict):
+            try:
+                gpu.check_budget_keys(budget, extra_gpus(config))
+            except CheckError as error:
+                raise ArgumentError(f"trt_latency: {name}: {error.message}", error.hint) from None
+
+
+class _Body:
+    """The code of a marked test, wrapped to keep what it returns: plugins that run coroutines drop that."""
+
+    def __init__(self, test: Callable[..., Any]) -> None:
+        self.checked = False
+        self.returned: list[object] = []
+
+        @functools.wraps(test)
+        def called(*args: object, **kwargs: object) -> None:
+            self.returned.append(test(*args, **kwargs))
+
+        @functools.wraps(test)
+        async def awaited(*args: object, **kwargs: object) -> None:
+            self.returned.append(await test(*args, **kwargs))
+
+        self.wrapped: Callable[..., Any] = awaited if inspect.iscoroutinefunction(test) else called
+
+
+_BODY: pytest.StashKey[_Body] = pytest.StashKey()
+
+
+@contextmanager
+def watched(item: pytest.Function) -> Iterator[None]:
+    """Keep what the body of a marked test returns, however the body is run, and see that the check was made."""
+    test = item.obj
+    body = item.stash[_BODY] = _Body(test)
+    item.obj = body.wrapped
+    try:
+        yield
+    finally:
+        item.obj = test
+    if not body.checked:
+        outcome.refuse(item, _not_run(item))
+
+
+def _not_run(item: pytest.Item) -> ArgumentError:
+    return ArgumentError(
+        f"{item.name} is marked and was not checked: what ran it, a {type(item).__name__}, never called the function",
+        "call the fixture trt_check in it instead",
+    )
+
+
+def _returned(item: pytest.Function) -> object:
+    """What the body of a marked test returned; marks it as checked.
+
+    Raises
+    ------
+    ArgumentError
+        The marker came too late, the body was never run, or it gave something that is still to be run.
+    """
+    body = item.stash.get(_BODY, None)
+    if body is None or "trt_model" not in item.funcargs:
+        raise ArgumentError(
+            f"{item.name}: a trt marker was added while the test was running",
+            "add it while tests are collected: in pytest_collection_modifyitems or before",
+        )
+    body.checked = True
+    if not body.returned:
+        raise _not_run(item)
+    value = body.returned[-1]
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        if hasattr(value, "close"):
+            value.close()
+        raise ArgumentError(
+            f"{item.name} returned a {type(value).__name__}, which nothing has run: its inputs are not known",
+            "return the inputs themselves; mark an async def for the plugin that runs it (pytest-asyncio, anyio)",
+        )
+    return value
+
+
+def run_marked(item: pytest.Function, found: Marked) -> None:
+    """Check what the markers of `item` ask for, with what the test returned as inputs."""
+    fixture = item.funcargs.get
+    try:
+        inputs, source = _returned(item), "returned"
+    except CheckError as error:
+        outcome.refuse(item, error)
+    if inputs is None:
+        inputs, source = fixture("trt_inputs"), "trt_inputs"
+    parity = found.selected(item)
+    outcome.run(
+        item,
+        outcome.request_for(
+            item,
+            parity.model if parity.model is not None else fixture("trt_model"),
+            parity,
+            fixture,
+            judge_parity=found.judge_parity,
+            latency=found.latency,
+            inputs=inputs,
+            inputs_source=source,
+        ),
+    )
+
+
+# --- tests collected from files --------------------------------------------------------------------------------------
+
+
+def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """The collector for a model or bundle that is asked for; None for a file that a walk merely came by."""
+    named = parent.session.isinitpath(file_path)
+    file: pytest.File | None = None
+    if file_path.suffix == ".onnx":
+        root = parent.config.rootpath
+        path = (file_path.relative_to(root) if file_path.is_relative_to(root) else file_path).as_posix()
+        if named or any(fnmatch(path, glob) for glob in settings.value(parent.config, "trt_collect")):
+            file = OnnxFile.from_parent(parent, path=file_path)
+    elif named:
+        from pytest_trtcheck import bundle
+
+        if bundle.is_bundle(file_path):
+            file = BundleFile.from_parent(parent, path=file_path)
+    return file
 
 
 class OnnxFile(pytest.File):
-    """One model file: a test a precision."""
+    """One model file: a test a precision, named after it."""
 
     def collect(self) -> Iterable[pytest.Item]:
-        """The tests, named after their precisions."""
-        return self._items()
-
-    def _items(self) -> Iterator[pytest.Item]:
+        """The tests."""
         for precision in settings.value(self.config, "trt_precision"):
-            item: OnnxItem = OnnxItem.from_parent(self, name=precision, precision=precision)
+            item: OnnxItem = OnnxItem.from_parent(self, name=precision)
             yield item
 
 
-class OnnxItem(pytest.Item):
-    """The parity of one model in one precision, on generated inputs."""
+class BundleFile(pytest.File):
+    """One bundle: one test."""
 
-    def __init__(self, *, precision: Precision, **kwargs: object) -> None:
-        super().__init__(**kwargs)  # type: ignore[arg-type]
-        self._precision = precision
+    def collect(self) -> Iterable[pytest.Item]:
+        """The replay."""
+        item: BundleItem = BundleItem.from_parent(self, name="replay")
+        yield item
+
+
+class _FileItem(pytest.Item):
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where the test stands."""
+        return self.path, None, self.nodeid
+
+
+class OnnxItem(_FileItem):
+    """The parity of one model in one precision, on generated inputs."""
 
     def runtest(self) -> None:
         """Check the model as a marked test that returns nothing would."""
-        from pytest_trtcheck.check.request import Request
-        from pytest_trtcheck.plugin.running import folders, run
+        parity = ParitySpec(precision=(self.name,))  # type: ignore[arg-type]  # the option takes no other names
+        no_fixtures: Mapping[str, Any] = {}
+        outcome.run(self, outcome.request_for(self, str(self.path), parity, no_fixtures.get, default_batch=1))
 
-        run(
+
+class BundleItem(_FileItem):
+    """The check that failed, made again with what the bundle holds."""
+
+    def runtest(self) -> None:
+        """Check as the test did that failed, and say what came out otherwise than recorded."""
+        from pytest_trtcheck import bundle
+        from pytest_trtcheck.check.request import Request
+        from pytest_trtcheck.plugin.session import session_of
+
+        session = session_of(self.config)
+        backend = session.get("trt_backend")
+        try:
+            loaded = bundle.read(self.path)
+            if session.detection.gpu is not None and backend != "onnxruntime":
+                bundle.check_plugins(loaded)
+        except CheckError as error:
+            outcome.refuse(self, error)
+        parity = replace(loaded.spec, reference=loaded.recorded_reference())
+        if backend != "auto":
+            parity = replace(parity, backend=None)
+
+        def watch(judged: Judged) -> tuple[str, ...]:
+            place = judged.job.place
+            module = place.module.name if place is not None and judged.runner.evidence == "engine" else None
+            return (
+                f"replay of {loaded.nodeid}",
+                *bundle.compare_with_recorded(loaded, judged),
+                *bundle.changes(loaded.about["environment"], session.circumstances(module)),
+            )
+
+        outcome.run(
             self,
             Request(
                 nodeid=self.nodeid,
-                model=str(self.path),
-                folders=folders(self),
-                parity=ParitySpec(precision=(self._precision,)),
-                default_batch=1,
+                model=loaded.model,
+                folders=(),
+                parity=parity,
+                inputs=list(loaded.cases),
+                inputs_source="given",
+                options=loaded.options,
+                lowered=loaded.lowered,
+                watch=watch,
             ),
         )
-
-    def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Where the test stands."""
-        return self.path, None, f"{self.path.name}::{self.name}"

@@ -1,4 +1,4 @@
-"""What the plugin asks of pytest's nodes: which of our marks reach a test, and which stand where they do nothing.
+"""Which of our marks reach a test, and which stand where they do nothing.
 
 Asked of every test of every suite, so it imports nothing but pytest.
 """
@@ -17,37 +17,38 @@ from pytest_trtcheck.choices import MARKERS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RUN: pytest.StashKey[int] = pytest.StashKey()
-"""Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
-RUNS = "trtcheck.runs"
-"""The property that says of a test which was run again how often it ran."""
-
-_SEEN: pytest.StashKey[list[tuple[str, object]]] = pytest.StashKey()
+_IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
+_SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 
-# --- which marks reach a test ----------------------------------------------------------------------------------------
+def ours(obj: Any) -> list[pytest.Mark]:
+    """Our marks on anything that stands in a module or class."""
+    if type(obj) in {staticmethod, classmethod}:
+        obj = obj.__func__
+    if obj is pytest.mark:  # makes a mark of whatever it is asked for
+        return []
+    try:
+        marks = getattr(obj, "pytestmark", None)
+    except Exception:  # Proxies of web frameworks raise what they like.
+        return []
+    return [] if marks is None else _ours_among(marks)
 
 
-def ours(marks: object) -> list[pytest.Mark]:
-    """Our marks in a `pytestmark`, which is one mark or a list of them."""
+def _ours_among(marks: object) -> list[pytest.Mark]:
     listed = marks if isinstance(marks, (list, tuple)) else [marks]
     unpacked = (getattr(mark, "mark", mark) for mark in listed)
     return [mark for mark in unpacked if isinstance(mark, pytest.Mark) and mark.name in MARKERS]
 
 
+# --- which marks reach a test ----------------------------------------------------------------------------------------
+
+
 def is_marked(node: pytest.Item | pytest.Collector) -> bool:
     """Whether any of our marks reaches `node`."""
-    # Asked several times of every test of every suite: a look at the marks comes before the question whom they reach.
-    at: pytest.Item | pytest.Collector | None = node
-    while at is not None:
-        for mark in at.own_markers:
-            if mark.name in MARKERS:
-                return next(_reaching(node), None) is not None
-        at = at.parent
-    return False
+    return next(_reaching(node), None) is not None
 
 
-def closest(item: pytest.Item | pytest.Collector, name: str) -> list[pytest.Mark]:
+def closest(item: pytest.Item, name: str) -> list[pytest.Mark]:
     """The marks of this name at the node closest to the test, function before class before module.
 
     They are several where a name was given twice in one place. Of a class and its bases the class itself is closest.
@@ -56,7 +57,7 @@ def closest(item: pytest.Item | pytest.Collector, name: str) -> list[pytest.Mark
         found = [mark for mark in node.own_markers if mark.name == name]
         if found and isinstance(node, pytest.Class):
             # Those of the bases come first; what stands on the class itself may stand there twice.
-            direct = [mark for mark in ours(vars(node.obj).get("pytestmark", [])) if mark.name == name]
+            direct = [mark for mark in _ours_among(vars(node.obj).get("pytestmark", ())) if mark.name == name]
             return direct if found[-1:] == direct[-1:] else found[-1:]
         if found:
             return found
@@ -68,11 +69,9 @@ def _reaching(node: pytest.Item | pytest.Collector) -> Iterator[pytest.Item | py
     below: pytest.Item | pytest.Collector | None = None
     at: pytest.Item | pytest.Collector | None = node
     while at is not None:
-        for mark in at.own_markers:
-            if mark.name in MARKERS:
-                if below is None or not isinstance(at, pytest.Module) or not is_imported(at, _name(below)):
-                    yield at
-                break
+        ours_here = at.own_markers and any(mark.name in MARKERS for mark in at.own_markers)
+        if ours_here and not (below and isinstance(at, pytest.Module) and _is_imported(at, _name(below))):
+            yield at
         below, at = at, at.parent
 
 
@@ -80,7 +79,7 @@ def _name(node: pytest.Item | pytest.Collector) -> str:
     return getattr(node, "originalname", None) or node.name
 
 
-def is_imported(module: pytest.Module, name: str) -> bool:
+def _is_imported(module: pytest.Module, name: str) -> bool:
     """Whether what the module calls `name` was defined in another module: its own marks are not meant for that.
 
     Something that another module's decorator wrapped is no part of that other module, and counts as defined here.
@@ -92,77 +91,65 @@ def is_imported(module: pytest.Module, name: str) -> bool:
     return getattr(sys.modules.get(home), getattr(obj, "__qualname__", ""), None) is obj
 
 
+def reach(collector: pytest.Module | pytest.Class, name: str) -> bool:
+    """Whether marks of ours on `collector` or above it reach its member `name`, which is no test yet."""
+    # Worked out once for the many members: marks may be added to a collector only later.
+    known = collector.stash.get(_IS_MARKED, None)
+    if known is None:
+        known = collector.stash[_IS_MARKED] = is_marked(collector)
+    return known and not (isinstance(collector, pytest.Module) and _is_imported(collector, name))
+
+
 # --- marks that do nothing -------------------------------------------------------------------------------------------
 
 
-def note(collector: pytest.Collector, name: str, obj: object) -> None:
-    """Remember that a mark of ours stands on `obj`, until it is known what pytest makes of it."""
-    collector.stash.setdefault(_SEEN, []).append((name, obj))
+def note(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    """Remember a member with marks of ours, until it is known what pytest makes of it."""
+    collector.stash.setdefault(_SEEN, {})[name] = obj
 
 
 def in_vain(collector: pytest.Collector, report: pytest.CollectReport) -> str | None:
     """What to say of marks in `collector` that no test carries; None where each has its test."""
-    if report.outcome == "failed":
-        return "\n".join(said(*each) for each in _in_failed_module(collector, report)) or None
-    if report.outcome != "passed" or not isinstance(collector, (pytest.Module, pytest.Class)):
+    if report.outcome == "skipped" or not isinstance(collector, (pytest.Module, pytest.Class)):
         return None
-    seen = [*collector.stash.get(_SEEN, ()), *_in_classes(collector, report)]
-    texts = [
-        said(name, obj)
-        for name, obj in seen
-        if not any(_name(node) == name or node.name.startswith(f"{name}[") for node in report.result)
-        and not _is_base(obj)
-    ]
-    if not report.result and (marks := ours(collector.own_markers)) and not texts and not _is_base(collector.obj):
-        texts.append(
-            f"{marks[0].name} marks {collector.name}, in which pytest finds no test, so nothing would be checked\n"
-            "  → write test functions in it, or take the mark away"
-        )
-    return "\n".join(texts) or None
+    find = _in_failed_module if report.outcome == "failed" else _without_test
+    return "\n".join(said(*each) for each in find(collector, report)) or None
+
+
+def _without_test(
+    collector: pytest.Module | pytest.Class, report: pytest.CollectReport
+) -> Iterator[tuple[str, object]]:
+    """Marked members of a module or class of which pytest made no test; the collector itself where it is empty."""
+    members: dict[str, Any] = collector.stash.get(_SEEN, {})
+    if isinstance(collector, pytest.Class):
+        # pytest does not ask about unittest's classes, and about those that it passes over.
+        members = {**members, **{name: obj for name, obj in vars(collector.obj).items() if ours(obj)}}
+        inside = {}
+    else:
+        inside = {
+            name: [(inner, each) for inner, each in vars(obj).items() if ours(each)]
+            for name, obj in list(vars(collector.obj).items())
+            # No isinstance: a proxy that is bound to nothing may raise when asked for its class.
+            if issubclass(type(obj), type) and obj.__module__ == collector.obj.__name__ and not _is_base(obj)
+        }
+    if not members and not inside and not ours(collector.obj):
+        return
+    collected = {name for node in report.result for name in (_name(node), node.name.partition("[")[0])}
+    found = [(name, obj) for name, obj in members.items() if name not in collected and not _is_base(obj)]
+    found += [each for name, marked in inside.items() if name not in collected for each in marked]
+    if not found and not report.result and ours(collector.obj) and not _is_base(collector.obj):
+        found = [(collector.name, collector)]
+    yield from found
 
 
 def _is_base(obj: object) -> bool:
     """Whether classes are derived from this one: its marks reach the tests of those."""
-    return isinstance(obj, type) and bool(obj.__subclasses__())
+    return isinstance(obj, type) and bool(type.__subclasses__(obj))
 
 
-def is_test_case(cls: object) -> bool:
-    """Whether a class is one of unittest's, whose methods unittest runs by itself."""
-    unittest = sys.modules.get("unittest")
-    return unittest is not None and isinstance(cls, type) and issubclass(cls, unittest.TestCase)
-
-
-def _in_classes(collector: pytest.Module | pytest.Class, report: pytest.CollectReport) -> Iterator[tuple[str, object]]:
-    """Marked members of classes that pytest does not ask our hook about: unittest's, and those that it passes over."""
-    classes: list[type] = []
-    if isinstance(collector, pytest.Class):
-        if not report.result or is_test_case(collector.obj):
-            classes.append(collector.obj)
-    else:
-        collected = {node.name for node in report.result}
-        for name, obj in vars(collector.obj).items():
-            if isinstance(obj, type) and obj.__module__ == collector.obj.__name__ and name not in collected:
-                classes.append(obj)
-    for each in classes:
-        if not _is_base(each):
-            yield from ((name, member) for name, member in vars(each).items() if _marks_of(member))
-
-
-def _marks_of(obj: object) -> list[pytest.Mark]:
-    return ours(pytestmark(getattr(obj, "__func__", obj) if isinstance(obj, (staticmethod, classmethod)) else obj))
-
-
-def pytestmark(obj: object) -> object:
-    """The `pytestmark` of anything that stands in a module; None where there is none, or where asking does harm."""
-    if obj is pytest.mark:  # makes a mark of whatever it is asked for
-        return None
-    try:
-        return getattr(obj, "pytestmark", None)
-    except Exception:  # Proxies of web frameworks raise what they like.
-        return None
-
-
-def _in_failed_module(collector: pytest.Collector, report: pytest.CollectReport) -> Iterator[tuple[str, object]]:
+def _in_failed_module(
+    collector: pytest.Module | pytest.Class, report: pytest.CollectReport
+) -> Iterator[tuple[str, object]]:
     """Marked objects that are no tests in the module that could not be imported.
 
     `@pytest.mark.trt_parity(make_model)` marks `make_model` and then calls it with the test, which it mostly refuses:
@@ -174,10 +161,12 @@ def _in_failed_module(collector: pytest.Collector, report: pytest.CollectReport)
     frames = [entry.frame.f_globals for entry in excinfo.traceback if entry.frame.code.name == "<module>"]
     for name, value in list(frames[-1].items()) if frames else ():
         # A module may import more of itself when it is looked at.
-        members = list(vars(value).items()) if isinstance(value, ModuleType) else [(name, value)]
+        members = list(vars(value).items()) if issubclass(type(value), ModuleType) else [(name, value)]
         for found, obj in members:
-            is_test = collector.classnamefilter(found) if isinstance(obj, type) else collector.funcnamefilter(found)
-            if not is_test and _marks_of(obj):
+            is_test = (
+                collector.classnamefilter(found) if issubclass(type(obj), type) else collector.funcnamefilter(found)
+            )
+            if not is_test and ours(obj):
                 yield found, obj
 
 
@@ -196,7 +185,12 @@ def said(name: str, obj: Any) -> str:
             f"{name} is a mark, not a test: {obj.name} took the test as its argument\n"
             f"  → write @{obj.name}(…) with parentheses, which may be empty, above a function made by def"
         )
-    mark = _marks_of(obj)[0]
+    if isinstance(obj, (pytest.Module, pytest.Class)):
+        return (
+            f"{ours(obj.obj)[0].name} marks {name}, in which pytest finds no test, so nothing would be checked\n"
+            "  → write test functions in it, or take the mark away"
+        )
+    mark = ours(obj)[0]
     where = _where(obj)
     if is_fixture(obj):
         return (
@@ -224,20 +218,3 @@ def _where(obj: Any) -> str:
     except (AttributeError, ValueError):
         return ""
     return f" ({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno})"
-
-
-# --- a test that is run again ----------------------------------------------------------------------------------------
-
-
-def begin_run(item: pytest.Item) -> None:
-    """Count the runs of a test; what an earlier run reported is not what this one will."""
-    run = item.stash.get(RUN, 0) + 1
-    item.stash[RUN] = run
-    if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
-        item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
-        item.user_properties.append((RUNS, str(run)))
-
-
-def is_our_property(name: object) -> bool:
-    """Whether a user property of a test was put there by a check."""
-    return name == "trtcheck" or str(name).startswith("trtcheck.")
