@@ -126,6 +126,9 @@ def test_autocorrelation_time_of_known_processes() -> None:
     # From 2 · 65,536 samples on it is worked out from the means of groups, the smallest ones first.
     assert autocorrelation_time(random.normal(size=140_000)) == pytest.approx(1, abs=0.1)
     assert autocorrelation_time(ar1(random, 140_000, 0.9)) == pytest.approx(19, rel=0.15)
+    for count in (50_000, 140_000):
+        noise = random.normal(size=count)
+        assert autocorrelation_time(noise[1:] - 0.5 * noise[:-1]) == 1.0, "no sample tells more than itself"
     assert autocorrelation_time(np.tile([0.0, 1.0], 100)) == 1.0, "alternating samples tell no more than they are"
     assert autocorrelation_time(np.ones(100)) == 1.0
 
