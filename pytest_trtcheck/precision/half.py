@@ -211,7 +211,11 @@ class _Lowering:
             producer.graph.insert_after(producer, cast)
         else:
             owner = value.graph or main
-            owner.insert_before(owner[0], cast)
+            first = next(iter(owner), None)
+            if first is None:
+                owner.append(cast)
+            else:
+                owner.insert_before(first, cast)
         return cast.outputs[0]
 
     def _cast(self, value: ir.Value) -> ir.Node:
@@ -258,7 +262,7 @@ class _Lowering:
 
 def _lower_node(node: ir.Node, model: ir.Model, lowering: _Lowering) -> None:
     """Mark what of `node` becomes 16-bit, or note why nothing does."""
-    if node.op_type in _KEPT_OPERATORS or _is_of_sequences(node):
+    if node.op_type in _KEPT_OPERATORS or _holds_no_tensors(node):
         return
     schema = graphs.schema_of(node, model)
     if schema is None:
@@ -292,12 +296,12 @@ def _lower_node(node: ir.Node, model: ir.Model, lowering: _Lowering) -> None:
         _lower_attributes(node, lowering)
 
 
-def _is_of_sequences(node: ir.Node) -> bool:
-    """Sequences and optionals stay FP32, and so does what is put into them and taken out.
-
-    Every operator of ONNX that joins them with tensors has the word in its name.
-    """
-    return any(word in node.op_type for word in ("Sequence", "Optional")) and node.op_type != "ReverseSequence"
+def _holds_no_tensors(node: ir.Node) -> bool:
+    """Sequences and optionals stay FP32, and so does what is put into them and taken out."""
+    if any(word in node.op_type for word in ("Sequence", "Optional")) and node.op_type != "ReverseSequence":
+        return True
+    values = (*node.inputs, *node.outputs)
+    return any(value is not None and isinstance(value.type, (ir.SequenceType, ir.OptionalType)) for value in values)
 
 
 def _qualified(node: ir.Node) -> str:
