@@ -14,18 +14,6 @@ import pytest
 from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
 from pytest_trtcheck.plugin import marks
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.plugin.fixtures import (
-    trt_benchmark,
-    trt_build,
-    trt_build_options,
-    trt_calibration,
-    trt_check,
-    trt_engine,
-    trt_gpu,
-    trt_inputs,
-    trt_model,
-    trt_reference,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -33,18 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.plugin.items import Marked
 
-__all__ = [
-    "trt_benchmark",
-    "trt_build",
-    "trt_build_options",
-    "trt_calibration",
-    "trt_check",
-    "trt_engine",
-    "trt_gpu",
-    "trt_inputs",
-    "trt_model",
-    "trt_reference",
-]
+pytest_plugins = ("pytest_trtcheck.plugin.fixtures",)
 
 _REFUSED = pytest.StashKey[list[str]]()
 
@@ -182,20 +159,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Where tests are only listed, say which of them could not be checked: none of them will get to say it."""
-    if session.config.option.collectonly:
-        for item in session.items:
-            found = _marked(item)
-            problem = None if found is None else found.problem(item)
-            if problem is not None:
-                session.config.stash.setdefault(_REFUSED, []).append(f"{item.nodeid}: {problem}")
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A list of tests with one that can't be checked is no success."""
-    if session.config.stash.get(_REFUSED, None) and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    """Where tests are only listed, say which of them could not be checked: a list with one is no success."""
+    if session.config.option.collectonly:
+        checks = [(item, found) for item in getattr(session, "items", ()) if (found := _marked(item)) is not None]
+        refused = [f"{item.nodeid}: {problem}" for item, found in checks if (problem := found.problem(item))]
+        session.config.stash[_REFUSED] = refused
+        if refused and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
