@@ -158,7 +158,7 @@ def pytest_make_collect_report(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize a marked test that names several precisions or batches."""
-    found = _marked(metafunc.definition) if "trt_model" in metafunc.fixturenames else None
+    found = _marked(metafunc.definition)
     if found is None:
         return
     if len(found.parity.precision) > 1:
