@@ -645,7 +645,7 @@ def test_a_convolution_that_is_kept_is_not_changed(tmp_path: Path) -> None:
 def test_options_reach_the_workshop(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""
-        from pytest_trtcheck.session import session_of
+        from pytest_trtcheck.plugin.session import session_of
 
         def test_workshop(request):
             workshop = session_of(request.config).workshop

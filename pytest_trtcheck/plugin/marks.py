@@ -45,7 +45,13 @@ def _ours_among(marks: object) -> list[pytest.Mark]:
 
 def is_marked(node: pytest.Item | pytest.Collector) -> bool:
     """Whether any of our marks reaches `node`."""
-    return next(_reaching(node), None) is not None
+    # Asked several times of every test of every suite: a look for marks comes before the question whom they reach.
+    at: pytest.Item | pytest.Collector | None = node
+    while at is not None:
+        if at.own_markers:
+            return next(_reaching(node), None) is not None
+        at = at.parent
+    return False
 
 
 def closest(item: pytest.Item, name: str) -> list[pytest.Mark]:
