@@ -6,11 +6,9 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.choices import (
-    BACKENDS,
     CALIBRATION_METHODS,
     METRICS,
     PRECISIONS,
-    Backend,
     CalibrationMethod,
     Metric,
     Precision,
@@ -22,11 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "BACKENDS",
     "CALIBRATION_METHODS",
     "METRICS",
     "PRECISIONS",
-    "Backend",
     "Budget",
     "BuildOptions",
     "Calibration",
@@ -203,7 +199,7 @@ class ParitySpec:
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
     seed: int = 0
-    backend: Backend | None = None
+    backend: str | None = None
 
 
 Budget: TypeAlias = "float | Mapping[str, float]"
