@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,8 @@ def _fault_of_the_model(known: Known, cache: Cache) -> str | None:
     if known.request.parity.reference is None:
         return None
     case = known.cases[_worst(known)]
-    found = parity.first_failure(known, Reference(known.model, cache)(case), known.reference(case))
+    with closing(Reference(known.model, cache)) as own:
+        found = parity.first_failure(known, own(case), known.reference(case))
     return found and f"computed in FP32, {known.model.label} itself differs from {known.reference.title}: {found}"
 
 

@@ -57,8 +57,8 @@ class Checker(Settings):
             steps.note_broken(self, request, error)
             record = replace(known.record if known else record, verdict="error", message=str(error))
         finally:
-            if known is not None and known.runner is not None:
-                known.runner.close()
+            if known is not None:
+                known.close()
         return replace(record, duration_s=time.perf_counter() - start)
 
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:

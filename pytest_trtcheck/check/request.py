@@ -254,6 +254,12 @@ class Known:
         assert self.runner is not None
         return self.runner(case)
 
+    def close(self) -> None:
+        """Free what runs the model and its reference."""
+        self.reference.close()
+        if self.runner is not None:
+            self.runner.close()
+
     @property
     def precision(self) -> Precision:
         """The one precision to check."""

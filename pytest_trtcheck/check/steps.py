@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
@@ -287,8 +287,8 @@ def explained(settings: Settings, known: Known) -> Known:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
         return known
-    emulated = Emulated(known.model, known.lowered, known.computed_in, settings.cache)
-    return known.recorded(parity=parity.with_emulation(known, emulated))
+    with closing(Emulated(known.model, known.lowered, known.computed_in, settings.cache)) as emulated:
+        return known.recorded(parity=parity.with_emulation(known, emulated))
 
 
 def watched(settings: Settings, known: Known) -> Known:

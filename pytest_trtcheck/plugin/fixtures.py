@@ -105,14 +105,22 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
 
 
 @pytest.fixture
-def trt_reference(request: pytest.FixtureRequest) -> Callable[[object], Reference]:
+def trt_reference(request: pytest.FixtureRequest) -> Iterator[Callable[[object], Reference]]:
     """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
     from pytest_trtcheck.plugin.running import folders
 
     checker = _checker(request)
     options: BuildOptions | None = request.getfixturevalue("trt_build_options")
     custom_ops = () if options is None else options.custom_ops
-    return lambda model: checker.reference(model, folders(request.node), custom_ops)
+    made: list[Reference] = []
+
+    def reference(model: object) -> Reference:
+        made.append(checker.reference(model, folders(request.node), custom_ops))
+        return made[-1]
+
+    yield reference
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
