@@ -13,13 +13,11 @@ from pytest_trtcheck.latency import baselines
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.check.request import Job
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.latency import Series
     from pytest_trtcheck.latency.baselines import Baseline, Baselines
     from pytest_trtcheck.record import LatencyRecord
     from pytest_trtcheck.spec import Precision
@@ -123,7 +121,7 @@ class Judge:
 
     def _is_enough(
         self, job: Job, conditions: Mapping[str, Any], baseline: Baseline | None
-    ) -> Callable[[NDArray[np.float64], float], bool] | None:
+    ) -> Callable[[Series, float], bool] | None:
         """When to stop sampling for the baseline's sake; None where there is none to record or to compare with."""
         if self.ledger.updating:
             return functools.partial(baselines.enough, baseline=None)
