@@ -20,6 +20,8 @@ from pytest_trtcheck.latency.baselines.comparison import Distribution
 from pytest_trtcheck.record import LatencyRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.base import Backend, Runner
@@ -69,7 +71,7 @@ class Subject:
     sizes_mib: Mapping[str, float] = field(default_factory=dict)
     slower: Mapping[str, Runner] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
-    is_enough: Callable[[NDArray[np.float64], float], bool] | None = None
+    is_enough: Callable[[latency.Series, float], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,12 +197,11 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         # What came while we measured shows once we are idle again. A pass needs no excuse, a baseline may.
         is_settled = taken.decision.decision == "pass" and subject.is_enough is None
         idle_after = None if is_settled else monitor.idle()
-    judged = taken.samples_ms
     own = family(process.pid for process in after.processes or ())
     disturbed = disturbances(before, after, own, idle_after)
     limits = held_back(after)
-    record = latency.to_record(
-        latency.summarize(judged),
+    return latency.to_record(
+        taken.samples_ms,
         taken.decision,
         gpu=model.product,
         disturbances=disturbed,
@@ -214,7 +215,6 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
             "held_back": limits,
         },
     )
-    return replace(record, samples=len(judged))
 
 
 def _clock_conditions(state: GpuState) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _remarks(details: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Taken:
-    samples_ms: NDArray[np.float64]
+    samples_ms: latency.Series
     decision: latency.LatencyDecision
     details: Mapping[str, Any]
     states: Sequence[GpuState]
@@ -248,9 +248,8 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: 
     quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
     others = len(subject.slower) + ("min_qps" in budgets.limits) + (subject.is_enough is not None)
     plan = latency.LookPlan(quantiles, others)
-    series = _Series(transfers=spec.transfers)
-    pairs = {name: _Series(transfers=False) for name in subject.slower}
-    decide = functools.partial(_decide, series, pairs, spec, budgets, sizes=subject.sizes_mib)
+    series = _Runs(transfers=spec.transfers)
+    pairs = {name: _Runs(transfers=False) for name in subject.slower}
     with subject.system.timed_runs(subject.engine, subject.cases, transfers=spec.transfers) as timed:
         _warm_up(timed)
         deadline = time.monotonic() + spec.max_seconds
@@ -258,28 +257,28 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: 
         states = []
         while True:
             series.extend(timed, _chunk(series))
-            if plan.is_due(look, len(series), series.total_ms):
+            is_over = time.monotonic() > deadline
+            if is_over or plan.is_due(look, len(series), series.total_ms):
                 states.append(look_at_gpu())
-                confidence = plan.confidence_at(look)
-                decided = decide(confidence=confidence).decision != "undecided"
-                if decided and (subject.is_enough is None or subject.is_enough(series.judged_ms, confidence)):
+                confidence, judged = plan.confidence_at(look), series.judged()
+                decision = _decide(series, judged, budgets, subject.sizes_mib, confidence)
+                is_decided = decision.decision != "undecided"
+                if is_over or (is_decided and (subject.is_enough is None or subject.is_enough(judged, confidence))):
                     break
                 look += 1
-            if time.monotonic() > deadline:
-                states.append(look_at_gpu())
-                break
         graph, graph_reason = timed.graph, timed.graph_reason
     if subject.slower:
         _interleave(subject, spec, pairs, series)
-    confidence = plan.confidence_at(look)
+        speedups = _decide_speedups(pairs, spec.min_speedup or {}, confidence)
+        decision = latency.combine_decisions([*decision.results, *speedups])
     details = {
-        **_details(series, graph=graph, graph_reason=graph_reason),
-        "distribution": Distribution.of(series.judged_ms, confidence).to_json(),
+        **_details(series, judged.values, graph=graph, graph_reason=graph_reason),
+        "distribution": Distribution.of(judged, confidence).to_json(),
     }
-    return _Taken(series.judged_ms, decide(confidence=confidence), details, states)
+    return _Taken(judged, decision, details, states)
 
 
-class _Series:
+class _Runs:
     """Samples of one engine, in the order in which they were taken."""
 
     def __init__(self, *, transfers: bool) -> None:
@@ -294,10 +293,9 @@ class _Series:
     def __len__(self) -> int:
         return len(self.gpu_ms)
 
-    @property
-    def judged_ms(self) -> NDArray[np.float64]:
+    def judged(self) -> latency.Series:
         """What budgets speak of: GPU time, or host latency where transfers were asked for."""
-        return np.array(self.latency_ms if self._transfers else self.gpu_ms)
+        return latency.Series(self.latency_ms if self._transfers else self.gpu_ms)
 
     def extend(self, timed: TimedRun, count: int) -> None:
         taken = timed.run(count)
@@ -309,7 +307,7 @@ class _Series:
         self.total_ms += float(taken.interval_ms.sum())
 
 
-def _chunk(series: _Series) -> int:
+def _chunk(series: _Runs) -> int:
     """How many runs fit into one call, so that the deadline is kept."""
     if not len(series):
         return 5
@@ -323,7 +321,7 @@ def _warm_up(timed: TimedRun) -> None:
         timed.run(5)
 
 
-def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Series], series: _Series) -> None:
+def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> None:
     """Measure each slower engine in turns with the subject: what drifts, drifts for both."""
     for name, engine in subject.slower.items():
         with (
@@ -332,7 +330,7 @@ def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Series
         ):
             _warm_up(theirs)
             _warm_up(ours)
-            own = _Series(transfers=False)
+            own = _Runs(transfers=False)
             deadline = time.monotonic() + spec.max_seconds
             count = min(_chunk(series), 20)
             while len(own) < 400 and time.monotonic() < deadline:
@@ -342,35 +340,30 @@ def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Series
 
 
 def _decide(
-    series: _Series,
-    pairs: Mapping[str, _Series],
-    spec: LatencySpec,
-    budgets: Budgets,
-    *,
-    sizes: Mapping[str, float],
-    confidence: float,
+    series: _Runs, judged: latency.Series, budgets: Budgets, sizes: Mapping[str, float], confidence: float
 ) -> latency.LatencyDecision:
     elapsed_s = series.total_ms / 1000
-    decided = latency.decide(series.judged_ms, budgets.quantiles, confidence=confidence, elapsed_s=elapsed_s)
-    judgements = list(decided.judgements)
+    results = [*latency.decide(judged, budgets.quantiles, confidence=confidence, elapsed_s=elapsed_s).results]
     if "min_qps" in budgets.limits:
-        judgements.append(latency.decide_qps(series.intervals_ms, budgets.limits["min_qps"], confidence=confidence))
+        results.append(latency.decide_qps(series.intervals_ms, budgets.limits["min_qps"], confidence=confidence))
     for name, size in sizes.items():
         if name in budgets.limits:
-            judgements.append(latency.decide_exact(name, size, budgets.limits[name]))
-    for precision, factor in (spec.min_speedup or {}).items():
-        pair = pairs.get(precision)
-        if pair is not None and pair.partner_ms:
-            judgement = latency.decide_speedup(
-                np.array(pair.gpu_ms), np.array(pair.partner_ms), factor, confidence=confidence
-            )
-            judgements.append(replace(judgement, name=f"min_speedup[{precision}]"))
-    return latency.combine_decisions(judgements)
+            results.append(latency.decide_exact(name, size, budgets.limits[name]))
+    return latency.combine_decisions(results)
 
 
-def _details(series: _Series, *, graph: bool, graph_reason: str | None) -> dict[str, Any]:
+def _decide_speedups(
+    pairs: Mapping[str, _Runs], limits: Mapping[str, float], confidence: float
+) -> Iterator[latency.BudgetResult]:
+    for precision, factor in limits.items():
+        pair = pairs[precision]
+        if pair.partner_ms:
+            result = latency.decide_speedup(pair.gpu_ms, pair.partner_ms, factor, confidence=confidence)
+            yield replace(result, name=f"min_speedup[{precision}]")
+
+
+def _details(series: _Runs, judged: NDArray[np.float64], *, graph: bool, graph_reason: str | None) -> dict[str, Any]:
     gpu_ms, enqueue_ms = float(np.median(series.gpu_ms)), float(np.median(series.enqueue_ms))
-    judged = series.judged_ms
     shown = judged[:: max(1, len(judged) // _SHOWN_SAMPLES)][:_SHOWN_SAMPLES]
     return {
         "measured": "latency with transfers" if series.latency_ms else "GPU time",
