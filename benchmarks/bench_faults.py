@@ -40,8 +40,8 @@ from pytest_trtcheck.check import parity
 from pytest_trtcheck.check.blame import Allowance
 from pytest_trtcheck.check.checker import Request, Workshop
 from pytest_trtcheck.check.request import Job
-from pytest_trtcheck.compare import DEFAULT_TOLERANCE
 from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.metrics import DEFAULT_TOLERANCE
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model

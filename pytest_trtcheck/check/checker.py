@@ -27,11 +27,11 @@ from pytest_trtcheck.errors import (
     GpuError,
     ModelError,
     UnsupportedTargetError,
+    name_of,
 )
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import made
-from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
@@ -482,14 +482,14 @@ def _unsupported(job: Job, place: Place, problem: str) -> UnsupportedTargetError
 
 def _label(source: object) -> str:
     if callable(source):
-        return f"{made.name_of(source)}()"
+        return f"{name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 
 
 def _reference_label(source: object) -> str | None:
     if source is None:
         return None
-    return made.name_of(source) if callable(source) and made.takes_inputs(source) else _label(source)
+    return name_of(source) if computes_outputs(source) else _label(source)
 
 
 def _refuse_itself(job: Job) -> None:

@@ -89,9 +89,7 @@ def limits_of(job: Job) -> compare.Limits:
         )
         for output in job.model.outputs
     }
-    return compare.resolve_limits(
-        spec.tol, spec.metric, job.computed_in, list(known), axis=spec.metric_axis, known=known
-    )
+    return compare.resolve_limits(spec.tol, spec.metric, job.computed_in, list(known), known=known)
 
 
 def _batch_sizes(job: Job) -> tuple[int, ...]:
@@ -120,7 +118,7 @@ def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
     _refuse_without_finite_reference(by_case, job.model)
     measured = _merged(job, by_case)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
-    record = compare.summarize(outputs, job.request.parity.metric)
+    record = compare.summarize(outputs, job.request.parity.metric.name)
     notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
         return Outcome(record, notes=notes)
@@ -245,8 +243,8 @@ def _merged(job: Job, by_case: Sequence[Mapping[str, compare.Measurement]]) -> d
 def first_failure(job: Job, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
     """The first limit that the outputs of one case exceed, in words; None where they keep all of them."""
     limits = limits_of(job)
-    for name, each in compare.measure_all(actual, expected, limits).items():
-        output = compare.judge(each, limits[name])
+    for output in compare.judge_all(actual, expected, limits):
+        name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
             if is_bad(entry["verdict"]):
                 return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
@@ -277,7 +275,7 @@ def _errors(output: OutputRecord) -> dict[str, float | None]:
 
 def not_measured(spec: ParitySpec, reason: str) -> Outcome:
     """Parity that could not be checked, and why."""
-    return Outcome(ParityRecord("not_measured", spec.metric, None, None, reason=reason), text=reason)
+    return Outcome(ParityRecord("not_measured", spec.metric.name, None, None, reason=reason), text=reason)
 
 
 def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool) -> str | None:
@@ -359,8 +357,8 @@ def _examined(
             measured,
             [output],
             job.computed_in,
+            limits=limits_of(job),
             case=index if len(job.cases) > 1 else None,
             can_keep=not job.lowered.taken_as_it_is,
-            limits=limits_of(job),
         )
     return found
