@@ -39,8 +39,8 @@ from pytest_trtcheck.cache import Cache, hash_file
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.check.request import Allowance, Known
-from pytest_trtcheck.compare import DEFAULT_TOLERANCE
 from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.metrics import DEFAULT_TOLERANCE
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model

@@ -26,12 +26,13 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import arguments as markers
 from pytest_trtcheck.check.request import Known, Request
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, ReportError
+from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord, ParityRecord
-from pytest_trtcheck.spec import METRICS, PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
+from pytest_trtcheck.spec import PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ NUMBERS = st.floats(0, 1e300) | st.integers(0, 10**6)
 NAMES = st.text(min_size=1, max_size=8)
 TOLERANCES = st.builds(
     Tolerance, max=st.none() | NUMBERS, snr_db=st.none() | st.floats(-100, 100), mismatches=st.floats(0, 1)
-).filter(lambda each: bool(each.limits() or each.mismatches))
+).filter(lambda each: bool(each.limits or each.mismatches))
 ONE_TOL = NUMBERS | TOLERANCES
 SHAPES = st.lists(st.integers(0, 2**40), max_size=3)
 
@@ -67,7 +68,7 @@ ARGUMENTS = st.fixed_dictionaries(
     optional={
         "precision": st.lists(st.sampled_from(PRECISIONS), min_size=1, unique=True),
         "tol": st.none() | ONE_TOL | st.dictionaries(NAMES, ONE_TOL, min_size=1, max_size=4),
-        "metric": st.sampled_from(METRICS),
+        "metric": st.sampled_from(list(METRICS)),
         "batch": st.none() | st.lists(st.integers(1, 2**40), min_size=1, unique=True),
         "shapes": st.dictionaries(NAMES, SHAPES | shape_ranges()),
         "keep_fp32": st.lists(NAMES),

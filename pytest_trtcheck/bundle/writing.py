@@ -313,5 +313,4 @@ def _decides(entry: Mapping[str, Any], record: ParityRecord) -> bool:
 
 def _fails(known: Known, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:
     limits = parity.limits_of(known)
-    measured = compare.measure_all(outputs, expected, limits)
-    return any(is_bad(compare.judge(each, limits[name]).verdict) for name, each in measured.items())
+    return any(is_bad(each.verdict) for each in compare.judge_all(outputs, expected, limits))

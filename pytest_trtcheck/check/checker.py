@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.check import steps
 from pytest_trtcheck.check.request import Known, Request, Settings
-from pytest_trtcheck.errors import CheckError, UnsupportedTargetError
-from pytest_trtcheck.model import made
-from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, name_of
+from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
 
@@ -85,11 +84,11 @@ class Checker(Settings):
 
 def _label(source: object) -> str:
     if callable(source):
-        return f"{made.name_of(source)}()"
+        return f"{name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 
 
 def _reference_label(source: object) -> str | None:
     if source is None:
         return None
-    return made.name_of(source) if callable(source) and made.takes_inputs(source) else _label(source)
+    return name_of(source) if computes_outputs(source) else _label(source)

@@ -84,9 +84,7 @@ def limits_of(known: Known) -> compare.Limits:
         )
         for output in known.model.outputs
     }
-    return compare.resolve_limits(
-        spec.tol, spec.metric, known.computed_in, list(outputs), axis=spec.metric_axis, known=outputs
-    )
+    return compare.resolve_limits(spec.tol, spec.metric, known.computed_in, list(outputs), known=outputs)
 
 
 def _batch_sizes(known: Known) -> tuple[int, ...]:
@@ -115,7 +113,7 @@ def judge(known: Known) -> Outcome:
     _refuse_without_finite_reference(by_case, known.model)
     measured = _merged(known, by_case)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
-    record = compare.summarize(outputs, known.request.parity.metric)
+    record = compare.summarize(outputs, known.request.parity.metric.name)
     notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
         return Outcome(record, notes=notes)
@@ -225,9 +223,8 @@ def _merged(known: Known, by_case: Sequence[Mapping[str, compare.Measurement]]) 
 
 def first_failure(known: Known, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
     """The first limit that the outputs of one case exceed, in words; None where they keep all of them."""
-    limits = limits_of(known)
-    for name, each in compare.measure_all(actual, expected, limits).items():
-        output = compare.judge(each, limits[name])
+    for output in compare.judge_all(actual, expected, limits_of(known)):
+        name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
             if is_bad(entry["verdict"]):
                 return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
@@ -257,7 +254,7 @@ def _errors(output: OutputRecord) -> dict[str, float | None]:
 
 def not_measured(spec: ParitySpec, reason: str) -> ParityRecord:
     """Parity that could not be checked, and why."""
-    return ParityRecord("not_measured", spec.metric, None, None, reason=reason)
+    return ParityRecord("not_measured", spec.metric.name, None, None, reason=reason)
 
 
 def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool) -> str | None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ModelError, name_of
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import made
 from pytest_trtcheck.model import onnxruntime as ort
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
 from pytest_trtcheck.model.arrays import load_arrays, save_arrays
-from pytest_trtcheck.model.sources import MODEL_FILE, open_model
+from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
 from pytest_trtcheck.precision.identity import code, library_versions
 
 
@@ -149,7 +148,7 @@ class CallableReference:
     identity: str | None = None
 
     def __init__(self, function: Callable[..., Any], checked: OnnxModel) -> None:
-        self.name = made.name_of(function)
+        self.name = name_of(function)
         self.title = f"the reference {self.name}"
         self._function = function
         self._checked = checked
@@ -199,7 +198,7 @@ def reference_given(
     ModelError
         There is no such model, or it does not fit the one that is checked.
     """
-    if callable(source) and made.takes_inputs(source):
+    if callable(source) and computes_outputs(source):
         return CallableReference(source, checked)
     try:
         other = open_model(source, folders, cache)
