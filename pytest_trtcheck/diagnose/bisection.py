@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.diagnose import cutting
+from pytest_trtcheck.diagnose import models
+from pytest_trtcheck.diagnose.culprit import Culprit
 from pytest_trtcheck.diagnose.statistics import difference, is_float
 from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.model import pieces
+from pytest_trtcheck.precision.quantization_plan import QUANTIZED_OPERATORS
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.diagnose.cutting import Graph
-    from pytest_trtcheck.diagnose.trials import Clock
+    from pytest_trtcheck.diagnose.culprit import Findings
+    from pytest_trtcheck.diagnose.naming import Names
+    from pytest_trtcheck.diagnose.subject import Budget, Subject
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.pieces import Graph
+    from pytest_trtcheck.precision.lowering import Lowered
 
 RunEngine = Callable[[Path], "Mapping[str, NDArray[Any]]"]
 """Builds an engine from an ONNX file, runs it on the input that failed, and gives its outputs by name."""
+Outputs = Callable[["Case"], "Mapping[str, NDArray[Any]]"]
+Rebuild = Callable[["Lowered"], "AbstractContextManager[Outputs]"]
 
 EXTRA_BUILDS = 3
 """Builds allowed beyond ⌈log₂ n⌉ for n cuts."""
@@ -68,10 +78,37 @@ MOVERS = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear"})
 """Operators that the lowering adds; no engine goes wrong in one of them alone."""
 _FUSED_BEFORE = MOVERS | {"Softmax"}
 """Operators that it fuses with what is behind them (Q/DQ with the operator that reads it, Softmax with its MatMul)."""
+_OTHERWISE_ROUNDED = 1.5
+"""Two ways of rounding to 16 bits differ by √2 of what each loses."""
+_JUMP = 3.0
+"""An error that grows by less among the nodes that are left grew everywhere before them too."""
+_OTHERWISE_QUANTIZED = 0.5
+"""8-bit steps are the same in both; few values lie so close to the middle of two that they are rounded otherwise."""
 _MOST_CROSSING = 4
 _MOST_CROSSING_FINE = 16
 _HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _FLOATS = _HALVES | {TensorProto.FLOAT}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine that failed.
+
+    Parameters
+    ----------
+    outputs
+        What it computed from the input to look at.
+    run
+        Builds an engine from another ONNX file, a beginning of the lowered model, and runs it on the same input (with
+        those of the inputs that it has); None: it can't be bisected.
+    rebuild
+        Builds the engine of another lowering of the model, ready to run on any of the inputs until it is left; None:
+        what is advised can't be confirmed on an engine.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    run: RunEngine | None = None
+    rebuild: Rebuild | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +165,7 @@ def cuts(graph: Graph, outputs: Sequence[str], *, fine: bool = False) -> list[Cu
     fine
         Everywhere, rather than only where fusions end.
     """
-    nodes = graph.cut(outputs, ()).nodes
+    nodes = graph.cut(outputs).nodes
     last_use = {name: index for index in nodes for name in graph.reads(index)}
     last_use |= dict.fromkeys(outputs, len(graph.nodes))
     most = _MOST_CROSSING_FINE if fine else _MOST_CROSSING
@@ -148,79 +185,84 @@ def cuts(graph: Graph, outputs: Sequence[str], *, fine: bool = False) -> list[Cu
         open_tensors = {name: None for name in open_tensors if last_use[name] > index}
         quantized = {name for name in quantized if last_use[name] > index}
         crossing = () if quantized else tuple(open_tensors)
-        may_cut = _is_computed if fine else _ends_fusion
-        if 0 < len(crossing) <= most and all(may_cut(graph, name, nodes) for name in crossing):
+        if 0 < len(crossing) <= most and all(_may_cut(graph, name, nodes, fine) for name in crossing):
             found.append(Cut(index + 1, crossing))
     # Several cuts at which the same tensors cross differ by nothing that was computed.
-    return [cut for cut, following in pairwise([*found, None]) if cut is not None and _differs(cut, following)]
+    return [cut for cut, following in pairwise([*found, Cut(0, ())]) if cut.tensors != following.tensors]
 
 
-def _differs(cut: Cut, following: Cut | None) -> bool:
-    return following is None or cut.tensors != following.tensors
-
-
-def _is_computed(graph: Graph, name: str, nodes: Sequence[int]) -> bool:  # noqa: ARG001 - as _ends_fusion
+def _may_cut(graph: Graph, name: str, nodes: Sequence[int], fine: bool) -> bool:
     producer = graph.producer(name)
-    return producer is not None and producer.op_type not in MOVERS
-
-
-def _ends_fusion(graph: Graph, name: str, nodes: Sequence[int]) -> bool:
-    producer = graph.producer(name)
-    if producer is None or producer.op_type in _FUSED_BEFORE:
+    if producer is None or producer.op_type in (MOVERS if fine else _FUSED_BEFORE):
         return False
+    if fine:
+        return True
     readers = [graph.nodes[index].op_type for index in nodes if name in graph.reads(index)]
     return not readers or any(reader not in FUSED_BEHIND for reader in readers)
 
 
-class Bisection:
-    """The search for the nodes at which an engine departs from its emulation.
+def bisect(
+    subject: Subject,
+    run_engine: RunEngine,
+    graphs: tuple[Graph, Graph],
+    findings: Findings | None,
+    errors: Mapping[str, float],
+    *,
+    budget: Budget,
+    progress: Callable[[str], None],
+) -> Narrowed:
+    """Narrow the engine's fault down to nodes of the lowered model.
 
     Parameters
     ----------
-    lowered, emulated
-        The lowered model that the engine was built from, and its emulation; both staged.
-    case
-        The input that failed.
-    outputs
-        The names of the outputs that failed.
     run_engine
-        Builds and runs a sub-model of the lowered model.
-    tolerance
-        The error (relative L2) above which a tensor of the engine counts as wrong, given the tensor's name.
-    clock
-        Ends the search when its time is up.
+        Builds and runs a beginning of the lowered model.
+    graphs
+        The lowered model that the engine was built from, and its emulation.
+    findings
+        What the trace found, where there was one: an engine may differ wherever the lowered model rounds.
+    errors
+        Of each output, the whole engine's error against the emulation (relative L2).
+
+    Raises
+    ------
+    CheckError
+        The emulated model can't be run up to a cut.
     """
+    whole = max(errors.values())
+    floor = models.ROUNDOFF[subject.precision]
+    traced = {} if findings is None else {name: each.error.l2 for name, each in findings.by_name.items()}
+    share = _OTHERWISE_QUANTIZED if findings is not None and findings.pair.spans else _OTHERWISE_ROUNDED
 
-    def __init__(
-        self,
-        lowered: Graph,
-        emulated: Graph,
-        case: Mapping[str, NDArray[Any]],
-        *,
-        outputs: Sequence[str],
-        run_engine: RunEngine,
-        tolerance: Callable[[str], float],
-        clock: Clock,
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self.lowered, self.emulated, self.case = lowered, emulated, case
-        self.outputs, self.run_engine, self.tolerance = tuple(outputs), run_engine, tolerance
-        self.clock, self.progress = clock, progress
-        self.builds = 0
-        self.most_builds = EXTRA_BUILDS
-        self.notes: list[str] = []
+    def tolerance(tensor: str) -> float:
+        # Halfway, on a logarithmic scale, between what rounding explains and the error that is looked for; and wherever
+        # the lowered model loses something, an engine may lose as much in another way.
+        own = traced.get(tensor, 0.0)
+        allowed = max(math.sqrt(floor * min(whole, 1.0)), share * own if math.isfinite(own) else 0.0)
+        return min(allowed, whole / 2)
 
-    def narrow(self, whole: float) -> Narrowed:
-        """Find the nodes.
+    outputs = tuple(name for name, error in errors.items() if error == whole)
+    return _Bisection(*graphs, subject.case, run_engine, tolerance, budget, progress).narrow(outputs, whole)
 
-        Parameters
-        ----------
-        whole
-            The error of the whole engine against the emulation: it is known to be wrong.
-        """
-        coarse = cuts(self.lowered, self.outputs)
+
+@dataclass
+class _Bisection:
+    lowered: Graph
+    emulated: Graph
+    case: Case
+    run_engine: RunEngine
+    tolerance: Callable[[str], float]
+    budget: Budget
+    progress: Callable[[str], None]
+    builds: int = 0
+    most_builds: int = EXTRA_BUILDS
+    notes: list[str] = field(default_factory=list)
+
+    def narrow(self, outputs: tuple[str, ...], whole: float) -> Narrowed:
+        """Find the nodes behind `outputs`, which are known to be wrong by `whole`."""
+        coarse = cuts(self.lowered, outputs)
         self.most_builds = math.ceil(math.log2(max(len(coarse), 1))) + EXTRA_BUILDS
-        found = self._between(coarse, _Bounds(None, None, 0.0, whole, self.outputs))
+        found = self._between(coarse, _Bounds(None, None, 0.0, whole, outputs))
         # From here on only what the wrong tensors are computed from matters: other branches were seen to be right.
         fine = [
             cut
@@ -229,7 +271,7 @@ class Bisection:
             and (found.bad is None or cut.position < found.bad.position)
         ]
         found = self._between(fine, found)
-        if self.clock.is_over():
+        if self.budget.is_over_for_engines():
             self.notes.append("the time for bisection was up before the engine was narrowed down further")
         start = found.good.position if found.good else 0
         nodes = self.lowered.cut(found.wrong, found.good.tensors if found.good else ()).nodes
@@ -247,7 +289,7 @@ class Bisection:
     def _between(self, candidates: Sequence[Cut], found: _Bounds) -> _Bounds:
         """The last cut before which all is well and the first at which it isn't, as far as builds and time reach."""
         low, high = -1, len(candidates)
-        while high - low > 1 and self.builds < self.most_builds and not self.clock.is_over():
+        while high - low > 1 and self.builds < self.most_builds and not self.budget.is_over_for_engines():
             middle = (low + high) // 2
             cut = candidates[middle]
             errors = self._at(cut)
@@ -277,10 +319,10 @@ class Bisection:
         try:
             results = self.run_engine(path)
         except CheckError as error:
-            self.notes.append(f"no engine up to {cut.tensors[0]!r}: {error.message.splitlines()[0]}")
+            self.notes.append(f"no engine up to {cut.tensors[0]!r}: {error.headline}")
             return {}
         wanted = [name for name in cut.tensors if name in self.emulated.producers]
-        expected = self.emulated.run(self.emulated.cut(wanted, ()), self.case)
+        expected = self.emulated.values(wanted, self.case)
         return {
             name: difference(results[names[name]], expected[name]).l2 for name in wanted if is_float(expected[name])
         }
@@ -288,20 +330,44 @@ class Bisection:
     def _beginning(self, cut: Cut) -> tuple[Path, dict[str, str]]:
         """The lowered model up to a cut, as a file of its own, and the outputs' names; 16-bit ones come out in FP32."""
         graph = self.lowered
-        piece = graph.cut(cut.tensors, ())
+        piece = graph.cut(cut.tensors)
         nodes = [graph.nodes[index] for index in piece.nodes]
-        names: dict[str, str] = {}
-        outputs = []
-        for name in cut.tensors:
-            kind = graph.element_type(name)
-            names[name] = name
-            if kind in _HALVES:
-                names[name] = f"{name}/as_float"
-                nodes.append(helper.make_node("Cast", [name], [names[name]], f"{name}/as_float", to=TensorProto.FLOAT))
-                kind = TensorProto.FLOAT
-            outputs.append(helper.make_tensor_value_info(names[name], kind or TensorProto.FLOAT, None))
-        inputs = [value for value in graph.proto.graph.input if value.name in piece.given]
-        model = cutting.assemble(graph.proto, nodes, inputs, outputs, [graph])
-        path = graph.folder / f"beginning-{self.builds}.onnx"
-        onnx.save(model, path)
-        return path, names
+        names = {name: f"{name}/as_float" if graph.element_type(name) in _HALVES else name for name in cut.tensors}
+        for name, output in names.items():
+            if output != name:
+                nodes.append(helper.make_node("Cast", [name], [output], output, to=TensorProto.FLOAT))
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in names.values()]
+        inputs = [value for value in graph.declared_inputs() if value.name in piece.given]
+        model = pieces.assemble(nodes, inputs, outputs, graph)
+        return pieces.write(model, graph.folder, f"beginning-{self.builds}"), names
+
+
+def culprit(narrowed: Narrowed, names: Names, lowered: Graph) -> tuple[Culprit, tuple[str, ...]] | None:
+    """The likeliest of the nodes among which the engine goes wrong, and the others; None where no node stands out.
+
+    Parameters
+    ----------
+    names, lowered
+        The user's names, and the graph whose nodes these are.
+    """
+    if not narrowed.builds or narrowed.after < _JUMP * narrowed.before:
+        return None
+    nodes = [node for node in narrowed.nodes if node[1] not in MOVERS] or list(narrowed.nodes)
+    if not nodes:
+        return None
+    # One that computes much is the best guess, one that is merely fused with something else the worst.
+    name, operator = min(nodes, key=lambda node: (node[1] not in QUANTIZED_OPERATORS, node[1] in FUSED_BEHIND))
+    shown = list(dict.fromkeys(names.node(each, lowered) for each, _ in nodes))
+    name = names.node(name, lowered)
+    among = f"{len(shown)} nodes from {shown[0]!r} to {shown[-1]!r}" if len(shown) > 1 else f"node {name!r}"
+    found = Culprit(
+        node=name,
+        op_type=names.op_type(name, operator),
+        tensor=names.tensor(narrowed.tensor, name, lowered),
+        kind="engine",
+        detail=f"the engine's error against the emulation grows from {narrowed.before:.2g} to {narrowed.after:.2g} "
+        f"in {among} ({narrowed.builds} engines built, {narrowed.cuts} places to cut at)",
+        before=narrowed.before,
+        after=narrowed.after,
+    )
+    return found, tuple(each for each in shown if each != name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.diagnose.cutting import inner_names
+from pytest_trtcheck.model.pieces import inner_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from pytest_trtcheck.diagnose.cutting import Graph
     from pytest_trtcheck.diagnose.models import Pair
+    from pytest_trtcheck.model.pieces import Graph
 
 _UNCHANGED = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"})
 """Operators behind which a tensor is still the same to the user."""
@@ -54,7 +54,7 @@ class Names:
         self._kept: dict[str, tuple[str, ...]] = {}
         if pair is not None:
             for each in pair.reference.nodes:
-                if not pair.unrolled.hands_on(each.name):
+                if each.name not in pair.unrolled.handing_on:
                     self._kept.setdefault(pair.owner(each.name), self._to_keep(pair, each))
 
     def _to_keep(self, pair: Pair, node: onnx.NodeProto) -> tuple[str, ...]:
@@ -157,6 +157,3 @@ def _around(graph: Graph, start: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
                 following = [each for name in node.input if (each := graph.producer(name)) is not None]
             waiting.extend(each for each in following if each.name not in seen)
             seen |= {each.name for each in following}
-
-
-__all__ = ["Names"]
