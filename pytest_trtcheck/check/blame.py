@@ -141,7 +141,7 @@ def _remembered(
         "worst": str(outcome.worst),
         "limits": json.dumps(limits, sort_keys=True),
         "reference": getattr(job.reference, "identity", None) or "",
-        "code": hash_code("diagnose/*.py"),
+        "code": hash_code("diagnose/*.py", "model/pieces.py"),
         "onnxruntime": ort.version(),
         "version": __version__,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,44 +119,6 @@ class Cut:
     tensors: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Narrowed:
-    """What the bisection found.
-
-    Parameters
-    ----------
-    nodes
-        The lowered model's nodes among which the error appears, in graph order: (name, operator).
-    tensor
-        The first tensor that was seen wrong, or the output that failed.
-    before, after
-        The engine's error against the emulation before those nodes and behind them (relative L2).
-    cuts, builds
-        How many cuts there were to choose from, and engines built.
-    notes
-        What a person should know: cuts at which TensorRT could not build, a budget that was spent.
-    """
-
-    nodes: tuple[tuple[str, str], ...]
-    tensor: str
-    before: float
-    after: float
-    cuts: int
-    builds: int
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Bounds:
-    """Between which cuts the fault lies, the errors there, and which tensors are wrong at the later one."""
-
-    good: Cut | None
-    bad: Cut | None
-    before: float
-    after: float
-    wrong: tuple[str, ...]
-
-
 def cuts(graph: Graph, outputs: Sequence[str], *, fine: bool = False) -> list[Cut]:
     """Where the part of the graph that computes `outputs` can be cut, in graph order.
 
@@ -201,17 +163,8 @@ def _may_cut(graph: Graph, name: str, nodes: Sequence[int], fine: bool) -> bool:
     return not readers or any(reader not in FUSED_BEHIND for reader in readers)
 
 
-def bisect(
-    subject: Subject,
-    run_engine: RunEngine,
-    graphs: tuple[Graph, Graph],
-    findings: Findings | None,
-    errors: Mapping[str, float],
-    *,
-    budget: Budget,
-    progress: Callable[[str], None],
-) -> Narrowed:
-    """Narrow the engine's fault down to nodes of the lowered model.
+class Bisection:
+    """The search for the nodes at which an engine departs from its emulation, and what is known of them.
 
     Parameters
     ----------
@@ -223,98 +176,83 @@ def bisect(
         What the trace found, where there was one: an engine may differ wherever the lowered model rounds.
     errors
         Of each output, the whole engine's error against the emulation (relative L2).
-
-    Raises
-    ------
-    CheckError
-        The emulated model can't be run up to a cut.
     """
-    whole = max(errors.values())
-    floor = models.ROUNDOFF[subject.precision]
-    traced = {} if findings is None else {name: each.error.l2 for name, each in findings.by_name.items()}
-    share = _OTHERWISE_QUANTIZED if findings is not None and findings.pair.spans else _OTHERWISE_ROUNDED
 
-    def tolerance(tensor: str) -> float:
-        # Halfway, on a logarithmic scale, between what rounding explains and the error that is looked for; and wherever
-        # the lowered model loses something, an engine may lose as much in another way.
-        own = traced.get(tensor, 0.0)
-        allowed = max(math.sqrt(floor * min(whole, 1.0)), share * own if math.isfinite(own) else 0.0)
-        return min(allowed, whole / 2)
+    def __init__(
+        self,
+        subject: Subject,
+        run_engine: RunEngine,
+        graphs: tuple[Graph, Graph],
+        findings: Findings | None,
+        errors: Mapping[str, float],
+    ) -> None:
+        self.case, self.run_engine = subject.case, run_engine
+        self.lowered, self.emulated = graphs
+        self.whole = max(errors.values())
+        self.floor = models.ROUNDOFF[subject.precision]
+        self.traced = {} if findings is None else {name: each.error.l2 for name, each in findings.by_name.items()}
+        self.share = _OTHERWISE_QUANTIZED if findings is not None and findings.pair.spans else _OTHERWISE_ROUNDED
+        outputs = tuple(name for name, error in errors.items() if error == self.whole)
+        # The last cut before which all is well and the first at which it isn't, the engine's error against the
+        # emulation there, and what is wrong at the latter, the worst first.
+        self.good, self.before = Cut(0, ()), 0.0
+        self.bad, self.after, self.wrong = Cut(len(self.lowered.nodes), outputs), self.whole, outputs
+        self.builds = 0
+        self.coarse = cuts(self.lowered, outputs)
+        self.most_builds = math.ceil(math.log2(max(len(self.coarse), 1))) + EXTRA_BUILDS
+        self.notes: list[str] = []
 
-    outputs = tuple(name for name, error in errors.items() if error == whole)
-    return _Bisection(*graphs, subject.case, run_engine, tolerance, budget, progress).narrow(outputs, whole)
+    def narrow(self, budget: Budget, progress: Callable[[str], None]) -> None:
+        """Move the two cuts closer, as far as builds and time reach.
 
-
-@dataclass
-class _Bisection:
-    lowered: Graph
-    emulated: Graph
-    case: Case
-    run_engine: RunEngine
-    tolerance: Callable[[str], float]
-    budget: Budget
-    progress: Callable[[str], None]
-    builds: int = 0
-    most_builds: int = EXTRA_BUILDS
-    notes: list[str] = field(default_factory=list)
-
-    def narrow(self, outputs: tuple[str, ...], whole: float) -> Narrowed:
-        """Find the nodes behind `outputs`, which are known to be wrong by `whole`."""
-        coarse = cuts(self.lowered, outputs)
-        self.most_builds = math.ceil(math.log2(max(len(coarse), 1))) + EXTRA_BUILDS
-        found = self._between(coarse, _Bounds(None, None, 0.0, whole, outputs))
+        Raises
+        ------
+        CheckError
+            The emulated model can't be run up to a cut.
+        """
+        self._between(self.coarse, budget, progress)
         # From here on only what the wrong tensors are computed from matters: other branches were seen to be right.
-        fine = [
-            cut
-            for cut in cuts(self.lowered, found.wrong, fine=True)
-            if (found.good is None or cut.position > found.good.position)
-            and (found.bad is None or cut.position < found.bad.position)
-        ]
-        found = self._between(fine, found)
-        if self.budget.is_over_for_engines():
+        fine = cuts(self.lowered, self.wrong, fine=True)
+        between = [cut for cut in fine if self.good.position < cut.position < self.bad.position]
+        self._between(between, budget, progress)
+        if budget.is_over_for_engines():
             self.notes.append("the time for bisection was up before the engine was narrowed down further")
-        start = found.good.position if found.good else 0
-        nodes = self.lowered.cut(found.wrong, found.good.tensors if found.good else ()).nodes
-        between = [self.lowered.nodes[index] for index in nodes if index >= start]
-        return Narrowed(
-            tuple((node.name, node.op_type) for node in between),
-            found.wrong[0],
-            found.before,
-            found.after,
-            len(coarse),
-            self.builds,
-            tuple(self.notes),
-        )
 
-    def _between(self, candidates: Sequence[Cut], found: _Bounds) -> _Bounds:
-        """The last cut before which all is well and the first at which it isn't, as far as builds and time reach."""
+    def _between(self, candidates: Sequence[Cut], budget: Budget, progress: Callable[[str], None]) -> None:
         low, high = -1, len(candidates)
-        while high - low > 1 and self.builds < self.most_builds and not self.budget.is_over_for_engines():
+        while high - low > 1 and self.builds < self.most_builds and not budget.is_over_for_engines():
             middle = (low + high) // 2
             cut = candidates[middle]
-            errors = self._at(cut)
+            self.builds += 1
+            progress(
+                f"engine {self.builds} of at most {self.most_builds}: the first {cut.position} of "
+                f"{len(self.lowered.nodes)} nodes, up to {cut.tensors[0]!r}"
+            )
+            errors = self._errors_at(cut)
             if not errors:
                 # TensorRT refuses this beginning of the model: take it for part of what is not narrowed down.
                 candidates = [*candidates[:middle], *candidates[middle + 1 :]]
                 high -= 1
                 continue
-            wrong = [name for name in errors if errors[name] > self.tolerance(name)]
+            wrong = [name for name in errors if errors[name] > self._tolerance(name)]
             if wrong:
                 high = middle
                 wrong.sort(key=lambda name: -errors[name])
-                found = replace(found, bad=cut, after=errors[wrong[0]], wrong=tuple(wrong))
+                self.bad, self.after, self.wrong = cut, errors[wrong[0]], tuple(wrong)
             else:
                 low = middle
-                found = replace(found, good=cut, before=max(errors.values()))
-        return found
+                self.good, self.before = cut, max(errors.values())
 
-    def _at(self, cut: Cut) -> dict[str, float]:
+    def _tolerance(self, tensor: str) -> float:
+        """The error above which a tensor of the engine counts as wrong."""
+        # Halfway, on a logarithmic scale, between what rounding explains and the error that is looked for; and wherever
+        # the lowered model loses something, an engine may lose as much in another way.
+        own = self.traced.get(tensor, 0.0)
+        allowed = max(math.sqrt(self.floor * min(self.whole, 1.0)), self.share * own if math.isfinite(own) else 0.0)
+        return min(allowed, self.whole / 2)
+
+    def _errors_at(self, cut: Cut) -> dict[str, float]:
         """The error of each float tensor at a cut; nothing where there is no engine."""
-        self.builds += 1
-        self.progress(
-            f"engine {self.builds} of at most {self.most_builds}: the first {cut.position} of "
-            f"{len(self.lowered.nodes)} nodes, up to {cut.tensors[0]!r}"
-        )
         path, names = self._beginning(cut)
         try:
             results = self.run_engine(path)
@@ -341,33 +279,28 @@ class _Bisection:
         model = pieces.assemble(nodes, inputs, outputs, graph)
         return pieces.write(model, graph.folder, f"beginning-{self.builds}"), names
 
-
-def culprit(narrowed: Narrowed, names: Names, lowered: Graph) -> tuple[Culprit, tuple[str, ...]] | None:
-    """The likeliest of the nodes among which the engine goes wrong, and the others; None where no node stands out.
-
-    Parameters
-    ----------
-    names, lowered
-        The user's names, and the graph whose nodes these are.
-    """
-    if not narrowed.builds or narrowed.after < _JUMP * narrowed.before:
-        return None
-    nodes = [node for node in narrowed.nodes if node[1] not in MOVERS] or list(narrowed.nodes)
-    if not nodes:
-        return None
-    # One that computes much is the best guess, one that is merely fused with something else the worst.
-    name, operator = min(nodes, key=lambda node: (node[1] not in QUANTIZED_OPERATORS, node[1] in FUSED_BEHIND))
-    shown = list(dict.fromkeys(names.node(each, lowered) for each, _ in nodes))
-    name = names.node(name, lowered)
-    among = f"{len(shown)} nodes from {shown[0]!r} to {shown[-1]!r}" if len(shown) > 1 else f"node {name!r}"
-    found = Culprit(
-        node=name,
-        op_type=names.op_type(name, operator),
-        tensor=names.tensor(narrowed.tensor, name, lowered),
-        kind="engine",
-        detail=f"the engine's error against the emulation grows from {narrowed.before:.2g} to {narrowed.after:.2g} "
-        f"in {among} ({narrowed.builds} engines built, {narrowed.cuts} places to cut at)",
-        before=narrowed.before,
-        after=narrowed.after,
-    )
-    return found, tuple(each for each in shown if each != name)
+    def culprit(self, names: Names) -> tuple[Culprit, tuple[str, ...]] | None:
+        """The likeliest node where the engine goes wrong, and the others that it may be; None where none stands out."""
+        if not self.builds or self.after < _JUMP * self.before:
+            return None
+        indices = self.lowered.cut(self.wrong, self.good.tensors).nodes
+        nodes = [self.lowered.nodes[index] for index in indices if index >= self.good.position]
+        nodes = [node for node in nodes if node.op_type not in MOVERS] or nodes
+        if not nodes:
+            return None
+        # One that computes much is the best guess, one that is merely fused with something else the worst.
+        likely = min(nodes, key=lambda node: (node.op_type not in QUANTIZED_OPERATORS, node.op_type in FUSED_BEHIND))
+        shown = list(dict.fromkeys(names.node(node.name, self.lowered) for node in nodes))
+        name = names.node(likely.name, self.lowered)
+        among = f"{len(shown)} nodes from {shown[0]!r} to {shown[-1]!r}" if len(shown) > 1 else f"node {name!r}"
+        found = Culprit(
+            node=name,
+            op_type=names.op_type(name, likely.op_type),
+            tensor=names.tensor(self.wrong[0], name, self.lowered),
+            kind="engine",
+            detail=f"the engine's error against the emulation grows from {self.before:.2g} to {self.after:.2g} "
+            f"in {among} ({self.builds} engines built, {len(self.coarse)} places to cut at)",
+            before=self.before,
+            after=self.after,
+        )
+        return found, tuple(each for each in shown if each != name)

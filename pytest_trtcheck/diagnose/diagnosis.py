@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.diagnose import audit, bisection, judging, keeping, models, nonfinite, relowering, result, trace
+from pytest_trtcheck.diagnose import audit, judging, keeping, models, nonfinite, relowering, result, trace
+from pytest_trtcheck.diagnose.bisection import Bisection
 from pytest_trtcheck.diagnose.culprit import Findings
 from pytest_trtcheck.diagnose.naming import Names
 from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
@@ -441,19 +442,19 @@ class _Diagnosis:
                 models.staged(self._emulated_path(), original, folder, "emulated"),
             )
         errors = {name: difference(self.engine.outputs[name], emulated[name]).l2 for name in emulated}
-        run, budget = self.engine.run, self.budget
-        narrowed = bisection.bisect(self.subject, run, graphs, findings, errors, budget=budget, progress=self.progress)
-        self.notes += narrowed.notes
-        self.blame = replace(self.blame, builds=narrowed.builds)
-        found = bisection.culprit(narrowed, self.names, graphs[0])
+        bisection = Bisection(self.subject, self.engine.run, graphs, findings, errors)
+        bisection.narrow(self.budget, self.progress)
+        self.notes += bisection.notes
+        self.blame = replace(self.blame, builds=bisection.builds)
+        found = bisection.culprit(self.names)
         if found is None:
+            tensor = self.names.tensor(bisection.wrong[0], "", bisection.lowered)
             self.notes.append(
-                "the engine was not narrowed down: the model has no place to cut it at"
-                if not narrowed.builds
-                else f"the engine's error against the emulation grows over the graph, at no node in particular: "
-                f"{narrowed.before:.2g} before tensor {self.names.tensor(narrowed.tensor, '', graphs[0])!r}, "
-                f"{narrowed.after:.2g} there "
-                f"({narrowed.builds} engines built)"
+                f"the engine's error against the emulation grows over the graph, at no node in particular: "
+                f"{bisection.before:.2g} before tensor {tensor!r}, {bisection.after:.2g} there "
+                f"({bisection.builds} engines built)"
+                if bisection.builds
+                else "the engine was not narrowed down: the model has no place to cut it at"
             )
             return
         culprit, others = found
