@@ -93,7 +93,7 @@ def _remembered(known: Known, cache: Cache, find: Callable[[], dict[str, Any] | 
         "worst": str(_worst(known)),
         "limits": json.dumps(limits, sort_keys=True),
         "reference": getattr(known.reference, "identity", None) or "",
-        "code": hash_code("diagnose/*.py"),
+        "code": hash_code("diagnose/*.py", "model/pieces.py"),
         "onnxruntime": ort.version(),
         "version": __version__,
     }
