@@ -24,6 +24,7 @@ from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.errors import GpuError, InputError
 from pytest_trtcheck.gpu.device import Gpu
+from pytest_trtcheck.metrics import of_arrays
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import open_model
@@ -544,6 +545,13 @@ def test_a_diagnosis_is_kept_for_what_it_was_made_of(checker: Checker) -> None:
     assert diagnoses() == 3
     check(checker, ruined(2), X)
     assert diagnoses() == 4
+
+
+def test_a_diagnosis_by_a_metric_of_the_users_is_not_kept(checker: Checker) -> None:
+    mine = of_arrays(lambda actual, expected: float(np.abs(actual - expected).max()), name="mine")
+    record = check(checker, ruined(1), X, metric=mine, tol=1e-3)
+    assert record.verdict == "fail"
+    assert "blame" not in {entry.kind for entry in checker.cache.entries()}
 
 
 def test_an_emulation_is_of_one_precision(tmp_path: Path) -> None:

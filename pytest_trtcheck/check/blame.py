@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck import __version__
 from pytest_trtcheck.cache import Key, hash_code, hash_file
 from pytest_trtcheck.check import parity
+from pytest_trtcheck.metrics import METRICS, MISMATCHES
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
@@ -55,8 +56,13 @@ def blamed(settings: Settings, known: Known) -> Known:
         return _diagnosed(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
-    # Nor is what a callable of the user's computed.
-    is_kept = known.running.is_emulation and not isinstance(known.reference, CallableReference)
+    # Nor is what a callable of the user's computed, as the reference or as a metric.
+    applied = {limit.metric.name for limits in parity.limits_of(known).values() for limit in limits}
+    is_kept = (
+        known.running.is_emulation
+        and not isinstance(known.reference, CallableReference)
+        and applied <= {*METRICS, MISMATCHES.name}
+    )
     found = _remembered(known, settings.cache, find) if is_kept else find()
     allowance.spent_s += time.monotonic() - start
     return known.recorded(parity=replace(known.parity, blame=found))
@@ -86,7 +92,10 @@ def _remembered(known: Known, cache: Cache, find: Callable[[], dict[str, Any] | 
 
     One that broke off, or for which there was not enough time, is not kept.
     """
-    limits = {name: [asdict(limit) for limit in each] for name, each in parity.limits_of(known).items()}
+    limits = {
+        name: [(each.metric.name, each.metric.axis, each.limit, each.source, asdict(each.division)) for each in applied]
+        for name, applied in parity.limits_of(known).items()
+    }
     parts = {
         "lowered": known.lowered.key,
         "inputs": json.dumps([model_inputs.digest(case) for case in known.cases]),
