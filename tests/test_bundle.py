@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.record import Evidence
     from tests.conftest import Run, Suite
 
 ENVIRONMENT = {"numpy": "2.0.0", "gpu": None, "tensorrt": {"module": "tensorrt", "version": "10.8"}}
@@ -168,8 +167,6 @@ def test_numpy_itself_opens_the_arrays(tmp_path: Path) -> None:
 
 class Scaled:
     """The reference's outputs with those of some cases scaled: the planted fault."""
-
-    evidence: Evidence = "emulated"
 
     def __init__(self, reference: Reference, factors: Mapping[float, float]) -> None:
         self._reference = reference

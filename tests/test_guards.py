@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.record import CheckRecord, Evidence
+    from pytest_trtcheck.record import CheckRecord
     from pytest_trtcheck.spec import Precision
 
     Outputs = dict[str, NDArray[Any]]
@@ -113,8 +113,6 @@ def test_an_empty_input_among_others_is_no_empty_batch() -> None:
 
 class Turns:
     """Gives one output after the other, and begins anew."""
-
-    evidence: Evidence = "engine"
 
     def __init__(self, *outputs: NDArray[Any]) -> None:
         self._outputs = outputs

@@ -39,24 +39,8 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The GPU that `--trt-gpu` names, and the one that is here; None each where there is none."""
-
-    requested: GpuModel | None = None
-    detected: Gpu | None = None
-
-
-@dataclass(frozen=True)
 class EngineSpec:
-    """What to build, whatever builds it.
-
-    Parameters
-    ----------
-    lowered
-        The model in its precision: `lowered.path` is the ONNX file.
-    profile
-        The range of shapes of every input with open dimensions.
-    """
+    """What to build, whatever builds it: `lowered.path` is the ONNX file, `profile` the range of every open shape."""
 
     model: OnnxModel
     lowered: Lowered
@@ -105,13 +89,7 @@ class Acceptance:
     plugin_operators: tuple[str, ...] = ()
 
     def require(self) -> None:
-        """Raise what stands against the model.
-
-        Raises
-        ------
-        ModelError
-            It is not taken.
-        """
+        """Raise what stands against the model, a ModelError."""
         if self.refusal:
             raise ModelError(self.refusal, self.advice)
 
@@ -119,11 +97,11 @@ class Acceptance:
 class Backend(ABC):
     """A system under test, on one machine.
 
-    It has to say its `name` (as records have it) and `title` (as messages do, with the version), and to `load` a model;
-    all else has a default. `evidence` is `engine` where a GPU runs TensorRT, and nothing else.
+    It has to say its `name` and `title`, and to `load` a model; all else has a default.
     """
 
     evidence: ClassVar[Evidence] = "emulated"
+    """`engine` where a GPU runs TensorRT, and nothing else."""
     gpu: Gpu | None = None
     """The GPU that it runs on, which is then held alone for each run."""
     builds: ClassVar[bool] = False
@@ -165,23 +143,23 @@ class Backend(ABC):
 
     @classmethod  # noqa: B027 - most need nothing
     def require(cls) -> None:
-        """See that what it needs is installed.
-
-        Raises
-        ------
-        MissingDependencyError
-            It is not; the hint says what to install.
-        """
+        """See that what it needs is installed; otherwise a MissingDependencyError says how to install it."""
 
     @classmethod
-    def find(cls, machine: Machine) -> Backend:  # noqa: ARG003 - for those that need a GPU
+    def find(cls, requested: GpuModel | None, detected: Gpu | None) -> Backend:
         """The system on this machine, or what stands in for it there.
+
+        Parameters
+        ----------
+        requested, detected
+            The GPU that `--trt-gpu` names, and the one that is here.
 
         Raises
         ------
         MissingDependencyError
             What it needs is not installed.
         """
+        del requested, detected
         cls.require()
         return cls()
 
@@ -197,13 +175,7 @@ class Backend(ABC):
         return Acceptance()
 
     def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
-        """Why it cannot serve a precision; None where nothing is known to stand against it.
-
-        Parameters
-        ----------
-        op_types
-            The ONNX operators that are computed in `precision`.
-        """
+        """Why it cannot compute these operators in a precision; None where nothing is known to stand against it."""
         del precision, op_types
         return None
 
@@ -215,25 +187,13 @@ class Backend(ABC):
         """Get ready what takes a while, beside a build."""
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
-        """The engine, built by one process and taken from the cache by all others.
-
-        Raises
-        ------
-        BuildError, UnsupportedTargetError, ArgumentError
-            It can't be built; the message quotes all that was said.
-        """
+        """The engine, built by one process and taken from the cache by all others; a BuildError where it can't be."""
         del cache
         return Built(spec, spec.lowered.path)
 
     @abstractmethod
     def load(self, built: Built) -> Runner:
-        """What runs it.
-
-        Raises
-        ------
-        GpuError, ModelError
-            It cannot be loaded.
-        """
+        """What runs it; a GpuError or ModelError where it cannot be loaded."""
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """The engine's record with what only the loaded engine tells."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.backends.base import EngineSpec, Machine
+from pytest_trtcheck.backends.base import EngineSpec
 from pytest_trtcheck.backends.emulated import Emulated
 from pytest_trtcheck.errors import UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
@@ -192,7 +192,7 @@ class Settings:
         MissingDependencyError
             What was asked for by name is not installed.
         """
-        return backends.load(self.backend_of(request)).find(Machine(self.requested, self.detected))
+        return backends.load(self.backend_of(request)).find(self.requested, self.detected)
 
     def judged_gpu(self) -> GpuModel | None:
         """The GPU whose budgets apply: the real one, else the one that is named."""

@@ -106,13 +106,11 @@ class Session:
         name, wanted, build_only = values["trt_backend"], values["trt_gpu"], values["trt_build_only"]
         if name == backends.AUTO and not wanted and not build_only:
             return
-        from pytest_trtcheck.backends.base import Machine
-
         backend = backends.load(name)
         backend.require()
         if not build_only and (not wanted or not backend.builds):
             return
-        system = backend.find(Machine(self.requested, self.detection.gpu))
+        system = backend.find(self.requested, self.detection.gpu)
         if not system.builds:
             option = "--trt-build-only" if build_only else f"--trt-gpu={wanted}"
             raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))

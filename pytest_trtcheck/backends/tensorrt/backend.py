@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec, Machine
+from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
 from pytest_trtcheck.backends.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.backends.tensorrt.module import ModuleName, TensorRTModule
     from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence
@@ -96,9 +97,8 @@ class TensorRT(Backend):
         find_module(*cls.ships)
 
     @classmethod
-    def find(cls, machine: Machine) -> Backend:
+    def find(cls, requested: GpuModel | None, detected: Gpu | None) -> Backend:
         """For the GPU that is here, else for the one that is named; emulated where neither tells what to build for."""
-        requested, detected = machine.requested, machine.detected
         if detected is None and requested is None:
             return Emulated("no engine was built: there is no GPU, and --trt-gpu names none to compile for", cls.ships)
         module = cls._installed()

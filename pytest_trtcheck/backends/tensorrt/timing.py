@@ -48,16 +48,6 @@ class Samples:
     latency_ms: NDArray[np.float64] | None
     interval_ms: NDArray[np.float64]
 
-    @property
-    def span_ms(self) -> float:
-        """From the end of the run before the first to the end of the last: n / span is the throughput."""
-        return float(self.interval_ms.sum())
-
-    @property
-    def qps(self) -> float:
-        """Runs per second, one after the other on one stream."""
-        return 1000.0 * len(self.gpu_ms) / self.span_ms
-
 
 class TimedRun:
     """An engine made ready for measuring; it must be closed before the engine is called again.
