@@ -435,6 +435,41 @@ def test_a_process_whose_cuda_broke_judges_nothing_more(on_gpu: OnGpu) -> None:
     assert "no engine can run: t.py::t broke CUDA in this process: an illegal memory access" in str(record.message)
 
 
+def test_an_engine_that_cannot_be_inspected_is_closed(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[OnCpu] = []
+
+    def refuse(engine: OnCpu) -> Mapping[str, int]:
+        raise GpuError("the engine inspector's answer cannot be read")
+
+    monkeypatch.setattr(OnCpu, "layers_by_precision", refuse)
+    monkeypatch.setattr(OnCpu, "close", lambda engine: closed.append(engine))
+    record = check(on_gpu, onnx_models.gemm_net(), X)
+    assert (record.verdict, len(closed)) == ("error", 1)
+    assert record.engine is not None, "it is named: it failed, whatever other checks say of it"
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-9])
+def test_every_session_is_closed_when_a_check_is_made(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch, tol: float
+) -> None:
+    opened: dict[int, ort.OrtRunner] = {}
+    make, close = ort.OrtRunner.__init__, ort.OrtRunner.close
+
+    def making(runner: ort.OrtRunner, *args: Any, **kwargs: Any) -> None:
+        make(runner, *args, **kwargs)
+        opened[id(runner)] = runner
+
+    def closing(runner: ort.OrtRunner) -> None:
+        close(runner)
+        opened.pop(id(runner))
+
+    monkeypatch.setattr(ort.OrtRunner, "__init__", making)
+    monkeypatch.setattr(ort.OrtRunner, "close", closing)
+    record = check(replace(checker, allowance=Allowance(0)), onnx_models.gemm_net(), X, tol=tol)
+    assert record.verdict == ("pass" if tol > 1e-3 else "fail")
+    assert not opened
+
+
 def test_what_no_gpu_ran_fails_where_one_is_required(checker: Checker) -> None:
     assert check(checker, onnx_models.gemm_net(), X).verdict == "pass"
     record = check(replace(checker, require_gpu=True), onnx_models.gemm_net(), X)
