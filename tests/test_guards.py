@@ -441,8 +441,11 @@ def test_an_engine_that_cannot_be_inspected_is_closed(on_gpu: OnGpu, monkeypatch
     def refuse(engine: OnCpu) -> Mapping[str, int]:
         raise GpuError("the engine inspector's answer cannot be read")
 
+    def close(engine: OnCpu) -> None:
+        closed.append(engine)
+
     monkeypatch.setattr(OnCpu, "layers_by_precision", refuse)
-    monkeypatch.setattr(OnCpu, "close", lambda engine: closed.append(engine))
+    monkeypatch.setattr(OnCpu, "close", close)
     record = check(on_gpu, onnx_models.gemm_net(), X)
     assert (record.verdict, len(closed)) == ("error", 1)
     assert record.engine is not None, "it is named: it failed, whatever other checks say of it"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ArgumentError, MissingDependencyError, suggestion
+from pytest_trtcheck.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,23 +27,19 @@ _OWN = {
 }
 _ALIASES = {"emulated": "onnxruntime"}
 NAMES = tuple(_OWN)
+"""Ours."""
 
 
-def find_name(name: str) -> str:
-    """The registered name that `name` is, `-` and `_` being the same in it.
-
-    Raises
-    ------
-    ArgumentError
-        Nothing is registered by that name.
-    """
+def find_name(name: str) -> str | None:
+    """The registered name that `name` is, `-` and `_` being the same in it; None where it is none."""
     if (own := _same(name, (*_OWN, *_ALIASES))) is not None:
         return _ALIASES.get(own, own)
-    added = _added()
-    if (found := _same(name, added)) is not None:
-        return found
-    known = (*NAMES, *added)
-    raise ArgumentError(f"{name!r} is none of {', '.join(known)}", suggestion(name, known))
+    return _same(name, _added())
+
+
+def names() -> tuple[str, ...]:
+    """All that are registered."""
+    return (*NAMES, *_added())
 
 
 def load(name: str) -> type[Backend]:
@@ -51,14 +47,11 @@ def load(name: str) -> type[Backend]:
 
     Raises
     ------
-    ArgumentError
-        As `find_name`.
     MissingDependencyError
         What another package registered cannot be imported.
     """
     from importlib.metadata import EntryPoint
 
-    name = find_name(name)
     entry = EntryPoint(name, _OWN[name], GROUP) if name in _OWN else _added()[name]
     try:
         found: type[Backend] = entry.load()
