@@ -23,7 +23,7 @@ _OWN = {
     AUTO: "pytest_trtcheck.backends.tensorrt.backend:Auto",
     "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
     "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
-    "onnxruntime": "pytest_trtcheck.backends.emulated:Emulated",
+    "onnxruntime": "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
 }
 _ALIASES = {"emulated": "onnxruntime"}
 NAMES = tuple(_OWN)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import EngineSpec
-from pytest_trtcheck.backends.emulated import Emulated
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.errors import InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
