@@ -33,7 +33,7 @@ from pytest_trtcheck.precision.emulation import Emulated, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import EngineRecord
-from pytest_trtcheck.spec import BuildOptions, ParitySpec
+from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -449,6 +449,16 @@ def test_an_engine_that_cannot_be_inspected_is_closed(on_gpu: OnGpu, monkeypatch
     record = check(on_gpu, onnx_models.gemm_net(), X)
     assert (record.verdict, len(closed)) == ("error", 1)
     assert record.engine is not None, "it is named: it failed, whatever other checks say of it"
+
+
+def test_a_budget_on_what_an_engine_does_not_tell_is_not_kept(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "described", lambda _, built, *__: built.record)
+    latency = LatencySpec(memory_mib=1.0)
+    request = Request("t.py::t", onnx_models.gemm_net(), (), judge_parity=False, latency=latency, inputs=X)
+    record = replace(on_gpu, requested=gpu.find_gpu("A100")).check(request)
+    assert record.verdict == "not_measured"
+    assert record.message is not None
+    assert record.message.endswith("does not tell memory_mib")
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-9])

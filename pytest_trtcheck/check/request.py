@@ -297,7 +297,8 @@ class Known:
 
         TF32 is for matrix products: a model without one is computed in FP32 as it was asked to be.
         """
-        return self.system.computes_in(self.precision) if self.model.op_types & MATRIX_OPERATORS else self.precision
+        computed = self.system.computes_in(self.precision)
+        return computed if computed != "tf32" or self.model.op_types & MATRIX_OPERATORS else self.precision
 
     @property
     def shown_precision(self) -> str:

@@ -139,8 +139,9 @@ def placed(settings: Settings, known: Known) -> Known:
     known = replace(known, system=system, problem=problem, plugin_operators=found.plugin_operators)
     notes = found.notes
     if known.computed_in != known.precision:
-        what = "has no FP32 matrix products: it computes in TF32, and is judged by TF32's limit"
-        notes = (*notes, f"{system.title} {what}")
+        why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
+        computed = known.computed_in.upper()
+        notes = (*notes, f"{system.title} {why}computes in {computed}, and is judged by {computed}'s limit")
     return known.recorded(*notes, precision=known.shown_precision)
 
 
