@@ -5,6 +5,8 @@ Every pytest run imports this, so a system itself is imported when it is asked f
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import MissingDependencyError
@@ -66,6 +68,11 @@ def tensorrt_module(name: str | None) -> str | None:
 
 
 def _added() -> dict[str, EntryPoint]:
+    return _entry_points(tuple(sys.path))
+
+
+@functools.cache  # Every marker that names one asks, and reading what is installed takes milliseconds.
+def _entry_points(path: tuple[str, ...]) -> dict[str, EntryPoint]:  # noqa: ARG001 - it is read from there
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}
