@@ -33,12 +33,8 @@ def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequ
     shapes
         Of the inputs, by name.
     """
-    # A driver may print less than the product: "Orin" is also what an Orin Nano calls itself.
-    name = gpu.name if gpu.product.lower() in gpu.name.lower() else f"{gpu.name} {gpu.product}"
     return {
-        "gpu": name,
-        "compute_capability": ".".join(map(str, gpu.compute_capability)),
-        "driver": gpu.driver,
+        **gpu.conditions(),
         "tensorrt": " ".join(tensorrt),
         "input_shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
     }

@@ -123,17 +123,11 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         details={
             **taken.details,
             "budget_keys": dict(budgets.keys),
-            "conditions": {**subject.conditions, **_clock_conditions(after)},
+            "conditions": {**subject.conditions, **after.conditions()},
             "disturbances": disturbed,
             "held_back": limits,
         },
     )
-
-
-def _clock_conditions(state: GpuState) -> dict[str, Any]:
-    """The part of a measurement's conditions that only the measurement shows; what is unknown is left out."""
-    told = {"sm_mhz": state.sm_mhz, "power_limit_w": state.power_limit_w, "power_mode": state.power_mode}
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:
