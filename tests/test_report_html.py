@@ -13,6 +13,7 @@ import pytest
 
 from pytest_trtcheck import compare, latency
 from pytest_trtcheck.errors import MissingDependencyError, ReportError
+from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.record import CheckRecord, EngineRecord, Evidence, LatencyRecord, Verdict, combine
 from pytest_trtcheck.report import html, plots
 from pytest_trtcheck.report.json_report import document, environment
@@ -68,7 +69,7 @@ def check(
     compared = []
     for index in range(outputs):
         measurement = compare.measure(f"output{index}", (reference + noise).astype(np.float32), reference)
-        output = compare.judge(measurement, (compare.Limit("max", 0.01, "tol"),))
+        output = compare.judge(measurement, (compare.Limit(METRICS["max"], 0.01, "tol"),))
         compared.append(dataclasses.replace(output, details={**output.details, "emulated": {"max": error / 2}}))
     parity = dataclasses.replace(compare.summarize(compared, "max"), blame=blame(tensors) if tensors else None)
     measured = timed(budgets) if budgets else None

@@ -29,6 +29,7 @@ from pytest_trtcheck.latency.stats import (
     settling,
     unseen_stalls,
 )
+from pytest_trtcheck.metrics import distinct_digits
 from pytest_trtcheck.record import LatencyRecord, Verdict
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class LatencyDecision:
     def reason(self) -> str | None:
         """What is over its budget, or else what is undecided and why."""
         failed = [
-            f"{one.name} is {_digits(one.value, one.limit)}, {'below' if one.name.startswith('min_') else 'over'}"
+            f"{one.name} is {_apart(one.value, one.limit)}, {'below' if one.name.startswith('min_') else 'over'}"
             f" the limit of {one.limit:g}"
             for one in self.results
             if one.decision == "fail"
@@ -309,7 +310,7 @@ def _result(
         good, bad = upper is not None and upper <= limit, lower is not None and lower > limit
     if good or bad:
         return BudgetResult(name, limit, found.value, lower, upper, "pass" if good else "fail")
-    low, high = ("unknown" if side is None else _digits(side, limit) for side in (lower, upper))
+    low, high = ("unknown" if side is None else _apart(side, limit) for side in (lower, upper))
     close = f"{name} is between {low} and {high}, too close to the limit of {limit:g} to tell"
     reason = shortage or f"{close}{_unsettled(found, shift)}"
     return BudgetResult(name, limit, found.value, lower, upper, "undecided", reason)
@@ -342,8 +343,6 @@ def _shortage(found: Bounds, q: float, confidence: float, taken: int) -> str | N
     )
 
 
-def _digits(value: float, limit: float) -> str:
+def _apart(value: float, limit: float) -> str:
     """`value` with as many digits as it takes to differ from `limit`, at least four."""
-    if value == limit:
-        return f"{value:g}"
-    return next((text for n in range(4, 18) if float(text := f"{value:.{n}g}") != float(f"{limit:.{n}g}")), repr(value))
+    return f"{value:.{distinct_digits(value, limit, 4)}g}"
