@@ -139,6 +139,13 @@ def test_limits_out_of_range_are_refused(tol: TolArgument, metric: str) -> None:
         resolve_limits(tol, metric, "fp16", ["x"])
 
 
+def test_who_gave_the_limit_on_mismatches_is_told() -> None:
+    for tol, source in ((Tolerance(max=0.1, mismatches=0.2), "tol"), (Tolerance(max=0.1), "must be equal")):
+        *_, limit = resolve_limits(tol, "max", "fp16", ["x"])["x"]
+        assert (limit.metric.name, limit.limit) == ("mismatches", tol.mismatches)
+        assert source in limit.source
+
+
 def test_a_tolerance_for_mismatches_alone_leaves_floats_their_default() -> None:
     limits = resolve_limits(Tolerance(mismatches=0.5), "cosine", "fp16", ["x"])["x"]
     assert [each.metric.name for each in limits] == ["cosine", "mismatches"]
@@ -385,6 +392,13 @@ def test_a_tolerance_far_above_the_error_gets_a_note() -> None:
     (note,) = loose_notes([judged(EVEN * np.float64(1.0001), EVEN.astype(np.float64), 20.0, "snr_db")])
     assert "60 dB looser" in note
     assert not loose_notes([judged(EVEN * np.float64(1.01), EVEN.astype(np.float64), 10.0, "snr_db")])
+    # 40 dB are a factor of 100; of several outputs the worst one counts.
+    by_db = {db: judged(EVEN * (1 + 10 ** (-db / 20)), EVEN.astype(np.float64), 20.0, "snr_db") for db in (59, 61, 90)}
+    assert loose_notes([by_db[61]])
+    assert not loose_notes([by_db[59]])
+    (note,) = loose_notes([by_db[90], by_db[61]])
+    assert "41 dB looser" in note
+    assert not loose_notes([by_db[90], by_db[59]])
 
 
 def test_notes_on_loose_tolerances_spare_what_says_nothing() -> None:

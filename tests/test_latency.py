@@ -30,6 +30,7 @@ from pytest_trtcheck.latency.stats import (
     Series,
     autocorrelation_time,
     batch_mean_bounds,
+    block_quantiles,
     quantile_bounds,
     rank_bounds,
     settling,
@@ -133,8 +134,146 @@ def test_autocorrelation_time_of_known_processes() -> None:
         # For AR(1), τ = (1 + ρ) / (1 - ρ).
         assert autocorrelation_time(ar1(random, count, rho)) == pytest.approx((1 + rho) / (1 - rho), rel=0.15)
     assert autocorrelation_time(random.normal(size=500_000)) == pytest.approx(1, abs=0.1)
+    # From 2 · 65,536 samples on it is worked out from the means of groups, the smallest ones first.
+    assert autocorrelation_time(random.normal(size=140_000)) == pytest.approx(1, abs=0.1)
+    assert autocorrelation_time(ar1(random, 140_000, 0.9)) == pytest.approx(19, rel=0.15)
+    for count in (50_000, 140_000):
+        noise = random.normal(size=count)
+        assert autocorrelation_time(noise[1:] - 0.5 * noise[:-1]) == 1.0, "no sample tells more than itself"
     assert autocorrelation_time(np.tile([0.0, 1.0], 100)) == 1.0, "alternating samples tell no more than they are"
     assert autocorrelation_time(np.ones(100)) == 1.0
+
+
+def test_a_drift_is_one_that_lasts_longer_than_a_twentieth_of_the_series() -> None:
+    random = np.random.default_rng(4)
+    ratios = []
+    for _ in range(200):
+        values = ar1(random, 400, 0.9)
+        values -= values.min()
+        at = np.sort(values)[199]
+        tau = max(autocorrelation_time(values <= at), autocorrelation_time(values < at))
+        assert quantile_bounds(values, 0.5).drifts == (tau >= 2 and 20 * tau > 400)
+        ratios.append(400 / tau)
+    assert any(19 <= each < 20 for each in ratios), "the least that is too short was among them"
+    assert min(ratios) < 15
+    assert max(ratios) > 25
+
+
+def test_the_bounds_of_a_drift_go_twice_as_far_as_it_went() -> None:
+    values = np.linspace(10, 11, 2_000)
+    medians = np.array([np.median(block) for block in np.split(values, 10)])
+    found = quantile_bounds(values, 0.5)
+    reach = 2 * (medians[-1] - medians[0])
+    assert found.drifts
+    assert (found.lower, found.upper) == pytest.approx((medians[0] - reach, medians[-1] + reach))
+
+
+def test_a_tail_moves_with_a_median_that_drifts() -> None:
+    """Spikes at even distances tell as much as they are many; only what they stand on drifts."""
+    values = np.linspace(10, 10.2, 2_000)
+    values[::50] += 5
+    lower, upper = rank_bounds(2_000, 0.99)
+    assert lower is not None
+    assert upper is not None
+    ordered, medians = np.sort(values), [np.median(block) for block in np.split(values, 10)]
+    moved = 2 * (max(medians) - min(medians))
+    found = quantile_bounds(values, 0.99)
+    assert found.drifts
+    assert (found.lower, found.upper) == pytest.approx((ordered[lower - 1] - moved, ordered[upper - 1] + moved))
+    # Too few for blocks that know their median: the order statistics alone.
+    few = np.linspace(10, 10.2, 38)
+    few[2::6] += 5
+    lower, _ = rank_bounds(38, 0.9)
+    assert lower is not None
+    found = quantile_bounds(few, 0.9)
+    assert (found.drifts, found.lower, found.upper) == (True, np.sort(few)[lower - 1], None)
+
+
+def test_a_slow_change_between_ties_is_seen() -> None:
+    """A coarse timer: ties at the median, and only "at most the median" moves as slowly as the level does."""
+    random = np.random.default_rng(0)
+    is_low = np.arange(4_000) // 30 % 5 < 3
+    values = np.where(is_low, random.integers(1, 3, 4_000), 3).astype(np.float64)
+    tau = autocorrelation_time(is_low)
+    assert float(np.quantile(values, 0.5)) == 2.0
+    assert tau > 2 * autocorrelation_time(values < 2)
+    assert quantile_bounds(values, 0.5).effective == math.floor(4_000 / tau)
+
+
+def test_blocks_know_a_quantile_from_two_samples_beyond_it() -> None:
+    random = np.random.default_rng(0)
+    values = random.random(407)
+    found = block_quantiles(values, 0.9)
+    assert found is not None
+    np.testing.assert_allclose(found, [np.quantile(block, 0.9) for block in np.split(values[7:], 10)])
+    assert block_quantiles(values, 0.99) is None
+    assert block_quantiles(values, 0.01) is None
+    assert block_quantiles(values[:40], 0.5) is not None
+    assert block_quantiles(values[:39], 0.5) is None
+
+
+def test_batches_need_two_samples_each() -> None:
+    values = 1 + np.random.default_rng(0).random(40)
+    found = batch_mean_bounds(values)
+    assert found.lower is not None
+    assert found.upper is not None
+    assert found.lower < found.value < found.upper
+    assert batch_mean_bounds(values[:39]).upper is None
+
+
+# What clocks may yet do.
+
+
+def regressed(values: NDArray[np.float64], span_s: float) -> tuple[float, float]:
+    """The bounds of where a series settles, in units of its level, as the documentation of `settling` derives them."""
+    medians = np.array([np.median(block) for block in np.split(values, 20)])
+    place = (np.arange(20) + 0.5) / 20
+    (slope, _), residuals, *_ = np.polyfit(place, medians, 1, full=True)
+    level = np.median(medians)
+    off = medians - np.polyval(np.polyfit(place, medians, 1), place)
+    tau = autocorrelation_time(off)
+    error = math.sqrt(float(residuals[0]) / 18 * tau / float(((place - 0.5) ** 2).sum()))
+    error *= student_t_quantile(0.995, max(2, math.floor(18 / tau))) / level
+    change, ahead = slope / level, 20.0 / span_s
+    unsure = (error + 0.005) * (ahead + 0.5)
+    if abs(change) <= error:
+        most = min(unsure + abs(change) * (ahead + 0.5), 0.25)
+        return 1 - most, 1 + most
+    return max(0.0, 1 + min(0.0, change) * ahead - unsure), 1 + max(0.0, change) * ahead + unsure
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.05, -0.05])
+def test_what_a_series_settles_at_is_bounded_by_a_regression(slope: float) -> None:
+    """Of its whole, its second half or its last quarter: whichever may move least."""
+    random = np.random.default_rng(6)
+    for _ in range(10):
+        values = 1 + slope * np.arange(400) / 400 + 0.02 * random.random(400)
+        parts = [regressed(values[-size:], 200 * size / 400) for size in (400, 200, 100)]
+        found = settling(values, 200.0)
+        assert (found.lower, found.upper) == pytest.approx(min(parts, key=lambda each: each[1] - each[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "size"), [(240, 60), (120, 120), (60, 60)])
+def test_a_part_that_is_judged_alone_has_forty_samples(count: int, size: int) -> None:
+    """It rises for four fifths of its time, and then stands still: the last quarter of it may move least."""
+    values = np.minimum(np.arange(count) / count, 0.8) + 1
+    assert settling(values, 60.0).judged.size == size
+
+
+def test_samples_that_rise_are_judged_as_at_their_end() -> None:
+    values = 5 * (1 + 0.1 * ((np.arange(200) + 0.5) / 200 - 0.5))
+    found = settling(values, 1e4)
+    np.testing.assert_allclose(found.judged, 5 * 1.05, rtol=1e-9)
+    assert found.percent_per_s == pytest.approx(100 * 0.1 / 1e4)
+
+
+def test_nothing_is_known_of_where_few_samples_or_zeros_settle() -> None:
+    rising = settling(np.linspace(1, 1.001, 9), 1e4)
+    assert (rising.lower, rising.upper) == (0.75, 1.25)
+    still = settling(np.zeros(100), 100.0)
+    assert (still.lower, still.upper) == pytest.approx((1 - 0.005 * 0.7, 1 + 0.005 * 0.7))
+    mostly_zero = settling(np.where(np.arange(60) < 36, 0.0, 1.0), 1e4)
+    assert (mostly_zero.lower, mostly_zero.upper) == (0.75, 1.25)
 
 
 # Error rates: what a user meets when the same test runs again and again.
@@ -277,6 +416,20 @@ def test_a_p99_needs_the_samples_that_a_p99_needs() -> None:
     assert decide(fast, {"p99_ms": 0.5}).decision == "fail"
 
 
+def test_a_bound_that_is_the_limit_does_not_fail() -> None:
+    samples = _steady(np.random.default_rng(0), 1_000)
+    (one,) = decide(samples, {"p50_ms": 1.0}).results
+    assert one.lower is not None
+    assert one.upper is not None
+    assert decide(samples, {"p50_ms": one.lower}).decision == "undecided"
+    assert decide(samples, {"p50_ms": one.upper}).decision == "pass"
+    rate = decide_qps(samples, 1000)
+    assert rate.lower is not None
+    assert rate.upper is not None
+    assert decide_qps(samples, rate.lower).decision == "pass"
+    assert decide_qps(samples, rate.upper).decision == "undecided"
+
+
 def test_one_failing_budget_fails() -> None:
     samples = _steady(np.random.default_rng(0), 1_000)
     decision = decide(samples, {"p50_ms": 0.7, "p90_ms": 2.0})
@@ -375,6 +528,14 @@ def test_throughput() -> None:
     assert combine_decisions([one]).reason == f"min_qps is {one.value:.4g}, below the limit of 515"
 
 
+def test_runs_that_took_no_time_are_an_error_where_all_did() -> None:
+    intervals = np.full(1_000, 1.0)
+    intervals[17] = 0
+    assert decide_qps(intervals, 1.0).decision == "pass"
+    with pytest.raises(ComparisonError, match="no time at all"):
+        decide_qps(np.zeros(1_000), 1.0)
+
+
 def test_one_stall_counts_in_full_for_throughput() -> None:
     intervals = np.full(1_000, 1.0)
     intervals[500] = 500.0
@@ -441,10 +602,12 @@ def test_the_error_spent_never_exceeds_the_error_allowed() -> None:
     assert sizes == sorted(set(sizes))
     assert sizes[0] >= min_samples(0.99, plan.confidence_at(1))
     assert LookPlan((0.5,)).samples_at(1) == 50
+    # A quarter more than the 597 of which all lie below p99 with a probability of 0.01 / 2 / 2: ln 0.0025 / ln 0.99.
+    assert [LookPlan((0.99,)).samples_at(look) for look in (1, 2)] == [747, 1120]
 
 
 def test_a_look_is_due_with_samples_and_time() -> None:
-    plan = LookPlan((0.5,), min_total_ms=500)
+    plan = LookPlan((0.5,))
     assert not plan.is_due(1, 49, 1e6)
     assert not plan.is_due(1, 10_000, 499)
     assert plan.is_due(1, 50, 500)
@@ -461,6 +624,20 @@ def test_record() -> None:
     low, high = record.bounds_ms["p50_ms"]
     assert low < record.p50_ms < high
     assert record.bounds_ms["p99_ms"][1] == math.inf
+    exact = quantile_bounds(samples, 0.5)
+    assert (low, high) == (exact.lower, exact.upper)
+    assert to_record([1.0], decision).bounds_ms["p50_ms"] == (0.0, math.inf)
+    statistics = {"mean_ms": samples.mean(), "min_ms": samples.min(), "max_ms": samples.max()}
+    assert record.details == pytest.approx(statistics)
+    rate = decision.results[2]
+    assert record.budgets[2] == {
+        "verdict": "pass",
+        "name": "min_qps",
+        "limit": 100,
+        "value": rate.value,
+        "lower": rate.lower,
+        "upper": rate.upper,
+    }
     assert [(entry["name"], entry["verdict"]) for entry in record.budgets] == [
         ("p50_ms", "pass"),
         ("p99_ms", "inconclusive"),

@@ -425,6 +425,11 @@ def test_tolerance_parts_survive_a_bundle() -> None:
         assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == replace(spec, model=None)
 
 
+def test_parity_that_was_not_checked_says_why() -> None:
+    found = parity.not_measured(ParitySpec(precision=("fp16",)), "no GPU")
+    assert (found.verdict, found.reason) == ("not_measured", "no GPU")
+
+
 def test_a_limit_on_top1_is_what_its_axis_is_for() -> None:
     with pytest.raises(ArgumentError, match="top1_axis"):
         trt_parity("m.onnx", tol=Tolerance(max=0.1, top1_axis=1))

@@ -503,7 +503,7 @@ def builder_of(pid: int) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in children(pid):
-            if b"tensorrt_builder" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"tensorrt.builder" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return child
         time.sleep(0.01)
     raise AssertionError("no builder process was started")
