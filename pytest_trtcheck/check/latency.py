@@ -169,12 +169,8 @@ def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequ
     shapes
         Of the inputs, by name.
     """
-    # A driver may print less than the product: "Orin" is also what an Orin Nano calls itself.
-    name = gpu.name if gpu.product.lower() in gpu.name.lower() else f"{gpu.name} {gpu.product}"
     return {
-        "gpu": name,
-        "compute_capability": ".".join(map(str, gpu.compute_capability)),
-        "driver": gpu.driver,
+        **gpu.conditions(),
         "tensorrt": " ".join(tensorrt),
         "input_shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
     }
@@ -210,17 +206,11 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         details={
             **taken.details,
             "budget_keys": dict(budgets.keys),
-            "conditions": {**subject.conditions, **_clock_conditions(after)},
+            "conditions": {**subject.conditions, **after.conditions()},
             "disturbances": disturbed,
             "held_back": limits,
         },
     )
-
-
-def _clock_conditions(state: GpuState) -> dict[str, Any]:
-    """The part of a measurement's conditions that only the measurement shows; what is unknown is left out."""
-    told = {"sm_mhz": state.sm_mhz, "power_limit_w": state.power_limit_w, "power_mode": state.power_mode}
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:

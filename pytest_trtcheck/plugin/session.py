@@ -156,10 +156,9 @@ class Session:
         from pytest_trtcheck.report import json_report
 
         found = self.detection.gpu
-        facts = () if found is None else ("name", "uuid", "compute_capability")
         return json_report.environment(
             requested_gpu=self.get("trt_gpu") or None,
-            gpu={fact: getattr(found, fact) for fact in facts} or None,
+            gpu=None if found is None else found.environment(),
             driver=None if found is None else found.driver,
             tensorrt_module=backends.tensorrt_module(backend),
         )
