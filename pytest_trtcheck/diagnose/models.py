@@ -118,8 +118,6 @@ def stage(
 
     Parameters
     ----------
-    float_path, emulated_path, lowered_path
-        As `float_path`, `emulated_path` and `lower` give them.
     original
         The user's file: where one of the paths is this one, its nodes may have no names yet.
     case

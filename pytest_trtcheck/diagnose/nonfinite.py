@@ -37,45 +37,24 @@ _SUMS = frozenset({"Add", "Sub", "Sum", "ReduceSum", "ReduceMean", "MatMul", "Ge
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a tensor is not finite.
-
-    Parameters
-    ----------
-    kind
-        "overflow", "underflow" (something became 0), "cancellation" (a difference changed its sign), or "nan".
-    at
-        The tensor whose operator is to blame.
-    tensor
-        What to look at: that tensor, or a constant that the operator reads.
-    detail
-        The same in words, with figures.
-    chain
-        The operators from there to the first that gives NaN or infinity, as `Tensor.node` names them.
-    max_abs
-        The largest magnitude in `tensor`, in FP32.
-    is_constant
-        Whether `tensor` is a weight.
-    """
+    """Why a tensor is not finite: what became 0 (an underflow), a difference that changed its sign (a cancellation)."""
 
     kind: Literal["overflow", "underflow", "cancellation", "nan"]
     at: Tensor
+    """The tensor whose operator is to blame."""
     tensor: str
+    """What to look at: that tensor, or a constant that the operator reads."""
     detail: str
     chain: tuple[str, ...]
+    """The operators from there to the first that gives NaN or infinity, as `Tensor.node` names them."""
     max_abs: float
-    is_constant: bool = False
+    """The largest magnitude in `tensor`, in FP32."""
 
 
 def causes(
     pair: Pair, tensors: Mapping[str, Tensor], case: Mapping[str, Array], outputs: Iterable[str]
 ) -> tuple[Cause, ...]:
-    """The causes of what is not finite in `outputs`, in graph order; none where all of them are finite.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime cannot run the models up to there.
-    """
+    """The causes of what is not finite in `outputs`, in graph order; none where all of them are finite."""
     origins = _origins(tensors, outputs)
     if not origins:
         return ()
@@ -239,7 +218,7 @@ class _Search:
     def _made(self, kind: Any, tensor: str, detail: str, path: Sequence[str], *, peak: float, at: str = "") -> Cause:
         chain = dict.fromkeys(self.tensors[name].node for name in reversed(path))
         when = self.pair.unrolled.iterations.get(at or tensor, "")
-        return Cause(kind, self.tensors[at or tensor], tensor, f"{detail}{when}", tuple(chain), peak, bool(at))
+        return Cause(kind, self.tensors[at or tensor], tensor, f"{detail}{when}", tuple(chain), peak)
 
 
 def _forbidden(node: onnx.NodeProto, values: Sequence[float]) -> tuple[int | None, str]:
