@@ -133,7 +133,7 @@ class Search:
         size = max(1, math.ceil(len(self.nodes) / _GROUPS))
         until = time.monotonic() + _LOCATING_SHARE * self.budget.left_s()
         waiting = [tuple(self.nodes[start : start + size]) for start in range(0, len(self.nodes), size)]
-        usage: dict[frozenset[str], float] = {}
+        usage: dict[tuple[str, ...], float] = {}
         measured: list[tuple[float, tuple[str, ...]]] = []
         whole = min(whole, _INFINITE)
         while len(usage) < _LOCATING_RUNS and (waiting or measured):
@@ -147,7 +147,7 @@ class Search:
                 waiting = [group[: len(group) // 2], group[len(group) // 2 :]]
             group = waiting.pop(0)
             used = min(self._lowered(group).usage, _INFINITE)
-            usage[frozenset(group)] = used / whole
+            usage[group] = used / whole
             if len(group) > 1:
                 measured.append((used, group))
         own: dict[str, float] = {}
@@ -157,7 +157,7 @@ class Search:
 
 
 def _shares(
-    nodes: Sequence[str], weights: Mapping[str, float], usage: Mapping[frozenset[str], float]
+    nodes: Sequence[str], weights: Mapping[str, float], usage: Mapping[tuple[str, ...], float]
 ) -> dict[str, float]:
     """What each node is likely to contribute, from what each group uses of the limit when it alone is lowered.
 
@@ -171,7 +171,7 @@ def _shares(
             size, _ = found.get(node, (len(nodes) + 1, 0.0))
             if len(group) < size:
                 found[node] = (len(group), used * min(weights[node], 1.0) / total if total else 0.0)
-    return {node: share for node, (_, share) in found.items()}
+    return {node: found[node][1] for node in nodes if node in found}
 
 
 def _cases(subject: Subject) -> list[int]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pytest_trtcheck.diagnose.trace import SUMS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -32,7 +34,6 @@ _DEPTH = 10
 _MOST_BYTES = 64 << 20
 _CANCELS = 100.0
 """Operands so many times larger than their sum cancel."""
-_SUMS = frozenset({"Add", "Sub", "Sum", "ReduceSum", "ReduceMean", "MatMul", "Gemm", "Conv"})
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Search:
         wanted = list(dict.fromkeys(name for origin in origins for name in self._window(origin)))
         nodes = [pair.node_of(name) for name in wanted]
         self.exact = _values(pair.reference, [*wanted, *(name for node in nodes for name in node.input)], case)
-        twins = (name for node in nodes for name in self._twin_inputs(node))
+        twins = (name for node in nodes for name in pair.twin_inputs(node))
         self.actual = _values(pair.emulated, [*wanted, *twins], case)
 
     def _window(self, origin: Tensor) -> list[str]:
@@ -132,12 +133,9 @@ class _Search:
             level = following
         return list(found)
 
-    def _twin_inputs(self, node: onnx.NodeProto) -> Sequence[str]:
-        return list((self.pair.twin(node, emulated=True) or node).input)
-
     def _operands(self, tensor: str) -> list[_Operand]:
         node = self.pair.node_of(tensor)
-        pairs = zip(node.input, self._twin_inputs(node), strict=True)
+        pairs = zip(node.input, self.pair.twin_inputs(node), strict=True)
         return [
             _Operand(name, self.exact[name], self.actual[other])
             for name, other in pairs
@@ -165,7 +163,7 @@ class _Search:
             if found is not None:
                 return found
         peak = float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0))
-        if np.isnan(actual[at]) and not any(math.isinf(value) for value in values) and node.op_type not in _SUMS:
+        if np.isnan(actual[at]) and not any(math.isinf(value) for value in values) and node.op_type not in SUMS:
             shown = ", ".join(f"{value:.4g}" for value in values[:3])
             detail = f"{words or 'NaN'} of finite operands ({shown}), where FP32 gives {exact[at]:.4g}"
             return self._made("nan", name, detail, [name], peak=peak)
@@ -206,7 +204,7 @@ class _Search:
         size = f"{int(np.count_nonzero(where)):,} of {where.size:,} elements"
         peak, lost = _largest(operand.exact), _largest(operand.exact[where])
         largest = max((_largest(each.exact) for each in self._operands(reader)), default=0.0)
-        sums = self.pair.node_of(reader).op_type in _SUMS
+        sums = self.pair.node_of(reader).op_type in SUMS
         if become == "negative" or (sums and largest > _CANCELS * lost):
             detail = (
                 f"operands of up to {largest:.4g} nearly cancel, and {size} come out {become} where FP32 has up to "
