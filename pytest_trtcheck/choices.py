@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-Backend = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 MARKERS = ("trt_parity", "trt_latency")

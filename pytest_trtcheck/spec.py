@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.choices import (
-    BACKENDS,
     CALIBRATION_METHODS,
     PRECISIONS,
-    Backend,
     CalibrationMethod,
     Precision,
 )
@@ -21,10 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "BACKENDS",
     "CALIBRATION_METHODS",
     "PRECISIONS",
-    "Backend",
     "Budget",
     "BuildOptions",
     "Calibration",
@@ -212,7 +208,7 @@ class ParitySpec:
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
     seed: int = 0
-    backend: Backend | None = None
+    backend: str | None = None
 
 
 Budget: TypeAlias = "float | Mapping[str, float]"

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import zipfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -19,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import bundle, compare
+from pytest_trtcheck import backends, bundle, compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, read_arrays
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import arguments as markers
-from pytest_trtcheck.check.request import Job, Judged, Request
+from pytest_trtcheck.check.request import Known, Request
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, ReportError
 from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.model import onnx_model
@@ -31,7 +32,7 @@ from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord, ParityRecord
-from pytest_trtcheck.spec import BACKENDS, PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
+from pytest_trtcheck.spec import PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ ARGUMENTS = st.fixed_dictionaries(
         "shapes": st.dictionaries(NAMES, SHAPES | shape_ranges()),
         "keep_fp32": st.lists(NAMES),
         "seed": st.integers(0, 2**70),
-        "backend": st.none() | st.sampled_from(BACKENDS),
+        "backend": st.none() | st.sampled_from(backends.NAMES),
     },
 )
 
@@ -200,10 +201,11 @@ class Planted:
         measured = [compare.measure_all(self.runner(each), self.reference(each), limits)["y"] for each in self.cases]
         self.record = compare.summarize([compare.judge(compare.merge(measured), limits["y"])], "max")
 
-    def judged(self, record: ParityRecord | None = None, options: BuildOptions | None = None) -> Judged:
+    def judged(self, record: ParityRecord | None = None, options: BuildOptions | None = None) -> Known:
         request = Request("t.py::t", self.model, (), self.spec, options=options)
-        job = Job(request, self.model, self.lowered, self.cases, self.reference)
-        return Judged(job, self.runner, self.reference, record or self.record)
+        job = Known(request, self.model, self.lowered, self.cases, self.reference)
+        checked = CheckRecord("t.py::t", self.model.label, "fail", parity=record or self.record)
+        return replace(job, runner=self.runner, record=checked)
 
     def check_record(self) -> CheckRecord:
         return CheckRecord(

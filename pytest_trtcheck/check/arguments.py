@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from pytest_trtcheck.choices import BACKENDS, PRECISIONS
+from pytest_trtcheck import backends
+from pytest_trtcheck.choices import PRECISIONS
 from pytest_trtcheck.errors import ArgumentError, suggestion
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
@@ -55,7 +56,7 @@ def trt_parity(
         shapes=_shapes(shapes),
         keep_fp32=_globs("keep_fp32", keep_fp32),
         seed=_integer("seed", seed, least=0),
-        backend=None if backend is None else _choice("backend", backend, BACKENDS),
+        backend=_backend(backend),
     )
 
 
@@ -165,6 +166,17 @@ def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
         return value
     hint = suggestion(value, choices) if isinstance(value, str) else ""
     raise _wrong(name, value, f"one of {', '.join(choices)}", hint)
+
+
+def _backend(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise _wrong("backend", value, f"one of {', '.join(backends.NAMES)}")
+    try:
+        return backends.find_name(value)
+    except ArgumentError as error:
+        raise ArgumentError(f"backend={_shown(value)}: {error.message}", error.hint) from None
 
 
 def _listed(value: object) -> list[object]:

@@ -69,6 +69,12 @@ class Reference:
             )
         return self._runner(case)
 
+    def close(self) -> None:
+        """Free the session; the next inputs open it again."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""
         if not self._is_lowered():
@@ -116,6 +122,10 @@ class ModelReference:
     def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The same, computed now whatever is cached."""
         return self._fitting(self._of.computed(self._taken(case)))
+
+    def close(self) -> None:
+        """Free the other model's session."""
+        self._of.close()
 
     def _taken(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
@@ -168,6 +178,9 @@ class CallableReference:
         return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
 
     computed = __call__
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 AnyReference: TypeAlias = Reference | ModelReference | CallableReference

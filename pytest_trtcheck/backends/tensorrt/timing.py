@@ -60,7 +60,7 @@ class Samples:
 
 
 class TimedRun:
-    """An engine made ready for measuring. Made by `Engine.timed_runs`.
+    """An engine made ready for measuring; it must be closed before the engine is called again.
 
     Parameters
     ----------
@@ -79,7 +79,10 @@ class TimedRun:
         A run failed.
     """
 
-    def __init__(self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool, transfers: bool) -> None:
+    def __init__(
+        self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
+    ) -> None:
+        engine.check_usable()
         if not input_sets:
             raise InputError("there are no inputs to measure with")
         arrays = [check_inputs(engine.inputs, inputs) for inputs in input_sets]
@@ -110,6 +113,7 @@ class TimedRun:
         except BaseException:
             self.close()
             raise
+        engine.end_timing = self.close
 
     def _event_set(self) -> list[Any]:
         """Events before the copies, before and behind the engine's work, and behind the copies back.
@@ -229,8 +233,8 @@ class TimedRun:
 
     def close(self) -> None:
         """Free the inputs, outputs and graphs; the engine can be called again."""
-        if self._engine.timed is self:
-            self._engine.timed = None
+        if self._engine.end_timing == self.close:
+            self._engine.end_timing = None
         if self._engine.poisoned or Cuda.hangs:
             return  # What a broken context holds cannot be freed.
         for graph in self._graphs:
