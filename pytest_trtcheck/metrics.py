@@ -277,11 +277,15 @@ def top1(axis: int | None = None) -> Metric:
     return replace(METRICS["top1"], of=lambda compared: _top1(compared, axis), axis=axis)
 
 
-def distinct_digits(one: float, other: float, least: int = 3) -> int:
-    """The fewest significant digits, `least` or more, in which two numbers read as different as they are."""
+def distinct_digits(value: float, other: float, least: int = 3, *, exact: bool = True) -> int:
+    """The fewest significant digits, `least` or more, in which a value reads as less or more than another, as it is.
+
+    The other one is shown exactly, as a limit is, or else in as many digits.
+    """
     for digits in range(least, 17):
-        shown, beside = (float(f"{each:.{digits}g}") for each in (one, other))
-        if (shown < beside, shown > beside) == (one < other, one > other) and (one != other or shown == one):
+        shown = float(f"{value:.{digits}g}")
+        beside = other if exact else float(f"{other:.{digits}g}")
+        if (shown < beside, shown > beside) == (value < other, value > other):
             return digits
     return 17
 
