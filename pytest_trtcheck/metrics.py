@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.errors import ArgumentError, name_of, suggestion
 from pytest_trtcheck.record import SEVERITY, number
@@ -38,54 +38,66 @@ DEFAULT_TOLERANCE: Mapping[Precision, float] = {
 """The relative error that each precision may cost, from which every metric's default follows."""
 
 
-class Sums(Protocol):
-    """What a metric may be worked out from without the elements, of those that are finite on both sides.
+@dataclass(frozen=True)
+class Sums:
+    """What an output, or a part of it, adds up to over the elements that are finite on both sides.
 
-    r is the reference, d the difference of the actual output from it, both times one number that keeps their squares
-    within FP64: `count` elements, `peak` max|r|, `error` max|d|, `dd` Σd², `dr` Σd·r and `rr` Σr².
+    Parameters
+    ----------
+    count
+        Number of elements.
+    peak, error
+        max|r| and max|d|: r is the reference, d the actual output less the reference. Elements that are finite in the
+        reference alone count for the peak.
+    dd, dr, rr, d
+        Σd², Σd·r, Σr² and Σd, in FP64.
+    unit
+        What both sides were multiplied by beforehand, so that no square leaves FP64.
     """
 
-    @property
-    def count(self) -> int: ...
-    @property
-    def peak(self) -> float: ...
-    @property
-    def error(self) -> float: ...
-    @property
-    def dd(self) -> float: ...
-    @property
-    def dr(self) -> float: ...
-    @property
-    def rr(self) -> float: ...
+    count: int
+    peak: float
+    error: float
+    dd: float
+    dr: float
+    rr: float
+    d: float = 0.0
+    unit: float = 1.0
 
 
-class Compared(Sums, Protocol):
-    """A whole output and its reference, as a metric's `of` gets them."""
+@dataclass(frozen=True, kw_only=True)
+class Compared(Sums):
+    """A whole output and its reference, as a metric's `of` gets them.
 
-    @property
-    def unit(self) -> float:
-        """What `peak`, `error` and the values in the sums were multiplied by."""
+    Parameters
+    ----------
+    allclose
+        max(|d| / (1 + |r|)), in the output's own unit.
+    shape
+        Of both.
+    limit
+        What the value will be judged by; NaN for metrics that are measured without a limit.
+    """
 
-    @property
-    def limit(self) -> float:
-        """What the value will be judged by; NaN for metrics that are measured without a limit."""
-
-    @property
-    def allclose(self) -> float:
-        """max(|d| / (1 + |r|)), in the output's own unit."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of both."""
+    allclose: float
+    shape: tuple[int, ...]
+    limit: float = math.nan
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The actual output and its reference, copied whole, in FP64."""
+        raise NotImplementedError
 
     def squares(self) -> tuple[float, float]:
-        """Σy² and Σy·r, y the actual output, times `unit`²; costs a pass over the elements."""
+        """Σy² and Σy·r over the elements that are finite on both sides, times `unit`²; y is the actual output."""
+        raise NotImplementedError
 
     def disagreeing_rows(self, tie: float, axis: int) -> tuple[int, int]:
-        """How many rows along an axis have their largest element elsewhere, and of how many; costs a pass."""
+        """How many rows along an axis have their largest element elsewhere, and of how many rows.
+
+        A row agrees as well when the reference's scores at the two places tie: `math.isclose(…, rel_tol=tie)`, that is
+        |difference| ≤ tie · max(|score|, |score|). The axis has at least two elements.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

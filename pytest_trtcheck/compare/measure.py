@@ -158,7 +158,7 @@ def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> 
         nonfinite=swept.nonfinite,
         worst=worst_elements(pair, swept.largest),
         histogram=swept.histogram,
-        fit=swept.fit,
+        fit=swept.sums(),
         notes=(f"{same:,} elements are NaN or infinite on both sides alike: no error",) if same else (),
         uncompared=uncompared,
         parts=measure_parts(swept, division, base.name) if base.kind == "float" else (),
