@@ -187,9 +187,18 @@ class Metric:
         return value >= limit if self.at_least else value <= limit
 
     def score(self, compared: Compared) -> Score:
-        """What `of` finds."""
-        found = self.of(compared)
-        found = found if isinstance(found, Score) else Score(found)
+        """What `of` finds; an exception, NaN and what is no number leave it without a value, and are named."""
+        try:
+            found = self.of(compared)
+            if isinstance(found, (str, bytes)) or type(found).__name__ in {"bool", "bool_"}:
+                # Whether all is well would be 0, and so pass, where it is not.
+                found = Score(None, f"{self.name} gave {found!r}, which is no number")
+            elif not isinstance(found, Score):
+                found = Score(float(found))
+        except Exception as error:
+            found = Score(None, f"{self.name} failed: {type(error).__name__}: {error}")
+        if found.value is not None and math.isnan(found.value):
+            found = Score(None, f"{self.name} gave NaN")
         return replace(found, at_least=self.at_least)
 
     def used(self, value: float | None, limit: float | None) -> float:
@@ -261,21 +270,14 @@ def of_arrays(
     >>> of_arrays(lambda actual, expected: float((actual != expected).mean()), name="share").name
     'share'
     """
-    name = name or name_of(function)
 
-    def of(compared: Compared) -> Score:
-        try:
-            value: object = function(*compared.arrays())
-            # What says whether all is well would pass as 0 where it is not.
-            if isinstance(value, (str, bytes)) or type(value).__name__ in {"bool", "bool_"}:
-                return Score(None, f"{name} gave {value!r}, which is no number")
-            number = float(value)  # type: ignore[arg-type]
-        except Exception as error:
-            return Score(None, f"{name} failed: {type(error).__name__}: {error}")
-        return Score(None, f"{name} gave NaN") if math.isnan(number) else Score(number)
+    def of(compared: Compared) -> float:
+        return function(*compared.arrays())
 
     no_default = "how large it may be is for you to say; give tol= as a number"
-    return Metric(name, of, at_least, range, default, no_default, frozenset({"float", "integer", "bool"}))
+    return Metric(
+        name or name_of(function), of, at_least, range, default, no_default, frozenset({"float", "integer", "bool"})
+    )
 
 
 def top1(axis: int | None = None) -> Metric:

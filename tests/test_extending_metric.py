@@ -176,6 +176,8 @@ def test_a_metric_of_sums_needs_no_arrays() -> None:
     assert found.judged[0]["source"] == "default for fp16"
     judged(nmse, (EVEN * np.float32(1.02), EVEN), tol=None, expected="fail")
     judged(nmse, (EVEN * 0, EVEN * 0), tol=None, expected="error")
+    for metric in (Metric("nmse", lambda compared: compared.dd / 0), Metric("nmse", lambda _: math.nan)):
+        assert "nmse" in judged(metric, (EVEN, EVEN), expected="error").judged[0]["note"]
 
 
 @pytest.mark.parametrize(

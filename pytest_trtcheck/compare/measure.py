@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.compare.division import Division, measure_parts
-from pytest_trtcheck.compare.measurement import KEEP_WORST, Fault, Measurement
+from pytest_trtcheck.compare.measurement import Fault, Measurement
 from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
 from pytest_trtcheck.compare.streaming import Pair, Swept, kind_of, sweep, worst_elements
 from pytest_trtcheck.errors import ComparisonError
@@ -110,7 +110,7 @@ def measure(
         return base
     if not reference.size:
         return replace(base, uncompared="it has no elements")
-    pair = Pair.of(actual, reference)
+    pair = Pair(actual, reference)
     if kind == "string":
         return _measure_strings(base, pair)
     return _measure_numbers(base, pair, limits)
@@ -135,7 +135,7 @@ def _shape(shape: Shape) -> str:
 def _measure_strings(base: Measurement, pair: Pair) -> Measurement:
     largest = [float(np.max(pair.errors(*each))) for each in pair.chunks()]
     unequal = sum(int(np.count_nonzero(pair.errors(*each))) for each in pair.chunks())
-    return replace(base, size=pair.size, mismatches=unequal, worst=worst_elements(pair, largest, KEEP_WORST))
+    return replace(base, size=pair.size, mismatches=unequal, worst=worst_elements(pair, largest))
 
 
 def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> Measurement:

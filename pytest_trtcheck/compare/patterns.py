@@ -116,7 +116,7 @@ def examine(
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
     for name, output in failed.items():
-        pair = Pair.of(np.asarray(actual[name]), np.asarray(reference[name]))
+        pair = Pair(np.asarray(actual[name]), np.asarray(reference[name]))
         measurement = _of_this_run(pair, measurements[name], case, limits[name])
         # Of several runs that failed together, one may be sound.
         if measurement.cases < measurements[name].cases and not is_bad(judge(measurement, limits[name]).verdict):
@@ -151,7 +151,7 @@ def _of_part(
     pair: Pair, part: PartMeasurement, output: OutputRecord, precision: Precision, case: int | None
 ) -> Examination:
     """The part looked at as an output of its own."""
-    own = Pair.of(*within(pair, part))
+    own = Pair(*within(pair, part))
     measurement = measure(output.name, own.actual, own.reference)
     beyond = _beyond(own, measurement, output)
     patterns = _patterns(own, measurement, precision) or [_no_pattern(beyond, measurement, precision)]
@@ -337,7 +337,7 @@ def _rearranged(pair: Pair, fit: Sums) -> Iterator[Pattern]:
             )
             return
     actual, reference = (np.sort(each.astype(np.float64), axis=None) for each in (pair.actual, pair.reference))
-    if _explains(Pair.of(actual, reference), reference, fit, share=1e-4):
+    if _explains(Pair(actual, reference), reference, fit, share=1e-4):
         yield Pattern(
             "reordered",
             "the values are those of the reference in another order",
@@ -366,7 +366,7 @@ def _permutation(pair: Pair, axis: int) -> list[int] | None:
 
 
 def _explains(pair: Pair, candidate: NDArray[Any], fit: Sums, share: float = _REARRANGED) -> bool:
-    found = sweep(Pair.of(pair.actual, candidate), equality=False)
+    found = sweep(Pair(pair.actual, candidate), equality=False)
     return found.dd / found.unit**2 < share * fit.dd / fit.unit**2
 
 
@@ -406,8 +406,8 @@ def _alike(actual: NDArray[Any], reference: NDArray[Any]) -> bool:
     """Whether the two differ by little; most that don't are told by their first elements."""
     if actual.shape != reference.shape or reference.dtype.kind in "OUST":
         return False
-    pair = Pair.of(actual, reference)
-    head = Pair.of(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
+    pair = Pair(actual, reference)
+    head = Pair(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
     return all(
         not found.nonfinite.different and found.peak > 0 and found.dd < _REARRANGED * found.rr
         for found in (sweep(each, equality=False) for each in (head, pair))

@@ -19,7 +19,7 @@ from pytest_trtcheck.errors import ComparisonError
 from pytest_trtcheck.metrics import Compared, Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -64,17 +64,18 @@ def kind_of(dtype: np.dtype[Any], name: str) -> Kind:
 
 @dataclass(frozen=True)
 class Pair:
-    """An actual output and its reference, of one shape, readable by ranges of flat C-order indices."""
+    """An actual output and its reference, of one shape and any strides, readable by ranges of flat C-order indices."""
 
     actual: NDArray[Any]
     reference: NDArray[Any]
-    read_actual: Callable[[int, int], NDArray[Any]]
-    read_reference: Callable[[int, int], NDArray[Any]]
 
-    @classmethod
-    def of(cls, actual: NDArray[Any], reference: NDArray[Any]) -> Pair:
-        """A pair of arrays of equal shape, whatever their strides; nothing is copied."""
-        return cls(actual, reference, _reader(actual), _reader(reference))
+    def read_actual(self, start: int, stop: int) -> NDArray[Any]:
+        """A range of the actual output."""
+        return _read(self.actual, start, stop)
+
+    def read_reference(self, start: int, stop: int) -> NDArray[Any]:
+        """The same of the reference."""
+        return _read(self.reference, start, stop)
 
     @property
     def size(self) -> int:
@@ -116,12 +117,9 @@ def blocks(shape: Sequence[int], most: int = BLAS_BLOCK) -> Iterator[tuple[slice
             yield (*outer, slice(start, start + step))
 
 
-def _reader(array: NDArray[Any]) -> Callable[[int, int], NDArray[Any]]:
-    if array.flags.c_contiguous:
-        flat = array.reshape(-1)
-        return lambda start, stop: flat[start:stop]
+def _read(array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
     # Reading through the iterator copies the range alone; reshape would copy the whole tensor.
-    return lambda start, stop: array.flat[start:stop]
+    return array.reshape(-1)[start:stop] if array.flags.c_contiguous else array.flat[start:stop]
 
 
 def _same(y: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -341,26 +339,26 @@ class _Totals:
         return d.size - odd_y.size, odd_y.size > same
 
 
-def worst_elements(pair: Pair, largest: list[float], keep: int = KEEP_WORST) -> tuple[Element, ...]:
+def worst_elements(pair: Pair, largest: list[float]) -> tuple[Element, ...]:
     """The elements with the largest errors, ties in the order of their indices; those without an error never.
 
-    `keep` elements can lie in no more than `keep` chunks: those with the largest `largest`, the earliest of equals.
+    So many elements can lie in no more chunks than that: those with the largest `largest`, the earliest of equals.
     """
     ranges = list(pair.chunks())
     chunks = sorted((index for index, error in enumerate(largest) if error > 0), key=lambda i: (-largest[i], i))
     found: list[tuple[float, int]] = []
-    for chunk in chunks[:keep]:
+    for chunk in chunks[:KEEP_WORST]:
         start, stop = ranges[chunk]
         errors = pair.errors(start, stop)
         # Faster than partitioning for so few, and argmax takes the first of equals.
-        for _ in range(keep):
+        for _ in range(KEEP_WORST):
             index = int(np.argmax(errors))
             if not errors[index] > 0:
                 break
             found.append((float(errors[index]), start + index))
             errors[index] = 0.0
     found.sort(key=lambda item: (-item[0], item[1]))
-    return tuple(_element(pair, index, error) for error, index in found[:keep])
+    return tuple(_element(pair, index, error) for error, index in found[:KEEP_WORST])
 
 
 def _element(pair: Pair, index: int, error: float) -> Element:
