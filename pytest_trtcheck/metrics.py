@@ -190,11 +190,12 @@ class Metric:
         """What `of` finds; an exception, NaN and what is no number leave it without a value, and are named."""
         try:
             found = self.of(compared)
-            if isinstance(found, (str, bytes)) or type(found).__name__ in {"bool", "bool_"}:
+            found = found if isinstance(found, Score) else Score(found)
+            if isinstance(found.value, (str, bytes)) or type(found.value).__name__ in {"bool", "bool_"}:
                 # Whether all is well would be 0, and so pass, where it is not.
-                found = Score(None, f"{self.name} gave {found!r}, which is no number")
-            elif not isinstance(found, Score):
-                found = Score(float(found))
+                found = Score(None, f"{self.name} gave {found.value!r}, which is no number")
+            elif found.value is not None or not found.note:
+                found = replace(found, value=float(found.value))  # type: ignore[arg-type]
         except Exception as error:
             found = Score(None, f"{self.name} failed: {type(error).__name__}: {error}")
         if found.value is not None and math.isnan(found.value):
@@ -237,7 +238,7 @@ def named(metric: object) -> Metric:
             raise ArgumentError(f"metric={metric!r}: expected one of {', '.join(METRICS)}, or a callable")
         metric = of_arrays(metric)
     known = METRICS.get(metric.name)
-    if metric.name in _RESERVED or (known and metric != replace(known, axis=metric.axis)):
+    if metric.name in _RESERVED or (known and metric.of is not known.of and metric.axis is None):
         raise ArgumentError(
             f"metric={metric.name}: a metric of that name is built in", "give the function, or the metric, another name"
         )
@@ -288,7 +289,8 @@ def top1(axis: int | None = None) -> Metric:
     axis
         Negative ones count from the end. None: the last, which takes an output with at most two axes longer than 1.
     """
-    return replace(METRICS["top1"], of=lambda compared: _top1(compared, axis), axis=axis)
+    known = METRICS["top1"]
+    return known if axis is None else replace(known, of=lambda compared: _top1(compared, axis), axis=axis)
 
 
 def distinct_digits(value: float, other: float, least: int = 3, *, exact: bool = True) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +177,12 @@ def test_a_metric_of_sums_needs_no_arrays() -> None:
     assert found.judged[0]["source"] == "default for fp16"
     judged(nmse, (EVEN * np.float32(1.02), EVEN), tol=None, expected="fail")
     judged(nmse, (EVEN * 0, EVEN * 0), tol=None, expected="error")
-    for metric in (Metric("nmse", lambda compared: compared.dd / 0), Metric("nmse", lambda _: math.nan)):
+    judged(replace(nmse, on_demand=False), (EVEN * np.float32(1.02), EVEN), tol=None, expected="fail")
+    labels = np.arange(10)
+    judged("max", (labels, labels), tol=Tolerance(mismatches=1.0, metrics={nmse: 0.1}), expected="pass")
+    judged("max", (labels + 9, labels), tol=Tolerance(mismatches=1.0, metrics={nmse: 0.1}), expected="fail")
+    for given in (lambda compared: compared.dd / 0, lambda _: math.nan, lambda _: Score(False), lambda _: Score(None)):
+        metric = Metric("nmse", given)
         assert "nmse" in judged(metric, (EVEN, EVEN), expected="error").judged[0]["note"]
 
 
@@ -188,6 +194,7 @@ def test_a_metric_of_sums_needs_no_arrays() -> None:
         ({"metric": mean_error, "tol": math.nan}, "tol=nan"),
         ({"metric": 3, "tol": 0.1}, "metric=3"),
         ({"metric": max, "tol": 0.1}, "metric=max: a metric of that name is built in"),
+        ({"metric": Metric("max", lambda _: 0.0, on_demand=False), "tol": 0.1}, "metric=max: a metric of that name"),
         ({"metric": of_arrays(mean_error, name="top1"), "tol": 0.1}, "metric=top1: a metric of that name"),
         ({"metric": of_arrays(mean_error, name="nonfinite"), "tol": 0.1}, "metric=nonfinite: a metric of that name"),
         ({"tol": Tolerance(mx=0.1)}, "Tolerance has no limit 'mx'"),

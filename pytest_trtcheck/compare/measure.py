@@ -170,7 +170,7 @@ def _scores(swept: Swept, kind: Kind, limits: Sequence[Limit]) -> dict[str, Scor
     if kind != "bool":
         found = {name: _score(metric, swept) for name, metric in METRICS.items() if not metric.on_demand}
     for limit in limits:
-        if limit.metric.on_demand and kind in limit.metric.kinds:
+        if limit.metric.name not in found and (kind in limit.metric.kinds or kind == "integer"):
             found[limit.metric.name] = _score(limit.metric, replace(swept, limit=limit.limit))
     return found
 
