@@ -9,7 +9,7 @@ import pytest
 
 from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model.onnx_model import TensorSpec
-from pytest_trtcheck.precision.calibration_data import load
+from pytest_trtcheck.precision.quantization.calibration_data import load
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:

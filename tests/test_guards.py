@@ -27,7 +27,7 @@ from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import open_model
-from pytest_trtcheck.precision import fold
+from pytest_trtcheck.precision import batch_norm
 from pytest_trtcheck.precision.emulation import Emulated, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import Reference
@@ -580,7 +580,7 @@ def normalized(value: NDArray[Any]) -> NDArray[np.float64]:
 def folded_outputs(model: onnx.ModelProto, folder: Path, keep: Sequence[str] = ()) -> tuple[Outputs, set[str]]:
     """What the folded model computes, and its operators."""
     path = onnx_models.save(model, folder / "m.onnx")
-    folded = fold.fold_batch_norm(graph.read(path), keep)
+    folded = batch_norm.fold_batch_norm(graph.read(path), keep)
     graph.write(folded, folder / "folded.onnx")
     operators = {node.op_type for node in graph.all_nodes(folded.graph)}
     return ort.OrtRunner(folder / "folded.onnx", "folded")(IMAGE), operators

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import emulate, half, inner
+from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision.emulation import layers, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def spelled_out(proto: onnx.ModelProto, folder: Path) -> tuple[OrtRunner, OrtRun
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     model = graph.read(folder / "model.onnx")
     before = [node.op_type for node in model.graph]
-    inner.spell_out(model, {ir.DataType.FLOAT})
+    layers.spell_out(model, {ir.DataType.FLOAT})
     graph.write(model, folder / "spelled.onnx")
     changed = [node.op_type for node in model.graph] != before
     return OrtRunner(folder / "model.onnx", "model"), OrtRunner(folder / "spelled.onnx", "spelled"), changed
@@ -60,7 +61,7 @@ def in_half(proto: onnx.ModelProto, folder: Path, kind: half.HalfName = "fp16") 
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     lowered = half.to_half(graph.read(folder / "model.onnx"), kind).model
     graph.write(lowered, folder / "lowered.onnx")
-    graph.write(emulate.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")
+    graph.write(rewrite.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")
     return OrtRunner(folder / "emulated.onnx", "emulated")
 
 
@@ -123,8 +124,8 @@ def test_spelled_out_in_fp32_is_the_operator(name: str, opset: int, tmp_path: Pa
 
 
 def test_every_expansion_is_tested() -> None:
-    tested = {name.partition(",")[0] for name in OPERATORS} | inner.RECURRENCES | {"Trilu"}
-    assert tested == set(inner.EXPANSIONS)
+    tested = {name.partition(",")[0] for name in OPERATORS} | layers.RECURRENCES | {"Trilu"}
+    assert tested == set(layers.EXPANSIONS)
 
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

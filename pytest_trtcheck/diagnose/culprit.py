@@ -16,7 +16,7 @@ import numpy as np
 from pytest_trtcheck.diagnose import trace
 from pytest_trtcheck.diagnose.cutting import weight_array
 from pytest_trtcheck.diagnose.statistics import difference
-from pytest_trtcheck.precision.emulate import EXACT_OPERATORS
+from pytest_trtcheck.precision.emulation.rewrite import EXACT_OPERATORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

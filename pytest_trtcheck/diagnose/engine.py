@@ -12,7 +12,7 @@ from pytest_trtcheck.diagnose.bisection import FUSED_BEHIND, MOVERS, Bisection, 
 from pytest_trtcheck.diagnose.culprit import Culprit
 from pytest_trtcheck.diagnose.cutting import Graph
 from pytest_trtcheck.diagnose.statistics import difference
-from pytest_trtcheck.precision.quantization_plan import QUANTIZED_OPERATORS
+from pytest_trtcheck.precision.quantization.plan import QUANTIZED_OPERATORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,9 @@ from pytest_trtcheck.cache import Cache, hash_bytes
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import calibrate, calibration_data
 from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.precision.lowering import lower, prepared
+from pytest_trtcheck.precision.quantization import calibrate, calibration_data
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.diagnose.judging import Judgement
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.precision.calibration_data import Samples
     from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.precision.quantization.calibration_data import Samples
     from pytest_trtcheck.precision.reference import AnyReference
     from pytest_trtcheck.spec import Precision
 
@@ -214,14 +214,15 @@ class Trials:
     def _quantized(self, kept: tuple[str, ...], folder: Path) -> Path:
         """The quantized model with the ranges that are known: calibrating anew would give the same ones."""
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import quantization_plan, quantize
+        from pytest_trtcheck.precision.quantization import quantize
+        from pytest_trtcheck.precision.quantization.plan import points
 
         subject = self.subject
         precision: Any = subject.precision
         path = prepared(subject.model, kept, Cache(folder / "cache"))
         model = graph.read(path)
         try:
-            plan = quantization_plan.points(model, kept)
+            plan = points(model, kept)
         except ModelError as error:
             raise NothingLeftError from error
         found = subject.ranges()

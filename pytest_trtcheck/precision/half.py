@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import computed, constants, families
+from pytest_trtcheck.precision import constants, families, survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -120,7 +120,7 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
         model = graphs.at_least_opset(model, 13)
     constants.fold_casts(model)
     lowering = _Lowering(model, kind)
-    sizes = computed.shape_arithmetic(model)
+    sizes = survey.shape_arithmetic(model)
     without_kernel = {name: op for name, op in families.without_kernel(model, kind).items() if name not in kept}
     for node in list(graphs.all_nodes(model.graph)):
         name = node.name or ""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.precision.calibration_data import Samples
+    from pytest_trtcheck.precision.quantization.calibration_data import Samples
     from pytest_trtcheck.spec import Precision
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision.identity import library_versions
@@ -149,9 +149,9 @@ def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import computed
+        from pytest_trtcheck.precision import survey
 
-        _write_details(folder, (), {_ARITHMETIC: computed.survey(graph.read(model.path))})
+        _write_details(folder, (), {_ARITHMETIC: survey.survey(graph.read(model.path))})
 
     entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
     found: list[list[str]] = json.loads((entry.path / _DETAILS_FILE).read_text())[_ARITHMETIC]
@@ -295,7 +295,7 @@ class _Calibration:
                 'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
                 "random data would give an engine that fails silently",
             )
-        from pytest_trtcheck.precision import calibration_data
+        from pytest_trtcheck.precision.quantization import calibration_data
 
         samples = calibration_data.load(source, model.inputs, folders)
         given = source if isinstance(source, Calibration) else Calibration(source)
@@ -335,12 +335,12 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import constants, fold
+        from pytest_trtcheck.precision import batch_norm, constants
 
         read = graph.read(source)
         kept = graph.matching_nodes(read, keep_fp32)
         constants.fold_casts(read)
-        graph.write(fold.fold_batch_norm(read, kept), folder / MODEL_FILE)
+        graph.write(batch_norm.fold_batch_norm(read, kept), folder / MODEL_FILE)
 
     return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
 
@@ -351,11 +351,11 @@ def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any
 
 def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cache: Cache, folder: Path) -> None:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import computed, half
+    from pytest_trtcheck.precision import half, survey
 
     lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
     graph.write(lowered.model, folder / MODEL_FILE)
-    found = arithmetic.operators(computed.survey(lowered.model))
+    found = arithmetic.operators(survey.survey(lowered.model))
     notes = [
         f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
         f"and became ±{half.LARGEST[precision]:g}"
@@ -410,11 +410,13 @@ def _make_quantized(
     folder: Path,
 ) -> None:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import calibrate, computed, quantization_plan, quantize
+    from pytest_trtcheck.precision import survey
+    from pytest_trtcheck.precision.quantization import calibrate, quantize
+    from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
     read = graph.read(path)
-    plan = quantization_plan.points(read, keep_fp32)
+    plan = points(read, keep_fp32)
     parts = {
         "model": model.sha256,
         "tensors": hash_bytes(json.dumps(plan.tensors).encode()),
@@ -441,11 +443,11 @@ def _make_quantized(
     graph.write(quantized, folder / MODEL_FILE)
     _write_details(
         folder,
-        [f"{precision}: {quantization_plan.summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
+        [f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
         {
             "ranges": json.loads(ranges.to_json()),
             "left_float": dict(plan.left_float),
-            _ARITHMETIC: computed.survey(quantized),
+            _ARITHMETIC: survey.survey(quantized),
         },
     )
 

@@ -79,9 +79,10 @@ class Reference:
 
     def _make_twin(self, folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import emulate, qdq
+        from pytest_trtcheck.precision.emulation import rewrite
+        from pytest_trtcheck.precision.quantization import qdq
 
-        twin = emulate.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
+        twin = rewrite.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
         graph.write(twin, folder / MODEL_FILE)
 
 

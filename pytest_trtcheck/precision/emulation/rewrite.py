@@ -3,10 +3,10 @@
 An FP16-typed model is *not* an emulation there: its kernels run in FP32 and the casts between them are removed. What
 does hold is an FP32 model with an explicit pair of casts, FP32 → FP16 → FP32, behind every value that FP16 would have
 rounded; the pair rounds to nearest even, overflows to infinity and keeps subnormals as FP16 does. Q/DQ nodes become
-their own arithmetic (`precision.qdq`).
+their own arithmetic (`precision.quantization.qdq`).
 
-What TensorRT makes several layers of is spelled out first (`precision.inner`); how it accumulates products
-(`precision.products`) and what it makes one kernel of (`precision.attention`) was measured on a GPU, and
+What TensorRT makes several layers of is spelled out first (`layers`); how it accumulates products
+(`products`) and what it makes one kernel of (`attention`) was measured on a GPU, and
 docs/how-emulation-works.md says operator by operator how sure that is. Not reproduced is the order of additions, and
 what a GPU's own functions (exp, tanh, …) lose.
 """
@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import attention, inner, products, qdq
-from pytest_trtcheck.precision.steps import Steps
+from pytest_trtcheck.precision.emulation import attention, layers, products
+from pytest_trtcheck.precision.quantization import qdq
+from pytest_trtcheck.precision.rewriting import Steps
 
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -92,8 +93,8 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     qdq.as_arithmetic(model)
     unrounded: set[ir.Value] = set()
     if rounding:
-        defined = inner.by_definition(model, {"Attention"}, HALF_TYPES)
-        inner.spell_out(model, HALF_TYPES)
+        defined = layers.by_definition(model, {"Attention"}, HALF_TYPES)
+        layers.spell_out(model, HALF_TYPES)
         kernels = attention.in_one_kernel(model, defined)
         unrounded = (products.unrounded(model) - kernels.results) | kernels.unrounded
         products.accumulate_in_half(model, unrounded, quantized)
@@ -212,8 +213,8 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
         const_value=ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name),
     )
     model.graph.register_initializer(splitter)
-    inner.spell_out(model, {ir.DataType.FLOAT}, inner.RECURRENCES)
-    inner.by_definition(model, {"Attention"}, {ir.DataType.FLOAT})
+    layers.spell_out(model, {ir.DataType.FLOAT}, layers.RECURRENCES)
+    layers.by_definition(model, {"Attention"}, {ir.DataType.FLOAT})
     for node in list(graphs.all_nodes(model.graph)):
         if node.op_type not in _PRODUCT_INPUTS or node.graph is None or products.stays_float(node):
             continue

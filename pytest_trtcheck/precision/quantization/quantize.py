@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization_plan import QuantizationPlan, WeightPoint
+    from pytest_trtcheck.precision.quantization.plan import QuantizationPlan, WeightPoint
 
 QuantizedName = Literal["int8", "fp8"]
 

@@ -19,7 +19,7 @@ import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import constants
-from pytest_trtcheck.precision.steps import Steps, replace
+from pytest_trtcheck.precision.rewriting import Steps, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

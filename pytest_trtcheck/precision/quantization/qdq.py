@@ -15,7 +15,7 @@ import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.constants import constant
-from pytest_trtcheck.precision.steps import FLOAT, Steps, replaced
+from pytest_trtcheck.precision.rewriting import FLOAT, Steps, replaced
 
 _FLOAT8 = frozenset(
     {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}

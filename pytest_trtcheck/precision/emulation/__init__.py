@@ -81,9 +81,9 @@ def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cach
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import emulate
+        from pytest_trtcheck.precision.emulation import rewrite
 
-        rewrite = emulate.emulated_tf32 if tf32 else emulate.emulated
-        graph.write(rewrite(graph.read(lowered.path)), folder / MODEL_FILE)
+        emulate = rewrite.emulated_tf32 if tf32 else rewrite.emulated
+        graph.write(emulate(graph.read(lowered.path)), folder / MODEL_FILE)
 
     return cache.get_or_make(Key("emulated", model.label, parts), make).path / MODEL_FILE

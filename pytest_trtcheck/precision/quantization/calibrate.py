@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck.errors import ArgumentError, CalibrationError
-from pytest_trtcheck.precision import histogram as histograms
 from pytest_trtcheck.precision.probes import Probes
+from pytest_trtcheck.precision.quantization import histogram as histograms
 from pytest_trtcheck.spec import CALIBRATION_METHODS
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization_plan import QuantizationPlan
+    from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
     from pytest_trtcheck.spec import CalibrationMethod, InputMapping
 
 MAX_BYTES = 256 << 20

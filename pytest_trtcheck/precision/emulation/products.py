@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision.steps import FLOAT, Steps, replace
+from pytest_trtcheck.precision.rewriting import FLOAT, Steps, replace
 
 if TYPE_CHECKING:
     from collections.abc import Collection

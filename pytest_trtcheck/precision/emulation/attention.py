@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision.steps import Steps
+from pytest_trtcheck.precision.rewriting import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection
