@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.precision.families.kernels import HalfName
 
-def lowered(path: Path, kind: half.HalfName, keep_fp32: tuple[str, ...] = ()) -> Path:
+
+def lowered(path: Path, kind: HalfName, keep_fp32: tuple[str, ...] = ()) -> Path:
     result = half.to_half(graph.read(path), kind, keep_fp32)
     target = path.with_name(f"{path.stem}_{kind}.onnx")
     graph.write(result.model, target)

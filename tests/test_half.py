@@ -16,8 +16,10 @@ from tests import onnx_models
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_trtcheck.precision.families.kernels import HalfName
 
-def lower(proto: onnx.ModelProto, tmp_path: Path, kind: half.HalfName, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
+
+def lower(proto: onnx.ModelProto, tmp_path: Path, kind: HalfName, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
     path = onnx_models.save(proto, tmp_path / "model.onnx")
     result = half.to_half(graph.read(path), kind, keep)
     graph.write(result.model, tmp_path / "lowered.onnx")

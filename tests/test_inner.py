@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.precision.families.kernels import HalfName
+
 RNG = np.random.default_rng(0)
 FLOAT = TensorProto.FLOAT
 
@@ -56,7 +58,7 @@ def spelled_out(proto: onnx.ModelProto, folder: Path) -> tuple[OrtRunner, OrtRun
     return OrtRunner(folder / "model.onnx", "model"), OrtRunner(folder / "spelled.onnx", "spelled"), changed
 
 
-def in_half(proto: onnx.ModelProto, folder: Path, kind: half.HalfName = "fp16") -> OrtRunner:
+def in_half(proto: onnx.ModelProto, folder: Path, kind: HalfName = "fp16") -> OrtRunner:
     """The emulation of the lowered model."""
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     lowered = half.to_half(graph.read(folder / "model.onnx"), kind).model
@@ -235,7 +237,7 @@ def test_squares_that_underflow_are_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_the_mean_has_the_share_that_the_parser_writes(kind: half.HalfName, tmp_path: Path) -> None:
+def test_the_mean_has_the_share_that_the_parser_writes(kind: HalfName, tmp_path: Path) -> None:
     """The lower 16 bits of an FP32 ½ are 0, and of 1/3 they are −0.052 in FP16 and −3.0e-13 in BF16."""
     for count, share in ((2, 0.0), (3, {"fp16": -0.05209351, "bf16": -3.037e-13}[kind])):
         node = helper.make_node("Mean", ["x"] * count, ["y"])

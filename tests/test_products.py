@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.precision.families.kernels import HalfName
+
 Array: TypeAlias = "NDArray[Any]"
 FLOAT = TensorProto.FLOAT
 
@@ -40,7 +42,7 @@ def model(
     return onnx.shape_inference.infer_shapes(proto)
 
 
-def emulated(proto: onnx.ModelProto, folder: Path, kind: half.HalfName = "fp16") -> OrtRunner:
+def emulated(proto: onnx.ModelProto, folder: Path, kind: HalfName = "fp16") -> OrtRunner:
     path = onnx_models.save(proto, folder / "model.onnx")
     graph.write(half.to_half(graph.read(path), kind).model, folder / "lowered.onnx")
     graph.write(rewrite.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")

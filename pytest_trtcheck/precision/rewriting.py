@@ -1,4 +1,4 @@
-"""Nodes that are put in the place of one."""
+"""What every rewriting of a graph does: make initializers and casts, put nodes behind a value or in another's place."""
 
 from __future__ import annotations
 
@@ -9,11 +9,76 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
 
 FLOAT = ir.DataType.FLOAT
+TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
+"""The attributes by which a node is told the type of its result."""
+
+
+def initializer(graph: ir.Graph | ir.Function | None, tensor: ir.TensorProtocol) -> ir.Value:
+    """A weight of `graph` under the tensor's own name."""
+    assert isinstance(graph, ir.Graph)
+    value = ir.val(tensor.name, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def lazy(name: str | None, dtype: ir.DataType, shape: Sequence[int], make: Callable[[], NDArray[Any]]) -> ir.LazyTensor:
+    """A tensor made anew each time it is read, that is, when the model is written: no two are in memory at once."""
+    return ir.LazyTensor(
+        lambda: ir.Tensor(make(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
+    )
+
+
+def cast(value: ir.Value, dtype: ir.DataType, name: str, output: str | None = None) -> ir.Node:
+    """A Cast of `value`, in no graph yet."""
+    node = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=name)
+    result = node.outputs[0]
+    result.name, result.shape, result.dtype = output or name, value.shape, dtype
+    return node
+
+
+def insert_behind(value: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph | ir.Function) -> None:
+    """Put nodes right behind the one that makes `value`; in front of all others of `graph` where none does."""
+    producer = value.producer()
+    if producer is not None and producer.graph is not None:
+        producer.graph.insert_after(producer, nodes)
+    elif len(graph):
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.extend(nodes)
+
+
+def interpose(value: ir.Value, nodes: Sequence[ir.Node], graph: ir.Graph | ir.Function) -> ir.Value:
+    """Put nodes between `value` and the nodes that use it, which use the last one's output from then on."""
+    result = nodes[-1].outputs[0]
+    for user, index in list(value.uses()):
+        if user not in nodes:
+            user.replace_input_with(index, result)
+    insert_behind(value, nodes, graph)
+    return result
+
+
+def replace_in_outputs(graph: ir.Graph | ir.Function, old: ir.Value, new: ir.Value) -> None:
+    """Let a graph give `new` wherever it gave `old`."""
+    for index, value in enumerate(graph.outputs):
+        if value is old:
+            graph.outputs[index] = new
+
+
+def retype(
+    node: ir.Node, types: Collection[ir.DataType], dtype: ir.DataType, convert: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    """Let a node that is told to make one of `types`, or holds a tensor of it, make or hold `dtype`."""
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.INT and name in TYPE_ATTRIBUTES and attribute.as_int() in types:
+            node.attributes[name] = ir.AttrInt64(name, int(dtype))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in types:
+            tensor = ir.Tensor(convert(attribute.as_tensor().numpy()), dtype=dtype)
+            node.attributes[name] = ir.AttrTensor(name, tensor)
 
 
 class Steps:
@@ -84,10 +149,7 @@ class Steps:
         asked = name
         while name in graph.initializers:
             name += "_"
-        tensor = ir.Tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        graph.register_initializer(value)
-        self._constants[asked] = value
+        value = self._constants[asked] = initializer(graph, ir.Tensor(array, name=name))
         return value
 
     def scalar(self, number: float, suffix: str) -> ir.Value:
@@ -105,11 +167,7 @@ def replace(node: ir.Node, steps: Steps, results: Sequence[ir.Value]) -> None:
     assert graph is not None
     graph.insert_before(node, steps.nodes)
     for output, result in zip(node.outputs, results, strict=False):
-        for user, index in list(output.uses()):
-            user.replace_input_with(index, result)
-        for index, value in enumerate(graph.outputs):
-            if value is output:
-                graph.outputs[index] = result
+        output.replace_all_uses_with(result, replace_graph_outputs=True)
         result.shape = result.shape or output.shape
     names = [output.name for output in node.outputs]
     graph.remove(node, safe=True)
