@@ -94,6 +94,14 @@ class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
 
 
+def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    """The first of `names`, and how many more there are: "a, b, c and 4 more"."""
+    shown = list(names)
+    more = len(shown) - most
+    between = separator if "\n" in separator else " "
+    return separator.join(shown[:most]) + (f"{between}and {more} more" if more > 0 else "")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """A question naming the known word that is nearest, or nothing when none is near."""
     import difflib

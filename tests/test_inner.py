@@ -13,6 +13,7 @@ from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision import half
 from pytest_trtcheck.precision.emulation import layers, rewrite
+from pytest_trtcheck.precision.emulation.recurrences import RECURRENCES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ def test_spelled_out_in_fp32_is_the_operator(name: str, opset: int, tmp_path: Pa
 
 
 def test_every_expansion_is_tested() -> None:
-    tested = {name.partition(",")[0] for name in OPERATORS} | layers.RECURRENCES | {"Trilu"}
+    tested = {name.partition(",")[0] for name in OPERATORS} | RECURRENCES | {"Trilu"}
     assert tested == set(layers.EXPANSIONS)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.errors import ArgumentError, ModelError, listed
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.randomness import random_nodes
 
@@ -240,7 +240,7 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
             )
         files[info.location] = file
     if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else "")
+        shown = listed(problems, 10, "\n  ")
         raise ModelError(f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}")
     return files
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import Cache, Key, hash_bytes
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.spec import Calibration
@@ -128,7 +128,7 @@ def _lowered(
         "keep_fp32": json.dumps(sorted(keep_fp32)),
         **library_versions(),
     }
-    ranges = _Calibration.of(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
+    ranges = _calibration(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
     if ranges is not None:
         parts |= ranges.key_parts
 
@@ -220,16 +220,13 @@ def _computes_in_another(
 
 
 def _by_kind(found: Sequence[arithmetic.Computation]) -> str:
-    """How many nodes compute in what, with the first of their names: "3 nodes in fp16 (conv1, conv2, …)"."""
-    kinds = dict.fromkeys(each.kind for each in found)
-    names = {kind: [each.node for each in found if each.kind == kind] for kind in kinds}
+    """How many nodes compute in what, with the first of their names: "5 nodes in fp16 (a, b, c and 2 more)"."""
+    nodes: dict[str, list[str]] = {}
+    for each in found:
+        nodes.setdefault(each.kind, []).append(each.node)
     return ", ".join(
-        f"{len(nodes)} node{'s' * (len(nodes) != 1)} in {kind} ({_some(nodes)})" for kind, nodes in names.items()
+        f"{len(names)} node{'s' * (len(names) != 1)} in {kind} ({listed(names)})" for kind, names in nodes.items()
     )
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _refuse_without_computation(
@@ -249,13 +246,13 @@ def _refuse_without_computation(
     if integers:
         raise NothingComputedError(
             f"{precision=}: {model.label} carries its precision already: {len(integers)} of its nodes compute in "
-            f"integers ({_some(integers)}), whatever is asked for",
+            f"integers ({listed(integers)}), whatever is asked for",
             "export the model in FP32, or with Q/DQ nodes",
         )
     if nodes:
         return
     if not lowered.details[_ARITHMETIC]:
-        operators = _some(sorted(model.op_types), 10) or "none"
+        operators = listed(sorted(model.op_types), 10) or "none"
         raise NothingComputedError(
             f"{precision=}: nothing is computed in {precision}: {model.label} does no arithmetic on floats that depend "
             f"on its inputs (its operators: {operators})",
@@ -271,44 +268,40 @@ def _refuse_without_computation(
     reasons: dict[str, list[str]] = {}
     for name, _, kind in lowered.details[_ARITHMETIC]:
         reasons.setdefault(left.get(name, f"computed in {kind}"), []).append(name)
-    listed = "".join(f"\n    {_some(names)}: {reason}" for reason, names in reasons.items())
+    lines = "".join(f"\n    {listed(names)}: {reason}" for reason, names in reasons.items())
     hint = "narrow keep_fp32" if keep_fp32 else "export these nodes as ONNX operators, or check another precision"
-    raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{listed}", hint)
+    raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{lines}", hint)
 
 
 @dataclass(frozen=True)
 class _Calibration:
-    """The user's calibration data and how ranges are made of it; `digest` is the data's identity."""
+    """The user's calibration data, how ranges are made of it, and what identifies both."""
 
     given: Calibration
     samples: Samples
-    digest: str
+    key_parts: Mapping[str, str]
 
-    @classmethod
-    def of(
-        cls, model: OnnxModel, source: object, folders: Sequence[Path], cache: Cache, precision: Precision
-    ) -> _Calibration:
-        if source is None:
-            raise CalibrationError(
-                f"{precision=}: {model.label} has no Q/DQ nodes{' of activations' * model.has_qdq}, and no calibration "
-                "data is given",
-                'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
-                "random data would give an engine that fails silently",
-            )
-        from pytest_trtcheck.precision.quantization import calibration_data
 
-        samples = calibration_data.load(source, model.inputs, folders)
-        given = source if isinstance(source, Calibration) else Calibration(source)
-        return cls(given, samples, calibration_data.digest_of(samples, cache))
+def _calibration(
+    model: OnnxModel, source: object, folders: Sequence[Path], cache: Cache, precision: Precision
+) -> _Calibration:
+    if source is None:
+        raise CalibrationError(
+            f"{precision=}: {model.label} has no Q/DQ nodes{' of activations' * model.has_qdq}, and no calibration "
+            "data is given",
+            'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
+            "random data would give an engine that fails silently",
+        )
+    from pytest_trtcheck.precision.quantization import calibration_data
 
-    @property
-    def key_parts(self) -> dict[str, str]:
-        method = self.given.method
-        return {
-            "calibration": self.digest,
-            "calibration_method": f"{method} {self.given.percentile}" if method == "percentile" else method,
-            "onnxruntime": ort.version(),
-        }
+    samples = calibration_data.load(source, model.inputs, folders)
+    given = source if isinstance(source, Calibration) else Calibration(source)
+    key_parts = {
+        "calibration": calibration_data.digest_of(samples, cache),
+        "calibration_method": given.method + f" {given.percentile}" * (given.method == "percentile"),
+        "onnxruntime": ort.version(),
+    }
+    return _Calibration(given, samples, key_parts)
 
 
 def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
@@ -362,7 +355,7 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
         for each in lowered.overflow
     ]
     notes += [
-        f"constant {each.name} ({each.value:.4g}, read by {_some(each.readers)}) is too small for {precision}: "
+        f"constant {each.name} ({each.value:.4g}, read by {listed(each.readers)}) is too small for {precision}: "
         "it became 0"
         for each in lowered.underflow
     ]
@@ -375,28 +368,19 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
             f"{len(mine)} of {len(found)} nodes that do arithmetic compute in {precision}, the others do not: "
             f"{', '.join(list(reasons)[:5])}"
         )
-    constants = {"overflow": lowered.overflow, "underflow": lowered.underflow}
-    _write_details(
-        folder,
-        notes,
-        {
-            _ARITHMETIC: found,
-            "left_float": dict(lowered.left),
-            "constants": {kind: [asdict(each) for each in changed] for kind, changed in constants.items()},
-        },
-    )
+    constants = {kind: [asdict(each) for each in getattr(lowered, kind)] for kind in ("overflow", "underflow")}
+    details = {_ARITHMETIC: found, "left_float": dict(lowered.left), "constants": constants}
+    _write_details(folder, notes, details)
 
 
 def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
     """What stays in FP32 for want of a kernel, by operator."""
     if not nodes:
         return []
-    shown = 3
-    kinds = []
-    for op_type in sorted(set(nodes.values())):
-        names = [name for name, each in nodes.items() if each == op_type]
-        more = f" and {len(names) - shown} more" if len(names) > shown else ""
-        kinds.append(f"{op_type} ({', '.join(names[:shown])}{more})")
+    names: dict[str, list[str]] = {}
+    for name, op_type in nodes.items():
+        names.setdefault(op_type, []).append(name)
+    kinds = [f"{op_type} ({listed(found)})" for op_type, found in sorted(names.items())]
     return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: they stay in FP32"]
 
 
@@ -441,15 +425,10 @@ def _make_quantized(
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
     quantized = quantize.quantize(read, plan, ranges.amax(), precision)
     graph.write(quantized, folder / MODEL_FILE)
-    _write_details(
-        folder,
-        [f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
-        {
-            "ranges": json.loads(ranges.to_json()),
-            "left_float": dict(plan.left_float),
-            _ARITHMETIC: survey.survey(quantized),
-        },
-    )
+    note = f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"
+    found = survey.survey(quantized)
+    details = {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
+    _write_details(folder, [note], details)
 
 
 def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], cache: Cache) -> Path:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOAT = ir.DataType.FLOAT
+AXES_AS_INPUT = 13
+"""The opset from which on Unsqueeze and ReduceSum take their axes as an input."""
+_TELLING = frozenset({"Equal", "Greater", "IsNaN", "Less"})
+"""Operators whose results are booleans."""
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 """The attributes by which a node is told the type of its result."""
 
@@ -67,6 +71,11 @@ def replace_in_outputs(graph: ir.Graph | ir.Function, old: ir.Value, new: ir.Val
     for index, value in enumerate(graph.outputs):
         if value is old:
             graph.outputs[index] = new
+
+
+def values_of(node: ir.Node) -> dict[str, Any]:
+    """A node's attributes as `Steps.add` takes them."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 def retype(
@@ -131,12 +140,13 @@ class Steps:
         dtypes: Sequence[ir.DataType | None],
         attributes: dict[str, Any],
     ) -> Sequence[ir.Value]:
-        """One more node, with an output for each of `dtypes`; None stands for the steps' own."""
+        """One more node, with an output for each of `dtypes`; None stands for what the operator makes of the steps' type."""
         name = f"{self._prefix}/{op_type.lower()}{len(self.nodes)}"
         step = ir.node(op_type, list(operands), attributes=attributes, num_outputs=len(dtypes), name=name)
         self.nodes.append(step)
         for index, (output, dtype) in enumerate(zip(step.outputs, dtypes, strict=True)):
-            output.name, output.dtype = f"{name}/{index}" if index else name, dtype or self.dtype
+            output.name = f"{name}/{index}" if index else name
+            output.dtype = dtype or (ir.DataType.BOOL if op_type in _TELLING else self.dtype)
         return step.outputs
 
     def constant(self, array: NDArray[Any], suffix: str) -> ir.Value:
@@ -155,6 +165,20 @@ class Steps:
     def scalar(self, number: float, suffix: str) -> ir.Value:
         """A number of the steps' own type, rounded to it."""
         return self.constant(np.array(number, self.dtype.numpy()), suffix)
+
+    def integer(self, number: int) -> ir.Value:
+        """A tensor of one INT64, as bounds and axes are given."""
+        return self.constant(np.array([number], np.int64), f"int{number}")
+
+    def slice(self, value: ir.Value | None, bounds: tuple[int, int], axis: int) -> ir.Value:
+        """The part of `value` between two bounds of an axis."""
+        return self.add("Slice", value, *map(self.integer, (*bounds, axis)))
+
+    def unsqueeze(self, value: ir.Value, axis: int, dtype: ir.DataType | None = None) -> ir.Value:
+        """`value` with one more axis."""
+        if self.opset < AXES_AS_INPUT:
+            return self.add("Unsqueeze", value, dtype=dtype, axes=[axis])
+        return self.add("Unsqueeze", value, self.integer(axis), dtype=dtype)
 
     def input(self, label: str, dtype: ir.DataType | None = None) -> ir.Value:
         """An input of the graph that these steps are inside of."""

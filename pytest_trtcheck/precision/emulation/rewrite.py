@@ -19,6 +19,7 @@ import onnx_ir as ir
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import rewriting
 from pytest_trtcheck.precision.emulation import attention, layers, products
+from pytest_trtcheck.precision.emulation.recurrences import RECURRENCES
 from pytest_trtcheck.precision.quantization import qdq
 from pytest_trtcheck.precision.rewriting import FLOAT, Steps
 
@@ -135,7 +136,7 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
     """
     splitter_name = graphs.Names(model).unused("trtcheck/tf32_splitter")
     splitter = rewriting.initializer(model.graph, ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name))
-    layers.spell_out(model, {FLOAT}, layers.RECURRENCES)
+    layers.spell_out(model, {FLOAT}, RECURRENCES)
     layers.by_definition(model, {"Attention"}, {FLOAT})
     for node in list(graphs.all_nodes(model.graph)):
         if node.op_type not in _PRODUCT_INPUTS or node.graph is None or products.stays_float(node):
@@ -159,7 +160,7 @@ def _to_tf32(steps: Steps, value: ir.Value, splitter: ir.Value) -> ir.Value:
     low = steps.add("Sub", scaled, value)
     if steps.opset < _NAN_OPSET:
         return steps.add("Sub", scaled, low)
-    is_lost = steps.add("IsNaN", low, dtype=ir.DataType.BOOL)
+    is_lost = steps.add("IsNaN", low)
     return steps.add("Where", is_lost, value, steps.add("Sub", scaled, low))
 
 
@@ -170,5 +171,5 @@ def _cut_off(steps: Steps, value: ir.Value, nearest: ir.Value, splitter: ir.Valu
     """
     less = steps.add("Mul", value, steps.constant(np.array(1 - 2.0**-11, np.float32), "less"))
     sizes = [steps.add("Abs", each) for each in (nearest, value)]
-    is_larger = steps.add("Greater", *sizes, dtype=ir.DataType.BOOL)
+    is_larger = steps.add("Greater", *sizes)
     return steps.add("Where", is_larger, _to_tf32(steps, less, splitter), nearest)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ModelError, listed
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.constants import constant
 
@@ -106,10 +106,9 @@ def _nothing_to_quantize(planner: _Planner) -> ModelError:
             f"nothing to quantize: the model has no {', '.join(QUANTIZED_OPERATORS[:-1])} or MatMul node",
             "an 8-bit engine of this model would compute in FP32 throughout; check it as fp16 or bf16",
         )
-    reasons = "".join(f"\n    {node}: {reason}" for node, reason in list(planner.left_float.items())[:10])
-    more = f"\n    and {len(planner.left_float) - 10} more" if len(planner.left_float) > 10 else ""
+    reasons = listed([f"{node}: {reason}" for node, reason in planner.left_float.items()], 10, "\n    ")
     return ModelError(
-        f"nothing to quantize: every node that could be is left in FP32{reasons}{more}",
+        f"nothing to quantize: every node that could be is left in FP32\n    {reasons}",
         "narrow keep_fp32, or check this model as fp16 or bf16",
     )
 

@@ -106,7 +106,7 @@ def _quantize(steps: Steps, node: ir.Node) -> ir.Value:
         rounded = steps.add("Cast", steps.add("Clip", scaled, *limits), dtype=grid, to=int(grid))
         return steps.add("Cast", rounded, to=int(FLOAT))
     # An INT8 number of NaN is 0 on a GPU.
-    nan = steps.add("IsNaN", scaled, dtype=ir.DataType.BOOL)
+    nan = steps.add("IsNaN", scaled)
     rounded = steps.add("Round", steps.add("Where", nan, steps.constant(np.array(0, np.float32), "none"), scaled))
     if (zero_point := graphs.operand(node, 2)) is not None:
         rounded = steps.add("Add", rounded, _by_channel(steps, zero_point, "zero_point"))

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from pytest_trtcheck.errors import CalibrationError, ModelError
+from pytest_trtcheck.errors import CalibrationError, ModelError, listed
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import rewriting
 from pytest_trtcheck.precision.constants import constant
@@ -95,7 +95,7 @@ def quantize(
 def _check_ranges(plan: QuantizationPlan, ranges: Mapping[str, float]) -> None:
     if missing := [name for name in plan.tensors if name not in ranges]:
         raise CalibrationError(
-            f"no calibrated range for {len(missing)} of {len(plan.tensors)} tensors: {', '.join(missing[:5])}",
+            f"no calibrated range for {len(missing)} of {len(plan.tensors)} tensors: {listed(missing, 5)}",
             "calibrate this model with these keep_fp32; ranges of another model don't fit",
         )
     for name in plan.tensors:
