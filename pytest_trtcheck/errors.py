@@ -37,7 +37,7 @@ class CheckError(Exception):
     @property
     def headline(self) -> str:
         """The first line of the message."""
-        return (self.message.splitlines() or [""])[0]
+        return first_line(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
@@ -92,6 +92,11 @@ class ComparisonError(CheckError):
 
 class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
+
+
+def first_line(said: object) -> str:
+    """The first line of a message; of an error that says nothing, what it is."""
+    return (str(said).strip().splitlines() or ["" if isinstance(said, str) else type(said).__name__])[0]
 
 
 def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:

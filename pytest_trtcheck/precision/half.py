@@ -12,7 +12,7 @@ ConstantOfShape, the padding of old Pads): TensorRT converts weights so, and inf
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,11 +155,7 @@ class _Lowering:
 
     def found(self, what: str) -> list[ChangedConstant]:
         """The constants that overflowed or underflowed, with who reads them now."""
-        return [
-            ChangedConstant(each.name, each.value, each.count, each.size, readers())
-            for kind, each, readers in self._changed
-            if kind == what
-        ]
+        return [replace(each, readers=readers()) for kind, each, readers in self._changed if kind == what]
 
     def connect(self, graph: ir.Graph) -> None:
         """Give every operand the type that it wants, with one Cast a value, and keep the graphs' outputs FP32."""
@@ -186,13 +182,14 @@ class _Lowering:
         if not array.size:
             return
         magnitude = np.abs(array)
-        over = (magnitude > self.largest) & np.isfinite(array)
-        if over.any():
-            found = ChangedConstant(name, float(magnitude[over].max()), int(over.sum()), array.size)
-            self._changed.append(("overflow", found, readers))
-        elif (peak := magnitude.max()) > 0 and not self.converted(peak).any():
-            found = ChangedConstant(name, float(peak), int((magnitude > 0).sum()), array.size)
-            self._changed.append(("underflow", found, readers))
+        changed, what = (magnitude > self.largest) & np.isfinite(array), "overflow"
+        if not changed.any():
+            peak = magnitude.max()
+            if not peak > 0 or self.converted(peak).any():
+                return
+            changed, what = magnitude > 0, "underflow"
+        found = ChangedConstant(name, float(magnitude[changed].max()), int(changed.sum()), array.size)
+        self._changed.append((what, found, readers))
 
     def _twin(self, value: ir.Value, main: ir.Graph) -> ir.Value:
         """`value` in the other of the two types."""

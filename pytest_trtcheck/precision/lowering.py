@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck.cache import Cache, Key, hash_bytes
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision import arithmetic
+from pytest_trtcheck.precision.identity import library_versions
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    import onnx_ir as ir
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.quantization.calibration_data import Samples
     from pytest_trtcheck.spec import Precision
-from pytest_trtcheck.model.sources import MODEL_FILE
-from pytest_trtcheck.precision.identity import library_versions
-from pytest_trtcheck.precision.reference import Reference
 
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
@@ -133,15 +135,18 @@ def _lowered(
         parts |= ranges.key_parts
 
     def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+
         if ranges is None:
-            _make_half(model, precision, keep_fp32, cache, folder)
+            made, notes, details = _half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
         else:
-            _make_quantized(model, precision, keep_fp32, ranges, cache=cache, folder=folder)
+            made, notes, details = _quantized(model, precision, keep_fp32, ranges, cache)
+        graph.write(made, folder / MODEL_FILE)
+        _write_details(folder, notes, details)
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    notes = (*narrowed, *details.pop("notes"))
-    return Lowered(entry.path / MODEL_FILE, entry.key.digest, notes, details)
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
 
 
 def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
@@ -221,12 +226,17 @@ def _computes_in_another(
 
 def _by_kind(found: Sequence[arithmetic.Computation]) -> str:
     """How many nodes compute in what, with the first of their names: "5 nodes in fp16 (a, b, c and 2 more)"."""
-    nodes: dict[str, list[str]] = {}
-    for each in found:
-        nodes.setdefault(each.kind, []).append(each.node)
+    nodes = _grouped((each.kind, each.node) for each in found)
     return ", ".join(
         f"{len(names)} node{'s' * (len(names) != 1)} in {kind} ({listed(names)})" for kind, names in nodes.items()
     )
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for group, name in pairs:
+        groups.setdefault(group, []).append(name)
+    return groups
 
 
 def _refuse_without_computation(
@@ -265,9 +275,8 @@ def _refuse_without_computation(
             "check it in another precision",
         )
     left: dict[str, str] = lowered.details.get("left_float", {})
-    reasons: dict[str, list[str]] = {}
-    for name, _, kind in lowered.details[_ARITHMETIC]:
-        reasons.setdefault(left.get(name, f"computed in {kind}"), []).append(name)
+    rows = lowered.details[_ARITHMETIC]
+    reasons = _grouped((left.get(name, f"computed in {kind}"), name) for name, _, kind in rows)
     lines = "".join(f"\n    {listed(names)}: {reason}" for reason, names in reasons.items())
     hint = "narrow keep_fp32" if keep_fp32 else "export these nodes as ONNX operators, or check another precision"
     raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{lines}", hint)
@@ -342,12 +351,14 @@ def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any
     (folder / _DETAILS_FILE).write_text(json.dumps({"notes": list(notes), **details}))
 
 
-def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cache: Cache, folder: Path) -> None:
-    from pytest_trtcheck.model import graph
+_Made: TypeAlias = "tuple[ir.Model, list[str], dict[str, Any]]"
+"""A lowered model, the notes on it, and its details."""
+
+
+def _half(model: ir.Model, precision: Any, keep_fp32: tuple[str, ...]) -> _Made:
     from pytest_trtcheck.precision import half, survey
 
-    lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
-    graph.write(lowered.model, folder / MODEL_FILE)
+    lowered = half.to_half(model, precision, keep_fp32)
     found = arithmetic.operators(survey.survey(lowered.model))
     notes = [
         f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
@@ -366,33 +377,24 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
         reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)
         notes.append(
             f"{len(mine)} of {len(found)} nodes that do arithmetic compute in {precision}, the others do not: "
-            f"{', '.join(list(reasons)[:5])}"
+            f"{listed(reasons, 5)}"
         )
     constants = {kind: [asdict(each) for each in getattr(lowered, kind)] for kind in ("overflow", "underflow")}
-    details = {_ARITHMETIC: found, "left_float": dict(lowered.left), "constants": constants}
-    _write_details(folder, notes, details)
+    return lowered.model, notes, {_ARITHMETIC: found, "left_float": dict(lowered.left), "constants": constants}
 
 
 def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
     """What stays in FP32 for want of a kernel, by operator."""
     if not nodes:
         return []
-    names: dict[str, list[str]] = {}
-    for name, op_type in nodes.items():
-        names.setdefault(op_type, []).append(name)
+    names = _grouped((op_type, name) for name, op_type in nodes.items())
     kinds = [f"{op_type} ({listed(found)})" for op_type, found in sorted(names.items())]
     return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: they stay in FP32"]
 
 
-def _make_quantized(
-    model: OnnxModel,
-    precision: Any,
-    keep_fp32: tuple[str, ...],
-    calibration: _Calibration,
-    *,
-    cache: Cache,
-    folder: Path,
-) -> None:
+def _quantized(
+    model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], calibration: _Calibration, cache: Cache
+) -> _Made:
     from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import survey
     from pytest_trtcheck.precision.quantization import calibrate, quantize
@@ -424,11 +426,9 @@ def _make_quantized(
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
     quantized = quantize.quantize(read, plan, ranges.amax(), precision)
-    graph.write(quantized, folder / MODEL_FILE)
     note = f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"
     found = survey.survey(quantized)
-    details = {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
-    _write_details(folder, [note], details)
+    return quantized, [note], {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
 
 
 def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], cache: Cache) -> Path:

@@ -11,6 +11,9 @@ from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import made
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+from pytest_trtcheck.model.sources import MODEL_FILE, open_model
+from pytest_trtcheck.precision.identity import code, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +23,6 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
-from pytest_trtcheck.model.arrays import load_arrays, save_arrays
-from pytest_trtcheck.model.sources import MODEL_FILE, open_model
-from pytest_trtcheck.precision.identity import code, library_versions
 
 
 class Reference:

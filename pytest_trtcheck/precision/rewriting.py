@@ -140,7 +140,7 @@ class Steps:
         dtypes: Sequence[ir.DataType | None],
         attributes: dict[str, Any],
     ) -> Sequence[ir.Value]:
-        """One more node, with an output for each of `dtypes`; None stands for what the operator makes of the steps' type."""
+        """One more node, with an output for each of `dtypes`; None stands for what it makes of the steps' type."""
         name = f"{self._prefix}/{op_type.lower()}{len(self.nodes)}"
         step = ir.node(op_type, list(operands), attributes=attributes, num_outputs=len(dtypes), name=name)
         self.nodes.append(step)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+from pytest_trtcheck.model.sources import MODEL_FILE
+from pytest_trtcheck.precision.identity import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,9 +21,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.onnxruntime import OrtRunner
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.spec import Precision
-from pytest_trtcheck.model.arrays import load_arrays, save_arrays
-from pytest_trtcheck.model.sources import MODEL_FILE
-from pytest_trtcheck.precision.identity import library_versions
 
 
 def computes_the_reference(lowered: Lowered, precision: Precision) -> bool:

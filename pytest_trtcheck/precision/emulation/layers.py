@@ -243,7 +243,7 @@ def _summed(steps: Steps, value: ir.Value, axes: list[int]) -> ir.Value:
 def _lp_pool(steps: Steps, node: ir.Node) -> Sequence[ir.Value] | None:
     """The mean of the powers, times their number, and the root of that."""
     order = node.attributes.get_int("p", 2)
-    if order not in {1, 2} or node.attributes.get_int("ceil_mode", 0) or "dilations" in node.attributes:
+    if order not in {1, 2} or node.attributes.get_int("ceil_mode", 0) != 0 or "dilations" in node.attributes:
         return None
     data = node.inputs[0]
     powers = steps.add("Abs", data) if order == 1 else steps.add("Mul", data, data)

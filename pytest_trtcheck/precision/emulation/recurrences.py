@@ -83,7 +83,7 @@ def recurrence(steps: Steps, node: ir.Node) -> Sequence[ir.Value] | None:
     None for what that loop does not know (`layout`, `input_forget`, an activation that is no operator).
     """
     activations = _activations(node)
-    if activations is None or node.attributes.get_int("layout", 0) or node.attributes.get_int("input_forget", 0):
+    if activations is None or any(node.attributes.get_int(name, 0) for name in ("layout", "input_forget")):
         return None
     way = node.attributes.get_string("direction", "forward")
     directions = [False, True] if way == "bidirectional" else [way == "reverse"]

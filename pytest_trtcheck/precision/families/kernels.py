@@ -52,8 +52,7 @@ class NoKernel:
 
 
 def _has_sequence_lens(node: ir.Node) -> bool:
-    lengths = 4
-    return len(node.inputs) > lengths and node.inputs[lengths] is not None
+    return graphs.operand(node, 4) is not None
 
 
 _BF16: frozenset[HalfName] = frozenset({"bf16"})
