@@ -5,13 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-Metric = Literal["max", "l2", "abs", "allclose", "cosine", "snr_db", "top1"]
-Backend = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-METRICS: tuple[Metric, ...] = get_args(Metric)
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 MARKERS = ("trt_parity", "trt_latency")

@@ -113,3 +113,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def name_of(function: object) -> str:
+    """What messages call a function, or an object that can be called."""
+    return str(getattr(function, "__name__", None) or type(function).__name__)

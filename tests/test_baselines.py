@@ -52,13 +52,13 @@ def measured(p50_ms: float = 1.0, seed: int = 0, count: int = 2000, **details: A
         "distribution": Distribution.of(taken).to_json(),
         **details,
     }
-    return latency.to_record(latency.summarize(taken), latency.combine_decisions([]), gpu="H200", details=told)
+    return latency.to_record(taken, latency.combine_decisions([]), gpu="H200", details=told)
 
 
 def budgeted(limit_ms: float, p50_ms: float = 1.0, seed: int = 0, **details: Any) -> LatencyRecord:
     plain = measured(p50_ms, seed, **details)
     decision = latency.decide(samples(p50_ms, seed), {"p50_ms": limit_ms})
-    return latency.to_record(latency.summarize(samples(p50_ms, seed)), decision, gpu="H200", details=plain.details)
+    return latency.to_record(samples(p50_ms, seed), decision, gpu="H200", details=plain.details)
 
 
 def check(record: LatencyRecord, nodeid: str = NODEID, **changes: Any) -> dict[str, Any]:

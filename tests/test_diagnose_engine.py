@@ -23,11 +23,11 @@ from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import Blame, Budget, Engine, diagnose, explain
 from pytest_trtcheck.diagnose.bisection import EXTRA_BUILDS, cuts
-from pytest_trtcheck.diagnose.cutting import Graph
 from pytest_trtcheck.diagnose.models import named
 from pytest_trtcheck.errors import BuildError
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.pieces import Graph
 from pytest_trtcheck.precision.emulation import emulation, rewrite
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models

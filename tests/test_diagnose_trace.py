@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.diagnose import diagnose, models, statistics, trace
-from pytest_trtcheck.diagnose.switchboard import Switchboard
+from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.precision.emulation import emulated_path, emulation
 from pytest_trtcheck.precision.lowering import float_path, lower
@@ -204,7 +204,7 @@ def test_switches_are_what_keep_fp32_does(bench: Bench, precision: Any) -> None:
     subject = bench.failed(conv_chain(5), precision, [image()], calibration=calibration)
     pair = staged(bench, subject)
     nodes = [node.name for node in pair.reference.nodes]
-    board = Switchboard(pair, nodes)
+    board = PartlyLowered(pair, nodes)
     expected = subject.reference(subject.case)["logits"]
     assert l2(board(subject.case, [])["logits"], expected) < 1e-6
     for kept in ([], ["conv1"], ["conv0", "conv3", "gemm"], ["conv2", "relu2", "conv3"]):

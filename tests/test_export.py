@@ -23,7 +23,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pytest_trtcheck import gpu
-from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.tensorrt import backend as engines
 from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, ReportError
@@ -183,11 +184,11 @@ def cache(store: Path) -> Cache:
     return Cache(store / "cache")
 
 
-def place() -> engines.Place:
+def system() -> engines.TensorRT:
     module = find_module("tensorrt_rtx")
     a100 = gpu.find_gpu("A100")
     card = Gpu(name="NVIDIA A100-SXM4-80GB", model=a100, compute_capability=(8, 0), driver="580.65")
-    return engines.Place(module, Target((8, 0), here=False), "A100", card)
+    return engines.TensorRTRtx(module, Target((8, 0), here=False), "A100", card)
 
 
 def built(
@@ -206,7 +207,7 @@ def built(
     lowered = lower(model, precision, cache, keep_fp32=keep_fp32)
     spans = {name: span for name, span in profile.items() if name in {each.name for each in model.inputs}}
     ranges = model_inputs.profile(model, spans, ())
-    made = engines.build(engines.Order(model, lowered, precision, ranges, BuildOptions()), place(), cache)
+    made = system().build(EngineSpec(model, lowered, precision, ranges, BuildOptions()), cache)
     judged = {"metric": "max", "value": 1e-4, "limit": 1e-2, "source": "the default of fp16", "verdict": "pass"}
     outputs = tuple(
         OutputRecord(each.name, each.dtype, (4, 10), max=1e-4, l2=2e-4, judged=(judged,)) for each in model.outputs

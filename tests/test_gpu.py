@@ -15,9 +15,10 @@ from pytest_trtcheck.gpu import (
     GpuModel,
     builtin_models,
     check_budget_keys,
-    device,
+    cuda_query,
     find_gpu,
     fits,
+    jetson,
     model_of,
     parse_extra_gpus,
     pick,
@@ -28,7 +29,6 @@ from pytest_trtcheck.gpu.device import (
     capability_text,
     detect,
     identity_parts,
-    jetson_product,
     require_match,
     select_visible,
 )
@@ -425,7 +425,7 @@ def test_select_visible_without_cards_or_slices() -> None:
     ],
 )
 def test_jetson_product(text: str, product: str | None) -> None:
-    assert jetson_product(text) == product
+    assert jetson.product_of(text) == product
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
@@ -437,8 +437,7 @@ def test_detect_without_a_gpu_keeps_the_reason() -> None:
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
 def test_the_probe_says_why_there_is_no_device() -> None:
-    probe = Path(device.__file__).with_name("probe.py")
-    answer = subprocess.run([sys.executable, str(probe)], capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, cuda_query.__file__], capture_output=True, text=True, check=True)
     assert '"error"' in answer.stdout
 
 

@@ -112,7 +112,113 @@ def test_an_input_that_is_an_output_too(tmp_path: Path) -> None:
 def test_bf16_raises_an_old_opset(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     lowered = lower(onnx_models.elementwise(nodes, 3, opset=11), tmp_path, "bf16")
-    assert lowered.opset_import[0].version >= 13
+    assert lowered.opset_import[0].version == 13
+
+
+@pytest.mark.parametrize(
+    ("operator", "operands", "shape"),
+    [
+        ("HannWindow", [8], [8]),
+        ("HammingWindow", [8], [8]),
+        ("BlackmanWindow", [8], [8]),
+        ("MelWeightMatrix", [4, 16, 8000, np.float32(0), np.float32(4000)], [9, 4]),
+    ],
+)
+def test_what_is_fp32_by_default_is_told_otherwise(
+    tmp_path: Path, operator: str, operands: list[float], shape: list[int]
+) -> None:
+    weights = {f"v{index}": np.asarray(value) for index, value in enumerate(operands)}
+    nodes = [
+        helper.make_node(operator, list(weights), ["w"], name="window"),
+        helper.make_node("Mul", ["x", "w"], ["y"], name="mul"),
+    ]
+    io = {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)}
+    assert types(lower(onnx_models.model(nodes, *io, weights), tmp_path, "fp16"))["w"] == TensorProto.FLOAT16
+
+
+def test_a_fill_that_nobody_gave_is_one_zero(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("ConstantOfShape", ["s"], ["c"], name="fill"),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    lowered = lower(onnx_models.elementwise(nodes, 3), tmp_path, "fp16")
+    (fill,) = [node for node in lowered.graph.node if node.op_type == "ConstantOfShape"]
+    value = onnx.numpy_helper.to_array(fill.attribute[0].t)
+    assert value.dtype == np.float16
+    assert value.tolist() == [0.0]
+
+
+def test_constants_at_the_end_of_the_range_do_not_overflow(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "large"], ["a"], name="first"),
+        helper.make_node("Mul", ["a", "huge"], ["y"], name="second"),
+    ]
+    weights = {"large": np.array([65504, -65504, 1], np.float32), "huge": np.array([7e4, -1e5, 8e4], np.float32)}
+    path = onnx_models.save(onnx_models.elementwise(nodes, 3, weights), tmp_path / "model.onnx")
+    assert half.to_half(graph.read(path), "fp16").overflow == (half.ChangedConstant("huge", 1e5, 3, 3, ("second",)),)
+
+
+def test_a_constant_that_vanishes_is_none_that_overflows(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Mul", ["x", "tiny"], ["y"], name="mul")]
+    proto = onnx_models.elementwise(nodes, 3, {"tiny": np.array([1e-12, 0, -2e-12], np.float32)})
+    result = half.to_half(graph.read(onnx_models.save(proto, tmp_path / "model.onnx")), "fp16")
+    (found,) = result.underflow
+    assert (found.name, found.count, found.size) == ("tiny", 2, 3)
+    assert found.value == pytest.approx(2e-12, rel=1e-6, abs=0)
+    assert result.overflow == ()
+
+
+def test_a_node_with_one_fp32_operand_that_stays_is_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Resize", ["ids", "", "scales"], ["wide"], name="resize", mode="nearest"),
+        helper.make_node("Cast", ["wide"], ["y"], name="cast", to=TensorProto.FLOAT),
+    ]
+    inputs, outputs = {"ids": (TensorProto.INT32, [1, 1, 4, 4])}, {"y": (TensorProto.FLOAT, [1, 1, 8, 8])}
+    proto = onnx_models.model(nodes, inputs, outputs, {"scales": np.array([1, 1, 2, 2], np.float32)})
+    result = half.to_half(graph.read(onnx_models.save(proto, tmp_path / "model.onnx")), "fp16")
+    assert result.left == {"resize": "ONNX has no 16-bit Resize"}
+
+
+def test_reversing_a_sequence_is_nothing_of_sequences(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReverseSequence", ["x", "lengths"], ["r"], name="reverse", batch_axis=0, time_axis=1),
+        helper.make_node("Relu", ["r"], ["y"], name="relu"),
+    ]
+    io = {"x": (TensorProto.FLOAT, [2, 4])}, {"y": (TensorProto.FLOAT, [2, 4])}
+    lowered = lower(onnx_models.model(nodes, *io, {"lengths": np.array([4, 2])}), tmp_path, "fp16")
+    assert types(lowered)["r"] == TensorProto.FLOAT16
+
+
+def test_a_branch_that_is_nothing_but_a_value_from_outside(tmp_path: Path) -> None:
+    """No file may have one, but removing an Identity leaves one: what is 16-bit outside is FP32 at its edge."""
+    output = [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2])]
+    other = helper.make_graph([helper.make_node("Neg", ["a"], ["b"])], "else", [], output)
+    then = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "then", [], output)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="relu"),
+        helper.make_node("If", ["c"], ["y"], name="if", then_branch=then, else_branch=other),
+    ]
+    proto = onnx_models.model(
+        nodes,
+        {"x": (TensorProto.FLOAT, [2]), "c": (TensorProto.BOOL, [])},
+        {"y": (TensorProto.FLOAT, [2])},
+    )
+    model = graph.read(onnx_models.save(proto, tmp_path / "model.onnx"))
+    (branch,) = [each for each in graph.all_graphs(model.graph) if any(node.op_type == "Identity" for node in each)]
+    (identity,) = branch
+    outer = identity.inputs[0]
+    assert outer is not None
+    branch.outputs[0] = outer
+    branch.remove(identity, safe=True)
+    graph.write(half.to_half(model, "fp16").model, tmp_path / "lowered.onnx")
+    lowered = onnx.load(tmp_path / "lowered.onnx").graph
+    (branching,) = [node for node in lowered.node if node.op_type == "If"]
+    (inner,) = [each.g for each in branching.attribute if each.name == "then_branch"]
+    (cast,) = inner.node
+    relu = next(node for node in lowered.node if node.op_type == "Relu")
+    assert (cast.op_type, list(cast.input), cast.attribute[0].i) == ("Cast", list(relu.output), TensorProto.FLOAT)
+    assert [value.name for value in inner.output] == list(cast.output)
 
 
 def batch_norm_net(*, standalone: bool) -> onnx.ModelProto:

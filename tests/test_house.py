@@ -40,8 +40,8 @@ def test_the_contracts_hold(house: Path) -> None:
     [
         ("errors.py", "from pytest_trtcheck import plugin", "pytest_trtcheck.errors is not allowed to import"),
         ("model/inputs.py", "from pytest_trtcheck import precision", "pytest_trtcheck.model is not allowed to import"),
-        ("gpu/__init__.py", "from pytest_trtcheck import settings", "pytest_trtcheck.gpu is not allowed to import"),
-        ("settings.py", "import numpy", "pytest_trtcheck.plugin.options is not allowed to import numpy"),
+        ("gpu/__init__.py", "from pytest_trtcheck import latency", "pytest_trtcheck.gpu is not allowed to import"),
+        ("plugin/options.py", "import numpy", "pytest_trtcheck.plugin.options is not allowed to import numpy"),
         ("stray.py", "", "not listed as layers: - pytest_trtcheck.stray"),
     ],
     ids=["up", "within row 2", "sibling", "heavy", "no row"],

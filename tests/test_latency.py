@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
 from pytest_trtcheck.latency import (
-    Judgement,
+    BudgetResult,
     LookPlan,
-    bounds,
     combine_decisions,
     conclude,
     decide,
@@ -24,18 +23,17 @@ from pytest_trtcheck.latency import (
     decide_qps,
     decide_speedup,
     min_samples,
-    summarize,
     to_record,
 )
+from pytest_trtcheck.latency.probability import binomial_cdf, incomplete_beta, student_t_quantile
 from pytest_trtcheck.latency.stats import (
+    Series,
     autocorrelation_time,
     batch_mean_bounds,
-    binomial_cdf,
-    incomplete_beta,
+    block_quantiles,
     quantile_bounds,
     rank_bounds,
     settling,
-    student_t_quantile,
     unseen_stalls,
 )
 from pytest_trtcheck.record import CheckRecord
@@ -92,6 +90,20 @@ def test_incomplete_beta_is_a_symmetric_probability(a: float, b: float, x: float
     assert value + incomplete_beta(b, a, 1 - x) == pytest.approx(1, abs=1e-9)
 
 
+def test_both_distributions_are_those_of_scipy() -> None:
+    special = pytest.importorskip("scipy.special", reason="only tests need scipy")
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        a, b, x = 10 ** random.uniform(-0.3, 5), 10 ** random.uniform(-0.3, 5), random.random()
+        assert incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), rel=1e-7, abs=1e-9)
+        n, p = int(10 ** random.uniform(0, 5)), random.random()
+        k = int(np.clip(random.normal(n * p, 3 * math.sqrt(n * p * (1 - p))), 0, n))
+        assert binomial_cdf(k, n, p) == pytest.approx(special.bdtr(k, n, p), rel=1e-7, abs=1e-9)
+    for degrees in (1, 2, 3, 7, 18, 19, 100):
+        for p in (0.5, 0.9, 0.995, 0.99999):
+            assert student_t_quantile(p, degrees) == pytest.approx(special.stdtrit(degrees, p), rel=1e-7, abs=1e-9)
+
+
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize("confidence", [0.9, 0.99, 0.9999])
 def test_min_samples_is_where_both_bounds_appear(q: float, confidence: float) -> None:
@@ -122,8 +134,146 @@ def test_autocorrelation_time_of_known_processes() -> None:
         # For AR(1), τ = (1 + ρ) / (1 - ρ).
         assert autocorrelation_time(ar1(random, count, rho)) == pytest.approx((1 + rho) / (1 - rho), rel=0.15)
     assert autocorrelation_time(random.normal(size=500_000)) == pytest.approx(1, abs=0.1)
+    # From 2 · 65,536 samples on it is worked out from the means of groups, the smallest ones first.
+    assert autocorrelation_time(random.normal(size=140_000)) == pytest.approx(1, abs=0.1)
+    assert autocorrelation_time(ar1(random, 140_000, 0.9)) == pytest.approx(19, rel=0.15)
+    for count in (50_000, 140_000):
+        noise = random.normal(size=count)
+        assert autocorrelation_time(noise[1:] - 0.5 * noise[:-1]) == 1.0, "no sample tells more than itself"
     assert autocorrelation_time(np.tile([0.0, 1.0], 100)) == 1.0, "alternating samples tell no more than they are"
     assert autocorrelation_time(np.ones(100)) == 1.0
+
+
+def test_a_drift_is_one_that_lasts_longer_than_a_twentieth_of_the_series() -> None:
+    random = np.random.default_rng(4)
+    ratios = []
+    for _ in range(200):
+        values = ar1(random, 400, 0.9)
+        values -= values.min()
+        at = np.sort(values)[199]
+        tau = max(autocorrelation_time(values <= at), autocorrelation_time(values < at))
+        assert quantile_bounds(values, 0.5).drifts == (tau >= 2 and 20 * tau > 400)
+        ratios.append(400 / tau)
+    assert any(19 <= each < 20 for each in ratios), "the least that is too short was among them"
+    assert min(ratios) < 15
+    assert max(ratios) > 25
+
+
+def test_the_bounds_of_a_drift_go_twice_as_far_as_it_went() -> None:
+    values = np.linspace(10, 11, 2_000)
+    medians = np.array([np.median(block) for block in np.split(values, 10)])
+    found = quantile_bounds(values, 0.5)
+    reach = 2 * (medians[-1] - medians[0])
+    assert found.drifts
+    assert (found.lower, found.upper) == pytest.approx((medians[0] - reach, medians[-1] + reach))
+
+
+def test_a_tail_moves_with_a_median_that_drifts() -> None:
+    """Spikes at even distances tell as much as they are many; only what they stand on drifts."""
+    values = np.linspace(10, 10.2, 2_000)
+    values[::50] += 5
+    lower, upper = rank_bounds(2_000, 0.99)
+    assert lower is not None
+    assert upper is not None
+    ordered, medians = np.sort(values), [np.median(block) for block in np.split(values, 10)]
+    moved = 2 * (max(medians) - min(medians))
+    found = quantile_bounds(values, 0.99)
+    assert found.drifts
+    assert (found.lower, found.upper) == pytest.approx((ordered[lower - 1] - moved, ordered[upper - 1] + moved))
+    # Too few for blocks that know their median: the order statistics alone.
+    few = np.linspace(10, 10.2, 38)
+    few[2::6] += 5
+    lower, _ = rank_bounds(38, 0.9)
+    assert lower is not None
+    found = quantile_bounds(few, 0.9)
+    assert (found.drifts, found.lower, found.upper) == (True, np.sort(few)[lower - 1], None)
+
+
+def test_a_slow_change_between_ties_is_seen() -> None:
+    """A coarse timer: ties at the median, and only "at most the median" moves as slowly as the level does."""
+    random = np.random.default_rng(0)
+    is_low = np.arange(4_000) // 30 % 5 < 3
+    values = np.where(is_low, random.integers(1, 3, 4_000), 3).astype(np.float64)
+    tau = autocorrelation_time(is_low)
+    assert float(np.quantile(values, 0.5)) == 2.0
+    assert tau > 2 * autocorrelation_time(values < 2)
+    assert quantile_bounds(values, 0.5).effective == math.floor(4_000 / tau)
+
+
+def test_blocks_know_a_quantile_from_two_samples_beyond_it() -> None:
+    random = np.random.default_rng(0)
+    values = random.random(407)
+    found = block_quantiles(values, 0.9)
+    assert found is not None
+    np.testing.assert_allclose(found, [np.quantile(block, 0.9) for block in np.split(values[7:], 10)])
+    assert block_quantiles(values, 0.99) is None
+    assert block_quantiles(values, 0.01) is None
+    assert block_quantiles(values[:40], 0.5) is not None
+    assert block_quantiles(values[:39], 0.5) is None
+
+
+def test_batches_need_two_samples_each() -> None:
+    values = 1 + np.random.default_rng(0).random(40)
+    found = batch_mean_bounds(values)
+    assert found.lower is not None
+    assert found.upper is not None
+    assert found.lower < found.value < found.upper
+    assert batch_mean_bounds(values[:39]).upper is None
+
+
+# What clocks may yet do.
+
+
+def regressed(values: NDArray[np.float64], span_s: float) -> tuple[float, float]:
+    """The bounds of where a series settles, in units of its level, as the documentation of `settling` derives them."""
+    medians = np.array([np.median(block) for block in np.split(values, 20)])
+    place = (np.arange(20) + 0.5) / 20
+    (slope, _), residuals, *_ = np.polyfit(place, medians, 1, full=True)
+    level = np.median(medians)
+    off = medians - np.polyval(np.polyfit(place, medians, 1), place)
+    tau = autocorrelation_time(off)
+    error = math.sqrt(float(residuals[0]) / 18 * tau / float(((place - 0.5) ** 2).sum()))
+    error *= student_t_quantile(0.995, max(2, math.floor(18 / tau))) / level
+    change, ahead = slope / level, 20.0 / span_s
+    unsure = (error + 0.005) * (ahead + 0.5)
+    if abs(change) <= error:
+        most = min(unsure + abs(change) * (ahead + 0.5), 0.25)
+        return 1 - most, 1 + most
+    return max(0.0, 1 + min(0.0, change) * ahead - unsure), 1 + max(0.0, change) * ahead + unsure
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.05, -0.05])
+def test_what_a_series_settles_at_is_bounded_by_a_regression(slope: float) -> None:
+    """Of its whole, its second half or its last quarter: whichever may move least."""
+    random = np.random.default_rng(6)
+    for _ in range(10):
+        values = 1 + slope * np.arange(400) / 400 + 0.02 * random.random(400)
+        parts = [regressed(values[-size:], 200 * size / 400) for size in (400, 200, 100)]
+        found = settling(values, 200.0)
+        assert (found.lower, found.upper) == pytest.approx(min(parts, key=lambda each: each[1] - each[0]), rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "size"), [(240, 60), (120, 120), (60, 60)])
+def test_a_part_that_is_judged_alone_has_forty_samples(count: int, size: int) -> None:
+    """It rises for four fifths of its time, and then stands still: the last quarter of it may move least."""
+    values = np.minimum(np.arange(count) / count, 0.8) + 1
+    assert settling(values, 60.0).judged.size == size
+
+
+def test_samples_that_rise_are_judged_as_at_their_end() -> None:
+    values = 5 * (1 + 0.1 * ((np.arange(200) + 0.5) / 200 - 0.5))
+    found = settling(values, 1e4)
+    np.testing.assert_allclose(found.judged, 5 * 1.05, rtol=1e-9)
+    assert found.percent_per_s == pytest.approx(100 * 0.1 / 1e4)
+
+
+def test_nothing_is_known_of_where_few_samples_or_zeros_settle() -> None:
+    rising = settling(np.linspace(1, 1.001, 9), 1e4)
+    assert (rising.lower, rising.upper) == (0.75, 1.25)
+    still = settling(np.zeros(100), 100.0)
+    assert (still.lower, still.upper) == pytest.approx((1 - 0.005 * 0.7, 1 + 0.005 * 0.7))
+    mostly_zero = settling(np.where(np.arange(60) < 36, 0.0, 1.0), 1e4)
+    assert (mostly_zero.lower, mostly_zero.upper) == (0.75, 1.25)
 
 
 # Error rates: what a user meets when the same test runs again and again.
@@ -208,14 +358,29 @@ def test_coverage_is_at_least_nominal(name: str, q: float) -> None:
     true = float(np.quantile(process(random, 2_000_000), q))
     missed_low = missed_high = 0
     for _ in range(400):
-        lower, upper = bounds(process(random, 800), q, 0.9)
-        assert lower is not None
-        assert upper is not None
-        missed_low += lower > true
-        missed_high += upper < true
+        found = quantile_bounds(process(random, 800), q, 0.9)
+        assert found.lower is not None
+        assert found.upper is not None
+        missed_low += found.lower > true
+        missed_high += found.upper < true
     allowed = 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
     assert missed_low <= allowed
     assert missed_high <= allowed
+
+
+def test_what_is_known_of_a_series_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def counting(series: NDArray[np.bool_]) -> float:
+        counted.append(series.size)
+        return autocorrelation_time(series)
+
+    samples = _steady(np.random.default_rng(0), 10_000)
+    bounds = {q: quantile_bounds(samples, q) for q in (0.5, 0.9, 0.99)}
+    monkeypatch.setattr("pytest_trtcheck.latency.stats.autocorrelation_time", counting)
+    series = Series(samples)
+    assert {q: quantile_bounds(series, q) for q in bounds for _ in range(2)} == bounds
+    assert len(counted) == 6, "two indicators a quantile"
 
 
 def test_a_slow_start_is_not_judged_within_its_own_range() -> None:
@@ -243,12 +408,26 @@ def test_a_p99_needs_the_samples_that_a_p99_needs() -> None:
     fast = np.linspace(0.9, 1.0, 100)
     np.random.default_rng(0).shuffle(fast)
     decision = decide(fast, {"p50_ms": 2.0, "p99_ms": 2.0})
-    assert [one.decision for one in decision.judgements] == ["pass", "undecided"]
+    assert [one.decision for one in decision.results] == ["pass", "undecided"]
     assert decision.decision == "undecided"
     assert decision.reason == "p99 needs at least 528 samples, and 100 were taken in the time allowed"
     assert conclude(decision) == ("inconclusive", decision.reason)
     # To fail takes fewer: most of the samples above the budget say enough.
     assert decide(fast, {"p99_ms": 0.5}).decision == "fail"
+
+
+def test_a_bound_that_is_the_limit_does_not_fail() -> None:
+    samples = _steady(np.random.default_rng(0), 1_000)
+    (one,) = decide(samples, {"p50_ms": 1.0}).results
+    assert one.lower is not None
+    assert one.upper is not None
+    assert decide(samples, {"p50_ms": one.lower}).decision == "undecided"
+    assert decide(samples, {"p50_ms": one.upper}).decision == "pass"
+    rate = decide_qps(samples, 1000)
+    assert rate.lower is not None
+    assert rate.upper is not None
+    assert decide_qps(samples, rate.lower).decision == "pass"
+    assert decide_qps(samples, rate.upper).decision == "undecided"
 
 
 def test_one_failing_budget_fails() -> None:
@@ -283,7 +462,7 @@ def test_a_broken_timer_is_an_error(bad: float) -> None:
 
 def test_no_samples_are_an_error() -> None:
     with pytest.raises(ComparisonError, match="no latency samples"):
-        summarize([])
+        to_record([], combine_decisions([]))
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, math.nan, math.inf, "7"])
@@ -301,7 +480,7 @@ def test_an_unknown_budget_is_an_error() -> None:
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from(["p50_ms", "p90_ms", "p99_ms"]))
 def test_bounds_enclose_the_estimate_and_decisions_follow_them(samples: list[float], name: str) -> None:
     for limit in (1e-9, 1.0, 1e7):
-        (one,) = decide(samples, {name: limit}).judgements
+        (one,) = decide(samples, {name: limit}).results
         assert one.lower is None or one.lower <= one.value * (1 + 1e-12)
         assert one.upper is None or one.upper >= one.value * (1 - 1e-12)
         if one.decision == "pass":
@@ -330,7 +509,7 @@ def test_no_disturbance_excuses_memory() -> None:
     assert conclude(combine_decisions([memory]), ["busy"]) == ("fail", "memory_mib is 600, over the limit of 512")
 
     slow = decide(np.full(10_000, 7.0), {"p50_ms": 5.0})
-    both = combine_decisions([*slow.judgements, memory])
+    both = combine_decisions([*slow.results, memory])
     assert slow.decision == "fail"
     assert conclude(slow, ["busy"])[0] == "inconclusive"
     assert conclude(both, ["busy"])[0] == "fail"
@@ -341,13 +520,20 @@ def test_no_disturbance_excuses_memory() -> None:
 
 def test_throughput() -> None:
     intervals = 2 + 0.1 * np.random.default_rng(0).normal(size=10_000)
-    assert decide_qps(intervals, 475, queries_per_run=1).decision == "pass"
+    assert decide_qps(intervals, 475).decision == "pass"
     assert decide_qps(intervals, 515).decision == "fail"
     assert decide_qps(intervals, 500).decision == "undecided"
-    assert decide_qps(intervals, 8 * 475, queries_per_run=8).decision == "pass"
     assert decide_qps(intervals[:30], 475).decision == "undecided"
     one = decide_qps(intervals, 515)
     assert combine_decisions([one]).reason == f"min_qps is {one.value:.4g}, below the limit of 515"
+
+
+def test_runs_that_took_no_time_are_an_error_where_all_did() -> None:
+    intervals = np.full(1_000, 1.0)
+    intervals[17] = 0
+    assert decide_qps(intervals, 1.0).decision == "pass"
+    with pytest.raises(ComparisonError, match="no time at all"):
+        decide_qps(np.zeros(1_000), 1.0)
 
 
 def test_one_stall_counts_in_full_for_throughput() -> None:
@@ -416,10 +602,12 @@ def test_the_error_spent_never_exceeds_the_error_allowed() -> None:
     assert sizes == sorted(set(sizes))
     assert sizes[0] >= min_samples(0.99, plan.confidence_at(1))
     assert LookPlan((0.5,)).samples_at(1) == 50
+    # A quarter more than the 597 of which all lie below p99 with a probability of 0.01 / 2 / 2: ln 0.0025 / ln 0.99.
+    assert [LookPlan((0.99,)).samples_at(look) for look in (1, 2)] == [747, 1120]
 
 
 def test_a_look_is_due_with_samples_and_time() -> None:
-    plan = LookPlan((0.5,), min_total_ms=500)
+    plan = LookPlan((0.5,))
     assert not plan.is_due(1, 49, 1e6)
     assert not plan.is_due(1, 10_000, 499)
     assert plan.is_due(1, 50, 500)
@@ -427,10 +615,8 @@ def test_a_look_is_due_with_samples_and_time() -> None:
 
 def test_record() -> None:
     samples = _steady(np.random.default_rng(0), 100)
-    decision = combine_decisions(
-        [*decide(samples, {"p50_ms": 2.0, "p99_ms": 2.0}).judgements, decide_qps(samples, 100)]
-    )
-    record = to_record(summarize(samples), decision, gpu="T4", clocks={"after": {"sm_mhz": 1590}})
+    decision = combine_decisions([*decide(samples, {"p50_ms": 2.0, "p99_ms": 2.0}).results, decide_qps(samples, 100)])
+    record = to_record(samples, decision, gpu="T4", clocks={"after": {"sm_mhz": 1590}})
     assert record.verdict == "inconclusive"
     assert (record.gpu, record.samples) == ("T4", 100)
     assert record.p50_ms == pytest.approx(1.0, abs=0.01)
@@ -438,6 +624,20 @@ def test_record() -> None:
     low, high = record.bounds_ms["p50_ms"]
     assert low < record.p50_ms < high
     assert record.bounds_ms["p99_ms"][1] == math.inf
+    exact = quantile_bounds(samples, 0.5)
+    assert (low, high) == (exact.lower, exact.upper)
+    assert to_record([1.0], decision).bounds_ms["p50_ms"] == (0.0, math.inf)
+    statistics = {"mean_ms": samples.mean(), "min_ms": samples.min(), "max_ms": samples.max()}
+    assert record.details == pytest.approx(statistics)
+    rate = decision.results[2]
+    assert record.budgets[2] == {
+        "verdict": "pass",
+        "name": "min_qps",
+        "limit": 100,
+        "value": rate.value,
+        "lower": rate.lower,
+        "upper": rate.upper,
+    }
     assert [(entry["name"], entry["verdict"]) for entry in record.budgets] == [
         ("p50_ms", "pass"),
         ("p99_ms", "inconclusive"),
@@ -449,6 +649,6 @@ def test_record() -> None:
     assert loaded["latency"]["bounds_ms"]["p99_ms"][1] == "inf"
 
 
-def test_judgements_are_plain() -> None:
-    (one,) = decide([1.0] * 50, {"p50_ms": 2.0}).judgements
-    assert one == Judgement("p50_ms", 2.0, 1.0, 0.75, 1.25, "pass")
+def test_results_are_plain() -> None:
+    (one,) = decide([1.0] * 50, {"p50_ms": 2.0}).results
+    assert one == BudgetResult("p50_ms", 2.0, 1.0, 0.75, 1.25, "pass")

@@ -70,8 +70,11 @@ def test_json_round_trip_is_stable_and_small() -> None:
         {"quantiles_ms": {}},
         {"quantiles_ms": {"0.5": "nan"}},
         {"quantiles_ms": {"0.5": 3.0, "0.9": 2.0}},
+        {"quantiles_ms": {"0.5": -3.0, "0.9": 2.0}},
         {"quantiles_ms": [1, 2]},
         {"bounds_ms": {"p50_ms": [2.0, 1.0]}},
+        {"bounds_ms": {"p50_ms": [2.0, 1.0], "p90_ms": [2.0, 3.0]}},
+        {"bounds_ms": {"p50_ms": [-1.0, 3.0]}},
         {"bounds_ms": {"p50_ms": [2.0]}},
         {"confidence": 2},
     ],
@@ -79,6 +82,23 @@ def test_json_round_trip_is_stable_and_small() -> None:
 def test_a_damaged_baseline_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ReportError, match="baseline"):
         Distribution.from_json(_distribution(2.0, 0).to_json() | change)
+
+
+def test_samples_that_are_all_alike_make_a_baseline() -> None:
+    found = Distribution.of(np.full(100, 2.0))
+    assert found.bounds_ms["p50_ms"] == (2.0, 2.0)
+    assert Distribution.from_json(found.to_json()) == found
+
+
+def test_a_slowdown_that_may_be_just_what_is_allowed_is_undecided() -> None:
+    def bounded(low: float, high: float) -> Distribution:
+        return Distribution(1_000, 0.99, ((0.0, low), (1.0, high)), {"p50_ms": (low, high)})
+
+    baseline = bounded(1.0, 2.0)
+    assert compare(bounded(2.5, 3.0), baseline, min_slowdown=0.25).decision == "undecided"
+    assert compare(bounded(2.500001, 3.0), baseline, min_slowdown=0.25).decision == "fail"
+    assert compare(bounded(1.0, 1.25), baseline, min_slowdown=0.25).decision == "pass"
+    assert compare(bounded(1.0, 1.250001), baseline, min_slowdown=0.25).decision == "undecided"
 
 
 def test_a_missing_key_is_an_error() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.backends.tensorrt.timing import Samples
-from pytest_trtcheck.check import measuring as measure
+from pytest_trtcheck.check import latency as measure
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.record import CheckRecord, LatencyRecord
@@ -27,7 +27,7 @@ from tests import fake_nvml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.backends.base import Backend, Runner
 
 T4 = find_gpu("T4")
 
@@ -53,17 +53,12 @@ class Runs:
         return Samples(gpu_ms, np.full(n, self.enqueue_ms), None, gpu_ms + self.gap_ms)
 
 
-@dataclass
-class SimulatedEngine:
-    """An engine as far as measuring needs one."""
-
-    runs: Runs
-    device_memory_bytes: int = 2**20
-    plan_bytes: int = 2**20
+class Simulated:
+    """A system as far as measuring needs one: its engines are their runs."""
 
     @contextmanager
-    def timed_runs(self, *_: Any, **__: Any) -> Iterator[Runs]:
-        yield self.runs
+    def timed_runs(self, engine: Runs, *_: Any, **__: Any) -> Iterator[Runs]:
+        yield engine
 
 
 class Machine:
@@ -87,7 +82,9 @@ class Machine:
         fake_nvml.install(self._monkeypatch, [fake_nvml.card("Tesla T4", uuid, (7, 5), **self.told)])
         gpu = Gpu(name="Tesla T4", model=T4, compute_capability=(7, 5), uuid=uuid)
         spec = LatencySpec(**{"max_seconds": 1.0, **budgets})
-        subject = measure.Subject(cast("Engine", SimulatedEngine(self.runs)), [{}], {}, {"gpu": "Tesla T4"}, is_enough)
+        sizes = {"memory_mib": 1.0, "engine_mib": 1.0}
+        system, runs = cast("Backend", Simulated()), cast("Runner", self.runs)
+        subject = measure.Subject(system, runs, [{}], sizes, {}, {"gpu": "Tesla T4"}, is_enough)
         record = measure.measure(subject, spec, measure.budgets_for(spec, T4, ()), gpu, T4)
         CheckRecord("n", "m", record.verdict, latency=record).to_json()
         return record

@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck.backends.tensorrt import acceptance
 from pytest_trtcheck.bundle.spec_json import spec_from_json, spec_to_json
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import acceptance, parity
 from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check import message, parity
 from pytest_trtcheck.check.arguments import trt_parity
-from pytest_trtcheck.check.blame import Allowance
-from pytest_trtcheck.check.request import Job, Request
+from pytest_trtcheck.check.request import Allowance, Known, Request
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.metrics import top1
 from pytest_trtcheck.model.onnxruntime import OrtRunner
@@ -54,7 +54,7 @@ def checked(
 ) -> CheckRecord:
     spec = ParitySpec(precision=(precision,), **parity_arguments)
     request = Request(nodeid="t", model=proto, folders=(folder,), parity=spec, inputs=inputs, inputs_source="returned")
-    return check.Workshop(cache=Cache(folder / "cache"), allowance=Allowance(0)).check(request)
+    return check.Checker(cache=Cache(folder / "cache"), allowance=Allowance(0)).check(request)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_first_axes_that_are_not_alike_count_no_samples(tmp_path: Path) -> None:
 
     def batch(*rows: int) -> tuple[int, ...]:
         cases = [{"a": np.ones((n, 4), np.float32), "b": np.ones((4, 5), np.float32)} for n in rows]
-        job = Job(Request("t", proto, ()), model, lowered, cases, reference)
+        job = Known(Request("t", proto, ()), model, lowered, cases, reference)
         return parity.limits_of(job)["y"][0].division.batch
 
     assert batch(4) == (4,)
@@ -185,16 +185,18 @@ def test_parts_that_do_not_fit_are_errors_of_the_check(tmp_path: Path) -> None:
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
-def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> parity.Outcome:
-    """`other` judged as if it were the engine of `proto`."""
+def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> tuple[parity.Outcome, str]:
+    """`other` judged as if it were the engine of `proto`, and the first line of the failure."""
     cache = Cache(folder / "cache")
     model = open_model(proto, (), cache)
     case = {"x": rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32)}
     reference = Reference(model, cache)
-    job = Job(Request("t", proto, ()), model, lower(model, "fp16", cache), [case], reference)
+    job = Known(Request("t", proto, ()), model, lower(model, "fp16", cache), [case], reference)
     path = folder / "other.onnx"
     onnx.save(other, path)
-    return parity.judge(job, OrtRunner(path, "other"), reference)
+    job = replace(job, runner=OrtRunner(path, "other"))
+    outcome = parity.judge(job)
+    return outcome, str(message.comparison(replace(job, outcome=outcome))).partition("\n")[0]
 
 
 def two_outputs(names: tuple[str, str], order: list[int] | None = None) -> onnx.ModelProto:
@@ -209,26 +211,26 @@ def two_outputs(names: tuple[str, str], order: list[int] | None = None) -> onnx.
 
 
 def test_swapped_outputs_are_called_swapped(tmp_path: Path) -> None:
-    outcome = judge_another(two_outputs(("a", "b")), two_outputs(("b", "a")), tmp_path)
+    outcome, head = judge_another(two_outputs(("a", "b")), two_outputs(("b", "a")), tmp_path)
     assert outcome.record.verdict == "fail"
-    assert outcome.head.endswith("outputs 'a' and 'b' are swapped")
-    assert outcome.explained
+    assert head.endswith("outputs 'a' and 'b' are swapped")
+    assert outcome.misplaced
 
 
 def test_permuted_channels_are_called_swapped(tmp_path: Path) -> None:
     order = [0, 1, 3, 2, 4, 5]
-    outcome = judge_another(two_outputs(("a", "b")), two_outputs(("a", "b"), order), tmp_path)
+    outcome, head = judge_another(two_outputs(("a", "b")), two_outputs(("a", "b"), order), tmp_path)
     assert outcome.record.verdict == "fail"
-    assert "output 'a'" in outcome.head
-    assert "swapped: axis 1 is in another order (3 → 2, 2 → 3)" in outcome.head
-    assert outcome.explained
+    assert "output 'a'" in head
+    assert "swapped: axis 1 is in another order (3 → 2, 2 → 3)" in head
+    assert outcome.misplaced
     wrong = two_outputs(("a", "b"))
     weight = wrong.graph.initializer[0]
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.5, weight.name))
-    outcome = judge_another(two_outputs(("a", "b")), wrong, tmp_path)
+    outcome, head = judge_another(two_outputs(("a", "b")), wrong, tmp_path)
     assert outcome.record.verdict == "fail"
-    assert "swapped" not in outcome.head
-    assert not outcome.explained
+    assert "swapped" not in head
+    assert not outcome.misplaced
 
 
 def doubling(dtype: int = FLOAT) -> onnx.ModelProto:
@@ -421,6 +423,11 @@ def test_tolerance_parts_survive_a_bundle() -> None:
         spec = trt_parity("m.onnx", **arguments)
 
         assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == replace(spec, model=None)
+
+
+def test_parity_that_was_not_checked_says_why() -> None:
+    found = parity.not_measured(ParitySpec(precision=("fp16",)), "no GPU")
+    assert (found.verdict, found.reason) == ("not_measured", "no GPU")
 
 
 def test_a_limit_on_top1_is_what_its_axis_is_for() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_trtcheck import compare, latency
 from pytest_trtcheck.errors import MissingDependencyError, ReportError
+from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.record import CheckRecord, EngineRecord, Evidence, LatencyRecord, Verdict, combine
 from pytest_trtcheck.report import html, plots
 from pytest_trtcheck.report.json_report import document, environment
@@ -45,7 +46,7 @@ def timed(budgets: dict[str, float], seed: int = 0) -> LatencyRecord:
     samples = np.random.default_rng(seed).gamma(9, 0.02, 4000) + 1.0
     decision = latency.decide(samples, budgets)
     details = {"samples_ms": [round(float(sample), 4) for sample in samples[::10]]}
-    return latency.to_record(latency.summarize(samples), decision, gpu="H200", details=details)
+    return latency.to_record(samples, decision, gpu="H200", details=details)
 
 
 def check(
@@ -68,7 +69,7 @@ def check(
     compared = []
     for index in range(outputs):
         measurement = compare.measure(f"output{index}", (reference + noise).astype(np.float32), reference)
-        output = compare.judge(measurement, (compare.Limit("max", 0.01, "tol"),))
+        output = compare.judge(measurement, (compare.Limit(METRICS["max"], 0.01, "tol"),))
         compared.append(dataclasses.replace(output, details={**output.details, "emulated": {"max": error / 2}}))
     parity = dataclasses.replace(compare.summarize(compared, "max"), blame=blame(tensors) if tensors else None)
     measured = timed(budgets) if budgets else None

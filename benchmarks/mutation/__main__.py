@@ -2,7 +2,8 @@
 
 Which tests run which lines is found first; each mutant is then tested by those that run its lines, the quickest first,
 until one fails. Everything is kept in `--into` as it comes: a run that was stopped goes on where it was, a mutant that
-was killed stays killed while its file is the same, and those that survived are tried again once the tests change.
+was killed stays killed while its file is the same, and those that survived are tried again once the tests change (with
+`--unjudged` only those without a verdict: a survivor that some new test would kill then still counts as one).
 `report.json` there has, by group, how many were sampled, killed, survived and timed out, and each survivor with its
 change and a verdict: that of the first rule of `verdicts.json` (beside this script) that fits it, "message text" where
 it lies in one, else "not judged". No survivor may be left that stands for a wrong pass.
@@ -78,6 +79,7 @@ MORE_GROUPS = {
 }
 """Beyond what must hold: tested when they are named."""
 NO_TEST = "no test runs it"
+NOT_JUDGED = "not judged"
 TIMEOUT_FACTOR, TIMEOUT_EXTRA_S = 4.0, 20.0
 
 
@@ -201,6 +203,11 @@ class Run:
         same_tests: bool = before["tests_digest"] == self.coverage["digest"]
         return same_tests or before["outcome"] == "killed"
 
+    def survived(self, mutant: made.Mutant) -> bool:
+        """Whether it did when it was last tried, its file as it is."""
+        before = self.known.get(mutant.key, {})
+        return before.get("file_digest") == self.digests[mutant.file] and before["outcome"] == "survived"
+
     def keep(self, mutant: made.Mutant, found: Mapping[str, Any]) -> None:
         """Write down what became of it."""
         digests = {"file_digest": self.digests[mutant.file], "tests_digest": self.coverage["digest"]}
@@ -263,6 +270,9 @@ def run_group(name: str, group: Group, arguments: argparse.Namespace) -> dict[st
     chosen = made.sample(ROOT, population, arguments.sample, arguments.seed)
     run = Run.of(name, group, arguments.into)
     todo = [mutant for mutant in chosen if not run.is_settled(mutant)]
+    if arguments.unjudged:
+        rules = json.loads((HERE / "verdicts.json").read_text(encoding="utf-8"))
+        todo = [each for each in todo if not (run.survived(each) and verdict_on(each, rules)["verdict"] != NOT_JUDGED)]
     print(f"== {name}: {len(population)} mutants, {len(chosen)} sampled, {len(todo)} to test", flush=True)
     orders = []
     for mutant in todo:
@@ -289,7 +299,7 @@ def verdict_on(mutant: made.Mutant, rules: Sequence[Mapping[str, str]]) -> dict[
         conditions = {name: rule[name] for name in ("file", "function", "operator", "before", "after") if name in rule}
         if all(part in getattr(mutant, name) for name, part in conditions.items()):
             return {"verdict": rule["verdict"], "why": rule["why"]}
-    return {"verdict": "message text" if mutant.text else "not judged"}
+    return {"verdict": "message text" if mutant.text else NOT_JUDGED}
 
 
 def summarize(chosen: Sequence[made.Mutant], known: Mapping[str, Any], population: int) -> dict[str, Any]:
@@ -330,6 +340,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=300, help="mutants a group (default: 300)")
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--only", nargs="*", help="these operators alone, such as RemoveGuard")
+    parser.add_argument("--unjudged", action="store_true", help="try survivors again only where they have no verdict")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--into", type=Path, default=ROOT / ".mutation", help="a folder that keeps everything")
     arguments = parser.parse_args()

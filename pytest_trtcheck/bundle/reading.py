@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.check.request import Judged
+    from pytest_trtcheck.check.request import Known
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import BuildOptions, ParitySpec
@@ -194,25 +194,25 @@ def check_plugins(bundle: Bundle) -> None:
 # --- the replay against the recording --------------------------------------------------------------------------------
 
 
-def compare_with_recorded(bundle: Bundle, judged: Judged) -> tuple[str, ...]:
+def compare_with_recorded(bundle: Bundle, known: Known) -> tuple[str, ...]:
     """Whether a replay computed what was recorded: outputs, reference and verdict."""
-    return tuple(_differences(bundle, judged))
+    return tuple(_differences(bundle, known))
 
 
-def _differences(bundle: Bundle, judged: Judged) -> Iterator[str]:
+def _differences(bundle: Bundle, known: Known) -> Iterator[str]:
     before = bundle.about["record"].get("evidence")
-    now = judged.runner.evidence
+    now = known.running.evidence
     if before != now:
         yield f"recorded evidence: {before}, of this replay: {now}; the outputs of one are not those of the other"
     outputs: dict[str, float] = {}
     reference: dict[str, float] = {}
     compared = 0
-    for index, case in enumerate(judged.job.cases):
+    for index, case in enumerate(known.cases):
         recorded = bundle.arrays(OUTPUTS, index)
         if recorded:
             compared += 1
-            _note_differing(outputs, judged.runner(case), recorded)
-            _note_differing(reference, judged.reference(case), bundle.arrays(REFERENCE, index))
+            _note_differing(outputs, known.run(case), recorded)
+            _note_differing(reference, known.reference(case), bundle.arrays(REFERENCE, index))
     if compared:
         yield _sentence("the outputs", outputs)
     else:
@@ -221,7 +221,7 @@ def _differences(bundle: Bundle, judged: Judged) -> Iterator[str]:
         yield _sentence("the FP32 reference's outputs", reference)
     parity = bundle.about["record"].get("parity") or {}
     worst, metric = number(parity.get("worst")), parity.get("metric")
-    found = judged.record
+    found = known.parity
     if parity and (parity["verdict"], metric, worst) != (found.verdict, found.metric, found.worst):
         yield (
             f"recorded: {parity['verdict']}, {metric} {_figure(worst)}; "

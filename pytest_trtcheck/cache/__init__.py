@@ -6,6 +6,7 @@ directory, making it when it is not there. Whatever is wrong with the place itse
 
 from __future__ import annotations
 
+from pytest_trtcheck.cache.directory import format_bytes
 from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
@@ -17,6 +18,7 @@ __all__ = [
     "Entry",
     "Key",
     "StoredEntry",
+    "format_bytes",
     "hash_bytes",
     "hash_code",
     "hash_file",

@@ -6,8 +6,9 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.compare.judge import sentence
 from pytest_trtcheck.compare.patterns import OF_PRECISION
-from pytest_trtcheck.compare.verdict import sentence
+from pytest_trtcheck.metrics import METRICS, distinct_digits
 from pytest_trtcheck.record import is_bad
 from pytest_trtcheck.spec import WHOLE
 
@@ -90,7 +91,7 @@ def _in_full(
         yield from _row("looks like", f"there, {pattern.text}" if is_of_part else pattern.text)
         if not is_diagnosed or pattern.kind not in OF_PRECISION:
             yield from _row("try", pattern.advice)
-    if output.verdict == "error":
+    if any(entry["verdict"] == "error" and entry["metric"] in METRICS for entry in bad):
         yield from _row("try", f"judge it by a metric that it has: tol={{{output.name!r}: Tolerance(…)}}")
 
 
@@ -123,7 +124,7 @@ def _others(measurement: Measurement, shown: set[str]) -> str:
     parts = []
     if measurement.kind != "float":
         parts.append(f"{measurement.mismatches:,} of {measurement.size:,} elements unequal")
-        shown = shown | {"max", "l2", "allclose", "cosine", "snr_db"}
+        shown = shown | {name for name, metric in METRICS.items() if measurement.kind not in metric.kinds}
     for metric, score in measurement.scores.items():
         if metric not in shown and score.value is not None and not score.note:
             parts.append(f"{metric} {score.value:.4g}")
@@ -170,11 +171,8 @@ def _element(element: Element) -> str:
 def _values(element: Element) -> tuple[str, str]:
     if not isinstance(element.actual, float) or not isinstance(element.expected, float):
         return repr(element.expected), repr(element.actual)
-    for digits in range(5, 18):
-        texts = f"{element.expected:.{digits}g}", f"{element.actual:.{digits}g}"
-        if texts[0] != texts[1]:
-            break
-    return texts
+    digits = distinct_digits(element.expected, element.actual, 5)
+    return f"{element.expected:.{digits}g}", f"{element.actual:.{digits}g}"
 
 
 def _row(label: str, text: str) -> list[str]:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.compare.division import Division, offset, within
-from pytest_trtcheck.compare.judging import judged_parts
-from pytest_trtcheck.compare.limits import Limit, division_of
-from pytest_trtcheck.compare.metrics import measure
-from pytest_trtcheck.compare.places import concentration
+from pytest_trtcheck.compare.concentration import concentration
+from pytest_trtcheck.compare.division import offset, within
+from pytest_trtcheck.compare.judge import judge
+from pytest_trtcheck.compare.measure import measure
 from pytest_trtcheck.compare.streaming import CHUNK, Pair, sweep
 from pytest_trtcheck.record import is_bad
 
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.compare.limits import Limits
+    from pytest_trtcheck.compare.limits import Limit, Limits
     from pytest_trtcheck.compare.measurement import Element, Fit, Measurement, PartMeasurement
     from pytest_trtcheck.record import OutputRecord
-    from pytest_trtcheck.spec import Metric, Precision
+    from pytest_trtcheck.spec import Precision
 
 FP16_MAX = 65504.0
 EXPLAINED = 0.99
@@ -91,9 +90,9 @@ def examine(
     outputs: Sequence[OutputRecord],
     precision: Precision,
     *,
+    limits: Limits,
     case: int | None = None,
     can_keep: bool = True,
-    limits: Limits | None = None,
 ) -> dict[str, Examination]:
     """Look closely at every output that failed: how much of it is wrong, in what way, and what may help.
 
@@ -106,20 +105,20 @@ def examine(
         alone are left out.
     precision
         What the model was lowered to.
+    limits
+        What the outputs were judged by.
     case
         Which input this run was, where there were several; `worst_case` names the one to take.
     can_keep
         Whether `keep_fp32` has an effect on the model: it has none on one that brings its own precision with it.
-    limits
-        What the outputs were judged by, where those say how they are divided.
     """
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
     for name, output in failed.items():
         pair = Pair.of(np.asarray(actual[name]), np.asarray(reference[name]))
-        division = division_of((limits or {}).get(name, ()))
-        measurement = _of_this_run(pair, measurements[name], output, case, division)
-        if not _fails(measurement, output):
+        measurement = _of_this_run(pair, measurements[name], case, limits[name])
+        # Of several runs that failed together, one may be sound.
+        if measurement.cases < measurements[name].cases and not is_bad(judge(measurement, limits[name]).verdict):
             continue
         patterns = list(_misplaced(name, pair, reference))
         part = _failed_part(measurement, output)
@@ -166,35 +165,11 @@ def worst_case(output: OutputRecord) -> int:
     return next((int(case) for case in cases if case is not None), 0)
 
 
-def _of_this_run(
-    pair: Pair, measurement: Measurement, output: OutputRecord, case: int | None, division: Division
-) -> Measurement:
+def _of_this_run(pair: Pair, measurement: Measurement, case: int | None, limits: Sequence[Limit]) -> Measurement:
     if measurement.cases == 1:
         return measurement
-    tie = next((entry["limit"] for entry in output.judged if entry["metric"] == "top1"), None)
     faults = tuple(fault for fault in measurement.faults if fault.case == case)
-    again = measure(output.name, pair.actual, pair.reference, tie=tie, division=division)
-    return replace(again, faults=faults)
-
-
-def _fails(measurement: Measurement, output: OutputRecord) -> bool:
-    """Whether a run fails by itself a limit that all runs together failed."""
-    if measurement.faults or measurement.nonfinite.different:
-        return True
-    for entry in output.judged:
-        if entry["verdict"] != "fail" or entry["limit"] is None:
-            continue
-        limit = Limit(entry["metric"], entry["limit"], "")
-        if any(part.verdict == "fail" for part in judged_parts(measurement, limit)):
-            return True
-        value = measurement.mismatch_share if entry["metric"] == "mismatches" else _score(measurement, entry["metric"])
-        if value is not None and not limit.holds(value):
-            return True
-    return False
-
-
-def _score(measurement: Measurement, metric: Metric) -> float | None:
-    return measurement.scores[metric].value if metric in measurement.scores else None
+    return replace(measure(measurement.name, pair.actual, pair.reference, limits=limits), faults=faults)
 
 
 def _beyond(pair: Pair, measurement: Measurement, output: OutputRecord) -> int | None:
@@ -384,8 +359,8 @@ def _permutation(pair: Pair, axis: int) -> list[int] | None:
 
 
 def _explains(pair: Pair, candidate: NDArray[Any], fit: Fit, share: float = _REARRANGED) -> bool:
-    totals = sweep(Pair.of(pair.actual, candidate), equality=False)
-    return totals.fit.dd / totals.scale**2 < share * fit.dd / fit.unit**2
+    found = sweep(Pair.of(pair.actual, candidate), equality=False)
+    return found.dd / found.unit**2 < share * fit.dd / fit.unit**2
 
 
 def _clipped(measurement: Measurement, precision: Precision) -> Iterator[Pattern]:
@@ -427,8 +402,8 @@ def _alike(actual: NDArray[Any], reference: NDArray[Any]) -> bool:
     pair = Pair.of(actual, reference)
     head = Pair.of(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
     return all(
-        not totals.nonfinite.different and totals.peak > 0 and totals.fit.dd < _REARRANGED * totals.fit.rr
-        for totals in (sweep(each, equality=False) for each in (head, pair))
+        not found.nonfinite.different and found.peak > 0 and found.dd < _REARRANGED * found.rr
+        for found in (sweep(each, equality=False) for each in (head, pair))
     )
 
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__
-from pytest_trtcheck.backends.tensorrt.cached import IO_FILE, PLAN_FILE
+from pytest_trtcheck.backends.tensorrt.backend import IO_FILE, PLAN_FILE
 from pytest_trtcheck.cache import hash_bytes, hash_file
 from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.export import triton

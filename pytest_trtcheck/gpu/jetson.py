@@ -1,4 +1,4 @@
-"""What a Jetson tells in files and NVML does not: its power mode and its GPU's clock.
+"""What a Jetson tells in files and NVML does not: which module it is, its power mode and its GPU's clock.
 
 Source: Jetson Linux Developer Guide, "Platform Power and Performance" (nvpmodel, devfreq).
 """
@@ -9,8 +9,30 @@ import re
 from pathlib import Path
 
 ROOT = Path("/")
+FAMILIES = frozenset({"Xavier", "Orin"})
+"""What CUDA calls every module of a generation."""
+
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _GPU = re.compile(r"gpu|ga10b|gv11b|gp10b")
+
+
+def module(root: Path | None = None) -> str | None:
+    """The product of this Jetson, such as "Orin NX"; None where the device tree is hidden, as in a container."""
+    return product_of(_text((root or ROOT) / "proc/device-tree/model"))
+
+
+def product_of(device_tree_model: str) -> str | None:
+    """The product from a device tree's model text, such as "NVIDIA Jetson AGX Orin Developer Kit".
+
+    Source: /proc/device-tree/model of Jetson Linux; the first AGX Xavier called itself "Jetson-AGX".
+    """
+    text = re.sub(r"[^a-z0-9]+", " ", device_tree_model.lower().replace("\0", " ")).strip()
+    for product in ("AGX Orin", "Orin NX", "Orin Nano", "AGX Xavier", "Xavier NX"):
+        if product.lower() in text:
+            return product
+    if text == "jetson agx":
+        return "AGX Xavier"
+    return next((product for product in ("Thor", "Orin", "Xavier") if product.lower() in text.split()), None)
 
 
 def power_mode(root: Path | None = None) -> str | None:

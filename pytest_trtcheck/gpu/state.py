@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.gpu import jetson
-from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, find, first, nvml, read, scaled
+from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, find, nvml, read, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,6 +111,11 @@ class GpuState:
     processes: tuple[GpuProcess, ...] | None = None
     load_by_process: bool = False
 
+    def conditions(self) -> dict[str, int | float | str]:
+        """What of a measurement's conditions only the measurement shows; what is unknown is left out."""
+        told = {"sm_mhz": self.sm_mhz, "power_limit_w": self.power_limit_w, "power_mode": self.power_mode}
+        return {name: value for name, value in told.items() if value is not None}
+
 
 class GpuMonitor:
     """Takes snapshots of one GPU; a context manager that keeps NVML open. Without NVML the snapshots know nothing."""
@@ -166,10 +171,9 @@ class GpuMonitor:
         library, whole = self._library, self._whole
         if library is None:
             return GpuState(time_us=now_us)
-        bits = first(
-            lambda: read(library, "nvmlDeviceGetCurrentClocksEventReasons", whole),
-            lambda: read(library, "nvmlDeviceGetCurrentClocksThrottleReasons", whole),
-        )
+        bits = read(library, "nvmlDeviceGetCurrentClocksEventReasons", whole)
+        if bits is None:  # its name before R535
+            bits = read(library, "nvmlDeviceGetCurrentClocksThrottleReasons", whole)
         utilization = read(library, "nvmlDeviceGetUtilizationRates", self._handle)
         load = _load_by_process(library, whole, since.time_us) if since else None
         return GpuState(

@@ -125,7 +125,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
         return bounded.astype(wanted)
 
 
-def digest(case: Case) -> str:
+def digest(case: Mapping[str, NDArray[Any]]) -> str:
     """Identity of a case: names, dtypes, shapes and every byte."""
     total = hashlib.sha256()
     for name, array in sorted(case.items()):

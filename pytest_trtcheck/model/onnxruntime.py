@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.record import Evidence
     from pytest_trtcheck.spec import InputMapping
 
 Provider = Literal["cpu", "cuda"]
@@ -88,8 +87,6 @@ class OrtRunner:
     GpuError
         The CUDA provider was asked for and is not there.
     """
-
-    evidence: Evidence = "emulated"
 
     def __init__(
         self,

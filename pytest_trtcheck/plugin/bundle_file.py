@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.bundle import Bundle
-    from pytest_trtcheck.check.request import Judged
+    from pytest_trtcheck.check.request import Known
 
 
 def collector(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -43,7 +43,7 @@ class BundleItem(pytest.Item):
 
     def runtest(self) -> None:
         """Check as the test did that failed, and say what came out otherwise than recorded."""
-        from pytest_trtcheck import bundle
+        from pytest_trtcheck import backends, bundle
         from pytest_trtcheck.check.request import Request
         from pytest_trtcheck.plugin.running import refuse, run
         from pytest_trtcheck.plugin.session import session_of
@@ -51,18 +51,18 @@ class BundleItem(pytest.Item):
         session = session_of(self.config)
         try:
             loaded = bundle.read(self.path)
-            if session.detection.gpu is not None and session.get("trt_backend") != "onnxruntime":
+            if session.detection.gpu is not None and not backends.load(session.get("trt_backend")).is_emulation:
                 bundle.check_plugins(loaded)
         except CheckError as error:
             refuse(self, error)
             raise
         spec = loaded.spec
         spec = replace(spec, reference=loaded.recorded_reference())
-        if session.get("trt_backend") != "auto":
+        if session.get("trt_backend") != backends.AUTO:
             spec = replace(spec, backend=None)
 
-        def watch(judged: Judged) -> tuple[str, ...]:
-            return _notes(loaded, judged, session.circumstances(_module(judged)))
+        def watch(known: Known) -> tuple[str, ...]:
+            return _notes(loaded, known, session.circumstances(known.running.name))
 
         run(
             self,
@@ -84,16 +84,11 @@ class BundleItem(pytest.Item):
         return self.path, None, f"{self.path.parent.name}::{self.name}"
 
 
-def _module(judged: Judged) -> str | None:
-    place = judged.job.place
-    return place.module.name if place is not None and judged.runner.evidence == "engine" else None
-
-
-def _notes(loaded: Bundle, judged: Judged, environment: Mapping[str, object]) -> tuple[str, ...]:
+def _notes(loaded: Bundle, known: Known, environment: Mapping[str, object]) -> tuple[str, ...]:
     from pytest_trtcheck import bundle
 
     return (
         f"replay of {loaded.nodeid}",
-        *bundle.compare_with_recorded(loaded, judged),
+        *bundle.compare_with_recorded(loaded, known),
         *bundle.changes(loaded.about["environment"], environment),
     )

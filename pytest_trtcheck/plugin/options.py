@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.choices import BACKENDS, PRECISIONS
+from pytest_trtcheck import backends
+from pytest_trtcheck.choices import PRECISIONS
+from pytest_trtcheck.errors import ArgumentError, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pytest
 
-    from pytest_trtcheck.errors import ArgumentError
-
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "backend"]
 
 
 # No dataclass: every pytest run makes this class, and a frozen dataclass of its size takes 0.8 ms.
@@ -59,7 +59,7 @@ class Option:
 
 OPTIONS: tuple[Option, ...] = (
     Option("trt_gpu", "text", "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …", metavar="GPU"),
-    Option("trt_backend", "text", "what runs or builds the engines", default="auto", choices=BACKENDS),
+    Option("trt_backend", "backend", "what runs or builds the engines", default="auto", choices=backends.NAMES),
     Option(
         "trt_precision",
         "names",
@@ -156,7 +156,7 @@ def any_given(config: pytest.Config) -> bool:
 def _converted(option: Option, raw: object, where: str) -> Any:
     if raw is None or option.kind == "path":
         return raw if raw is None else str(raw)
-    parse = {"flag": _flag, "seconds": _seconds, "size": parse_size}.get(option.kind)
+    parse = {"flag": _flag, "seconds": _seconds, "size": parse_size, "backend": _backend}.get(option.kind)
     if parse is not None:
         return parse(str(raw), where)
     if option.kind == "lines":
@@ -194,17 +194,20 @@ def _seconds(text: str, where: str) -> float:
 
 
 def _wrong(message: str, hint: str = "") -> ArgumentError:
-    from pytest_trtcheck.errors import ArgumentError
-
     return ArgumentError(message, hint)
 
 
 def _one_of(text: str, choices: Sequence[str], where: str) -> str:
     if text in choices:
         return text
-    from pytest_trtcheck.errors import suggestion
-
     raise _wrong(f"{where}: {text!r} is none of {', '.join(choices)}", suggestion(text, choices))
+
+
+def _backend(text: str, where: str) -> str:
+    try:
+        return backends.find_name(text.strip())
+    except ArgumentError as error:
+        raise _wrong(f"{where}: {error.message}", error.hint) from None
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -147,7 +147,7 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
     if writer is not None:
         request = replace(request, watch=writer.keep)
     try:
-        record = session.workshop.check(request)
+        record = session.checker.check(request)
         if writer is not None:
             record = writer.finish(record, session.circumstances(record.backend))
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck import __version__, gpu
+from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
 from pytest_trtcheck.plugin import options as settings
@@ -19,8 +19,9 @@ from pytest_trtcheck.plugin import options as settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_trtcheck.backends.base import Backend
     from pytest_trtcheck.bundle import Writer
-    from pytest_trtcheck.check.checker import Workshop
+    from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.latency.baselines import Baselines
 
@@ -102,19 +103,17 @@ class Session:
             A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
         """
         self._check_outputs(values)
-        backend, wanted = values["trt_backend"], values["trt_gpu"]
-        if backend not in {"auto", "onnxruntime"}:
-            from pytest_trtcheck.backends.tensorrt.module import find_module
-
-            find_module(backend)
-        if not values["trt_build_only"] and (not wanted or backend == "onnxruntime"):
+        name, wanted, build_only = values["trt_backend"], values["trt_gpu"], values["trt_build_only"]
+        if name == backends.AUTO and not wanted and not build_only:
             return
-        from pytest_trtcheck.backends.tensorrt import cached as engines
-
-        place, reason = engines.place_for(backend, self.requested, self.detection.gpu)
-        if place is None:
-            option = "--trt-build-only" if values["trt_build_only"] else f"--trt-gpu={wanted}"
-            raise ArgumentError(f"{option}: {reason}", _hint(self.requested, backend))
+        backend = backends.load(name)
+        backend.require()
+        if not build_only and (not wanted or not backend.builds):
+            return
+        system = backend.find(self.requested, self.detection.gpu)
+        if not system.builds:
+            option = "--trt-build-only" if build_only else f"--trt-gpu={wanted}"
+            raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
         from pytest_trtcheck.report.files import check_writable
@@ -157,12 +156,11 @@ class Session:
         from pytest_trtcheck.report import json_report
 
         found = self.detection.gpu
-        facts = () if found is None else ("name", "uuid", "compute_capability")
         return json_report.environment(
             requested_gpu=self.get("trt_gpu") or None,
-            gpu={fact: getattr(found, fact) for fact in facts} or None,
+            gpu=None if found is None else found.environment(),
             driver=None if found is None else found.driver,
-            tensorrt_module=backend if backend in {"tensorrt", "tensorrt_rtx"} else None,
+            tensorrt_module=backends.tensorrt_module(backend),
         )
 
     def circumstances(self, backend: str | None) -> dict[str, Any]:
@@ -208,13 +206,12 @@ class Session:
         return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
-    def workshop(self) -> Workshop:
+    def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
-        from pytest_trtcheck.check.blame import Allowance
-        from pytest_trtcheck.check.checker import Workshop
-        from pytest_trtcheck.check.latency import Ledger
+        from pytest_trtcheck.check.checker import Checker
+        from pytest_trtcheck.check.request import Allowance
 
-        return Workshop(
+        return Checker(
             cache=self.cache,
             backend=self.get("trt_backend"),
             reference_provider=self.get("trt_reference"),
@@ -225,17 +222,18 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
-            ledger=Ledger(self.baselines, self.get("trt_update_baseline")),
+            baselines=self.baselines,
+            update_baselines=self.get("trt_update_baseline"),
             emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),
         )
 
 
-def _hint(requested: gpu.GpuModel | None, backend: str) -> str:
+def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> str:
     """What to do where no engine can be built."""
-    if backend == "onnxruntime":
-        return "take another --trt-backend: onnxruntime builds no engine"
+    if not backend.builds:
+        return f"take another --trt-backend: {name} builds no engine"
     if requested is None:
         return "name the GPU: --trt-gpu=A100"
     if requested.compute_capability is None:

@@ -144,10 +144,11 @@ class Collector:
 
     @functools.cached_property
     def _environment(self) -> dict[str, Any]:
+        from pytest_trtcheck.backends import tensorrt_module
         from pytest_trtcheck.plugin.session import session_of
 
-        backends = {record["backend"] for record in self.records} & {"tensorrt", "tensorrt_rtx"}
-        return session_of(self._config).environment(backends.pop() if len(backends) == 1 else None)
+        modules = {tensorrt_module(record["backend"]) for record in self.records} - {None}
+        return session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
 
     def _tell_github(self) -> None:
         from pytest_trtcheck.report import github

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ModelError, name_of
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import made
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.arrays import load_arrays, save_arrays
-from pytest_trtcheck.model.sources import MODEL_FILE, open_model
+from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
 from pytest_trtcheck.precision.identity import code, library_versions
 
 if TYPE_CHECKING:
@@ -70,6 +69,12 @@ class Reference:
             )
         return self._runner(case)
 
+    def close(self) -> None:
+        """Free the session; the next inputs open it again."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""
         if not self._is_lowered():
@@ -119,6 +124,10 @@ class ModelReference:
         """The same, computed now whatever is cached."""
         return self._fitting(self._of.computed(self._taken(case)))
 
+    def close(self) -> None:
+        """Free the other model's session."""
+        self._of.close()
+
     def _taken(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
 
@@ -140,7 +149,7 @@ class CallableReference:
     identity: str | None = None
 
     def __init__(self, function: Callable[..., Any], checked: OnnxModel) -> None:
-        self.name = made.name_of(function)
+        self.name = name_of(function)
         self.title = f"the reference {self.name}"
         self._function = function
         self._checked = checked
@@ -171,6 +180,9 @@ class CallableReference:
 
     computed = __call__
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 AnyReference: TypeAlias = Reference | ModelReference | CallableReference
 
@@ -187,7 +199,7 @@ def reference_given(
     ModelError
         There is no such model, or it does not fit the one that is checked.
     """
-    if callable(source) and made.takes_inputs(source):
+    if callable(source) and computes_outputs(source):
         return CallableReference(source, checked)
     try:
         other = open_model(source, folders, cache)

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.metrics import distinct_digits
 from pytest_trtcheck.record import number
 
 if TYPE_CHECKING:
@@ -48,12 +49,10 @@ def format_against(value: float, limit: float) -> tuple[str, str]:
     >>> format_against(0.0100004, 0.01)
     ('0.0100004', '0.01')
     """
-    for limit_text in (format_limit(limit), _exponent(repr(limit))):
-        for digits in range(3, 18):
-            text = format_number(value, digits)
-            if _side(float(text), float(limit_text)) == _side(value, limit):
-                return text, limit_text
-    return _exponent(repr(value)), limit_text
+    limit_text = format_limit(limit)
+    if (value > float(limit_text)) != (value > limit) or (value < float(limit_text)) != (value < limit):
+        limit_text = _exponent(repr(limit))
+    return format_number(value, distinct_digits(value, float(limit_text))), limit_text
 
 
 def format_optional(value: float | str | None, digits: int = 3) -> str:
@@ -130,10 +129,6 @@ def shorten_apart(texts: Sequence[str], width: int) -> list[str]:
                 kept = kept[1:]
             short[text] = ELLIPSIS + kept
     return [short[text] for text in texts]
-
-
-def _side(value: float, limit: float) -> int:
-    return (value > limit) - (value < limit)
 
 
 def _exponent(text: str) -> str:

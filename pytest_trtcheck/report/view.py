@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeAlias, get_args
 
-from pytest_trtcheck.record import SEVERITY, Verdict, number
+from pytest_trtcheck.metrics import METRICS, rank, recorded
+from pytest_trtcheck.record import Verdict, number
 from pytest_trtcheck.report.text import format_against, format_limit, format_optional, one_line
 
 Record: TypeAlias = Mapping[str, Any]
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-AT_LEAST = frozenset({"snr_db"})
-"""Metrics whose limit is the least they may be."""
+AT_LEAST = frozenset(metric.name for metric in METRICS.values() if metric.at_least)
+"""Built-in metrics whose limit is the least they may be."""
 
 _GENERIC_STEMS = frozenset({"model", "best", "inference", "network", "net", "onnx", "export"})
 
@@ -36,6 +37,12 @@ class Judgement:
     verdict: Verdict
     output: str | None = None
     source: str | None = None
+    is_least: bool = False
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the limit is the least that the value may be; `is_least` says so of a metric that is not built in."""
+        return recorded(self.metric, at_least=self.is_least).at_least
 
     @property
     def value_text(self) -> str:
@@ -49,7 +56,7 @@ class Judgement:
         """The metric and its limit, as in "max ≤ 0.01"."""
         if self.limit is None:
             return f"same {self.metric}"
-        sign = "≥" if self.metric in AT_LEAST else "≤"
+        sign = "≥" if self.at_least else "≤"
         return f"{self.metric} {sign} {_limit_beside(self.value, self.limit)}"
 
     @property
@@ -57,15 +64,12 @@ class Judgement:
         """How much of the limit the value uses, 1 being all of it; None where that has no meaning."""
         if not self.limit or self.value is None or math.isnan(self.value):
             return None
-        return _decibels_over(self.limit - self.value) if self.metric in AT_LEAST else self.value / self.limit
+        return recorded(self.metric, at_least=self.is_least).used(self.value, self.limit)
 
     @property
     def severity(self) -> tuple[int, float]:
         """What orders judgements: the verdict, then how much of the limit is used up."""
-        used = self.used
-        if used is None:
-            used = 0.0 if self.limit == 0 and self.value == 0 else math.inf
-        return SEVERITY.index(self.verdict), used
+        return rank({**vars(self), "at_least": self.is_least})
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def judgements(record: Record) -> list[Judgement]:
             verdict=judgement["verdict"],
             output=output["name"],
             source=judgement.get("source"),
+            is_least=judgement.get("at_least", False),
         )
         for output in parity.get("outputs") or ()
         for judgement in output.get("judged") or ()
@@ -237,11 +242,6 @@ def emulated(records: Iterable[Record]) -> list[Record]:
 
 def _limit_beside(value: float | None, limit: float) -> str:
     return format_limit(limit) if value is None else format_against(value, limit)[1]
-
-
-def _decibels_over(decibels: float) -> float:
-    """How many times stronger than allowed the noise is."""
-    return float(10 ** (min(6000.0, max(-6000.0, decibels)) / 20))
 
 
 def _budget(latency: Mapping[str, Any], budget: Mapping[str, Any]) -> BudgetView:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.baselines import files
-from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.latency.baselines.comparison import MIN_SLOWDOWN, NAME, Distribution
 from pytest_trtcheck.latency.baselines.files import Baseline, GpuKey
-from pytest_trtcheck.latency.baselines.judging import MIN_SLOWDOWN, NAME, width
 
 if TYPE_CHECKING:
     import os
@@ -100,7 +99,7 @@ def _not_passed(record: Mapping[str, Any], latency: Mapping[str, Any]) -> str | 
 def _not_exact(details: Mapping[str, Any]) -> str | None:
     if details.get("disturbances"):
         return f"the measurement was disturbed: {'; '.join(details['disturbances'])}"
-    apart = width(Distribution.from_json(details["distribution"]))
+    apart = Distribution.from_json(details["distribution"]).width
     if apart > MIN_SLOWDOWN:
         known = "not known" if apart == float("inf") else f"known to within {apart:.1%}"
         return f"the median is {known}, and {MIN_SLOWDOWN:.0%} is needed: give it more max_seconds"

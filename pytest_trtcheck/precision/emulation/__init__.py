@@ -71,6 +71,12 @@ class Emulated:
 
         return load_arrays(self._cache.get_or_make(Key("emulation", model.label, parts), make).path)
 
+    def close(self) -> None:
+        """Free the session, if one was opened."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
 
 def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:
     """The file that `emulation` runs."""

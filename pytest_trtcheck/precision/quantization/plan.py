@@ -138,7 +138,10 @@ class _Planner:
         assert weight is not None
         assert tensor is not None
         assert activation is not None
-        axis = _channel_axis(node, index, len(weight.shape))
+        transposed = node.attributes.get("transB")
+        axis = output_channels(
+            node.op_type, index, len(weight.shape), transposed=transposed is not None and bool(transposed.as_int())
+        )
         if weight.dtype != ir.DataType.FLOAT:
             return f"its weight is {weight.dtype.name}, not FLOAT"
         if axis is None or weight.size == 0:
@@ -222,17 +225,14 @@ def _weight_index(node: ir.Node) -> int | str:
     return 0 if fixed[0] and node.op_type == "MatMul" else "its weight is computed in the graph"
 
 
-def _channel_axis(node: ir.Node, index: int, rank: int) -> int | None:
-    """The weight's axis of output channels: what must not be summed over by the operator."""
-    if node.op_type == "Conv":
-        return 0 if rank >= 3 else None
-    if node.op_type == "ConvTranspose":
-        return 1 if rank >= 3 else None
+def output_channels(op_type: str, index: int, rank: int, *, transposed: bool = False) -> int | None:
+    """An operand's axis of output channels, what the operator must not sum over; `transposed` is Gemm's `transB`."""
+    if op_type in {"Conv", "ConvTranspose"}:
+        return int(op_type == "ConvTranspose") if rank >= 3 else None
     if rank < 2:
         return None
-    if node.op_type == "Gemm":
-        transposed = node.attributes.get("transB")
-        return 0 if transposed is not None and transposed.as_int() else 1
+    if op_type == "Gemm":
+        return int(not transposed)
     return rank - 1 if index == 1 else rank - 2
 
 

@@ -1,4 +1,4 @@
-"""Asks the CUDA driver about its first device, as a script of its own: `python probe.py` prints JSON.
+"""Asks the CUDA driver about its first device, as a script of its own: `python cuda_query.py` prints JSON.
 
 It runs in a process of its own, because initializing CUDA in the test process would break every fork that comes
 later. It is needed where NVML cannot tell: on a Jetson without NVML, and to learn which of several different GPUs

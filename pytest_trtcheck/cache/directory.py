@@ -39,7 +39,7 @@ LEFTOVER_S = 86400.0
 """Unfinished work that is older than this, in seconds, was left by a process that died."""
 
 
-class Place:
+class CacheDir:
     """The paths below the root of a cache, and what may happen there."""
 
     def __init__(self, root: Path) -> None:
@@ -160,11 +160,11 @@ class Place:
         return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
 
 
-def format_bytes(count: int) -> str:
+def format_bytes(count: float) -> str:
     """A size for people: "12.3 MiB"."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1023.95:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
+            return f"{size:.1f} {unit}" if unit != "B" else f"{count:g} B"
         size /= 1024
     return f"{size:.1f} TiB"

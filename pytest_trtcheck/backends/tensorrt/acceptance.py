@@ -12,11 +12,11 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.backends.base import Acceptance
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import TITLES, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import advice as known_advice
 from pytest_trtcheck.cache import Cache, Key, hash_code
-from pytest_trtcheck.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,49 +26,16 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.tensorrt.module import ModuleName, TensorRTModule
     from pytest_trtcheck.precision.families import Family, Finding
     from pytest_trtcheck.precision.lowering import Lowered
-    from pytest_trtcheck.spec import Backend, BuildOptions
+    from pytest_trtcheck.spec import BuildOptions
 
 _FILE = "acceptance.json"
 _SHOWN = 5
-_MODULES: dict[str, tuple[ModuleName, ...]] = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx",)}
-_EITHER: tuple[ModuleName, ...] = ("tensorrt", "tensorrt_rtx")
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """What was found out.
-
-    Parameters
-    ----------
-    refusal, advice
-        Why the family that ships does not take the model, node by node, and what to do; empty where it takes it.
-    notes
-        What other families refuse, and what could not be found out.
-    plugin_operators
-        The operators that only a plugin computes, and a GPU alone can tell of.
-    """
-
-    refusal: str = ""
-    advice: str = ""
-    notes: tuple[str, ...] = ()
-    plugin_operators: tuple[str, ...] = ()
-
-    def require(self) -> None:
-        """Raise what stands against the model.
-
-        Raises
-        ------
-        ModelError
-            TensorRT does not take it.
-        """
-        if self.refusal:
-            raise ModelError(self.refusal, self.advice)
 
 
 def acceptance(
     lowered: Lowered,
     label: str,
-    backend: Backend,
+    asked: Sequence[ModuleName],
     options: BuildOptions,
     cache: Cache,
     *,
@@ -82,6 +49,8 @@ def acceptance(
         What TensorRT is given.
     label
         What messages call the model.
+    asked
+        The TensorRT that may be the one that ships.
     builds
         The TensorRT that is going to build it: it parses then anyway, so here only what it would not notice counts.
 
@@ -90,7 +59,6 @@ def acceptance(
     ArgumentError
         A plugin library cannot be read.
     """
-    asked = _MODULES.get(backend, _EITHER)
     installed = {name: version for name in asked if (version := _installed(name))}
     parts = {
         "lowered": lowered.key,
@@ -99,7 +67,10 @@ def acceptance(
         "builds": "" if builds is None else f"{builds.name} {builds.version}",
         "plugins": json.dumps([hash_plugin(plugin) for plugin in options.plugins]),
         "code": hash_code(
-            "check/acceptance.py", "model/graph.py", "backends/tensorrt/build*.py", "precision/families/*.py"
+            "backends/tensorrt/acceptance.py",
+            "backends/tensorrt/build*.py",
+            "model/graph.py",
+            "precision/families/*.py",
         ),
     }
 

@@ -1,0 +1,38 @@
+"""An ONNX file, by its path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.errors import ModelError
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.model.sources import Opening
+
+title = "a path"
+
+
+def accepts(source: object) -> bool:
+    """A path that ends in `.onnx`."""
+    return isinstance(source, (str, os.PathLike)) and str(source).endswith(".onnx")
+
+
+def open(source: Any, opening: Opening) -> OnnxModel:
+    """The model in the first folder that has such a file.
+
+    Raises
+    ------
+    ModelError
+        None has, or it is no sound model.
+    """
+    from pytest_trtcheck.model import remembered
+
+    path = Path(str(source)).expanduser()
+    tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(opening.folders)]
+    for candidate in tried:
+        if candidate.exists():
+            return remembered.model(candidate, str(source), opening.cache)
+    raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
