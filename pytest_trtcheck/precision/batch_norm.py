@@ -75,8 +75,7 @@ def _into_convolution(
         return False
     if len(source.uses()) != 1 or source.is_graph_output() or convolution.graph is not node.graph:
         return False
-    weight = convolution.inputs[1]
-    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    weight, bias = convolution.inputs[1], graphs.operand(convolution, 2)
     tensor, added = stored(weight), stored(bias)
     if weight is None or tensor is None or (bias is not None and added is None):
         return False

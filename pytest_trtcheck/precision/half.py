@@ -95,14 +95,10 @@ class HalfModel:
 
 
 def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) -> HalfModel:
-    """Lower `model` (as `graph.read` gives it) in place.
+    """Lower an FP32 model (as `graph.read` gives it) in place.
 
     Parameters
     ----------
-    model
-        An FP32 model; it is changed.
-    kind
-        "fp16" or "bf16".
     keep_fp32
         Globs of the names of nodes that stay in FP32.
 

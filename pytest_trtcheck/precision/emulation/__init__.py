@@ -39,13 +39,7 @@ def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: C
 
 
 class Emulated:
-    """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against.
-
-    Parameters
-    ----------
-    model, lowered, precision
-        As `emulation` takes them.
-    """
+    """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against."""
 
     def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
         self._lowering = model, lowered, precision

@@ -148,7 +148,7 @@ class _Cut:
 
 def _cut(node: ir.Node) -> _Cut | None:
     """Where to cut the node; None where it accumulates in FP32, or where that can't be told."""
-    data, weight = node.inputs[:2] if len(node.inputs) > 1 else (None, None)
+    data, weight = (graphs.operand(node, index) for index in range(2))
     shape = weight.shape if weight is not None else None
     if data is None or shape is None:
         return None
@@ -226,7 +226,7 @@ def truncates(node: ir.Node) -> bool:
 
 def _weight_shape(node: ir.Node) -> list[float] | None:
     """The sizes of a 2-D or 3-D convolution's weights, infinite where they are not known; None for others."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    weight = graphs.operand(node, 1)
     if weight is None or weight.shape is None or len(weight.shape) < 4:
         return None
     return [size if isinstance(size, int) else math.inf for size in weight.shape]

@@ -107,13 +107,9 @@ def _activations(node: ir.Node) -> list[Activation] | None:
     names = list(_DEFAULT_ACTIVATIONS[node.op_type])
     if node.attributes.get_string("direction", "forward") == "bidirectional":
         names *= 2
-    if "activations" in node.attributes:
-        names = list(node.attributes["activations"].as_strings())
+    names = list(node.attributes.get_strings("activations", names))
     known = {name.lower(): name for name in _ACTIVATIONS}
-    given = {
-        name: list(node.attributes[f"activation_{name}"].as_floats()) if f"activation_{name}" in node.attributes else []
-        for name in ("alpha", "beta")
-    }
+    given = {name: list(node.attributes.get_floats(f"activation_{name}", ())) for name in ("alpha", "beta")}
     found: list[Activation] = []
     for name in names:
         if name.lower() not in known:

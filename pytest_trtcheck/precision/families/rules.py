@@ -454,14 +454,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def findings(model: ir.Model, family: Family, provided: Collection[str] = ()) -> tuple[list[Finding], list[str]]:
-    """What stands against `model` in `family`, and the operators that its table says nothing of.
+    """What stands against the model that TensorRT is given in `family`, and the operators that its table lacks.
 
-    Parameters
-    ----------
-    model
-        The model that TensorRT is given, as `graph.read` gives it.
-    provided
-        The operators that plugin libraries bring.
+    `provided` are the operators that plugin libraries bring.
     """
     found: list[Finding] = []
     unknown: dict[str, None] = {}

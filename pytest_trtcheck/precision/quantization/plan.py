@@ -73,12 +73,10 @@ class QuantizationPlan:
 
 
 def points(model: ir.Model, keep_fp32: Collection[str] = ()) -> QuantizationPlan:
-    """Choose what is quantized in `model`; the model is not changed.
+    """Choose what is quantized in `model` (as `graph.read` gives it); the model is not changed.
 
     Parameters
     ----------
-    model
-        As `graph.read` gives it.
     keep_fp32
         Globs of the names of nodes that stay in FP32: no Q/DQ on any of their operands.
 
