@@ -501,8 +501,8 @@ def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
     class Elsewhere(Reference):
         """What another provider computes: something else."""
 
-        def _run(self, case: dict[str, NDArray[Any]]) -> Outputs:
-            return {name: array + 1 for name, array in super()._run(case).items()}
+        def computed(self, case: Mapping[str, NDArray[Any]]) -> Outputs:
+            return {name: array + 1 for name, array in super().computed(case).items()}
 
     other = Elsewhere(model, cache, "cuda")
     other._runner = ort.OrtRunner(model.path, model.label, "cpu")

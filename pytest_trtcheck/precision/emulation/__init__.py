@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
-from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision.identity import library_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import OrtRunner
@@ -38,38 +34,12 @@ def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: C
     return ort.OrtRunner(path, label, custom_ops=model.custom_ops)
 
 
-class Emulated:
+class Emulated(KeptOutputs):
     """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against."""
 
     def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
-        self._lowering = model, lowered, precision
-        self._cache = cache
-        self._runner: OrtRunner | None = None
-
-    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs by name, memory-mapped from the cache."""
-        case = dict(case)
-        model, lowered, precision = self._lowering
-        parts = {
-            "lowered": lowered.key,
-            "precision": precision,
-            "inputs": model_inputs.digest(case),
-            "onnxruntime": ort.version(),
-            **library_versions(),
-        }
-
-        def make(folder: Path) -> None:
-            if self._runner is None:
-                self._runner = emulation(model, lowered, precision, self._cache)
-            save_arrays(folder, self._runner(case))
-
-        return load_arrays(self._cache.get_or_make(Key("emulation", model.label, parts), make).path)
-
-    def close(self) -> None:
-        """Free the session, if one was opened."""
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
+        parts = {"lowered": lowered.key, "precision": precision, **library_versions()}
+        super().__init__(cache, "emulation", model.label, parts, lambda: emulation(model, lowered, precision, cache))
 
 
 def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:

@@ -95,7 +95,7 @@ def entries_for(node: ir.Node, kind: HalfName) -> list[NoKernel]:
 
 
 def without_kernel(model: ir.Model, kind: HalfName) -> dict[str, str]:
-    """What ONNX has in a 16-bit type and TensorRT has no kernel for: by node, the operator, and whether it is in a Scan."""
+    """The nodes that ONNX has in 16 bits and TensorRT has no kernel for: the operator and where it is, by name."""
     # Nodes in the body of a Scan too: TensorRT-RTX 1.5 and 1.7 build no Scan that computes in 16 bits.
     scanned = {
         inner
