@@ -28,7 +28,7 @@ from pytest_trtcheck.metrics import of_arrays
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import open_model
-from pytest_trtcheck.precision import fold
+from pytest_trtcheck.precision import batch_norm
 from pytest_trtcheck.precision.emulation import Emulated, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import Reference
@@ -549,8 +549,8 @@ def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
     class Elsewhere(Reference):
         """What another provider computes: something else."""
 
-        def _run(self, case: dict[str, NDArray[Any]]) -> Outputs:
-            return {name: array + 1 for name, array in super()._run(case).items()}
+        def computed(self, case: Mapping[str, NDArray[Any]]) -> Outputs:
+            return {name: array + 1 for name, array in super().computed(case).items()}
 
     other = Elsewhere(model, cache, "cuda")
     other._runner = ort.OrtRunner(model.path, model.label, "cpu")
@@ -638,7 +638,7 @@ def normalized(value: NDArray[Any]) -> NDArray[np.float64]:
 def folded_outputs(model: onnx.ModelProto, folder: Path, keep: Sequence[str] = ()) -> tuple[Outputs, set[str]]:
     """What the folded model computes, and its operators."""
     path = onnx_models.save(model, folder / "m.onnx")
-    folded = fold.fold_batch_norm(graph.read(path), keep)
+    folded = batch_norm.fold_batch_norm(graph.read(path), keep)
     graph.write(folded, folder / "folded.onnx")
     operators = {node.op_type for node in graph.all_nodes(folded.graph)}
     return ort.OrtRunner(folder / "folded.onnx", "folded")(IMAGE), operators

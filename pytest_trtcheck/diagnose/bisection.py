@@ -21,7 +21,7 @@ from pytest_trtcheck.diagnose.culprit import Culprit
 from pytest_trtcheck.diagnose.statistics import difference, is_float
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.model import pieces
-from pytest_trtcheck.precision.quantization_plan import QUANTIZED_OPERATORS
+from pytest_trtcheck.precision.quantization.plan import QUANTIZED_OPERATORS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

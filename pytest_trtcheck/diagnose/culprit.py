@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.diagnose import trace
-from pytest_trtcheck.precision.emulate import EXACT_OPERATORS
-from pytest_trtcheck.precision.quantization_plan import output_channels
+from pytest_trtcheck.precision.emulation.rewrite import EXACT_OPERATORS
+from pytest_trtcheck.precision.quantization.plan import output_channels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,9 +13,9 @@ from pytest_trtcheck.cache import Cache, hash_bytes
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import calibrate
 from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.precision.lowering import lower, prepared
+from pytest_trtcheck.precision.quantization import calibrate
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -93,13 +93,14 @@ def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowere
 def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
     """The quantized model with the ranges that are known: calibrating anew would give the same ones."""
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import quantization_plan, quantize
+    from pytest_trtcheck.precision.quantization import quantize
+    from pytest_trtcheck.precision.quantization.plan import points
 
     precision: Any = subject.precision
     path = prepared(subject.model, kept, Cache(folder / "cache"))
     model = graph.read(path)
     try:
-        plan = quantization_plan.points(model, kept)
+        plan = points(model, kept)
     except ModelError as error:
         raise NothingComputedError(error.message) from error
     found = subject.ranges()

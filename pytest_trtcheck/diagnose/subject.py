@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.precision import calibrate, calibration_data
+from pytest_trtcheck.precision.quantization import calibrate, calibration_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.compare import Limit
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.precision.calibration_data import Samples
     from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.precision.quantization.calibration_data import Samples
     from pytest_trtcheck.precision.reference import AnyReference
     from pytest_trtcheck.spec import Precision
 

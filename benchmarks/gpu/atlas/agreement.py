@@ -78,7 +78,7 @@ def reference(case: probes.Case, folder: Path) -> ort.OrtRunner:
 def emulate(models: Path, target: Path) -> None:
     """Judge what this tree's emulation computes for every probe."""
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import emulate as emulation
+    from pytest_trtcheck.precision.emulation import rewrite as emulation
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:

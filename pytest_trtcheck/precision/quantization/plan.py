@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ModelError, listed
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.constants import constant
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 QUANTIZED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_ONNX_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,10 @@ class QuantizationPlan:
 
 
 def points(model: ir.Model, keep_fp32: Collection[str] = ()) -> QuantizationPlan:
-    """Choose what is quantized in `model`; the model is not changed.
+    """Choose what is quantized in `model` (as `graph.read` gives it); the model is not changed.
 
     Parameters
     ----------
-    model
-        As `graph.read` gives it.
     keep_fp32
         Globs of the names of nodes that stay in FP32: no Q/DQ on any of their operands.
 
@@ -93,7 +90,7 @@ def points(model: ir.Model, keep_fp32: Collection[str] = ()) -> QuantizationPlan
     kept = graphs.matching_nodes(model, keep_fp32)
     planner = _Planner(kept)
     for node in graphs.all_nodes(model.graph):
-        if node.domain in _ONNX_DOMAINS and node.op_type in QUANTIZED_OPERATORS:
+        if node.domain in graphs.ONNX_DOMAINS and node.op_type in QUANTIZED_OPERATORS:
             planner.visit(node, inner=node.graph is not model.graph)
     planner.visit_residuals(model.graph)
     if not planner.weights:
@@ -107,10 +104,9 @@ def _nothing_to_quantize(planner: _Planner) -> ModelError:
             f"nothing to quantize: the model has no {', '.join(QUANTIZED_OPERATORS[:-1])} or MatMul node",
             "an 8-bit engine of this model would compute in FP32 throughout; check it as fp16 or bf16",
         )
-    reasons = "".join(f"\n    {node}: {reason}" for node, reason in list(planner.left_float.items())[:10])
-    more = f"\n    and {len(planner.left_float) - 10} more" if len(planner.left_float) > 10 else ""
+    reasons = listed([f"{node}: {reason}" for node, reason in planner.left_float.items()], 10, "\n    ")
     return ModelError(
-        f"nothing to quantize: every node that could be is left in FP32{reasons}{more}",
+        f"nothing to quantize: every node that could be is left in FP32\n    {reasons}",
         "narrow keep_fp32, or check this model as fp16 or bf16",
     )
 
@@ -157,7 +153,7 @@ class _Planner:
         outputs = set(graph.outputs)
         depths = _depths(graph)
         for node in graph:
-            if node.op_type != "Add" or node.domain not in _ONNX_DOMAINS or node.name in self.kept:
+            if node.op_type != "Add" or node.domain not in graphs.ONNX_DOMAINS or node.name in self.kept:
                 continue
             operands = [value for value in node.inputs if value is not None]
             if len(operands) == 2 and (index := self._residual(operands[0], operands[1], outputs, depths)) is not None:
@@ -178,7 +174,7 @@ class _Planner:
             residual = 0 if depths.get(first, 0) < depths.get(second, 0) else 1
         else:
             residual = 1 if fuses[0] else 0
-        return None if _is_dequantized((first, second)[residual]) else residual
+        return None if graphs.made_by((first, second)[residual], "DequantizeLinear") else residual
 
     def _fuses(self, value: ir.Value, outputs: set[ir.Value]) -> bool:
         """Whether `value` is a quantized convolution's result, normalized or shifted at most, that nobody else reads.
@@ -187,7 +183,7 @@ class _Planner:
         """
         while len(value.uses()) == 1 and value not in outputs:
             producer = value.producer()
-            if producer is None or producer.domain not in _ONNX_DOMAINS:
+            if producer is None or producer.domain not in graphs.ONNX_DOMAINS:
                 return False
             if producer.op_type in _CONVOLUTIONS:
                 return producer in self.quantized
@@ -217,7 +213,7 @@ def _folded_into_convolution(node: ir.Node) -> ir.Value | None:
 def _weight_index(node: ir.Node) -> int | str:
     """Which of the two operands is the constant weight; a reason where neither, or not one that can be quantized."""
     operands = node.inputs[:2]
-    if any(_is_dequantized(value) for value in operands):
+    if any(graphs.made_by(value, "DequantizeLinear") for value in operands):
         return "already quantized in the model"
     fixed = [constant(value) is not None for value in operands]
     if all(fixed):
@@ -236,11 +232,6 @@ def output_channels(op_type: str, index: int, rank: int, *, transposed: bool = F
     if op_type == "Gemm":
         return int(not transposed)
     return rank - 1 if index == 1 else rank - 2
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _same_shape(first: ir.Value, second: ir.Value) -> bool:

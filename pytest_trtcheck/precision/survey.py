@@ -7,73 +7,19 @@ import onnx_ir as ir
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.arithmetic import ROUNDING, Computation
 
-_MOVES = frozenset(
-    [
-        "Bernoulli",
-        "BitCast",
-        "Cast",
-        "CastLike",
-        "Compress",
-        "Concat",
-        "ConcatFromSequence",
-        "Constant",
-        "ConstantOfShape",
-        "DepthToSpace",
-        "DequantizeLinear",
-        "Dropout",
-        "DynamicQuantizeLinear",
-        "Expand",
-        "EyeLike",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "If",
-        "Loop",
-        "MaxUnpool",
-        "Multinomial",
-        "NonZero",
-        "OneHot",
-        "Optional",
-        "OptionalGetElement",
-        "OptionalHasElement",
-        "Pad",
-        "QuantizeLinear",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Reshape",
-        "ReverseSequence",
-        "Scan",
-        "SequenceAt",
-        "SequenceConstruct",
-        "SequenceEmpty",
-        "SequenceErase",
-        "SequenceInsert",
-        "SequenceLength",
-        "SequenceMap",
-        "Shape",
-        "Size",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "SplitToSequence",
-        "Squeeze",
-        "TensorScatter",
-        "Tile",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ]
+_MOVES = graphs.op_types(
+    """
+    Bernoulli BitCast Cast CastLike Compress Concat ConcatFromSequence Constant ConstantOfShape DepthToSpace
+    DequantizeLinear Dropout DynamicQuantizeLinear Expand EyeLike Flatten Gather GatherElements GatherND Identity If
+    Loop MaxUnpool Multinomial NonZero OneHot Optional OptionalGetElement OptionalHasElement Pad QuantizeLinear
+    RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reshape ReverseSequence Scan SequenceAt
+    SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap Shape Size Slice
+    SpaceToDepth Split SplitToSequence Squeeze TensorScatter Tile Transpose Trilu Unsqueeze Where
+    """
 )
 """Operators that move, make, convert or choose values, and control flow, whose inner nodes count by themselves."""
 
-_MOVES_ONE = frozenset(
-    ["Cast", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
-)
+_MOVES_ONE = graphs.op_types("Cast Flatten Identity MaxPool Reshape Slice Squeeze Transpose Unsqueeze")
 """Through these TensorRT moves the Q/DQ that stands before a quantized operator."""
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 _KINDS = {
@@ -105,11 +51,9 @@ def survey(model: ir.Model) -> list[Computation]:
 
 def _does_arithmetic(node: ir.Node) -> bool:
     if node.op_type in {"Resize", "Upsample"}:
-        mode = node.attributes.get("mode")
-        return mode is not None and mode.as_string() != "nearest"
+        return node.attributes.get_string("mode", "nearest") != "nearest"
     if node.op_type in {"ScatterElements", "ScatterND"}:
-        reduction = node.attributes.get("reduction")
-        return reduction is not None and reduction.as_string() != "none"
+        return node.attributes.get_string("reduction", "none") != "none"
     return node.op_type not in _MOVES
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_trtcheck.errors import ArgumentError, CalibrationError
-from pytest_trtcheck.precision import histogram as histograms
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed
 from pytest_trtcheck.precision.probes import Probes
+from pytest_trtcheck.precision.quantization import histogram as histograms
 from pytest_trtcheck.spec import CALIBRATION_METHODS
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization_plan import QuantizationPlan
+    from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
     from pytest_trtcheck.spec import CalibrationMethod, InputMapping
 
 MAX_BYTES = 256 << 20
@@ -136,14 +136,14 @@ def collect(
             found = {}
             bins = histograms.ENTROPY_BINS if method == "entropy" else histograms.PERCENTILE_BINS
             for group in _groups(extremes, max_bytes, bins * 8):
-                filled = _histograms(probes, make_runner, group, bins, samples)
-                if filled.samples != count:
+                again, filled = _histograms(probes, make_runner, group, bins, samples)
+                if again != count:
                     raise CalibrationError(
-                        f"calibration data gave {count} samples in the first pass and {filled.samples} in a later one",
+                        f"calibration data gave {count} samples in the first pass and {again} in a later one",
                         "give something that can be iterated again and again, such as a list or files",
                     )
                 for name, seen in group.items():
-                    found[name] = _clipped(seen, filled.histograms.get(name), method, percentile)
+                    found[name] = _clipped(seen, filled.get(name), method, percentile)
     return Ranges(method, percentile if method == "percentile" else None, count, found)
 
 
@@ -187,7 +187,7 @@ def _extremes(
     path, outputs = probes.with_extremes(plan.tensors)
     found = {name: _Extremes() for name in plan.tensors}
     count = 0
-    with _running(make_runner, path) as runner:
+    with closing(make_runner(path)) as runner:
         for index, sample in enumerate(samples):
             results = runner(sample)
             for name, (least, largest, zero, size) in outputs.items():
@@ -215,18 +215,12 @@ def _extremes(
 def _not_finite(tensor: str, plan: QuantizationPlan, sample: str) -> CalibrationError:
     readers = plan.readers(tensor)
     return CalibrationError(
-        f"{sample}: tensor {tensor!r} (read by {', '.join(readers[:3])}) holds NaN or infinity in the FP32 model",
+        f"{sample}: tensor {tensor!r} (read by {listed(readers)}) holds NaN or infinity in the FP32 model",
         f"no range covers that: look at the sample; or, if a mask of -inf is meant, keep_fp32={list(readers)!r}",
     )
 
 
 # --- further passes: histograms --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Filled:
-    samples: int
-    histograms: dict[str, histograms.MagnitudeHistogram]
 
 
 def _histograms(
@@ -235,18 +229,19 @@ def _histograms(
     group: Mapping[str, _Extremes],
     bins: int,
     samples: Iterable[InputMapping],
-) -> _Filled:
+) -> tuple[int, dict[str, histograms.MagnitudeHistogram]]:
+    """How many samples there were, and the histograms of all of them."""
     # A tensor that is always 0 has no histogram: it has no bin width either.
     filled = {name: histograms.MagnitudeHistogram(seen.amax, bins) for name, seen in group.items() if seen.amax}
     path, outputs = probes.with_tensors(group)
     count = 0
-    with _running(make_runner, path) as runner:
+    with closing(make_runner(path)) as runner:
         for sample in samples:
             results = runner(sample)
             for name, histogram in filled.items():
                 histogram.add(results.pop(outputs[name]))
             count += 1
-    return _Filled(count, filled)
+    return count, filled
 
 
 def _groups(extremes: Mapping[str, _Extremes], max_bytes: int, histogram_bytes: int) -> Iterator[dict[str, _Extremes]]:
@@ -263,12 +258,3 @@ def _groups(extremes: Mapping[str, _Extremes], max_bytes: int, histogram_bytes: 
         used += needed
     if group:
         yield group
-
-
-@contextmanager
-def _running(make_runner: Callable[[Path], Runner], path: Path) -> Iterator[Runner]:
-    runner = make_runner(path)
-    try:
-        yield runner
-    finally:
-        runner.close()

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.constants import constant
-from pytest_trtcheck.precision.steps import FLOAT, Steps, replaced
+from pytest_trtcheck.precision.rewriting import FLOAT, Steps, replaced
 
 _FLOAT8 = frozenset(
     {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}
@@ -67,7 +67,7 @@ def _clips_at_zero(quantize: ir.Node) -> bool:
     if grid is None or not grid.is_integer():
         return False
     least = ml_dtypes.iinfo(grid.numpy()).min  # type: ignore[no-untyped-call]
-    zero_point = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    zero_point = graphs.operand(quantize, 2)
     if zero_point is None:
         return bool(least == 0)
     tensor = constant(zero_point)
@@ -86,11 +86,10 @@ def _by_channel(steps: Steps, value: ir.Value, suffix: str) -> ir.Value:
     rank = len(data.shape) if data is not None and data.shape is not None else None
     if sizes is None or len(sizes) != 1 or rank is None:
         return value
-    axis = steps.node.attributes["axis"].as_int() if "axis" in steps.node.attributes else 1
     shape = np.ones(rank, np.int64)
     # One scale alone belongs to the whole tensor, whatever the axis.
     if sizes[0] != 1:
-        shape[axis] = -1
+        shape[steps.node.attributes.get_int("axis", 1)] = -1
     return steps.add("Reshape", value, steps.constant(shape, f"{suffix}_shape"))
 
 
@@ -107,10 +106,10 @@ def _quantize(steps: Steps, node: ir.Node) -> ir.Value:
         rounded = steps.add("Cast", steps.add("Clip", scaled, *limits), dtype=grid, to=int(grid))
         return steps.add("Cast", rounded, to=int(FLOAT))
     # An INT8 number of NaN is 0 on a GPU.
-    nan = steps.add("IsNaN", scaled, dtype=ir.DataType.BOOL)
+    nan = steps.add("IsNaN", scaled)
     rounded = steps.add("Round", steps.add("Where", nan, steps.constant(np.array(0, np.float32), "none"), scaled))
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        rounded = steps.add("Add", rounded, _by_channel(steps, node.inputs[2], "zero_point"))
+    if (zero_point := graphs.operand(node, 2)) is not None:
+        rounded = steps.add("Add", rounded, _by_channel(steps, zero_point, "zero_point"))
     info = ml_dtypes.iinfo(grid.numpy())  # type: ignore[no-untyped-call]
     limits = [steps.constant(np.array(limit, np.float32), f"limit{limit}") for limit in (info.min, info.max)]
     return steps.add("Clip", rounded, *limits)
@@ -122,14 +121,15 @@ def _dequantize(steps: Steps, node: ir.Node) -> ir.Value:
     assert scale is not None
     wanted = node.outputs[0].dtype or FLOAT
     steps_from_zero = _float(steps, data)
-    if len(node.inputs) > 2 and node.inputs[2] is not None and node.inputs[2].dtype not in _FLOAT8:
-        steps_from_zero = steps.add("Sub", steps_from_zero, _by_channel(steps, node.inputs[2], "zero_point"))
+    zero_point = graphs.operand(node, 2)
+    if zero_point is not None and zero_point.dtype not in _FLOAT8:
+        steps_from_zero = steps.add("Sub", steps_from_zero, _by_channel(steps, zero_point, "zero_point"))
     result = steps.add("Mul", steps_from_zero, _by_channel(steps, scale, "scale"))
     return result if wanted == FLOAT else steps.add("Cast", result, dtype=wanted, to=int(wanted))
 
 
 def _is_blocked(node: ir.Node) -> bool:
-    return "block_size" in node.attributes and node.attributes["block_size"].as_int() != 0
+    return node.attributes.get_int("block_size", 0) != 0
 
 
 def _becomes_float(node: ir.Node) -> bool:

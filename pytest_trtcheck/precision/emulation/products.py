@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision.steps import FLOAT, Steps, replace
+from pytest_trtcheck.precision.rewriting import FLOAT, Steps, replace, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -131,8 +131,7 @@ class _Cut:
                 for operand, axis in zip(self.node.inputs[:2], self.axes, strict=True)
             ]
             extra = list(self.node.inputs[2:]) if is_last else []
-            attributes = {name: attribute.value for name, attribute in self.node.attributes.items()}
-            part = steps.add(self.node.op_type, *operands, *extra, **attributes)
+            part = steps.add(self.node.op_type, *operands, *extra, **values_of(self.node))
             if total is not None:
                 exact.add(part)
                 part = steps.add("Add", total, part)
@@ -144,26 +143,24 @@ class _Cut:
         assert operand is not None
         if len(self.bounds) == 1:
             return operand
-        bounds = [steps.constant(np.array([each], np.int64), f"int{each}") for each in (low, high, axis)]
-        return steps.add("Slice", operand, *bounds)
+        return steps.slice(operand, (low, high), axis)
 
 
 def _cut(node: ir.Node) -> _Cut | None:
     """Where to cut the node; None where it accumulates in FP32, or where that can't be told."""
-    data, weight = node.inputs[:2] if len(node.inputs) > 1 else (None, None)
+    data, weight = (graphs.operand(node, index) for index in range(2))
     shape = weight.shape if weight is not None else None
     if data is None or shape is None:
         return None
     if node.op_type == "Conv":
-        group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+        group = node.attributes.get_int("group", 1)
         sizes = [size for size in shape if isinstance(size, int)]
         if group != 1 or len(sizes) != len(shape):
             return None
         return _worthwhile(_Cut(node, sizes[1], math.prod(sizes[2:]), (1, 1), _BLOCK))
     if node.op_type not in {"Gemm", "MatMul"} or len(shape) < 2:
         return None
-    turned = [name in node.attributes and bool(node.attributes[name].as_int()) for name in ("transA", "transB")]
-    axes = (0 if turned[0] else -1, 1 if turned[1] else -2)
+    axes = (0 if node.attributes.get_int("transA", 0) else -1, 1 if node.attributes.get_int("transB", 0) else -2)
     length = shape[axes[1]]
     if not isinstance(length, int) and data.shape is not None:
         length = data.shape[axes[0]]
@@ -182,7 +179,7 @@ def _coarse(steps: Steps, value: ir.Value, bits: int, exact: set[ir.Value]) -> i
     scaled = steps.add("Mul", value, factor)
     low = steps.add("Sub", scaled, value)
     kept = steps.add("Sub", scaled, low)
-    result = steps.add("Where", steps.add("IsNaN", low, dtype=ir.DataType.BOOL), value, kept)
+    result = steps.add("Where", steps.add("IsNaN", low), value, kept)
     exact.update((scaled, low, kept, result))
     return result
 
@@ -203,7 +200,7 @@ def stays_float(node: ir.Node) -> bool:
     """
     if node.op_type != "Conv":
         return False
-    if "group" in node.attributes and node.attributes["group"].as_int() > 1:
+    if node.attributes.get_int("group", 1) > 1:
         return True
     shape = _weight_shape(node)
     if shape is None:
@@ -229,7 +226,7 @@ def truncates(node: ir.Node) -> bool:
 
 def _weight_shape(node: ir.Node) -> list[float] | None:
     """The sizes of a 2-D or 3-D convolution's weights, infinite where they are not known; None for others."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    weight = graphs.operand(node, 1)
     if weight is None or weight.shape is None or len(weight.shape) < 4:
         return None
     return [size if isinstance(size, int) else math.inf for size in weight.shape]

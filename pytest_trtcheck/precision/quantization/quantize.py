@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from pytest_trtcheck.errors import CalibrationError, ModelError
+from pytest_trtcheck.errors import CalibrationError, ModelError, listed
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision import rewriting
 from pytest_trtcheck.precision.constants import constant
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization_plan import QuantizationPlan, WeightPoint
+    from pytest_trtcheck.precision.quantization.plan import QuantizationPlan, WeightPoint
 
 QuantizedName = Literal["int8", "fp8"]
 
@@ -94,7 +95,7 @@ def quantize(
 def _check_ranges(plan: QuantizationPlan, ranges: Mapping[str, float]) -> None:
     if missing := [name for name in plan.tensors if name not in ranges]:
         raise CalibrationError(
-            f"no calibrated range for {len(missing)} of {len(plan.tensors)} tensors: {', '.join(missing[:5])}",
+            f"no calibrated range for {len(missing)} of {len(plan.tensors)} tensors: {listed(missing, 5)}",
             "calibrate this model with these keep_fp32; ranges of another model don't fit",
         )
     for name in plan.tensors:
@@ -117,17 +118,15 @@ class _Quantizer:
     def run(self, plan: QuantizationPlan, ranges: Mapping[str, float]) -> None:
         for point in plan.activations:
             value = self._operand(point.node, point.index)
-            pair = self.dequantized.get((value, None))
-            if pair is None:
-                pair = self._quantized_activation(value, scale_of(ranges[point.tensor], self.name))
-                self.dequantized[value, None] = pair
-            self.nodes[point.node].replace_input_with(point.index, pair)
+            if (value, None) not in self.dequantized:
+                scale = scale_of(ranges[point.tensor], self.name)
+                self.dequantized[value, None] = self._quantized_activation(value, scale)
+            self.nodes[point.node].replace_input_with(point.index, self.dequantized[value, None])
         for weight in plan.weights:
-            value = self._operand(weight.node, weight.index)
-            made = self.dequantized.get((value, weight.axis))
-            if made is None:
-                made = self.dequantized[value, weight.axis] = self._quantized_weight(value, weight)
-            self.nodes[weight.node].replace_input_with(weight.index, made)
+            value, axis = self._operand(weight.node, weight.index), weight.axis
+            if (value, axis) not in self.dequantized:
+                self.dequantized[value, axis] = self._quantized_weight(value, weight)
+            self.nodes[weight.node].replace_input_with(weight.index, self.dequantized[value, axis])
             self._forget(value)
 
     def _operand(self, node: str, index: int) -> ir.Value:
@@ -142,36 +141,25 @@ class _Quantizer:
         name = value.name or ""
         scales = self._initializer(f"{name}_scale", np.asarray(scale))
         zero_point = self._zero_point(None)
-        quantize = self._node("QuantizeLinear", [value, scales, zero_point], name, shape=value.shape, dtype=self.dtype)
-        dequantize = self._node(
-            "DequantizeLinear",
-            [quantize.outputs[0], scales, zero_point],
-            name,
-            shape=value.shape,
-            dtype=ir.DataType.FLOAT,
-        )
-        self._insert(value.producer(), [quantize, dequantize])
+        quantize = self._node("QuantizeLinear", [value, scales, zero_point], name, value.shape, self.dtype)
+        operands = [quantize.outputs[0], scales, zero_point]
+        dequantize = self._node("DequantizeLinear", operands, name, value.shape)
+        rewriting.insert_behind(value, [quantize, dequantize], self.graph)
         return dequantize.outputs[0]
 
     def _quantized_weight(self, value: ir.Value, point: WeightPoint) -> ir.Value:
         weight = constant(value)
         assert weight is not None
-        shape = ir.Shape(list(weight.shape.numpy()))
+        shape = weight.shape.numpy()
         axis, name, dtype = point.axis, self.name, self.dtype
         scales = _channel_scales(weight.numpy(), axis, name, point)
         broadcast = scales.reshape([-1 if each == axis else 1 for each in range(len(shape))])
         stored = self._unused(f"{point.tensor}_quantized")
-
-        # Made anew each time it is read, that is, when the model is written: no two weights are in memory at once.
-        def make() -> ir.TensorProtocol:
-            return ir.Tensor(quantized(weight.numpy(), broadcast, name), dtype=dtype, name=stored)
-
-        lazy = ir.LazyTensor(make, dtype=dtype, shape=shape, name=stored)
-        integers = ir.Value(name=stored, type=ir.TensorType(dtype), shape=shape, const_value=lazy)
-        self.graph.register_initializer(integers)
+        lazy = rewriting.lazy(stored, dtype, shape, lambda: quantized(weight.numpy(), broadcast, name))
+        integers = rewriting.initializer(self.graph, lazy)
         operands = [integers, self._initializer(f"{point.tensor}_scale", scales), self._zero_point(len(scales))]
-        node = self._node("DequantizeLinear", operands, point.tensor, shape=shape, dtype=ir.DataType.FLOAT, axis=axis)
-        self._insert(None, [node])
+        node = self._node("DequantizeLinear", operands, point.tensor, ir.Shape(shape), axis=axis)
+        self.graph.insert_before(self.graph[0], node)
         return node.outputs[0]
 
     def _forget(self, value: ir.Value) -> None:
@@ -193,37 +181,26 @@ class _Quantizer:
         operator: str,
         inputs: list[ir.Value],
         tensor: str,
-        *,
         shape: ir.Shape | None,
-        dtype: ir.DataType,
-        axis: int | None = None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        **attributes: int,
     ) -> ir.Node:
         name = self._unused(f"{tensor}_{operator}")
-        node = ir.node(operator, inputs, attributes={} if axis is None else {"axis": axis}, name=name)
+        node = ir.node(operator, inputs, attributes=attributes, name=name)
         output = node.outputs[0]
         output.name, output.shape, output.dtype = self._unused(f"{name}_output"), shape, dtype
         return node
-
-    def _insert(self, producer: ir.Node | None, nodes: list[ir.Node]) -> None:
-        if producer is not None:
-            self.graph.insert_after(producer, nodes)
-        else:
-            self.graph.insert_before(self.graph[0], nodes)
 
     def _zero_point(self, size: int | None) -> ir.Value:
         """The shared zero point for scales of this size; None for a scalar. Its type is what makes Q quantize to it."""
         if size not in self.zero_points:
             zeros = np.zeros(() if size is None else size, self.dtype.numpy())
             suffix = "" if size is None else f"_{size}"
-            self.zero_points[size] = self._initializer(f"{self.name}_zero_point{suffix}", zeros, self.dtype)
+            self.zero_points[size] = self._initializer(f"{self.name}_zero_point{suffix}", zeros)
         return self.zero_points[size]
 
-    def _initializer(self, name: str, array: NDArray[Any], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        name = self._unused(name)
-        tensor = ir.Tensor(array, dtype=dtype, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+    def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
+        return rewriting.initializer(self.graph, ir.Tensor(array, name=self._unused(name)))
 
 
 def _channel_scales(weight: NDArray[Any], axis: int, dtype: QuantizedName, point: WeightPoint) -> NDArray[np.float32]:

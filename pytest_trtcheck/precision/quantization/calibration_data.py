@@ -27,6 +27,7 @@ import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.errors import CalibrationError
+from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import remembered
 from pytest_trtcheck.spec import Calibration
 
@@ -85,13 +86,10 @@ class Samples:
         return paths if len(paths) == len(items) else ()
 
     def digest(self) -> str:
-        """Identity of the samples: sha256 (hex) over names, dtypes, shapes and bytes. Reads all of them."""
+        """Identity of the samples, of every byte. Reads all of them."""
         total = hashlib.sha256()
         for sample in self:
-            total.update(b"sample\0")
-            for name, array in sorted(sample.items()):
-                total.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
-                total.update(array.reshape(-1).view(np.uint8).data)
+            total.update(model_inputs.digest(sample).encode())
         return total.hexdigest()
 
     def _labelled(self) -> Iterator[tuple[str, Sample]]:
@@ -321,19 +319,20 @@ def _checked(array: NDArray[Any], spec: TensorSpec, label: str) -> NDArray[Any]:
     if array.dtype.name == spec.dtype:
         # Another byte order has the same name.
         return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
-    converted = _converted(array, spec.dtype)
+    kind = _kind(array.dtype)
+    is_same_kind = spec.dtype in np.sctypeDict and kind == _kind(np.dtype(spec.dtype))
+    converted = _converted(array, spec.dtype) if is_same_kind else None
     if converted is None:
+        why = "some values would change" if is_same_kind else f"{kind} data is never taken for another kind"
         raise CalibrationError(
-            f"{where}: expected {spec.dtype}, got {array.dtype}, and {_why_not(array, spec.dtype)}",
+            f"{where}: expected {spec.dtype}, got {array.dtype}, and {why}",
             f"convert it as the model's preprocessing does, then .astype({spec.dtype!r})",
         )
     return converted
 
 
 def _converted(array: NDArray[Any], dtype: str) -> NDArray[Any] | None:
-    """`array` in `dtype`, if that is of the same kind and changes no value."""
-    if dtype not in np.sctypeDict or _kind(array.dtype) != _kind(np.dtype(dtype)):
-        return None
+    """`array` in `dtype`, if that changes no value."""
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
         same = converted.astype(array.dtype) == array
@@ -343,12 +342,6 @@ def _converted(array: NDArray[Any], dtype: str) -> NDArray[Any] | None:
 
 def _kind(dtype: np.dtype[Any]) -> str:
     return _KINDS.get(dtype.kind, dtype.name)
-
-
-def _why_not(array: NDArray[Any], dtype: str) -> str:
-    if dtype in np.sctypeDict and _kind(array.dtype) == _kind(np.dtype(dtype)):
-        return "some values would change"
-    return f"{_kind(array.dtype)} data is never taken for another kind"
 
 
 def digest_of(samples: Samples, cache: Cache) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision.steps import Steps
+from pytest_trtcheck.precision.rewriting import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -144,7 +144,7 @@ def _saturate(score: ir.Value, *, swallows_nan: bool) -> None:
     uses = list(score.uses())
     steps = Steps(product, ir.DataType.FLOAT16)
     least, most = (steps.scalar(sign * _LARGEST, label) for sign, label in ((-1, "least"), (1, "most")))
-    is_nan = steps.add("IsNaN", score, dtype=ir.DataType.BOOL)
+    is_nan = steps.add("IsNaN", score)
     held = steps.add("Where", is_nan, least if swallows_nan else score, steps.add("Clip", score, least, most))
     held.shape = score.shape
     product.graph.insert_after(product, steps.nodes)

@@ -3,10 +3,10 @@
 An FP16-typed model is *not* an emulation there: its kernels run in FP32 and the casts between them are removed. What
 does hold is an FP32 model with an explicit pair of casts, FP32 → FP16 → FP32, behind every value that FP16 would have
 rounded; the pair rounds to nearest even, overflows to infinity and keeps subnormals as FP16 does. Q/DQ nodes become
-their own arithmetic (`precision.qdq`).
+their own arithmetic (`precision.quantization.qdq`).
 
-What TensorRT makes several layers of is spelled out first (`precision.inner`); how it accumulates products
-(`precision.products`) and what it makes one kernel of (`precision.attention`) was measured on a GPU, and
+What TensorRT makes several layers of is spelled out first (`layers`); how it accumulates products
+(`products`) and what it makes one kernel of (`attention`) was measured on a GPU, and
 docs/how-emulation-works.md says operator by operator how sure that is. Not reproduced is the order of additions, and
 what a GPU's own functions (exp, tanh, …) lose.
 """
@@ -17,48 +17,20 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import attention, inner, products, qdq
-from pytest_trtcheck.precision.steps import Steps
+from pytest_trtcheck.precision import rewriting
+from pytest_trtcheck.precision.emulation import attention, layers, products
+from pytest_trtcheck.precision.emulation.recurrences import RECURRENCES
+from pytest_trtcheck.precision.quantization import qdq
+from pytest_trtcheck.precision.rewriting import FLOAT, Steps
 
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
-EXACT_OPERATORS = frozenset(
-    [
-        "Abs",
-        "Ceil",
-        "Compress",
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "GlobalMaxPool",
-        "Identity",
-        "Max",
-        "MaxPool",
-        "Min",
-        "Neg",
-        "Relu",
-        "ReduceMax",
-        "ReduceMin",
-        "Reshape",
-        "ReverseSequence",
-        "Round",
-        "Sign",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "TopK",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ]
+EXACT_OPERATORS = graphs.op_types(
+    """
+    Abs Ceil Compress Concat DepthToSpace Expand Flatten Floor Gather GatherElements GatherND GlobalMaxPool Identity
+    Max MaxPool Min Neg Relu ReduceMax ReduceMin Reshape ReverseSequence Round Sign Slice SpaceToDepth Split Squeeze
+    Tile TopK Transpose Trilu Unsqueeze Where
+    """
 )
 """Operators whose outputs are values that their inputs hold (or their magnitudes, negatives, integers): rounding them
 again changes nothing, so the pair is left out."""
@@ -92,21 +64,22 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     qdq.as_arithmetic(model)
     unrounded: set[ir.Value] = set()
     if rounding:
-        defined = inner.by_definition(model, {"Attention"}, HALF_TYPES)
-        inner.spell_out(model, HALF_TYPES)
+        defined = layers.by_definition(model, {"Attention"}, HALF_TYPES)
+        layers.spell_out(model, HALF_TYPES)
         kernels = attention.in_one_kernel(model, defined)
         unrounded = (products.unrounded(model) - kernels.results) | kernels.unrounded
         products.accumulate_in_half(model, unrounded, quantized)
     for node in list(graphs.all_nodes(model.graph)):
         rounded = [value for value in node.outputs if value.dtype in HALF_TYPES]
-        _to_float_attributes(node)
+        rewriting.retype(node, HALF_TYPES, FLOAT, lambda array: array.astype(np.float32))
         for value in rounded:
             kind = value.dtype
             assert kind is not None
-            value.dtype = ir.DataType.FLOAT
+            value.dtype = FLOAT
             exact = (node.op_type in EXACT_OPERATORS and node.domain == "") or value in unrounded
             if rounding and not exact:
-                _round_behind(value, node, kind)
+                assert node.graph is not None
+                _round_behind(value, node.graph, kind)
     _float_sources(model)
     _restore_output_types(model, wanted)
     return model
@@ -114,82 +87,39 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
 
 def _is_quantized(node: ir.Node) -> bool:
     """Whether an operand comes from a DequantizeLinear: such products are sums of integers or of FP8 numbers."""
-    producers = [value.producer() if value is not None else None for value in node.inputs[:2]]
-    return any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+    return any(graphs.made_by(value, "DequantizeLinear") for value in node.inputs[:2])
 
 
-def _to_float_attributes(node: ir.Node) -> None:
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == ir.AttributeType.INT and name in {"to", "dtype", "output_dtype", "output_datatype"}:
-            if attribute.as_int() in HALF_TYPES:
-                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in HALF_TYPES:
-            array = attribute.as_tensor().numpy().astype(np.float32)
-            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(array))
-
-
-def _cast_pair(value: ir.Value, kind: ir.DataType, name: str) -> tuple[ir.Node, ir.Node]:
-    down = ir.node("Cast", [value], attributes={"to": int(kind)}, name=f"{name}/round")
-    down.outputs[0].name, down.outputs[0].shape, down.outputs[0].dtype = f"{name}/round", value.shape, kind
-    up = ir.node("Cast", [down.outputs[0]], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{name}/rounded")
-    up.outputs[0].name, up.outputs[0].shape, up.outputs[0].dtype = f"{name}/rounded", value.shape, ir.DataType.FLOAT
-    return down, up
-
-
-def _round_behind(value: ir.Value, node: ir.Node, kind: ir.DataType) -> None:
+def _round_behind(value: ir.Value, graph: ir.Graph | ir.Function, kind: ir.DataType) -> None:
     """Put the pair between `value` and all that use it; the rounded value takes over the name."""
-    name = value.name or node.name or ""
-    uses = list(value.uses())
-    down, up = _cast_pair(value, kind, name)
-    rounded = up.outputs[0]
-    graph = node.graph
-    assert graph is not None
-    graph.insert_after(node, [down, up])
-    for user, index in uses:
-        user.replace_input_with(index, rounded)
-    _replace_in_outputs(graph, value, rounded)
+    name = value.name or ""
+    down = rewriting.cast(value, kind, f"{name}/round")
+    up = rewriting.cast(down.outputs[0], FLOAT, f"{name}/rounded")
+    rounded = rewriting.interpose(value, [down, up], graph)
+    rewriting.replace_in_outputs(graph, value, rounded)
     value.name, rounded.name = f"{name}/unrounded", name
-
-
-def _replace_in_outputs(graph: ir.Graph | ir.Function, old: ir.Value, new: ir.Value) -> None:
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new
 
 
 def _float_sources(model: ir.Model) -> None:
     """16-bit inputs and weights become FP32 by one Cast each; ONNX Runtime folds the weights' casts."""
     for graph in graphs.all_graphs(model.graph):
-        sources = [*graph.initializers.values(), *(graph.inputs if graph is model.graph else ())]
-        for value in dict.fromkeys(sources):
-            if value.dtype not in HALF_TYPES:
-                continue
-            uses = list(value.uses())
-            cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{value.name}/float")
-            cast.outputs[0].name = f"{value.name}/float"
-            cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, ir.DataType.FLOAT
-            for user, index in uses:
-                user.replace_input_with(index, cast.outputs[0])
-            _replace_in_outputs(graph, value, cast.outputs[0])
-            first = next(iter(graph), None)
-            if first is None:
-                graph.append(cast)
-            else:
-                graph.insert_before(first, cast)
-        if graph is not model.graph:
-            for value in graph.inputs:
-                if value.dtype in HALF_TYPES:
-                    value.dtype = ir.DataType.FLOAT
+        is_main = graph is model.graph
+        for value in dict.fromkeys([*graph.initializers.values(), *(graph.inputs if is_main else ())]):
+            if value.dtype in HALF_TYPES:
+                cast = rewriting.cast(value, FLOAT, f"{value.name}/float")
+                rewriting.replace_in_outputs(graph, value, rewriting.interpose(value, [cast], graph))
+        for value in () if is_main else graph.inputs:
+            if value.dtype in HALF_TYPES:
+                value.dtype = FLOAT
 
 
 def _restore_output_types(model: ir.Model, wanted: list[ir.DataType | None]) -> None:
     """An output that was 16-bit comes out 16-bit: its value is already one that the type holds."""
     for index, (value, dtype) in enumerate(zip(list(model.graph.outputs), wanted, strict=True)):
-        if dtype not in HALF_TYPES or value.dtype == dtype:
+        if dtype is None or dtype not in HALF_TYPES or value.dtype == dtype:
             continue
         name = value.name or ""
-        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=f"{name}/output")
-        cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, dtype
+        cast = rewriting.cast(value, dtype, f"{name}/output")
         model.graph.append(cast)
         value.name, cast.outputs[0].name = f"{name}/float", name
         model.graph.outputs[index] = cast.outputs[0]
@@ -205,20 +135,14 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
     the engine multiplies and adds behind the convolution, and its weights are rounded as they are.
     """
     splitter_name = graphs.Names(model).unused("trtcheck/tf32_splitter")
-    splitter = ir.Value(
-        name=splitter_name,
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape([]),
-        const_value=ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name),
-    )
-    model.graph.register_initializer(splitter)
-    inner.spell_out(model, {ir.DataType.FLOAT}, inner.RECURRENCES)
-    inner.by_definition(model, {"Attention"}, {ir.DataType.FLOAT})
+    splitter = rewriting.initializer(model.graph, ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name))
+    layers.spell_out(model, {FLOAT}, RECURRENCES)
+    layers.by_definition(model, {"Attention"}, {FLOAT})
     for node in list(graphs.all_nodes(model.graph)):
         if node.op_type not in _PRODUCT_INPUTS or node.graph is None or products.stays_float(node):
             continue
         for index, value in enumerate(node.inputs[: _PRODUCT_INPUTS[node.op_type]]):
-            if value is None or value.dtype != ir.DataType.FLOAT:
+            if value is None or value.dtype != FLOAT:
                 continue
             steps = Steps(node, opset=graphs.opset(model), prefix=f"{node.name}/{index}/tf32")
             result = _to_tf32(steps, value, splitter)
@@ -236,7 +160,7 @@ def _to_tf32(steps: Steps, value: ir.Value, splitter: ir.Value) -> ir.Value:
     low = steps.add("Sub", scaled, value)
     if steps.opset < _NAN_OPSET:
         return steps.add("Sub", scaled, low)
-    is_lost = steps.add("IsNaN", low, dtype=ir.DataType.BOOL)
+    is_lost = steps.add("IsNaN", low)
     return steps.add("Where", is_lost, value, steps.add("Sub", scaled, low))
 
 
@@ -247,5 +171,5 @@ def _cut_off(steps: Steps, value: ir.Value, nearest: ir.Value, splitter: ir.Valu
     """
     less = steps.add("Mul", value, steps.constant(np.array(1 - 2.0**-11, np.float32), "less"))
     sizes = [steps.add("Abs", each) for each in (nearest, value)]
-    is_larger = steps.add("Greater", *sizes, dtype=ir.DataType.BOOL)
+    is_larger = steps.add("Greater", *sizes)
     return steps.add("Where", is_larger, _to_tf32(steps, less, splitter), nearest)

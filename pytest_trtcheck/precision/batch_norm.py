@@ -17,6 +17,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision import rewriting
+from pytest_trtcheck.precision.constants import stored
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,7 +39,7 @@ def fold_batch_norm(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
         if parameters is None:
             continue
         scale, bias, mean, variance = parameters
-        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
         factor = scale / np.sqrt(variance + epsilon)
         shift = bias - mean * factor
         source = node.inputs[0]
@@ -53,25 +55,15 @@ def fold_batch_norm(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
 
 def _parameters(node: ir.Node) -> list[NDArray[np.float64]] | None:
     """Scale, bias, mean and variance, one a channel, where they are FP32 constants; None for what can't be folded."""
-    arrays = [constant(value) for value in node.inputs[1:5]]
+    tensors = [stored(value) for value in node.inputs[1:5]]
     # Up to opset 8 there may be a scale for each place ("spatial" 0).
-    if any(array is None or array.dtype != np.float32 or array.ndim != 1 for array in arrays):
+    arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
+    if len(arrays) < len(tensors) or any(array.dtype != np.float32 or array.ndim != 1 for array in arrays):
         return None
     source = node.inputs[0]
     is_float = source is not None and (source.type is None or graphs.is_tensor(source, ir.DataType.FLOAT))
-    trains = any(output.name for output in node.outputs[1:]) or _trains(node)
+    trains = any(output.name for output in node.outputs[1:]) or bool(node.attributes.get_int("training_mode", 0))
     return None if trains or not is_float else [np.asarray(array, np.float64) for array in arrays]
-
-
-def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """The array of an initializer; None for anything that is computed."""
-    if value is None or not value.is_initializer() or value.const_value is None:
-        return None
-    return value.const_value.numpy()
-
-
-def _trains(node: ir.Node) -> bool:
-    return "training_mode" in node.attributes and bool(node.attributes["training_mode"].as_int())
 
 
 def _into_convolution(
@@ -83,71 +75,48 @@ def _into_convolution(
         return False
     if len(source.uses()) != 1 or source.is_graph_output() or convolution.graph is not node.graph:
         return False
-    weight = convolution.inputs[1]
-    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
-    if weight is None or weight.const_value is None or not weight.is_initializer():
+    weight, bias = convolution.inputs[1], graphs.operand(convolution, 2)
+    tensor, added = stored(weight), stored(bias)
+    if weight is None or tensor is None or (bias is not None and added is None):
         return False
-    if bias is not None and constant(bias) is None:
-        return False
-    offset = 0.0 if bias is None else np.asarray(constant(bias), np.float64)
-    tensor, by_channel = weight.const_value, factor.reshape(-1, *[1] * (len(weight.const_value.shape) - 1))
+    offset = 0.0 if added is None else np.asarray(added.numpy(), np.float64)
+    by_channel = factor.reshape(-1, *[1] * (len(tensor.shape) - 1))
     name = names.unused(f"{weight.name}_folded_{node.name}")
-
-    # Computed when it is needed, so that the weights of a large model are never all in memory.
-    def scaled() -> ir.TensorProtocol:
-        return ir.Tensor((tensor.numpy() * by_channel).astype(np.float32), name=name)
-
-    shape = ir.Shape(list(tensor.shape.numpy()))
-    lazy = ir.LazyTensor(scaled, dtype=ir.DataType.FLOAT, shape=shape, name=name)
-    convolution.replace_input_with(1, _initializer(node, name, lazy))
-    folded = ir.Tensor((offset * factor + shift).astype(np.float32))
-    new_bias = _initializer(node, names.unused(f"{name}_bias"), folded)
-    if len(convolution.inputs) > 2:
-        convolution.replace_input_with(2, new_bias)
-    else:
-        convolution.resize_inputs(3)
-        convolution.replace_input_with(2, new_bias)
+    scaled = rewriting.lazy(
+        name, ir.DataType.FLOAT, tensor.shape.numpy(), lambda: (tensor.numpy() * by_channel).astype(np.float32)
+    )
+    convolution.resize_inputs(3)
+    convolution.replace_input_with(1, rewriting.initializer(node.graph, scaled))
+    convolution.replace_input_with(2, _weight(node, names.unused(f"{name}_bias"), offset * factor + shift))
     _take_over(node, source, names)
     return True
 
 
 def _normalize(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], names: graphs.Names) -> None:
     """Give `node` parameters of the same meaning that no 16-bit type overflows with: mean 0, variance 1, ε 0."""
-    for index, array in enumerate((factor, shift, np.zeros_like(factor), np.ones_like(factor)), 1):
-        name = names.unused(f"{node.name}/{('scale', 'shift', 'mean', 'variance')[index - 1]}")
-        node.replace_input_with(index, _initializer(node, name, ir.Tensor(array.astype(np.float32))))
+    parameters = {"scale": factor, "shift": shift, "mean": np.zeros_like(factor), "variance": np.ones_like(factor)}
+    for index, (label, array) in enumerate(parameters.items(), 1):
+        node.replace_input_with(index, _weight(node, names.unused(f"{node.name}/{label}"), array))
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
 
 
 def _into_mul_add(node: ir.Node, factor: NDArray[Any], shift: NDArray[Any], names: graphs.Names) -> None:
-    source, output = node.inputs[0], node.outputs[0]
-    assert source is not None
-    assert source.shape is not None
+    value, output = node.inputs[0], node.outputs[0]
+    assert value is not None
+    assert value.shape is not None
     assert node.graph is not None
-    shape = (-1, *[1] * (len(source.shape) - 2))
-    steps: list[ir.Node] = []
-    value = source
+    shape = (-1, *[1] * (len(value.shape) - 2))
     for kind, array in (("Mul", factor), ("Add", shift)):
         name = names.unused(f"{node.name}/{kind.lower()}")
-        tensor = ir.Tensor(array.reshape(shape).astype(np.float32))
-        operand = _initializer(node, names.unused(f"{name}/operand"), tensor)
-        step = ir.node(kind, [value, operand], name=name)
-        step.outputs[0].name = names.unused(f"{name}/output")
-        step.outputs[0].shape, step.outputs[0].dtype = output.shape, ir.DataType.FLOAT
-        steps.append(step)
+        step = ir.node(kind, [value, _weight(node, names.unused(f"{name}/operand"), array.reshape(shape))], name=name)
         value = step.outputs[0]
-    node.graph.insert_after(node, steps)
+        value.name, value.shape, value.dtype = names.unused(f"{name}/output"), output.shape, ir.DataType.FLOAT
+        node.graph.insert_before(node, step)
     _take_over(node, value, names)
 
 
-def _initializer(near: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    graph = near.graph
-    assert isinstance(graph, ir.Graph)
-    value = ir.Value(
-        name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(tensor.shape.numpy())), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
+def _weight(node: ir.Node, name: str, array: NDArray[Any]) -> ir.Value:
+    return rewriting.initializer(node.graph, ir.Tensor(array.astype(np.float32), name=name))
 
 
 def _take_over(node: ir.Node, replacement: ir.Value, names: graphs.Names) -> None:
@@ -155,10 +124,6 @@ def _take_over(node: ir.Node, replacement: ir.Value, names: graphs.Names) -> Non
     output, graph = node.outputs[0], node.graph
     assert graph is not None
     name = output.name
-    for user, index in list(output.uses()):
-        user.replace_input_with(index, replacement)
-    for index, value in enumerate(graph.outputs):
-        if value is output:
-            graph.outputs[index] = replacement
+    output.replace_all_uses_with(replacement, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     output.name, replacement.name = names.unused(f"{name}/before_folding"), name
