@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SOME = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SOME = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 FLOATS = st.sampled_from([np.dtype(each) for each in ("float16", "float32", "float64", ml_dtypes.bfloat16)])
 INTEGERS = st.sampled_from([np.dtype(each) for each in ("int8", "uint8", "int16", "int32", "int64", "uint64")])
 SPECIAL = (math.nan, math.inf, -math.inf)

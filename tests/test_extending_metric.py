@@ -245,7 +245,7 @@ def test_fail(): ...
 def test_without(): ...
 """
     )
-    run = suite.run_here()
+    run = suite.run()
     assert outcomes(run) == {
         "test_pixels": "pass",
         "test_noise": "pass",
