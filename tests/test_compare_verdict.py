@@ -28,12 +28,10 @@ from pytest_trtcheck.compare import (
     verdict,
 )
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
-from pytest_trtcheck.record import OutputRecord, jsonable
+from pytest_trtcheck.record import JudgedRecord, OutputRecord, jsonable
 from pytest_trtcheck.spec import METRICS, PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import TolArgument
@@ -53,7 +51,7 @@ def judged(
     return judge(measure("x", actual, reference, tie=top1_tie(limits)), limits)
 
 
-def entry(record: OutputRecord, metric: str) -> Mapping[str, Any]:
+def entry(record: OutputRecord, metric: str) -> JudgedRecord:
     (found,) = [each for each in record.judged if each["metric"] == metric]
     return found
 

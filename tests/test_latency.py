@@ -436,6 +436,8 @@ def test_record() -> None:
     assert record.p50_ms == pytest.approx(1.0, abs=0.01)
     assert record.p50_ms is not None
     low, high = record.bounds_ms["p50_ms"]
+    assert low is not None
+    assert high is not None
     assert low < record.p50_ms < high
     assert record.bounds_ms["p99_ms"][1] == math.inf
     assert [(entry["name"], entry["verdict"]) for entry in record.budgets] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from pytest_trtcheck.errors import ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.precision.lowering import Lowered
-from pytest_trtcheck.record import number
+from pytest_trtcheck.record import CheckRecord, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.check.request import Judged
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.record import ParityRecord
     from pytest_trtcheck.spec import BuildOptions, ParitySpec
 
 _HINT = "copy the whole folder again, or take the bundle of another run"
@@ -67,7 +69,7 @@ class Bundle:
 
     def recorded_reference(self) -> Callable[[Case], dict[str, NDArray[Any]]] | None:
         """What gives the recorded outputs of a reference that the test named; None where that was the model itself."""
-        name = self.about["record"].get("reference")
+        name = self.record.reference
         if name is None:
             return None
         known = {digest(case): index for index, case in enumerate(self.cases)}
@@ -80,6 +82,11 @@ class Bundle:
 
         recorded.__name__ = f"{name} (as recorded)"
         return recorded
+
+    @functools.cached_property
+    def record(self) -> CheckRecord:
+        """The record of the check that failed."""
+        return typed(self.about["record"], CheckRecord)
 
     @property
     def nodeid(self) -> str:
@@ -200,7 +207,7 @@ def compare_with_recorded(bundle: Bundle, judged: Judged) -> tuple[str, ...]:
 
 
 def _differences(bundle: Bundle, judged: Judged) -> Iterator[str]:
-    before = bundle.about["record"].get("evidence")
+    before = bundle.record.evidence
     now = judged.runner.evidence
     if before != now:
         yield f"recorded evidence: {before}, of this replay: {now}; the outputs of one are not those of the other"
@@ -219,18 +226,14 @@ def _differences(bundle: Bundle, judged: Judged) -> Iterator[str]:
         yield "the bundle holds no outputs to compare this replay with"
     if reference:
         yield _sentence("the FP32 reference's outputs", reference)
-    parity = bundle.about["record"].get("parity") or {}
-    worst, metric = number(parity.get("worst")), parity.get("metric")
-    found = judged.record
-    if parity and (parity["verdict"], metric, worst) != (found.verdict, found.metric, found.worst):
-        yield (
-            f"recorded: {parity['verdict']}, {metric} {_figure(worst)}; "
-            f"this replay: {found.verdict}, {found.metric} {_figure(found.worst)}"
-        )
+    told = [_told(parity) for parity in (bundle.record.parity, judged.record) if parity]
+    if len(set(told)) > 1:
+        yield f"recorded: {told[0]}; this replay: {told[1]}"
 
 
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.6g}"
+def _told(parity: ParityRecord) -> str:
+    worst = "unknown" if parity.worst is None else f"{parity.worst:.6g}"
+    return f"{parity.verdict}, {parity.metric} {worst}"
 
 
 def _note_differing(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.check.request import Judged
-    from pytest_trtcheck.record import CheckRecord, ParityRecord
+    from pytest_trtcheck.record import CheckRecord, JudgedRecord, ParityRecord
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Writer:
                     **content,
                     "content_sha256": digest(jsonable(content)),
                     "engine_key": record.engine.key if record.engine else None,
-                    "record": asdict(record),
+                    "record": record,
                 }
             )
         )
@@ -308,8 +308,8 @@ def _worst_first(judged: Judged) -> Iterator[int]:
     yield from dict.fromkeys([*worst, *range(len(judged.job.cases))])
 
 
-def _decides(entry: Mapping[str, Any], record: ParityRecord) -> bool:
-    return bool(entry["metric"] == record.metric and entry["value"] == record.worst)
+def _decides(entry: JudgedRecord, record: ParityRecord) -> bool:
+    return entry.metric == record.metric and entry.value == record.worst
 
 
 def _fails(judged: Judged, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:

@@ -160,11 +160,11 @@ class Place:
         return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
 
 
-def format_bytes(count: int) -> str:
+def format_bytes(count: float) -> str:
     """A size for people: "12.3 MiB"."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1023.95:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{count} B"
+            return f"{size:.1f} {unit}" if unit != "B" else f"{count:g} B"
         size /= 1024
     return f"{size:.1f} TiB"

@@ -17,7 +17,7 @@ from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.precision.reference import CallableReference, Reference
-from pytest_trtcheck.record import jsonable
+from pytest_trtcheck.record import BlameRecord, jsonable, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -108,7 +108,7 @@ def blamed(
 
     return replace(
         outcome,
-        record=replace(outcome.record, blame=found),
+        record=replace(outcome.record, blame=typed(jsonable(found), BlameRecord)),
         head=f"{outcome.head}: {text.verdict(found)}",
         text=f"{text.explain(found)}\n\n{outcome.observations}",
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from pytest_trtcheck.check import measuring as measure
 from pytest_trtcheck.latency import baselines
+from pytest_trtcheck.record import Conditions, LatencyDetails
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import Precision
 
 
-def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Under what a latency was measured, for `LatencyRecord.details["conditions"]`.
+def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
+    """Under what a latency is measured.
 
     Parameters
     ----------
@@ -37,13 +38,13 @@ def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequ
     """
     # A driver may print less than the product: "Orin" is also what an Orin Nano calls itself.
     name = gpu.name if gpu.product.lower() in gpu.name.lower() else f"{gpu.name} {gpu.product}"
-    return {
-        "gpu": name,
-        "compute_capability": ".".join(map(str, gpu.compute_capability)),
-        "driver": gpu.driver,
-        "tensorrt": " ".join(tensorrt),
-        "input_shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
-    }
+    return Conditions(
+        gpu=name,
+        compute_capability=".".join(map(str, gpu.compute_capability)),
+        driver=gpu.driver,
+        tensorrt=" ".join(tensorrt),
+        input_shapes={name: tuple(shape) for name, shape in sorted(shapes.items())},
+    )
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,18 @@ class Judge:
             return record
         return baselines.judge(record, baseline, model_sha256=job.model.sha256, updating=self.ledger.updating)
 
-    def _baseline(self, job: Job, conditions: Mapping[str, Any]) -> Baseline | None:
+    def _baseline(self, job: Job, conditions: Conditions) -> Baseline | None:
         if self.ledger.kept is None:
             return None
-        key = baselines.GpuKey(conditions["gpu"], conditions["compute_capability"])
+        key = baselines.GpuKey.of(conditions)
         return self.ledger.kept.find(key, job.request.nodeid, job.precision)
 
     def _is_enough(
-        self, job: Job, conditions: Mapping[str, Any], baseline: Baseline | None
+        self, job: Job, conditions: Conditions, baseline: Baseline | None
     ) -> Callable[[NDArray[np.float64], float], bool] | None:
         """When to stop sampling for the baseline's sake; None where there is none to record or to compare with."""
         if self.ledger.updating:
             return functools.partial(baselines.enough, baseline=None)
-        if baseline is None or baselines.differences(baseline, {"conditions": conditions}, job.model.sha256):
+        if baseline is None or baselines.differences(baseline, LatencyDetails(conditions=conditions), job.model.sha256):
             return None
         return functools.partial(baselines.enough, baseline=baseline)

@@ -15,7 +15,7 @@ from pytest_trtcheck import latency
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency.baselines.comparison import Distribution
-from pytest_trtcheck.record import LatencyRecord
+from pytest_trtcheck.record import Conditions, LatencyRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class Subject:
     engine: Engine
     cases: Sequence[Case]
     slower: Mapping[str, Engine]
-    conditions: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=Conditions)
     is_enough: Callable[[NDArray[np.float64], float], bool] | None = None
 
 
@@ -123,18 +123,18 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         details={
             **taken.details,
             "budget_keys": dict(budgets.keys),
-            "conditions": {**subject.conditions, **_clock_conditions(after)},
-            "disturbances": disturbed,
-            "held_back": limits,
+            # What of a measurement's conditions only the measurement shows.
+            "conditions": replace(
+                subject.conditions,
+                sm_mhz=after.sm_mhz,
+                power_limit_w=after.power_limit_w,
+                power_mode=after.power_mode,
+            ),
+            "disturbances": tuple(disturbed),
+            "held_back": tuple(limits),
         },
     )
     return replace(record, samples=len(judged))
-
-
-def _clock_conditions(state: GpuState) -> dict[str, Any]:
-    """The part of a measurement's conditions that only the measurement shows; what is unknown is left out."""
-    told = {"sm_mhz": state.sm_mhz, "power_limit_w": state.power_limit_w, "power_mode": state.power_mode}
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:
@@ -299,5 +299,5 @@ def _details(series: _Series, *, graph: bool, graph_reason: str | None) -> dict[
         "enqueue_p50_ms": enqueue_ms,
         "enqueue_bound": enqueue_ms >= ENQUEUE_SHARE * gpu_ms,
         "qps": 1000.0 * len(series) / series.total_ms,
-        "samples_ms": [round(float(value), 6) for value in shown],
+        "samples_ms": tuple(round(float(value), 6) for value in shown),
     }

@@ -263,7 +263,7 @@ def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: Any
         for name, each in _merged(job, _measured_by_case(job, emulated, reference, limits)).items()
     }
     outputs = tuple(
-        replace(output, details={**output.details, "emulated": errors[output.name]})
+        replace(output, details=replace(output.details, emulated=errors[output.name]))
         for output in outcome.record.outputs
     )
     return replace(outcome, record=replace(outcome.record, outputs=outputs))

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.compare.judging import BY_PART, JudgedPart, judged_parts
 from pytest_trtcheck.compare.limits import EQUAL, Limit
 from pytest_trtcheck.compare.measurement import Fault, Measurement, Score
 from pytest_trtcheck.errors import ComparisonError
-from pytest_trtcheck.record import SEVERITY, OutputRecord, ParityRecord, Verdict, combine, is_bad
+from pytest_trtcheck.record import (
+    SEVERITY,
+    ElementRecord,
+    JudgedRecord,
+    OutputDetails,
+    OutputRecord,
+    ParityRecord,
+    PartRecord,
+    Verdict,
+    combine,
+    is_bad,
+)
 from pytest_trtcheck.spec import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_trtcheck.spec import Metric
 
@@ -51,7 +62,7 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
     different = measurement.nonfinite.different
     if measurement.nonfinite.total:
         verdict: Verdict = "fail" if different else "pass"
-        entries.append(_plain_entry("nonfinite", float(different), 0.0, "NaN and infinity must match", verdict))
+        entries.append(JudgedRecord("nonfinite", float(different), 0.0, "NaN and infinity must match", verdict))
     # Elements that are alike in not being finite say nothing of the others.
     total = combine([entry["verdict"] for entry in entries if entry["metric"] != "nonfinite" or different])
     if measurement.uncompared and total == "pass":
@@ -148,7 +159,7 @@ def _loose_note(source: str, metric: str, limit: float, value: float, name: str)
     return f"{source}: the limit of {limit:g} is {looser} the error measured: {measured}"
 
 
-def sentence(entry: Mapping[str, Any]) -> str:
+def sentence(entry: JudgedRecord) -> str:
     """One judged limit in words, as in "max 0.0132 > 0.0100 (default for fp16)"; value and limit never look equal."""
     metric, value, limit = entry["metric"], entry["value"], entry["limit"]
     case = f", input {entry['case']}" if entry.get("case") is not None else ""
@@ -203,7 +214,7 @@ def _applicable(measurement: Measurement, limits: Sequence[Limit]) -> Iterator[L
             yield limit
 
 
-def _entry(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) -> dict[str, Any]:
+def _entry(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) -> JudgedRecord:
     if limit.metric == "mismatches":
         score = Score(measurement.mismatch_share)
     elif parts and limit.metric in BY_PART:
@@ -213,7 +224,7 @@ def _entry(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) 
     return _of_score(limit, score)
 
 
-def _of_parts(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) -> dict[str, Any]:
+def _of_parts(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart]) -> JudgedRecord:
     """The entry of the worst part, or of an input whose output has no parts, where that is worse."""
     worst = max(parts, key=lambda each: _rank(each.verdict, each.value, limit))
     undivided = None if limit.metric == "mismatches" else measurement.undivided.get(limit.metric)
@@ -221,59 +232,60 @@ def _of_parts(measurement: Measurement, limit: Limit, parts: Sequence[JudgedPart
         entry = _of_score(limit, undivided)
         if _rank(entry["verdict"], entry["value"], limit) > _rank(worst.verdict, worst.value, limit):
             return entry
-    entry = _plain_entry(limit.metric, worst.value, limit.limit, limit.source, worst.verdict)
-    entry["part"] = str(worst.part)
-    places = {"note": worst.note or None, "case": worst.case, "sample": worst.sample}
-    return {**entry, **{name: value for name, value in places.items() if value is not None}}
+    return JudgedRecord(
+        limit.metric,
+        worst.value,
+        limit.limit,
+        limit.source,
+        worst.verdict,
+        note=worst.note or None,
+        part=str(worst.part),
+        case=worst.case,
+        sample=worst.sample,
+    )
 
 
 def _rank(verdict: Verdict, value: float | None, limit: Limit) -> tuple[int, float]:
-    return _severity({"verdict": verdict, "value": value, "limit": limit.limit, "metric": limit.metric})
+    return _severity(JudgedRecord(limit.metric, value, limit.limit, limit.source, verdict))
 
 
-def _part(limit: Limit, judged: JudgedPart) -> dict[str, Any]:
+def _part(limit: Limit, judged: JudgedPart) -> PartRecord:
     part = judged.part
-    places = {"note": judged.note or None, "case": judged.case, "sample": judged.sample}
-    return {
-        "part": str(part),
-        "ranges": [list(each) for each in part.part.ranges],
-        "band": None if part.band is None else list(part.band),
-        "natural": part.part.natural,
-        "size": part.size,
-        "peak": part.peak,
-        "scale": judged.scale,
-        **_plain_entry(limit.metric, judged.value, limit.limit, limit.source, judged.verdict),
-        **{name: value for name, value in places.items() if value is not None},
-    }
+    return PartRecord(
+        metric=limit.metric,
+        value=judged.value,
+        limit=limit.limit,
+        source=limit.source,
+        verdict=judged.verdict,
+        note=judged.note or None,
+        part=str(part),
+        case=judged.case,
+        sample=judged.sample,
+        ranges=part.part.ranges,
+        band=part.band,
+        natural=part.part.natural,
+        size=part.size,
+        peak=part.peak,
+        scale=judged.scale,
+    )
 
 
-def _of_score(limit: Limit, score: Score) -> dict[str, Any]:
+def _of_score(limit: Limit, score: Score) -> JudgedRecord:
     verdict: Verdict = "error" if score.value is None else "pass" if limit.holds(score.value) else "fail"
-    entry = _plain_entry(limit.metric, score.value, limit.limit, limit.source, verdict)
-    if score.note:
-        entry["note"] = score.note
-    if score.case is not None:
-        entry["case"] = score.case
-    return entry
+    note = score.note or None
+    return JudgedRecord(limit.metric, score.value, limit.limit, limit.source, verdict, note=note, case=score.case)
 
 
-def _fault(fault: Fault) -> dict[str, Any]:
-    entry = {**_plain_entry(fault.what, None, None, "the reference", "fail"), "note": fault.text}
-    return entry if fault.case is None else {**entry, "case": fault.case}
+def _fault(fault: Fault) -> JudgedRecord:
+    return JudgedRecord(fault.what, None, None, "the reference", "fail", note=fault.text, case=fault.case)
 
 
-def _plain_entry(
-    metric: str, value: float | None, limit: float | None, source: str, verdict: Verdict
-) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "limit": limit, "source": source, "verdict": verdict}
-
-
-def _decisive(outputs: Sequence[OutputRecord], metric: str) -> tuple[OutputRecord, Mapping[str, Any]] | None:
+def _decisive(outputs: Sequence[OutputRecord], metric: str) -> tuple[OutputRecord, JudgedRecord] | None:
     judged = [(output, entry) for output in outputs for entry in output.judged]
     return max(judged, key=lambda item: (*_severity(item[1]), item[1]["metric"] == metric), default=None)
 
 
-def _severity(entry: Mapping[str, Any]) -> tuple[int, float]:
+def _severity(entry: JudgedRecord) -> tuple[int, float]:
     value, limit = entry["value"], entry["limit"]
     rank = SEVERITY.index(entry["verdict"])
     if entry["verdict"] == "not_measured":
@@ -287,22 +299,18 @@ def _severity(entry: Mapping[str, Any]) -> tuple[int, float]:
     return rank, value / limit
 
 
-def _details(measurement: Measurement) -> dict[str, Any]:
+def _details(measurement: Measurement) -> OutputDetails:
     allclose, top1 = (measurement.scores.get(metric) for metric in ("allclose", "top1"))
-    return {
-        "allclose": allclose.value if allclose else None,
-        "top1": top1.value if top1 else None,
-        "cases": measurement.cases,
-        "peak": measurement.peak,
-        "error_quantiles": measurement.quantiles(),
-        # As [e, n]: n errors lie between 2^e and 2^(e+1).
-        "error_octaves": measurement.histogram.octaves(),
-        "error_zeros": measurement.histogram.zeros,
-        "error_sampled": measurement.histogram.sampled,
-        "worst": [
-            {"index": e.index, "expected": e.expected, "actual": e.actual, "error": e.error, "case": e.case}
-            for e in measurement.worst
-        ],
-        "notes": list(measurement.notes),
-        "uncompared": measurement.uncompared or None,
-    }
+    return OutputDetails(
+        allclose=allclose.value if allclose else None,
+        top1=top1.value if top1 else None,
+        cases=measurement.cases,
+        peak=measurement.peak,
+        error_quantiles=measurement.quantiles(),
+        error_octaves=tuple((int(octave), int(count)) for octave, count in measurement.histogram.octaves()),
+        error_zeros=measurement.histogram.zeros,
+        error_sampled=measurement.histogram.sampled,
+        worst=tuple(ElementRecord(e.index, e.expected, e.actual, e.error, e.case) for e in measurement.worst),
+        notes=tuple(measurement.notes),
+        uncompared=measurement.uncompared or None,
+    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare import Limits
-    from pytest_trtcheck.record import OutputRecord
+    from pytest_trtcheck.record import JudgedRecord, OutputRecord
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def value_of(outputs: Sequence[OutputRecord], output: str, metric: str) -> float
     return None
 
 
-def _usage(entry: Mapping[str, Any]) -> float:
+def _usage(entry: JudgedRecord) -> float:
     value, limit = entry["value"], entry["limit"]
     if value is None or limit is None or math.isnan(value):
         return math.inf if is_bad(entry["verdict"]) else 0.0

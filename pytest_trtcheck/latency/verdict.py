@@ -28,7 +28,7 @@ from pytest_trtcheck.latency.stats import (
     settling,
     unseen_stalls,
 )
-from pytest_trtcheck.record import LatencyRecord, Verdict
+from pytest_trtcheck.record import BudgetRecord, LatencyDetails, LatencyRecord, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -315,29 +315,32 @@ def to_record(
         },
         budgets=tuple(_budget_entry(one) for one in decision.judgements),
         clocks=clocks or {},
-        details={"mean_ms": summary.mean_ms, "min_ms": summary.min_ms, "max_ms": summary.max_ms, **(details or {})},
+        details=LatencyDetails(
+            mean_ms=summary.mean_ms, min_ms=summary.min_ms, max_ms=summary.max_ms, **(details or {})
+        ),
     )
 
 
-def _budget_entry(judgement: Judgement) -> dict[str, Any]:
+def _budget_entry(judgement: Judgement) -> BudgetRecord:
     verdict: Verdict = "inconclusive" if judgement.decision == "undecided" else judgement.decision
-    shared = {"verdict": verdict, "name": judgement.name}
     if judgement.name not in QUANTILES:
-        return {
-            **shared,
-            "limit": judgement.limit,
-            "value": judgement.value,
-            "lower": judgement.lower,
-            "upper": judgement.upper,
-        }
-    return {
-        **shared,
-        "quantile": judgement.name.removesuffix("_ms"),
-        "limit_ms": judgement.limit,
-        "value_ms": judgement.value,
-        "lower_ms": judgement.lower,
-        "upper_ms": judgement.upper,
-    }
+        return BudgetRecord(
+            verdict,
+            judgement.name,
+            limit=judgement.limit,
+            value=judgement.value,
+            lower=judgement.lower,
+            upper=judgement.upper,
+        )
+    return BudgetRecord(
+        verdict,
+        judgement.name,
+        judgement.name.removesuffix("_ms"),
+        limit_ms=judgement.limit,
+        value_ms=judgement.value,
+        lower_ms=judgement.lower,
+        upper_ms=judgement.upper,
+    )
 
 
 def _judge(name: str, limit: float, found: Bounds, shortage: str | None, shift: Settling | None = None) -> Judgement:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed
+from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.items import RUN
 from pytest_trtcheck.plugin.session import session_of
 from pytest_trtcheck.record import PROPERTY, CheckRecord
@@ -79,14 +80,12 @@ def not_run(item: pytest.Item) -> ArgumentError:
 
 def attach(item: pytest.Item, record: CheckRecord) -> None:
     """Let the record ride on the item, so that xdist workers and JUnit carry it."""
-    import json
-
-    from pytest_trtcheck.report import junit
-
     record = replace(record, runs=item.stash.get(RUN, 1))
     index = sum(name == PROPERTY for name, _ in item.user_properties)
     item.user_properties.append((PROPERTY, record.to_json()))
-    item.user_properties.extend(junit.properties(json.loads(record.to_json()), index))
+    for report in settings.reports(item.config):
+        if report.of_tests:
+            item.user_properties.extend(report.writer.properties(record, index))
 
 
 def refuse(item: pytest.Item, error: CheckError) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from pytest_trtcheck import __version__, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
+from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.check.checker import Workshop
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.latency.baselines import Baselines
+    from pytest_trtcheck.record import Environment
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
@@ -119,22 +119,21 @@ class Session:
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
         from pytest_trtcheck.report.files import check_writable
 
-        files = {name: self._path(values[name]) for name in ("trt_report", "trt_html") if values[name]}
+        files: dict[Path, str] = {}
+        for report in settings.reports(self.config):
+            if report.option is None or not (given := settings.value(self.config, report.option)):
+                continue
+            flag, path = report.option.flag, self._path(given)
+            check_writable(path, flag)
+            other = files.setdefault(path.resolve(), flag)
+            if other != flag:
+                raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
+            if hasattr(report.writer, "require"):
+                report.writer.require()
         folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
-        for name, path in files.items():
-            check_writable(path, settings.flag(name))
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
-        if len({path.resolve() for path in files.values()}) < len(files):
-            raise ArgumentError(
-                f"--trt-report and --trt-html both name {values['trt_report']}", "give each a file of its own"
-            )
-        if values["trt_html"] and importlib.util.find_spec("jinja2") is None:
-            raise MissingDependencyError(
-                "--trt-html: the HTML report needs jinja2, which is not installed",
-                'pip install "pytest-trtcheck[report]"',
-            )
 
     def _path(self, given: str) -> Path:
         return Path(self.config.invocation_params.dir, given).expanduser()
@@ -152,23 +151,25 @@ class Session:
 
         return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
 
-    def environment(self, backend: str | None) -> dict[str, Any]:
-        """Versions and GPU, as the JSON report has them; `backend` names the TensorRT module that was used."""
+    def environment(self, backend: str | None) -> Environment:
+        """Versions and GPU; `backend` names the TensorRT module that was used."""
+        from pytest_trtcheck.record import GpuRecord
         from pytest_trtcheck.report import json_report
 
         found = self.detection.gpu
-        facts = () if found is None else ("name", "uuid", "compute_capability")
         return json_report.environment(
             requested_gpu=self.get("trt_gpu") or None,
-            gpu={fact: getattr(found, fact) for fact in facts} or None,
-            driver=None if found is None else found.driver,
+            gpu=GpuRecord(found.name, found.uuid, ".".join(map(str, found.compute_capability))) if found else None,
+            driver=found.driver if found else None,
             tensorrt_module=backend if backend in {"tensorrt", "tensorrt_rtx"} else None,
         )
 
     def circumstances(self, backend: str | None) -> dict[str, Any]:
         """All that the outcome of a check depends on beside what the check names: for its failure bundle."""
+        from pytest_trtcheck.record import jsonable
+
         chosen = {name: self.get(name) for name in ("trt_reference", "trt_bitwise")}
-        return {"pytest_trtcheck": __version__, **self.environment(backend), **chosen}
+        return {"pytest_trtcheck": __version__, **jsonable(self.environment(backend)), **chosen}
 
     @functools.cached_property
     def detection(self) -> Detection:
@@ -214,6 +215,7 @@ class Session:
         from pytest_trtcheck.check.checker import Workshop
         from pytest_trtcheck.check.latency import Ledger
 
+        reports = settings.reports(self.config)
         return Workshop(
             cache=self.cache,
             backend=self.get("trt_backend"),
@@ -226,7 +228,7 @@ class Session:
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
             ledger=Ledger(self.baselines, self.get("trt_update_baseline")),
-            emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
+            emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),
         )

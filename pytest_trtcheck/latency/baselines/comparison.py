@@ -79,7 +79,7 @@ class Distribution:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Distribution:
+    def from_json(cls, data: Any) -> Distribution:
         """From what `to_json` gave.
 
         Raises

@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.baselines.comparison import Distribution
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.record import Conditions
 
 FORMAT = 1
 _DIGITS = 4
@@ -33,6 +36,11 @@ class GpuKey:
 
     name: str
     compute_capability: str
+
+    @classmethod
+    def of(cls, conditions: Conditions) -> GpuKey:
+        """The GPU that was measured."""
+        return cls(conditions.gpu or "", conditions.compute_capability or "")
 
     @property
     def folder(self) -> str:
