@@ -21,7 +21,15 @@ from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.latency.baselines import MIN_SLOWDOWN, Baseline, GpuKey
 from pytest_trtcheck.latency.baselines.comparison import Distribution
 from pytest_trtcheck.latency.baselines.files import path_of, rounded
-from pytest_trtcheck.record import BudgetRecord, CheckRecord, LatencyRecord, ParityRecord, jsonable
+from pytest_trtcheck.record import (
+    BudgetRecord,
+    CheckRecord,
+    Conditions,
+    LatencyRecord,
+    ParityRecord,
+    jsonable,
+    typed,
+)
 from tests import latency_streams
 
 if TYPE_CHECKING:
@@ -504,6 +512,6 @@ def test_a_name_that_says_less_than_the_product_is_completed() -> None:
     nano = replace(H200, name="Orin", model=gpu.find_gpu("Orin Nano"), compute_capability=(8, 7))
     told = conditions_of(nano, ("tensorrt", "10.3"), {})
     assert GpuKey.of(told).folder == "Orin-Orin-Nano-sm87"
-    assert jsonable(told) == told
+    assert typed(jsonable(told), Conditions) == told
     assert asdict(KEY) == {"name": "NVIDIA H200", "compute_capability": "9.0"}
     assert MIN_SLOWDOWN == 0.03

@@ -117,7 +117,7 @@ class Session:
             raise ArgumentError(f"{option}: {reason}", _hint(self.requested, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
-        from pytest_trtcheck.report.files import check_writable
+        from pytest_trtcheck.record.files import check_writable
 
         files: dict[Path, str] = {}
         for report in settings.reports(self.config):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import MissingDependencyError
 from pytest_trtcheck.record import BlameRecord
+from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import describe, plots
-from pytest_trtcheck.report.files import write_text
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, plural, shorten_middle
 from pytest_trtcheck.report.view import (
     AT_LEAST,

@@ -22,7 +22,7 @@ from pytest_trtcheck.record import (
     jsonable,
     typed,
 )
-from pytest_trtcheck.report.files import write_text
+from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report.view import counts, ordered
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ Keys are sorted and numbers rounded, so that recording a test again changes the 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.record.files import write_text
 
 if TYPE_CHECKING:
+    import os
+
     from pytest_trtcheck.record import Conditions
 
 FORMAT = 1
@@ -247,19 +249,7 @@ def write(path: Path, gpu: GpuKey, tests: Tests) -> None:
         "gpu": {"compute_capability": gpu.compute_capability, "name": gpu.name},
         "tests": tests,
     }
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(_dump(document) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ReportError(
-            f"cannot write the baselines in {path}: {error.strerror or error}",
-            "name a directory that can be written to",
-        ) from error
+    write_text(path, _dump(document) + "\n", "the baselines in")
 
 
 def path_of(nodeid: str) -> Path:
