@@ -37,7 +37,7 @@ class CheckError(Exception):
     @property
     def headline(self) -> str:
         """The first line of the message."""
-        return (self.message.splitlines() or [""])[0]
+        return first_line(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
@@ -92,6 +92,11 @@ class ComparisonError(CheckError):
 
 class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that says more behind it."""
+    return (text.strip().splitlines() or [""])[0]
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -17,11 +17,8 @@ TESTS = '@trt_parity("gemm.onnx", precision=["fp16", "bf16"], batch=2)\ndef test
 
 def section(title: str) -> str:
     """The code of a section."""
-    found = re.search(
-        rf"^## {title}$.*?^```python\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    assert found is not None
-    return found[1]
+    text = DOCS.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2]
+    return text.partition("```python\n")[2].partition("```\n")[0]
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])

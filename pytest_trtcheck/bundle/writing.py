@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, size_bytes
-from pytest_trtcheck.bundle.layout import (
+from pytest_trtcheck.bundle.reading import (
     ARRAY_FILES,
     BUNDLE_FILE,
     SCHEMA_VERSION,
-    TOOL,
-    digest,
     hashes,
     located,
     problems,
+    sha256_of,
     signed,
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
 from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.cache.place import format_bytes
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import MODEL_FILE
-from pytest_trtcheck.record import is_bad, jsonable
+from pytest_trtcheck.record import TOOL, is_bad, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -151,7 +151,7 @@ class Writer:
                     "tool": TOOL,
                     "schema_version": SCHEMA_VERSION,
                     **content,
-                    "content_sha256": digest(jsonable(content)),
+                    "content_sha256": sha256_of(jsonable(content)),
                     "engine_key": record.engine.key if record.engine else None,
                     "record": record,
                 }
@@ -200,7 +200,7 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
     for what, each in {"model": stored, "lowered model": stored_lowered}.items():
         if "path" in each and not (same and what == "lowered model"):
             notes.append(
-                f"failure bundle: the {what} is larger than {_mib(bounds.model_bytes)}, so it is not in it: "
+                f"failure bundle: the {what} is larger than {format_bytes(bounds.model_bytes)}, so it is not in it: "
                 f"the replay needs {each['path']}"
             )
     loaded = onnx_model.load(located(work, stored), model.label)
@@ -229,10 +229,6 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
         **arrays,
         "notes": notes,
     }
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
 
 
 def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
@@ -284,8 +280,8 @@ def _store_cases(judged: Judged, work: Path, bounds: Bounds, notes: list[str]) -
                 writer.add(len(kept), arrays)
             if not whole:
                 notes.append(
-                    f"failure bundle: the arrays of one case take {_mib(size)}, so its outputs are not in it "
-                    f"({_mib(bounds.array_bytes)} is the most)"
+                    f"failure bundle: the arrays of one case take {format_bytes(size)}, so its outputs are not in it "
+                    f"({format_bytes(bounds.array_bytes)} is the most)"
                 )
             kept.append(index)
             total += size

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, first_line
 
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "error", "inconclusive", "not_measured"]
@@ -475,8 +475,3 @@ def typed(data: Any, kind: type[T]) -> T:
 def number(value: float | str | None) -> float | None:
     """A number as it stands in JSON ("inf" and "nan" are strings there) as a float again."""
     return None if value is None else float(value)
-
-
-def first_line(text: str) -> str:
-    """The first line of a text that says more behind it."""
-    return (text.strip().splitlines() or [""])[0]
