@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.errors import ArgumentError, name_of, suggestion
-from pytest_trtcheck.record import SEVERITY, number
+from pytest_trtcheck.record import SEVERITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.choices import Precision
+    from pytest_trtcheck.record import JudgedRecord
 
 __all__ = ["METRICS", "Metric", "Score", "of_arrays", "top1"]
 
@@ -470,10 +471,10 @@ def recorded(name: str, *, at_least: bool = False) -> Metric:
     return METRICS.get(name) or replace(MISMATCHES, name=name, at_least=at_least)
 
 
-def rank(entry: Mapping[str, Any]) -> tuple[int, float]:
+def rank(entry: JudgedRecord) -> tuple[int, float]:
     """What orders judged limits, so that the largest decides: the verdict, then how much of the limit is used up."""
-    severity = SEVERITY.index(entry["verdict"])
-    if entry["verdict"] == "not_measured":
+    severity = SEVERITY.index(entry.verdict)
+    if entry.verdict == "not_measured":
         return severity, 0.0
-    metric = recorded(entry["metric"], at_least=entry.get("at_least", False))
-    return severity, metric.used(number(entry["value"]), number(entry["limit"]))
+    metric = recorded(entry.metric, at_least=bool(entry.at_least))
+    return severity, metric.used(entry.value, entry.limit)

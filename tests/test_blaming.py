@@ -14,6 +14,7 @@ from pytest_trtcheck.check import blame as blaming
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check.request import Allowance, Request
 from pytest_trtcheck.diagnose import diagnosis, trace
+from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
 from tests.diagnosed import conv_chain, image, overflowing_block
@@ -45,7 +46,8 @@ def blame_of(record: CheckRecord) -> dict[str, Any]:
     assert record.verdict == "fail", record.message
     assert record.parity is not None
     assert record.parity.blame is not None
-    return dict(record.parity.blame)
+    plain: dict[str, Any] = jsonable(record.parity.blame)
+    return plain
 
 
 def test_a_diagnosis_is_kept(made: Callable[..., CheckRecord], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -400,7 +400,7 @@ def test_damage_of_any_kind_to_any_file_is_refused(tmp_path: Path, name: str) ->
 
 def resigned(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change bundle.json as one would who knows how it is signed."""
-    from pytest_trtcheck.bundle.layout import signed
+    from pytest_trtcheck.bundle.reading import signed
 
     about = json.loads((folder / "bundle.json").read_text())
     change(about)
@@ -458,8 +458,7 @@ def test_a_replay_says_what_came_out_otherwise(tmp_path: Path) -> None:
 def test_differing_versions_and_gpus_are_listed() -> None:
     now = {"numpy": "2.1.0", "gpu": {"name": "T4", "uuid": "GPU-1"}, "tensorrt": None}
     assert bundle.changes(ENVIRONMENT, now) == (
-        "recorded → this replay: numpy 2.0.0 → 2.1.0, tensorrt module tensorrt → none, "
-        "tensorrt version 10.8 → none, gpu name none → T4",
+        "recorded → this replay: TensorRT tensorrt 10.8 → none, NumPy 2.0.0 → 2.1.0, GPU none → T4",
     )
     other_card = {"gpu": {"name": "T4", "uuid": "GPU-2"}}
     assert bundle.changes({"gpu": {"name": "T4", "uuid": "GPU-1"}}, other_card) == ()
@@ -680,7 +679,7 @@ def test_a_replay_compiles_the_lowered_model_for_the_gpu_named(failing: Suite) -
     (record,) = run.checks
     assert record["compiled_for"] == "A100"
     assert record["engine"]["bytes"] > 0
-    assert any("requested_gpu none → A100" in note for note in record["notes"])
+    assert any("requested GPU none → A100" in note for note in record["notes"])
     # The engine is built for the shapes that the recorded one was built for.
     span = bundle.read(failing.path / path).spec.shapes["image"]
     assert span == ShapeRange((1, 3, 16, 16), (1, 3, 16, 16), (4, 3, 16, 16))

@@ -26,12 +26,10 @@ from pytest_trtcheck.compare import (
 from pytest_trtcheck.compare.judge import distinct
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
 from pytest_trtcheck.metrics import DEFAULT_TOLERANCE, METRICS
-from pytest_trtcheck.record import OutputRecord, jsonable
+from pytest_trtcheck.record import JudgedRecord, OutputRecord, jsonable
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import TolArgument
@@ -51,7 +49,7 @@ def judged(
     return judge(measure("x", actual, reference, limits=limits), limits)
 
 
-def entry(record: OutputRecord, metric: str) -> Mapping[str, Any]:
+def entry(record: OutputRecord, metric: str) -> JudgedRecord:
     (found,) = [each for each in record.judged if each["metric"] == metric]
     return found
 
@@ -187,7 +185,7 @@ def test_nan_and_infinity_on_both_sides_pass_and_are_counted() -> None:
     actual[:3] = reference[:3] = (math.nan, math.inf, -math.inf)
     record = judged(actual, reference)
     assert (record.verdict, record.nonfinite) == ("pass", 3)
-    assert "3 elements are NaN or infinite on both sides" in record.details["notes"][0]
+    assert "3 elements are NaN or infinite on both sides" in record.details.notes[0]
     actual[1] = -math.inf
     assert judged(actual, reference).verdict == "fail"
     every = np.full(4, -math.inf)

@@ -36,7 +36,7 @@ from pytest_trtcheck.latency.stats import (
     settling,
     unseen_stalls,
 )
-from pytest_trtcheck.record import CheckRecord
+from pytest_trtcheck.record import CheckRecord, jsonable
 from tests.latency_streams import ar1
 
 if TYPE_CHECKING:
@@ -622,15 +622,17 @@ def test_record() -> None:
     assert record.p50_ms == pytest.approx(1.0, abs=0.01)
     assert record.p50_ms is not None
     low, high = record.bounds_ms["p50_ms"]
+    assert low is not None
+    assert high is not None
     assert low < record.p50_ms < high
     assert record.bounds_ms["p99_ms"][1] == math.inf
     exact = quantile_bounds(samples, 0.5)
     assert (low, high) == (exact.lower, exact.upper)
     assert to_record([1.0], decision).bounds_ms["p50_ms"] == (0.0, math.inf)
     statistics = {"mean_ms": samples.mean(), "min_ms": samples.min(), "max_ms": samples.max()}
-    assert record.details == pytest.approx(statistics)
+    assert {name: getattr(record.details, name) for name in statistics} == pytest.approx(statistics)
     rate = decision.results[2]
-    assert record.budgets[2] == {
+    assert jsonable(record.budgets[2]) == {
         "verdict": "pass",
         "name": "min_qps",
         "limit": 100,

@@ -223,7 +223,7 @@ def test_inputs_whose_outputs_are_divided_and_others_whose_are_not() -> None:
         assert record.verdict == ("pass" if spoilt is None else "fail")
         if spoilt is not None:
             assert record.judged[0]["case"] == spoilt
-            assert ("part" in record.judged[0]) == (spoilt == 0)
+            assert (record.judged[0].part is not None) == (spoilt == 0)
 
 
 @pytest.mark.parametrize("seed", range(20))

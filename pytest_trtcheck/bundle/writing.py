@@ -19,24 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, size_bytes
-from pytest_trtcheck.bundle.layout import (
+from pytest_trtcheck.bundle.reading import (
     ARRAY_FILES,
     BUNDLE_FILE,
     SCHEMA_VERSION,
-    TOOL,
-    digest,
     hashes,
     located,
     problems,
+    sha256_of,
     signed,
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
-from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.cache import format_bytes, hash_file
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import MODEL_FILE
-from pytest_trtcheck.record import is_bad, jsonable
+from pytest_trtcheck.record import TOOL, is_bad, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.check.request import Known
-    from pytest_trtcheck.record import CheckRecord, ParityRecord
+    from pytest_trtcheck.record import CheckRecord, JudgedRecord, ParityRecord
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,9 @@ class Writer:
                     "tool": TOOL,
                     "schema_version": SCHEMA_VERSION,
                     **content,
-                    "content_sha256": digest(jsonable(content)),
+                    "content_sha256": sha256_of(jsonable(content)),
                     "engine_key": record.engine.key if record.engine else None,
-                    "record": asdict(record),
+                    "record": record,
                 }
             )
         )
@@ -199,7 +198,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
     for what, each in {"model": stored, "lowered model": stored_lowered}.items():
         if "path" in each and not (same and what == "lowered model"):
             notes.append(
-                f"failure bundle: the {what} is larger than {_mib(bounds.model_bytes)}, so it is not in it: "
+                f"failure bundle: the {what} is larger than {format_bytes(bounds.model_bytes)}, so it is not in it: "
                 f"the replay needs {each['path']}"
             )
     loaded = onnx_model.load(located(work, stored), model.label)
@@ -228,10 +227,6 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
         **arrays,
         "notes": notes,
     }
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
 
 
 def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
@@ -283,8 +278,8 @@ def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> 
                 writer.add(len(kept), arrays)
             if not whole:
                 notes.append(
-                    f"failure bundle: the arrays of one case take {_mib(size)}, so its outputs are not in it "
-                    f"({_mib(bounds.array_bytes)} is the most)"
+                    f"failure bundle: the arrays of one case take {format_bytes(size)}, so its outputs are not in it "
+                    f"({format_bytes(bounds.array_bytes)} is the most)"
                 )
             kept.append(index)
             total += size
@@ -307,8 +302,8 @@ def _worst_first(known: Known) -> Iterator[int]:
     yield from dict.fromkeys([*worst, *range(len(known.cases))])
 
 
-def _decides(entry: Mapping[str, Any], record: ParityRecord) -> bool:
-    return bool(entry["metric"] == record.metric and entry["value"] == record.worst)
+def _decides(entry: JudgedRecord, record: ParityRecord) -> bool:
+    return entry.metric == record.metric and entry.value == record.worst
 
 
 def _fails(known: Known, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:

@@ -16,7 +16,7 @@ from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.precision.reference import CallableReference, Reference
-from pytest_trtcheck.record import jsonable
+from pytest_trtcheck.record import BlameRecord, jsonable, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +65,7 @@ def blamed(settings: Settings, known: Known) -> Known:
     )
     found = _remembered(known, settings.cache, find) if is_kept else find()
     allowance.spent_s += time.monotonic() - start
-    return known.recorded(parity=replace(known.parity, blame=found))
+    return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
 
 
 def _fault_of_the_model(known: Known, cache: Cache) -> str | None:

@@ -17,7 +17,7 @@ from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.latency.baselines.comparison import Distribution
-from pytest_trtcheck.record import LatencyRecord
+from pytest_trtcheck.record import Conditions, LatencyDetails, LatencyRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,7 @@ class Subject:
     cases: Sequence[Case]
     sizes_mib: Mapping[str, float] = field(default_factory=dict)
     slower: Mapping[str, Runner] = field(default_factory=dict)
-    conditions: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=Conditions)
     is_enough: Callable[[latency.Series, float], bool] | None = None
 
 
@@ -136,12 +136,12 @@ def judge(settings: Settings, known: Known, load: Callable[[Precision], Runner])
     conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
     baseline = None
     if settings.baselines is not None:
-        key = baselines.GpuKey(conditions["gpu"], conditions["compute_capability"])
+        key = baselines.GpuKey.of(conditions)
         baseline = settings.baselines.find(key, known.request.nodeid, known.precision)
     is_enough = None
     if settings.update_baselines:
         is_enough = functools.partial(baselines.enough, baseline=None)
-    elif baseline and not baselines.differences(baseline, {"conditions": conditions}, known.model.sha256):
+    elif baseline and not baselines.differences(baseline, LatencyDetails(conditions=conditions), known.model.sha256):
         is_enough = functools.partial(baselines.enough, baseline=baseline)
     with ExitStack() as opened:
         slower = {name: opened.enter_context(closing(load(cast("Precision", name)))) for name in spec.min_speedup or {}}
@@ -159,8 +159,8 @@ def _sizes_mib(engine: EngineRecord | None) -> dict[str, float]:
     return {name: size / 2**20 for name, size in sizes.items() if size is not None}
 
 
-def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Under what a latency was measured, for `LatencyRecord.details["conditions"]`.
+def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
+    """Under what a latency is measured.
 
     Parameters
     ----------
@@ -169,11 +169,11 @@ def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequ
     shapes
         Of the inputs, by name.
     """
-    return {
+    return Conditions(
         **gpu.conditions(),
-        "tensorrt": " ".join(tensorrt),
-        "input_shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
-    }
+        tensorrt=" ".join(tensorrt),
+        input_shapes={name: tuple(shape) for name, shape in sorted(shapes.items())},
+    )
 
 
 def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, model: GpuModel) -> LatencyRecord:
@@ -206,9 +206,9 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         details={
             **taken.details,
             "budget_keys": dict(budgets.keys),
-            "conditions": {**subject.conditions, **after.conditions()},
-            "disturbances": disturbed,
-            "held_back": limits,
+            "conditions": replace(subject.conditions, **after.conditions()),
+            "disturbances": tuple(disturbed),
+            "held_back": tuple(limits),
         },
     )
 
@@ -363,5 +363,5 @@ def _details(series: _Runs, judged: NDArray[np.float64], *, graph: bool, graph_r
         "enqueue_p50_ms": enqueue_ms,
         "enqueue_bound": enqueue_ms >= ENQUEUE_SHARE * gpu_ms,
         "qps": 1000.0 * len(series) / series.total_ms,
-        "samples_ms": [round(float(value), 6) for value in shown],
+        "samples_ms": tuple(round(float(value), 6) for value in shown),
     }

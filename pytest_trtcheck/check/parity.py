@@ -133,7 +133,7 @@ def _refuse_random_reference(known: Known, case: int) -> None:
 
 def _nothing_compared(known: Known, record: ParityRecord, outputs: Sequence[OutputRecord]) -> Outcome:
     """The error of a check whose every output is empty, or was not exercised by any input."""
-    empty = all(output.details.get("uncompared") for output in outputs)
+    empty = all(output.details.uncompared for output in outputs)
     listed = "\n  ".join(compare.unexercised_notes(outputs))
     reason = f"{known.title}: nothing was compared"
     error = InputError(
@@ -215,7 +215,8 @@ def with_emulation(known: Known, emulated: Outputs) -> ParityRecord:
         for name, each in _merged(known, _measured_by_case(known, emulated, limits)).items()
     }
     outputs = tuple(
-        replace(output, details={**output.details, "emulated": errors[output.name]}) for output in known.parity.outputs
+        replace(output, details=replace(output.details, emulated=errors[output.name]))
+        for output in known.parity.outputs
     )
     return replace(known.parity, outputs=outputs)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.compare.judge import sentence
 from pytest_trtcheck.compare.patterns import OF_PRECISION
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.compare.measurement import Element, Measurement
     from pytest_trtcheck.compare.patterns import Examination
-    from pytest_trtcheck.record import OutputRecord
+    from pytest_trtcheck.record import JudgedRecord, OutputRecord
 
 WIDTH = 96
 _LABEL = 15
@@ -100,11 +101,11 @@ def _parts(output: OutputRecord) -> Iterator[str]:
     failed = {entry["metric"] for entry in _bad(output)}
     shown = [part for part in output.parts if part["metric"] in failed and not part["part"].startswith(WHOLE)]
     for index, part in enumerate(shown[:_IN_FULL]):
-        text = part["note"] if part["verdict"] == "not_measured" else sentence({**part, "part": None})
+        text = part["note"] if part["verdict"] == "not_measured" else sentence(replace(part, part=None))
         yield from _row("" if index else "parts", f"{part['part']}: {text}")
 
 
-def _bad(output: OutputRecord) -> list[Mapping[str, Any]]:
+def _bad(output: OutputRecord) -> list[JudgedRecord]:
     """The limits that aren't kept; NaN and infinity come before the metrics that they spoil."""
     bad = [entry for entry in output.judged if is_bad(entry["verdict"])]
     return sorted(bad, key=lambda entry: entry["metric"] != "nonfinite")

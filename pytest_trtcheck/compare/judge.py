@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.compare.limits import EQUAL, Limit
 from pytest_trtcheck.compare.measure import measure_all
 from pytest_trtcheck.errors import ComparisonError
 from pytest_trtcheck.metrics import METRICS, MISMATCHES, Score, badness, distinct_digits, rank, recorded
-from pytest_trtcheck.record import OutputRecord, ParityRecord, Verdict, combine, is_bad
+from pytest_trtcheck.record import (
+    ElementRecord,
+    JudgedRecord,
+    OutputDetails,
+    OutputRecord,
+    ParityRecord,
+    PartRecord,
+    Verdict,
+    combine,
+    is_bad,
+)
 from pytest_trtcheck.spec import WHOLE
 
 if TYPE_CHECKING:
@@ -62,7 +72,7 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
         _entry(fault.what, None, None, "the reference", "fail", note=fault.text, case=fault.case)
         for fault in measurement.faults
     ]
-    parts: list[dict[str, Any]] = []
+    parts: list[PartRecord] = []
     for limit in applicable if measurement.size else ():
         by_part = [_of_part(part, limit, limit.metric.relative) for part in measurement.parts if limit.metric.relative]
         entries.append(_of_output(measurement, limit, by_part))
@@ -72,7 +82,7 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
         verdict: Verdict = "fail" if different else "pass"
         entries.append(_entry("nonfinite", float(different), 0.0, "NaN and infinity must match", verdict))
     # Elements that are alike in not being finite say nothing of the others.
-    total = combine([entry["verdict"] for entry in entries if entry["metric"] != "nonfinite" or different])
+    total = combine([entry.verdict for entry in entries if entry.metric != "nonfinite" or different])
     if measurement.uncompared and total == "pass":
         total = "not_measured"
     return OutputRecord(
@@ -101,23 +111,23 @@ def summarize(outputs: Sequence[OutputRecord], metric: str) -> ParityRecord:
     if found is None:
         return ParityRecord(verdict, metric, None, None, tuple(outputs))
     output, entry = found
-    nonfinite = [each for each in output.judged if each["metric"] == "nonfinite" and each["verdict"] == "fail"]
+    nonfinite = [each for each in output.judged if each.metric == "nonfinite" and each.verdict == "fail"]
     reason = f"output {output.name!r}: {sentence((*nonfinite, entry)[0])}" if is_bad(verdict) else None
     return ParityRecord(
         verdict=verdict,
-        metric=entry["metric"],
-        tol=entry["limit"],
-        worst=entry["value"],
+        metric=entry.metric,
+        tol=entry.limit,
+        worst=entry.value,
         outputs=tuple(outputs),
         reason=reason,
-        tol_source=entry["source"],
+        tol_source=entry.source,
     )
 
 
-def decisive(outputs: Iterable[OutputRecord], metric: str = "") -> tuple[OutputRecord, Mapping[str, Any]] | None:
+def decisive(outputs: Iterable[OutputRecord], metric: str = "") -> tuple[OutputRecord, JudgedRecord] | None:
     """The limit that decides, and its output; of limits that are used up as much, one on `metric`."""
     judged = [(output, entry) for output in outputs for entry in output.judged]
-    return max(judged, key=lambda item: (*rank(item[1]), item[1]["metric"] == metric), default=None)
+    return max(judged, key=lambda item: (*rank(item[1]), item[1].metric == metric), default=None)
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ def usage(outputs: Sequence[OutputRecord]) -> LimitResult:
     if found is None:
         return LimitResult(0.0, passed)
     output, entry = found
-    return LimitResult(rank(entry)[1], passed, output.name, entry["metric"], entry["limit"], entry["value"])
+    return LimitResult(rank(entry)[1], passed, output.name, entry.metric, entry.limit, entry.value)
 
 
 def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
@@ -161,10 +171,12 @@ def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
     groups: dict[tuple[str, str, float], list[tuple[float, str]]] = {}
     for output in outputs:
         for entry in output.judged:
-            known = METRICS.get(entry["metric"])
-            if entry["verdict"] == "pass" and known and known.range[1] != 1.0 and entry["value"] is not None:
-                key = entry["source"], entry["metric"], entry["limit"]
-                groups.setdefault(key, []).append((entry["value"], output.name))
+            known = METRICS.get(entry.metric)
+            if entry.verdict != "pass" or not known or known.range[1] == 1.0:
+                continue
+            if entry.value is not None and entry.limit is not None:
+                key = entry.source or "", entry.metric, entry.limit
+                groups.setdefault(key, []).append((entry.value, output.name))
     return tuple(filter(None, (_loose_note(*key, found) for key, found in groups.items())))
 
 
@@ -189,35 +201,35 @@ def unexercised_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
     """A note for each output, and each part of one, of which nothing could be told."""
     notes = []
     for output in outputs:
-        if output.details.get("uncompared"):
-            notes.append(f"output {output.name!r} was not compared: {output.details['uncompared']}")
-        parts = {part["part"]: part["note"] for part in output.parts if part["verdict"] == "not_measured"}
+        if output.details.uncompared:
+            notes.append(f"output {output.name!r} was not compared: {output.details.uncompared}")
+        parts = {part.part: part.note for part in output.parts if part.verdict == "not_measured"}
         notes += [f"output {output.name!r}, {part}: {note}" for part, note in parts.items()]
     return tuple(notes)
 
 
-def sentence(entry: Mapping[str, Any]) -> str:
+def sentence(entry: JudgedRecord) -> str:
     """One judged limit in words, as in "max 0.0132 > 0.0100 (default for fp16)"; value and limit never look equal."""
-    metric, value, limit = entry["metric"], entry["value"], entry["limit"]
-    case = f", input {entry['case']}" if entry.get("case") is not None else ""
-    case += f", sample {entry['sample']}" if entry.get("sample") is not None else ""
-    note = f": {entry['note']}" if entry.get("note") else ""
+    metric, value, limit = entry.metric, entry.value, entry.limit
+    case = f", input {entry.case}" if entry.case is not None else ""
+    case += f", sample {entry.sample}" if entry.sample is not None else ""
+    note = f": {entry.note}" if entry.note else ""
     # Which part it is says something where there are others.
-    part = entry.get("part") or ""
+    part = entry.part or ""
     part = f" in {part}" if part and not part.startswith(WHOLE) else ""
     if limit is None:
-        return f"{entry['note']}{f' ({case[2:]})' if case else ''}"
-    if entry["verdict"] == "not_measured":
+        return f"{entry.note}{f' ({case[2:]})' if case else ''}"
+    if entry.verdict == "not_measured":
         return f"{metric}{part}{note}"
     if value is None:
-        return f"{metric} can't be computed{note} ({entry['source']}{case})"
+        return f"{metric} can't be computed{note} ({entry.source}{case})"
     if metric == "nonfinite":
         return f"{value:,.0f} elements with NaN or Inf do not match the reference"
-    failed = is_bad(entry["verdict"])
-    least = recorded(metric, at_least=entry.get("at_least", False)).at_least
+    failed = is_bad(entry.verdict)
+    least = recorded(metric, at_least=bool(entry.at_least)).at_least
     sign = ("<" if least else ">") if failed else ("≥" if least else "≤")
     shown, bound = distinct(value, limit)
-    return f"{metric} {shown} {sign} {bound} ({entry['source']}{case}){part}{note}"
+    return f"{metric} {shown} {sign} {bound} ({entry.source}{case}){part}{note}"
 
 
 def distinct(value: float, limit: float) -> tuple[str, str]:
@@ -240,26 +252,26 @@ def _applicable(measurement: Measurement, limits: Sequence[Limit]) -> Iterator[L
             yield limit
 
 
-def _of_output(measurement: Measurement, limit: Limit, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _of_output(measurement: Measurement, limit: Limit, parts: Sequence[PartRecord]) -> JudgedRecord:
     """The entry of the worst part; of the whole output where it has none, or where that is worse on another input."""
     if limit.metric is MISMATCHES:
         return _of_score(limit, Score(measurement.mismatch_share))
     if not parts:
         return _of_score(limit, measurement.scores.get(limit.metric.name, Score(None, "it was not measured")))
     worst = max(parts, key=rank)
-    shown = ("metric", "value", "limit", "source", "verdict", "part", "note", "case", "sample")
-    entries = [{key: worst[key] for key in shown if key in worst}]
+    shown = {each.name: getattr(worst, each.name) for each in fields(JudgedRecord)}
+    entries = [JudgedRecord(**shown)]
     if limit.metric.name in measurement.undivided:
         entries.append(_of_score(limit, measurement.undivided[limit.metric.name]))
     return max(entries, key=rank)
 
 
-def _of_score(limit: Limit, score: Score) -> dict[str, Any]:
+def _of_score(limit: Limit, score: Score) -> JudgedRecord:
     verdict: Verdict = "error" if score.value is None else "pass" if limit.holds(score.value) else "fail"
     return _limited(limit, score.value, verdict, note=score.note, case=score.case)
 
 
-def _limited(limit: Limit, value: float | None, verdict: Verdict, **where: Any) -> dict[str, Any]:
+def _limited(limit: Limit, value: float | None, verdict: Verdict, **where: Any) -> JudgedRecord:
     name = limit.metric.name
     # Who reads the record knows those that are built in.
     if limit.metric.at_least and name not in METRICS:
@@ -269,27 +281,31 @@ def _limited(limit: Limit, value: float | None, verdict: Verdict, **where: Any) 
 
 def _entry(
     metric: str, value: float | None, limit: float | None, source: str, verdict: Verdict, **where: Any
-) -> dict[str, Any]:
-    entry = {"metric": metric, "value": value, "limit": limit, "source": source, "verdict": verdict}
-    return entry | {name: given for name, given in where.items() if given not in {None, ""}}
+) -> JudgedRecord:
+    where["note"] = where.get("note") or None
+    return JudgedRecord(metric, value, limit, source, verdict, **where)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _of_part(part: PartMeasurement, limit: Limit, relative: Relative) -> dict[str, Any]:
+def _of_part(part: PartMeasurement, limit: Limit, relative: Relative) -> PartRecord:
     """A part by one limit: the metric's worst value over all inputs and samples that exercised it."""
     natural = part.part.natural
-    about = {
-        "part": str(part),
-        "ranges": [list(each) for each in part.part.ranges],
-        "band": None if part.band is None else list(part.band),
-        "natural": natural,
-        "size": part.size,
-        "peak": part.peak,
-        # What the errors are relative to.
-        "scale": max(part.peak, LEAST_SHARE * (natural or 0.0)),
-    }
+
+    def judged(entry: JudgedRecord) -> PartRecord:
+        return PartRecord(
+            **{each.name: getattr(entry, each.name) for each in fields(JudgedRecord) if each.name != "part"},
+            part=str(part),
+            ranges=part.part.ranges,
+            band=part.band,
+            natural=natural,
+            size=part.size,
+            peak=part.peak,
+            # What the errors are relative to.
+            scale=max(part.peak, LEAST_SHARE * (natural or 0.0)),
+        )
+
     values = list(_values(part, limit, relative))
     if not values:
         why = (
@@ -298,11 +314,11 @@ def _of_part(part: PartMeasurement, limit: Limit, relative: Relative) -> dict[st
             if natural is not None
             else "not exercised: its reference is zero throughout on these inputs"
         )
-        return about | _limited(limit, None, "not_measured", note=why)
+        return judged(_limited(limit, None, "not_measured", note=why))
     value, sums = max(values, key=lambda each: badness(each[0], at_least=limit.metric.at_least))
     note = "" if sums.peak else f"its reference is all zero here: relative to the output's {sums.whole:.3g}"
     verdict: Verdict = "pass" if limit.holds(value) else "fail"
-    return about | _limited(limit, value, verdict, note=note, case=sums.case, sample=sums.sample)
+    return judged(_limited(limit, value, verdict, note=note, case=sums.case, sample=sums.sample))
 
 
 def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator[tuple[float, PartSums]]:
@@ -328,21 +344,20 @@ def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator
             yield relative.metric(error / max(1.0, LEAST_SHARE * (natural or 0.0) / sums.peak)), sums
 
 
-def _details(measurement: Measurement) -> dict[str, Any]:
-    others = {name: measurement.scores.get(name) for name in (*METRICS, *measurement.scores) if name not in _IN_RECORDS}
-    return {
-        **{name: score.value if score else None for name, score in others.items()},
-        "cases": measurement.cases,
-        "peak": measurement.peak,
-        "error_quantiles": measurement.quantiles(),
-        # As [e, n]: n errors lie between 2^e and 2^(e+1).
-        "error_octaves": measurement.histogram.octaves(),
-        "error_zeros": measurement.histogram.zeros,
-        "error_sampled": measurement.histogram.sampled,
-        "worst": [
-            {"index": e.index, "expected": e.expected, "actual": e.actual, "error": e.error, "case": e.case}
-            for e in measurement.worst
-        ],
-        "notes": list(measurement.notes),
-        "uncompared": measurement.uncompared or None,
-    }
+def _details(measurement: Measurement) -> OutputDetails:
+    allclose, top1 = (measurement.scores.get(metric) for metric in ("allclose", "top1"))
+    others = {name: score.value for name, score in measurement.scores.items() if name not in METRICS}
+    return OutputDetails(
+        allclose=allclose.value if allclose else None,
+        top1=top1.value if top1 else None,
+        cases=measurement.cases,
+        peak=measurement.peak,
+        error_quantiles=measurement.quantiles(),
+        error_octaves=tuple((int(octave), int(count)) for octave, count in measurement.histogram.octaves()),
+        error_zeros=measurement.histogram.zeros,
+        error_sampled=measurement.histogram.sampled,
+        worst=tuple(ElementRecord(e.index, e.expected, e.actual, e.error, e.case) for e in measurement.worst),
+        notes=tuple(measurement.notes),
+        uncompared=measurement.uncompared or None,
+        metrics=others or None,
+    )

@@ -162,7 +162,7 @@ def _of_part(
 def worst_case(output: OutputRecord) -> int:
     """The input, of several that were merged, on which a failed output is best looked at; 0 where there was one."""
     entries = [entry for entry in output.judged if is_bad(entry["verdict"])]
-    cases = [entry.get("case") for entry in entries] + [element["case"] for element in output.details.get("worst", ())]
+    cases = [entry.case for entry in entries] + [element.case for element in output.details.worst]
     return next((int(case) for case in cases if case is not None), 0)
 
 

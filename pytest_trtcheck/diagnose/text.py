@@ -11,6 +11,8 @@ from pytest_trtcheck.record import number
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pytest_trtcheck.record import BlameRecord
+
 WIDTH = 96
 _LABEL = 13
 _SHOWN = 3
@@ -22,17 +24,17 @@ _WORDS = {
 }
 
 
-def verdict(blame: Mapping[str, Any]) -> str:
+def verdict(blame: BlameRecord | Mapping[str, Any]) -> str:
     """Who is to blame, in one line."""
     return f"{_WORDS[blame['step']]} is to blame, {blame['headline']}"
 
 
-def explain(blame: Mapping[str, Any]) -> str:
+def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
     """The lines to print for a `blame`, none of them wider than WIDTH but for long names in `keep_fp32=`."""
     return "\n".join(_lines(blame))
 
 
-def _lines(blame: Mapping[str, Any]) -> Iterator[str]:
+def _lines(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     yield from _row("to blame", f"{_WORDS[blame['step']]}: {blame['headline']}")
     yield from _row("error", _steps(blame["errors"]))
     culprit = blame["culprit"]
@@ -84,7 +86,7 @@ def figure(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g}"
 
 
-def _keep(blame: Mapping[str, Any]) -> Iterator[str]:
+def _keep(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     names = blame["keep_fp32"]
     if not names:
         return

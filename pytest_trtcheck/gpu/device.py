@@ -85,11 +85,11 @@ class Gpu:
         """For messages: the name with compute capability and architecture."""
         return f"{self.name} (compute capability {capability_text(self.compute_capability)}, {self.model.architecture})"
 
-    def environment(self) -> dict[str, str | None]:
+    def environment(self) -> dict[str, Any]:
         """What a report tells of the GPU that checks ran on."""
         return {"name": self.name, "uuid": self.uuid, "compute_capability": capability_text(self.compute_capability)}
 
-    def conditions(self) -> dict[str, str | None]:
+    def conditions(self) -> dict[str, Any]:
         """What of the GPU must be alike for two latencies to be compared, clocks aside."""
         capability = capability_text(self.compute_capability)
         return {"gpu": self.full_name, "compute_capability": capability, "driver": self.driver}

@@ -111,7 +111,7 @@ class GpuState:
     processes: tuple[GpuProcess, ...] | None = None
     load_by_process: bool = False
 
-    def conditions(self) -> dict[str, int | float | str]:
+    def conditions(self) -> dict[str, Any]:
         """What of a measurement's conditions only the measurement shows; what is unknown is left out."""
         told = {"sm_mhz": self.sm_mhz, "power_limit_w": self.power_limit_w, "power_mode": self.power_mode}
         return {name: value for name, value in told.items() if value is not None}

@@ -30,7 +30,7 @@ from pytest_trtcheck.latency.stats import (
     unseen_stalls,
 )
 from pytest_trtcheck.metrics import distinct_digits
-from pytest_trtcheck.record import LatencyRecord, Verdict
+from pytest_trtcheck.record import BudgetRecord, LatencyDetails, LatencyRecord, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -269,7 +269,11 @@ def to_record(
     values = series.values
     verdict, reason = conclude(decision, disturbances, remarks)
     found = {name: quantile_bounds(series, q) for name, q in QUANTILES.items()}
-    extremes = {"mean_ms": float(values.mean()), "min_ms": float(values.min()), "max_ms": float(values.max())}
+    extremes: dict[str, Any] = {
+        "mean_ms": float(values.mean()),
+        "min_ms": float(values.min()),
+        "max_ms": float(values.max()),
+    }
     return LatencyRecord(
         verdict=verdict,
         reason=reason,
@@ -282,19 +286,19 @@ def to_record(
         },
         budgets=tuple(_budget_entry(one) for one in decision.results),
         clocks=clocks or {},
-        details={**extremes, **(details or {})},
+        details=LatencyDetails(**extremes, **(details or {})),
     )
 
 
-def _budget_entry(result: BudgetResult) -> dict[str, Any]:
+def _budget_entry(result: BudgetResult) -> BudgetRecord:
     is_quantile = result.name in QUANTILES
     unit = "_ms" if is_quantile else ""
-    return {
-        "verdict": "inconclusive" if result.decision == "undecided" else result.decision,
-        "name": result.name,
-        **({"quantile": result.name.removesuffix("_ms")} if is_quantile else {}),
+    return BudgetRecord(
+        "inconclusive" if result.decision == "undecided" else result.decision,
+        result.name,
+        result.name.removesuffix("_ms") if is_quantile else None,
         **{f"{name}{unit}": getattr(result, name) for name in ("limit", "value", "lower", "upper")},
-    }
+    )
 
 
 def _result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
+from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.latency.baselines import Baselines
+    from pytest_trtcheck.record import Environment
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
@@ -116,24 +116,23 @@ class Session:
             raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
-        from pytest_trtcheck.report.files import check_writable
+        from pytest_trtcheck.record.files import check_writable
 
-        files = {name: self._path(values[name]) for name in ("trt_report", "trt_html") if values[name]}
+        files: dict[Path, str] = {}
+        for report in settings.reports(self.config):
+            if report.option is None or not (given := settings.value(self.config, report.option)):
+                continue
+            flag, path = report.option.flag, self._path(given)
+            check_writable(path, flag)
+            other = files.setdefault(path.resolve(), flag)
+            if other != flag:
+                raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
+            if hasattr(report.writer, "require"):
+                report.writer.require()
         folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
-        for name, path in files.items():
-            check_writable(path, settings.flag(name))
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
-        if len({path.resolve() for path in files.values()}) < len(files):
-            raise ArgumentError(
-                f"--trt-report and --trt-html both name {values['trt_report']}", "give each a file of its own"
-            )
-        if values["trt_html"] and importlib.util.find_spec("jinja2") is None:
-            raise MissingDependencyError(
-                "--trt-html: the HTML report needs jinja2, which is not installed",
-                'pip install "pytest-trtcheck[report]"',
-            )
 
     def _path(self, given: str) -> Path:
         return Path(self.config.invocation_params.dir, given).expanduser()
@@ -151,22 +150,25 @@ class Session:
 
         return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
 
-    def environment(self, backend: str | None) -> dict[str, Any]:
-        """Versions and GPU, as the JSON report has them; `backend` names the TensorRT module that was used."""
+    def environment(self, backend: str | None) -> Environment:
+        """Versions and GPU; `backend` names the TensorRT module that was used."""
+        from pytest_trtcheck.record import GpuRecord
         from pytest_trtcheck.report import json_report
 
         found = self.detection.gpu
         return json_report.environment(
             requested_gpu=self.get("trt_gpu") or None,
-            gpu=None if found is None else found.environment(),
+            gpu=None if found is None else GpuRecord(**found.environment()),
             driver=None if found is None else found.driver,
             tensorrt_module=backends.tensorrt_module(backend),
         )
 
     def circumstances(self, backend: str | None) -> dict[str, Any]:
         """All that the outcome of a check depends on beside what the check names: for its failure bundle."""
+        from pytest_trtcheck.record import jsonable
+
         chosen = {name: self.get(name) for name in ("trt_reference", "trt_bitwise")}
-        return {"pytest_trtcheck": __version__, **self.environment(backend), **chosen}
+        return {"pytest_trtcheck": __version__, **jsonable(self.environment(backend)), **chosen}
 
     @functools.cached_property
     def detection(self) -> Detection:
@@ -211,6 +213,7 @@ class Session:
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
 
+        reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,
             backend=self.get("trt_backend"),
@@ -224,7 +227,7 @@ class Session:
             build_only=self.get("trt_build_only"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
-            emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
+            emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),
         )

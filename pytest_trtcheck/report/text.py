@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import unicodedata
 from collections import Counter
@@ -61,19 +62,6 @@ def format_optional(value: float | str | None, digits: int = 3) -> str:
     return MISSING if known is None else format_number(known, digits)
 
 
-def format_bytes(size: float) -> str:
-    """A size in the unit a person would use.
-
-    >>> format_bytes(51_314_688)
-    '48.9 MiB'
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{format_number(size)} {unit}"
-        size /= 1024
-    return f"{format_number(size)} GiB"
-
-
 def plural(count: int, noun: str) -> str:
     """A count and its noun.
 
@@ -87,6 +75,19 @@ def one_line(text: str) -> str:
     """`text` without what would break a line or speak to a terminal: control characters become spaces."""
     visible = "".join(" " if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} else c for c in text)
     return " ".join(visible.split())
+
+
+def markdown_text(text: str | None) -> str:
+    """Text in a table cell that neither Markdown nor HTML takes for more than text."""
+    if text is None:
+        return MISSING
+    escaped = html.escape(one_line(text), quote=False)
+    return "".join(f"&#{ord(character)};" if character in "\\`*_{}[]#|~" else character for character in escaped)
+
+
+def markdown_code(text: str) -> str:
+    """Code in a table cell; a backtick or a pipe in a Markdown code span would end it, so it is HTML's."""
+    return f"<code>{markdown_text(text)}</code>"
 
 
 def columns(text: str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.stats import CONFIDENCE, SETTLING_S, Series, quantile_bounds, settling
 from pytest_trtcheck.latency.verdict import QUANTILES, Decision
-from pytest_trtcheck.record import SEVERITY, LatencyRecord, Verdict, combine
+from pytest_trtcheck.record import SEVERITY, BudgetRecord, Conditions, LatencyDetails, LatencyRecord, Verdict, combine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ class Distribution:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Distribution:
+    def from_json(cls, data: Any) -> Distribution:
         """From what `to_json` gave.
 
         Raises
@@ -205,50 +205,48 @@ def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) ->
     return compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN).decision != "undecided"
 
 
-def differences(baseline: Baseline, details: Mapping[str, Any], model_sha256: str | None) -> list[str]:
+def differences(baseline: Baseline, details: LatencyDetails, model_sha256: str | None) -> list[str]:
     """Why what is measured now cannot be compared with the baseline.
 
     Parameters
     ----------
     details
-        Of the latency record. What it does not hold yet (`cuda_graph` and clocks, before the measurement) is not
-        looked at.
+        Of the latency record. What is not known yet (`cuda_graph` and clocks, before the measurement) is not looked at.
     """
-    now = details.get("conditions") or {}
+    now = details.conditions or Conditions()
     found = []
     if model_sha256 is not None and baseline.model_sha256 != model_sha256:
         found.append(f"it was recorded for another model (sha256 {str(baseline.model_sha256)[:8]}…)")
-    shapes = now.get("input_shapes")
-    recorded = {name: list(shape) for name, shape in baseline.input_shapes.items()}
-    if shapes is not None and {name: list(shape) for name, shape in shapes.items()} != recorded:
-        found.append(f"it was recorded for inputs of other shapes ({_shapes(recorded)}; now {_shapes(shapes)})")
-    if details.get("measured", baseline.measured) != baseline.measured:
-        found.append(f"it is of {baseline.measured}, and {details['measured']} was measured now")
-    if details.get("cuda_graph", baseline.cuda_graph) != baseline.cuda_graph:
+    recorded = baseline.input_shapes
+    if now.input_shapes is not None and now.input_shapes != recorded:
+        found.append(
+            f"it was recorded for inputs of other shapes ({_shapes(recorded)}; now {_shapes(now.input_shapes)})"
+        )
+    if details.measured not in {None, baseline.measured}:
+        found.append(f"it is of {baseline.measured}, and {details.measured} was measured now")
+    if details.cuda_graph not in {None, baseline.cuda_graph}:
         words = ("as a CUDA graph", "without a CUDA graph")
         then, today = words if baseline.cuda_graph else words[::-1]
         found.append(f"it was recorded {then}, and the engine was launched {today} now")
-    clocks = {name: getattr(baseline, name) for name in ("sm_mhz", "power_limit_w", "power_mode")}
-    return [*found, *other_clocks(clocks, now)]
+    return [*found, *other_clocks(baseline, now)]
 
 
-def other_clocks(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def other_clocks(then: Baseline | Conditions, now: Conditions) -> list[str]:
     """How a GPU was set up otherwise, by the conditions of two measurements; what either lacks is not looked at."""
     found = []
-    clocks: list[Any] = [side.get("sm_mhz") for side in (then, now)]
-    limits: list[Any] = [side.get("power_limit_w") for side in (then, now)]
-    if _are_numbers(clocks) and max(clocks) > (1 + OTHER_CLOCK) * min(clocks):
-        found.append(f"its SM clock was {clocks[0]} MHz, and is {clocks[1]} MHz now")
-    if _are_numbers(limits) and max(limits) > 1.01 * min(limits):
-        found.append(f"its power limit was {limits[0]:.0f} W, and is {limits[1]:.0f} W now")
-    before, after = then.get("power_mode"), now.get("power_mode")
-    if before and after and before != after:
-        found.append(f"its nvpmodel mode was {before}, and is {after} now")
+    if _apart(then.sm_mhz, now.sm_mhz, OTHER_CLOCK):
+        found.append(f"its SM clock was {then.sm_mhz:g} MHz, and is {now.sm_mhz:g} MHz now")
+    if _apart(then.power_limit_w, now.power_limit_w, 0.01):
+        found.append(f"its power limit was {then.power_limit_w:.0f} W, and is {now.power_limit_w:.0f} W now")
+    if then.power_mode and now.power_mode and then.power_mode != now.power_mode:
+        found.append(f"its nvpmodel mode was {then.power_mode}, and is {now.power_mode} now")
     return found
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, (int, float)) and value > 0 for value in values)
+def _apart(then: float | None, now: float | None, share: float) -> bool:
+    """Whether two numbers above 0 are both known, and further apart than a share of the smaller one."""
+    known = [value for value in (then, now) if value is not None and value > 0]
+    return len(known) == 2 and max(known) > (1 + share) * min(known)
 
 
 def judge(
@@ -270,19 +268,19 @@ def judge(
     """
     if not record.samples:
         return record
-    gpu = (record.details.get("conditions") or {}).get("gpu") or record.gpu
+    gpu = (record.details.conditions and record.details.conditions.gpu) or record.gpu
     if baseline is None:
         what = f"no baseline of this test on {gpu}"
-        return _with_entry(record, "not_measured", what if updating else f"{what}: record one, --trt-update-baseline")
+        return _not_judged(record, what if updating else f"{what}: record one, --trt-update-baseline")
     different = differences(baseline, record.details, model_sha256)
     if different:
         what = f"the baseline of {baseline.recorded} is not comparable: {'; '.join(different)}"
-        return _with_entry(record, "not_measured", what if updating else f"{what}; {_RECORD_AGAIN}")
-    now = Distribution.from_json(record.details["distribution"])
+        return _not_judged(record, what if updating else f"{what}; {_RECORD_AGAIN}")
+    now = Distribution.from_json(record.details.distribution)
     found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN)
     verdict = _verdict(found)
     text = f"{found.message}, recorded {_recorded(baseline, record)}"
-    disturbances = record.details.get("disturbances") or ()
+    disturbances = record.details.disturbances
     if verdict != "pass" and updating:
         verdict, text = "pass", f"{text}; accepted as the new baseline"
     elif verdict == "fail" and disturbances:
@@ -290,23 +288,27 @@ def judge(
     elif verdict == "inconclusive":
         text = f"{text}; that is too uncertain to tell"
     bounds = now.bounds_ms.get("p50_ms", (None, None))
-    numbers = {
-        "limit_ms": baseline.distribution.quantile_ms("p50_ms") * (1 + MIN_SLOWDOWN),
-        "value_ms": now.quantile_ms("p50_ms"),
-        "lower_ms": bounds[0],
-        "upper_ms": bounds[1],
-        "baseline_p50_ms": baseline.distribution.quantile_ms("p50_ms"),
-        "ratio": found.ratio,
-    }
-    return _with_entry(record, verdict, text, numbers)
+    before = baseline.distribution.quantile_ms("p50_ms")
+    entry = BudgetRecord(
+        verdict,
+        NAME,
+        limit_ms=before * (1 + MIN_SLOWDOWN),
+        value_ms=now.quantile_ms("p50_ms"),
+        lower_ms=bounds[0],
+        upper_ms=bounds[1],
+        baseline_p50_ms=before,
+        ratio=found.ratio,
+        text=text,
+    )
+    return _with_entry(record, entry)
 
 
 def notes(record: LatencyRecord) -> tuple[str, ...]:
     """What a person should know of the baseline although the verdict does not say it."""
     return tuple(
-        str(entry["text"])
+        entry.text or ""
         for entry in record.budgets
-        if entry["name"] == NAME and entry["verdict"] == "not_measured" and record.verdict != "not_measured"
+        if entry.name == NAME and entry.verdict == "not_measured" and record.verdict != "not_measured"
     )
 
 
@@ -317,10 +319,12 @@ def _verdict(found: Comparison) -> Verdict:
     return "pass" if seems_fine else "inconclusive"
 
 
-def _with_entry(
-    record: LatencyRecord, verdict: Verdict, text: str, numbers: Mapping[str, float | None] | None = None
-) -> LatencyRecord:
-    entry = {"verdict": verdict, "name": NAME, **(numbers or {}), "text": text}
+def _not_judged(record: LatencyRecord, text: str) -> LatencyRecord:
+    return _with_entry(record, BudgetRecord("not_measured", NAME, text=text))
+
+
+def _with_entry(record: LatencyRecord, entry: BudgetRecord) -> LatencyRecord:
+    verdict, text = entry.verdict, entry.text or ""
     # Without budgets there was nothing else that could pass.
     others: list[Verdict] = [record.verdict] if record.budgets else []
     total = combine([*others, verdict])
@@ -332,8 +336,8 @@ def _with_entry(
 
 
 def _recorded(baseline: Baseline, record: LatencyRecord) -> str:
-    now = record.details.get("conditions") or {}
-    pairs = [("", baseline.tensorrt, now.get("tensorrt")), ("driver ", baseline.driver, now.get("driver"))]
+    now = record.details.conditions or Conditions()
+    pairs = [("", baseline.tensorrt, now.tensorrt), ("driver ", baseline.driver, now.driver)]
     words = [
         f"{what}{then}" + (f" (now {today})" if today is not None and today != then else "")
         for what, then, today in pairs

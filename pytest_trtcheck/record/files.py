@@ -1,4 +1,4 @@
-"""Writing a report file so that a reader never sees half of it."""
+"""Writing a file so that a reader never sees half of it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
         raise ReportError(f"{option}: cannot write {path}: no permission to write to {place}", "name another place")
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str, what: str = "the report") -> None:
     """Write `text` to `path` at once (a reader finds the old file or the new one), making parent directories.
 
-    What is no regular file, such as a pipe or anything in `/dev`, is written to directly.
+    `what` names it in a message. What is no regular file, such as a pipe or anything in `/dev`, is written to directly.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     target = Path(path)
     try:
         if target.is_dir():
-            raise ReportError(f"cannot write the report {path}: it is a directory", "name a file in it")
+            raise ReportError(f"cannot write {what} {path}: it is a directory", "name a file in it")
         # Replacing what /dev/stdout is redirected to would lose what others still write there.
         if Path("/dev") in target.absolute().parents or (target.exists() and not target.is_file()):
             with target.open("a", encoding="utf-8") as stream:
@@ -63,6 +63,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(
-            f"cannot write the report {path}: {error.strerror or error}",
+            f"cannot write {what} {path}: {error.strerror or error}",
             "name a file in a directory that can be written to",
         ) from error
