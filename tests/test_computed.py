@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck.backends.emulated import Emulated
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import message, parity
 from pytest_trtcheck.check.checker import Checker

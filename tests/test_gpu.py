@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,13 @@ def test_require_match_on_a_jetson_whose_module_is_not_told() -> None:
     assert require_match(find_gpu("Orin"), _gpu("Orin Nano", (8, 7))).product == "Orin Nano"
     with pytest.raises(GpuError):
         require_match(find_gpu("AGX Orin"), _gpu("Orin Nano", (8, 7)))
+
+
+def test_what_reports_and_baselines_tell_of_a_gpu() -> None:
+    orin = replace(_gpu("Orin", (8, 7), uuid="GPU-1", driver="540.4.0"), model=find_gpu("Orin Nano"))
+    assert orin.environment() == {"name": "Orin", "uuid": "GPU-1", "compute_capability": "8.7"}
+    assert orin.conditions() == {"gpu": "Orin Orin Nano", "compute_capability": "8.7", "driver": "540.4.0"}
+    assert _gpu("Tesla T4", (7, 5)).full_name == "Tesla T4"
 
 
 def test_identity_parts_tell_apart_what_one_name_covers() -> None:

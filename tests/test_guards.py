@@ -33,7 +33,7 @@ from pytest_trtcheck.precision.emulation import Emulated, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import EngineRecord
-from pytest_trtcheck.spec import BuildOptions, ParitySpec
+from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -433,6 +433,54 @@ def test_a_process_whose_cuda_broke_judges_nothing_more(on_gpu: OnGpu) -> None:
     record = check(OnGpu(first.cache, broken=first.broken), onnx_models.conv_net(2))
     assert record.verdict == "error"
     assert "no engine can run: t.py::t broke CUDA in this process: an illegal memory access" in str(record.message)
+
+
+def test_an_engine_that_cannot_be_inspected_is_closed(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[OnCpu] = []
+
+    def refuse(engine: OnCpu) -> Mapping[str, int]:
+        raise GpuError("the engine inspector's answer cannot be read")
+
+    def close(engine: OnCpu) -> None:
+        closed.append(engine)
+
+    monkeypatch.setattr(OnCpu, "layers_by_precision", refuse)
+    monkeypatch.setattr(OnCpu, "close", close)
+    record = check(on_gpu, onnx_models.gemm_net(), X)
+    assert (record.verdict, len(closed)) == ("error", 1)
+    assert record.engine is not None, "it is named: it failed, whatever other checks say of it"
+
+
+def test_a_budget_on_what_an_engine_does_not_tell_is_not_kept(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "described", lambda _, built, *__: built.record)
+    latency = LatencySpec(memory_mib=1.0)
+    request = Request("t.py::t", onnx_models.gemm_net(), (), judge_parity=False, latency=latency, inputs=X)
+    record = replace(on_gpu, requested=gpu.find_gpu("A100")).check(request)
+    assert record.verdict == "not_measured"
+    assert record.message is not None
+    assert record.message.endswith("does not tell memory_mib")
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-9])
+def test_every_session_is_closed_when_a_check_is_made(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch, tol: float
+) -> None:
+    opened: dict[int, ort.OrtRunner] = {}
+    make, close = ort.OrtRunner.__init__, ort.OrtRunner.close
+
+    def making(runner: ort.OrtRunner, *args: Any, **kwargs: Any) -> None:
+        make(runner, *args, **kwargs)
+        opened[id(runner)] = runner
+
+    def closing(runner: ort.OrtRunner) -> None:
+        close(runner)
+        opened.pop(id(runner))
+
+    monkeypatch.setattr(ort.OrtRunner, "__init__", making)
+    monkeypatch.setattr(ort.OrtRunner, "close", closing)
+    record = check(replace(checker, allowance=Allowance(0)), onnx_models.gemm_net(), X, tol=tol)
+    assert record.verdict == ("pass" if tol > 1e-3 else "fail")
+    assert not opened
 
 
 def test_what_no_gpu_ran_fails_where_one_is_required(checker: Checker) -> None:

@@ -18,7 +18,7 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check import message, parity
 from pytest_trtcheck.check.arguments import trt_parity
-from pytest_trtcheck.check.request import Allowance, Known, Request
+from pytest_trtcheck.check.request import Allowance, Known, Outcome, Request
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.metrics import top1
 from pytest_trtcheck.model.onnxruntime import OrtRunner
@@ -185,7 +185,7 @@ def test_parts_that_do_not_fit_are_errors_of_the_check(tmp_path: Path) -> None:
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
-def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> tuple[parity.Outcome, str]:
+def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> tuple[Outcome, str]:
     """`other` judged as if it were the engine of `proto`, and the first line of the failure."""
     cache = Cache(folder / "cache")
     model = open_model(proto, (), cache)

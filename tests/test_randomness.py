@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends import emulated
 from pytest_trtcheck.backends.base import Acceptance
+from pytest_trtcheck.backends.tensorrt import emulated
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check.request import Allowance, Request

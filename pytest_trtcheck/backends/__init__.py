@@ -5,9 +5,11 @@ Every pytest run imports this, so a system itself is imported when it is asked f
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ArgumentError, MissingDependencyError, suggestion
+from pytest_trtcheck.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,27 +25,23 @@ _OWN = {
     AUTO: "pytest_trtcheck.backends.tensorrt.backend:Auto",
     "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
     "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
-    "onnxruntime": "pytest_trtcheck.backends.emulated:Emulated",
+    "onnxruntime": "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
 }
 _ALIASES = {"emulated": "onnxruntime"}
 NAMES = tuple(_OWN)
+"""Ours."""
 
 
-def find_name(name: str) -> str:
-    """The registered name that `name` is, `-` and `_` being the same in it.
-
-    Raises
-    ------
-    ArgumentError
-        Nothing is registered by that name.
-    """
+def find_name(name: str) -> str | None:
+    """The registered name that `name` is, `-` and `_` being the same in it; None where it is none."""
     if (own := _same(name, (*_OWN, *_ALIASES))) is not None:
         return _ALIASES.get(own, own)
-    added = _added()
-    if (found := _same(name, added)) is not None:
-        return found
-    known = (*NAMES, *added)
-    raise ArgumentError(f"{name!r} is none of {', '.join(known)}", suggestion(name, known))
+    return _same(name, _added())
+
+
+def names() -> tuple[str, ...]:
+    """All that are registered."""
+    return (*NAMES, *_added())
 
 
 def load(name: str) -> type[Backend]:
@@ -51,14 +49,11 @@ def load(name: str) -> type[Backend]:
 
     Raises
     ------
-    ArgumentError
-        As `find_name`.
     MissingDependencyError
         What another package registered cannot be imported.
     """
     from importlib.metadata import EntryPoint
 
-    name = find_name(name)
     entry = EntryPoint(name, _OWN[name], GROUP) if name in _OWN else _added()[name]
     try:
         found: type[Backend] = entry.load()
@@ -73,6 +68,11 @@ def tensorrt_module(name: str | None) -> str | None:
 
 
 def _added() -> dict[str, EntryPoint]:
+    return _entry_points(tuple(sys.path))
+
+
+@functools.cache  # Every marker that names one asks, and reading what is installed takes milliseconds.
+def _entry_points(path: tuple[str, ...]) -> dict[str, EntryPoint]:  # noqa: ARG001 - it is read from there
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}

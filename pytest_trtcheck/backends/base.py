@@ -180,7 +180,7 @@ class Backend(ABC):
         return None
 
     def computes_in(self, precision: Precision) -> Precision:
-        """The precision that FP32 matrix products and the like are really computed in, and judged by."""
+        """The precision that it really computes in when asked for another, and is judged by."""
         return precision
 
     def start(self) -> None:  # noqa: B027 - most have nothing

@@ -91,14 +91,6 @@ class Entry:
         return self.path.parent / _EXTRA / name
 
 
-@dataclass(frozen=True)
-class Cleared:
-    """How many entries and bytes were removed."""
-
-    entries: int
-    bytes: int
-
-
 class Cache:
     """A content-addressed store of directories below `root`, for any number of processes and threads.
 
@@ -170,7 +162,7 @@ class Cache:
         self._tidy()
         return entry
 
-    def entries(self, kind: str | None = None) -> list[StoredEntry]:
+    def entries(self) -> list[StoredEntry]:
         """Everything that is stored, by kind, subject and last use; damaged entries are said to be damaged.
 
         Raises
@@ -179,15 +171,15 @@ class Cache:
             When the cache directory is not ours or cannot be read.
         """
         with self._dir.guarded("listing it"):
-            stored = self._stored(kind) if self._dir.is_ours() else []
+            stored = self._stored() if self._dir.is_ours() else []
         return sorted(stored, key=lambda entry: (entry.kind, entry.subject, -entry.last_used, entry.digest))
 
     def describe(self, width: int = 100) -> str:
         """The table of all entries, with totals, for a terminal of `width` columns."""
         return table(self.root, self.entries(), self.max_bytes, time.time(), width)
 
-    def clear(self, kind: str | None = None) -> Cleared:
-        """Remove every entry, or those of one kind, in use or not; never anything that the cache did not put there.
+    def clear(self) -> int:
+        """Remove every entry, in use or not, and say how many; never anything that the cache did not put there.
 
         Raises
         ------
@@ -197,16 +189,16 @@ class Cache:
         doing = "clearing it"
         with self._dir.guarded(doing):
             if not self._dir.is_ours():
-                return Cleared(0, 0)
+                return 0
             with self._dir.locked("tidy", doing):
                 self._dir.remove_leftovers()
-                stored = self._stored(kind)
+                stored = self._stored()
                 for entry in stored:
                     self._discard(entry.path)
-        return Cleared(len(stored), sum(entry.bytes for entry in stored))
+        return len(stored)
 
-    def _stored(self, kind: str | None = None) -> list[StoredEntry]:
-        return [entry for path in self._dir.directories(kind) if (entry := stored_entry(path)) is not None]
+    def _stored(self) -> list[StoredEntry]:
+        return [entry for path in self._dir.directories() if (entry := stored_entry(path)) is not None]
 
     def _directory(self, key: Key) -> Path:
         return self._dir.entries / key.kind / key.digest

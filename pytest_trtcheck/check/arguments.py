@@ -169,14 +169,10 @@ def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
 
 
 def _backend(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise _wrong("backend", value, f"one of {', '.join(backends.NAMES)}")
-    try:
-        return backends.find_name(value)
-    except ArgumentError as error:
-        raise ArgumentError(f"backend={_shown(value)}: {error.message}", error.hint) from None
+    found = backends.find_name(value) if isinstance(value, str) else None
+    if found is None and value is not None:
+        _choice("backend", value, backends.names())
+    return found
 
 
 def _listed(value: object) -> list[object]:

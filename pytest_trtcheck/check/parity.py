@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.check.request import Known, Outcome
 from pytest_trtcheck.errors import InputError, ModelError
 from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.base import Runner
-    from pytest_trtcheck.check.request import Known
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ParitySpec, Precision
@@ -39,32 +39,6 @@ ROUNDING_NOISE: Mapping[Precision, float] = {
 }
 """How far two runs of one engine on one input may lie apart, as max|a − b| / max|a|: about two units in the last place
 of the precision, which a change in the order of additions can cost."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a comparison found.
-
-    Parameters
-    ----------
-    measured, found
-        Every output as it was measured, and the failed ones looked at once more.
-    misplaced
-        What the headline says where the right values came out in the wrong place, so that there is nobody to blame in
-        the model; empty where they did not.
-    worst
-        The index of the case on which a failure is best looked at.
-    error
-        Why nothing was compared.
-    """
-
-    record: ParityRecord
-    measured: Mapping[str, compare.Measurement] = field(default_factory=dict)
-    found: Mapping[str, compare.Examination] = field(default_factory=dict)
-    misplaced: str = ""
-    notes: tuple[str, ...] = ()
-    worst: int = 0
-    error: InputError | None = None
 
 
 def limits_of(known: Known) -> compare.Limits:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import EngineSpec
-from pytest_trtcheck.backends.emulated import Emulated
-from pytest_trtcheck.errors import UnsupportedTargetError
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
+from pytest_trtcheck.errors import InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck import compare
     from pytest_trtcheck.backends.base import Backend, Built, Runner
     from pytest_trtcheck.cache import Cache
-    from pytest_trtcheck.check.parity import Outcome
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.latency.baselines import Baselines
@@ -204,6 +204,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a comparison found.
+
+    Parameters
+    ----------
+    measured, found
+        Every output as it was measured, and the failed ones looked at once more.
+    misplaced
+        What the headline says where the right values came out in the wrong place, so that there is nobody to blame in
+        the model; empty where they did not.
+    worst
+        The index of the case on which a failure is best looked at.
+    error
+        Why nothing was compared.
+    """
+
+    record: ParityRecord
+    measured: Mapping[str, compare.Measurement] = field(default_factory=dict)
+    found: Mapping[str, compare.Examination] = field(default_factory=dict)
+    misplaced: str = ""
+    notes: tuple[str, ...] = ()
+    worst: int = 0
+    error: InputError | None = None
+
+
+@dataclass(frozen=True)
 class Known:
     """What is known of a check so far. Each step returns it with more.
 
@@ -271,7 +297,8 @@ class Known:
 
         TF32 is for matrix products: a model without one is computed in FP32 as it was asked to be.
         """
-        return self.system.computes_in(self.precision) if self.model.op_types & MATRIX_OPERATORS else self.precision
+        computed = self.system.computes_in(self.precision)
+        return computed if computed != "tf32" or self.model.op_types & MATRIX_OPERATORS else self.precision
 
     @property
     def shown_precision(self) -> str:

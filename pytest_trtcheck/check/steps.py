@@ -139,8 +139,9 @@ def placed(settings: Settings, known: Known) -> Known:
     known = replace(known, system=system, problem=problem, plugin_operators=found.plugin_operators)
     notes = found.notes
     if known.computed_in != known.precision:
-        what = "has no FP32 matrix products: it computes in TF32, and is judged by TF32's limit"
-        notes = (*notes, f"{system.title} {what}")
+        why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
+        computed = known.computed_in.upper()
+        notes = (*notes, f"{system.title} {why}computes in {computed}, and is judged by {computed}'s limit")
     return known.recorded(*notes, precision=known.shown_precision)
 
 
@@ -229,8 +230,7 @@ def loaded(settings: Settings, known: Known) -> Known:
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
     runner = loaded_by(settings, system, found)
-    known = replace(known, built=found, runner=runner).recorded(backend=system.name, evidence=system.evidence)
-    return known.recorded(*system.notes(found, runner), engine=system.described(found, runner) or known.record.engine)
+    return replace(known, built=found, runner=runner).recorded(backend=system.name, evidence=system.evidence)
 
 
 def _refuse_itself(known: Known) -> None:
@@ -254,6 +254,15 @@ def _refuse_wrong_evidence(system: Backend) -> None:
 
 
 # --- what it computes, and how fast ----------------------------------------------------------------------------------
+
+
+def inspected(settings: Settings, known: Known) -> Known:
+    """What the loaded engine tells of itself."""
+    del settings
+    if known.runner is None or known.built is None:
+        return known
+    engine = known.running.described(known.built, known.runner) or known.record.engine
+    return known.recorded(*known.running.notes(known.built, known.runner), engine=engine)
 
 
 def compared(settings: Settings, known: Known) -> Known:
@@ -333,4 +342,4 @@ def concluded(settings: Settings, known: Known) -> Known:
 
 
 BUILDING: Sequence[Step] = (placed, built, nothing_compared)
-CHECKING: Sequence[Step] = (placed, built, loaded, compared, explained, watched, timed, kept, concluded)
+CHECKING: Sequence[Step] = (placed, built, loaded, inspected, compared, explained, watched, timed, kept, concluded)

@@ -385,9 +385,5 @@ def _told_by_cuda(environ: Mapping[str, str], extra: Sequence[GpuModel]) -> Gpu 
 
 
 def _kernel_driver() -> str | None:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)*\b", text)
+    match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)*\b", jetson.read_text(Path("/proc/driver/nvidia/version")))
     return match[0] if match else None

@@ -301,11 +301,11 @@ def _line(pid: int) -> Iterator[int]:
     while pid > 1 and pid not in seen:
         yield pid
         seen.add(pid)
-        try:
-            # The fields behind the name, which may hold spaces and parentheses: state, parent, … (man 5 proc).
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
+        # The fields behind the name, which may hold spaces and parentheses: state, parent, … (man 5 proc).
+        fields = jetson.read_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+        if len(fields) < 2:
             return
+        pid = int(fields[1])
 
 
 def clocks_record(before: GpuState, after: GpuState) -> dict[str, Any]:
@@ -385,7 +385,4 @@ def _process_name(library: Any, pid: int) -> str | None:
     path = read(library, "nvmlSystemGetProcessName", pid)
     if path:
         return str(path).split()[0].rsplit("/", 1)[-1]
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return None
+    return jetson.read_text(Path(f"/proc/{pid}/comm")).strip() or None

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS
-from pytest_trtcheck.errors import ArgumentError, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pytest
+
+    from pytest_trtcheck.errors import ArgumentError
 
 Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "backend"]
 
@@ -194,20 +195,21 @@ def _seconds(text: str, where: str) -> float:
 
 
 def _wrong(message: str, hint: str = "") -> ArgumentError:
+    from pytest_trtcheck.errors import ArgumentError
+
     return ArgumentError(message, hint)
 
 
 def _one_of(text: str, choices: Sequence[str], where: str) -> str:
     if text in choices:
         return text
+    from pytest_trtcheck.errors import suggestion
+
     raise _wrong(f"{where}: {text!r} is none of {', '.join(choices)}", suggestion(text, choices))
 
 
 def _backend(text: str, where: str) -> str:
-    try:
-        return backends.find_name(text.strip())
-    except ArgumentError as error:
-        raise _wrong(f"{where}: {error.message}", error.hint) from None
+    return backends.find_name(text.strip()) or _one_of(text, backends.names(), where)
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

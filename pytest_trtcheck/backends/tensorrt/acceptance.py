@@ -7,14 +7,14 @@ is installed, only what no family takes stands against the model; what another f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.base import Acceptance
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
-from pytest_trtcheck.backends.tensorrt.module import TITLES, hash_plugin
+from pytest_trtcheck.backends.tensorrt.module import TensorRTModule, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import advice as known_advice
 from pytest_trtcheck.cache import Cache, Key, hash_code
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.backends.tensorrt.build import Parsed
-    from pytest_trtcheck.backends.tensorrt.module import ModuleName, TensorRTModule
+    from pytest_trtcheck.backends.tensorrt.module import ModuleName
     from pytest_trtcheck.precision.families import Family, Finding
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.spec import BuildOptions
@@ -114,26 +114,26 @@ def _judged(
     model = graph.read(path)
     foreign = {op_type for _, op_type in families.foreign_nodes(model)}
     parsed = tensorrt.parse(installed, path, plugins) if installed and builds is None else None
-    unasked = []
+    unasked: list[str] = []
     if parsed is not None and not parsed.module:
         unasked = [f"the installed {' and '.join(installed)} could not be asked: {'; '.join(parsed.errors)}"]
         parsed = None
     # A library that nobody here can ask is taken at its user's word.
     provided = set(parsed.provided) if parsed is not None else foreign if plugins else set()
     tables = {family: families.findings(model, family, provided) for family in families.FAMILIES}
-    judging = _judging(asked, parsed, builds)
-    if builds is not None:
-        judge = _Judge(judging[0], f"{builds.title}", builds.release)
-        found = judge.beyond_the_builder(tables[judge.family][0])
-    elif parsed is not None:
-        judge = _Judge(judging[0], f"{TITLES[parsed.module]} {parsed.version}", _release(parsed.version))
-        found = judge.with_parser(tables[judge.family][0], parsed)
+    judge = builds
+    if parsed is not None and parsed.module:
+        judge = TensorRTModule(parsed.module, parsed.version, handle=None)
+    judging = tuple(family for family in families.FAMILIES if family.module in asked)
+    if judge is not None:
+        judging = (families.family_of(judge.name, judge.version),)
+        found = _by_module(judge, judging[0], tables[judging[0]][0], parsed)
     else:
         found = _by_tables(judging, tables)
     notes = [
         *unasked,
-        *_unasked(plugins, foreign, parsed, builds),
-        *_unknown(judging if parsed is None and builds is None else (), tables),
+        *_unasked(plugins, foreign, judge),
+        *_unknown(judging if judge is None else (), tables),
         *_other_families(judging, tables, refused=bool(found[0])),
     ]
     needs_gpu = set(parsed.needs_gpu) if parsed is not None else set()
@@ -147,53 +147,25 @@ def _judged(
     )
 
 
-def _judging(asked: Sequence[ModuleName], parsed: Parsed | None, builds: TensorRTModule | None) -> tuple[Family, ...]:
-    """The families that may be the one that ships; one where it is known."""
-    from pytest_trtcheck.precision import families
-
-    if builds is not None:
-        return (families.family_of(builds.name, builds.version),)
-    if parsed is not None:
-        return (families.family_of(parsed.module, parsed.version),)
-    return tuple(family for family in families.FAMILIES if family.module in asked)
-
-
 _Found = tuple[str, str]
 """What stands against the model and what to do about it; two empty texts where nothing does."""
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """An installed TensorRT: its parser has the last word on what a parser sees."""
+def _by_module(module: TensorRTModule, family: Family, table: Sequence[Finding], parsed: Parsed | None) -> _Found:
+    """With a TensorRT installed: its parser has the last word on what a parser sees.
 
-    family: Family
-    title: str
-    release: tuple[int, ...]
-
-    @property
-    def _refuses(self) -> str:
-        return f"{self.title} does not take the model"
-
-    def beyond_the_builder(self, table: Sequence[Finding]) -> _Found:
-        """What neither its parser nor its builder would notice."""
-        return _refused(self._refuses, [each for each in table if each.seen_by == "nobody"])
-
-    def with_parser(self, table: Sequence[Finding], parsed: Parsed) -> _Found:
-        """What the parser said, beside what only the table knows."""
-        known = {"nobody", "builder"} if self.family.knows(self.release) else {"nobody"}
-        certain = [each for each in table if each.seen_by in known]
-        if not parsed.errors:
-            return _refused(self._refuses, certain)
-        text, advice = _refused(self._refuses, list(table))
-        quoted = "\n".join([f"{self.title} said:", *_listed([*parsed.errors])])
-        return (
-            f"{text}\n  {quoted}" if text else f"{self._refuses}. {quoted}",
-            advice or "\n  → ".join(known_advice("\n".join(parsed.errors), is_rtx=self.family.name == "tensorrt_rtx")),
-        )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    Where that is going to build, and parses then, only what neither its parser nor its builder would notice.
+    """
+    who = f"{module.title} does not take the model"
+    known = {"nobody", "builder"} if parsed is not None and family.knows(module.release) else {"nobody"}
+    if parsed is None or not parsed.errors:
+        return _refused(who, [each for each in table if each.seen_by in known])
+    text, advice = _refused(who, table)
+    quoted = "\n".join([f"{module.title} said:", *_listed(parsed.errors)])
+    return (
+        f"{text}\n  {quoted}" if text else f"{who}. {quoted}",
+        advice or "\n  → ".join(known_advice("\n".join(parsed.errors), is_rtx=module.is_rtx)),
+    )
 
 
 def _by_tables(judging: Sequence[Family], tables: Mapping[Family, tuple[list[Finding], list[str]]]) -> _Found:
@@ -231,10 +203,8 @@ def _sources(families: Sequence[Family]) -> str:
 # --- notes -----------------------------------------------------------------------------------------------------------
 
 
-def _unasked(
-    plugins: Sequence[str], foreign: set[str], parsed: Parsed | None, builds: TensorRTModule | None
-) -> list[str]:
-    if not plugins or not foreign or parsed is not None or builds is not None:
+def _unasked(plugins: Sequence[str], foreign: set[str], judge: TensorRTModule | None) -> list[str]:
+    if not plugins or not foreign or judge is not None:
         return []
     return [
         f"whether the plugin libraries provide {', '.join(sorted(foreign))} was not found out: no TensorRT is installed"

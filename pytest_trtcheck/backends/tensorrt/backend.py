@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
-from pytest_trtcheck.backends.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, available, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import unsupported

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
 EITHER: tuple[ModuleName, ...] = ("tensorrt", "tensorrt_rtx")
@@ -24,11 +21,11 @@ TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"
 
 @dataclass(frozen=True)
 class TensorRTModule:
-    """An installed TensorRT. `handle` is the imported module."""
+    """An installed TensorRT. `handle` is the imported module; None where another process has it."""
 
     name: ModuleName
     version: str
-    handle: ModuleType = field(repr=False, compare=False)
+    handle: Any = field(repr=False, compare=False)
 
     @property
     def is_rtx(self) -> bool:

@@ -143,7 +143,6 @@ class Baseline:
 class Baselines:
     """Every baseline of a directory, by GPU, node id and precision."""
 
-    directory: Path
     by_test: Mapping[tuple[GpuKey, str, str], Baseline]
 
     def find(self, gpu: GpuKey, nodeid: str, precision: str) -> Baseline | None:
@@ -182,7 +181,7 @@ def read(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Basel
                         f"{nodeid} in {precision} has a baseline in {origins[key]} and in {path}", "delete one of them"
                     )
                 found[key], origins[key] = Baseline.from_json(data), path
-    return Baselines(root, found)
+    return Baselines(found)
 
 
 Tests = dict[str, dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Our own emulation: the lowered model's arithmetic on ONNX Runtime's CPU provider."""
+"""TensorRT where no GPU runs it: the lowered model's arithmetic on ONNX Runtime's CPU provider."""
 
 from __future__ import annotations
 
