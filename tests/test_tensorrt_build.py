@@ -541,9 +541,10 @@ def test_a_builder_that_python_ends(build: Any) -> None:
 
 def test_a_builder_does_not_outlive_its_parent(endless: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from pytest_trtcheck.backends import tensorrt as t\n"
-        "t.build(t.find_module('tensorrt_rtx'), Path(sys.argv[1]), Path(sys.argv[2]), "
-        "target=t.Target((8, 6), False), precision='fp32')"
+        "import sys; from pathlib import Path; from pytest_trtcheck.backends.tensorrt.build import build\n"
+        "from pytest_trtcheck.backends.tensorrt.module import Target, find_module\n"
+        "build(find_module('tensorrt_rtx'), Path(sys.argv[1]), Path(sys.argv[2]), "
+        "target=Target((8, 6), False), precision='fp32')"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     parent = subprocess.Popen(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.base import Backend
 
 AUTO = "auto"
+EMULATED = "onnxruntime"
 GROUP = "pytest_trtcheck.backends"
 """The entry points by which other packages add theirs; a name of ours stays ours."""
 
@@ -25,9 +26,9 @@ _OWN = {
     AUTO: "pytest_trtcheck.backends.tensorrt.backend:Auto",
     "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
     "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
-    "onnxruntime": "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
+    EMULATED: "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
 }
-_ALIASES = {"emulated": "onnxruntime"}
+_ALIASES = {"emulated": EMULATED}
 NAMES = tuple(_OWN)
 """Ours."""
 

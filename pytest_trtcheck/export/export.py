@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__
 from pytest_trtcheck.backends.tensorrt.backend import IO_FILE, PLAN_FILE
+from pytest_trtcheck.backends.tensorrt.module import TITLES
 from pytest_trtcheck.cache import hash_bytes, hash_file
 from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.export import triton
@@ -334,7 +335,7 @@ def _latency(check: Record) -> dict[str, Any]:
 
 def _comments(engine: _Engine) -> list[str]:
     parts = engine.made_from
-    title = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(parts["module"], parts["module"])
+    title = TITLES.get(parts["module"], parts["module"])
     comments = [
         f"Written by pytest-trtcheck {__version__}. {MANIFEST} beside this file says which tests proved what.",
         f"Built by {title} {parts['tensorrt']} and proved on {parts.get('gpu')}, compute capability "

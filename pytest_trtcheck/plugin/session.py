@@ -104,7 +104,7 @@ class Session:
         """
         self._check_outputs(values)
         name, wanted, build_only = values["trt_backend"], values["trt_gpu"], values["trt_build_only"]
-        if name == backends.AUTO and not wanted and not build_only:
+        if not build_only and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
             return
         backend = backends.load(name)
         backend.require()

@@ -331,8 +331,8 @@ BREAK = """
 import sys
 from pathlib import Path
 import numpy as np
-from pytest_trtcheck.backends import tensorrt
-from pytest_trtcheck.backends.tensorrt_engine import Engine
+from pytest_trtcheck.backends.tensorrt.engine import Engine
+from pytest_trtcheck.backends.tensorrt.module import find_module
 from pytest_trtcheck.errors import GpuError
 
 plan, module = Path(sys.argv[1]), find_module(sys.argv[2])
