@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.errors import ArgumentError, name_of, suggestion
 from pytest_trtcheck.record import SEVERITY, number
@@ -38,54 +38,66 @@ DEFAULT_TOLERANCE: Mapping[Precision, float] = {
 """The relative error that each precision may cost, from which every metric's default follows."""
 
 
-class Sums(Protocol):
-    """What a metric may be worked out from without the elements, of those that are finite on both sides.
+@dataclass(frozen=True)
+class Sums:
+    """What an output, or a part of it, adds up to over the elements that are finite on both sides.
 
-    r is the reference, d the difference of the actual output from it, both times one number that keeps their squares
-    within FP64: `count` elements, `peak` max|r|, `error` max|d|, `dd` Σd², `dr` Σd·r and `rr` Σr².
+    Parameters
+    ----------
+    count
+        Number of elements.
+    peak, error
+        max|r| and max|d|: r is the reference, d the actual output less the reference. Elements that are finite in the
+        reference alone count for the peak.
+    dd, dr, rr, d
+        Σd², Σd·r, Σr² and Σd, in FP64.
+    unit
+        What both sides were multiplied by beforehand, so that no square leaves FP64.
     """
 
-    @property
-    def count(self) -> int: ...
-    @property
-    def peak(self) -> float: ...
-    @property
-    def error(self) -> float: ...
-    @property
-    def dd(self) -> float: ...
-    @property
-    def dr(self) -> float: ...
-    @property
-    def rr(self) -> float: ...
+    count: int
+    peak: float
+    error: float
+    dd: float
+    dr: float
+    rr: float
+    d: float = 0.0
+    unit: float = 1.0
 
 
-class Compared(Sums, Protocol):
-    """A whole output and its reference, as a metric's `of` gets them."""
+@dataclass(frozen=True, kw_only=True)
+class Compared(Sums):
+    """A whole output and its reference, as a metric's `of` gets them.
 
-    @property
-    def unit(self) -> float:
-        """What `peak`, `error` and the values in the sums were multiplied by."""
+    Parameters
+    ----------
+    allclose
+        max(|d| / (1 + |r|)), in the output's own unit.
+    shape
+        Of both.
+    limit
+        What the value will be judged by; NaN for metrics that are measured without a limit.
+    """
 
-    @property
-    def limit(self) -> float:
-        """What the value will be judged by; NaN for metrics that are measured without a limit."""
-
-    @property
-    def allclose(self) -> float:
-        """max(|d| / (1 + |r|)), in the output's own unit."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of both."""
+    allclose: float
+    shape: tuple[int, ...]
+    limit: float = math.nan
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The actual output and its reference, copied whole, in FP64."""
+        raise NotImplementedError
 
     def squares(self) -> tuple[float, float]:
-        """Σy² and Σy·r, y the actual output, times `unit`²; costs a pass over the elements."""
+        """Σy² and Σy·r over the elements that are finite on both sides, times `unit`²; y is the actual output."""
+        raise NotImplementedError
 
     def disagreeing_rows(self, tie: float, axis: int) -> tuple[int, int]:
-        """How many rows along an axis have their largest element elsewhere, and of how many; costs a pass."""
+        """How many rows along an axis have their largest element elsewhere, and of how many rows.
+
+        A row agrees as well when the reference's scores at the two places tie: `math.isclose(…, rel_tol=tie)`, that is
+        |difference| ≤ tie · max(|score|, |score|). The axis has at least two elements.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -175,9 +187,19 @@ class Metric:
         return value >= limit if self.at_least else value <= limit
 
     def score(self, compared: Compared) -> Score:
-        """What `of` finds."""
-        found = self.of(compared)
-        found = found if isinstance(found, Score) else Score(found)
+        """What `of` finds; an exception, NaN and what is no number leave it without a value, and are named."""
+        try:
+            found = self.of(compared)
+            found = found if isinstance(found, Score) else Score(found)
+            if isinstance(found.value, (str, bytes)) or type(found.value).__name__ in {"bool", "bool_"}:
+                # Whether all is well would be 0, and so pass, where it is not.
+                found = Score(None, f"{self.name} gave {found.value!r}, which is no number")
+            elif found.value is not None or not found.note:
+                found = replace(found, value=float(found.value))  # type: ignore[arg-type]
+        except Exception as error:
+            found = Score(None, f"{self.name} failed: {type(error).__name__}: {error}")
+        if found.value is not None and math.isnan(found.value):
+            found = Score(None, f"{self.name} gave NaN")
         return replace(found, at_least=self.at_least)
 
     def used(self, value: float | None, limit: float | None) -> float:
@@ -216,7 +238,7 @@ def named(metric: object) -> Metric:
             raise ArgumentError(f"metric={metric!r}: expected one of {', '.join(METRICS)}, or a callable")
         metric = of_arrays(metric)
     known = METRICS.get(metric.name)
-    if metric.name in _RESERVED or (known and metric != replace(known, axis=metric.axis)):
+    if metric.name in _RESERVED or (known and metric.of is not known.of and metric.axis is None):
         raise ArgumentError(
             f"metric={metric.name}: a metric of that name is built in", "give the function, or the metric, another name"
         )
@@ -249,21 +271,14 @@ def of_arrays(
     >>> of_arrays(lambda actual, expected: float((actual != expected).mean()), name="share").name
     'share'
     """
-    name = name or name_of(function)
 
-    def of(compared: Compared) -> Score:
-        try:
-            value: object = function(*compared.arrays())
-            # What says whether all is well would pass as 0 where it is not.
-            if isinstance(value, (str, bytes)) or type(value).__name__ in {"bool", "bool_"}:
-                return Score(None, f"{name} gave {value!r}, which is no number")
-            number = float(value)  # type: ignore[arg-type]
-        except Exception as error:
-            return Score(None, f"{name} failed: {type(error).__name__}: {error}")
-        return Score(None, f"{name} gave NaN") if math.isnan(number) else Score(number)
+    def of(compared: Compared) -> float:
+        return function(*compared.arrays())
 
     no_default = "how large it may be is for you to say; give tol= as a number"
-    return Metric(name, of, at_least, range, default, no_default, frozenset({"float", "integer", "bool"}))
+    return Metric(
+        name or name_of(function), of, at_least, range, default, no_default, frozenset({"float", "integer", "bool"})
+    )
 
 
 def top1(axis: int | None = None) -> Metric:
@@ -274,14 +289,19 @@ def top1(axis: int | None = None) -> Metric:
     axis
         Negative ones count from the end. None: the last, which takes an output with at most two axes longer than 1.
     """
-    return replace(METRICS["top1"], of=lambda compared: _top1(compared, axis), axis=axis)
+    known = METRICS["top1"]
+    return known if axis is None else replace(known, of=lambda compared: _top1(compared, axis), axis=axis)
 
 
-def distinct_digits(one: float, other: float, least: int = 3) -> int:
-    """The fewest significant digits, `least` or more, in which two numbers read as different as they are."""
+def distinct_digits(value: float, other: float, least: int = 3, *, exact: bool = True) -> int:
+    """The fewest significant digits, `least` or more, in which a value reads as less or more than another, as it is.
+
+    The other one is shown exactly, as a limit is, or else in as many digits.
+    """
     for digits in range(least, 17):
-        shown, beside = (float(f"{each:.{digits}g}") for each in (one, other))
-        if (shown < beside, shown > beside) == (one < other, one > other) and (one != other or shown == one):
+        shown = float(f"{value:.{digits}g}")
+        beside = other if exact else float(f"{other:.{digits}g}")
+        if (shown < beside, shown > beside) == (value < other, value > other):
             return digits
     return 17
 

@@ -8,6 +8,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pytest_trtcheck
 from tests import onnx_models
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-RUNNERS = ("anyio", "asyncio", "flaky", "repeat", "rerunfailures")
-"""Plugins that run tests in a way of their own. They are installed for the tests that are about them."""
+LEFT_OUT = ("anyio", "asyncio", "flaky", "hypothesispytest", "repeat", "rerunfailures")
+"""Plugins that a small suite is run without: those that run tests in a way of their own, and hypothesis's, which
+imports all of hypothesis to end a run in which nothing used it."""
 
 RUNS = {"plain": (), "n0": ("-n0",), "n2": ("-n2",)}
+
+
+# No test fails because the machine is busy. `--hypothesis-profile` still chooses another one.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
@@ -55,18 +62,18 @@ class Suite:
         return self
 
     def run(self, *arguments: str, plugins: Sequence[str] = ()) -> Run:
-        """Run pytest in a process of its own, with a JSON report; of `RUNNERS` with those named alone."""
-        return self._run(self.pytester.runpytest_subprocess, arguments, plugins)
-
-    def run_here(self, *arguments: str, plugins: Sequence[str] = ()) -> Run:
-        """Run pytest in this process, which is quicker, where it does not matter what was imported before."""
+        """Run pytest in this process, with a JSON report; of `LEFT_OUT` with those named alone."""
         return self._run(self.pytester.runpytest_inprocess, arguments, plugins)
+
+    def run_apart(self, *arguments: str, plugins: Sequence[str] = ()) -> Run:
+        """Run pytest in a process of its own: where imports, workers or the state of the process matter."""
+        return self._run(self.pytester.runpytest_subprocess, arguments, plugins)
 
     def _run(self, runpytest: Callable[..., pytest.RunResult], arguments: Sequence[str], plugins: Sequence[str]) -> Run:
         report = self.path / "report.json"
         report.unlink(missing_ok=True)
         result = runpytest(
-            *(f"-pno:{name}" for name in RUNNERS if name not in plugins),
+            *(f"-pno:{name}" for name in LEFT_OUT if name not in plugins),
             *("-W", "error", "--strict-markers", "-p", "no:cacheprovider", f"--trt-report={report}"),
             *arguments,
         )
@@ -113,4 +120,5 @@ def suite(all_loaded: None, pytester: pytest.Pytester) -> Suite:
 def run_everywhere(request: pytest.FixtureRequest, suite: Suite) -> Callable[..., Run]:
     """Run the suite plainly, with xdist off, and on two workers."""
     extra = RUNS[request.param]
-    return lambda *arguments: suite.run(*extra, *arguments)
+    run = suite.run_apart if request.param == "n2" else suite.run
+    return lambda *arguments: run(*extra, *arguments)

@@ -353,7 +353,7 @@ def test_a_plugins_operators_are_not_measured_without_a_gpu(suite: Suite) -> Non
         conftest="import sys\nsys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None\n",
         test_it=PLUGIN_TESTS,
     )
-    run = suite.run("test_it.py")
+    run = suite.run_apart("test_it.py")
     run.result.assert_outcomes(skipped=1, failed=1, passed=1)
     record = run.check("test_cube")
     assert record["verdict"] == "not_measured"

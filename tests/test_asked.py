@@ -42,7 +42,7 @@ def test_what_can_not_be_done_is_an_error_before_the_first_test(
     (suite.path / "file").touch()
     (suite.path / "folder").mkdir()
     suite.write(test_plain=RAN)
-    run = suite.run_here(*arguments)
+    run = suite.run(*arguments)
     assert run.result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in run.text
     assert "Traceback" not in run.text
@@ -73,7 +73,7 @@ importlib.util.find_spec = lambda name, package=None: None if name in {missing!r
 )
 def test_a_library_that_is_missing(suite: Suite, missing: tuple[str, ...], argument: str, message: str) -> None:
     suite.write(conftest=WITHOUT.format(missing=missing), test_plain=RAN)
-    run = suite.run(argument)
+    run = suite.run_apart(argument)
     assert run.result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in run.text
     assert "Traceback" not in run.text
@@ -85,7 +85,7 @@ def test_emulation_alone_may_be_asked_for_where_nothing_builds(suite: Suite) -> 
         conftest=WITHOUT.format(missing=("tensorrt", "tensorrt_rtx")),
         test_conv='@trt_parity("conv.onnx", batch=1)\ndef test_conv(): ...\n',
     )
-    suite.run("--trt-gpu=A100", "--trt-backend=onnxruntime").result.assert_outcomes(passed=1)
+    suite.run_apart("--trt-gpu=A100", "--trt-backend=onnxruntime").result.assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("option", ["--trt-report", "--trt-html"])
@@ -99,7 +99,7 @@ def test_spoil():
     Path("reports").write_text("where the folder should be")
 """
     )
-    run = suite.run_here(f"{option}=reports/there")
+    run = suite.run(f"{option}=reports/there")
     run.result.assert_outcomes(passed=1)
     assert run.result.ret == pytest.ExitCode.TESTS_FAILED
     assert "ERROR: cannot write the report" in run.text
@@ -174,7 +174,7 @@ class TestFromFixtures:
 
 def test_fixtures_take_what_they_use_and_refuse_the_rest(suite: Suite) -> None:
     suite.write(test_calls=CALLS)
-    run = suite.run_here("--trt-diagnose=0")
+    run = suite.run("--trt-diagnose=0")
     run.result.assert_outcomes(passed=13)
 
 
@@ -226,7 +226,7 @@ def test_by_hand(trt_check):
 @pytest.mark.parametrize("target", [(), ("--trt-gpu=A100",)])
 def test_inputs_outside_a_declared_profile_are_an_error(suite: Suite, target: tuple[str, ...]) -> None:
     suite.write(test_declared=DECLARED)
-    run = suite.run_here(*target)
+    run = suite.run(*target)
     verdicts = {record["nodeid"].partition("::")[2]: record["verdict"] for record in run.checks}
     assert {name for name, verdict in verdicts.items() if verdict == "pass"} == {
         "test_inside",
@@ -326,7 +326,7 @@ def test_number(): ...
 
 def test_the_reference_that_is_named_counts(suite: Suite) -> None:
     suite.write(test_reference=REFERENCES)
-    run = suite.run_here("--trt-bundle=bundles")
+    run = suite.run("--trt-bundle=bundles")
     verdicts = {record["nodeid"].partition("::")[2]: record["verdict"] for record in run.checks}
     assert verdicts == {
         "test_computed": "pass",
@@ -370,7 +370,7 @@ def test_the_reference_that_is_named_counts(suite: Suite) -> None:
     for name in ("test_wrong", "test_spoiled_model"):
         (bundle,) = (suite.path / "bundles").glob(f"*{name}/bundle.json")
         recorded = json.loads(bundle.read_text())["record"]["parity"]["worst"]
-        replay = suite.run_here(str(bundle), "--trt-diagnose=0")
+        replay = suite.run(str(bundle), "--trt-diagnose=0")
         assert replay.checks[0]["verdict"] == "fail"
         assert replay.checks[0]["parity"]["worst"] == recorded
 
@@ -382,7 +382,7 @@ def test_a_failure_that_the_precision_made_is_diagnosed_against_the_reference(su
         '@trt_parity("gemm.onnx", reference="copy.onnx", tol=1e-5)\ndef test_copy():\n    return X\n'
     )
     (suite.path / "copy.onnx").write_bytes((suite.path / "gemm.onnx").read_bytes())
-    run = suite.run_here()
+    run = suite.run()
     run.result.assert_outcomes(failed=2)
     for name in ("test_tight", "test_copy"):
         assert run.check(name)["parity"]["blame"]["step"] in {"precision", "spread"}
@@ -412,6 +412,6 @@ def test_overflows():
     return np.array([1, 2, 3, 300], np.float16)
 """,
     )
-    run = suite.run_here("--trt-diagnose=0")
+    run = suite.run("--trt-diagnose=0")
     assert run.check("test_fits")["verdict"] == "pass"
     assert run.check("test_overflows")["verdict"] == "fail"

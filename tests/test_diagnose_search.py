@@ -76,6 +76,19 @@ def test_the_budget() -> None:
         Budget(seconds=-1, trials=5).spend()
 
 
+def test_a_part_of_the_budget_ends_before_the_whole() -> None:
+    budget = Budget(seconds=100, trials=5)
+    with budget.part(0.5):
+        budget.spend()
+        assert 40 < budget.left_s() <= 50
+    with budget.part(0.0), pytest.raises(BudgetSpent):
+        budget.spend()
+    assert budget.tried == 1
+    assert 90 < budget.left_s() <= 100
+    budget.start()
+    assert budget.tried == 0
+
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 CULPRIT = Culprit("/block/Mul", "Mul", "/block/Mul_output_0", "overflow", "max|x| 70,000 is beyond FP16's 65,504")

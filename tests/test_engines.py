@@ -46,7 +46,7 @@ def test_one_engine_is_built_once_by_many_workers(suite: Suite, fresh: str) -> N
     suite.write(
         test_many='@trt_parity("conv.onnx", batch=2)\n@pytest.mark.parametrize("n", range(6))\ndef test_n(n): ...\n'
     )
-    run = suite.run(fresh, "--trt-gpu=A100", "-n3")
+    run = suite.run_apart(fresh, "--trt-gpu=A100", "-n3")
     run.result.assert_outcomes(passed=6)
     assert sorted(record["engine"]["cached"] for record in run.checks) == [False, True, True, True, True, True]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import RUNNERS
+from tests.conftest import LEFT_OUT
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "tests/test_digits.py::"
@@ -51,7 +51,7 @@ class Project:
                 "pytest",
                 "-p",
                 "no:cacheprovider",
-                *(f"-pno:{name}" for name in RUNNERS),
+                *(f"-pno:{name}" for name in LEFT_OUT),
                 f"--trt-report={report}",
                 *arguments,
             ],

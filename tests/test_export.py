@@ -38,9 +38,9 @@ from pytest_trtcheck.spec import BuildOptions, ShapeRange
 from tests import onnx_models, trt_models
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from tests.conftest import Suite
+    from tests.conftest import Run, Suite
 
 FLOAT = TensorProto.FLOAT
 BATCHES = {"image": ShapeRange((1, 3, 16, 16), (4, 3, 16, 16), (8, 3, 16, 16))}
@@ -648,10 +648,9 @@ def test_many_processes_export_into_one_folder(tmp_path: Path, record: dict[str,
 # --- through pytest --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
-def test_without_a_gpu_nothing_is_exported_and_it_is_said_why(suite: Suite, workers: tuple[str, ...]) -> None:
+def test_without_a_gpu_nothing_is_exported_and_it_is_said_why(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(test_conv='@trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=2)\ndef test_conv(): ...\n')
-    run = suite.run("--trt-gpu=A100", "--trt-export=out", f"--trt-cache-dir={suite.path / 'cache'}", *workers)
+    run = run_everywhere("--trt-gpu=A100", "--trt-export=out", f"--trt-cache-dir={suite.path / 'cache'}")
     run.result.assert_outcomes(passed=2)
     assert "exported 0 engines to" in run.text
     assert run.text.count("it was compiled for A100 and never ran: its outputs were emulated on the CPU") == 2
@@ -659,8 +658,7 @@ def test_without_a_gpu_nothing_is_exported_and_it_is_said_why(suite: Suite, work
     assert [check["outcome"] for check in run.checks] == ["passed", "passed"]
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
-def test_how_each_test_ended_is_in_its_record(suite: Suite, workers: tuple[str, ...]) -> None:
+def test_how_each_test_ended_is_in_its_record(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(
         test_ends="""
 @pytest.fixture
@@ -692,7 +690,7 @@ def test_skipped(trt_check):
     pytest.skip("changed my mind")
 """
     )
-    run = suite.run(*workers)
+    run = run_everywhere()
     assert {check["verdict"] for check in run.checks} == {"pass"}
     assert {check["nodeid"].split("::")[1]: check["outcome"] for check in run.checks} == {
         "test_good": "passed",
@@ -704,17 +702,16 @@ def test_skipped(trt_check):
     }
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
-def test_a_run_that_was_stopped_exports_nothing(suite: Suite, workers: tuple[str, ...]) -> None:
+def test_a_run_that_was_stopped_exports_nothing(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(test_stop="def test_a(): assert False\n\ndef test_b(): assert False\n\ndef test_c(): ...\n")
-    run = suite.run("-x", "--trt-export=out", *workers)
+    run = run_everywhere("-x", "--trt-export=out")
     assert "--trt-export: nothing was written: the run was stopped before every test had run" in run.text
     assert not (suite.path / "out").exists()
 
 
 def test_a_crashed_worker_exports_nothing(suite: Suite) -> None:
     suite.write(test_crash="import os\n\ndef test_dies(): os._exit(1)\n\ndef test_b(): ...\n")
-    run = suite.run("-n2", "--trt-export=out")
+    run = suite.run_apart("-n2", "--trt-export=out")
     assert "test_crash.py::test_dies crashed its process, and which engine it used is not known" in run.text
     assert not (suite.path / "out").exists()
 

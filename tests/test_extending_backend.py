@@ -78,27 +78,27 @@ def test_the_example_is_short() -> None:
 @pytest.mark.parametrize("given", ["ort-plain", "ort_plain"])
 def test_a_check_runs_through_it(installed: Suite, given: str) -> None:
     installed.write(test_it=CHECK.format(backend=given))
-    run = installed.run_here()
+    run = installed.run()
     run.result.assert_outcomes(passed=1)
     (record,) = run.checks
     assert (record["backend"], record["evidence"]) == ("ort-plain", "emulated")
     assert record["parity"]["worst"] < 1e-4
     assert any(note.startswith("run by ONNX Runtime without optimizations (onnxruntime ") for note in record["notes"])
-    run = installed.run_here("--trt-require-gpu")
+    run = installed.run("--trt-require-gpu")
     run.result.assert_outcomes(failed=1)
     assert "--trt-require-gpu: parity was run by ONNX Runtime without optimizations" in run.text
 
 
 def test_the_command_line_names_it_too(installed: Suite) -> None:
     installed.write(test_it='@trt_parity("conv.onnx", precision=["fp32", "fp16"], batch=2)\ndef test_it(): ...\n')
-    run = installed.run_here("--trt-backend=ort_plain")
+    run = installed.run("--trt-backend=ort_plain")
     run.result.assert_outcomes(passed=1, failed=1)
     assert "it has no arithmetic for fp16" in run.check("fp16]")["message"]
 
 
 def test_one_that_computes_something_else_fails_and_is_to_blame(installed: Suite) -> None:
     installed.write(test_it=CHECK.format(backend="wrong"))
-    run = installed.run_here()
+    run = installed.run()
     run.result.assert_outcomes(failed=1)
     (record,) = run.checks
     assert "(by ONNX Runtime without optimizations)" in record["message"]
@@ -108,14 +108,14 @@ def test_one_that_computes_something_else_fails_and_is_to_blame(installed: Suite
 
 def test_one_that_computes_something_else_each_time_fails(installed: Suite) -> None:
     installed.write(test_it=CHECK.format(backend="unsteady"))
-    run = installed.run_here()
+    run = installed.run()
     run.result.assert_outcomes(failed=1)
     assert "is not deterministic" in run.checks[0]["message"]
 
 
 def test_no_gpu_is_claimed_where_none_ran(installed: Suite) -> None:
     installed.write(test_it=CHECK.format(backend="boasting"))
-    (record,) = installed.run_here().checks
+    (record,) = installed.run().checks
     assert record["verdict"] == "error"
     assert "backend 'boasting' says evidence = 'engine'" in record["message"]
 
@@ -130,7 +130,7 @@ def test_nothing_of_it_is_imported_before_a_test_asks(installed: Suite) -> None:
 
 def test_one_that_cannot_be_imported_is_an_error_with_its_name(installed: Suite) -> None:
     installed.write(test_it=CHECK.format(backend="gone"))
-    run = installed.run_here("--trt-backend=gone")
+    run = installed.run("--trt-backend=gone")
     assert run.result.ret == pytest.ExitCode.USAGE_ERROR
     assert "backend 'gone' (no_such_module:Gone) cannot be imported: No module named 'no_such_module'" in run.text
 
@@ -141,6 +141,6 @@ def test_names(installed: Suite) -> None:
     assert backends.find_name("ort_plain") == "ort-plain"
     assert backends.load("tensorrt").__module__ == "pytest_trtcheck.backends.tensorrt.backend", "ours stay ours"
     assert backends.find_name("ort-plane") is None
-    run = installed.run_here("--trt-backend=ort-plane")
+    run = installed.run("--trt-backend=ort-plane")
     assert run.result.ret == pytest.ExitCode.USAGE_ERROR
     assert "did you mean 'ort-plain'?" in run.text

@@ -82,8 +82,8 @@ def test_summary_is_the_same_everywhere(suite: Suite) -> None:
     suite.write(test_mixed=MIXED)
     suite.run()
     tables = []
-    for extra in ((), ("-n0",), ("-n2",)):
-        text = suite.run(*extra).text
+    for run, *extra in ((suite.run,), (suite.run, "-n0"), (suite.run_apart, "-n2")):
+        text = run(*extra).text
         tables.append(text[text.index("inference checks") : text.index("short test summary")])
     assert tables[0] == tables[1] == tables[2]
 
@@ -398,5 +398,5 @@ def test_a_warm_check_loads_no_library_for_graphs(suite: Suite) -> None:
     suite.pytester.makeconftest(
         "import sys\ndef pytest_unconfigure(): print('loaded', [m for m in ('onnx_ir', 'sympy') if m in sys.modules])"
     )
-    assert "loaded ['onnx_ir'" in suite.run("--trt-cache-dir=fresh").text
-    assert "loaded []" in suite.run("--trt-cache-dir=fresh").text
+    assert "loaded ['onnx_ir'" in suite.run_apart("--trt-cache-dir=fresh").text
+    assert "loaded []" in suite.run_apart("--trt-cache-dir=fresh").text

@@ -54,7 +54,7 @@ AGAIN = {"rerunfailures": ("--reruns=2",), "flaky": ("--force-flaky", "--max-run
 @pytest.mark.parametrize("plugin", AGAIN)
 def test_a_test_that_is_run_again_counts_by_its_last_run(suite: Suite, plugin: str, workers: str) -> None:
     suite.write(test_again=TESTS)
-    run_suite = suite.run if workers == "-n2" else suite.run_here
+    run_suite = suite.run_apart if workers == "-n2" else suite.run
     run = run_suite(
         *AGAIN[plugin], workers, "--trt-diagnose=0", "--junitxml=junit.xml", "--trt-html=report.html", plugins=[plugin]
     )
@@ -87,7 +87,7 @@ def test_a_test_that_is_run_again_counts_by_its_last_run(suite: Suite, plugin: s
 
 def test_each_repetition_is_a_test_of_its_own(suite: Suite) -> None:
     suite.write(test_again=TESTS)
-    run = suite.run_here("--count=2", "-k", "good or flips", "--trt-diagnose=0", plugins=["repeat"])
+    run = suite.run("--count=2", "-k", "good or flips", "--trt-diagnose=0", plugins=["repeat"])
     run.result.assert_outcomes(passed=3, failed=1)
     assert len(run.checks) == 8
     assert {record["runs"] for record in run.checks} == {1}

@@ -21,7 +21,6 @@ from pytest_trtcheck.compare.measure import measure, measure_all
 from pytest_trtcheck.compare.measurement import (
     Element,
     Fault,
-    Fit,
     Histogram,
     Measurement,
     NonFinite,
@@ -34,7 +33,6 @@ __all__ = [
     "Element",
     "Examination",
     "Fault",
-    "Fit",
     "Histogram",
     "Limit",
     "LimitResult",

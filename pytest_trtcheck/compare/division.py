@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.compare import searching
-from pytest_trtcheck.compare.measurement import PartMeasurement, Sums
+from pytest_trtcheck.compare.measurement import PartMeasurement, PartSums
 from pytest_trtcheck.compare.streaming import blocks
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.spec import Part
@@ -169,13 +169,13 @@ def _samples(shape: Shape, division: Division) -> list[tuple[_Slices, int | None
 # --- sums ------------------------------------------------------------------------------------------------------------
 
 
-def _of_whole(swept: Swept) -> Sums:
+def _of_whole(swept: Swept) -> PartSums:
     # The sums stay those of the values times the unit: metrics are ratios of them, or do without.
-    peak, error, different = swept.peak / swept.unit, swept.error / swept.unit, swept.nonfinite.different
-    return Sums(swept.count, peak, error, swept.dd, swept.dr, swept.rr, different)
+    peak, error = swept.peak / swept.unit, swept.error / swept.unit
+    return PartSums(swept.count, peak, error, swept.dd, swept.dr, swept.rr, different=swept.nonfinite.different)
 
 
-def _summed(actual: _View, reference: _View, band: Band, sample: int | None) -> Sums:
+def _summed(actual: _View, reference: _View, band: Band, sample: int | None) -> PartSums:
     """The sums over the elements whose |reference| lies in a band: above its lower end, up to its upper one."""
     low, high = band
     count = different = 0
@@ -208,4 +208,4 @@ def _summed(actual: _View, reference: _View, band: Band, sample: int | None) -> 
             error = max(error, float(np.abs(d).max(initial=0.0)))
             squares.append(found)
     dd, dr, rr = (math.fsum(each) for each in zip(*squares, strict=True))
-    return Sums(count, peak, error, dd, dr, rr, different, sample=sample)
+    return PartSums(count, peak, error, dd, dr, rr, different=different, sample=sample)

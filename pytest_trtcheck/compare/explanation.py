@@ -171,7 +171,7 @@ def _element(element: Element) -> str:
 def _values(element: Element) -> tuple[str, str]:
     if not isinstance(element.actual, float) or not isinstance(element.expected, float):
         return repr(element.expected), repr(element.actual)
-    digits = distinct_digits(element.expected, element.actual, 5)
+    digits = distinct_digits(element.expected, element.actual, 5, exact=False)
     return f"{element.expected:.{digits}g}", f"{element.actual:.{digits}g}"
 
 

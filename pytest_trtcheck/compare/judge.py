@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import Limits
-    from pytest_trtcheck.compare.measurement import Measurement, PartMeasurement, Sums
+    from pytest_trtcheck.compare.measurement import Measurement, PartMeasurement, PartSums
     from pytest_trtcheck.metrics import Relative
 
 LOOSE = 100.0
@@ -305,7 +305,7 @@ def _of_part(part: PartMeasurement, limit: Limit, relative: Relative) -> dict[st
     return about | _limited(limit, value, verdict, note=note, case=sums.case, sample=sums.sample)
 
 
-def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator[tuple[float, Sums]]:
+def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator[tuple[float, PartSums]]:
     """The metric of every input and sample that exercised the part, and of others that are off all the same."""
     natural, tolerance = part.part.natural, relative.inverse(limit.limit)
     for sums in part.sums:

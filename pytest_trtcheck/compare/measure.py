@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.compare.division import Division, measure_parts
-from pytest_trtcheck.compare.measurement import KEEP_WORST, Fault, Measurement
+from pytest_trtcheck.compare.measurement import Fault, Measurement
 from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
 from pytest_trtcheck.compare.streaming import Pair, Swept, kind_of, sweep, worst_elements
 from pytest_trtcheck.errors import ComparisonError
@@ -110,7 +110,7 @@ def measure(
         return base
     if not reference.size:
         return replace(base, uncompared="it has no elements")
-    pair = Pair.of(actual, reference)
+    pair = Pair(actual, reference)
     if kind == "string":
         return _measure_strings(base, pair)
     return _measure_numbers(base, pair, limits)
@@ -135,7 +135,7 @@ def _shape(shape: Shape) -> str:
 def _measure_strings(base: Measurement, pair: Pair) -> Measurement:
     largest = [float(np.max(pair.errors(*each))) for each in pair.chunks()]
     unequal = sum(int(np.count_nonzero(pair.errors(*each))) for each in pair.chunks())
-    return replace(base, size=pair.size, mismatches=unequal, worst=worst_elements(pair, largest, KEEP_WORST))
+    return replace(base, size=pair.size, mismatches=unequal, worst=worst_elements(pair, largest))
 
 
 def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> Measurement:
@@ -158,7 +158,7 @@ def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> 
         nonfinite=swept.nonfinite,
         worst=worst_elements(pair, swept.largest),
         histogram=swept.histogram,
-        fit=swept.fit,
+        fit=swept.sums(),
         notes=(f"{same:,} elements are NaN or infinite on both sides alike: no error",) if same else (),
         uncompared=uncompared,
         parts=measure_parts(swept, division, base.name) if base.kind == "float" else (),
@@ -170,7 +170,7 @@ def _scores(swept: Swept, kind: Kind, limits: Sequence[Limit]) -> dict[str, Scor
     if kind != "bool":
         found = {name: _score(metric, swept) for name, metric in METRICS.items() if not metric.on_demand}
     for limit in limits:
-        if limit.metric.on_demand and kind in limit.metric.kinds:
+        if limit.metric.name not in found and (kind in limit.metric.kinds or kind == "integer"):
             found[limit.metric.name] = _score(limit.metric, replace(swept, limit=limit.limit))
     return found
 

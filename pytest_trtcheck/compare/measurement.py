@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.metrics import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,60 +116,12 @@ class Histogram:
         return Histogram(counts, self.zeros + other.zeros, self.sampled + other.sampled, largest)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The sums behind the metrics, over the `count` elements finite on both sides (r reference, d = actual − r).
+@dataclass(frozen=True, kw_only=True)
+class PartSums(Sums):
+    """What a part adds up to in one input, or one sample of it.
 
     Parameters
     ----------
-    count
-        Number of elements.
-    dd, dr, rr, d
-        Sums of d², d·r, r² and d, in FP64.
-    unit
-        What actual and reference were multiplied by beforehand, so that no square overflows.
-    """
-
-    count: int
-    dd: float
-    dr: float
-    rr: float
-    d: float
-    unit: float = 1.0
-
-    @property
-    def scale(self) -> float:
-        """The s that makes s·r come closest to the actual output (least squares): ⟨y, r⟩ / ⟨r, r⟩."""
-        return 1 + self.dr / self.rr if self.rr else math.nan
-
-    @property
-    def explained_by_scale(self) -> float:
-        """The share of Σd² that is gone once the reference is scaled by `scale`."""
-        return self.dr / self.dd * (self.dr / self.rr) if self.dd and self.rr else 0.0
-
-    @property
-    def shift(self) -> float:
-        """The mean difference."""
-        return self.d / self.count / self.unit if self.count else math.nan
-
-    @property
-    def explained_by_shift(self) -> float:
-        """The share of Σd² that is gone once the mean difference is taken off."""
-        return self.d / self.dd * (self.d / self.count) if self.dd and self.count else 0.0
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What a part adds up to in one input, or one sample of it: over the elements that are finite on both sides.
-
-    Parameters
-    ----------
-    count
-        Number of elements.
-    peak, error
-        max|r| over the elements that are finite in the reference, and max|y−r|.
-    dd, dr, rr
-        Sums of d², d·r and r², d = y − r.
     different
         Elements that are NaN or infinite on one side alone.
     whole
@@ -177,12 +130,6 @@ class Sums:
         The input, of several, and the sample of a batch.
     """
 
-    count: int
-    peak: float
-    error: float
-    dd: float
-    dr: float
-    rr: float
     different: int = 0
     whole: float = 0.0
     case: int | None = None
@@ -205,7 +152,7 @@ class PartMeasurement:
     """
 
     part: Part
-    sums: tuple[Sums, ...]
+    sums: tuple[PartSums, ...]
     band: Band | None = None
 
     def __str__(self) -> str:
@@ -277,7 +224,7 @@ class Measurement:
     nonfinite: NonFinite = field(default_factory=NonFinite)
     worst: tuple[Element, ...] = ()
     histogram: Histogram = field(default_factory=Histogram)
-    fit: Fit | None = None
+    fit: Sums | None = None
     cases: int = 1
     notes: tuple[str, ...] = ()
     parts: tuple[PartMeasurement, ...] = ()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import Limit, Limits
-    from pytest_trtcheck.compare.measurement import Element, Fit, Measurement, PartMeasurement
+    from pytest_trtcheck.compare.measurement import Element, Measurement, PartMeasurement
+    from pytest_trtcheck.metrics import Sums
     from pytest_trtcheck.record import OutputRecord
     from pytest_trtcheck.spec import Precision
 
@@ -115,7 +116,7 @@ def examine(
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
     for name, output in failed.items():
-        pair = Pair.of(np.asarray(actual[name]), np.asarray(reference[name]))
+        pair = Pair(np.asarray(actual[name]), np.asarray(reference[name]))
         measurement = _of_this_run(pair, measurements[name], case, limits[name])
         # Of several runs that failed together, one may be sound.
         if measurement.cases < measurements[name].cases and not is_bad(judge(measurement, limits[name]).verdict):
@@ -150,7 +151,7 @@ def _of_part(
     pair: Pair, part: PartMeasurement, output: OutputRecord, precision: Precision, case: int | None
 ) -> Examination:
     """The part looked at as an output of its own."""
-    own = Pair.of(*within(pair, part))
+    own = Pair(*within(pair, part))
     measurement = measure(output.name, own.actual, own.reference)
     beyond = _beyond(own, measurement, output)
     patterns = _patterns(own, measurement, precision) or [_no_pattern(beyond, measurement, precision)]
@@ -266,8 +267,14 @@ def _nonfinite(measurement: Measurement, precision: Precision) -> Pattern:
     )
 
 
-def _uniform(pair: Pair, measurement: Measurement, fit: Fit) -> Iterator[Pattern]:
+def _uniform(pair: Pair, measurement: Measurement, fit: Sums) -> Iterator[Pattern]:
     """One number that explains the whole error: a constant output, a factor, a shift."""
+    # The s and the c that bring s·r and r + c closest to the output (least squares), and the share of Σd² that each
+    # accounts for.
+    scale = 1 + fit.dr / fit.rr if fit.rr else math.nan
+    by_scale = fit.dr / fit.dd * (fit.dr / fit.rr) if fit.dd and fit.rr else 0.0
+    shift = fit.d / fit.count / fit.unit if fit.count else math.nan
+    by_shift = fit.d / fit.dd * (fit.d / fit.count) if fit.dd and fit.count else 0.0
     first, constant = _constant(pair)
     if constant and len({element.expected for element in measurement.worst}) > 1:
         yield Pattern(
@@ -277,21 +284,21 @@ def _uniform(pair: Pair, measurement: Measurement, fit: Fit) -> Iterator[Pattern
         )
     elif fit.count < _ENOUGH:
         return
-    elif fit.explained_by_scale > EXPLAINED and fit.scale < 0:
-        size = "" if abs(fit.scale + 1) < _REARRANGED else f" and scaled by about {-fit.scale:.4g}"
+    elif by_scale > EXPLAINED and scale < 0:
+        size = "" if abs(scale + 1) < _REARRANGED else f" and scaled by about {-scale:.4g}"
         yield Pattern(
             "sign", f"the sign is flipped{size}", "look for a negated weight or subtraction in the other order"
         )
-    elif fit.explained_by_shift > EXPLAINED:
+    elif by_shift > EXPLAINED:
         yield Pattern(
             "shift",
-            f"the output is shifted by about {fit.shift:+.4g} everywhere",
+            f"the output is shifted by about {shift:+.4g} everywhere",
             "look for a bias that is missing, doubled or badly quantized near the output",
         )
-    elif fit.explained_by_scale > EXPLAINED:
+    elif by_scale > EXPLAINED:
         yield Pattern(
             "scale",
-            f"the output is scaled by about {fit.scale:.4g}",
+            f"the output is scaled by about {scale:.4g}",
             "look for a scaled weight, a wrong quantization scale or a normalization with other constants near the "
             "output",
         )
@@ -303,7 +310,7 @@ def _constant(pair: Pair) -> tuple[float, bool]:
     return first, same and pair.size > 1
 
 
-def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
+def _rearranged(pair: Pair, fit: Sums) -> Iterator[Pattern]:
     """The right values in other places: an axis reversed, two axes exchanged, or any other order."""
     if pair.size > _SMALL or not fit.rr or fit.dd < _REARRANGED * fit.rr:
         return
@@ -330,7 +337,7 @@ def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
             )
             return
     actual, reference = (np.sort(each.astype(np.float64), axis=None) for each in (pair.actual, pair.reference))
-    if _explains(Pair.of(actual, reference), reference, fit, share=1e-4):
+    if _explains(Pair(actual, reference), reference, fit, share=1e-4):
         yield Pattern(
             "reordered",
             "the values are those of the reference in another order",
@@ -358,8 +365,8 @@ def _permutation(pair: Pair, axis: int) -> list[int] | None:
     return [int(each) for each in order] if unique and bool(np.any(order != np.arange(length))) else None
 
 
-def _explains(pair: Pair, candidate: NDArray[Any], fit: Fit, share: float = _REARRANGED) -> bool:
-    found = sweep(Pair.of(pair.actual, candidate), equality=False)
+def _explains(pair: Pair, candidate: NDArray[Any], fit: Sums, share: float = _REARRANGED) -> bool:
+    found = sweep(Pair(pair.actual, candidate), equality=False)
     return found.dd / found.unit**2 < share * fit.dd / fit.unit**2
 
 
@@ -399,8 +406,8 @@ def _alike(actual: NDArray[Any], reference: NDArray[Any]) -> bool:
     """Whether the two differ by little; most that don't are told by their first elements."""
     if actual.shape != reference.shape or reference.dtype.kind in "OUST":
         return False
-    pair = Pair.of(actual, reference)
-    head = Pair.of(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
+    pair = Pair(actual, reference)
+    head = Pair(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
     return all(
         not found.nonfinite.different and found.peak > 0 and found.dd < _REARRANGED * found.rr
         for found in (sweep(each, equality=False) for each in (head, pair))

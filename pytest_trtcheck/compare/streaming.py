@@ -9,16 +9,17 @@ can matter. Threads gain nothing: the calls are too short against the interprete
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.compare.measurement import KEEP_WORST, Element, Fit, Histogram, NonFinite
+from pytest_trtcheck.compare.measurement import KEEP_WORST, Element, Histogram, NonFinite
 from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.metrics import Compared, Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -63,17 +64,18 @@ def kind_of(dtype: np.dtype[Any], name: str) -> Kind:
 
 @dataclass(frozen=True)
 class Pair:
-    """An actual output and its reference, of one shape, readable by ranges of flat C-order indices."""
+    """An actual output and its reference, of one shape and any strides, readable by ranges of flat C-order indices."""
 
     actual: NDArray[Any]
     reference: NDArray[Any]
-    read_actual: Callable[[int, int], NDArray[Any]]
-    read_reference: Callable[[int, int], NDArray[Any]]
 
-    @classmethod
-    def of(cls, actual: NDArray[Any], reference: NDArray[Any]) -> Pair:
-        """A pair of arrays of equal shape, whatever their strides; nothing is copied."""
-        return cls(actual, reference, _reader(actual), _reader(reference))
+    def read_actual(self, start: int, stop: int) -> NDArray[Any]:
+        """A range of the actual output."""
+        return _read(self.actual, start, stop)
+
+    def read_reference(self, start: int, stop: int) -> NDArray[Any]:
+        """The same of the reference."""
+        return _read(self.reference, start, stop)
 
     @property
     def size(self) -> int:
@@ -115,12 +117,9 @@ def blocks(shape: Sequence[int], most: int = BLAS_BLOCK) -> Iterator[tuple[slice
             yield (*outer, slice(start, start + step))
 
 
-def _reader(array: NDArray[Any]) -> Callable[[int, int], NDArray[Any]]:
-    if array.flags.c_contiguous:
-        flat = array.reshape(-1)
-        return lambda start, stop: flat[start:stop]
+def _read(array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
     # Reading through the iterator copies the range alone; reshape would copy the whole tensor.
-    return lambda start, stop: array.flat[start:stop]
+    return array.reshape(-1)[start:stop] if array.flags.c_contiguous else array.flat[start:stop]
 
 
 def _same(y: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -156,48 +155,32 @@ class _Buffers:
         )
 
 
-@dataclass(frozen=True)
-class Swept(Fit):
-    """What one run over a pair found: the sums, and all else that takes no second look at the elements.
+@dataclass(frozen=True, kw_only=True)
+class Swept(Compared):
+    """What one run over a pair found: all that takes no second look at the elements.
 
     Parameters
     ----------
-    peak, error, allclose
-        max|r|, max|d| and max(|d| / (1 + |r|)); the first two, as the sums, of values times `unit`.
     mismatches
         Elements that are unequal, where they were counted.
     largest
         The largest error of each chunk, as `Pair.errors` has it: the worst elements are looked up there later.
-    limit
-        What a metric that is worked out from this will be judged by.
     """
 
-    pair: Pair = field(kw_only=True)
-    peak: float = field(kw_only=True)
-    error: float = field(kw_only=True)
-    allclose: float = field(kw_only=True)
-    mismatches: int = field(kw_only=True)
-    nonfinite: NonFinite = field(kw_only=True)
-    largest: list[float] = field(kw_only=True)
-    histogram: Histogram = field(kw_only=True)
-    limit: float = math.nan
+    pair: Pair
+    mismatches: int
+    nonfinite: NonFinite
+    largest: list[float]
+    histogram: Histogram
 
-    @property
-    def fit(self) -> Fit:
+    def sums(self) -> Sums:
         """The sums alone."""
-        return Fit(self.count, self.dd, self.dr, self.rr, self.d, self.unit)
+        return Sums(self.count, self.peak, self.error, self.dd, self.dr, self.rr, self.d, self.unit)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of both tensors."""
-        return self.pair.reference.shape
-
-    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The actual output and its reference, copied whole, in FP64."""
+    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # noqa: D102
         return self.pair.actual.astype(np.float64), self.pair.reference.astype(np.float64)
 
-    def squares(self) -> tuple[float, float]:
-        """Σy² and Σy·r over the elements finite on both sides, both sides times `unit`; y the actual output."""
+    def squares(self) -> tuple[float, float]:  # noqa: D102
         yy, yr = [], []
         with np.errstate(all="ignore"):
             for start, stop in self.pair.chunks():
@@ -209,12 +192,7 @@ class Swept(Fit):
                 yr.append(float(np.add.reduce(y * r)))
         return math.fsum(yy), math.fsum(yr)
 
-    def disagreeing_rows(self, tie: float, axis: int = -1) -> tuple[int, int]:
-        """How many rows along an axis have their largest element elsewhere, and of how many rows.
-
-        A row agrees as well when the reference's scores at the two places tie: `math.isclose(…, rel_tol=tie)`, that is
-        |difference| ≤ tie · max(|score|, |score|). The axis has at least two elements.
-        """
+    def disagreeing_rows(self, tie: float, axis: int) -> tuple[int, int]:  # noqa: D102
         all_actual, all_reference = (np.moveaxis(each, axis, -1) for each in (self.pair.actual, self.pair.reference))
         *rows, length = all_reference.shape
         disagreeing = 0
@@ -225,7 +203,10 @@ class Swept(Fit):
             top, other = np.argmax(reference, axis=-1), np.argmax(actual, axis=-1)
             changed = np.flatnonzero(top != other)
             best, chosen = (reference[changed, place[changed]].astype(np.float64) for place in (top, other))
-            disagreeing += int(np.count_nonzero(~_tied(best, chosen, tie)))
+            with np.errstate(all="ignore"):
+                scale = np.maximum(np.abs(best), np.abs(chosen))
+                tied = (best == chosen) | (np.isfinite(scale) & (np.abs(best - chosen) <= tie * scale))
+            disagreeing += int(np.count_nonzero(~tied))
         return disagreeing, math.prod(rows)
 
 
@@ -274,15 +255,16 @@ class _Totals:
         zeros, sampled = int(self.bins[:4].sum()), int(self.bins.sum())
         return Swept(
             self.count,
+            self.peak,
+            self.error,
             math.fsum(self.dd),
             math.fsum(self.dr),
             math.fsum(self.rr),
             math.fsum(self.d),
             self.unit,
-            pair=self.pair,
-            peak=self.peak,
-            error=self.error,
             allclose=self.allclose,
+            shape=self.pair.reference.shape,
+            pair=self.pair,
             mismatches=self.mismatches,
             nonfinite=self.nonfinite,
             largest=self.largest,
@@ -357,26 +339,26 @@ class _Totals:
         return d.size - odd_y.size, odd_y.size > same
 
 
-def worst_elements(pair: Pair, largest: list[float], keep: int = KEEP_WORST) -> tuple[Element, ...]:
+def worst_elements(pair: Pair, largest: list[float]) -> tuple[Element, ...]:
     """The elements with the largest errors, ties in the order of their indices; those without an error never.
 
-    `keep` elements can lie in no more than `keep` chunks: those with the largest `largest`, the earliest of equals.
+    So many elements can lie in no more chunks than that: those with the largest `largest`, the earliest of equals.
     """
     ranges = list(pair.chunks())
     chunks = sorted((index for index, error in enumerate(largest) if error > 0), key=lambda i: (-largest[i], i))
     found: list[tuple[float, int]] = []
-    for chunk in chunks[:keep]:
+    for chunk in chunks[:KEEP_WORST]:
         start, stop = ranges[chunk]
         errors = pair.errors(start, stop)
         # Faster than partitioning for so few, and argmax takes the first of equals.
-        for _ in range(keep):
+        for _ in range(KEEP_WORST):
             index = int(np.argmax(errors))
             if not errors[index] > 0:
                 break
             found.append((float(errors[index]), start + index))
             errors[index] = 0.0
     found.sort(key=lambda item: (-item[0], item[1]))
-    return tuple(_element(pair, index, error) for error, index in found[:keep])
+    return tuple(_element(pair, index, error) for error, index in found[:KEEP_WORST])
 
 
 def _element(pair: Pair, index: int, error: float) -> Element:
@@ -387,13 +369,6 @@ def _element(pair: Pair, index: int, error: float) -> Element:
 def _plain(value: Any) -> float | int | str:
     plain = value.item() if isinstance(value, np.generic) else value
     return plain if isinstance(plain, (bool, int, float)) else str(plain)
-
-
-def _tied(best: NDArray[np.float64], chosen: NDArray[np.float64], tie: float) -> NDArray[np.bool_]:
-    with np.errstate(all="ignore"):
-        scale = np.maximum(np.abs(best), np.abs(chosen))
-        tied: NDArray[np.bool_] = (best == chosen) | (np.isfinite(scale) & (np.abs(best - chosen) <= tie * scale))
-    return tied
 
 
 def _sortable(values: NDArray[Any]) -> NDArray[Any]:

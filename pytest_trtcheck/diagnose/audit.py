@@ -54,25 +54,16 @@ Case = Mapping[str, "NDArray[Any]"]
 
 @dataclass(frozen=True)
 class Outside:
-    """A quantized tensor, of which test activations lie outside the calibrated range.
-
-    Parameters
-    ----------
-    tensor, amax
-        The tensor, and the largest magnitude of its range.
-    share
-        The share (0 to 1) of elements outside, over all test inputs.
-    max_abs
-        The largest magnitude seen.
-    worst
-        The index of the test input with the largest share.
-    """
+    """A quantized tensor, of which test activations lie outside the calibrated range of ±amax."""
 
     tensor: str
     amax: float
     share: float
+    """Of its elements (0 to 1), over all test inputs."""
     max_abs: float
+    """The largest magnitude seen."""
     worst: int
+    """The index of the test input with the largest share."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +163,9 @@ def outside_ranges(reference: Graph, spans: Mapping[str, Span], cases: Iterable[
         # One row a test input: elements outside, elements, the largest magnitude.
         rows = np.array([[float(each[output]) for output in outputs] for each in results])
         shares = rows[:, 0] / np.maximum(rows[:, 1], 1)
-        share = rows[:, 0].sum() / max(rows[:, 1].sum(), 1)
+        share, peak = rows[:, 0].sum() / max(rows[:, 1].sum(), 1), np.fmax.reduce(rows[:, 2], initial=0.0)
         found.append(
-            Outside(
-                name,
-                spans[name].amax,
-                float(share),
-                float(np.fmax.reduce(rows[:, 2], initial=0.0)),
-                int(shares.argmax()),
-            )
+            Outside(name, spans[name].amax, float(share), float(peak), int(shares.argmax())),
         )
     return sorted(found, key=lambda each: -each.share)
 

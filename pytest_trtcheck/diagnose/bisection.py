@@ -122,10 +122,7 @@ class Cut:
 def cuts(graph: Graph, outputs: Sequence[str], *, fine: bool = False) -> list[Cut]:
     """Where the part of the graph that computes `outputs` can be cut, in graph order.
 
-    Parameters
-    ----------
-    fine
-        Everywhere, rather than only where fusions end.
+    If `fine` everywhere, rather than only where fusions end.
     """
     nodes = graph.cut(outputs).nodes
     last_use = {name: index for index in nodes for name in graph.reads(index)}

@@ -49,8 +49,6 @@ _MANY = 0.1
 _ALIKE = 1.25
 _LEAST_EFFECT = 1e-9
 _LEVELS = 127
-_SUMS = frozenset(["Add", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "ReduceMean", "ReduceSum", "Sub", "Sum"])
-"""Operators whose result can be small because large operands cancel."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +313,7 @@ class Findings:
         if under is not None and max(under.fit.flushed, under.fit.underflow) > _DOMINANT:
             return "underflow", under.name, self._underflow(under)
         largest, peak = max((each.error.peak for each in operands), default=0.0), tensor.error.peak
-        if largest > STANDS_OUT * peak and self.pair.held and tensor.op_type in _SUMS:
+        if largest > STANDS_OUT * peak and self.pair.held and tensor.op_type in trace.SUMS:
             detail = (
                 f"operands of up to {largest:.4g} nearly cancel: the result is at most {peak:.4g}, "
                 f"so their rounding weighs {largest / max(peak, 1e-300):,.0f} times as much"
@@ -372,58 +370,62 @@ class Findings:
     def _weights(self, tensor: Tensor) -> _Found | None:
         """The weight that loses most, and what would be better."""
         reference = self.pair.node_of(tensor.name)
-        lowered = self.pair.emulated_node(reference.name)
+        lowered = self.pair.emulated_nodes.get(reference.name)
+        if lowered is None:
+            return None
         worst: tuple[float, _Found | None] = (0.0, None)
-        for index, (exact, rounded) in enumerate(zip(reference.input, lowered.input if lowered else (), strict=False)):
+        for index, (exact, rounded) in enumerate(zip(reference.input, lowered.input, strict=False)):
             if not exact or not self.pair.reference.is_constant(exact) or not self.pair.emulated.is_constant(rounded):
                 continue
             before, after = _constant(self.pair.reference, exact), _constant(self.pair.emulated, rounded)
             if before.shape != after.shape or before.dtype.kind != "f":
                 continue
-            loss = trace.loss(after, before, _output_channels(reference, index, before.ndim))
+            axis = _output_channels(lowered, index, before.ndim)
+            loss = trace.loss(after, before, axis)
             # Weights that lose no more than any do are no fault; that the operator makes much of it is.
             if loss > max(worst[0], _UNSOUND * self.roundoff):
-                kind, detail = self._weight_detail(reference.name, index, before, after, loss)
+                scales = self._scales(reference.name, index)
+                kind, detail = _weight_detail(before, after, loss, scales=scales, axis=axis)
                 worst = loss, (kind, _root(self.pair, exact), detail)
         return worst[1]
 
-    def _weight_detail(
-        self, name: str, index: int, before: NDArray[Any], after: NDArray[Any], loss: float
-    ) -> tuple[Kind, str]:
-        node = next((each for each in self.pair.lowered.nodes if each.name == name), None)
-        scales = 0 if node is None else self._scales(node, index)
-        axis = None if node is None else _output_channels(node, index, before.ndim)
-        if axis is not None and scales == 1:
-            amax = np.abs(before).max(axis=tuple(each for each in range(before.ndim) if each != axis))
-            by_channel = _share(_loss_by_channel(before, axis))
-            return "weights", (
-                f"its weights lose {_share(loss)} in one scale for the whole tensor; one per channel would lose "
-                f"{by_channel}, since the channels' magnitudes reach from {amax.min():.3g} to {amax.max():.3g}"
-            )
-        if before.size == 1 and not scales:
-            was, is_now = float(before.reshape(-1)[0]), float(after.reshape(-1)[0])
-            kind: Kind = "weights" if is_now else "underflow"
-            return "overflow" if abs(was) > 1.001 * abs(is_now) > 0 else kind, (
-                f"the constant {was:.6g} becomes {is_now:.6g}"
-            )
-        text = f"its weights lose {_share(loss)}"
-        largest, smallest = (float(np.abs(each).max(initial=0.0)) for each in (before, after))
-        if not scales and largest > 1.001 * smallest > 0:
-            return "overflow", f"{text}: values up to {largest:.4g} do not fit the type and become {smallest:.4g}"
-        gone = before[(after == 0) & (before != 0)].astype(np.float64)
-        if gone.size:
-            text += f": {_share(gone.size / before.size)} of them, up to {np.abs(gone).max():.3g}, become 0"
-        of_all = float(np.square(after.astype(np.float64) - before).sum())
-        vanished = not scales and float(np.square(gone).sum()) > _DOMINANT * of_all
-        return ("underflow" if vanished else "weights"), text
-
-    def _scales(self, node: onnx.NodeProto, index: int) -> int:
-        """How many scales the quantized operand `index` has; 0 where it is not quantized."""
-        producer = self.pair.lowered.producer(node.input[index])
-        if producer is None or producer.op_type != "DequantizeLinear":
+    def _scales(self, node: str, index: int) -> int:
+        """How many scales the operand `index` of a node has; 0 where it is not quantized."""
+        graph = self.pair.lowered
+        operand = next((each.input[index] for each in graph.nodes if each.name == node), "")
+        producer = graph.producer(operand)
+        if producer is None or producer.op_type != "DequantizeLinear" or producer.input[1] not in graph.weights:
             return 0
-        scale = producer.input[1]
-        return self.pair.lowered.array(scale).size if scale in self.pair.lowered.weights else 0
+        return graph.array(producer.input[1]).size
+
+
+def _weight_detail(
+    before: NDArray[Any], after: NDArray[Any], loss: float, *, scales: int, axis: int | None
+) -> tuple[Kind, str]:
+    if axis is not None and scales == 1:
+        amax = np.abs(before).max(axis=tuple(each for each in range(before.ndim) if each != axis), keepdims=True)
+        step = np.where(amax > 0, amax / _LEVELS, 1.0)
+        by_channel = trace.channel_loss((np.rint(before / step) * step).astype(np.float32), before, axis)
+        return "weights", (
+            f"its weights lose {_share(loss)} in one scale for the whole tensor; one per channel would lose "
+            f"{_share(by_channel)}, since the channels' magnitudes reach from {amax.min():.3g} to {amax.max():.3g}"
+        )
+    if before.size == 1 and not scales:
+        was, is_now = float(before.reshape(-1)[0]), float(after.reshape(-1)[0])
+        kind: Kind = "weights" if is_now else "underflow"
+        return "overflow" if abs(was) > 1.001 * abs(is_now) > 0 else kind, (
+            f"the constant {was:.6g} becomes {is_now:.6g}"
+        )
+    text = f"its weights lose {_share(loss)}"
+    largest, smallest = (float(np.abs(each).max(initial=0.0)) for each in (before, after))
+    if not scales and largest > 1.001 * smallest > 0:
+        return "overflow", f"{text}: values up to {largest:.4g} do not fit the type and become {smallest:.4g}"
+    gone = before[(after == 0) & (before != 0)].astype(np.float64)
+    if gone.size:
+        text += f": {_share(gone.size / before.size)} of them, up to {np.abs(gone).max():.3g}, become 0"
+    of_all = float(np.square(after.astype(np.float64) - before).sum())
+    vanished = not scales and float(np.square(gone).sum()) > _DOMINANT * of_all
+    return ("underflow" if vanished else "weights"), text
 
 
 def _share(value: float) -> str:
@@ -448,9 +450,3 @@ def _constant(graph: Graph, name: str) -> NDArray[Any]:
 def _output_channels(node: onnx.NodeProto, index: int, rank: int) -> int | None:
     transposed = any(each.name == "transB" and each.i for each in node.attribute)
     return output_channels(node.op_type, index, rank, transposed=transposed)
-
-
-def _loss_by_channel(weight: NDArray[Any], axis: int) -> float:
-    amax = np.abs(weight).max(axis=tuple(each for each in range(weight.ndim) if each != axis), keepdims=True)
-    step = np.where(amax > 0, amax / _LEVELS, 1.0)
-    return trace.channel_loss((np.rint(weight / step) * step).astype(np.float32), weight, axis)

@@ -43,37 +43,18 @@ _MOST_CASES = 8
 
 @dataclass(frozen=True)
 class Kept:
-    """Nodes that, kept in FP32, let the check pass.
-
-    Parameters
-    ----------
-    nodes
-        The FP32 graph's nodes, the worst first.
-    causes
-        The tensors whose operators they are, the worst first.
-    judgement
-        What the check becomes, for the input that was looked at.
-    """
+    """Nodes that, kept in FP32, let the check pass, the worst first; `causes` are tensors that these compute."""
 
     nodes: tuple[str, ...]
     causes: tuple[Tensor, ...]
     judgement: Judgement
+    """What the check becomes, for the inputs that were tried."""
 
 
 class Search:
     """The search for the nodes that must stay in FP32; it is closed when nothing more is to be found.
 
-    Parameters
-    ----------
-    findings
-        Learns what the likeliest nodes contribute.
-    progress
-        Is told how many variations were tried.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime cannot run the model with switches.
+    `findings` learn what the likeliest nodes contribute.
     """
 
     def __init__(self, subject: Subject, findings: Findings, budget: Budget, progress: Callable[[str], None]) -> None:
@@ -95,10 +76,7 @@ class Search:
     def find(self, goal: float = 1.0) -> Kept | None:
         """A smallest set of nodes without whose lowering the check passes; None where none was found.
 
-        Parameters
-        ----------
-        goal
-            The share of the limit that may be used up: less than 1 where the engine errs more than the emulation.
+        `goal` is the share of the limit that may be used up: less than 1 where the engine errs more than the emulation.
         """
         self.goal = goal
         try:
@@ -155,7 +133,7 @@ class Search:
         size = max(1, math.ceil(len(self.nodes) / _GROUPS))
         until = time.monotonic() + _LOCATING_SHARE * self.budget.left_s()
         waiting = [tuple(self.nodes[start : start + size]) for start in range(0, len(self.nodes), size)]
-        usage: dict[frozenset[str], float] = {}
+        usage: dict[tuple[str, ...], float] = {}
         measured: list[tuple[float, tuple[str, ...]]] = []
         whole = min(whole, _INFINITE)
         while len(usage) < _LOCATING_RUNS and (waiting or measured):
@@ -169,7 +147,7 @@ class Search:
                 waiting = [group[: len(group) // 2], group[len(group) // 2 :]]
             group = waiting.pop(0)
             used = min(self._lowered(group).usage, _INFINITE)
-            usage[frozenset(group)] = used / whole
+            usage[group] = used / whole
             if len(group) > 1:
                 measured.append((used, group))
         own: dict[str, float] = {}
@@ -179,7 +157,7 @@ class Search:
 
 
 def _shares(
-    nodes: Sequence[str], weights: Mapping[str, float], usage: Mapping[frozenset[str], float]
+    nodes: Sequence[str], weights: Mapping[str, float], usage: Mapping[tuple[str, ...], float]
 ) -> dict[str, float]:
     """What each node is likely to contribute, from what each group uses of the limit when it alone is lowered.
 
@@ -193,7 +171,7 @@ def _shares(
             size, _ = found.get(node, (len(nodes) + 1, 0.0))
             if len(group) < size:
                 found[node] = (len(group), used * min(weights[node], 1.0) / total if total else 0.0)
-    return {node: share for node, (_, share) in found.items()}
+    return {node: found[node][1] for node in nodes if node in found}
 
 
 def _cases(subject: Subject) -> list[int]:
@@ -206,17 +184,8 @@ def _cases(subject: Subject) -> list[int]:
 def fewest(candidates: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> list[T] | None:
     """A set of candidates that suffices and from which no single one can be left out, as far as the budget reaches.
 
-    Parameters
-    ----------
-    candidates
-        The most promising first.
-    suffices
-        Whether a set does; raises BudgetSpent when nothing may be tried any more.
-
-    Returns
-    -------
-    list or None
-        In order of rank; None where not even all of them suffice, or none was found in time.
+    Candidates and what is found are in order of rank. `suffices` raises BudgetSpent when nothing may be tried any more.
+    None where not even all of them suffice, or nothing that does was found in time.
     """
     found: list[T] | None = None
     failed, count = 0, 1

@@ -31,15 +31,7 @@ _LARGEST_DOUBLE = float(np.finfo(np.float64).max)
 
 
 class Measuring(Instruments):
-    """Builds the model.
-
-    Parameters
-    ----------
-    pair
-        The two models.
-    tensors
-        Common tensors to measure; what they don't need is not computed.
-    """
+    """Builds the model that measures `tensors`; what they don't need is not computed."""
 
     def __init__(self, pair: Pair, tensors: Iterable[str]) -> None:
         super().__init__(pair.emulated.opset())

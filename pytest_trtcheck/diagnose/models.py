@@ -86,23 +86,36 @@ class Pair:
         return self.reference.nodes[self.reference.producers[tensor]]
 
     @functools.cached_property
-    def _by_name(self) -> tuple[dict[str, onnx.NodeProto], ...]:
-        return tuple({node.name: node for node in graph.nodes} for graph in (self.reference, self.emulated))
+    def reference_nodes(self) -> Mapping[str, onnx.NodeProto]:
+        """The FP32 model's nodes by name."""
+        return {node.name: node for node in self.reference.nodes}
 
-    def emulated_node(self, name: str) -> onnx.NodeProto | None:
-        """The emulated model's node of a name."""
-        return self._by_name[1].get(name)
+    @functools.cached_property
+    def emulated_nodes(self) -> Mapping[str, onnx.NodeProto]:
+        """The emulated model's nodes by name."""
+        return {node.name: node for node in self.emulated.nodes}
 
-    def twin(self, node: onnx.NodeProto, *, emulated: bool = False) -> onnx.NodeProto | None:
-        """The FP32 model's node behind an emulated one, if their operands correspond; or the other way around."""
-        found = self._by_name[emulated].get(node.name)
-        same = found is not None and found.op_type == node.op_type and len(found.input) == len(node.input)
-        return found if same else None
+    def twin(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The FP32 model's node behind an emulated one, if their operands correspond."""
+        found = self.reference_nodes.get(node.name)
+        return found if found is not None and _alike(found, node) else None
+
+    def twin_inputs(self, node: onnx.NodeProto) -> list[str]:
+        """The emulated model's names of what an FP32 node reads."""
+        twin = self.emulated_nodes.get(node.name)
+        if twin is not None and _alike(twin, node):
+            return list(twin.input)
+        own = {name: _own(name) for name in node.input}
+        return [own[name] if own[name] in self.emulated.weights else name for name in node.input]
 
     def channel_axis(self, tensor: str) -> int | None:
         """The axis of channels of a tensor whose operator has weights by channel, where its rank is known."""
         axis, rank = _CHANNEL_AXES.get(self.node_of(tensor).op_type), len(self.reference.shape(tensor) or ())
         return None if axis is None or rank < 2 else axis % rank
+
+
+def _alike(one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+    return one.op_type == other.op_type and len(one.input) == len(other.input)
 
 
 def stage(
@@ -118,8 +131,6 @@ def stage(
 
     Parameters
     ----------
-    float_path, emulated_path, lowered_path
-        As `float_path`, `emulated_path` and `lower` give them.
     original
         The user's file: where one of the paths is this one, its nodes may have no names yet.
     case
@@ -190,9 +201,13 @@ def _read_as(emulated: Graph, names: Mapping[str, str]) -> Graph:
     return emulated.with_nodes(nodes)
 
 
+def _own(weight: str) -> str:
+    return f"{weight}//lowered"
+
+
 def _with_own_weights(emulated: Graph) -> Graph:
     """The emulated graph, its weights under names that the FP32 graph's don't bear: both go into one model."""
-    names = {name: f"{name}//lowered" for name in emulated.weights}
+    names = {name: _own(name) for name in emulated.weights}
     for tensor in emulated.weights.values():
         tensor.name = names[tensor.name]
     for node in emulated.nodes:

@@ -25,15 +25,7 @@ _UNCHANGED = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear"
 
 
 class Names:
-    """The user's names.
-
-    Parameters
-    ----------
-    original
-        The user's model file.
-    pair
-        What was measured; None where nothing could be.
-    """
+    """The names in the user's file, `original`, for those in `pair`, where something could be measured."""
 
     def __init__(self, original: Path, pair: Pair | None = None) -> None:
         from pytest_trtcheck.model import graph

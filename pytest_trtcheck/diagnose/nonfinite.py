@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pytest_trtcheck.diagnose.trace import SUMS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -32,50 +34,28 @@ _DEPTH = 10
 _MOST_BYTES = 64 << 20
 _CANCELS = 100.0
 """Operands so many times larger than their sum cancel."""
-_SUMS = frozenset({"Add", "Sub", "Sum", "ReduceSum", "ReduceMean", "MatMul", "Gemm", "Conv"})
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a tensor is not finite.
-
-    Parameters
-    ----------
-    kind
-        "overflow", "underflow" (something became 0), "cancellation" (a difference changed its sign), or "nan".
-    at
-        The tensor whose operator is to blame.
-    tensor
-        What to look at: that tensor, or a constant that the operator reads.
-    detail
-        The same in words, with figures.
-    chain
-        The operators from there to the first that gives NaN or infinity, as `Tensor.node` names them.
-    max_abs
-        The largest magnitude in `tensor`, in FP32.
-    is_constant
-        Whether `tensor` is a weight.
-    """
+    """Why a tensor is not finite: what became 0 (an underflow), a difference that changed its sign (a cancellation)."""
 
     kind: Literal["overflow", "underflow", "cancellation", "nan"]
     at: Tensor
+    """The tensor whose operator is to blame."""
     tensor: str
+    """What to look at: that tensor, or a constant that the operator reads."""
     detail: str
     chain: tuple[str, ...]
+    """The operators from there to the first that gives NaN or infinity, as `Tensor.node` names them."""
     max_abs: float
-    is_constant: bool = False
+    """The largest magnitude in `tensor`, in FP32."""
 
 
 def causes(
     pair: Pair, tensors: Mapping[str, Tensor], case: Mapping[str, Array], outputs: Iterable[str]
 ) -> tuple[Cause, ...]:
-    """The causes of what is not finite in `outputs`, in graph order; none where all of them are finite.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime cannot run the models up to there.
-    """
+    """The causes of what is not finite in `outputs`, in graph order; none where all of them are finite."""
     origins = _origins(tensors, outputs)
     if not origins:
         return ()
@@ -132,7 +112,7 @@ class _Search:
         wanted = list(dict.fromkeys(name for origin in origins for name in self._window(origin)))
         nodes = [pair.node_of(name) for name in wanted]
         self.exact = _values(pair.reference, [*wanted, *(name for node in nodes for name in node.input)], case)
-        twins = (name for node in nodes for name in self._twin_inputs(node))
+        twins = (name for node in nodes for name in pair.twin_inputs(node))
         self.actual = _values(pair.emulated, [*wanted, *twins], case)
 
     def _window(self, origin: Tensor) -> list[str]:
@@ -153,12 +133,9 @@ class _Search:
             level = following
         return list(found)
 
-    def _twin_inputs(self, node: onnx.NodeProto) -> Sequence[str]:
-        return list((self.pair.twin(node, emulated=True) or node).input)
-
     def _operands(self, tensor: str) -> list[_Operand]:
         node = self.pair.node_of(tensor)
-        pairs = zip(node.input, self._twin_inputs(node), strict=True)
+        pairs = zip(node.input, self.pair.twin_inputs(node), strict=True)
         return [
             _Operand(name, self.exact[name], self.actual[other])
             for name, other in pairs
@@ -186,7 +163,7 @@ class _Search:
             if found is not None:
                 return found
         peak = float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0))
-        if np.isnan(actual[at]) and not any(math.isinf(value) for value in values) and node.op_type not in _SUMS:
+        if np.isnan(actual[at]) and not any(math.isinf(value) for value in values) and node.op_type not in SUMS:
             shown = ", ".join(f"{value:.4g}" for value in values[:3])
             detail = f"{words or 'NaN'} of finite operands ({shown}), where FP32 gives {exact[at]:.4g}"
             return self._made("nan", name, detail, [name], peak=peak)
@@ -227,7 +204,7 @@ class _Search:
         size = f"{int(np.count_nonzero(where)):,} of {where.size:,} elements"
         peak, lost = _largest(operand.exact), _largest(operand.exact[where])
         largest = max((_largest(each.exact) for each in self._operands(reader)), default=0.0)
-        sums = self.pair.node_of(reader).op_type in _SUMS
+        sums = self.pair.node_of(reader).op_type in SUMS
         if become == "negative" or (sums and largest > _CANCELS * lost):
             detail = (
                 f"operands of up to {largest:.4g} nearly cancel, and {size} come out {become} where FP32 has up to "
@@ -239,7 +216,7 @@ class _Search:
     def _made(self, kind: Any, tensor: str, detail: str, path: Sequence[str], *, peak: float, at: str = "") -> Cause:
         chain = dict.fromkeys(self.tensors[name].node for name in reversed(path))
         when = self.pair.unrolled.iterations.get(at or tensor, "")
-        return Cause(kind, self.tensors[at or tensor], tensor, f"{detail}{when}", tuple(chain), peak, bool(at))
+        return Cause(kind, self.tensors[at or tensor], tensor, f"{detail}{when}", tuple(chain), peak)
 
 
 def _forbidden(node: onnx.NodeProto, values: Sequence[float]) -> tuple[int | None, str]:

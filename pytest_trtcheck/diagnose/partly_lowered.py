@@ -33,17 +33,10 @@ class PartlyLowered:
 
     Parameters
     ----------
-    pair
-        The two models.
     nodes
         The FP32 model's nodes that get a switch; of the others none is lowered.
     once
         Whether it is to be run a few times only, so that loading it fast is worth more than running it fast.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime cannot load it.
     """
 
     def __init__(self, pair: Pair, nodes: Collection[str], *, once: bool = False) -> None:
@@ -54,13 +47,7 @@ class PartlyLowered:
         self._runner = OrtRunner(path, "the model with switches between FP32 and lowered operators", in_order=once)
 
     def __call__(self, case: Mapping[str, NDArray[Any]], lowered: Collection[str]) -> Arrays:
-        """The model's outputs with these nodes lowered.
-
-        Raises
-        ------
-        ModelError
-            ONNX Runtime cannot run it.
-        """
+        """The model's outputs with these nodes lowered."""
         feeds = {name: case[name] for name in self._inputs}
         switches = {_switch(node): np.array(node in lowered) for node in self.nodes}
         results = self._runner({**feeds, **switches})

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.diagnose.models import Pair
 
+SUMS = frozenset(["Add", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "ReduceMean", "ReduceSum", "Sub", "Sum"])
+"""Operators whose result can be small because large operands cancel."""
 MAX_BYTES = 64 << 20
 INPUT = "Input"
 """Stands for the operator of a model's input."""

@@ -223,7 +223,7 @@ class _Expansion:
             name = self.shared[tensor.name] = f"{self.node.name}/{tensor.name}"
             self.found.tensors[name] = tensor.name
             self.model.graph.initializer.append(pieces.copied(tensor, name=name))
-        yield from {"If": self._branch, "Loop": self._loop, "Scan": self._scan}[self.node.op_type]()
+        yield from self._branch() if self.node.op_type == "If" else self._repeated()
 
     def _branch(self) -> Iterator[onnx.NodeProto]:
         names = yield from self._instance(f"{self.node.name}/", {}, "")
@@ -231,55 +231,37 @@ class _Expansion:
             if output:
                 yield self._hand_on("Identity", [names.get(inner.name, inner.name)], output)
 
-    def _loop(self) -> Iterator[onnx.NodeProto]:
-        states = list(self.node.input[2:])
-        condition = (self.node.input[1] if len(self.node.input) > 1 else "") or self._constant(True, np.bool_)
+    def _repeated(self) -> Iterator[onnx.NodeProto]:
+        is_loop = self.node.op_type == "Loop"
+        given = list(self.node.input)
+        number = 0 if is_loop else int(_attribute(self.node, "num_scan_inputs"))
+        states, inputs = given[: len(given) - number], given[len(given) - number :]
+        if is_loop:
+            # Its condition is handed on as its states are; the most iterations are none of the body's business.
+            states = [(*given[1:2], "")[0] or self._constant(True, np.bool_), *given[2:]]
+        axes, backwards = self._list("scan_input_axes", number), self._list("scan_input_directions", number)
+        owner = self.found.nodes.get(self.node.name, self.node.name)
         scanned: list[list[str]] = []
         for iteration in range(self.way.count):
-            counter = self._constant(iteration, np.int64)
-            given = dict(zip((value.name for value in self.body.input), [counter, condition, *states], strict=False))
-            made = yield from self._iteration(iteration, given)
-            condition, states = made[0], made[1 : 1 + len(states)]
-            scanned.append(made[1 + len(states) :])
-        axes = [0] * (len(self.body.output) - 1 - len(states))
-        yield from self._results(states, scanned, axes, [0] * len(axes))
-
-    def _scan(self) -> Iterator[onnx.NodeProto]:
-        number = int(_attribute(self.node, "num_scan_inputs"))
-        states, inputs = list(self.node.input[:-number]), list(self.node.input[-number:])
-        in_axes = self._list("scan_input_axes", number)
-        in_backwards = self._list("scan_input_directions", number)
-        outputs = len(self.body.output) - len(states)
-        scanned: list[list[str]] = []
-        for iteration in range(self.way.count):
-            slices = []
+            prefix = f"{self.node.name}#{iteration}/"
+            when = f", in iteration {iteration + 1} of {self.way.count} of node {owner!r}"
+            passed = [self._constant(iteration, np.int64)] if is_loop else []
+            passed += states
             for index, source in enumerate(inputs):
-                at = self.way.count - 1 - iteration if in_backwards[index] else iteration
+                at = self.way.count - 1 - iteration if backwards[index] else iteration
                 inner = self.body.input[len(states) + index].name
-                name = f"{self.node.name}#{iteration}/{inner}"
-                self._note_tensor(name, inner, self._when(iteration))
-                yield self._hand_on("Gather", [source, self._constant(at, np.int64)], name, axis=in_axes[index])
-                slices.append(name)
-            given = dict(zip((value.name for value in self.body.input), [*states, *slices], strict=True))
-            made = yield from self._iteration(iteration, given)
+                passed.append(f"{prefix}{inner}")
+                self._note_tensor(passed[-1], inner, when)
+                yield self._hand_on("Gather", [source, self._constant(at, np.int64)], passed[-1], axis=axes[index])
+            bound = dict(zip((value.name for value in self.body.input), passed, strict=False))
+            names = yield from self._instance(prefix, bound, when)
+            made = [names.get(value.name, value.name) for value in self.body.output]
             states, last = made[: len(states)], made[len(states) :]
             scanned.append(last)
-        yield from self._results(
-            states, scanned, self._list("scan_output_axes", outputs), self._list("scan_output_directions", outputs)
-        )
+        yield from self._results(states[is_loop:], scanned)
 
     def _list(self, name: str, size: int) -> list[int]:
         return list(_attribute(self.node, name) or ()) or [0] * size
-
-    def _iteration(self, iteration: int, given: Mapping[str, str]) -> Any:
-        """One run of the body; the names of what it gives."""
-        prefix = f"{self.node.name}#{iteration}/"
-        names = yield from self._instance(prefix, given, self._when(iteration))
-        return [names.get(value.name, value.name) for value in self.body.output]
-
-    def _when(self, iteration: int) -> str:
-        name = self.found.nodes.get(self.node.name, self.node.name)
-        return f", in iteration {iteration + 1} of {self.way.count} of node {name!r}"
 
     def _instance(self, prefix: str, given: Mapping[str, str], when: str) -> Any:
         """The body's nodes under new names; the map from the body's names to the new ones."""
@@ -305,14 +287,15 @@ class _Expansion:
         if self.within or when:
             self.found.iterations[new] = f"{when}{self.within}"
 
-    def _results(
-        self, states: Sequence[str], scanned: Sequence[Sequence[str]], axes: Sequence[int], backwards: Sequence[int]
-    ) -> Iterator[onnx.NodeProto]:
+    def _results(self, states: Sequence[str], scanned: Sequence[Sequence[str]]) -> Iterator[onnx.NodeProto]:
         """Let the last states, and the scanned values of all iterations together, be the node's outputs."""
+        stacks = self.node.output[len(states) :]
+        axes = self._list("scan_output_axes", len(stacks))
+        backwards = self._list("scan_output_directions", len(stacks))
         for output, state in zip(self.node.output, states, strict=False):
             if output:
                 yield self._hand_on("Identity", [state], output)
-        for index, output in enumerate(self.node.output[len(states) :]):
+        for index, output in enumerate(stacks):
             if not output:
                 continue
             stacked = [f"{output}//{number}" for number in range(len(scanned))]

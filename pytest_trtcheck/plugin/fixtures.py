@@ -60,23 +60,11 @@ _BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "backend")
 """What of the arguments of `trt_parity` decides what engine is built."""
 
 
-def _runner(request: pytest.FixtureRequest, spec: ParitySpec, options: BuildOptions | None) -> Runner:
+def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **options: Any) -> Runner:
     """The engine of the one precision that `spec` names, or its emulation."""
-    from pytest_trtcheck.check.request import Request
-    from pytest_trtcheck.plugin.running import folders
+    from pytest_trtcheck.plugin.outcome import request_for
 
-    item = request.node
-    calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
-    return _checker(request).runner(
-        Request(
-            nodeid=item.nodeid,
-            model=spec.model,
-            folders=folders(item),
-            parity=spec,
-            calibration=calibration,
-            options=options or request.getfixturevalue("trt_build_options"),
-        )
-    )
+    return _checker(request).runner(request_for(request.node, model, spec, request.getfixturevalue, **options))
 
 
 @pytest.fixture
@@ -88,15 +76,15 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
     The engine is called with a mapping from input name to array and returns one from output name to array. Without a
     GPU it is the emulation, and `engine.evidence` says so.
     """
-    from pytest_trtcheck.check import arguments as markers
+    from pytest_trtcheck.check.arguments import from_call
 
     made: list[Runner] = []
 
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
     ) -> Runner:
-        spec = markers.from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
-        made.append(_runner(request, spec, options))
+        spec = from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
+        made.append(_runner(request, spec.model, spec, **({"options": options} if options else {})))
         return made[-1]
 
     yield build
@@ -107,7 +95,7 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
 @pytest.fixture
 def trt_reference(request: pytest.FixtureRequest) -> Iterator[Callable[[object], Reference]]:
     """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
-    from pytest_trtcheck.plugin.running import folders
+    from pytest_trtcheck.plugin.outcome import folders
 
     checker = _checker(request)
     options: BuildOptions | None = request.getfixturevalue("trt_build_options")
@@ -130,32 +118,16 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     Takes the arguments of the marker `trt_parity` (one precision, one batch), fails the test as a marked one fails, and
     returns the record.
     """
-    from pytest_trtcheck.check import arguments as markers
-    from pytest_trtcheck.check.request import Request
-    from pytest_trtcheck.plugin.running import folders, run
+    from pytest_trtcheck.check.arguments import from_call
+    from pytest_trtcheck.plugin.outcome import request_for, run
 
-    item = request.node
-    options = request.getfixturevalue("trt_build_options")
+    fixture = request.getfixturevalue
 
     def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
-        spec = markers.from_call("trt_check", model, arguments)
-        source = "given"
+        spec, source = from_call("trt_check", model, arguments), "given"
         if inputs is None:
-            inputs, source = request.getfixturevalue("trt_inputs"), "trt_inputs"
-        calibration = spec.calibration if spec.calibration is not None else request.getfixturevalue("trt_calibration")
-        return run(
-            item,
-            Request(
-                nodeid=item.nodeid,
-                model=model,
-                folders=folders(item),
-                parity=spec,
-                inputs=inputs,
-                inputs_source=source if inputs is not None else "generated",
-                calibration=calibration,
-                options=options,
-            ),
-        )
+            inputs, source = fixture("trt_inputs"), "trt_inputs"
+        return run(request.node, request_for(request.node, model, spec, fixture, inputs=inputs, inputs_source=source))
 
     return check
 
@@ -163,10 +135,8 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
 @pytest.fixture
 def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """The engine of the marked test: its model, precision and arguments. Where these name a batch: that one."""
-    from dataclasses import replace
-
     from pytest_trtcheck.errors import ArgumentError
-    from pytest_trtcheck.plugin.marked import marked
+    from pytest_trtcheck.plugin.items import marked
 
     found = marked(request.node)
     if found is None:
@@ -174,9 +144,8 @@ def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
     problem = found.problem(request.node)
     if problem is not None:
         raise problem
-    spec = found.selected(request.node).parity
-    model = spec.model if spec.model is not None else request.getfixturevalue("trt_model")
-    runner = _runner(request, replace(spec, model=model), None)
+    spec = found.selected(request.node)
+    runner = _runner(request, spec.model if spec.model is not None else request.getfixturevalue("trt_model"), spec)
     yield runner
     runner.close()
 

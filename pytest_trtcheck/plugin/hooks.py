@@ -5,47 +5,24 @@ Only light modules are imported at the top: a suite without trt tests pays for n
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
-from pytest_trtcheck.plugin import items
+from pytest_trtcheck.plugin import marks
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.plugin.fixtures import (
-    trt_benchmark,
-    trt_build,
-    trt_build_options,
-    trt_calibration,
-    trt_check,
-    trt_engine,
-    trt_gpu,
-    trt_inputs,
-    trt_model,
-    trt_reference,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
-    from pytest_trtcheck.plugin.marked import Marked
+    from pytest_trtcheck.plugin.items import Marked
 
-__all__ = [
-    "trt_benchmark",
-    "trt_build",
-    "trt_build_options",
-    "trt_calibration",
-    "trt_check",
-    "trt_engine",
-    "trt_gpu",
-    "trt_inputs",
-    "trt_model",
-    "trt_reference",
-]
+pytest_plugins = ("pytest_trtcheck.plugin.fixtures",)
 
-_IS_MARKED = pytest.StashKey[bool]()
 _REFUSED = pytest.StashKey[list[str]]()
 
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
@@ -67,13 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers; what they take is worked out for `--markers` alone."""
     for name in MARKERS:
-        config.addinivalue_line("markers", _marker_help(name) if config.option.markers else name)
+        line = name
+        if config.option.markers:
+            from pytest_trtcheck.check import arguments
 
-
-def _marker_help(name: str) -> str:
-    from pytest_trtcheck.check.arguments import marker_help
-
-    return marker_help(name)
+            line = arguments.marker_help(name)
+        config.addinivalue_line("markers", line)
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
@@ -125,59 +101,36 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
     A failure bundle is collected when its `bundle.json` is named on the command line.
     """
-    if file_path.suffix == ".onnx":
-        from pytest_trtcheck.plugin import onnx_file
+    if file_path.suffix != ".onnx" and file_path.name != "bundle.json":
+        return None
+    from pytest_trtcheck.plugin import items
 
-        return onnx_file.collector(file_path, parent)
-    if file_path.name == "bundle.json":
-        from pytest_trtcheck.plugin import bundle_file
-
-        return bundle_file.collector(file_path, parent)
-    return None
+    return items.file_collector(file_path, parent)
 
 
 def _marked(item: pytest.Item) -> Marked | None:
     # Asked of every test of every suite: one without our markers pays for a look at the marks, and for nothing else.
-    if not items.is_marked(item):
+    if not marks.is_marked(item):
         return None
-    from pytest_trtcheck.plugin.marked import marked
+    from pytest_trtcheck.plugin.items import marked
 
     return marked(item)
-
-
-def _is_marked_above(parent: pytest.Module | pytest.Class) -> bool:
-    # Worked out once a module or class, for its many tests. Only while collecting: marks may be added later.
-    known = parent.stash.get(_IS_MARKED, None)
-    if known is None:
-        known = parent.stash[_IS_MARKED] = items.is_marked(parent)
-    return known
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     """Let marked tests use the fixtures that a user overrides, as if they named them: parametrized ones work too."""
-    marks = items.pytestmark(obj)
-    # Asked of everything in every module of every suite: the usual answer takes three look-ups.
-    if marks is None and type(obj) is not pytest.MarkDecorator and collector.stash.get(_IS_MARKED, None) is False:
+    if type(obj) is pytest.MarkDecorator:
+        if marks.replaces_a_test(collector, name, obj):
+            raise collector.CollectError(marks.said(name, obj))
         return
-    if isinstance(obj, pytest.MarkDecorator):
-        if items.replaces_a_test(collector, name, obj):
-            raise collector.CollectError(items.said(name, obj))
+    if marks.ours(obj):
+        marks.note(collector, name, obj)
+    elif not marks.reach(collector, name):
         return
-    direct = bool(items.ours(marks))
-    if direct:
-        items.note(collector, name, obj)
-    above = _is_marked_above(collector)
-    if above and isinstance(collector, pytest.Module) and items.is_imported(collector, name):
-        above = False
     function = obj.__func__ if isinstance(obj, (staticmethod, classmethod)) else obj
-    if not isinstance(obj, type) and callable(function) and (above or direct):
-        if hasattr(function, "__code__") and not items.is_fixture(function):
-            pytest.mark.usefixtures(*_OVERRIDABLE)(function)
-        manager = collector.config.pluginmanager
-        if not manager.has_plugin(_Parameters.name):
-            # Only now: asked of every test of a suite that has none of ours, it would cost more than all else here.
-            manager.register(_Parameters(), _Parameters.name)
+    if inspect.isfunction(function) and not marks.is_fixture(function):
+        pytest.mark.usefixtures(*_OVERRIDABLE)(function)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -186,45 +139,34 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
     report = yield
-    said = items.in_vain(collector, report)
+    said = marks.in_vain(collector, report)
     if said is not None:
         report.longrepr = said if report.outcome == "passed" else f"{said}\n\n{report.longrepr}"
         report.outcome, report.result = "failed", []
     return report
 
 
-class _Parameters:
-    """Turns lists in the markers into parameters."""
-
-    name = "trtcheck-parameters"
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Parametrize a marked test that names several precisions or batches."""
-        found = _marked(metafunc.definition)
-        if found is None:
-            return
-        if len(found.parity.precision) > 1:
-            metafunc.fixturenames.append(PRECISION)
-            metafunc.parametrize(PRECISION, found.parity.precision)
-        if len(found.parity.batch) > 1:
-            metafunc.fixturenames.append(BATCH)
-            metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Where tests are only listed, say which of them could not be checked: none of them will get to say it."""
-    if session.config.option.collectonly:
-        for item in session.items:
-            found = _marked(item)
-            problem = None if found is None else found.problem(item)
-            if problem is not None:
-                session.config.stash.setdefault(_REFUSED, []).append(f"{item.nodeid}: {problem}")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize a marked test that names several precisions or batches."""
+    found = _marked(metafunc.definition) if "trt_model" in metafunc.fixturenames else None
+    if found is None:
+        return
+    if len(found.parity.precision) > 1:
+        metafunc.fixturenames.append(PRECISION)
+        metafunc.parametrize(PRECISION, found.parity.precision)
+    if len(found.parity.batch) > 1:
+        metafunc.fixturenames.append(BATCH)
+        metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A list of tests with one that can't be checked is no success."""
-    if session.config.stash.get(_REFUSED, None) and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    """Where tests are only listed, say which of them could not be checked: a list with one is no success."""
+    if session.config.option.collectonly:
+        checks = [(item, found) for item in getattr(session, "items", ()) if (found := _marked(item)) is not None]
+        refused = [f"{item.nodeid}: {problem}" for item, found in checks if (problem := found.problem(item))]
+        session.config.stash[_REFUSED] = refused
+        if refused and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -251,46 +193,29 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test that is marked and can't be checked, alone and with the reason."""
-    items.begin_run(item)
+    from pytest_trtcheck.plugin import outcome
+
+    outcome.begin_run(item)
     found = _marked(item)
     if found is None:
         return
-    manager = item.config.pluginmanager
-    if not manager.has_plugin(_Bodies.name):
-        manager.register(_Bodies(), _Bodies.name)
     problem = found.problem(item)
     if problem is not None:
-        from pytest_trtcheck.plugin.running import refuse
-
-        refuse(item, problem)
+        outcome.refuse(item, problem)
     assert isinstance(item, pytest.Function)
     # A marker that was added when all was collected has its fixtures asked for here.
     item.fixturenames.extend(name for name in _OVERRIDABLE if name not in item.fixturenames)
 
 
-class _Bodies:
-    """Keeps what the body of a marked test returns, however the body is run, and sees that the check was made."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep what the body of a marked test returns, and see that the check was made."""
+    if not isinstance(item, pytest.Function) or not marks.is_marked(item):
+        return (yield)
+    from pytest_trtcheck.plugin.items import watched
 
-    name = "trtcheck-bodies"
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Plugins that run coroutines drop what these return, so it is taken inside the coroutine."""
-        found = _marked(item)
-        if found is None or not isinstance(item, pytest.Function):
-            return (yield)
-        from pytest_trtcheck.plugin import running
-
-        test = item.obj
-        body = item.stash[running.BODY] = running.Body(test)
-        item.obj = body.wrapped
-        try:
-            result = yield
-        finally:
-            item.obj = test
-        if not body.checked:
-            running.refuse(item, running.not_run(item))
-        return result
+    with watched(item):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -299,7 +224,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     result = yield
     found = _marked(pyfuncitem)
     if found is not None:
-        from pytest_trtcheck.plugin.running import run_marked
+        from pytest_trtcheck.plugin.items import run_marked
 
         run_marked(pyfuncitem, found)
     return result
@@ -313,7 +238,7 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is None or report.outcome == "passed" or not _is_ours(call.excinfo.value):
         return report
-    from pytest_trtcheck.plugin.running import is_expected
+    from pytest_trtcheck.plugin.outcome import is_expected
 
     error = call.excinfo.value
     if report.outcome == "skipped" and hasattr(report, "wasxfail") and not is_expected(item, error):

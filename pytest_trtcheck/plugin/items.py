@@ -1,243 +1,316 @@
-"""What the plugin asks of pytest's nodes: which of our marks reach a test, and which stand where they do nothing.
-
-Asked of every test of every suite, so it imports nothing but pytest.
-"""
+"""What is checked: a marked test function, a test of an .onnx file without test code, the replay of a bundle."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from types import ModuleType
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.choices import MARKERS
+from pytest_trtcheck.check import arguments
+from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
+from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.plugin import marks, outcome
+from pytest_trtcheck.plugin import options as settings
+from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
-RUN: pytest.StashKey[int] = pytest.StashKey()
-"""Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
-RUNS = "trtcheck.runs"
-"""The property that says of a test which was run again how often it ran."""
+    from pytest_trtcheck.check.request import Known
 
-_SEEN: pytest.StashKey[list[tuple[str, object]]] = pytest.StashKey()
+# --- a marked test ---------------------------------------------------------------------------------------------------
 
 
-# --- which marks reach a test ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Marked:
+    """What the markers of a test ask for. `error` is set when they can't be understood; then the rest is empty.
 
-
-def ours(marks: object) -> list[pytest.Mark]:
-    """Our marks in a `pytestmark`, which is one mark or a list of them."""
-    listed = marks if isinstance(marks, (list, tuple)) else [marks]
-    unpacked = (getattr(mark, "mark", mark) for mark in listed)
-    return [mark for mark in unpacked if isinstance(mark, pytest.Mark) and mark.name in MARKERS]
-
-
-def is_marked(node: pytest.Item | pytest.Collector) -> bool:
-    """Whether any of our marks reaches `node`."""
-    # Asked several times of every test of every suite: a look at the marks comes before the question whom they reach.
-    at: pytest.Item | pytest.Collector | None = node
-    while at is not None:
-        for mark in at.own_markers:
-            if mark.name in MARKERS:
-                return next(_reaching(node), None) is not None
-        at = at.parent
-    return False
-
-
-def closest(item: pytest.Item | pytest.Collector, name: str) -> list[pytest.Mark]:
-    """The marks of this name at the node closest to the test, function before class before module.
-
-    They are several where a name was given twice in one place. Of a class and its bases the class itself is closest.
+    Parameters
+    ----------
+    parity
+        The spec of `trt_parity`; where that marker is missing, one that names what to run for `trt_latency`.
+    judge_parity
+        Whether `trt_parity` is there at all.
     """
-    for node in _reaching(item):
-        found = [mark for mark in node.own_markers if mark.name == name]
-        if found and isinstance(node, pytest.Class):
-            # Those of the bases come first; what stands on the class itself may stand there twice.
-            direct = [mark for mark in ours(vars(node.obj).get("pytestmark", [])) if mark.name == name]
-            return direct if found[-1:] == direct[-1:] else found[-1:]
-        if found:
-            return found
-    return []
 
+    parity: ParitySpec
+    latency: LatencySpec | None = None
+    judge_parity: bool = True
+    error: CheckError | None = None
 
-def _reaching(node: pytest.Item | pytest.Collector) -> Iterator[pytest.Item | pytest.Collector]:
-    """The nodes with marks of ours from `node` upwards, those that reach it alone."""
-    below: pytest.Item | pytest.Collector | None = None
-    at: pytest.Item | pytest.Collector | None = node
-    while at is not None:
-        for mark in at.own_markers:
-            if mark.name in MARKERS:
-                if below is None or not isinstance(at, pytest.Module) or not is_imported(at, _name(below)):
-                    yield at
-                break
-        below, at = at, at.parent
-
-
-def _name(node: pytest.Item | pytest.Collector) -> str:
-    return getattr(node, "originalname", None) or node.name
-
-
-def is_imported(module: pytest.Module, name: str) -> bool:
-    """Whether what the module calls `name` was defined in another module: its own marks are not meant for that.
-
-    Something that another module's decorator wrapped is no part of that other module, and counts as defined here.
-    """
-    obj = vars(module.obj).get(name)
-    home = getattr(obj, "__module__", None)
-    if obj is None or home is None or home == module.obj.__name__:
-        return False
-    return getattr(sys.modules.get(home), getattr(obj, "__qualname__", ""), None) is obj
-
-
-# --- marks that do nothing -------------------------------------------------------------------------------------------
-
-
-def note(collector: pytest.Collector, name: str, obj: object) -> None:
-    """Remember that a mark of ours stands on `obj`, until it is known what pytest makes of it."""
-    collector.stash.setdefault(_SEEN, []).append((name, obj))
-
-
-def in_vain(collector: pytest.Collector, report: pytest.CollectReport) -> str | None:
-    """What to say of marks in `collector` that no test carries; None where each has its test."""
-    if report.outcome == "failed":
-        return "\n".join(said(*each) for each in _in_failed_module(collector, report)) or None
-    if report.outcome != "passed" or not isinstance(collector, (pytest.Module, pytest.Class)):
-        return None
-    seen = [*collector.stash.get(_SEEN, ()), *_in_classes(collector, report)]
-    texts = [
-        said(name, obj)
-        for name, obj in seen
-        if not any(_name(node) == name or node.name.startswith(f"{name}[") for node in report.result)
-        and not _is_base(obj)
-    ]
-    if not report.result and (marks := ours(collector.own_markers)) and not texts and not _is_base(collector.obj):
-        texts.append(
-            f"{marks[0].name} marks {collector.name}, in which pytest finds no test, so nothing would be checked\n"
-            "  → write test functions in it, or take the mark away"
+    def selected(self, item: pytest.Item) -> ParitySpec:
+        """The spec with the one precision and batch of this test among those that the marker lists."""
+        given = _parameters(item)
+        return replace(
+            self.parity,
+            precision=(given.get(PRECISION, self.parity.precision[0]),),
+            batch=(given.get(BATCH, self.parity.batch[0]),),
         )
-    return "\n".join(texts) or None
 
-
-def _is_base(obj: object) -> bool:
-    """Whether classes are derived from this one: its marks reach the tests of those."""
-    return isinstance(obj, type) and bool(obj.__subclasses__())
-
-
-def is_test_case(cls: object) -> bool:
-    """Whether a class is one of unittest's, whose methods unittest runs by itself."""
-    unittest = sys.modules.get("unittest")
-    return unittest is not None and isinstance(cls, type) and issubclass(cls, unittest.TestCase)
-
-
-def _in_classes(collector: pytest.Module | pytest.Class, report: pytest.CollectReport) -> Iterator[tuple[str, object]]:
-    """Marked members of classes that pytest does not ask our hook about: unittest's, and those that it passes over."""
-    classes: list[type] = []
-    if isinstance(collector, pytest.Class):
-        if not report.result or is_test_case(collector.obj):
-            classes.append(collector.obj)
-    else:
-        collected = {node.name for node in report.result}
-        for name, obj in vars(collector.obj).items():
-            if isinstance(obj, type) and obj.__module__ == collector.obj.__name__ and name not in collected:
-                classes.append(obj)
-    for each in classes:
-        if not _is_base(each):
-            yield from ((name, member) for name, member in vars(each).items() if _marks_of(member))
-
-
-def _marks_of(obj: object) -> list[pytest.Mark]:
-    return ours(pytestmark(getattr(obj, "__func__", obj) if isinstance(obj, (staticmethod, classmethod)) else obj))
-
-
-def pytestmark(obj: object) -> object:
-    """The `pytestmark` of anything that stands in a module; None where there is none, or where asking does harm."""
-    if obj is pytest.mark:  # makes a mark of whatever it is asked for
+    def problem(self, item: pytest.Item) -> CheckError | None:
+        """Why `item` can't be checked; None when it can."""
+        if self.error is not None:
+            return self.error
+        instead = (
+            "mark a function, or a method of a class that is not derived from unittest.TestCase; or call the fixture "
+            "trt_check in one"
+        )
+        refused = f"trt markers don't work on {item.name!r}"
+        if not isinstance(item, pytest.Function):
+            return ArgumentError(f"{refused} ({type(item).__name__}): only test functions are run", instead)
+        unittest = sys.modules.get("unittest")
+        if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
+            return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
+        if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
+            return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+        for name, listed in {PRECISION: self.parity.precision, BATCH: self.parity.batch}.items():
+            if len(listed) > 1 and name not in _parameters(item):
+                return ArgumentError(
+                    f"trt_parity: lists {', '.join(map(str, listed))}, and came too late to make a test of each",
+                    "a marker that a hook or pytest.param adds takes one precision and one batch",
+                )
         return None
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
+_MARKED: pytest.StashKey[tuple[list[pytest.Mark], Marked]] = pytest.StashKey()
+
+
+def marked(item: pytest.Item) -> Marked | None:
+    """What `item` is marked with; None for a test that has neither marker. Worked out once for the same marks."""
+    found = [mark for name in MARKERS for mark in marks.closest(item, name)]
+    if not found:
+        return None
+    known = item.stash.get(_MARKED, None)
+    if known is None or known[0] != found:
+        known = item.stash[_MARKED] = (found, _from_marks(found, item.config))
+    return known[1]
+
+
+def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
+    specs: dict[str, Any] = {}
     try:
-        return getattr(obj, "pytestmark", None)
-    except Exception:  # Proxies of web frameworks raise what they like.
-        return None
+        for mark in found:
+            if mark.name in specs:
+                raise ArgumentError(f"{mark.name}: given twice for one test", "write two tests, or list the precisions")
+            specs[mark.name] = arguments.from_marker(mark.name, mark.args, mark.kwargs)
+        _check_gpu_keys(config, specs.get("trt_latency"))
+    except CheckError as error:
+        return Marked(ParitySpec(), error=error)
+    return Marked(specs.get("trt_parity", ParitySpec()), specs.get("trt_latency"), judge_parity="trt_parity" in specs)
 
 
-def _in_failed_module(collector: pytest.Collector, report: pytest.CollectReport) -> Iterator[tuple[str, object]]:
-    """Marked objects that are no tests in the module that could not be imported.
+def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
+    from pytest_trtcheck import gpu
+    from pytest_trtcheck.plugin.session import extra_gpus
 
-    `@pytest.mark.trt_parity(make_model)` marks `make_model` and then calls it with the test, which it mostly refuses:
-    the module fails before anything in it is collected.
-    """
-    excinfo = getattr(getattr(report, "call", None), "excinfo", None)
-    if excinfo is None or not isinstance(collector, pytest.Module):
-        return
-    frames = [entry.frame.f_globals for entry in excinfo.traceback if entry.frame.code.name == "<module>"]
-    for name, value in list(frames[-1].items()) if frames else ():
-        # A module may import more of itself when it is looked at.
-        members = list(vars(value).items()) if isinstance(value, ModuleType) else [(name, value)]
-        for found, obj in members:
-            is_test = collector.classnamefilter(found) if isinstance(obj, type) else collector.funcnamefilter(found)
-            if not is_test and _marks_of(obj):
-                yield found, obj
+    for name, budget in (latency.budgets() if latency else {}).items():
+        if isinstance(budget, dict):
+            try:
+                gpu.check_budget_keys(budget, extra_gpus(config))
+            except CheckError as error:
+                raise ArgumentError(f"trt_latency: {name}: {error.message}", error.hint) from None
 
 
-def replaces_a_test(collector: pytest.Module | pytest.Class, name: str, decorator: pytest.MarkDecorator) -> bool:
-    """Whether a mark of ours stands where a test should: `@trt_parity` was written without parentheses."""
-    if decorator.name not in MARKERS:
-        return False
-    given = decorator.args[0] if decorator.args else None
-    return getattr(given, "__name__", None) == name or collector.funcnamefilter(name) or collector.classnamefilter(name)
+class _Body:
+    """The code of a marked test, wrapped to keep what it returns: plugins that run coroutines drop that."""
+
+    def __init__(self, test: Callable[..., Any]) -> None:
+        self.checked = False
+        self.returned: list[object] = []
+
+        @functools.wraps(test)
+        def called(*args: object, **kwargs: object) -> None:
+            self.returned.append(test(*args, **kwargs))
+
+        @functools.wraps(test)
+        async def awaited(*args: object, **kwargs: object) -> None:
+            self.returned.append(await test(*args, **kwargs))
+
+        self.wrapped: Callable[..., Any] = awaited if inspect.iscoroutinefunction(test) else called
 
 
-def said(name: str, obj: Any) -> str:
-    """What is wrong with a mark of ours on `obj`, and what to write instead."""
-    if isinstance(obj, pytest.MarkDecorator):
-        return (
-            f"{name} is a mark, not a test: {obj.name} took the test as its argument\n"
-            f"  → write @{obj.name}(…) with parentheses, which may be empty, above a function made by def"
-        )
-    mark = _marks_of(obj)[0]
-    where = _where(obj)
-    if is_fixture(obj):
-        return (
-            f"{mark.name} marks the fixture {name}{where}, where it does nothing\n"
-            "  → mark the tests that use the fixture, or call the fixture trt_check in them"
-        )
-    what = "class" if isinstance(obj, type) else "function"
-    text = f"{mark.name} marks the {what} {name}{where}, which pytest does not collect as a test: nothing is checked\n"
-    if not mark.args and not mark.kwargs:
-        return (
-            f"{text}  → @pytest.mark.{mark.name}({name}) decorates {name} itself: to check the model that it makes, "
-            f"write @pytest.mark.{mark.name}(model={name}), or import {mark.name} from pytest_trtcheck"
-        )
-    return f"{text}  → mark a test function or a test class; pytest knows them by their names (test…, Test…)"
+_BODY: pytest.StashKey[_Body] = pytest.StashKey()
 
 
-def is_fixture(obj: object) -> bool:
-    """Whether an object is a fixture, by the attributes that pytest 8 and 9 give it."""
-    return hasattr(obj, "_pytestfixturefunction") or hasattr(obj, "_fixture_function_marker")
-
-
-def _where(obj: Any) -> str:
+@contextmanager
+def watched(item: pytest.Function) -> Iterator[None]:
+    """Keep what the body of a marked test returns, however the body is run, and see that the check was made."""
+    test = item.obj
+    body = item.stash[_BODY] = _Body(test)
+    item.obj = body.wrapped
     try:
-        code = inspect.unwrap(getattr(obj, "__func__", obj)).__code__
-    except (AttributeError, ValueError):
-        return ""
-    return f" ({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno})"
+        yield
+    finally:
+        item.obj = test
+    if not body.checked:
+        outcome.refuse(item, _not_run(item))
 
 
-# --- a test that is run again ----------------------------------------------------------------------------------------
+def _not_run(item: pytest.Item) -> ArgumentError:
+    return ArgumentError(
+        f"{item.name} is marked and was not checked: what ran it, a {type(item).__name__}, never called the function",
+        "call the fixture trt_check in it instead",
+    )
 
 
-def begin_run(item: pytest.Item) -> None:
-    """Count the runs of a test; what an earlier run reported is not what this one will."""
-    run = item.stash.get(RUN, 0) + 1
-    item.stash[RUN] = run
-    if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
-        item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
-        item.user_properties.append((RUNS, str(run)))
+def _returned(item: pytest.Function) -> object:
+    """What the body of a marked test returned; marks it as checked.
+
+    Raises
+    ------
+    ArgumentError
+        The marker came too late, the body was never run, or it gave something that is still to be run.
+    """
+    body = item.stash.get(_BODY, None)
+    if body is None or "trt_model" not in item.funcargs:
+        raise ArgumentError(
+            f"{item.name}: a trt marker was added while the test was running",
+            "add it while tests are collected: in pytest_collection_modifyitems or before",
+        )
+    body.checked = True
+    if not body.returned:
+        raise _not_run(item)
+    value = body.returned[-1]
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        if hasattr(value, "close"):
+            value.close()
+        raise ArgumentError(
+            f"{item.name} returned a {type(value).__name__}, which nothing has run: its inputs are not known",
+            "return the inputs themselves; mark an async def for the plugin that runs it (pytest-asyncio, anyio)",
+        )
+    return value
 
 
-def is_our_property(name: object) -> bool:
-    """Whether a user property of a test was put there by a check."""
-    return name == "trtcheck" or str(name).startswith("trtcheck.")
+def run_marked(item: pytest.Function, found: Marked) -> None:
+    """Check what the markers of `item` ask for, with what the test returned as inputs."""
+    fixture = item.funcargs.get
+    try:
+        inputs, source = _returned(item), "returned"
+    except CheckError as error:
+        outcome.refuse(item, error)
+    if inputs is None:
+        inputs, source = fixture("trt_inputs"), "trt_inputs"
+    parity = found.selected(item)
+    outcome.run(
+        item,
+        outcome.request_for(
+            item,
+            parity.model if parity.model is not None else fixture("trt_model"),
+            parity,
+            fixture,
+            judge_parity=found.judge_parity,
+            latency=found.latency,
+            inputs=inputs,
+            inputs_source=source,
+        ),
+    )
+
+
+# --- tests collected from files --------------------------------------------------------------------------------------
+
+
+def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """The collector for a model or bundle that is asked for; None for a file that a walk merely came by."""
+    named = parent.session.isinitpath(file_path)
+    file: pytest.File | None = None
+    if file_path.suffix == ".onnx":
+        root = parent.config.rootpath
+        path = (file_path.relative_to(root) if file_path.is_relative_to(root) else file_path).as_posix()
+        if named or any(fnmatch(path, glob) for glob in settings.value(parent.config, "trt_collect")):
+            file = OnnxFile.from_parent(parent, path=file_path)
+    elif named:
+        from pytest_trtcheck import bundle
+
+        if bundle.is_bundle(file_path):
+            file = BundleFile.from_parent(parent, path=file_path)
+    return file
+
+
+class OnnxFile(pytest.File):
+    """One model file: a test a precision, named after it."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        """The tests."""
+        for precision in settings.value(self.config, "trt_precision"):
+            item: OnnxItem = OnnxItem.from_parent(self, name=precision)
+            yield item
+
+
+class BundleFile(pytest.File):
+    """One bundle: one test."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        """The replay."""
+        item: BundleItem = BundleItem.from_parent(self, name="replay")
+        yield item
+
+
+class _FileItem(pytest.Item):
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where the test stands."""
+        return self.path, None, self.nodeid
+
+
+class OnnxItem(_FileItem):
+    """The parity of one model in one precision, on generated inputs."""
+
+    def runtest(self) -> None:
+        """Check the model as a marked test that returns nothing would."""
+        parity = ParitySpec(precision=(self.name,))  # type: ignore[arg-type]  # the option takes no other names
+        no_fixtures: Mapping[str, Any] = {}
+        outcome.run(self, outcome.request_for(self, str(self.path), parity, no_fixtures.get, default_batch=1))
+
+
+class BundleItem(_FileItem):
+    """The check that failed, made again with what the bundle holds."""
+
+    def runtest(self) -> None:
+        """Check as the test did that failed, and say what came out otherwise than recorded."""
+        from pytest_trtcheck import backends, bundle
+        from pytest_trtcheck.check.request import Request
+        from pytest_trtcheck.plugin.session import session_of
+
+        session = session_of(self.config)
+        backend = session.get("trt_backend")
+        try:
+            loaded = bundle.read(self.path)
+            if session.detection.gpu is not None and not backends.load(backend).is_emulation:
+                bundle.check_plugins(loaded)
+        except CheckError as error:
+            outcome.refuse(self, error)
+        parity = replace(loaded.spec, reference=loaded.recorded_reference())
+        if backend != backends.AUTO:
+            parity = replace(parity, backend=None)
+
+        def watch(known: Known) -> tuple[str, ...]:
+            return (
+                f"replay of {loaded.nodeid}",
+                *bundle.compare_with_recorded(loaded, known),
+                *bundle.changes(loaded.about["environment"], session.circumstances(known.running.name)),
+            )
+
+        outcome.run(
+            self,
+            Request(
+                nodeid=self.nodeid,
+                model=loaded.model,
+                folders=(),
+                parity=parity,
+                inputs=list(loaded.cases),
+                inputs_source="given",
+                options=loaded.options,
+                lowered=loaded.lowered,
+                watch=watch,
+            ),
+        )

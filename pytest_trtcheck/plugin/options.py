@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS
@@ -24,28 +23,16 @@ if TYPE_CHECKING:
 Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "backend"]
 
 
-# No dataclass: every pytest run makes this class, and a frozen dataclass of its size takes 0.8 ms.
-class Option:
+class Option(NamedTuple):
     """One setting. `name` is the ini key; `--trt-x` is the flag of `trt_x` and `TRTCHECK_X` its variable."""
 
-    def __init__(
-        self,
-        name: str,
-        kind: Kind,
-        help: str,
-        *,
-        default: Any = None,
-        choices: tuple[str, ...] = (),
-        metavar: str | None = None,
-        ini_only: bool = False,
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.help = help
-        self.default = default
-        self.choices = choices
-        self.metavar = metavar
-        self.ini_only = ini_only
+    name: str
+    kind: Kind
+    help: str
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    ini_only: bool = False
 
     @property
     def flag(self) -> str:
@@ -133,7 +120,7 @@ def resolve(option: Option, command_line: object, ini: object, environ: Mapping[
         return _converted(option, variable, f"environment variable {option.variable}")
     if ini not in (None, "", [], ()):
         return _converted(option, ini, f"ini key {option.name}")
-    return _converted(option, option.default, "default")
+    return _converted(option, option.default, "default") if isinstance(option.default, str) else option.default
 
 
 def value(config: pytest.Config, name: str) -> Any:
@@ -155,25 +142,16 @@ def any_given(config: pytest.Config) -> bool:
 
 
 def _converted(option: Option, raw: object, where: str) -> Any:
-    if raw is None or option.kind == "path":
-        return raw if raw is None else str(raw)
+    text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
     parse = {"flag": _flag, "seconds": _seconds, "size": parse_size, "backend": _backend}.get(option.kind)
     if parse is not None:
-        return parse(str(raw), where)
-    if option.kind == "lines":
-        return tuple(raw.splitlines()) if isinstance(raw, str) else tuple(_as_iterable(raw))
+        return parse(text, where)
     if option.kind == "names":
-        given = raw.split(",") if isinstance(raw, str) else list(_as_iterable(raw))
-        names = tuple(dict.fromkeys(part for text in given for part in str(text).replace(",", " ").split()))
-        for name in names:
-            _one_of(name, option.choices, where)
-        return names or option.default
-    text = str(raw).strip()
-    return _one_of(text, option.choices, where) if option.choices else text
-
-
-def _as_iterable(value: object) -> Iterable[object]:
-    return value if isinstance(value, Iterable) else (value,)
+        names = tuple(dict.fromkeys(text.replace(",", " ").split()))
+        return tuple(_one_of(name, option.choices, where) for name in names) or option.default
+    if option.kind == "text":
+        return _one_of(text.strip(), option.choices, where) if option.choices else text.strip()
+    return tuple(text.splitlines()) if option.kind == "lines" else text
 
 
 def _flag(text: str, where: str) -> bool:

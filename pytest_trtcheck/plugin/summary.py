@@ -10,7 +10,7 @@ import pytest
 
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.plugin.items import RUNS, is_our_property
+from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError
@@ -18,7 +19,6 @@ from pytest_trtcheck.model.sources import in_memory, made, onnx_file, other_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from importlib.metadata import EntryPoint
-    from pathlib import Path
 
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -64,6 +64,21 @@ class Opening:
     folders: Sequence[Path]
     cache: Cache
     label: str | None = None
+
+    def path(self, source: object) -> Path:
+        """Where the file or folder lies that `source` names.
+
+        Raises
+        ------
+        ModelError
+            None of the folders has it.
+        """
+        path = Path(str(source)).expanduser()
+        tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(self.folders)]
+        for candidate in tried:
+            if candidate.exists():
+                return candidate
+        raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:
         """What a source was turned into: the bytes of an ONNX file, an onnx.ModelProto, a path, or another source.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pytest_trtcheck.errors import ModelError
 
 if TYPE_CHECKING:
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -30,9 +27,4 @@ def open(source: Any, opening: Opening) -> OnnxModel:
     """
     from pytest_trtcheck.model import remembered
 
-    path = Path(str(source)).expanduser()
-    tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(opening.folders)]
-    for candidate in tried:
-        if candidate.exists():
-            return remembered.model(candidate, str(source), opening.cache)
-    raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
+    return remembered.model(opening.path(source), str(source), opening.cache)

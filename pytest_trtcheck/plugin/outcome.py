@@ -1,0 +1,134 @@
+"""A verdict becomes the outcome of its test, and the record travels with the test's reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from pytest_trtcheck.errors import CheckError, CheckFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.spec import ParitySpec
+
+RUN: pytest.StashKey[int] = pytest.StashKey()
+"""Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
+RUNS = "trtcheck.runs"
+"""The property that says of a test which was run again how often it ran."""
+
+
+def begin_run(item: pytest.Item) -> None:
+    """Count the runs of a test; what an earlier run reported is not what this one will."""
+    run = item.stash[RUN] = item.stash.get(RUN, 0) + 1
+    if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
+        item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
+        item.user_properties.append((RUNS, str(run)))
+
+
+def is_our_property(name: object) -> bool:
+    """Whether a user property of a test was put there by a check."""
+    return name == "trtcheck" or str(name).startswith("trtcheck.")
+
+
+def attach(item: pytest.Item, record: CheckRecord) -> None:
+    """Let the record ride on the item, so that xdist workers and JUnit carry it."""
+    import json
+
+    from pytest_trtcheck.record import PROPERTY
+    from pytest_trtcheck.report import junit
+
+    text = replace(record, runs=item.stash.get(RUN, 1)).to_json()
+    index = sum(name == PROPERTY for name, _ in item.user_properties)
+    item.user_properties += [(PROPERTY, text), *junit.properties(json.loads(text), index)]
+
+
+def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
+    """Fail the item for a marker that cannot be understood or followed."""
+    from pytest_trtcheck.record import CheckRecord
+
+    attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=str(error)))
+    raise error
+
+
+def folders(item: pytest.Item) -> tuple[Path, ...]:
+    """Where relative paths of a test are looked up: beside the test file, then from rootdir."""
+    return (item.path.parent, item.config.rootpath)
+
+
+def request_for(
+    item: pytest.Item,
+    model: object,
+    parity: ParitySpec,
+    fixture: Callable[[str], Any],
+    *,
+    inputs: object = None,
+    inputs_source: str = "given",
+    **more: Any,
+) -> Request:
+    """What a test asks to be checked, with what the fixtures that users override say."""
+    from pytest_trtcheck.check.request import Request
+
+    return Request(
+        nodeid=item.nodeid,
+        model=model,
+        folders=folders(item),
+        parity=parity,
+        inputs=inputs,
+        inputs_source=inputs_source if inputs is not None else "generated",
+        calibration=parity.calibration if parity.calibration is not None else fixture("trt_calibration"),
+        **{"options": fixture("trt_build_options"), **more},
+    )
+
+
+def run(item: pytest.Item, request: Request) -> CheckRecord:
+    """Make the check, attach its record, and fail or skip the item as the verdict says."""
+    from pytest_trtcheck.plugin.session import session_of
+
+    session = session_of(item.config)
+    # A replay watches for itself, and needs no bundle of its own.
+    writer = session.bundle_writer(request.nodeid) if request.watch is None else None
+    if writer is None:
+        record = session.checker.check(request)
+    else:
+        try:
+            record = session.checker.check(replace(request, watch=writer.keep))
+            record = writer.finish(record, session.circumstances(record.backend))
+        finally:
+            writer.close()
+    attach(item, record)
+    conclude(record, inconclusive=session.get("trt_inconclusive"))
+    return record
+
+
+def conclude(record: CheckRecord, *, inconclusive: str) -> None:
+    """Turn a verdict into pytest's outcome: only `pass` passes."""
+    message = record.message or record.verdict
+    if record.verdict == "pass":
+        return
+    if record.verdict == "error":
+        # No CheckFailed: a test that expects its check to fail must not pass because its model file is gone.
+        raise CheckError(message)
+    if record.verdict == "not_measured":
+        pytest.skip(f"not measured: {message}")
+    if record.verdict == "inconclusive" and inconclusive == "skip":
+        pytest.skip(f"inconclusive: {message}")
+    raise CheckFailed(message)
+
+
+def is_expected(item: pytest.Item, error: BaseException) -> bool:
+    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names."""
+    if isinstance(error, CheckFailed):
+        return True
+    for mark in item.iter_markers("xfail"):
+        raises = mark.kwargs.get("raises")
+        named = getattr(raises, "expected_exceptions", raises)
+        for each in named if isinstance(named, tuple) else (named,):
+            if isinstance(each, type) and issubclass(each, CheckError) and isinstance(error, each):
+                return True
+    return False
