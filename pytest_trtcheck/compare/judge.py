@@ -26,8 +26,6 @@ LOOSE = 100.0
 LEAST_SHARE = 0.25
 """The scale of a part is no less than this share of its natural scale. What a score of 0.02 is rounded by, as a share
 of 0.02, is the error of its logit, and no decision hangs on it: detectors take a score for something from 0.25 on."""
-_IN_RECORDS = ("max", "l2", "abs", "cosine", "snr_db")
-"""The metrics that have a field of their own in every record; the others stand in its details."""
 
 
 def judge_all(
@@ -79,7 +77,11 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
         name=measurement.name,
         dtype=measurement.dtype,
         shape=measurement.shape,
-        **{metric: measurement.value(metric) for metric in _IN_RECORDS},
+        max=measurement.value("max"),
+        l2=measurement.value("l2"),
+        abs=measurement.value("abs"),
+        cosine=measurement.value("cosine"),
+        snr_db=measurement.value("snr_db"),
         nonfinite=measurement.nonfinite.total,
         mismatches=measurement.mismatches,
         worst_index=measurement.worst[0].index if measurement.worst else None,
@@ -329,9 +331,10 @@ def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator
 
 
 def _details(measurement: Measurement) -> dict[str, Any]:
-    others = {name: measurement.scores.get(name) for name in (*METRICS, *measurement.scores) if name not in _IN_RECORDS}
+    allclose, top1 = (measurement.scores.get(metric) for metric in ("allclose", "top1"))
     return {
-        **{name: score.value if score else None for name, score in others.items()},
+        "allclose": allclose.value if allclose else None,
+        "top1": top1.value if top1 else None,
         "cases": measurement.cases,
         "peak": measurement.peak,
         "error_quantiles": measurement.quantiles(),
