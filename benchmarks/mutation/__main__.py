@@ -59,7 +59,9 @@ GROUPS = {
         ("precision/quantization/quantize.py", "precision/quantization/plan.py"),
         ("test_quantize*.py", "test_guards.py"),
     ),
-    "compare": Group(("compare/*.py",), ("test_compare*.py", "test_parts.py", *PARITY_TESTS)),
+    "compare": Group(
+        ("compare/*.py", "metrics.py"), ("test_compare*.py", "test_parts.py", "test_extending_metric.py", *PARITY_TESTS)
+    ),
     "parity": Group(("check/parity.py",), PARITY_TESTS),
     "half": Group(
         ("precision/half.py",),

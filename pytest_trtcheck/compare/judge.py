@@ -36,8 +36,6 @@ LOOSE = 100.0
 LEAST_SHARE = 0.25
 """The scale of a part is no less than this share of its natural scale. What a score of 0.02 is rounded by, as a share
 of 0.02, is the error of its logit, and no decision hangs on it: detectors take a score for something from 0.25 on."""
-_IN_RECORDS = ("max", "l2", "abs", "cosine", "snr_db")
-"""The metrics that have a field of their own in every record; the others stand in its details."""
 
 
 def judge_all(
@@ -89,7 +87,11 @@ def judge(measurement: Measurement, limits: Sequence[Limit]) -> OutputRecord:
         name=measurement.name,
         dtype=measurement.dtype,
         shape=measurement.shape,
-        **{metric: measurement.value(metric) for metric in _IN_RECORDS},
+        max=measurement.value("max"),
+        l2=measurement.value("l2"),
+        abs=measurement.value("abs"),
+        cosine=measurement.value("cosine"),
+        snr_db=measurement.value("snr_db"),
         nonfinite=measurement.nonfinite.total,
         mismatches=measurement.mismatches,
         worst_index=measurement.worst[0].index if measurement.worst else None,
@@ -346,7 +348,6 @@ def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator
 
 def _details(measurement: Measurement) -> OutputDetails:
     allclose, top1 = (measurement.scores.get(metric) for metric in ("allclose", "top1"))
-    others = {name: score.value for name, score in measurement.scores.items() if name not in METRICS}
     return OutputDetails(
         allclose=allclose.value if allclose else None,
         top1=top1.value if top1 else None,
@@ -359,5 +360,4 @@ def _details(measurement: Measurement) -> OutputDetails:
         worst=tuple(ElementRecord(e.index, e.expected, e.actual, e.error, e.case) for e in measurement.worst),
         notes=tuple(measurement.notes),
         uncompared=measurement.uncompared or None,
-        metrics=others or None,
     )

@@ -122,10 +122,13 @@ def examine(
         if measurement.cases < measurements[name].cases and not is_bad(judge(measurement, limits[name]).verdict):
             continue
         patterns = list(_misplaced(name, pair, reference))
-        part = _failed_part(measurement, output)
-        if part is not None and not patterns:
-            found[name] = _of_part(pair, part, output, precision, case)
-            continue
+        part = None if patterns else _failed_part(measurement, output)
+        worst: tuple[Element, ...] = ()
+        if part is not None:
+            # Looked at as an output of its own.
+            pair = Pair(*within(pair, part))
+            measurement = measure(name, pair.actual, pair.reference)
+            worst = tuple(replace(each, index=offset(part.part, each.index), case=case) for each in measurement.worst)
         beyond = _beyond(pair, measurement, output) if measurement.size else None
         if measurement.faults:
             patterns.append(_of_faults(measurement))
@@ -135,7 +138,9 @@ def examine(
             patterns.append(_no_pattern(beyond, measurement, precision))
         if not can_keep:
             patterns = [replace(each, advice=_EXPORTED) if "keep_fp32" in each.advice else each for each in patterns]
-        found[name] = Examination(beyond, measurement.size, tuple(patterns), case)
+        found[name] = Examination(
+            beyond, measurement.size, tuple(patterns), case, None if part is None else str(part), worst
+        )
     return found
 
 
@@ -145,18 +150,6 @@ def _failed_part(measurement: Measurement, output: OutputRecord) -> PartMeasurem
         return None
     worst = next((entry["part"] for entry in output.judged if entry["verdict"] == "fail" and entry.get("part")), None)
     return next((part for part in measurement.parts if str(part) == worst), None)
-
-
-def _of_part(
-    pair: Pair, part: PartMeasurement, output: OutputRecord, precision: Precision, case: int | None
-) -> Examination:
-    """The part looked at as an output of its own."""
-    own = Pair(*within(pair, part))
-    measurement = measure(output.name, own.actual, own.reference)
-    beyond = _beyond(own, measurement, output)
-    patterns = _patterns(own, measurement, precision) or [_no_pattern(beyond, measurement, precision)]
-    worst = tuple(replace(each, index=offset(part.part, each.index), case=case) for each in measurement.worst)
-    return Examination(beyond, measurement.size, tuple(patterns), case, str(part), worst)
 
 
 def worst_case(output: OutputRecord) -> int:
@@ -179,19 +172,15 @@ def _beyond(pair: Pair, measurement: Measurement, output: OutputRecord) -> int |
             continue
         if entry["metric"] == "mismatches":
             return measurement.mismatches
-        relative = entry["metric"] == "max" and measurement.peak > 0
-        limit = entry["limit"] * (measurement.peak if relative else 1.0)
-        return sum(
-            int(np.count_nonzero(pair.errors(*each) > limit * _allowance(pair, *each, entry["metric"])))
-            for each in pair.chunks()
-        )
+        limit = entry["limit"] * (measurement.peak or 1.0 if entry["metric"] == "max" else 1.0)
+        beyond = 0
+        for each in pair.chunks():
+            allowed = limit
+            if entry["metric"] == "allclose":
+                allowed = limit * (1 + np.nan_to_num(np.abs(pair.read_reference(*each).astype(np.float64)), posinf=0.0))
+            beyond += int(np.count_nonzero(pair.errors(*each) > allowed))
+        return beyond
     return measurement.nonfinite.different or None
-
-
-def _allowance(pair: Pair, start: int, stop: int, metric: str) -> NDArray[np.float64] | float:
-    if metric != "allclose":
-        return 1.0
-    return 1.0 + np.nan_to_num(np.abs(pair.read_reference(start, stop).astype(np.float64)), posinf=0.0)
 
 
 def _patterns(pair: Pair, measurement: Measurement, precision: Precision) -> list[Pattern]:

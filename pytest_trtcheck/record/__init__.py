@@ -103,7 +103,7 @@ class OutputDetails(_Keyed):
     """What a report draws from: the worst elements, quantiles and octaves of the error, the metrics of no field.
 
     `error_octaves` are (e, n): n elements with 2^e ≤ |error| < 2^(e+1). `emulated` holds the emulated model's errors by
-    metric, where an engine's are judged; `metrics` the values of those that are not built in.
+    metric, where an engine's are judged.
     """
 
     allclose: float | None = _absent(beside="cases")
@@ -118,7 +118,6 @@ class OutputDetails(_Keyed):
     notes: tuple[str, ...] = _absent((), beside="cases")
     uncompared: str | None = _absent(beside="cases")
     emulated: Mapping[str, float | None] | None = _absent()
-    metrics: Mapping[str, float | None] | None = _absent()
 
 
 @dataclass(frozen=True)
