@@ -627,22 +627,21 @@ def test_each_bundle_is_collected_when_named_alone(failing: Suite) -> None:
     assert failing.run("bundle.json").result.ret == pytest.ExitCode.USAGE_ERROR
 
 
-@pytest.mark.parametrize("extra", [(), ("-n2",)])
-def test_a_changed_byte_is_refused_in_a_replay(failing: Suite, extra: tuple[str, ...]) -> None:
+def test_a_changed_byte_is_refused_in_a_replay(failing: Suite, run_everywhere: Callable[..., Run]) -> None:
     failing.run("--trt-bundle=out", "-k", "fp16")
     folder = failing.path / "out" / "test_checks.py-test_fp16"
     content = bytearray((folder / "reference.npz").read_bytes())
     content[-30] ^= 1
     (folder / "reference.npz").write_bytes(content)
     (folder / "model" / "model.onnx").write_bytes(b"cut off")
-    run = failing.run(*extra, f"{folder}/bundle.json")
+    run = run_everywhere(f"{folder}/bundle.json")
     run.result.assert_outcomes(failed=1)
     assert "reference.npz: its content was changed" in run.text
     assert "model/model.onnx: has 7 bytes" in run.text
     assert "Traceback" not in run.text
     assert run.checks[0]["verdict"] == "error"
     (folder / "bundle.json").write_text("{")
-    assert "the bundle is damaged: not whole JSON" in failing.run(*extra, f"{folder}/bundle.json").text
+    assert "the bundle is damaged: not whole JSON" in run_everywhere(f"{folder}/bundle.json").text
 
 
 def test_a_bundle_that_cannot_be_written_hides_no_failure(failing: Suite) -> None:

@@ -318,12 +318,18 @@ def wrapped(function):
 """
 
 HERE = """
+import functools
+
 from elsewhere import ForHere, TestImported, test_imported, wrapped
 from elsewhere import test_imported as test_renamed
 
 pytestmark = trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=1)
 
 def test_own(): ...
+
+def given(batch): ...
+
+test_partial = functools.partial(given, 1)
 
 @wrapped
 def test_wrapped_by_another_module(): ...
@@ -336,9 +342,12 @@ class TestOwn(ForHere):
 def test_a_modules_marks_do_not_reach_what_it_imports(suite: Suite) -> None:
     suite.write(elsewhere=ELSEWHERE, test_here=HERE)
     run = suite.run("-v")
-    checked = {"test_own", "test_wrapped_by_another_module", "TestOwn::test_method", "TestOwn::test_for_here"}
+    checked = {
+        *("test_own", "test_partial", "test_wrapped_by_another_module"),
+        *("TestOwn::test_method", "TestOwn::test_for_here"),
+    }
     assert set(outcomes(run)) == {f"{name}[{precision}]" for name in checked for precision in ("fp16", "bf16")}
-    run.result.assert_outcomes(passed=8 + 3)
+    run.result.assert_outcomes(passed=10 + 3)
 
 
 AWAITED = """

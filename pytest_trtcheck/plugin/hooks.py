@@ -14,14 +14,24 @@ import pytest
 from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
 from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
+from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
+    trt_benchmark,
+    trt_build,
+    trt_build_options,
+    trt_calibration,
+    trt_check,
+    trt_engine,
+    trt_gpu,
+    trt_inputs,
+    trt_model,
+    trt_reference,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from pytest_trtcheck.plugin.items import Marked
-
-pytest_plugins = ("pytest_trtcheck.plugin.fixtures",)
 
 _REFUSED = pytest.StashKey[list[str]]()
 
@@ -147,7 +157,7 @@ def pytest_make_collect_report(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize a marked test that names several precisions or batches."""
-    found = _marked(metafunc.definition) if "trt_model" in metafunc.fixturenames else None
+    found = _marked(metafunc.definition)
     if found is None:
         return
     if len(found.parity.precision) > 1:
