@@ -55,7 +55,14 @@ def test_a_report_of_an_earlier_version_is_read_shown_and_compared(path: Path) -
 
 def test_what_a_later_version_adds_is_passed_over_and_what_an_earlier_one_lacked_is_not_known() -> None:
     check = {"nodeid": "t.py::a", "model": "a.onnx", "verdict": "pass", "later": 1, "evidence": "provider"}
-    judged = {"metric": "max", "value": "inf", "limit": None, "source": None, "verdict": "fail", "new": {}}
+    judged: dict[str, Any] = {
+        "metric": "max",
+        "value": "inf",
+        "limit": None,
+        "source": None,
+        "verdict": "fail",
+        "new": {},
+    }
     parity = {"verdict": "fail", "metric": "max", "outputs": [{"name": "y", "judged": [judged]}]}
     run = typed({"environment": {"later": {}}, "checks": [{**check, "parity": parity}], "later": []}, RunRecord)
     (record,) = run.checks
