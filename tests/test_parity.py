@@ -25,6 +25,7 @@ from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
+from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.report import html, json_report
 from pytest_trtcheck.spec import ParitySpec, Tolerance
 from tests import onnx_models
@@ -102,8 +103,8 @@ def test_scores_that_int8_loses_beside_boxes_fail(tmp_path: Path) -> None:
     assert record.parity.worst == pytest.approx(1.0)
     assert "in part [4:12] along axis 1 (scores)" in str(record.parity.reason)
     assert "part [4:12] along axis 1 (scores)" in str(record.message)
-    report = json_report.document([json.loads(record.to_json())], json_report.environment())
-    require_schema(report)
+    report = json_report.document([record], json_report.environment())
+    require_schema(jsonable(report))
     page = " ".join(html.render(report).split())
     assert "part [4:12] along axis 1 (scores): <span" in page
     whole = checked(detector(quantized=True), feeds(), tmp_path, "int8", tol=Tolerance(max=0.05, parts=None))

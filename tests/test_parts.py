@@ -106,7 +106,7 @@ def test_scores_that_are_lost_beside_boxes_fail_and_are_named() -> None:
     assert sentence(entry) == "max 1 > 0.01 (default for fp16) in part [4:12] along axis 1 (scores)"
     boxes, scores = record.parts
     assert (boxes["verdict"], boxes["value"], scores["verdict"]) == ("pass", 0.0, "fail")
-    assert (boxes["ranges"], boxes["natural"], scores["natural"]) == ([[1, 0, 4]], None, 1.0)
+    assert (boxes["ranges"], boxes["natural"], scores["natural"]) == (((1, 0, 4),), None, 1.0)
     assert (boxes["size"], scores["size"]) == (2 * 4 * 50, 2 * 8 * 50)
     assert boxes["peak"] == reference[:, :4].max()
     # As a whole it is what it always was.

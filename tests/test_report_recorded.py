@@ -55,12 +55,20 @@ def test_a_report_of_an_earlier_version_is_read_shown_and_compared(path: Path) -
 
 def test_what_a_later_version_adds_is_passed_over_and_what_an_earlier_one_lacked_is_not_known() -> None:
     check = {"nodeid": "t.py::a", "model": "a.onnx", "verdict": "pass", "later": 1, "evidence": "provider"}
-    parity = {"verdict": "pass", "metric": "max", "outputs": [{"name": "y", "judged": [{"metric": "max", "new": {}}]}]}
+    judged: dict[str, Any] = {
+        "metric": "max",
+        "value": "inf",
+        "limit": None,
+        "source": None,
+        "verdict": "fail",
+        "new": {},
+    }
+    parity = {"verdict": "fail", "metric": "max", "outputs": [{"name": "y", "judged": [judged]}]}
     run = typed({"environment": {"later": {}}, "checks": [{**check, "parity": parity}], "later": []}, RunRecord)
     (record,) = run.checks
     assert record.evidence == "provider"
     assert record.parity is not None
-    assert record.parity.outputs[0].judged[0].limit is None
+    assert record.parity.outputs[0].judged[0].value == math.inf
     assert "later" not in jsonable(run)
 
 

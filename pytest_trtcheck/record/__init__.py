@@ -59,10 +59,10 @@ class JudgedRecord(_Keyed):
     """
 
     metric: str
-    value: float | None = None
-    limit: float | None = None
-    source: str | None = None
-    verdict: Verdict = "pass"
+    value: float | None
+    limit: float | None
+    source: str | None
+    verdict: Verdict
     note: str | None = _absent()
     part: str | None = _absent()
     at_least: bool | None = _absent()
