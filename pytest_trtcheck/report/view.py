@@ -90,7 +90,9 @@ class Judgement:
     @property
     def severity(self) -> tuple[int, float]:
         """What orders judgements: the verdict, then how much of the limit is used up."""
-        return rank(JudgedRecord(self.metric, self.value, self.limit, verdict=self.verdict, at_least=self.is_least))
+        return rank(
+            JudgedRecord(self.metric, self.value, self.limit, self.source, self.verdict, at_least=self.is_least)
+        )
 
 
 @dataclass(frozen=True)
