@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_trtcheck.compare import Division, measure
+from pytest_trtcheck.compare import Division, Limit, measure
+from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ def compare(actual: Tensor, reference: Tensor, repeat: int, division: Division =
     def baseline() -> object:
         return np.max(np.abs(actual - reference))
 
+    limits = (Limit(METRICS["max"], 0.01, "", division=division),)
+
     def ours() -> object:
-        return measure("output", actual, reference, division=division)
+        return measure("output", actual, reference, limits=limits)
 
     baseline()
     ours()
@@ -99,7 +102,10 @@ def top1(elements: int, repeat: int) -> dict[str, float]:
     reference = np.random.default_rng(1).standard_normal((max(1, elements // 1000), 1000), dtype=np.float32)
     actual = reference + np.float32(1e-3)
     without = statistics.median(seconds(lambda: measure("output", actual, reference)) for _ in range(repeat))
-    with_it = statistics.median(seconds(lambda: measure("output", actual, reference, tie=0.0)) for _ in range(repeat))
+    asked = (Limit(METRICS["top1"], 0.0, ""),)
+    with_it = statistics.median(
+        seconds(lambda: measure("output", actual, reference, limits=asked)) for _ in range(repeat)
+    )
     return {"measure_s": without, "measure_with_top1_s": with_it, "ratio": with_it / without}
 
 

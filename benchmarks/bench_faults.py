@@ -2,7 +2,7 @@
 
     python benchmarks/bench_faults.py [--zoo FOLDER] [--models NAME …] [--sound N] [--into FOLDER] [--json FILE]
 
-Each fault is planted in the lowered model, as if an engine computed that, and judged by `Workshop.check` as a test
+Each fault is planted in the lowered model, as if an engine computed that, and judged by `Checker.check` as a test
 would be. How large it is, `faults/size.py` works out in numpy alone, from the outputs on both sides: a fault that
 flips 5 % of the decisions, or whose error in some part of an output is more than twice the limit, must fail. Where
 the unaltered lowering fails already (magika in FP16), a fault would prove nothing: more and more of the model stays
@@ -37,11 +37,10 @@ import onnx
 
 from pytest_trtcheck.cache import Cache, hash_file
 from pytest_trtcheck.check import parity
-from pytest_trtcheck.check.blame import Allowance
-from pytest_trtcheck.check.checker import Request, Workshop
-from pytest_trtcheck.check.request import Job
-from pytest_trtcheck.compare import DEFAULT_TOLERANCE
+from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.check.request import Allowance, Known
 from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.metrics import DEFAULT_TOLERANCE
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.check.request import Judged
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import Precision
 
@@ -96,7 +94,7 @@ class Bench:
     subject: zoo.Subject
     precision: Precision
     model: OnnxModel
-    workshop: Workshop
+    checker: Checker
     folder: Path
     keep: tuple[str, ...] = ()
     tol: float | None = None
@@ -114,7 +112,7 @@ class Bench:
     def lower(self, factor: float = 1.0) -> Lowered:
         """The model in the precision; with calibration data times `factor`."""
         calibration = self.calibration(factor) if self.precision == "int8" else None
-        return lower(self.model, self.precision, self.workshop.cache, keep_fp32=self.keep, calibration=calibration)
+        return lower(self.model, self.precision, self.checker.cache, keep_fp32=self.keep, calibration=calibration)
 
     @property
     def limit(self) -> float:
@@ -129,8 +127,8 @@ class Bench:
         """What the check says of a lowered model, and what numpy says."""
         pairs: list[tuple[Outputs, Outputs]] = []
 
-        def watch(judged: Judged) -> tuple[str, ...]:
-            pairs.extend((judged.runner(case), judged.reference(case)) for case in judged.job.cases)
+        def watch(known: Known) -> tuple[str, ...]:
+            pairs.extend((known.run(case), known.reference(case)) for case in known.cases)
             return ()
 
         spec = self.spec()
@@ -144,7 +142,7 @@ class Bench:
             lowered=lowered,
             watch=watch,
         )
-        record = self.workshop.check(request)
+        record = self.checker.check(request)
         found: dict[str, Any] = {"verdict": record.verdict}
         if record.verdict != "pass":
             found["message"] = (record.message or "").splitlines()[0][:300]
@@ -160,7 +158,7 @@ class Bench:
 
     @functools.cached_property
     def _float_path(self) -> Path:
-        return float_path(self.model, self.lower(), self.keep, self.workshop.cache)
+        return float_path(self.model, self.lower(), self.keep, self.checker.cache)
 
     def quantile(self, tensor: str, share: float) -> float:
         """The magnitude that a share of a tensor's elements keep in the FP32 model; a KeyError without the tensor."""
@@ -179,7 +177,7 @@ class Bench:
         if fault == planting.CALIBRATION:
             return self.lower(0.1), "calibration data times 0.1"
         lowered = self.lower()
-        reference = Reference(self.model, self.workshop.cache)
+        reference = Reference(self.model, self.checker.cache)
         spoiled = planting.Lowered(
             onnx.load(lowered.path), self.subject, self.quantile, dict(reference(self.cases()[0]))
         )
@@ -194,9 +192,9 @@ def benches(subjects: Mapping[str, zoo.Subject], where: Path | None, folder: Pat
         # A cache for each model, so that no disk fills up.
         for precision in PRECISIONS:
             cache = Cache(folder / "cache" / subject.name, None)
-            workshop = Workshop(cache, allowance=Allowance(0))
+            checker = Checker(cache, allowance=Allowance(0))
             model = open_model(str(subject.path(where)), (Path("/"),), cache)
-            yield Bench(subject, precision, model, workshop, folder)
+            yield Bench(subject, precision, model, checker, folder)
 
 
 def keeping(bench: Bench, kept: tuple[float, float, bool]) -> Bench:
@@ -231,16 +229,16 @@ def cell(bench: Bench, fault: str | None) -> dict[str, Any]:
 def sound_checks(bench: Bench, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The unaltered lowering on one input after the other, by `parity.judge`: its session is opened once."""
     lowered = bench.lower()
-    reference = Reference(bench.model, bench.workshop.cache)
+    reference = Reference(bench.model, bench.checker.cache)
     spec = bench.spec()
-    with closing(emulation(bench.model, lowered, bench.precision, bench.workshop.cache)) as runner:
+    with closing(emulation(bench.model, lowered, bench.precision, bench.checker.cache)) as runner:
         for seed in seeds:
             case = bench.subject.make(np.random.default_rng(SOUND_SEED + seed))
             found = sizes.size(bench.subject.parts, bench.subject.decisions, [(runner(case), reference(case))])
             entry = {"seed": seed, **found, "sound": sizes.is_sound(found, bench.limit)}
             if entry["sound"]:
-                job = Job(Request("bench", bench.model, (), spec), bench.model, lowered, [case], reference)
-                outcome = parity.judge(job, runner, reference)
+                request = Request("bench", bench.model, (), spec)
+                outcome = parity.judge(Known(request, bench.model, lowered, [case], reference, runner=runner))
                 entry |= {"verdict": outcome.record.verdict, "reason": outcome.record.reason}
             yield entry
 

@@ -26,7 +26,7 @@ import numpy as np
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.cache.manifest import read_manifest
 from pytest_trtcheck.check import checker as check
-from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.spec import ParitySpec
 
@@ -57,8 +57,8 @@ def child(precision: Precision | None, folder: Path, width: int) -> None:
             inputs={"image": image},
             calibration=[{"image": image}] if precision == "int8" else None,
         )
-        workshop = check.Workshop(cache=Cache(folder / precision), allowance=Allowance(0))
-        record = workshop.check(request)
+        checker = check.Checker(cache=Cache(folder / precision), allowance=Allowance(0))
+        record = checker.check(request)
         if record.verdict not in {"pass", "fail"}:
             raise SystemExit(f"{record.verdict}: {record.message}")
         seconds = record.duration_s

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_warm.py [--processes N] [--json FILE]
 
-Inference is loading the emulated model into ONNX Runtime, running and freeing it; all else within `Workshop.check`
+Inference is loading the emulated model into ONNX Runtime, running and freeing it; all else within `Checker.check`
 counts as overhead. Each process imports the libraries and prepares its inputs first, then makes the same check several
 times: the first one, and the median of those after it, are reported, medians over all processes. Where TensorRT-RTX is
 installed, one check is also made with an engine that was compiled for another GPU.
@@ -31,7 +31,7 @@ import numpy as np
 from pytest_trtcheck import gpu
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
-from pytest_trtcheck.check.blame import Allowance
+from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.spec import ParitySpec
 
@@ -94,7 +94,7 @@ def request(case: str, folder: Path) -> tuple[check.Request, bool]:
 def checks(case: str, folder: Path) -> list[dict[str, float]]:
     """Milliseconds of each of several checks in this process."""
     made, with_engine = request(case, folder)
-    workshop = check.Workshop(
+    checker = check.Checker(
         allowance=Allowance(0),  # what a failed check costs is bench_diagnose's matter
         cache=Cache(folder / "cache"),
         requested=gpu.find_gpu("A100", ()) if with_engine else None,
@@ -107,7 +107,7 @@ def checks(case: str, folder: Path) -> list[dict[str, float]]:
     for _ in range(REPEATS):
         inference.seconds = 0.0
         start = time.perf_counter()
-        record = workshop.check(made)
+        record = checker.check(made)
         total = time.perf_counter() - start
         require_sound(record, with_engine)
         times.append({"overhead": 1e3 * (total - inference.seconds), "inference": 1e3 * inference.seconds})

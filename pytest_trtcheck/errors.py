@@ -37,7 +37,7 @@ class CheckError(Exception):
     @property
     def headline(self) -> str:
         """The first line of the message."""
-        return (self.message.splitlines() or [""])[0]
+        return first_line(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
@@ -94,9 +94,27 @@ class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
 
 
+def first_line(said: object) -> str:
+    """The first line of a message; of an error that says nothing, what it is."""
+    return (str(said).strip().splitlines() or ["" if isinstance(said, str) else type(said).__name__])[0]
+
+
+def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    """The first of `names`, and how many more there are: "a, b, c and 4 more"."""
+    shown = list(names)
+    more = len(shown) - most
+    between = separator if "\n" in separator else " "
+    return separator.join(shown[:most]) + (f"{between}and {more} more" if more > 0 else "")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """A question naming the known word that is nearest, or nothing when none is near."""
     import difflib
 
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def name_of(function: object) -> str:
+    """What messages call a function, or an object that can be called."""
+    return str(getattr(function, "__name__", None) or type(function).__name__)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.choices import (
-    BACKENDS,
     CALIBRATION_METHODS,
-    METRICS,
     PRECISIONS,
-    Backend,
     CalibrationMethod,
-    Metric,
     Precision,
 )
+from pytest_trtcheck.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "BACKENDS",
     "CALIBRATION_METHODS",
-    "METRICS",
     "PRECISIONS",
-    "Backend",
     "Budget",
     "BuildOptions",
     "Calibration",
@@ -34,7 +28,6 @@ __all__ = [
     "CalibrationMethod",
     "InputMapping",
     "LatencySpec",
-    "Metric",
     "ParitySpec",
     "Part",
     "Precision",
@@ -85,15 +78,19 @@ class Part:
 PartsArgument: TypeAlias = "Literal['auto'] | Mapping[str, Sequence[tuple[int, int, int | None]]] | None"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Tolerance:
     """Several metrics combined: every limit that is given must hold.
 
-    Every limit is the most that the metric may be, except `snr_db`, which is the least. `mismatches` is the share
-    (0 to 1) of the elements of an integer or bool output that may differ from the reference.
-
     Parameters
     ----------
+    limits
+        By the metric's name (`max`, `l2`, `abs`, `allclose`, `cosine`, `snr_db`, `top1`), the most that it may be; of
+        `snr_db` the least. None: no limit.
+    metrics
+        The same for callables and metrics that are not built in.
+    mismatches
+        The share (0 to 1) of the elements of an integer or bool output that may differ from the reference.
     top1_axis
         The axis along which `top1` chooses; needed for outputs with more than two dimensions above 1.
     parts
@@ -104,24 +101,33 @@ class Tolerance:
     Tolerance(max=0.01, cosine=0.0001)
     """
 
-    max: float | None = None
-    l2: float | None = None
-    abs: float | None = None
-    allclose: float | None = None
-    cosine: float | None = None
-    snr_db: float | None = None
-    top1: float | None = None
-    mismatches: float = 0.0
-    top1_axis: int | None = None
-    parts: PartsArgument = field(default="auto", hash=False)
+    limits: Mapping[str, float] = field(hash=False)
+    metrics: Mapping[object, float] = field(hash=False)
+    mismatches: float
+    top1_axis: int | None
+    parts: PartsArgument = field(hash=False)
 
-    def limits(self) -> dict[Metric, float]:
-        """The metrics that were given, each with its limit."""
-        return {name: limit for name in METRICS if (limit := getattr(self, name)) is not None}
+    def __init__(
+        self,
+        *,
+        metrics: Mapping[Any, float] | None = None,
+        mismatches: float = 0.0,
+        top1_axis: int | None = None,
+        parts: PartsArgument = "auto",
+        **limits: float | None,
+    ) -> None:
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        vars(self).update(
+            limits=given, metrics=dict(metrics or {}), mismatches=mismatches, top1_axis=top1_axis, parts=parts
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with, defaults left out."""
+        others = {"metrics": {}, "mismatches": 0.0, "top1_axis": None, "parts": "auto"}
+        return dict(self.limits) | {n: getattr(self, n) for n, default in others.items() if getattr(self, n) != default}
 
     def __repr__(self) -> str:
-        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"Tolerance({', '.join(given)})"
+        return f"Tolerance({', '.join(f'{name}={value!r}' for name, value in self.arguments().items())})"
 
 
 @dataclass(frozen=True)
@@ -195,15 +201,14 @@ class ParitySpec:
     model: object | None = None
     precision: tuple[Precision, ...] = ("fp16",)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
-    metric: Metric = "max"
-    metric_axis: int | None = None
+    metric: Metric = METRICS["max"]
     reference: object | None = None
     calibration: object | None = None
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
     seed: int = 0
-    backend: Backend | None = None
+    backend: str | None = None
 
 
 Budget: TypeAlias = "float | Mapping[str, float]"

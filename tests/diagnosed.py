@@ -133,13 +133,14 @@ class Bench:
     def requantized(self, subject: Subject, tensor: str, factor: float) -> Subject:
         """The check with the range of one tensor multiplied by `factor`, as if it had been calibrated wrongly."""
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import calibrate, quantization_plan, quantize
+        from pytest_trtcheck.precision.quantization import calibrate, quantize
+        from pytest_trtcheck.precision.quantization.plan import points
 
         ranges = subject.ranges()
         found = {**ranges.tensors, tensor: replace(ranges.tensors[tensor], amax=ranges.tensors[tensor].amax * factor)}
         ranges = calibrate.Ranges(ranges.method, ranges.percentile, ranges.samples, found)
         model = graph.read(subject.model.path)
-        plan = quantization_plan.points(model, subject.keep_fp32)
+        plan = points(model, subject.keep_fp32)
         path = self.folder / f"requantized-{tensor}-{factor}.onnx"
         graph.write(quantize.quantize(model, plan, ranges.amax(), "int8"), path)
         import json

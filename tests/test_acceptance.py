@@ -13,14 +13,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck import backends
+from pytest_trtcheck.backends.base import Acceptance
+from pytest_trtcheck.backends.tensorrt import acceptance as accepting
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
 from pytest_trtcheck.backends.tensorrt.build import Parsed
 from pytest_trtcheck.backends.tensorrt.module import find_module
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import acceptance as accepting
-from pytest_trtcheck.check.acceptance import Acceptance, acceptance
-from pytest_trtcheck.check.checker import Request, Workshop
+from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ArgumentError, ModelError
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import Lowered
@@ -50,7 +51,8 @@ def judged(tmp_path: Path, cache: Cache) -> Callable[..., Acceptance]:
     def judge(proto: onnx.ModelProto, backend: Any = "auto", plugins: tuple[str, ...] = (), **given: Any) -> Acceptance:
         model = open_model(proto, (), cache)
         lowered = Lowered(model.path, model.sha256)
-        return acceptance(lowered, "the model", backend, BuildOptions(plugins=plugins), cache, **given)
+        ships = backends.load(backend).ships  # type: ignore[attr-defined]
+        return accepting.acceptance(lowered, "the model", ships, BuildOptions(plugins=plugins), cache, **given)
 
     return judge
 
@@ -239,7 +241,7 @@ def test_a_refusal_says_more_than_that_a_model_cannot_be_lowered(tmp_path: Path,
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid(_TRAINING, 1)], ir_version=9)
     request = Request("test", proto, (), ParitySpec(precision=("bf16",)))
-    record = Workshop(cache).check(request)
+    record = Checker(cache).check(request)
     assert record.verdict == "error"
     assert "node 'adam' (Adam)" in (record.message or "")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.report.files import check_writable
+from pytest_trtcheck.record.files import check_writable
 
 if TYPE_CHECKING:
     from pathlib import Path

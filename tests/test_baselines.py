@@ -21,7 +21,15 @@ from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.latency.baselines import MIN_SLOWDOWN, Baseline, GpuKey
 from pytest_trtcheck.latency.baselines.comparison import Distribution
 from pytest_trtcheck.latency.baselines.files import path_of, rounded
-from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, jsonable
+from pytest_trtcheck.record import (
+    BudgetRecord,
+    CheckRecord,
+    Conditions,
+    LatencyRecord,
+    ParityRecord,
+    jsonable,
+    typed,
+)
 from tests import latency_streams
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
 H200 = Gpu(name="NVIDIA H200", model=gpu.find_gpu("H200"), compute_capability=(9, 0), driver="580.1")
 KEY = GpuKey("NVIDIA H200", "9.0")
 CONDITIONS = conditions_of(H200, ("tensorrt_rtx", "1.5.0.114"), {"image": (1, 3, 16, 16)})
-CLOCKED = {**CONDITIONS, "sm_mhz": 1590, "power_limit_w": 70.0, "power_mode": "MODE_15W"}
+CLOCKED = replace(CONDITIONS, sm_mhz=1590, power_limit_w=70.0, power_mode="MODE_15W")
 DAY = datetime.date(2025, 11, 21)
 NODEID = "tests/test_a.py::test_a[fp16]"
 
@@ -48,20 +56,20 @@ def measured(p50_ms: float = 1.0, seed: int = 0, count: int = 2000, **details: A
         "measured": "GPU time",
         "cuda_graph": True,
         "conditions": CLOCKED,
-        "disturbances": [],
+        "disturbances": (),
         "distribution": Distribution.of(taken).to_json(),
         **details,
     }
-    return latency.to_record(latency.summarize(taken), latency.combine_decisions([]), gpu="H200", details=told)
+    return latency.to_record(taken, latency.combine_decisions([]), gpu="H200", details=told)
 
 
 def budgeted(limit_ms: float, p50_ms: float = 1.0, seed: int = 0, **details: Any) -> LatencyRecord:
     plain = measured(p50_ms, seed, **details)
     decision = latency.decide(samples(p50_ms, seed), {"p50_ms": limit_ms})
-    return latency.to_record(latency.summarize(samples(p50_ms, seed)), decision, gpu="H200", details=plain.details)
+    return replace(latency.to_record(samples(p50_ms, seed), decision, gpu="H200"), details=plain.details)
 
 
-def check(record: LatencyRecord, nodeid: str = NODEID, **changes: Any) -> dict[str, Any]:
+def check(record: LatencyRecord, nodeid: str = NODEID, **changes: Any) -> CheckRecord:
     found = CheckRecord(
         nodeid,
         "models/a.onnx",
@@ -71,8 +79,7 @@ def check(record: LatencyRecord, nodeid: str = NODEID, **changes: Any) -> dict[s
         evidence="engine",
         latency=record,
     )
-    loaded: dict[str, Any] = json.loads(replace(found, **changes).to_json())
-    return loaded
+    return CheckRecord.from_json(replace(found, **changes).to_json())
 
 
 @pytest.fixture
@@ -88,8 +95,8 @@ def baseline(folder: Path) -> Baseline:
     return found
 
 
-def entry(record: LatencyRecord) -> dict[str, Any]:
-    (found,) = [dict(each) for each in record.budgets if each["name"] == "baseline"]
+def entry(record: LatencyRecord) -> BudgetRecord:
+    (found,) = [each for each in record.budgets if each.name == "baseline"]
     return found
 
 
@@ -102,12 +109,12 @@ def entry(record: LatencyRecord) -> dict[str, Any]:
 def test_a_significant_slowdown_fails(baseline: Baseline, factor: float, verdict: str) -> None:
     found = baselines.judge(measured(factor, 1), baseline, model_sha256="a" * 64)
     assert found.verdict == verdict
-    assert entry(found)["verdict"] == verdict
+    assert entry(found).verdict == verdict
     assert (found.reason is None) == (verdict == "pass")
 
 
 def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline: Baseline) -> None:
-    newer = {**CONDITIONS, "tensorrt": "tensorrt_rtx 1.7.1.116"}
+    newer = replace(CONDITIONS, tensorrt="tensorrt_rtx 1.7.1.116")
     reason = baselines.judge(measured(1.2, 1, 3000, conditions=newer), baseline).reason
     assert reason is not None
     assert reason.startswith("p50 is +20.")
@@ -123,7 +130,7 @@ def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline
 def test_a_slowdown_within_the_budget_fails_and_keeps_the_budget(baseline: Baseline) -> None:
     found = baselines.judge(budgeted(5.0, 1.2, 1), baseline)
     assert found.verdict == "fail"
-    assert [each["verdict"] for each in found.budgets] == ["pass", "fail"]
+    assert [each.verdict for each in found.budgets] == ["pass", "fail"]
 
 
 def test_a_budget_that_failed_still_fails_and_both_are_said(baseline: Baseline) -> None:
@@ -131,7 +138,7 @@ def test_a_budget_that_failed_still_fails_and_both_are_said(baseline: Baseline) 
     assert over.verdict == "fail"
     assert over.reason is not None
     assert "p50_ms is" in over.reason
-    assert entry(over)["verdict"] == "pass"
+    assert entry(over).verdict == "pass"
     both = baselines.judge(budgeted(0.9, 1.5, 1), baseline)
     assert both.reason is not None
     assert "p50_ms is" in both.reason
@@ -158,13 +165,13 @@ def test_a_disturbed_gpu_makes_a_slowdown_inconclusive_and_leaves_a_pass(baselin
         ({"cuda_graph": False}, "a" * 64, "recorded as a CUDA graph, and the engine was launched without a CUDA graph"),
         ({}, "b" * 64, "another model (sha256 aaaaaaaa…)"),
         (
-            {"conditions": {**CONDITIONS, "input_shapes": {"image": [8, 3, 16, 16]}}},
+            {"conditions": replace(CONDITIONS, input_shapes={"image": (8, 3, 16, 16)})},
             "a" * 64,
             "other shapes (image [1, 3, 16, 16]; now image [8, 3, 16, 16])",
         ),
-        ({"conditions": {**CLOCKED, "sm_mhz": 585}}, "a" * 64, "its SM clock was 1590 MHz, and is 585 MHz now"),
-        ({"conditions": {**CLOCKED, "power_limit_w": 60.0}}, "a" * 64, "its power limit was 70 W, and is 60 W now"),
-        ({"conditions": {**CLOCKED, "power_mode": "MAXN"}}, "a" * 64, "mode was MODE_15W, and is MAXN now"),
+        ({"conditions": replace(CLOCKED, sm_mhz=585)}, "a" * 64, "its SM clock was 1590 MHz, and is 585 MHz now"),
+        ({"conditions": replace(CLOCKED, power_limit_w=60.0)}, "a" * 64, "its power limit was 70 W, and is 60 W now"),
+        ({"conditions": replace(CLOCKED, power_mode="MAXN")}, "a" * 64, "mode was MODE_15W, and is MAXN now"),
     ],
 )
 def test_what_is_not_comparable_is_said_and_not_judged(
@@ -183,8 +190,8 @@ def test_what_is_not_comparable_is_said_and_not_judged(
     "now",
     [
         CLOCKED,
-        {**CLOCKED, "sm_mhz": 1500, "power_limit_w": 70.4},
-        {name: value for name, value in CLOCKED.items() if name not in {"sm_mhz", "power_limit_w", "power_mode"}},
+        replace(CLOCKED, sm_mhz=1500, power_limit_w=70.4),
+        CONDITIONS,
     ],
     ids=["the same", "boost", "unknown"],
 )
@@ -237,7 +244,7 @@ def test_what_was_not_measured_stays_so(baseline: Baseline) -> None:
 def test_a_slowdown_is_accepted_and_said_when_baselines_are_recorded(baseline: Baseline) -> None:
     found = baselines.judge(measured(1.5, 1), baseline, updating=True)
     assert found.verdict == "pass"
-    assert entry(found)["text"].endswith("accepted as the new baseline")
+    assert (entry(found).text or "").endswith("accepted as the new baseline")
 
 
 def test_the_entry_fits_the_report_and_its_views(baseline: Baseline) -> None:
@@ -246,7 +253,7 @@ def test_the_entry_fits_the_report_and_its_views(baseline: Baseline) -> None:
     from tests.test_report_json import validate
 
     records = [check(baselines.judge(measured(factor, 1), each)) for factor, each in ((1.2, baseline), (1.0, None))]
-    validate(json.loads(json.dumps(document(records, environment()))))
+    validate(jsonable(document(records, environment())))
     text = "\n".join(line.text for line in terminal.summary_lines(records))
     assert "baseline 1.20" in text
     assert "no baseline of this test" in text
@@ -358,7 +365,7 @@ def test_only_tests_of_this_run_are_replaced(folder: Path) -> None:
 
 
 def test_gpus_do_not_overwrite_each_other(folder: Path) -> None:
-    other = {**CONDITIONS, "gpu": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"}
+    other = replace(CONDITIONS, gpu="NVIDIA A100-SXM4-80GB", compute_capability="8.0")
     baselines.update(folder, [check(measured())], DAY)
     baselines.update(folder, [check(measured(3.0, conditions=other))], DAY)
     assert sorted(path.name for path in folder.iterdir()) == ["A100-SXM4-80GB-sm80", "H200-sm90"]
@@ -389,7 +396,7 @@ def test_a_precision_that_the_test_lost_goes(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_trusted_is_left_out_and_the_old_baseline_stays(
-    folder: Path, record: dict[str, Any], said: str
+    folder: Path, record: CheckRecord, said: str
 ) -> None:
     baselines.update(folder, [check(measured())], DAY)
     before = (folder / "H200-sm90/tests/test_a.py.json").read_text()
@@ -405,12 +412,12 @@ def test_a_check_that_failed_by_its_baseline_alone_is_recorded(folder: Path, bas
     disturbed = ["busy"] if verdict == "inconclusive" else []
     slower = baselines.judge(measured(2.0, 1, disturbances=disturbed), baseline)
     assert slower.verdict == verdict
-    slower = replace(slower, details={**slower.details, "disturbances": []})
+    slower = replace(slower, details=replace(slower.details, disturbances=()))
     assert baselines.update(folder, [check(slower)], DAY).recorded == 1
 
 
 def test_checks_without_latency_are_nobodys_business(folder: Path) -> None:
-    bare = json.loads(CheckRecord("t.py::a", "a.onnx", "pass", precision="fp16").to_json())
+    bare = CheckRecord("t.py::a", "a.onnx", "pass", precision="fp16")
     assert baselines.update(folder, [bare], DAY) == baselines.Updated((), 0, ())
     assert not folder.exists()
 
@@ -503,7 +510,7 @@ def test_other_files_in_the_directory_do_no_harm(folder: Path, baseline: Baselin
 def test_a_name_that_says_less_than_the_product_is_completed() -> None:
     nano = replace(H200, name="Orin", model=gpu.find_gpu("Orin Nano"), compute_capability=(8, 7))
     told = conditions_of(nano, ("tensorrt", "10.3"), {})
-    assert GpuKey(told["gpu"], told["compute_capability"]).folder == "Orin-Orin-Nano-sm87"
-    assert jsonable(told) == told
+    assert GpuKey.of(told).folder == "Orin-Orin-Nano-sm87"
+    assert typed(jsonable(told), Conditions) == told
     assert asdict(KEY) == {"name": "NVIDIA H200", "compute_capability": "9.0"}
     assert MIN_SLOWDOWN == 0.03

@@ -12,8 +12,9 @@ import pytest
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import blame as blaming
 from pytest_trtcheck.check import checker as check
-from pytest_trtcheck.check.request import Request
+from pytest_trtcheck.check.request import Allowance, Request
 from pytest_trtcheck.diagnose import diagnosis, trace
+from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
 from tests.diagnosed import conv_chain, image, overflowing_block
@@ -33,10 +34,8 @@ def made(tmp_path: Path) -> Callable[..., CheckRecord]:
     onnx_models.save(conv_chain(5, extra=overflowing_block(2)), tmp_path / "model.onnx")
 
     def make(seconds: float = 60.0, progress: Callable[[str], None] = lambda _: None) -> CheckRecord:
-        workshop = check.Workshop(
-            cache=Cache(tmp_path / "cache"), allowance=blaming.Allowance(seconds), progress=progress
-        )
-        return workshop.check(
+        checker = check.Checker(cache=Cache(tmp_path / "cache"), allowance=Allowance(seconds), progress=progress)
+        return checker.check(
             Request("t", "model.onnx", (tmp_path,), parity=ParitySpec(precision=("fp16",)), inputs=[image()])
         )
 
@@ -47,7 +46,8 @@ def blame_of(record: CheckRecord) -> dict[str, Any]:
     assert record.verdict == "fail", record.message
     assert record.parity is not None
     assert record.parity.blame is not None
-    return dict(record.parity.blame)
+    plain: dict[str, Any] = jsonable(record.parity.blame)
+    return plain
 
 
 def test_a_diagnosis_is_kept(made: Callable[..., CheckRecord], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +188,11 @@ def test_fp32_without_tensorrt_rtx_is_fp32(suite: Suite) -> None:
 
 
 def test_an_engine_of_empty_tensors_is_not_said_to_have_missed_its_precision() -> None:
-    from pytest_trtcheck.backends.tensorrt import cached as engines
+    from pytest_trtcheck.backends.base import Built, EngineSpec
+    from pytest_trtcheck.backends.tensorrt.backend import TensorRT
+    from pytest_trtcheck.backends.tensorrt.module import Target
     from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.spec import BuildOptions
 
     class Empty:
         def layers_by_precision(self) -> dict[str, int]:
@@ -198,5 +201,8 @@ def test_an_engine_of_empty_tensors_is_not_said_to_have_missed_its_precision() -
     lowered: Any = Lowered(Path("nowhere"), "key")
     empty, full = ({"x": np.zeros((rows, 3), np.float32)} for rows in (0, 2))
     engine: Any = Empty()
-    assert "the inputs are empty" in str(engines.precision_not_in_effect(engine, "fp16", lowered, empty))
-    assert "did not take effect" in str(engines.precision_not_in_effect(engine, "fp16", lowered, full))
+    anything: Any = None
+    system = TensorRT(anything, Target((8, 0), here=True), "A100")
+    made = Built(EngineSpec(anything, lowered, "fp16", {}, BuildOptions()), Path("nowhere"))
+    assert "the inputs are empty" in str(system.doubt(made, engine, empty))
+    assert "did not take effect" in str(system.doubt(made, engine, full))

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import zipfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -19,18 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import bundle, compare
+from pytest_trtcheck import backends, bundle, compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, read_arrays
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import arguments as markers
-from pytest_trtcheck.check.request import Job, Judged, Request
+from pytest_trtcheck.check.request import Known, Request
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, ReportError
+from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord, ParityRecord
-from pytest_trtcheck.spec import BACKENDS, METRICS, PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
+from pytest_trtcheck.spec import PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.record import Evidence
     from tests.conftest import Run, Suite
 
 ENVIRONMENT = {"numpy": "2.0.0", "gpu": None, "tensorrt": {"module": "tensorrt", "version": "10.8"}}
@@ -50,7 +51,7 @@ NUMBERS = st.floats(0, 1e300) | st.integers(0, 10**6)
 NAMES = st.text(min_size=1, max_size=8)
 TOLERANCES = st.builds(
     Tolerance, max=st.none() | NUMBERS, snr_db=st.none() | st.floats(-100, 100), mismatches=st.floats(0, 1)
-).filter(lambda each: bool(each.limits() or each.mismatches))
+).filter(lambda each: bool(each.limits or each.mismatches))
 ONE_TOL = NUMBERS | TOLERANCES
 SHAPES = st.lists(st.integers(0, 2**40), max_size=3)
 
@@ -66,12 +67,12 @@ ARGUMENTS = st.fixed_dictionaries(
     optional={
         "precision": st.lists(st.sampled_from(PRECISIONS), min_size=1, unique=True),
         "tol": st.none() | ONE_TOL | st.dictionaries(NAMES, ONE_TOL, min_size=1, max_size=4),
-        "metric": st.sampled_from(METRICS),
+        "metric": st.sampled_from(list(METRICS)),
         "batch": st.none() | st.lists(st.integers(1, 2**40), min_size=1, unique=True),
         "shapes": st.dictionaries(NAMES, SHAPES | shape_ranges()),
         "keep_fp32": st.lists(NAMES),
         "seed": st.integers(0, 2**70),
-        "backend": st.none() | st.sampled_from(BACKENDS),
+        "backend": st.none() | st.sampled_from(backends.NAMES),
     },
 )
 
@@ -167,8 +168,6 @@ def test_numpy_itself_opens_the_arrays(tmp_path: Path) -> None:
 class Scaled:
     """The reference's outputs with those of some cases scaled: the planted fault."""
 
-    evidence: Evidence = "emulated"
-
     def __init__(self, reference: Reference, factors: Mapping[float, float]) -> None:
         self._reference = reference
         self._factors = factors
@@ -199,10 +198,11 @@ class Planted:
         measured = [compare.measure_all(self.runner(each), self.reference(each), limits)["y"] for each in self.cases]
         self.record = compare.summarize([compare.judge(compare.merge(measured), limits["y"])], "max")
 
-    def judged(self, record: ParityRecord | None = None, options: BuildOptions | None = None) -> Judged:
+    def judged(self, record: ParityRecord | None = None, options: BuildOptions | None = None) -> Known:
         request = Request("t.py::t", self.model, (), self.spec, options=options)
-        job = Job(request, self.model, self.lowered, self.cases, self.reference)
-        return Judged(job, self.runner, self.reference, record or self.record)
+        job = Known(request, self.model, self.lowered, self.cases, self.reference)
+        checked = CheckRecord("t.py::t", self.model.label, "fail", parity=record or self.record)
+        return replace(job, runner=self.runner, record=checked)
 
     def check_record(self) -> CheckRecord:
         return CheckRecord(
@@ -400,7 +400,7 @@ def test_damage_of_any_kind_to_any_file_is_refused(tmp_path: Path, name: str) ->
 
 def resigned(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change bundle.json as one would who knows how it is signed."""
-    from pytest_trtcheck.bundle.layout import signed
+    from pytest_trtcheck.bundle.reading import signed
 
     about = json.loads((folder / "bundle.json").read_text())
     change(about)
@@ -458,8 +458,7 @@ def test_a_replay_says_what_came_out_otherwise(tmp_path: Path) -> None:
 def test_differing_versions_and_gpus_are_listed() -> None:
     now = {"numpy": "2.1.0", "gpu": {"name": "T4", "uuid": "GPU-1"}, "tensorrt": None}
     assert bundle.changes(ENVIRONMENT, now) == (
-        "recorded → this replay: numpy 2.0.0 → 2.1.0, tensorrt module tensorrt → none, "
-        "tensorrt version 10.8 → none, gpu name none → T4",
+        "recorded → this replay: TensorRT tensorrt 10.8 → none, NumPy 2.0.0 → 2.1.0, GPU none → T4",
     )
     other_card = {"gpu": {"name": "T4", "uuid": "GPU-2"}}
     assert bundle.changes({"gpu": {"name": "T4", "uuid": "GPU-1"}}, other_card) == ()
@@ -679,7 +678,7 @@ def test_a_replay_compiles_the_lowered_model_for_the_gpu_named(failing: Suite) -
     (record,) = run.checks
     assert record["compiled_for"] == "A100"
     assert record["engine"]["bytes"] > 0
-    assert any("requested_gpu none → A100" in note for note in record["notes"])
+    assert any("requested GPU none → A100" in note for note in record["notes"])
     # The engine is built for the shapes that the recorded one was built for.
     span = bundle.read(failing.path / path).spec.shapes["image"]
     assert span == ShapeRange((1, 3, 16, 16), (1, 3, 16, 16), (4, 3, 16, 16))

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.errors import ArgumentError, CalibrationError
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.precision.calibrate import Ranges, collect
-from pytest_trtcheck.precision.histogram import MagnitudeHistogram, entropy_bins, percentile_bins
-from pytest_trtcheck.precision.quantization_plan import QuantizationPlan, points
+from pytest_trtcheck.precision.quantization.calibrate import Ranges, collect
+from pytest_trtcheck.precision.quantization.histogram import MagnitudeHistogram, entropy_bins, percentile_bins
+from pytest_trtcheck.precision.quantization.plan import QuantizationPlan, points
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model.onnx_model import TensorSpec
-from pytest_trtcheck.precision.calibration_data import load
+from pytest_trtcheck.precision.quantization.calibration_data import load
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_a_model_of_one_input_takes_npy_and_unnamed_arrays(tmp_path: Path) -> No
 def test_a_large_npy_is_mapped_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", images(2, 1, 3, 4))
     read = load("a.npy", IMAGE, [tmp_path]).digest()
-    monkeypatch.setattr("pytest_trtcheck.precision.calibration_data._MMAP_BYTES", 0)
+    monkeypatch.setattr("pytest_trtcheck.precision.quantization.calibration_data._MMAP_BYTES", 0)
     mapped = load("a.npy", IMAGE, [tmp_path])
     assert mapped.digest() == read
     assert not any(isinstance(sample["image"], np.memmap) for sample in mapped)

@@ -16,9 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 from pytest_trtcheck.compare import (
     Fault,
+    Limit,
     Measurement,
     NonFinite,
-    Score,
     measure,
     measure_all,
     merge,
@@ -26,13 +26,13 @@ from pytest_trtcheck.compare import (
     streaming,
 )
 from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.metrics import Score, top1
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.spec import Metric
 
 SOME = settings(
     max_examples=60,
@@ -42,6 +42,10 @@ SOME = settings(
 FLOATS = st.sampled_from([np.dtype(each) for each in ("float16", "float32", "float64", ml_dtypes.bfloat16)])
 INTEGERS = st.sampled_from([np.dtype(each) for each in ("int8", "uint8", "int16", "int32", "int64", "uint64")])
 SPECIAL = (math.nan, math.inf, -math.inf)
+
+
+def top1_limits(tie: float, axis: int | None = None) -> tuple[Limit, ...]:
+    return (Limit(top1(axis), tie, "tol"),)
 
 
 @pytest.fixture(params=[streaming.CHUNK, 7], ids=["chunk", "chunk-of-7"])
@@ -67,7 +71,7 @@ def float_pairs(draw: st.DrawFn, special: tuple[float, ...] = ()) -> tuple[NDArr
     return pair[0], pair[1]
 
 
-def naive(actual: NDArray[Any], reference: NDArray[Any]) -> dict[Metric, float]:
+def naive(actual: NDArray[Any], reference: NDArray[Any]) -> dict[str, float]:
     y, r = np.atleast_1d(actual).astype(np.float64).ravel(), np.atleast_1d(reference).astype(np.float64).ravel()
     d = np.abs(y - r)
     with np.errstate(all="ignore"):
@@ -81,7 +85,7 @@ def naive(actual: NDArray[Any], reference: NDArray[Any]) -> dict[Metric, float]:
         }
 
 
-def value(measurement: Measurement, metric: Metric) -> float:
+def value(measurement: Measurement, metric: str) -> float:
     found = measurement.scores[metric].value
     assert found is not None
     return found
@@ -211,11 +215,11 @@ def test_top1_is_the_share_of_rows_that_disagree(data: st.DataObject) -> None:
     for y, r in zip(*rows, strict=True):
         best, chosen = r[r.index(max(r))], r[y.index(max(y))]
         disagreeing += not abs(best - chosen) <= tie * max(abs(best), abs(chosen))
-    found = measure("x", actual, reference, tie=tie, axis=axis)
+    found = measure("x", actual, reference, limits=top1_limits(tie, axis))
     if not reference.any():
         assert found.scores["top1"].value is None
     else:
-        assert found.rows == (disagreeing, reference.size // shape[axis])
+        assert found.scores["top1"].rows == (disagreeing, reference.size // shape[axis])
         assert value(found, "top1") == disagreeing / (reference.size // shape[axis])
         assert found.scores["top1"].note == f"along axis {axis % len(shape)}"
 
@@ -223,16 +227,16 @@ def test_top1_is_the_share_of_rows_that_disagree(data: st.DataObject) -> None:
 def test_top1_swaps_are_excused_only_within_the_tie() -> None:
     reference = np.array([[0.50, 0.499, 0.0], [0.9, 0.1, 0.0]])
     swapped = reference[:, [1, 0, 2]]
-    assert measure("x", swapped, reference, tie=0.01).rows == (1, 2)
-    assert measure("x", swapped, reference, tie=0.0).rows == (2, 2)
+    assert measure("x", swapped, reference, limits=top1_limits(0.01)).scores["top1"].rows == (1, 2)
+    assert measure("x", swapped, reference, limits=top1_limits(0.0)).scores["top1"].rows == (2, 2)
     infinite = np.array([[math.inf, 1.0], [2.0, 1.0]])
     swapped = np.array([[1.0, math.inf], [2.0, 1.0]])
-    assert measure("x", swapped, infinite, tie=0.5).rows == (1, 2)
+    assert measure("x", swapped, infinite, limits=top1_limits(0.5)).scores["top1"].rows == (1, 2)
 
 
 @pytest.mark.parametrize("shape", [(), (3, 1)])
 def test_top1_without_a_choice_has_no_value(shape: tuple[int, ...]) -> None:
-    score = measure("x", np.ones(shape), np.ones(shape), tie=0.1).scores["top1"]
+    score = measure("x", np.ones(shape), np.ones(shape), limits=top1_limits(0.1)).scores["top1"]
     assert score.value is None
     assert "last axis" in score.note
     assert "metrics.top1(axis=1)" in score.note
@@ -245,22 +249,22 @@ def test_top1_asks_which_axis_where_that_is_not_clear(shape: tuple[int, ...]) ->
     rng = np.random.default_rng(0)
     reference = rng.standard_normal(shape)
     actual = np.roll(reference, 1, axis=1)
-    score = measure("x", actual, reference, tie=0.0).scores["top1"]
+    score = measure("x", actual, reference, limits=top1_limits(0.0)).scores["top1"]
     assert score.value is None
     assert "not clear" in score.note
     labels = [each.argmax(axis=1) for each in (actual, reference)]
-    found = measure("x", actual, reference, tie=0.0, axis=1).scores["top1"]
+    found = measure("x", actual, reference, limits=top1_limits(0.0, 1)).scores["top1"]
     assert found.value == np.mean(labels[0] != labels[1])
     assert np.mean(labels[0] != labels[1]) > 0.5
     for axis in (len(shape), -len(shape) - 1):
-        assert "no axis" in measure("x", actual, reference, tie=0.0, axis=axis).scores["top1"].note
+        assert "no axis" in measure("x", actual, reference, limits=top1_limits(0.0, axis)).scores["top1"].note
 
 
 @pytest.mark.parametrize("shape", [(21,), (2, 21), (1, 1, 4, 21), (1, 8, 21), (21, 1, 21)])
 def test_top1_takes_the_last_axis_where_no_more_than_two_are_longer_than_one(shape: tuple[int, ...]) -> None:
     reference = np.random.default_rng(0).standard_normal(shape)
-    found = measure("x", reference, reference, tie=0.0)
-    assert found.rows == (0, math.prod(shape[:-1]))
+    found = measure("x", reference, reference, limits=top1_limits(0.0))
+    assert found.scores["top1"].rows == (0, math.prod(shape[:-1]))
     assert found.scores["top1"].note == f"along axis {len(shape) - 1}"
 
 
@@ -274,7 +278,7 @@ def test_squares_that_leave_fp64_do_not_spoil_the_metrics(factor: float) -> None
     assert value(found, "abs") == pytest.approx(0.5 * factor, rel=rough)
     assert found.peak == pytest.approx(3.1 * factor, rel=rough)
     assert found.fit is not None
-    assert found.fit.shift == pytest.approx(0.4 / 3 * factor, rel=rough)
+    assert found.fit.d / found.fit.count / found.fit.unit == pytest.approx(0.4 / 3 * factor, rel=rough)
     assert found.quantiles()["p99_9"] == pytest.approx(0.5 * factor, rel=rough)
     opposite = measure("x", np.array([1.7e308, 1.0]), np.array([-1.7e308, 1.0]))
     assert value(opposite, "max") == pytest.approx(2.0)
@@ -294,13 +298,13 @@ def test_strides_byte_order_and_memory_maps_make_no_difference(tmp_path: Path) -
     rng = np.random.default_rng(0)
     reference = rng.standard_normal((6, 5, 4)).astype(np.float32)
     actual = reference + rng.standard_normal(reference.shape).astype(np.float32)
-    expected = measure("x", actual, reference, tie=0.1)
+    expected = measure("x", actual, reference, limits=top1_limits(0.1))
     np.save(tmp_path / "reference.npy", reference)
     mapped = np.load(tmp_path / "reference.npy", mmap_mode="r")
     wide = np.zeros((6, 10, 4), np.float32)
     wide[:, ::2] = actual
     for other in (np.asfortranarray(actual), wide[:, ::2], actual.astype(">f4"), actual[::-1].copy()[::-1]):
-        assert measure("x", other, mapped, tie=0.1) == expected
+        assert measure("x", other, mapped, limits=top1_limits(0.1)) == expected
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int4", "uint4"])
@@ -308,7 +312,7 @@ def test_ml_dtypes(name: str) -> None:
     dtype = np.dtype(getattr(ml_dtypes, name))
     reference = np.array([1, 2, 3, 4], dtype)
     actual = np.array([1, 2, 3, 6], dtype)
-    found = measure("x", actual, reference, tie=0.0)
+    found = measure("x", actual, reference, limits=top1_limits(0.0))
     assert found.kind == ("integer" if "int" in name else "float")
     assert found.dtype == name
     assert value(found, "max") == 0.5
@@ -342,7 +346,7 @@ def test_shape_and_dtype_that_differ_are_faults() -> None:
 
 
 def test_nothing_to_compare_is_said() -> None:
-    found = measure("x", np.ones((0, 4)), np.ones((0, 4)), tie=0.1)
+    found = measure("x", np.ones((0, 4)), np.ones((0, 4)), limits=top1_limits(0.1))
     assert (found.size, found.uncompared) == (0, "it has no elements")
     assert measure("x", np.ones((0, 4)), np.ones((0, 5))).faults
 
@@ -364,8 +368,8 @@ def test_outputs_that_are_missing_are_refused() -> None:
 def test_top1_is_measured_where_it_is_limited() -> None:
     tensors = {"a": np.eye(3), "b": np.eye(3)}
     limits = resolve_limits((("a", 0.1), ("b", 0.2)), "top1", "fp16", list(tensors))
-    assert measure_all(tensors, tensors, limits)["a"].rows == (0, 3)
-    assert measure_all(tensors, tensors, {"b": limits["b"]})["a"].rows is None
+    assert measure_all(tensors, tensors, limits)["a"].scores["top1"].rows == (0, 3)
+    assert "top1" not in measure_all(tensors, tensors, {"b": limits["b"]})["a"].scores
 
 
 def test_histogram_and_quantiles_bound_the_errors() -> None:
@@ -388,7 +392,7 @@ def test_large_tensors_need_little_memory() -> None:
     actual[1234, 567] = np.nan
     tracemalloc.start()
     try:
-        found = measure("x", actual, reference, tie=0.0)
+        found = measure("x", actual, reference, limits=top1_limits(0.0))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -398,7 +402,7 @@ def test_large_tensors_need_little_memory() -> None:
 
 
 def test_a_measurement_crosses_processes() -> None:
-    found = measure("x", np.ones((2, 3)), np.eye(2, 3), tie=0.1)
+    found = measure("x", np.ones((2, 3)), np.eye(2, 3), limits=top1_limits(0.1))
     assert pickle.loads(pickle.dumps(found)) == found
 
 
@@ -406,16 +410,16 @@ def test_merging_keeps_the_worst_case_of_each_metric() -> None:
     reference = np.array([[1.0, 2.0, 3.0, 4.0]])
     spread, peaked = reference + 0.3, reference + np.array([[0.0, 0.0, 0.0, 0.5]])
     wrong = reference[:, ::-1].copy()
-    cases = [measure("x", actual, reference, tie=0.0) for actual in (reference, spread, peaked)]
+    cases = [measure("x", actual, reference, limits=top1_limits(0.0)) for actual in (reference, spread, peaked)]
     merged = merge(cases)
     assert merged.scores["abs"] == Score(0.5, case=2)
     assert merged.scores["l2"] == Score(value(cases[1], "l2"), case=1)
     assert merged.scores["snr_db"] == Score(value(cases[1], "snr_db"), case=1)
-    assert (merged.cases, merged.size, merged.rows) == (3, 12, (0, 3))
+    assert (merged.cases, merged.size, merged.scores["top1"].rows) == (3, 12, (0, 3))
     assert merged.worst[0].case == 2
     assert merged.worst[0].index == (0, 3)
-    pooled = merge([*cases, measure("x", wrong, reference, tie=0.0)])
-    assert pooled.scores["top1"] == Score(0.25, "along axis 1")
+    pooled = merge([*cases, measure("x", wrong, reference, limits=top1_limits(0.0))])
+    assert pooled.scores["top1"] == Score(0.25, "along axis 1", rows=(1, 4))
     labels = merge([measure("x", np.array([1]), np.array([each])) for each in (1, 1, 1, 2)])
     assert labels.mismatch_share == 0.25
 

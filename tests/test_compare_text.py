@@ -10,12 +10,12 @@ import pytest
 
 from pytest_trtcheck.compare import (
     Examination,
+    concentration,
     examine,
     explain,
     judge,
     measure_all,
     merge,
-    places,
     resolve_limits,
     worst_case,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import TolArgument
-    from pytest_trtcheck.spec import Metric, Precision
+    from pytest_trtcheck.spec import Precision
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.standard_normal((8, 100)).astype(np.float32)
@@ -43,7 +43,7 @@ def failure(
     reference: dict[str, NDArray[Any]] | NDArray[Any],
     precision: Precision = "fp16",
     tol: TolArgument = None,
-    metric: Metric = "max",
+    metric: str = "max",
 ) -> tuple[str, dict[str, Examination]]:
     if not isinstance(actual, dict) or not isinstance(reference, dict):
         assert isinstance(actual, np.ndarray)
@@ -52,7 +52,7 @@ def failure(
     limits = resolve_limits(tol, metric, precision, list(reference))
     measurements = measure_all(actual, reference, limits)
     outputs = [judge(measurements[name], limits[name]) for name in reference]
-    examinations = examine(actual, reference, measurements, outputs, precision)
+    examinations = examine(actual, reference, measurements, outputs, precision, limits=limits)
     text = explain(measurements, outputs, examinations)
     assert max(map(len, text.splitlines())) <= WIDTH
     return text, examinations
@@ -109,7 +109,7 @@ def test_a_channel_that_holds_the_large_values_is_no_finding() -> None:
 
 
 def test_large_tensors_are_looked_at_in_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_EXACT", 1 << 17)
+    monkeypatch.setattr(concentration, "_EXACT", 1 << 17)
     reference = np.random.default_rng(0).standard_normal((64, 8, 1000)).astype(np.float32)
     actual = reference.copy()
     actual[:, 3] += np.random.default_rng(1).standard_normal((64, 1000)).astype(np.float32)
@@ -172,7 +172,7 @@ def test_a_few_bad_elements_are_counted() -> None:
 
 
 @pytest.mark.parametrize("metric", ["max", "abs", "allclose", "l2"])
-def test_the_elements_beyond_the_limit_are_counted_by_its_metric(metric: Metric) -> None:
+def test_the_elements_beyond_the_limit_are_counted_by_its_metric(metric: str) -> None:
     actual = noisy(LOGITS) + np.float32(0.1) * noisy(LOGITS[::-1])
     error, r = np.abs(actual.astype(np.float64) - LOGITS), np.abs(LOGITS.astype(np.float64))
     scale: Any = {"max": r.max(), "abs": 1.0, "allclose": 1 + r, "l2": None}[metric]
@@ -250,7 +250,7 @@ def several(*runs: tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]], tol:
     found: dict[str, Examination] = {}
     for output in outputs:
         case = worst_case(output)
-        found |= examine(*runs[case], merged, [output], "fp16", case=case)
+        found |= examine(*runs[case], merged, [output], "fp16", limits=limits, case=case)
     return explain(merged, outputs, found), found
 
 
@@ -273,7 +273,7 @@ def test_each_output_is_looked_at_where_it_fails() -> None:
     cases = [measure_all({**good, "a": LOGITS * f}, good, limits) for f in (1, 2)]
     merged = {name: merge([case[name] for case in cases]) for name in good}
     outputs = [judge(each, limits[name]) for name, each in merged.items()]
-    assert not examine(good, good, merged, outputs, "fp16", case=0)
+    assert not examine(good, good, merged, outputs, "fp16", limits=limits, case=0)
 
 
 def test_a_shape_that_differs_in_one_case_is_found() -> None:

@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_trtcheck.compare import (
-    DEFAULT_TOLERANCE,
     Limit,
-    default_limit,
     judge,
     loose_notes,
     measure,
@@ -23,21 +21,19 @@ from pytest_trtcheck.compare import (
     resolve_limits,
     sentence,
     summarize,
-    top1_tie,
     unexercised_notes,
-    verdict,
 )
+from pytest_trtcheck.compare.judge import distinct
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
-from pytest_trtcheck.record import OutputRecord, jsonable
-from pytest_trtcheck.spec import METRICS, PRECISIONS, Tolerance
+from pytest_trtcheck.metrics import DEFAULT_TOLERANCE, METRICS
+from pytest_trtcheck.record import JudgedRecord, OutputRecord, jsonable
+from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import TolArgument
-    from pytest_trtcheck.spec import Metric, Precision
+    from pytest_trtcheck.spec import Precision
 
 EVEN = np.linspace(-1, 1, 101).astype(np.float32)
 
@@ -46,14 +42,14 @@ def judged(
     actual: NDArray[Any],
     reference: NDArray[Any],
     tol: TolArgument = None,
-    metric: Metric = "max",
+    metric: str = "max",
     precision: Precision = "fp16",
 ) -> OutputRecord:
     limits = resolve_limits(tol, metric, precision, ["x"])["x"]
-    return judge(measure("x", actual, reference, tie=top1_tie(limits)), limits)
+    return judge(measure("x", actual, reference, limits=limits), limits)
 
 
-def entry(record: OutputRecord, metric: str) -> Mapping[str, Any]:
+def entry(record: OutputRecord, metric: str) -> JudgedRecord:
     (found,) = [each for each in record.judged if each["metric"] == metric]
     return found
 
@@ -69,8 +65,8 @@ def test_the_defaults_are_the_contract() -> None:
     }
     assert set(DEFAULT_TOLERANCE) == set(PRECISIONS)
     (limit, unequal) = resolve_limits(None, "max", "int8", ["x"])["x"]
-    assert limit == Limit("max", 0.05, "default for int8")
-    assert (unequal.metric, unequal.limit) == ("mismatches", 0.0)
+    assert limit == Limit(METRICS["max"], 0.05, "default for int8")
+    assert (unequal.metric.name, unequal.limit) == ("mismatches", 0.0)
 
 
 def test_derived_defaults_describe_one_error() -> None:
@@ -79,34 +75,36 @@ def test_derived_defaults_describe_one_error() -> None:
     for precision in PRECISIONS:
         found = measure("x", reference + np.array([0.0, DEFAULT_TOLERANCE[precision]]), reference)
         for metric in ("l2", "snr_db", "cosine"):
-            limit = default_limit(metric, precision)
+            default = METRICS[metric].default
+            assert default is not None
+            limit = default(precision)
             assert found.scores[metric].value == pytest.approx(limit, rel=2e-3)
 
 
 @pytest.mark.parametrize("metric", ["abs", "top1"])
-def test_metrics_without_a_default_ask_for_tol(metric: Metric) -> None:
+def test_metrics_without_a_default_ask_for_tol(metric: str) -> None:
     with pytest.raises(ArgumentError, match=f"metric='{metric}' has no default") as caught:
         resolve_limits(None, metric, "fp16", ["x"])
     assert "tol=" in caught.value.hint
-    assert resolve_limits(0.5, metric, "fp16", ["x"])["x"][0] == Limit(metric, 0.5, "tol=0.5")
+    assert resolve_limits(0.5, metric, "fp16", ["x"])["x"][0] == Limit(METRICS[metric], 0.5, "tol=0.5")
 
 
 def test_the_first_pattern_that_matches_wins() -> None:
     tol = (("boxes_0", 0.5), ("boxes*", Tolerance(abs=2.0, cosine=1e-3)), ("*", 0.1))
     limits = resolve_limits(tol, "l2", "fp16", ["boxes_0", "boxes_1", "scores"])
-    assert limits["boxes_0"][0] == Limit("l2", 0.5, "tol['boxes_0']", named=True)
-    assert [(each.metric, each.limit) for each in limits["boxes_1"]] == [
+    assert limits["boxes_0"][0] == Limit(METRICS["l2"], 0.5, "tol['boxes_0']", named=True)
+    assert [(each.metric.name, each.limit) for each in limits["boxes_1"]] == [
         ("abs", 2.0),
         ("cosine", 1e-3),
         ("mismatches", 0.0),
     ]
-    assert limits["scores"][0] == Limit("l2", 0.1, "tol['*']")
+    assert limits["scores"][0] == Limit(METRICS["l2"], 0.1, "tol['*']")
     assert list(limits) == ["boxes_0", "boxes_1", "scores"]
 
 
 def test_an_output_that_no_pattern_matches_has_the_default() -> None:
     limits = resolve_limits((("boxes", 0.5),), "top1", "bf16", ["boxes", "scores"])
-    assert limits["scores"][0].metric == "max"
+    assert limits["scores"][0].metric.name == "max"
     assert limits["scores"][0].limit == 0.03
     assert limits["scores"][0].source == "default for bf16: tol names no such output"
 
@@ -134,7 +132,7 @@ def test_names_with_brackets_match_themselves() -> None:
         (Tolerance(snr_db=math.nan), "max"),
     ],
 )
-def test_limits_out_of_range_are_refused(tol: TolArgument, metric: Metric) -> None:
+def test_limits_out_of_range_are_refused(tol: TolArgument, metric: str) -> None:
     with pytest.raises(ArgumentError, match="no limit for"):
         resolve_limits(tol, metric, "fp16", ["x"])
 
@@ -142,18 +140,18 @@ def test_limits_out_of_range_are_refused(tol: TolArgument, metric: Metric) -> No
 def test_who_gave_the_limit_on_mismatches_is_told() -> None:
     for tol, source in ((Tolerance(max=0.1, mismatches=0.2), "tol"), (Tolerance(max=0.1), "must be equal")):
         *_, limit = resolve_limits(tol, "max", "fp16", ["x"])["x"]
-        assert (limit.metric, limit.limit) == ("mismatches", tol.mismatches)
+        assert (limit.metric.name, limit.limit) == ("mismatches", tol.mismatches)
         assert source in limit.source
 
 
 def test_a_tolerance_for_mismatches_alone_leaves_floats_their_default() -> None:
     limits = resolve_limits(Tolerance(mismatches=0.5), "cosine", "fp16", ["x"])["x"]
-    assert [each.metric for each in limits] == ["cosine", "mismatches"]
+    assert [each.metric.name for each in limits] == ["cosine", "mismatches"]
     assert judged(EVEN * 1.5, EVEN, Tolerance(mismatches=0.5)).verdict == "fail"
 
 
 @pytest.mark.parametrize("metric", ["max", "l2", "abs", "allclose", "cosine", "snr_db"])
-def test_every_metric_passes_at_its_value_and_fails_beyond(metric: Metric) -> None:
+def test_every_metric_passes_at_its_value_and_fails_beyond(metric: str) -> None:
     actual = EVEN + np.float32(0.01) * np.cos(10 * EVEN)
     value = measure("x", actual, EVEN).scores[metric].value
     assert value is not None
@@ -169,7 +167,7 @@ def test_every_metric_passes_at_its_value_and_fails_beyond(metric: Metric) -> No
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("metric", [each for each in METRICS if each != "snr_db"])
-def test_nan_and_infinity_never_pass(bad: float, metric: Metric) -> None:
+def test_nan_and_infinity_never_pass(bad: float, metric: str) -> None:
     reference = np.stack([EVEN, EVEN])
     spoilt = reference.copy()
     spoilt[0, 3] = bad
@@ -187,7 +185,7 @@ def test_nan_and_infinity_on_both_sides_pass_and_are_counted() -> None:
     actual[:3] = reference[:3] = (math.nan, math.inf, -math.inf)
     record = judged(actual, reference)
     assert (record.verdict, record.nonfinite) == ("pass", 3)
-    assert "3 elements are NaN or infinite on both sides" in record.details["notes"][0]
+    assert "3 elements are NaN or infinite on both sides" in record.details.notes[0]
     actual[1] = -math.inf
     assert judged(actual, reference).verdict == "fail"
     every = np.full(4, -math.inf)
@@ -204,19 +202,21 @@ def test_nan_on_both_sides_leaves_small_values_their_scale() -> None:
 
 @pytest.mark.parametrize("metric", [each for each in METRICS if each != "abs"])
 @pytest.mark.parametrize("worst", [0, 1, 2])
-def test_of_several_inputs_the_worst_decides_by_every_metric(metric: Metric, worst: int) -> None:
+def test_of_several_inputs_the_worst_decides_by_every_metric(metric: str, worst: int) -> None:
     reference = np.eye(8, dtype=np.float32)
     actual = [reference.copy() for _ in range(3)]
     actual[worst][:2] = reference[1::-1]
     limits = resolve_limits(100.0 if metric == "snr_db" else 1e-3, metric, "fp16", ["x"])["x"]
-    cases = [measure("x", each, reference, tie=top1_tie(limits)) for each in actual]
+    cases = [measure("x", each, reference, limits=limits) for each in actual]
     alone = [judge(case, limits).verdict for case in cases]
     assert alone == ["fail" if index == worst else "pass" for index in range(3)]
     assert judge(merge(cases), limits).verdict == "fail"
 
 
 def test_no_limit_holds_for_nan() -> None:
-    assert not any(Limit(metric, limit, "").holds(math.nan) for metric in METRICS for limit in (math.inf, -math.inf))
+    assert not any(
+        Limit(METRICS[metric], limit, "").holds(math.nan) for metric in METRICS for limit in (math.inf, -math.inf)
+    )
 
 
 def test_an_infinite_tolerance_still_needs_finite_values() -> None:
@@ -225,7 +225,7 @@ def test_an_infinite_tolerance_still_needs_finite_values() -> None:
 
 
 @pytest.mark.parametrize("metric", ["max", "l2", "abs", "allclose"])
-def test_an_all_zero_reference_is_judged_by_abs(metric: Metric) -> None:
+def test_an_all_zero_reference_is_judged_by_abs(metric: str) -> None:
     zero = np.zeros(5, np.float32)
     assert judged(zero + np.float32(0.009), zero, 0.01, metric).verdict == "pass"
     record = judged(zero + np.float32(0.02), zero, 0.01, metric)
@@ -248,7 +248,7 @@ def test_an_all_zero_reference_is_judged_by_abs(metric: Metric) -> None:
     ],
 )
 def test_a_metric_that_cannot_be_computed_is_an_error(
-    metric: Metric, actual: NDArray[Any], reference: NDArray[Any]
+    metric: str, actual: NDArray[Any], reference: NDArray[Any]
 ) -> None:
     record = judged(actual, reference, 1.0, metric)
     assert record.verdict == "error"
@@ -370,15 +370,15 @@ def test_the_summary_of_nan_is_an_infinite_error() -> None:
 def test_value_and_limit_never_look_alike(limit: float, off: float, digits: int) -> None:
     limit = float(f"{limit:.{digits}g}")
     value = limit * (1 + off)
-    shown, bound = verdict.distinct(value, limit)
+    shown, bound = distinct(value, limit)
     assert float(bound) == limit
     assert (float(shown) > limit, float(shown) < limit) == (value > limit, value < limit)
 
 
 def test_value_and_limit_are_as_short_as_they_can_be() -> None:
-    assert verdict.distinct(0.01000004, 0.01) == ("0.01000004", "0.01")
-    assert verdict.distinct(0.0132123, 0.01) == ("0.0132", "0.01")
-    assert verdict.distinct(math.inf, 0.01) == ("inf", "0.01")
+    assert distinct(0.01000004, 0.01) == ("0.01000004", "0.01")
+    assert distinct(0.0132123, 0.01) == ("0.0132", "0.01")
+    assert distinct(math.inf, 0.01) == ("inf", "0.01")
     record = judged(np.array([1.0100000004, 0.5]), np.array([1.0, 0.5]), 0.01)
     assert sentence(record.judged[0]) == "max 0.0100000004 > 0.01 (tol=0.01)"
 

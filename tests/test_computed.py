@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -10,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import parity
-from pytest_trtcheck.check.blame import Allowance
-from pytest_trtcheck.check.checker import Workshop
-from pytest_trtcheck.check.request import Job, Request
+from pytest_trtcheck.check import message, parity
+from pytest_trtcheck.check.checker import Checker
+from pytest_trtcheck.check.request import Allowance, Known, Request
 from pytest_trtcheck.errors import ArgumentError, ModelError, NothingComputedError
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import lowering
@@ -284,11 +285,11 @@ def request(proto: onnx.ModelProto, precision: Precision, **parity: Any) -> Requ
 
 
 def test_a_check_that_computes_nothing_is_an_error(cache: Cache) -> None:
-    workshop = Workshop(cache, backend="onnxruntime")
-    record = workshop.check(request(mlp(), "fp16", keep_fp32=("*",)))
+    checker = Checker(cache, backend="onnxruntime")
+    record = checker.check(request(mlp(), "fp16", keep_fp32=("*",)))
     assert record.verdict == "error"
     assert "mm, relu: named in keep_fp32" in (record.message or "")
-    assert workshop.check(request(mlp(), "fp16")).verdict == "pass"
+    assert checker.check(request(mlp(), "fp16")).verdict == "pass"
 
 
 def test_no_advice_to_keep_nodes_of_a_model_that_is_taken_as_it_is(cache: Cache) -> None:
@@ -298,7 +299,7 @@ def test_no_advice_to_keep_nodes_of_a_model_that_is_taken_as_it_is(cache: Cache)
         N("Sqrt", ["b"], ["y"], name="root"),
     ]
     proto = net(steps, {"w": (W * 1e3).astype(np.float16)}, HALF)
-    record = Workshop(cache, backend="onnxruntime", allowance=Allowance(seconds=0)).check(request(proto, "fp16"))
+    record = Checker(cache, backend="onnxruntime", allowance=Allowance(seconds=0)).check(request(proto, "fp16"))
     assert record.verdict == "fail"
     assert "keep_fp32" not in (record.message or "")
     assert "export it with the nodes that lose most in FP32" in " ".join((record.message or "").split())
@@ -306,8 +307,6 @@ def test_no_advice_to_keep_nodes_of_a_model_that_is_taken_as_it_is(cache: Cache)
 
 class Fp32Engine:
     """What TensorRT makes of an FP64 model: the right values, in FP32."""
-
-    evidence: Evidence = "engine"
 
     def __init__(self, reference: Reference, factor: float) -> None:
         self.reference, self.factor = reference, factor
@@ -319,15 +318,22 @@ class Fp32Engine:
         """Nothing is held."""
 
 
+class OnGpu(Emulated):
+    """What says that a GPU ran it."""
+
+    evidence: ClassVar[Evidence] = "engine"
+
+
 @pytest.mark.parametrize(("factor", "verdict"), [(1.001, "pass"), (1.1, "fail")])
 def test_an_engine_gives_fp32_where_the_model_has_fp64(factor: float, verdict: str, cache: Cache) -> None:
     model = open_model(mlp(np.float64, DOUBLE), (), cache)
     cases = [{"x": np.random.default_rng(0).random((2, 8))}]
     reference = Reference(model, cache)
-    job = Job(request(mlp(), "fp16"), model, lowering.lower(model, "fp16", cache), cases, reference)
-    outcome = parity.judge(job, Fp32Engine(reference, factor), reference)
+    job = Known(request(mlp(), "fp16"), model, lowering.lower(model, "fp16", cache), cases, reference)
+    job = replace(job, system=OnGpu(), runner=Fp32Engine(reference, factor))
+    outcome = parity.judge(job)
     assert outcome.record.verdict == verdict
-    assert "dtype" not in (outcome.message or "")
+    assert "dtype" not in (message.comparison(replace(job, outcome=outcome)) or "")
 
 
 def test_inner_nodes_count(cache: Cache) -> None:

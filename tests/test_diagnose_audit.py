@@ -9,9 +9,9 @@ import pytest
 
 from pytest_trtcheck.diagnose import audit, diagnose, explain, models
 from pytest_trtcheck.model.onnx_model import TensorSpec
-from pytest_trtcheck.precision import calibration_data
 from pytest_trtcheck.precision.emulation import emulated_path
 from pytest_trtcheck.precision.lowering import float_path
+from pytest_trtcheck.precision.quantization import calibration_data
 from tests.diagnosed import Bench, Case, all_tensors, conv_chain, image
 
 if TYPE_CHECKING:

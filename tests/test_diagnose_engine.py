@@ -23,13 +23,12 @@ from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.diagnose import Blame, Budget, Engine, diagnose, explain
 from pytest_trtcheck.diagnose.bisection import EXTRA_BUILDS, cuts
-from pytest_trtcheck.diagnose.cutting import Graph
 from pytest_trtcheck.diagnose.models import named
 from pytest_trtcheck.errors import BuildError
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import emulate
-from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.model.pieces import Graph
+from pytest_trtcheck.precision.emulation import emulation, rewrite
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
 from tests.diagnosed import FLOAT, Bench, Case, assert_users_names, conv_chain, image
@@ -80,7 +79,7 @@ class Altered:
             model.graph.insert_before(node, altered)
             node.replace_input_with(1, altered.outputs[0])
         target = self.folder / "engine.onnx"
-        graph.write(emulate.emulated(model), target)
+        graph.write(rewrite.emulated(model), target)
         with closing(OrtRunner(target, "engine")) as runner:
             wanted = {value.name for value in model.graph.inputs}
             return runner({name: array for name, array in self.case.items() if name in wanted})

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_trtcheck.diagnose import Blame, Errors, explain, search
+from pytest_trtcheck.diagnose import Blame, Errors, explain, keeping
 from pytest_trtcheck.diagnose.culprit import Culprit, Kind
-from pytest_trtcheck.diagnose.trials import BudgetSpent, Clock
+from pytest_trtcheck.diagnose.subject import Budget, BudgetSpent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,24 +36,24 @@ class Trials:
 @given(needed=st.sets(st.integers(0, 99), min_size=1, max_size=6))
 def test_exactly_what_is_needed_is_found(needed: set[int]) -> None:
     trials = Trials(needed)
-    assert search.fewest(range(100), trials) == sorted(needed)
+    assert keeping.fewest(range(100), trials) == sorted(needed)
 
 
 def test_a_good_ranking_makes_it_short() -> None:
     trials = Trials({0, 1, 2})
-    assert search.fewest(range(500), trials) == [0, 1, 2]
+    assert keeping.fewest(range(500), trials) == [0, 1, 2]
     assert trials.asked < 15
 
 
 def test_none_where_not_even_all_suffice() -> None:
-    assert search.fewest(range(10), Trials({10})) is None
-    assert search.fewest([], Trials({1})) is None
+    assert keeping.fewest(range(10), Trials({10})) is None
+    assert keeping.fewest([], Trials({1})) is None
 
 
 @given(most=st.integers(0, 40), needed=st.sets(st.integers(0, 30), min_size=1, max_size=4))
 def test_the_best_that_the_budget_allowed(most: int, needed: set[int]) -> None:
     trials = Trials(needed, most)
-    found = search.fewest(range(31), trials)
+    found = keeping.fewest(range(31), trials)
     assert trials.asked <= most
     assert found is None or needed <= set(found)
 
@@ -61,19 +61,32 @@ def test_the_best_that_the_budget_allowed(most: int, needed: set[int]) -> None:
 @given(needed=st.sets(st.integers(0, 9)), extra=st.sets(st.integers(10, 19)))
 def test_needless_ones_are_left_out(needed: set[int], extra: set[int]) -> None:
     items = sorted(needed | extra)
-    found = search.without_needless(items, Trials(needed))
+    found = keeping.without_needless(items, Trials(needed))
     assert set(found) == needed or (not needed and len(found) <= 1)
 
 
-def test_the_clock() -> None:
-    clock = Clock(seconds=100, trials=2)
-    clock.spend()
-    clock.spend()
+def test_the_budget() -> None:
+    budget = Budget(seconds=100, trials=2)
+    budget.spend()
+    budget.spend()
     with pytest.raises(BudgetSpent):
-        clock.spend()
-    assert Clock(seconds=0, trials=5).is_over()
+        budget.spend()
+    assert Budget(seconds=0, trials=5).is_over()
     with pytest.raises(BudgetSpent):
-        Clock(seconds=-1, trials=5).spend()
+        Budget(seconds=-1, trials=5).spend()
+
+
+def test_a_part_of_the_budget_ends_before_the_whole() -> None:
+    budget = Budget(seconds=100, trials=5)
+    with budget.part(0.5):
+        budget.spend()
+        assert 40 < budget.left_s() <= 50
+    with budget.part(0.0), pytest.raises(BudgetSpent):
+        budget.spend()
+    assert budget.tried == 1
+    assert 90 < budget.left_s() <= 100
+    budget.start()
+    assert budget.tried == 0
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.diagnose import diagnose, models, statistics, trace
-from pytest_trtcheck.diagnose.switchboard import Switchboard
+from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.precision.emulation import emulated_path, emulation
 from pytest_trtcheck.precision.lowering import float_path, lower
@@ -195,7 +195,7 @@ def test_a_decision_that_flips_is_counted(bench: Bench) -> None:
     assert found["above"].error.max == np.mean(half != exact)
 
 
-# --- the switchboard -------------------------------------------------------------------------------------------------
+# --- some operators lowered ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -204,17 +204,17 @@ def test_switches_are_what_keep_fp32_does(bench: Bench, precision: Any) -> None:
     subject = bench.failed(conv_chain(5), precision, [image()], calibration=calibration)
     pair = staged(bench, subject)
     nodes = [node.name for node in pair.reference.nodes]
-    board = Switchboard(pair, nodes)
+    partly_lowered = PartlyLowered(pair, nodes)
     expected = subject.reference(subject.case)["logits"]
-    assert l2(board(subject.case, [])["logits"], expected) < 1e-6
+    assert l2(partly_lowered(subject.case, [])["logits"], expected) < 1e-6
     for kept in ([], ["conv1"], ["conv0", "conv3", "gemm"], ["conv2", "relu2", "conv3"]):
         lowered = lower(subject.model, precision, bench.cache, keep_fp32=tuple(kept), calibration=calibration)
         runner = emulation(subject.model, lowered, precision, bench.cache)
-        actual = board(subject.case, [name for name in nodes if name not in kept])["logits"]
+        actual = partly_lowered(subject.case, [name for name in nodes if name not in kept])["logits"]
         error = l2(runner(subject.case)["logits"], expected)
         assert l2(actual, expected) == pytest.approx(error, rel=0.05), kept
         runner.close()
-    board.close()
+    partly_lowered.close()
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------

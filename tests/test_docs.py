@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pytest_trtcheck.check import arguments as markers
-from pytest_trtcheck.compare.limits import DEFAULT_TOLERANCE
+from pytest_trtcheck.metrics import DEFAULT_TOLERANCE, METRICS
 from pytest_trtcheck.plugin import fixtures
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.record import SEVERITY
-from pytest_trtcheck.spec import METRICS, PRECISIONS
+from pytest_trtcheck.spec import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import emulate, half, qdq
+from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision.emulation import rewrite
+from pytest_trtcheck.precision.quantization import qdq
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.precision.families.kernels import HalfName
 
-def lowered(path: Path, kind: half.HalfName, keep_fp32: tuple[str, ...] = ()) -> Path:
+
+def lowered(path: Path, kind: HalfName, keep_fp32: tuple[str, ...] = ()) -> Path:
     result = half.to_half(graph.read(path), kind, keep_fp32)
     target = path.with_name(f"{path.stem}_{kind}.onnx")
     graph.write(result.model, target)
@@ -33,7 +37,7 @@ def lowered(path: Path, kind: half.HalfName, keep_fp32: tuple[str, ...] = ()) ->
 
 def emulation(path: Path) -> OrtRunner:
     target = path.with_name(f"{path.stem}_emulated.onnx")
-    graph.write(emulate.emulated(graph.read(path)), target)
+    graph.write(rewrite.emulated(graph.read(path)), target)
     return OrtRunner(target, path.name)
 
 
@@ -87,7 +91,7 @@ def test_bf16_rounds_as_ml_dtypes(tmp_path: Path) -> None:
 def test_tf32_rounds_matrix_inputs_to_ten_bits(tmp_path: Path) -> None:
     path = onnx_models.save(onnx_models.gemm_net(), tmp_path / "gemm.onnx")
     target = tmp_path / "tf32.onnx"
-    graph.write(emulate.emulated_tf32(graph.read(path)), target)
+    graph.write(rewrite.emulated_tf32(graph.read(path)), target)
     x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
 
     def tf32(array: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -136,7 +140,7 @@ def test_fp16_typed_model_keeps_its_types_at_the_edges(tmp_path: Path) -> None:
     assert actual.dtype == np.float16
     np.testing.assert_array_equal(actual, expected)
     twin = tmp_path / "twin.onnx"
-    graph.write(emulate.emulated(graph.read(path), rounding=False), twin)
+    graph.write(rewrite.emulated(graph.read(path), rounding=False), twin)
     assert OrtRunner(twin, "twin")({"x": np.array([0.1, 0.01, 0.02], np.float16)})["y"].dtype == np.float16
 
 

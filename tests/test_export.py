@@ -23,7 +23,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pytest_trtcheck import gpu
-from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.tensorrt import backend as engines
 from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, ReportError
@@ -32,12 +33,20 @@ from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.precision.lowering import lower
-from pytest_trtcheck.record import CheckRecord, LatencyRecord, OutputRecord, ParityRecord
+from pytest_trtcheck.record import (
+    BudgetRecord,
+    CheckRecord,
+    JudgedRecord,
+    LatencyRecord,
+    OutputRecord,
+    ParityRecord,
+    typed,
+)
 from pytest_trtcheck.spec import BuildOptions, ShapeRange
 from tests import onnx_models, trt_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.conftest import Run, Suite
 
@@ -183,11 +192,11 @@ def cache(store: Path) -> Cache:
     return Cache(store / "cache")
 
 
-def place() -> engines.Place:
+def system() -> engines.TensorRT:
     module = find_module("tensorrt_rtx")
     a100 = gpu.find_gpu("A100")
     card = Gpu(name="NVIDIA A100-SXM4-80GB", model=a100, compute_capability=(8, 0), driver="580.65")
-    return engines.Place(module, Target((8, 0), here=False), "A100", card)
+    return engines.TensorRTRtx(module, Target((8, 0), here=False), "A100", card)
 
 
 def built(
@@ -206,8 +215,8 @@ def built(
     lowered = lower(model, precision, cache, keep_fp32=keep_fp32)
     spans = {name: span for name, span in profile.items() if name in {each.name for each in model.inputs}}
     ranges = model_inputs.profile(model, spans, ())
-    made = engines.build(engines.Order(model, lowered, precision, ranges, BuildOptions()), place(), cache)
-    judged = {"metric": "max", "value": 1e-4, "limit": 1e-2, "source": "the default of fp16", "verdict": "pass"}
+    made = system().build(EngineSpec(model, lowered, precision, ranges, BuildOptions()), cache)
+    judged = JudgedRecord("max", 1e-4, 1e-2, "the default of fp16", "pass")
     outputs = tuple(
         OutputRecord(each.name, each.dtype, (4, 10), max=1e-4, l2=2e-4, judged=(judged,)) for each in model.outputs
     )
@@ -230,11 +239,16 @@ def built(
             p50_ms=1.0,
             p99_ms=1.2,
             bounds_ms={"p50_ms": (0.99, 1.01), "p99_ms": (1.1, float("inf"))},
-            budgets=({"name": "p50_ms", "quantile": "p50", "limit_ms": 2.0, "verdict": "pass"},),
+            budgets=(BudgetRecord("pass", "p50_ms", "p50", limit_ms=2.0),),
         ),
         engine=made.record,
     )
     return {**json.loads(record.to_json()), "outcome": "passed"}
+
+
+def write(folder: str | Path, records: Sequence[Mapping[str, Any]], cache: Cache) -> export.Exported:
+    """Export, by records as a report has them."""
+    return export.write(folder, [typed(each, CheckRecord) for each in records], cache)
 
 
 @pytest.fixture
@@ -248,7 +262,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def reasons(folder: Path, records: list[dict[str, Any]], cache: Cache) -> str:
     """Why nothing was exported, which nothing must have been."""
-    found = export.write(folder, records, cache)
+    found = write(folder, records, cache)
     assert found.written == ()
     assert not folder.exists()
     assert "exported 0 engines" in found.lines()[0]
@@ -259,7 +273,7 @@ def reasons(folder: Path, records: list[dict[str, Any]], cache: Cache) -> str:
 def test_an_engine_is_written_as_triton_and_a_reader_expect_it(
     tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
-    done = export.write(tmp_path / "out", [record], cache)
+    done = write(tmp_path / "out", [record], cache)
     assert [each.name for each in done.written] == ["conv_fp16"]
     assert done.left_out == ()
     assert set(files(tmp_path / "out")) == {
@@ -301,7 +315,7 @@ def test_an_engine_is_written_as_triton_and_a_reader_expect_it(
 def test_a_plan_of_rtx_says_that_tritons_own_backend_does_not_load_it(
     tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
-    done = export.write(tmp_path, [record], cache)
+    done = write(tmp_path, [record], cache)
     folder = tmp_path / "model_repository/conv_fp16"
     for text in (
         (folder / "config.pbtxt").read_text(),
@@ -318,8 +332,8 @@ def test_the_same_records_in_any_order_give_the_same_bytes(
     other = {**copy.deepcopy(record), "nodeid": "tests/test_a.py::test_other"}
     third = built(cache, onnx_models.conv_net(), precision="bf16")
     for name, records in {"a": [record, other, third], "b": [third, other, record]}.items():
-        export.write(tmp_path / name, records, cache)
-        export.write(tmp_path / name, records, cache)
+        write(tmp_path / name, records, cache)
+        write(tmp_path / name, records, cache)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert len(files(tmp_path / "a")) == 6
     manifest = json.loads(files(tmp_path / "a")["model_repository/conv_fp16/manifest.json"])
@@ -385,7 +399,7 @@ def test_an_engine_that_was_timed_and_never_compared_is_left_out(
 
 def test_a_bad_engine_does_not_keep_a_good_one_out(tmp_path: Path, record: dict[str, Any], cache: Cache) -> None:
     bad = {**built(cache, onnx_models.conv_net(), precision="bf16"), "verdict": "fail", "outcome": "failed"}
-    done = export.write(tmp_path, [record, bad], cache)
+    done = write(tmp_path, [record, bad], cache)
     assert [each.name for each in done.written] == ["conv_fp16"]
     assert [each.label for each in done.left_out] == ["conv.onnx bf16"]
 
@@ -415,7 +429,7 @@ def test_an_engine_that_left_the_cache_or_was_damaged_is_left_out(tmp_path: Path
 
 def test_without_a_single_engine_nothing_is_made(tmp_path: Path, cache: Cache) -> None:
     emulated = {**json.loads(CheckRecord("a::b", "m", "pass", evidence="emulated").to_json()), "outcome": "passed"}
-    done = export.write(tmp_path / "out", [emulated], cache)
+    done = write(tmp_path / "out", [emulated], cache)
     assert done.lines() == [f"exported 0 engines to {tmp_path / 'out/model_repository'}"]
     assert not (tmp_path / "out").exists()
 
@@ -424,7 +438,7 @@ def test_without_a_single_engine_nothing_is_made(tmp_path: Path, cache: Cache) -
 
 
 def config_of(tmp_path: Path, cache: Cache, proto: onnx.ModelProto, **how: Any) -> Any:
-    done = export.write(tmp_path, [built(cache, proto, precision="fp32", **how)], cache)
+    done = write(tmp_path, [built(cache, proto, precision="fp32", **how)], cache)
     (each,) = done.written
     return parsed((tmp_path / "model_repository" / each.name / "config.pbtxt").read_text())
 
@@ -483,7 +497,7 @@ def test_shapes_are_those_that_tensorrt_found_out(tmp_path: Path, cache: Cache) 
 
 
 def names(tmp_path: Path, cache: Cache, records: list[dict[str, Any]]) -> list[str]:
-    return [each.name for each in export.write(tmp_path, records, cache).written]
+    return [each.name for each in write(tmp_path, records, cache).written]
 
 
 def test_names_tell_precisions_batches_folders_and_all_else_apart(tmp_path: Path, cache: Cache) -> None:
@@ -528,9 +542,9 @@ def test_foreign_files_stay_and_an_update_replaces_ours(tmp_path: Path, record: 
     theirs.mkdir(parents=True)
     (theirs / "config.pbtxt").write_text("theirs")
     (tmp_path / "notes.txt").write_text("mine")
-    export.write(tmp_path, [record], cache)
+    write(tmp_path, [record], cache)
     record["latency"]["p50_ms"] = 0.5
-    done = export.write(tmp_path, [record], cache)
+    done = write(tmp_path, [record], cache)
     manifest = json.loads((tmp_path / "model_repository/conv_fp16/manifest.json").read_text())
     assert manifest["latency"][0]["p50_ms"] == 0.5
     assert done.older == ()
@@ -540,11 +554,11 @@ def test_foreign_files_stay_and_an_update_replaces_ours(tmp_path: Path, record: 
 
 
 def test_what_an_earlier_run_left_is_named_and_kept(tmp_path: Path, record: dict[str, Any], cache: Cache) -> None:
-    export.write(tmp_path, [record], cache)
-    done = export.write(tmp_path, [built(cache, onnx_models.conv_net(), precision="bf16")], cache)
+    write(tmp_path, [record], cache)
+    done = write(tmp_path, [built(cache, onnx_models.conv_net(), precision="bf16")], cache)
     assert done.older == ("conv_fp16",)
     assert "from an earlier run, and not proved by this one: conv_fp16" in done.lines()
-    failed = export.write(tmp_path, [{**record, "verdict": "fail"}], cache)
+    failed = write(tmp_path, [{**record, "verdict": "fail"}], cache)
     assert failed.older == ("conv_bf16", "conv_fp16")
 
 
@@ -581,12 +595,12 @@ SPOILS: dict[str, Any] = {
 def test_a_model_that_is_not_as_we_left_it_is_refused_and_nothing_is_written(
     what: str, tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
-    export.write(tmp_path, [record], cache)
+    write(tmp_path, [record], cache)
     SPOILS[what](tmp_path / "model_repository/conv_fp16")
     before = files(tmp_path)
     other = built(cache, onnx_models.conv_net(), precision="bf16")
     with pytest.raises(ReportError, match="conv_fp16") as caught:
-        export.write(tmp_path, [record, other], cache)
+        write(tmp_path, [record, other], cache)
     assert "move it away" in caught.value.hint
     assert files(tmp_path) == before
 
@@ -594,18 +608,18 @@ def test_a_model_that_is_not_as_we_left_it_is_refused_and_nothing_is_written(
 def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path, record: dict[str, Any], cache: Cache) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match=r"cannot export to .*file"):
-        export.write(tmp_path / "file", [record], cache)
+        write(tmp_path / "file", [record], cache)
 
 
 def test_what_a_killed_export_left_is_put_back_and_cleaned_up(
     tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
-    export.write(tmp_path, [record], cache)
+    write(tmp_path, [record], cache)
     killed = tmp_path / ".trtcheck-export-abc"
     (killed / "old").mkdir(parents=True)
     (killed / "new/half").mkdir(parents=True)
     (tmp_path / "model_repository/conv_fp16").rename(killed / "old/conv_fp16")
-    done = export.write(tmp_path, [built(cache, onnx_models.conv_net(), precision="bf16")], cache)
+    done = write(tmp_path, [built(cache, onnx_models.conv_net(), precision="bf16")], cache)
     assert done.older == ("conv_fp16",)
     assert {path.split("/")[1] for path in files(tmp_path)} == {"conv_fp16", "conv_bf16"}
     assert not list(tmp_path.glob(".trtcheck*"))
@@ -618,18 +632,18 @@ def test_a_full_disk_leaves_no_half_engine(
         Path(target).write_bytes(Path(source).read_bytes()[:100])
         raise OSError(28, "No space left on device", str(target))
 
-    export.write(tmp_path, [record], cache)
+    write(tmp_path, [record], cache)
     before = files(tmp_path)
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(ReportError, match="No space left"):
-        export.write(tmp_path, [record, built(cache, onnx_models.conv_net(), precision="bf16")], cache)
+        write(tmp_path, [record, built(cache, onnx_models.conv_net(), precision="bf16")], cache)
     assert files(tmp_path) == before
     assert not list(tmp_path.glob(".trtcheck*"))
 
 
 def _export_in_turns(folder: str, record: dict[str, Any], root: str) -> None:
     for _ in range(10):
-        export.write(folder, [record], Cache(root))
+        write(folder, [record], Cache(root))
 
 
 def test_many_processes_export_into_one_folder(tmp_path: Path, record: dict[str, Any], cache: Cache) -> None:

@@ -14,7 +14,7 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import remembered as facts
-from pytest_trtcheck.precision import calibration_data
+from pytest_trtcheck.precision.quantization import calibration_data
 from tests import onnx_models
 
 if TYPE_CHECKING:

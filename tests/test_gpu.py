@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from pytest_trtcheck.gpu import (
     GpuModel,
     builtin_models,
     check_budget_keys,
-    device,
+    cuda_query,
     find_gpu,
     fits,
+    jetson,
     model_of,
     parse_extra_gpus,
     pick,
@@ -28,7 +30,6 @@ from pytest_trtcheck.gpu.device import (
     capability_text,
     detect,
     identity_parts,
-    jetson_product,
     require_match,
     select_visible,
 )
@@ -349,6 +350,13 @@ def test_require_match_on_a_jetson_whose_module_is_not_told() -> None:
         require_match(find_gpu("AGX Orin"), _gpu("Orin Nano", (8, 7)))
 
 
+def test_what_reports_and_baselines_tell_of_a_gpu() -> None:
+    orin = replace(_gpu("Orin", (8, 7), uuid="GPU-1", driver="540.4.0"), model=find_gpu("Orin Nano"))
+    assert orin.environment() == {"name": "Orin", "uuid": "GPU-1", "compute_capability": "8.7"}
+    assert orin.conditions() == {"gpu": "Orin Orin Nano", "compute_capability": "8.7", "driver": "540.4.0"}
+    assert _gpu("Tesla T4", (7, 5)).full_name == "Tesla T4"
+
+
 def test_identity_parts_tell_apart_what_one_name_covers() -> None:
     def parts(**more: object) -> dict[str, str]:
         known: dict[str, object] = {"memory_bytes": 40 * 2**30, "driver": "580.159.04", "uuid": "GPU-1", "cores": 6912}
@@ -425,7 +433,7 @@ def test_select_visible_without_cards_or_slices() -> None:
     ],
 )
 def test_jetson_product(text: str, product: str | None) -> None:
-    assert jetson_product(text) == product
+    assert jetson.product_of(text) == product
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
@@ -437,8 +445,7 @@ def test_detect_without_a_gpu_keeps_the_reason() -> None:
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
 def test_the_probe_says_why_there_is_no_device() -> None:
-    probe = Path(device.__file__).with_name("probe.py")
-    answer = subprocess.run([sys.executable, str(probe)], capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, cuda_query.__file__], capture_output=True, text=True, check=True)
     assert '"error"' in answer.stdout
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.gpu import device
+from pytest_trtcheck.gpu import device, jetson
 from pytest_trtcheck.gpu.device import Gpu, detect
 from pytest_trtcheck.gpu.nvml import bare_uuid, same_uuid
 from pytest_trtcheck.gpu.state import GpuMonitor
@@ -41,7 +41,7 @@ ORIN = {"Name": "Orin (nvgpu)", "UUID": ORIN_UUID}
 
 
 def cuda(name: str, uuid: str | None, capability: tuple[int, int], **more: Any) -> dict[str, Any]:
-    """What the CUDA driver says of its device 0, as `probe.py` prints it."""
+    """What the CUDA driver says of its device 0, as `cuda_query.py` prints it."""
     return {
         "name": name,
         "uuid_hex": uuid and bare_uuid(uuid),
@@ -65,7 +65,7 @@ NO_CUDA = {"error": "no CUDA driver: libcuda.so.1"}
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A machine: its cards, and what CUDA would answer; detects there. `asked` counts the questions to CUDA."""
-    monkeypatch.setattr(device, "_device_tree", lambda: "")
+    monkeypatch.setattr(jetson, "module", lambda: None)
     monkeypatch.setattr(device, "_under_mps", lambda environ: "CUDA_MPS_PIPE_DIRECTORY" in environ)
 
     def found(
@@ -78,7 +78,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             asked.append(environ)
             return dict(probed)
 
-        monkeypatch.setattr(device, "_probe", answer)
+        monkeypatch.setattr(device, "_ask_cuda", answer)
         fake_nvml.install(monkeypatch, cards, **options)
         detection = detect((), environ or {})
         assert len(asked) <= 1

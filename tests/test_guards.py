@@ -15,24 +15,25 @@ import pytest
 from onnx import TensorProto, helper
 
 from pytest_trtcheck import gpu
-from pytest_trtcheck.backends.tensorrt import cached as engines
-from pytest_trtcheck.backends.tensorrt.cached import Built, Place
+from pytest_trtcheck.backends.base import Backend, Built, EngineSpec, Runner
+from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.check import parity
-from pytest_trtcheck.check.blame import Allowance
-from pytest_trtcheck.check.checker import Request, Workshop
+from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.errors import GpuError, InputError
 from pytest_trtcheck.gpu.device import Gpu
+from pytest_trtcheck.metrics import of_arrays
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import open_model
-from pytest_trtcheck.precision import fold
+from pytest_trtcheck.precision import batch_norm
 from pytest_trtcheck.precision.emulation import Emulated, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import EngineRecord
-from pytest_trtcheck.spec import ParitySpec
+from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.tensorrt.engine import Engine
-    from pytest_trtcheck.check.request import Job
-    from pytest_trtcheck.record import CheckRecord, Evidence
+    from pytest_trtcheck.record import CheckRecord
     from pytest_trtcheck.spec import Precision
 
     Outputs = dict[str, NDArray[Any]]
@@ -52,12 +51,12 @@ X = {"x": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)}
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(Cache(tmp_path / "cache", None))
+def checker(tmp_path: Path) -> Checker:
+    return Checker(Cache(tmp_path / "cache", None))
 
 
-def check(workshop: Workshop, model: object, inputs: object = None, **spec: Any) -> CheckRecord:
-    return workshop.check(Request("t.py::t", model, (), ParitySpec(**spec), inputs=inputs, inputs_source="returned"))
+def check(checker: Checker, model: object, inputs: object = None, **spec: Any) -> CheckRecord:
+    return checker.check(Request("t.py::t", model, (), ParitySpec(**spec), inputs=inputs, inputs_source="returned"))
 
 
 # --- a reference that says nothing -----------------------------------------------------------------------------------
@@ -71,35 +70,35 @@ def one_operator(*operators: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("operator", "value"), [("Log", -1.0), ("Exp", 1000.0)])
 def test_a_reference_that_is_nan_or_infinite_throughout_is_an_error(
-    workshop: Workshop, operator: str, value: float
+    checker: Checker, operator: str, value: float
 ) -> None:
     # Both sides are ruined alike: without the guard nothing differs, and the check passes.
-    record = check(workshop, one_operator(operator), {"x": np.full(4, value, np.float32)})
+    record = check(checker, one_operator(operator), {"x": np.full(4, value, np.float32)})
     assert record.verdict == "error"
     assert f"NaN or infinite in every element of output '{operator}'" in str(record.message)
 
 
-def test_one_ruined_output_of_two_is_an_error_too(workshop: Workshop) -> None:
-    record = check(workshop, one_operator("Sigmoid", "Log"), {"x": np.full(4, -1, np.float32)})
+def test_one_ruined_output_of_two_is_an_error_too(checker: Checker) -> None:
+    record = check(checker, one_operator("Sigmoid", "Log"), {"x": np.full(4, -1, np.float32)})
     assert record.verdict == "error"
     assert "'Log'" in str(record.message)
 
 
-def test_nan_in_some_elements_is_no_error(workshop: Workshop) -> None:
-    record = check(workshop, one_operator("Log"), {"x": np.array([-1, 1, 2, 3], np.float32)})
+def test_nan_in_some_elements_is_no_error(checker: Checker) -> None:
+    record = check(checker, one_operator("Log"), {"x": np.array([-1, 1, 2, 3], np.float32)})
     assert record.verdict == "pass"
     assert record.parity is not None
     assert record.parity.outputs[0].nonfinite == 1
 
 
-def test_a_reference_of_nan_and_infinities_alone_is_an_error(workshop: Workshop) -> None:
+def test_a_reference_of_nan_and_infinities_alone_is_an_error(checker: Checker) -> None:
     log = one_operator("Log")
     x = np.array([0, 0, -1, -1], np.float32)
-    record = check(workshop, log, {"x": x})
+    record = check(checker, log, {"x": x})
     assert record.verdict == "error"
     assert "NaN or infinite in every element of output 'Log'" in str(record.message)
     x[0] = 1
-    assert check(workshop, log, {"x": x}).verdict == "pass"
+    assert check(checker, log, {"x": x}).verdict == "pass"
 
 
 def test_an_empty_input_among_others_is_no_empty_batch() -> None:
@@ -114,8 +113,6 @@ def test_an_empty_input_among_others_is_no_empty_batch() -> None:
 
 class Turns:
     """Gives one output after the other, and begins anew."""
-
-    evidence: Evidence = "engine"
 
     def __init__(self, *outputs: NDArray[Any]) -> None:
         self._outputs = outputs
@@ -222,7 +219,6 @@ class OnCpu:
     layers: Mapping[str, int]
     spoiled: Callable[[int, Outputs], Outputs]
     runs: int = 0
-    evidence: Evidence = "engine"
     device_memory_bytes: int = 1
     jit_cache_used: bool = True
 
@@ -237,30 +233,35 @@ class OnCpu:
 
 
 @dataclass(frozen=True)
-class BesideGpu(Workshop):
-    """A workshop in a machine with an A100, as far as one can tell without loading an engine."""
+class StandIn(TensorRT):
+    """A TensorRT-RTX whose engines are not built, and are `OnCpu`'s; all else is as it is."""
 
-    def _place(self, request: Request) -> tuple[Place | None, str]:  # noqa: ARG002
-        module = find_module("tensorrt_rtx")
-        card = Gpu(name="a stand-in", model=gpu.find_gpu("A100"), compute_capability=(8, 0), uuid="GPU-stand-in")
-        return Place(module, Target((8, 0), here=True), "A100", card), ""
+    cache: Any = None
+    layers: Mapping[str, int] = field(default_factory=dict)
+    spoiled: Callable[[int, Outputs], Outputs] = lambda _, outputs: outputs
 
-    def _build(self, job: Job, **_: Any) -> Built:
-        key = Key("engine", job.model.label, {"lowered": job.lowered.key})
-        entry = self.cache.get_or_make(key, lambda _: None)
-        return Built(entry, EngineRecord(key.digest, cached=False, miss_reason=None, build_s=0, bytes=1), ())
+    def build(self, spec: EngineSpec, cache: Cache) -> Built:
+        key = Key("engine", spec.model.label, {"lowered": spec.lowered.key})
+        entry = cache.get_or_make(key, lambda _: None)
+        record = EngineRecord(key.digest, cached=False, miss_reason=None, build_s=0, bytes=1)
+        return Built(spec, entry.path, record, entry)
+
+    def load(self, built: Built) -> Runner:
+        spec = built.spec
+        return OnCpu(emulation(spec.model, spec.lowered, spec.precision, self.cache), self.layers, self.spoiled)
 
 
 @dataclass(frozen=True)
-class OnGpu(BesideGpu):
-    """A workshop whose engines are `OnCpu`'s; all else is as it is."""
+class OnGpu(Checker):
+    """A checker in a machine with an A100, as far as one can tell without loading an engine."""
 
     layers: Mapping[str, int] = field(default_factory=lambda: {"fp16": 1})
     spoiled: Callable[[int, Outputs], Outputs] = lambda _, outputs: outputs
 
-    def _load(self, job: Job, built: Built) -> Engine:  # noqa: ARG002
-        runner = emulation(job.model, job.lowered, job.precision, self.cache)
-        return cast("Engine", OnCpu(runner, self.layers, self.spoiled))
+    def system(self, request: Request) -> Backend:  # noqa: ARG002
+        module = find_module("tensorrt_rtx")
+        card = Gpu(name="a stand-in", model=gpu.find_gpu("A100"), compute_capability=(8, 0), uuid="GPU-stand-in")
+        return StandIn(module, Target((8, 0), here=True), "A100", card, self.cache, self.layers, self.spoiled)
 
 
 @pytest.fixture
@@ -355,7 +356,9 @@ def test_what_the_inspector_must_list(
 
     lowered = Lowered(Path("m.onnx"), "key", taken_as_it_is=as_it_is)
     case = {"x": np.ones((1, 4), np.float32)}
-    doubt = engines.precision_not_in_effect(cast("Engine", Inspected()), precision, lowered, case)
+    spec = EngineSpec(cast("Any", None), lowered, precision, {}, BuildOptions())
+    system = TensorRT(cast("Any", None), Target((8, 0), here=True), "A100")
+    doubt = system.doubt(Built(spec, lowered.path), cast("Runner", Inspected()), case)
     assert (doubt is not None) == doubted
 
 
@@ -427,14 +430,62 @@ def test_a_process_whose_cuda_broke_judges_nothing_more(on_gpu: OnGpu) -> None:
 
     first = replace(on_gpu, spoiled=broken)
     assert check(first, onnx_models.gemm_net(), X).verdict == "error"
-    record = check(BesideGpu(first.cache, broken=first.broken), onnx_models.conv_net(2))
+    record = check(OnGpu(first.cache, broken=first.broken), onnx_models.conv_net(2))
     assert record.verdict == "error"
     assert "no engine can run: t.py::t broke CUDA in this process: an illegal memory access" in str(record.message)
 
 
-def test_what_no_gpu_ran_fails_where_one_is_required(workshop: Workshop) -> None:
-    assert check(workshop, onnx_models.gemm_net(), X).verdict == "pass"
-    record = check(replace(workshop, require_gpu=True), onnx_models.gemm_net(), X)
+def test_an_engine_that_cannot_be_inspected_is_closed(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[OnCpu] = []
+
+    def refuse(engine: OnCpu) -> Mapping[str, int]:
+        raise GpuError("the engine inspector's answer cannot be read")
+
+    def close(engine: OnCpu) -> None:
+        closed.append(engine)
+
+    monkeypatch.setattr(OnCpu, "layers_by_precision", refuse)
+    monkeypatch.setattr(OnCpu, "close", close)
+    record = check(on_gpu, onnx_models.gemm_net(), X)
+    assert (record.verdict, len(closed)) == ("error", 1)
+    assert record.engine is not None, "it is named: it failed, whatever other checks say of it"
+
+
+def test_a_budget_on_what_an_engine_does_not_tell_is_not_kept(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "described", lambda _, built, *__: built.record)
+    latency = LatencySpec(memory_mib=1.0)
+    request = Request("t.py::t", onnx_models.gemm_net(), (), judge_parity=False, latency=latency, inputs=X)
+    record = replace(on_gpu, requested=gpu.find_gpu("A100")).check(request)
+    assert record.verdict == "not_measured"
+    assert record.message is not None
+    assert record.message.endswith("does not tell memory_mib")
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-9])
+def test_every_session_is_closed_when_a_check_is_made(
+    checker: Checker, monkeypatch: pytest.MonkeyPatch, tol: float
+) -> None:
+    opened: dict[int, ort.OrtRunner] = {}
+    make, close = ort.OrtRunner.__init__, ort.OrtRunner.close
+
+    def making(runner: ort.OrtRunner, *args: Any, **kwargs: Any) -> None:
+        make(runner, *args, **kwargs)
+        opened[id(runner)] = runner
+
+    def closing(runner: ort.OrtRunner) -> None:
+        close(runner)
+        opened.pop(id(runner))
+
+    monkeypatch.setattr(ort.OrtRunner, "__init__", making)
+    monkeypatch.setattr(ort.OrtRunner, "close", closing)
+    record = check(replace(checker, allowance=Allowance(0)), onnx_models.gemm_net(), X, tol=tol)
+    assert record.verdict == ("pass" if tol > 1e-3 else "fail")
+    assert not opened
+
+
+def test_what_no_gpu_ran_fails_where_one_is_required(checker: Checker) -> None:
+    assert check(checker, onnx_models.gemm_net(), X).verdict == "pass"
+    record = check(replace(checker, require_gpu=True), onnx_models.gemm_net(), X)
     assert record.verdict == "fail"
     assert "--trt-require-gpu: parity was emulated on the CPU" in str(record.message)
 
@@ -457,8 +508,8 @@ def ruined(seed: int) -> onnx.ModelProto:
     )
 
 
-def test_the_session_ends_where_every_check_fails(workshop: Workshop) -> None:
-    some = replace(workshop, allowance=Allowance(60.0, session_seconds=1e-6))
+def test_the_session_ends_where_every_check_fails(checker: Checker) -> None:
+    some = replace(checker, allowance=Allowance(60.0, session_seconds=1e-6))
     first = check(some, ruined(1), X)
     assert first.verdict == "fail"
     assert first.parity is not None
@@ -471,16 +522,16 @@ def test_the_session_ends_where_every_check_fails(workshop: Workshop) -> None:
     assert any(note.startswith("not diagnosed: the diagnoses of this run took") for note in second.notes)
 
 
-def test_what_is_within_the_allowance_is_diagnosed(workshop: Workshop) -> None:
-    ample = replace(workshop, allowance=Allowance(60.0, session_seconds=600.0))
+def test_what_is_within_the_allowance_is_diagnosed(checker: Checker) -> None:
+    ample = replace(checker, allowance=Allowance(60.0, session_seconds=600.0))
     for seed in (1, 2):
         record = check(ample, ruined(seed), X)
         assert record.parity is not None
         assert record.parity.blame is not None
 
 
-def test_nothing_is_diagnosed_without_an_allowance(workshop: Workshop) -> None:
-    record = check(replace(workshop, allowance=Allowance(0)), ruined(1), X)
+def test_nothing_is_diagnosed_without_an_allowance(checker: Checker) -> None:
+    record = check(replace(checker, allowance=Allowance(0)), ruined(1), X)
     assert record.verdict == "fail"
     assert record.parity is not None
     assert record.parity.blame is None
@@ -498,8 +549,8 @@ def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
     class Elsewhere(Reference):
         """What another provider computes: something else."""
 
-        def _run(self, case: dict[str, NDArray[Any]]) -> Outputs:
-            return {name: array + 1 for name, array in super()._run(case).items()}
+        def computed(self, case: Mapping[str, NDArray[Any]]) -> Outputs:
+            return {name: array + 1 for name, array in super().computed(case).items()}
 
     other = Elsewhere(model, cache, "cuda")
     other._runner = ort.OrtRunner(model.path, model.label, "cpu")
@@ -527,19 +578,26 @@ def test_a_reference_follows_model_inputs_and_library(tmp_path: Path, monkeypatc
     assert references() == 4
 
 
-def test_a_diagnosis_is_kept_for_what_it_was_made_of(workshop: Workshop) -> None:
+def test_a_diagnosis_is_kept_for_what_it_was_made_of(checker: Checker) -> None:
     def diagnoses() -> int:
-        return sum(entry.kind == "blame" for entry in workshop.cache.entries())
+        return sum(entry.kind == "blame" for entry in checker.cache.entries())
 
-    check(workshop, ruined(1), X)
-    check(workshop, ruined(1), X)
+    check(checker, ruined(1), X)
+    check(checker, ruined(1), X)
     assert diagnoses() == 1
-    check(workshop, ruined(1), {"x": X["x"] * 2})
+    check(checker, ruined(1), {"x": X["x"] * 2})
     assert diagnoses() == 2
-    check(workshop, ruined(1), X, tol=1e-3)
+    check(checker, ruined(1), X, tol=1e-3)
     assert diagnoses() == 3
-    check(workshop, ruined(2), X)
+    check(checker, ruined(2), X)
     assert diagnoses() == 4
+
+
+def test_a_diagnosis_by_a_metric_of_the_users_is_not_kept(checker: Checker) -> None:
+    mine = of_arrays(lambda actual, expected: float(np.abs(actual - expected).max()), name="mine")
+    record = check(checker, ruined(1), X, metric=mine, tol=1e-3)
+    assert record.verdict == "fail"
+    assert "blame" not in {entry.kind for entry in checker.cache.entries()}
 
 
 def test_an_emulation_is_of_one_precision(tmp_path: Path) -> None:
@@ -580,7 +638,7 @@ def normalized(value: NDArray[Any]) -> NDArray[np.float64]:
 def folded_outputs(model: onnx.ModelProto, folder: Path, keep: Sequence[str] = ()) -> tuple[Outputs, set[str]]:
     """What the folded model computes, and its operators."""
     path = onnx_models.save(model, folder / "m.onnx")
-    folded = fold.fold_batch_norm(graph.read(path), keep)
+    folded = batch_norm.fold_batch_norm(graph.read(path), keep)
     graph.write(folded, folder / "folded.onnx")
     operators = {node.op_type for node in graph.all_nodes(folded.graph)}
     return ort.OrtRunner(folder / "folded.onnx", "folded")(IMAGE), operators
@@ -642,19 +700,19 @@ def test_a_convolution_that_is_kept_is_not_changed(tmp_path: Path) -> None:
 # --- what is asked for reaches who does it ---------------------------------------------------------------------------
 
 
-def test_options_reach_the_workshop(pytester: pytest.Pytester) -> None:
+def test_options_reach_the_checker(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""
         from pytest_trtcheck.plugin.session import session_of
 
-        def test_workshop(request):
-            workshop = session_of(request.config).workshop
-            assert workshop.bitwise is True
-            assert workshop.require_gpu is True
-            assert workshop.reference_provider == "cuda"
-            assert workshop.allowance.seconds == 7.0
-            assert workshop.allowance.session_seconds == 600.0
-            assert workshop.backend == "onnxruntime"
+        def test_checker(request):
+            checker = session_of(request.config).checker
+            assert checker.bitwise is True
+            assert checker.require_gpu is True
+            assert checker.reference_provider == "cuda"
+            assert checker.allowance.seconds == 7.0
+            assert checker.allowance.session_seconds == 600.0
+            assert checker.backend == "onnxruntime"
         """
     )
     pytester.makeini("[pytest]\ntrt_bitwise = true\ntrt_reference = cuda")
@@ -668,10 +726,10 @@ def test_options_reach_the_workshop(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1)
 
 
-def test_one_input_whose_reference_is_nan_throughout_is_refused(workshop: Workshop) -> None:
+def test_one_input_whose_reference_is_nan_throughout_is_refused(checker: Checker) -> None:
     proto = one_operator("Sqrt")
     good, bad = ({"x": np.full(4, value, np.float32)} for value in (4.0, -4.0))
-    assert check(workshop, proto, [good, good]).verdict == "pass"
-    record = check(workshop, proto, [good, bad])
+    assert check(checker, proto, [good, good]).verdict == "pass"
+    record = check(checker, proto, [good, bad])
     assert record.verdict == "error"
     assert "NaN or infinite in every element of output 'Sqrt' on input [1]" in str(record.message)

@@ -10,14 +10,16 @@ from onnx import TensorProto, helper
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import fold, half
+from pytest_trtcheck.precision import batch_norm, half
 from tests import onnx_models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_trtcheck.precision.families.kernels import HalfName
 
-def lower(proto: onnx.ModelProto, tmp_path: Path, kind: half.HalfName, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
+
+def lower(proto: onnx.ModelProto, tmp_path: Path, kind: HalfName, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
     path = onnx_models.save(proto, tmp_path / "model.onnx")
     result = half.to_half(graph.read(path), kind, keep)
     graph.write(result.model, tmp_path / "lowered.onnx")
@@ -241,7 +243,7 @@ def batch_norm_net(*, standalone: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("standalone", [False, True])
 def test_batch_norm_folds_exactly(tmp_path: Path, *, standalone: bool) -> None:
     path = onnx_models.save(batch_norm_net(standalone=standalone), tmp_path / "bn.onnx")
-    folded = fold.fold_batch_norm(graph.read(path))
+    folded = batch_norm.fold_batch_norm(graph.read(path))
     assert "BatchNormalization" not in {node.op_type for node in graph.all_nodes(folded.graph)}
     graph.write(folded, tmp_path / "folded.onnx")
     x = {"x": np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)}
@@ -251,5 +253,5 @@ def test_batch_norm_folds_exactly(tmp_path: Path, *, standalone: bool) -> None:
 
 def test_batch_norm_that_is_kept_stays(tmp_path: Path) -> None:
     path = onnx_models.save(batch_norm_net(standalone=False), tmp_path / "bn.onnx")
-    kept = fold.fold_batch_norm(graph.read(path), {"bn"})
+    kept = batch_norm.fold_batch_norm(graph.read(path), {"bn"})
     assert "BatchNormalization" in {node.op_type for node in graph.all_nodes(kept.graph)}

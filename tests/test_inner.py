@@ -11,7 +11,9 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import emulate, half, inner
+from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision.emulation import layers, rewrite
+from pytest_trtcheck.precision.emulation.recurrences import RECURRENCES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     import onnx
     from numpy.typing import NDArray
+
+    from pytest_trtcheck.precision.families.kernels import HalfName
 
 RNG = np.random.default_rng(0)
 FLOAT = TensorProto.FLOAT
@@ -49,18 +53,18 @@ def spelled_out(proto: onnx.ModelProto, folder: Path) -> tuple[OrtRunner, OrtRun
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     model = graph.read(folder / "model.onnx")
     before = [node.op_type for node in model.graph]
-    inner.spell_out(model, {ir.DataType.FLOAT})
+    layers.spell_out(model, {ir.DataType.FLOAT})
     graph.write(model, folder / "spelled.onnx")
     changed = [node.op_type for node in model.graph] != before
     return OrtRunner(folder / "model.onnx", "model"), OrtRunner(folder / "spelled.onnx", "spelled"), changed
 
 
-def in_half(proto: onnx.ModelProto, folder: Path, kind: half.HalfName = "fp16") -> OrtRunner:
+def in_half(proto: onnx.ModelProto, folder: Path, kind: HalfName = "fp16") -> OrtRunner:
     """The emulation of the lowered model."""
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     lowered = half.to_half(graph.read(folder / "model.onnx"), kind).model
     graph.write(lowered, folder / "lowered.onnx")
-    graph.write(emulate.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")
+    graph.write(rewrite.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")
     return OrtRunner(folder / "emulated.onnx", "emulated")
 
 
@@ -123,8 +127,8 @@ def test_spelled_out_in_fp32_is_the_operator(name: str, opset: int, tmp_path: Pa
 
 
 def test_every_expansion_is_tested() -> None:
-    tested = {name.partition(",")[0] for name in OPERATORS} | inner.RECURRENCES | {"Trilu"}
-    assert tested == set(inner.EXPANSIONS)
+    tested = {name.partition(",")[0] for name in OPERATORS} | RECURRENCES | {"Trilu"}
+    assert tested == set(layers.EXPANSIONS)
 
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -234,7 +238,7 @@ def test_squares_that_underflow_are_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_the_mean_has_the_share_that_the_parser_writes(kind: half.HalfName, tmp_path: Path) -> None:
+def test_the_mean_has_the_share_that_the_parser_writes(kind: HalfName, tmp_path: Path) -> None:
     """The lower 16 bits of an FP32 ½ are 0, and of 1/3 they are −0.052 in FP16 and −3.0e-13 in BF16."""
     for count, share in ((2, 0.0), (3, {"fp16": -0.05209351, "bf16": -3.037e-13}[kind])):
         node = helper.make_node("Mean", ["x"] * count, ["y"])

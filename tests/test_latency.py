@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
 from pytest_trtcheck.latency import (
-    Judgement,
+    BudgetResult,
     LookPlan,
-    bounds,
     combine_decisions,
     conclude,
     decide,
@@ -24,22 +23,20 @@ from pytest_trtcheck.latency import (
     decide_qps,
     decide_speedup,
     min_samples,
-    summarize,
     to_record,
 )
+from pytest_trtcheck.latency.probability import binomial_cdf, incomplete_beta, student_t_quantile
 from pytest_trtcheck.latency.stats import (
+    Series,
     autocorrelation_time,
     batch_mean_bounds,
-    binomial_cdf,
     block_quantiles,
-    incomplete_beta,
     quantile_bounds,
     rank_bounds,
     settling,
-    student_t_quantile,
     unseen_stalls,
 )
-from pytest_trtcheck.record import CheckRecord
+from pytest_trtcheck.record import CheckRecord, jsonable
 from tests.latency_streams import ar1
 
 if TYPE_CHECKING:
@@ -91,6 +88,20 @@ def test_incomplete_beta_is_a_symmetric_probability(a: float, b: float, x: float
     value = incomplete_beta(a, b, x)
     assert 0 <= value <= 1
     assert value + incomplete_beta(b, a, 1 - x) == pytest.approx(1, abs=1e-9)
+
+
+def test_both_distributions_are_those_of_scipy() -> None:
+    special = pytest.importorskip("scipy.special", reason="only tests need scipy")
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        a, b, x = 10 ** random.uniform(-0.3, 5), 10 ** random.uniform(-0.3, 5), random.random()
+        assert incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), rel=1e-7, abs=1e-9)
+        n, p = int(10 ** random.uniform(0, 5)), random.random()
+        k = int(np.clip(random.normal(n * p, 3 * math.sqrt(n * p * (1 - p))), 0, n))
+        assert binomial_cdf(k, n, p) == pytest.approx(special.bdtr(k, n, p), rel=1e-7, abs=1e-9)
+    for degrees in (1, 2, 3, 7, 18, 19, 100):
+        for p in (0.5, 0.9, 0.995, 0.99999):
+            assert student_t_quantile(p, degrees) == pytest.approx(special.stdtrit(degrees, p), rel=1e-7, abs=1e-9)
 
 
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.95, 0.99])
@@ -347,14 +358,29 @@ def test_coverage_is_at_least_nominal(name: str, q: float) -> None:
     true = float(np.quantile(process(random, 2_000_000), q))
     missed_low = missed_high = 0
     for _ in range(400):
-        lower, upper = bounds(process(random, 800), q, 0.9)
-        assert lower is not None
-        assert upper is not None
-        missed_low += lower > true
-        missed_high += upper < true
+        found = quantile_bounds(process(random, 800), q, 0.9)
+        assert found.lower is not None
+        assert found.upper is not None
+        missed_low += found.lower > true
+        missed_high += found.upper < true
     allowed = 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
     assert missed_low <= allowed
     assert missed_high <= allowed
+
+
+def test_what_is_known_of_a_series_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def counting(series: NDArray[np.bool_]) -> float:
+        counted.append(series.size)
+        return autocorrelation_time(series)
+
+    samples = _steady(np.random.default_rng(0), 10_000)
+    bounds = {q: quantile_bounds(samples, q) for q in (0.5, 0.9, 0.99)}
+    monkeypatch.setattr("pytest_trtcheck.latency.stats.autocorrelation_time", counting)
+    series = Series(samples)
+    assert {q: quantile_bounds(series, q) for q in bounds for _ in range(2)} == bounds
+    assert len(counted) == 6, "two indicators a quantile"
 
 
 def test_a_slow_start_is_not_judged_within_its_own_range() -> None:
@@ -382,7 +408,7 @@ def test_a_p99_needs_the_samples_that_a_p99_needs() -> None:
     fast = np.linspace(0.9, 1.0, 100)
     np.random.default_rng(0).shuffle(fast)
     decision = decide(fast, {"p50_ms": 2.0, "p99_ms": 2.0})
-    assert [one.decision for one in decision.judgements] == ["pass", "undecided"]
+    assert [one.decision for one in decision.results] == ["pass", "undecided"]
     assert decision.decision == "undecided"
     assert decision.reason == "p99 needs at least 528 samples, and 100 were taken in the time allowed"
     assert conclude(decision) == ("inconclusive", decision.reason)
@@ -392,7 +418,7 @@ def test_a_p99_needs_the_samples_that_a_p99_needs() -> None:
 
 def test_a_bound_that_is_the_limit_does_not_fail() -> None:
     samples = _steady(np.random.default_rng(0), 1_000)
-    (one,) = decide(samples, {"p50_ms": 1.0}).judgements
+    (one,) = decide(samples, {"p50_ms": 1.0}).results
     assert one.lower is not None
     assert one.upper is not None
     assert decide(samples, {"p50_ms": one.lower}).decision == "undecided"
@@ -436,7 +462,7 @@ def test_a_broken_timer_is_an_error(bad: float) -> None:
 
 def test_no_samples_are_an_error() -> None:
     with pytest.raises(ComparisonError, match="no latency samples"):
-        summarize([])
+        to_record([], combine_decisions([]))
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, math.nan, math.inf, "7"])
@@ -454,7 +480,7 @@ def test_an_unknown_budget_is_an_error() -> None:
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from(["p50_ms", "p90_ms", "p99_ms"]))
 def test_bounds_enclose_the_estimate_and_decisions_follow_them(samples: list[float], name: str) -> None:
     for limit in (1e-9, 1.0, 1e7):
-        (one,) = decide(samples, {name: limit}).judgements
+        (one,) = decide(samples, {name: limit}).results
         assert one.lower is None or one.lower <= one.value * (1 + 1e-12)
         assert one.upper is None or one.upper >= one.value * (1 - 1e-12)
         if one.decision == "pass":
@@ -483,7 +509,7 @@ def test_no_disturbance_excuses_memory() -> None:
     assert conclude(combine_decisions([memory]), ["busy"]) == ("fail", "memory_mib is 600, over the limit of 512")
 
     slow = decide(np.full(10_000, 7.0), {"p50_ms": 5.0})
-    both = combine_decisions([*slow.judgements, memory])
+    both = combine_decisions([*slow.results, memory])
     assert slow.decision == "fail"
     assert conclude(slow, ["busy"])[0] == "inconclusive"
     assert conclude(both, ["busy"])[0] == "fail"
@@ -494,10 +520,9 @@ def test_no_disturbance_excuses_memory() -> None:
 
 def test_throughput() -> None:
     intervals = 2 + 0.1 * np.random.default_rng(0).normal(size=10_000)
-    assert decide_qps(intervals, 475, queries_per_run=1).decision == "pass"
+    assert decide_qps(intervals, 475).decision == "pass"
     assert decide_qps(intervals, 515).decision == "fail"
     assert decide_qps(intervals, 500).decision == "undecided"
-    assert decide_qps(intervals, 8 * 475, queries_per_run=8).decision == "pass"
     assert decide_qps(intervals[:30], 475).decision == "undecided"
     one = decide_qps(intervals, 515)
     assert combine_decisions([one]).reason == f"min_qps is {one.value:.4g}, below the limit of 515"
@@ -590,23 +615,24 @@ def test_a_look_is_due_with_samples_and_time() -> None:
 
 def test_record() -> None:
     samples = _steady(np.random.default_rng(0), 100)
-    decision = combine_decisions(
-        [*decide(samples, {"p50_ms": 2.0, "p99_ms": 2.0}).judgements, decide_qps(samples, 100)]
-    )
-    record = to_record(summarize(samples), decision, gpu="T4", clocks={"after": {"sm_mhz": 1590}})
+    decision = combine_decisions([*decide(samples, {"p50_ms": 2.0, "p99_ms": 2.0}).results, decide_qps(samples, 100)])
+    record = to_record(samples, decision, gpu="T4", clocks={"after": {"sm_mhz": 1590}})
     assert record.verdict == "inconclusive"
     assert (record.gpu, record.samples) == ("T4", 100)
     assert record.p50_ms == pytest.approx(1.0, abs=0.01)
     assert record.p50_ms is not None
     low, high = record.bounds_ms["p50_ms"]
+    assert low is not None
+    assert high is not None
     assert low < record.p50_ms < high
     assert record.bounds_ms["p99_ms"][1] == math.inf
-    assert (low, high) == bounds(samples, 0.5)
-    assert to_record(summarize([1.0]), decision).bounds_ms["p50_ms"] == (0.0, math.inf)
+    exact = quantile_bounds(samples, 0.5)
+    assert (low, high) == (exact.lower, exact.upper)
+    assert to_record([1.0], decision).bounds_ms["p50_ms"] == (0.0, math.inf)
     statistics = {"mean_ms": samples.mean(), "min_ms": samples.min(), "max_ms": samples.max()}
-    assert record.details == pytest.approx(statistics)
-    rate = decision.judgements[2]
-    assert record.budgets[2] == {
+    assert {name: getattr(record.details, name) for name in statistics} == pytest.approx(statistics)
+    rate = decision.results[2]
+    assert jsonable(record.budgets[2]) == {
         "verdict": "pass",
         "name": "min_qps",
         "limit": 100,
@@ -625,6 +651,6 @@ def test_record() -> None:
     assert loaded["latency"]["bounds_ms"]["p99_ms"][1] == "inf"
 
 
-def test_judgements_are_plain() -> None:
-    (one,) = decide([1.0] * 50, {"p50_ms": 2.0}).judgements
-    assert one == Judgement("p50_ms", 2.0, 1.0, 0.75, 1.25, "pass")
+def test_results_are_plain() -> None:
+    (one,) = decide([1.0] * 50, {"p50_ms": 2.0}).results
+    assert one == BudgetResult("p50_ms", 2.0, 1.0, 0.75, 1.25, "pass")

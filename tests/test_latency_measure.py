@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.backends.tensorrt.timing import Samples
-from pytest_trtcheck.check import measuring as measure
+from pytest_trtcheck.check import latency as measure
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu
-from pytest_trtcheck.record import CheckRecord, LatencyRecord
+from pytest_trtcheck.record import CheckRecord, Conditions, LatencyRecord
 from pytest_trtcheck.spec import LatencySpec
 from tests import fake_nvml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.backends.base import Backend, Runner
 
 T4 = find_gpu("T4")
 
@@ -53,17 +53,12 @@ class Runs:
         return Samples(gpu_ms, np.full(n, self.enqueue_ms), None, gpu_ms + self.gap_ms)
 
 
-@dataclass
-class SimulatedEngine:
-    """An engine as far as measuring needs one."""
-
-    runs: Runs
-    device_memory_bytes: int = 2**20
-    plan_bytes: int = 2**20
+class Simulated:
+    """A system as far as measuring needs one: its engines are their runs."""
 
     @contextmanager
-    def timed_runs(self, *_: Any, **__: Any) -> Iterator[Runs]:
-        yield self.runs
+    def timed_runs(self, engine: Runs, *_: Any, **__: Any) -> Iterator[Runs]:
+        yield engine
 
 
 class Machine:
@@ -87,7 +82,9 @@ class Machine:
         fake_nvml.install(self._monkeypatch, [fake_nvml.card("Tesla T4", uuid, (7, 5), **self.told)])
         gpu = Gpu(name="Tesla T4", model=T4, compute_capability=(7, 5), uuid=uuid)
         spec = LatencySpec(**{"max_seconds": 1.0, **budgets})
-        subject = measure.Subject(cast("Engine", SimulatedEngine(self.runs)), [{}], {}, {"gpu": "Tesla T4"}, is_enough)
+        sizes = {"memory_mib": 1.0, "engine_mib": 1.0}
+        system, runs = cast("Backend", Simulated()), cast("Runner", self.runs)
+        subject = measure.Subject(system, runs, [{}], sizes, {}, Conditions(gpu="Tesla T4"), is_enough)
         record = measure.measure(subject, spec, measure.budgets_for(spec, T4, ()), gpu, T4)
         CheckRecord("n", "m", record.verdict, latency=record).to_json()
         return record
@@ -111,7 +108,7 @@ def test_a_calm_measurement_passes_and_fails_as_it_should(machine: Machine) -> N
     assert failed.verdict == "fail"
     assert failed.reason is not None
     assert failed.reason.endswith("over the limit of 0.5"), "and nothing else: nothing held it back"
-    assert failed.details["disturbances"] == failed.details["held_back"] == []
+    assert failed.details.disturbances == failed.details.held_back == ()
 
 
 @pytest.mark.parametrize("listed", ["nobody", "us", "unsupported"])
@@ -138,9 +135,9 @@ def test_a_neighbour_that_comes_while_we_measure(machine: Machine) -> None:
 
 def test_a_neighbour_that_comes_while_a_baseline_is_served(machine: Machine) -> None:
     machine.told["UtilizationRates"] = machine.while_running(SimpleNamespace(gpu=98), SimpleNamespace(gpu=0))
-    assert machine.measure(p50_ms=1.2).details["disturbances"] == [], "a pass needs no excuse, and no time for it"
+    assert machine.measure(p50_ms=1.2).details.disturbances == (), "a pass needs no excuse, and no time for it"
     machine.runs = Runs()
-    (found,) = machine.measure(p50_ms=1.2, is_enough=lambda *_: True).details["disturbances"]
+    (found,) = machine.measure(p50_ms=1.2, is_enough=lambda *_: True).details.disturbances
     assert "98 % busy after the measurement" in found
 
 
@@ -184,8 +181,8 @@ def test_locked_clocks_and_a_lowered_cap_are_named_and_excuse_nothing(machine: M
     found = machine.measure(**TOO_SLOW)
     assert found.verdict == "fail"
     assert str(found.reason).endswith("; SM clock 585 of 1590 MHz (application_clocks); power limit 60 of 70 W")
-    assert found.details["held_back"] == ["SM clock 585 of 1590 MHz (application_clocks)", "power limit 60 of 70 W"]
-    assert found.details["conditions"] == {"gpu": "Tesla T4", "sm_mhz": 585, "power_limit_w": 60.0}
+    assert found.details.held_back == ("SM clock 585 of 1590 MHz (application_clocks)", "power limit 60 of 70 W")
+    assert found.details.conditions == Conditions("Tesla T4", sm_mhz=585, power_limit_w=60.0)
     assert found.clocks["after"]["sm_mhz"] == 585
 
 
@@ -193,7 +190,8 @@ def test_the_clock_of_the_running_engine_is_recorded(machine: Machine) -> None:
     clocks = iter([300] + [1500] * 1000)
     machine.told["ClockInfo"] = lambda kind: next(clocks) if kind == 1 else 5001
     found = machine.measure(p50_ms=1.2)
-    assert found.details["conditions"]["sm_mhz"] == 1500
+    assert found.details.conditions is not None
+    assert found.details.conditions.sm_mhz == 1500
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
@@ -214,14 +212,14 @@ def test_an_engine_that_the_host_holds_up_is_said_to_be_enqueue_bound(
     found = machine.measure(**TOO_SLOW)
     text = f"enqueue-bound: the host takes {enqueue_ms:.3g} ms to enqueue a run, and the GPU 1 ms to compute it"
     assert (text in str(found.reason)) == bound
-    assert found.details["enqueue_bound"] is bound
+    assert found.details.enqueue_bound is bound
 
 
 def test_throughput_counts_what_lies_between_the_runs(machine: Machine) -> None:
     machine.runs.gap_ms = 1.0
     found = machine.measure(min_qps=800.0)
     assert found.verdict == "fail"
-    assert found.details["qps"] == pytest.approx(500, rel=0.01)
+    assert found.details.qps == pytest.approx(500, rel=0.01)
 
 
 def test_time_over_is_inconclusive_and_says_what_is_missing(machine: Machine) -> None:

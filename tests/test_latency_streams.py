@@ -135,7 +135,7 @@ def test_the_reason_says_that_it_is_still_settling() -> None:
 def test_the_reason_says_what_was_not_seen_yet() -> None:
     random = np.random.default_rng(9)
     steady = Stalls(1.0, per_s=0, stall_ms=0).stream(random)
-    (close,) = decide(steady[:2_000], {"p50_ms": 1.02}).judgements
+    (close,) = decide(steady[:2_000], {"p50_ms": 1.02}).results
     assert close.decision == "undecided"
     assert "clocks that settle over 20 s may yet move it by" in str(close.reason)
     rare = decide_qps(steady[:2_000], 900)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, external_data_helper, helper
 
-from pytest_trtcheck.errors import InputError, ModelError
+from pytest_trtcheck.errors import InputError, ModelError, first_line, listed
 from pytest_trtcheck.model import inputs, onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
 from pytest_trtcheck.spec import ShapeRange
@@ -295,3 +295,16 @@ def test_dimensions_called_question_mark_are_two_dimensions(tmp_path: Path) -> N
     assert model.inputs[0].shape == (1, None, None)
     (case,) = inputs.cases_from(np.zeros((1, 3, 5), np.float32), model, "inputs")
     assert case["x"].shape == (1, 3, 5)
+
+
+def test_names_are_listed_with_how_many_more_there_are() -> None:
+    assert listed([]) == ""
+    assert listed("abc") == "a, b, c"
+    assert listed("abcde") == "a, b, c and 2 more"
+    assert listed(["a: why", "b: why"], 1, "\n  ") == "a: why\n  and 1 more"
+
+
+def test_the_first_line_of_what_was_said() -> None:
+    assert first_line(ValueError("\nbad\nworse")) == "bad"
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line("") == ""

@@ -12,19 +12,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck.backends.tensorrt import acceptance
 from pytest_trtcheck.bundle.spec_json import spec_from_json, spec_to_json
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import acceptance, parity
 from pytest_trtcheck.check import checker as check
+from pytest_trtcheck.check import message, parity
 from pytest_trtcheck.check.arguments import trt_parity
-from pytest_trtcheck.check.blame import Allowance
-from pytest_trtcheck.check.request import Job, Request
+from pytest_trtcheck.check.request import Allowance, Known, Outcome, Request
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.metrics import top1
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
+from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.report import html, json_report
 from pytest_trtcheck.spec import ParitySpec, Tolerance
 from tests import onnx_models
@@ -54,7 +55,7 @@ def checked(
 ) -> CheckRecord:
     spec = ParitySpec(precision=(precision,), **parity_arguments)
     request = Request(nodeid="t", model=proto, folders=(folder,), parity=spec, inputs=inputs, inputs_source="returned")
-    return check.Workshop(cache=Cache(folder / "cache"), allowance=Allowance(0)).check(request)
+    return check.Checker(cache=Cache(folder / "cache"), allowance=Allowance(0)).check(request)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -102,8 +103,8 @@ def test_scores_that_int8_loses_beside_boxes_fail(tmp_path: Path) -> None:
     assert record.parity.worst == pytest.approx(1.0)
     assert "in part [4:12] along axis 1 (scores)" in str(record.parity.reason)
     assert "part [4:12] along axis 1 (scores)" in str(record.message)
-    report = json_report.document([json.loads(record.to_json())], json_report.environment())
-    require_schema(report)
+    report = json_report.document([record], json_report.environment())
+    require_schema(jsonable(report))
     page = " ".join(html.render(report).split())
     assert "part [4:12] along axis 1 (scores): <span" in page
     whole = checked(detector(quantized=True), feeds(), tmp_path, "int8", tol=Tolerance(max=0.05, parts=None))
@@ -168,7 +169,7 @@ def test_first_axes_that_are_not_alike_count_no_samples(tmp_path: Path) -> None:
 
     def batch(*rows: int) -> tuple[int, ...]:
         cases = [{"a": np.ones((n, 4), np.float32), "b": np.ones((4, 5), np.float32)} for n in rows]
-        job = Job(Request("t", proto, ()), model, lowered, cases, reference)
+        job = Known(Request("t", proto, ()), model, lowered, cases, reference)
         return parity.limits_of(job)["y"][0].division.batch
 
     assert batch(4) == (4,)
@@ -185,16 +186,18 @@ def test_parts_that_do_not_fit_are_errors_of_the_check(tmp_path: Path) -> None:
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
-def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> parity.Outcome:
-    """`other` judged as if it were the engine of `proto`."""
+def judge_another(proto: onnx.ModelProto, other: onnx.ModelProto, folder: Path) -> tuple[Outcome, str]:
+    """`other` judged as if it were the engine of `proto`, and the first line of the failure."""
     cache = Cache(folder / "cache")
     model = open_model(proto, (), cache)
     case = {"x": rng(3).standard_normal((2, 3, 8, 8)).astype(np.float32)}
     reference = Reference(model, cache)
-    job = Job(Request("t", proto, ()), model, lower(model, "fp16", cache), [case], reference)
+    job = Known(Request("t", proto, ()), model, lower(model, "fp16", cache), [case], reference)
     path = folder / "other.onnx"
     onnx.save(other, path)
-    return parity.judge(job, OrtRunner(path, "other"), reference)
+    job = replace(job, runner=OrtRunner(path, "other"))
+    outcome = parity.judge(job)
+    return outcome, str(message.comparison(replace(job, outcome=outcome))).partition("\n")[0]
 
 
 def two_outputs(names: tuple[str, str], order: list[int] | None = None) -> onnx.ModelProto:
@@ -209,26 +212,26 @@ def two_outputs(names: tuple[str, str], order: list[int] | None = None) -> onnx.
 
 
 def test_swapped_outputs_are_called_swapped(tmp_path: Path) -> None:
-    outcome = judge_another(two_outputs(("a", "b")), two_outputs(("b", "a")), tmp_path)
+    outcome, head = judge_another(two_outputs(("a", "b")), two_outputs(("b", "a")), tmp_path)
     assert outcome.record.verdict == "fail"
-    assert outcome.head.endswith("outputs 'a' and 'b' are swapped")
-    assert outcome.explained
+    assert head.endswith("outputs 'a' and 'b' are swapped")
+    assert outcome.misplaced
 
 
 def test_permuted_channels_are_called_swapped(tmp_path: Path) -> None:
     order = [0, 1, 3, 2, 4, 5]
-    outcome = judge_another(two_outputs(("a", "b")), two_outputs(("a", "b"), order), tmp_path)
+    outcome, head = judge_another(two_outputs(("a", "b")), two_outputs(("a", "b"), order), tmp_path)
     assert outcome.record.verdict == "fail"
-    assert "output 'a'" in outcome.head
-    assert "swapped: axis 1 is in another order (3 → 2, 2 → 3)" in outcome.head
-    assert outcome.explained
+    assert "output 'a'" in head
+    assert "swapped: axis 1 is in another order (3 → 2, 2 → 3)" in head
+    assert outcome.misplaced
     wrong = two_outputs(("a", "b"))
     weight = wrong.graph.initializer[0]
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.5, weight.name))
-    outcome = judge_another(two_outputs(("a", "b")), wrong, tmp_path)
+    outcome, head = judge_another(two_outputs(("a", "b")), wrong, tmp_path)
     assert outcome.record.verdict == "fail"
-    assert "swapped" not in outcome.head
-    assert not outcome.explained
+    assert "swapped" not in head
+    assert not outcome.misplaced
 
 
 def doubling(dtype: int = FLOAT) -> onnx.ModelProto:
@@ -425,7 +428,7 @@ def test_tolerance_parts_survive_a_bundle() -> None:
 
 def test_parity_that_was_not_checked_says_why() -> None:
     found = parity.not_measured(ParitySpec(precision=("fp16",)), "no GPU")
-    assert (found.record.verdict, found.record.reason, found.text) == ("not_measured", "no GPU", "no GPU")
+    assert (found.verdict, found.reason) == ("not_measured", "no GPU")
 
 
 def test_a_limit_on_top1_is_what_its_axis_is_for() -> None:

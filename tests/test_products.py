@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import emulate, half, products
+from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision.emulation import products, rewrite
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pytest_trtcheck.precision.families.kernels import HalfName
 
 Array: TypeAlias = "NDArray[Any]"
 FLOAT = TensorProto.FLOAT
@@ -39,16 +42,16 @@ def model(
     return onnx.shape_inference.infer_shapes(proto)
 
 
-def emulated(proto: onnx.ModelProto, folder: Path, kind: half.HalfName = "fp16") -> OrtRunner:
+def emulated(proto: onnx.ModelProto, folder: Path, kind: HalfName = "fp16") -> OrtRunner:
     path = onnx_models.save(proto, folder / "model.onnx")
     graph.write(half.to_half(graph.read(path), kind).model, folder / "lowered.onnx")
-    graph.write(emulate.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")
+    graph.write(rewrite.emulated(graph.read(folder / "lowered.onnx")), folder / "emulated.onnx")
     return OrtRunner(folder / "emulated.onnx", "emulated")
 
 
 def tf32(proto: onnx.ModelProto, folder: Path) -> OrtRunner:
     path = onnx_models.save(proto, folder / "model.onnx")
-    graph.write(emulate.emulated_tf32(graph.read(path)), folder / "tf32.onnx")
+    graph.write(rewrite.emulated_tf32(graph.read(path)), folder / "tf32.onnx")
     return OrtRunner(folder / "tf32.onnx", "tf32")
 
 
@@ -315,7 +318,7 @@ def test_quantized_products_do_not_accumulate_in_half(tmp_path: Path) -> None:
         opset=19,
     )  # fmt: skip
     path = onnx_models.save(proto, tmp_path / "quantized.onnx")
-    graph.write(emulate.emulated(graph.read(path)), tmp_path / "emulated.onnx")
+    graph.write(rewrite.emulated(graph.read(path)), tmp_path / "emulated.onnx")
     x = np.full((1, 256), 5.25, np.float16)
     assert OrtRunner(tmp_path / "emulated.onnx", "emulated")({"x": x})["y"].item() == 256 * 5.25
 
@@ -327,7 +330,7 @@ def test_int8_makes_nought_of_nan(tmp_path: Path) -> None:
     ]
     proto = onnx_models.elementwise(nodes, 3, {"s": np.array(0.5, np.float32), "z": np.array(0, np.int8)})
     path = onnx_models.save(proto, tmp_path / "qdq.onnx")
-    graph.write(emulate.emulated(graph.read(path)), tmp_path / "emulated.onnx")
+    graph.write(rewrite.emulated(graph.read(path)), tmp_path / "emulated.onnx")
     y = OrtRunner(tmp_path / "emulated.onnx", "emulated")({"x": np.array([np.nan, 1, np.inf], np.float32)})["y"]
     np.testing.assert_array_equal(y, [0, 1, 63.5])
 

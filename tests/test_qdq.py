@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.precision import emulate
+from pytest_trtcheck.precision.emulation import rewrite
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def pair(
     )
     path = onnx_models.save(proto, tmp_path_factory.mktemp("qdq") / "m.onnx")
     target = path.with_name("emulated.onnx")
-    graph.write(emulate.emulated(graph.read(path)), target)
+    graph.write(rewrite.emulated(graph.read(path)), target)
     return OrtRunner(target, "qdq"), lambda x: expected(x, scale, zero, axis or 0)
 
 
@@ -89,7 +89,7 @@ def test_ties_saturation_and_nan(tmp_path: Any) -> None:
     weights: dict[str, NDArray[Any]] = {"s": np.array(1, np.float32), "z": np.array(0, np.int8)}
     path = onnx_models.save(onnx_models.elementwise(nodes, 9, weights), tmp_path / "m.onnx")
     target = tmp_path / "emulated.onnx"
-    graph.write(emulate.emulated(graph.read(path)), target)
+    graph.write(rewrite.emulated(graph.read(path)), target)
     x = np.array([0.5, 1.5, 2.5, -0.5, 127.5, -128.5, np.inf, -np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(OrtRunner(target, "m")({"x": x})["y"], [0, 2, 2, 0, 127, -128, 127, -128, 0])
 
@@ -121,7 +121,7 @@ def test_weights_and_branches(tmp_path: Any) -> None:
     )
     path = onnx_models.save(proto, tmp_path / "m.onnx")
     target = tmp_path / "emulated.onnx"
-    graph.write(emulate.emulated(graph.read(path)), target)
+    graph.write(rewrite.emulated(graph.read(path)), target)
     x = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
     d = np.clip(np.round(x / np.float32(0.05)), -128, 127) * np.float32(0.05)
     expected_y = d @ (weight * scales[:, None]).T + d.sum()

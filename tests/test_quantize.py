@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, ModelError
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.precision.calibrate import collect
-from pytest_trtcheck.precision.quantization_plan import QuantizationPlan, points, summary
-from pytest_trtcheck.precision.quantize import quantize, scale_of
+from pytest_trtcheck.precision.quantization.calibrate import collect
+from pytest_trtcheck.precision.quantization.plan import QuantizationPlan, points, summary
+from pytest_trtcheck.precision.quantization.quantize import quantize, scale_of
 from tests import onnx_models
 from tests.onnx_models import FLOAT, save, weights
 

@@ -9,11 +9,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck.backends.base import Acceptance
+from pytest_trtcheck.backends.tensorrt import emulated
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import acceptance
 from pytest_trtcheck.check import checker as check
-from pytest_trtcheck.check.blame import Allowance
-from pytest_trtcheck.check.request import Request
+from pytest_trtcheck.check.request import Allowance, Request
 from pytest_trtcheck.model.randomness import random_nodes
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
@@ -140,7 +140,7 @@ SOUND = {
 
 def checked(proto: onnx.ModelProto, folder: Path) -> CheckRecord:
     request = Request(nodeid="test", model=proto, folders=(folder,), parity=ParitySpec())
-    return check.Workshop(cache=Cache(folder / "cache"), allowance=Allowance(0)).check(request)
+    return check.Checker(cache=Cache(folder / "cache"), allowance=Allowance(0)).check(request)
 
 
 @pytest.mark.parametrize("name", list(RANDOM))
@@ -180,7 +180,7 @@ def test_a_dropout_that_an_input_turns_on_is_found_when_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # TensorRT refuses it before that.
-    monkeypatch.setattr(check, "acceptance", lambda *_, **__: acceptance.Acceptance())
+    monkeypatch.setattr(emulated, "acceptance", lambda *_, **__: Acceptance())
     nodes = [
         N("MatMul", ["x", "w"], ["g"], name="matmul"),
         N("ReduceMax", ["x"], ["m"], keepdims=0),

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.record import CheckRecord, Evidence, LatencyRecord, OutputRecord, ParityRecord, Verdict
+from pytest_trtcheck.record import (
+    BudgetRecord,
+    CheckRecord,
+    Evidence,
+    JudgedRecord,
+    LatencyDetails,
+    LatencyRecord,
+    OutputDetails,
+    OutputRecord,
+    ParityRecord,
+    Verdict,
+)
 from pytest_trtcheck.report import html
 from pytest_trtcheck.report.json_report import document, environment
 
@@ -37,19 +48,24 @@ def check(
     precision: str = "fp16",
     evidence: Evidence | None = "emulated",
     latency_ms: float | None = None,
-) -> dict[str, Any]:
+) -> CheckRecord:
     parity = None
     if value is not None:
-        judged = {"metric": "max", "value": value, "limit": 0.01, "source": "tol", "verdict": verdict}
-        details = {"error_octaves": [[-20, 400], [-10, 60], [-7, 1]], "error_zeros": 12, "peak": 3.0}
+        judged = JudgedRecord("max", value, 0.01, "tol", verdict)
+        details = OutputDetails(cases=1, error_octaves=((-20, 400), (-10, 60), (-7, 1)), error_zeros=12, peak=3.0)
         output = OutputRecord("logits", "float32", (8, 10), max=value, judged=(judged,), details=details)
         parity = ParityRecord(verdict, "max", 0.01, value, (output,))
     latency = None
     if latency_ms is not None:
-        budget = {"name": "p50_ms", "quantile": "p50", "limit_ms": 2.0, "value_ms": latency_ms, "verdict": "pass"}
-        samples = [latency_ms + index % 10 / 100 for index in range(200)]
+        budget = BudgetRecord("pass", "p50_ms", "p50", limit_ms=2.0, value_ms=latency_ms)
+        samples = tuple(latency_ms + index % 10 / 100 for index in range(200))
         latency = LatencyRecord(
-            "pass", gpu="T4", samples=200, p50_ms=latency_ms, budgets=(budget,), details={"samples_ms": samples}
+            "pass",
+            gpu="T4",
+            samples=200,
+            p50_ms=latency_ms,
+            budgets=(budget,),
+            details=LatencyDetails(samples_ms=samples),
         )
     record = CheckRecord(
         nodeid=f"tests/test_{name}.py::test_{name}",
@@ -61,8 +77,7 @@ def check(
         latency=latency,
         message=f"{HOSTILE} {name}" if verdict != "pass" else None,
     )
-    loaded: dict[str, Any] = json.loads(record.to_json())
-    return loaded
+    return CheckRecord.from_json(record.to_json())
 
 
 RECORDS = [
@@ -95,7 +110,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 def report(browser: Chrome, tmp_path: Path) -> Iterator[Chrome]:
     """The report, open; whatever a test does, the console stays empty."""
     path = tmp_path / "report.html"
-    html.write(path, document(RECORDS, environment(requested_gpu="T4")))
+    html.save(path, document(RECORDS, environment(requested_gpu="T4")))
     show(browser, "desk", dark=False)
     browser.get(path.as_uri())
     yield browser
@@ -245,9 +260,11 @@ def test_names_are_not_run(report: Chrome) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_readable(report: Chrome, tmp_path: Path, size: str, *, dark: bool) -> None:
     long = check("detector_with_a_long_name_640x640_epoch_200", 0.0100000004, "fail", latency_ms=1234.5678)
-    long["parity"]["outputs"][0]["judged"][0]["metric"] = "mismatches"
-    long["message"] = "no_space_" * 40
-    html.write(tmp_path / "long.html", document([*RECORDS, long], environment(requested_gpu="T4")))
+    assert long.parity is not None
+    judged = replace(long.parity.outputs[0].judged[0], metric="mismatches")
+    parity = replace(long.parity, outputs=(replace(long.parity.outputs[0], judged=(judged,)),))
+    long = replace(long, parity=parity, message="no_space_" * 40)
+    html.save(tmp_path / "long.html", document([*RECORDS, long], environment(requested_gpu="T4")))
     report.get((tmp_path / "long.html").as_uri())
     show(report, size, dark=dark)
     run(report, "document.querySelectorAll('.open').forEach((button) => button.click())")

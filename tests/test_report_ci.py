@@ -1,16 +1,28 @@
 from __future__ import annotations
 
-import json
 import os
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.record import CheckRecord, LatencyRecord, OutputRecord, ParityRecord, Verdict
+from pytest_trtcheck.record import (
+    BudgetRecord,
+    CheckRecord,
+    Environment,
+    JudgedRecord,
+    LatencyRecord,
+    Location,
+    OutputRecord,
+    ParityRecord,
+    RunRecord,
+    Verdict,
+)
 from pytest_trtcheck.report import github
 from pytest_trtcheck.report.junit import properties
+from pytest_trtcheck.report.view import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +32,7 @@ LATENCY = LatencyRecord(
     gpu="T4",
     samples=3000,
     p50_ms=7.3456789,
-    budgets=({"quantile": "p50", "limit_ms": 7.0, "verdict": "fail"},),
+    budgets=(BudgetRecord("fail", quantile="p50", limit_ms=7.0),),
 )
 
 
@@ -41,8 +53,8 @@ def check(
     message: str | None = None,
     latency: LatencyRecord | None = None,
     **more: Any,
-) -> dict[str, Any]:
-    judged = {"metric": metric, "value": value, "limit": 0.01, "source": "tol", "verdict": verdict}
+) -> CheckRecord:
+    judged = JudgedRecord(metric, value, 0.01, "tol", verdict)
     output = OutputRecord("logits", "float32", (8, 10), max=value, verdict=verdict, judged=(judged,))
     record = CheckRecord(
         nodeid,
@@ -54,7 +66,7 @@ def check(
         latency=latency,
         message=message,
     )
-    return {**json.loads(record.to_json()), **more}
+    return CheckRecord.from_json(replace(record, **more).to_json())
 
 
 # --- JUnit -----------------------------------------------------------------------------------------------------------
@@ -87,7 +99,7 @@ def test_junit_names_the_metric() -> None:
 
 
 def test_junit_of_a_check_that_measured_nothing() -> None:
-    record = json.loads(CheckRecord("t.py::a", "a.onnx", "error").to_json())
+    record = CheckRecord("t.py::a", "a.onnx", "error")
 
     assert properties(record) == [("trtcheck.model", "a.onnx"), ("trtcheck.verdict", "error")]
 
@@ -108,7 +120,7 @@ def test_junit_file_of_a_real_run_carries_them(pytester: pytest.Pytester) -> Non
 
 def test_an_annotation_is_at_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
-    record = check("tests/test_a.py::test_a", 0.02, "fail", location={"file": "tests/test_a.py", "line": 12})
+    record = check("tests/test_a.py::test_a", 0.02, "fail", location=Location("tests/test_a.py", 12))
 
     commands = github.annotation_commands([record], tmp_path / "project")
 
@@ -159,7 +171,8 @@ def test_github_is_recognized(monkeypatch: pytest.MonkeyPatch, value: str | None
         monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     else:
         monkeypatch.setenv("GITHUB_ACTIONS", value)
-    assert github.running() is expected
+    run = RunRecord(environment=Environment(), checks=(check("t.py::a", 0.02, "fail"),))
+    assert any(github.write(Run(run))) is expected
 
 
 # --- step summary ----------------------------------------------------------------------------------------------------
@@ -175,7 +188,7 @@ def test_what_failed_comes_first() -> None:
     unmeasured = LatencyRecord("not_measured", reason="no GPU on this machine")
     records = [check("t.py::a", latency=unmeasured), check("t.py::b", 0.02, "fail", latency=LATENCY)]
 
-    text = github.step_summary(records, {"gpu": None, "requested_gpu": "T4", "python": "3.11.7"})
+    text = github.step_summary(records, Environment(requested_gpu="T4", python="3.11.7"))
 
     first, second = table(text)
     assert first[0] == "❌ fail"
@@ -188,15 +201,15 @@ def test_what_failed_comes_first() -> None:
 
 
 def test_names_cannot_break_the_table() -> None:
-    record = check("t.py::a[x|y`z<b>]", model="a|b\n<script>`.onnx", notes=["a *note* <b> with | in_it"])
+    record = check("t.py::a[x|y`z<b>]", model="a|b\n<script>`.onnx", notes=("a *note* <b> with | in_it",))
 
     text = github.step_summary([record])
 
     (cells,) = table(text)
     assert len(cells) == 8
     assert cells[1] == "<code>a&#124;b &lt;script&gt;&#96;.onnx</code>"
-    assert cells[7] == "<code>t.py::a[x&#124;y&#96;z&lt;b&gt;]</code>"
-    assert r"- a \*note\* &lt;b&gt; with \| in\_it" in text
+    assert cells[7] == "<code>t.py::a&#91;x&#124;y&#96;z&lt;b&gt;&#93;</code>"
+    assert "- a &#42;note&#42; &lt;b&gt; with &#124; in&#95;it" in text
 
 
 def test_the_summary_stays_under_githubs_limit() -> None:
@@ -219,7 +232,7 @@ def test_the_summary_is_appended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     path.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
 
-    assert github.write_step_summary("after\n")
+    github.write_step_summary("after\n")
 
     assert path.read_text() == "before\nafter\n"
 
@@ -227,7 +240,7 @@ def test_the_summary_is_appended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_without_a_summary_file_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
 
-    assert not github.write_step_summary("text")
+    github.write_step_summary("text")
 
 
 def test_a_summary_that_cannot_be_written_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +16,24 @@ from hypothesis import strategies as st
 from pytest_trtcheck import __main__
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.baselines.comparison import Distribution
-from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, OutputRecord, ParityRecord
+from pytest_trtcheck.record import (
+    BudgetRecord,
+    CheckRecord,
+    EngineRecord,
+    GpuRecord,
+    JudgedRecord,
+    LatencyDetails,
+    LatencyRecord,
+    Library,
+    OutputRecord,
+    ParityRecord,
+    RunRecord,
+    jsonable,
+    typed,
+)
 from pytest_trtcheck.report import diff_text
 from pytest_trtcheck.report.diff import ReportDiff, diff
-from pytest_trtcheck.report.json_report import document, environment, write
-from pytest_trtcheck.report.sound import require_sound
+from pytest_trtcheck.report.json_report import document, environment, save
 from pytest_trtcheck.report.text import columns
 
 if TYPE_CHECKING:
@@ -29,9 +42,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Suite
 
-Report = dict[str, Any]
-
-GPU = {"name": "NVIDIA H200", "uuid": "GPU-1", "compute_capability": "9.0"}
+GPU = GpuRecord("NVIDIA H200", "GPU-1", "9.0")
 
 
 def latency(p50_ms: float = 1.0, seed: int = 0, samples: int = 1000, **details: object) -> LatencyRecord:
@@ -44,21 +55,24 @@ def latency(p50_ms: float = 1.0, seed: int = 0, samples: int = 1000, **details: 
         samples=samples,
         p50_ms=found.quantile_ms("p50_ms"),
         p99_ms=found.quantile_ms("p99_ms"),
-        budgets=({"name": "p50_ms", "quantile": "p50", "limit_ms": 5.0, "verdict": "pass"},),
-        details={
-            "measured": "GPU time",
-            "cuda_graph": True,
-            "conditions": {"sm_mhz": 1590},
-            "distribution": found.to_json(),
-            **details,
-        },
+        budgets=(BudgetRecord("pass", "p50_ms", "p50", limit_ms=5.0),),
+        details=typed(
+            {
+                "measured": "GPU time",
+                "cuda_graph": True,
+                "conditions": {"sm_mhz": 1590},
+                "distribution": found.to_json(),
+                **details,
+            },
+            LatencyDetails,
+        ),
     )
 
 
 def output(name: str = "boxes", value: float | None = 0.004, limit: float | None = 0.01, **more: Any) -> OutputRecord:
     metric = more.pop("metric", "max")
     verdict = more.pop("verdict", "pass")
-    judged = {"metric": metric, "value": value, "limit": limit, "source": "tol", "verdict": verdict}
+    judged = JudgedRecord(metric, value, limit, "tol", verdict)
     return OutputRecord(name, "float32", (1, 4), judged=(judged,), verdict=verdict, **more)
 
 
@@ -79,9 +93,10 @@ def check(nodeid: str = "tests/test_a.py::test_a[int8]", **changes: Any) -> Chec
     return CheckRecord(nodeid, "models/a.onnx", **{**values, **changes})
 
 
-def report(*checks: CheckRecord, tensorrt: str = "1.5.0.114", **changes: Any) -> Report:
-    here = {**environment(gpu=GPU, driver="580.1"), "tensorrt": {"module": "tensorrt_rtx", "version": tensorrt}}
-    return document([json.loads(each.to_json()) for each in checks], {**here, **changes})
+def report(*checks: CheckRecord, tensorrt: str = "1.5.0.114", **changes: Any) -> RunRecord:
+    here = environment(gpu=GPU, driver="580.1")
+    here = replace(here, tensorrt=Library(module="tensorrt_rtx", version=tensorrt), **changes)
+    return typed(jsonable(document(checks, here)), RunRecord)
 
 
 def parity(*outputs: OutputRecord, verdict: Any = "pass") -> ParityRecord:
@@ -174,7 +189,7 @@ def test_a_fault_that_appeared_is_worse() -> None:
         "float32",
         (1, 5),
         verdict="fail",
-        judged=({"metric": "shape", "value": None, "limit": None, "source": "", "verdict": "fail", "note": "…"},),
+        judged=(JudgedRecord("shape", None, None, "", "fail", "…"),),
     )
     found = changes_of(one_change(verdict="fail", parity=parity(fault, output("scores", 0.002), verdict="fail")))
     assert found["boxes shape"] == ("worse", "–", "not as the reference")
@@ -268,7 +283,7 @@ def test_another_seed_matters_to_generated_inputs_alone() -> None:
 
 
 def test_another_gpu_matters_to_engines_alone() -> None:
-    other = {**GPU, "name": "NVIDIA L4"}
+    other = replace(GPU, name="NVIDIA L4")
     found = diff(report(check()), report(check(), gpu=other))
     assert found.checks[0].obstacles == ("another GPU: NVIDIA H200 before, NVIDIA L4 now",)
     emulated = check(evidence="emulated", latency=None, engine=None)
@@ -360,11 +375,10 @@ REPORTS = st.lists(records(), max_size=4).map(lambda checks: report(*checks))
 
 @settings(max_examples=60, deadline=None)
 @given(REPORTS)
-def test_a_report_does_not_differ_from_itself(one: Report) -> None:
-    require_sound(one, "one.json")
+def test_a_report_does_not_differ_from_itself(one: RunRecord) -> None:
     found = diff(one, copy.deepcopy(one))
     assert (found.checks, found.environment, found.added, found.removed) == ((), (), (), ())
-    assert found.unchanged == len(one["checks"])
+    assert found.unchanged == len(one.checks)
 
 
 MIRROR = {"worse": "better", "better": "worse", "changed": "changed", "untested": "untested"}
@@ -372,7 +386,7 @@ MIRROR = {"worse": "better", "better": "worse", "changed": "changed", "untested"
 
 @settings(max_examples=100, deadline=None)
 @given(REPORTS, REPORTS)
-def test_old_and_new_swapped_swap_better_and_worse(one: Report, two: Report) -> None:
+def test_old_and_new_swapped_swap_better_and_worse(one: RunRecord, two: RunRecord) -> None:
     there, back = diff(one, two), diff(two, one)
     assert [each.nodeid for each in there.added] == [each.nodeid for each in back.removed]
     assert there.unchanged == back.unchanged
@@ -394,7 +408,7 @@ def test_old_and_new_swapped_swap_better_and_worse(one: Report, two: Report) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(REPORTS, REPORTS, st.integers(60, 120))
-def test_every_line_fits_the_terminal(one: Report, two: Report, width: int) -> None:
+def test_every_line_fits_the_terminal(one: RunRecord, two: RunRecord, width: int) -> None:
     text = diff_text.lines(diff(one, two), ("yesterday.json", "today.json"), width)
     assert all(columns(line) <= width for line in text), text
 
@@ -446,9 +460,9 @@ def test_markdown_fits_a_step_summary() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Callable[..., list[str]]:
-    def make(old: Report, new: Report) -> list[str]:
-        write(tmp_path / "old.json", old)
-        write(tmp_path / "new.json", new)
+    def make(old: RunRecord, new: RunRecord) -> list[str]:
+        save(tmp_path / "old.json", old)
+        save(tmp_path / "new.json", new)
         return [str(tmp_path / "old.json"), str(tmp_path / "new.json")]
 
     return make
@@ -479,10 +493,10 @@ def test_exit_status(files: Callable[..., list[str]], new: CheckRecord, never: i
         ("", "no JSON report"),
         ('{"schema_version": 1, "checks": [', "no JSON report"),
         ('{"schema_version": 2}', "schema_version 2"),
-        ('{"schema_version": 1}', "has no environment"),
-        ('{"schema_version": 1, "environment": {}, "checks": {}}', "checks is no list"),
-        ('{"schema_version": 1, "environment": {}, "checks": [1]}', "checks[0] is no mapping"),
-        ('{"schema_version": 1, "environment": {}, "checks": [{"nodeid": "a"}]}', "checks[0] has no verdict"),
+        ('{"schema_version": 1}', "missing required field `environment`"),
+        ('{"schema_version": 1, "environment": {}, "checks": {}}', "`$.checks`"),
+        ('{"schema_version": 1, "environment": {}, "checks": [1]}', "`$.checks[0]`"),
+        ('{"schema_version": 1, "environment": {}, "checks": [{"nodeid": "a"}]}', "missing required field `model`"),
     ],
 )
 def test_bad_input_is_one_clear_error(
@@ -505,13 +519,12 @@ LEAVES = ("verdict", "samples", "p50_ms", "judged", "outputs", "details", "layer
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_report_that_was_spoilt_is_an_error_or_read_and_never_a_crash(data: st.DataObject) -> None:
-    spoilt = copy.deepcopy(report(check()))
+    spoilt = jsonable(report(check()))
     places = [(holder, key) for holder, key in _walk(spoilt) if key in LEAVES or data.draw(st.integers(0, 30)) == 0]
     holder, key = data.draw(st.sampled_from(places))
     holder[key] = data.draw(st.sampled_from([None, 1, -1.5, "x", "nan", [], {}, [1], {"a": 1}, True]))
     try:
-        require_sound(spoilt, "spoilt.json")
-        found = diff(report(check()), spoilt)
+        found = diff(report(check()), typed(spoilt, RunRecord))
     except ReportError:
         return
     diff_text.lines(found, ("a", "b"))

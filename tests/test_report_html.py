@@ -13,7 +13,19 @@ import pytest
 
 from pytest_trtcheck import compare, latency
 from pytest_trtcheck.errors import MissingDependencyError, ReportError
-from pytest_trtcheck.record import CheckRecord, EngineRecord, Evidence, LatencyRecord, Verdict, combine
+from pytest_trtcheck.metrics import METRICS
+from pytest_trtcheck.record import (
+    BlameRecord,
+    CheckRecord,
+    EngineRecord,
+    Evidence,
+    GpuRecord,
+    LatencyRecord,
+    TensorRecord,
+    Verdict,
+    combine,
+    typed,
+)
 from pytest_trtcheck.report import html, plots
 from pytest_trtcheck.report.json_report import document, environment
 from pytest_trtcheck.report.view import BudgetView, Judgement
@@ -45,7 +57,7 @@ def timed(budgets: dict[str, float], seed: int = 0) -> LatencyRecord:
     samples = np.random.default_rng(seed).gamma(9, 0.02, 4000) + 1.0
     decision = latency.decide(samples, budgets)
     details = {"samples_ms": [round(float(sample), 4) for sample in samples[::10]]}
-    return latency.to_record(latency.summarize(samples), decision, gpu="H200", details=details)
+    return latency.to_record(samples, decision, gpu="H200", details=details)
 
 
 def check(
@@ -68,9 +80,11 @@ def check(
     compared = []
     for index in range(outputs):
         measurement = compare.measure(f"output{index}", (reference + noise).astype(np.float32), reference)
-        output = compare.judge(measurement, (compare.Limit("max", 0.01, "tol"),))
-        compared.append(dataclasses.replace(output, details={**output.details, "emulated": {"max": error / 2}}))
-    parity = dataclasses.replace(compare.summarize(compared, "max"), blame=blame(tensors) if tensors else None)
+        output = compare.judge(measurement, (compare.Limit(METRICS["max"], 0.01, "tol"),))
+        details = dataclasses.replace(output.details, emulated={"max": error / 2})
+        compared.append(dataclasses.replace(output, details=details))
+    found = typed(blame(tensors), BlameRecord) if tensors else None
+    parity = dataclasses.replace(compare.summarize(compared, "max"), blame=found)
     measured = timed(budgets) if budgets else None
     verdicts: list[Verdict] = [part.verdict for part in (parity, measured) if part is not None]
     record = CheckRecord(
@@ -100,7 +114,7 @@ def bare(nodeid: str, verdict: Verdict, message: str | None = None) -> dict[str,
 
 
 def page(*records: dict[str, Any], **environment_keys: Any) -> str:
-    return html.render(document(records, environment(**environment_keys)))
+    return html.render(document([typed(each, CheckRecord) for each in records], environment(**environment_keys)))
 
 
 def rows(text: str) -> list[str]:
@@ -147,11 +161,10 @@ def test_emulated_and_unmeasured_are_said_plainly() -> None:
 
 
 def test_the_environment_is_there() -> None:
-    text = page(check(), gpu={"name": "NVIDIA H200", "uuid": "GPU-1", "compute_capability": (9, 0)}, driver="580.1")
+    text = page(check(), gpu=GpuRecord("NVIDIA H200", "GPU-1", "9.0"), driver="580.1")
 
-    assert "<dt>GPU</dt><dd>NVIDIA H200</dd>" in text
-    assert "<dt>Compute capability</dt><dd>9.0</dd>" in text
-    assert "<dt>Driver</dt><dd>580.1</dd>" in text
+    assert "<dt>GPU</dt><dd>NVIDIA H200 (compute capability 9.0)</dd>" in text
+    assert "<dt>driver</dt><dd>580.1</dd>" in text
 
 
 def test_a_diagnosis_is_shown_where_there_is_one() -> None:
@@ -249,7 +262,7 @@ def test_a_hundred_checks_take_less_than_a_megabyte() -> None:
 def test_a_file_is_written_with_its_date(tmp_path: Path) -> None:
     path = tmp_path / "out" / "report.html"
 
-    html.write(path, document([check()], environment()))
+    html.save(path, document([typed(check(), CheckRecord)], environment()))
 
     text = path.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
@@ -258,7 +271,7 @@ def test_a_file_is_written_with_its_date(tmp_path: Path) -> None:
 
 def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="is a directory"):
-        html.write(tmp_path, document([], environment()))
+        html.save(tmp_path, document([], environment()))
 
 
 def test_without_jinja2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +301,7 @@ def dots(svg: str, kind: str) -> list[float]:
 def test_the_curve_keeps_its_peak_when_points_are_left_out() -> None:
     errors = [1e-4] * 1000
     errors[777] = 1e-1
-    svg = plots.along_graph([{"name": f"t{i}", "error": error} for i, error in enumerate(errors)], "t777", points=80)
+    svg = plots.along_graph([TensorRecord(f"t{i}", error=error) for i, error in enumerate(errors)], "t777", points=80)
 
     points = coordinates(svg, "curve")
     assert len(points) <= 80
@@ -331,7 +344,7 @@ def test_a_latency_plot_of_odd_samples(samples: list[float]) -> None:
 
 @pytest.mark.parametrize("limit", [None, 1e-9, 1e9])
 def test_a_histogram_shows_a_limit_that_is_far_away(limit: float | None) -> None:
-    svg = plots.histogram([[-20, 5], [-3, 1_000_000]], 7, limit)
+    svg = plots.histogram([(-20, 5), (-3, 1_000_000)], 7, limit)
 
     assert "1 M differ, 7 equal" in svg
     marks = [float(x) for x in re.findall(r'class="limit" d="M([0-9.]+) ', svg)]

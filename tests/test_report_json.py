@@ -8,32 +8,37 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record import (
+    BlameRecord,
+    BudgetRecord,
     CheckRecord,
     EngineRecord,
+    GpuRecord,
+    JudgedRecord,
     LatencyRecord,
+    Library,
     OutputRecord,
     ParityRecord,
     Verdict,
+    jsonable,
 )
-from pytest_trtcheck.report.json_report import document, environment, read, version, write
+from pytest_trtcheck.report.json_report import document, environment, read, save, version
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "report.schema.json"
 
 
-def full_record(nodeid: str = "tests/test_a.py::test_a", verdict: Verdict = "fail") -> dict[str, Any]:
+def full_record(nodeid: str = "tests/test_a.py::test_a", verdict: Verdict = "fail") -> CheckRecord:
     """Every field filled, as a GPU run of a failing check fills it."""
-    judged = {"metric": "max", "value": math.inf, "limit": 0.05, "source": "tol", "verdict": "fail"}
+    judged = JudgedRecord("max", math.inf, 0.05, "tol", "fail")
     boxes = OutputRecord(
         "boxes", "float32", (1, 4), math.inf, 0.1, math.inf, 1e-3, -3.0, 2, 0, (0, 3), "fail", (judged,)
     )
     classes = OutputRecord("classes", "int64", (1,), mismatches=1)
-    record = CheckRecord(
+    return CheckRecord(
         nodeid=nodeid,
         model="models/detector.onnx",
         verdict=verdict,
@@ -45,7 +50,7 @@ def full_record(nodeid: str = "tests/test_a.py::test_a", verdict: Verdict = "fai
         seed=0,
         inputs="returned",
         parity=ParityRecord(
-            "fail", "max", 0.05, math.inf, (boxes, classes), {"step": "precision", "tensor": "conv_3"}, None, "tol"
+            "fail", "max", 0.05, math.inf, (boxes, classes), BlameRecord("precision", tensor="conv_3"), None, "tol"
         ),
         latency=LatencyRecord(
             "pass",
@@ -57,7 +62,7 @@ def full_record(nodeid: str = "tests/test_a.py::test_a", verdict: Verdict = "fai
             1.12,
             1.3,
             {"p50": (1.08, 1.1)},
-            ({"quantile": "p50", "limit_ms": 1.5, "verdict": "pass"},),
+            (BudgetRecord("pass", quantile="p50", limit_ms=1.5),),
             {"sm_mhz": 1980},
         ),
         engine=EngineRecord("ab12", False, "first build", 3.2, 51_000_000, 12_000_000, {"int8": 40, "fp32": 3}),
@@ -65,13 +70,10 @@ def full_record(nodeid: str = "tests/test_a.py::test_a", verdict: Verdict = "fai
         message="int8 fails",
         notes=("a note",),
     )
-    loaded: dict[str, Any] = json.loads(record.to_json())
-    return loaded
 
 
-def bare_record(nodeid: str, verdict: Verdict) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(CheckRecord(nodeid, "models/a.onnx", verdict).to_json())
-    return loaded
+def bare_record(nodeid: str, verdict: Verdict) -> CheckRecord:
+    return CheckRecord(nodeid, "models/a.onnx", verdict)
 
 
 def validate(report: object) -> None:
@@ -81,17 +83,17 @@ def validate(report: object) -> None:
     jsonschema.Draft202012Validator(schema).validate(report)
 
 
-GPU = {"name": "NVIDIA H200", "uuid": "GPU-1", "compute_capability": (9, 0)}
+GPU = GpuRecord("NVIDIA H200", "GPU-1", "9.0")
 BARE_ENVIRONMENT = environment()
 
 
 @pytest.mark.parametrize("gpu", [None, GPU])
-def test_a_report_fits_its_schema(gpu: dict[str, Any] | None) -> None:
+def test_a_report_fits_its_schema(gpu: GpuRecord | None) -> None:
     records = [full_record(), bare_record("t.py::b", "error"), bare_record("t.py::c", "not_measured")]
 
     report = document(records, environment(gpu=gpu, requested_gpu="H200", driver="580.159.04"))
 
-    validate(json.loads(json.dumps(report, allow_nan=False)))
+    validate(json.loads(json.dumps(jsonable(report), allow_nan=False)))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_a_report_fits_its_schema(gpu: dict[str, Any] | None) -> None:
 )
 def test_the_schema_rejects_what_is_wrong(where: tuple[str | int, ...], wrong: object) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="validating the report needs jsonschema")
-    report = json.loads(json.dumps(document([full_record()], BARE_ENVIRONMENT)))
+    report = jsonable(document([full_record()], BARE_ENVIRONMENT))
     holder = report
     for key in where[:-1]:
         holder = holder[key]
@@ -138,7 +140,7 @@ def test_the_schema_requires_every_key_of_the_contract(part: tuple[str | int, ..
         },
     }[part]
     for key in sorted(contract):
-        report = json.loads(json.dumps(document([full_record()], BARE_ENVIRONMENT)))
+        report = jsonable(document([full_record()], BARE_ENVIRONMENT))
         holder = report
         for step in part:
             holder = holder[step]
@@ -158,8 +160,8 @@ def test_checks_are_ordered_and_counted() -> None:
 
     report = document(records, BARE_ENVIRONMENT)
 
-    assert [c["nodeid"] for c in report["checks"]] == ["t.py::a", "t.py::b", "t.py::c", "t.py::x[b8]", "t.py::x[b16]"]
-    assert report["summary"] == {"pass": 2, "fail": 1, "error": 0, "inconclusive": 1, "not_measured": 1}
+    assert [check.nodeid for check in report.checks] == ["t.py::a", "t.py::b", "t.py::c", "t.py::x[b8]", "t.py::x[b16]"]
+    assert report.summary == {"pass": 2, "fail": 1, "error": 0, "inconclusive": 1, "not_measured": 1}
     assert document(records[::-1], BARE_ENVIRONMENT) == report
 
 
@@ -167,10 +169,10 @@ def test_no_number_is_lost_or_changed_on_the_way_to_the_file(tmp_path: Path) -> 
     record = full_record()
     path = tmp_path / "made" / "on the way" / "report.json"
 
-    write(path, document([record], BARE_ENVIRONMENT))
+    save(path, document([record], BARE_ENVIRONMENT))
 
-    assert read(path)["checks"] == [record]
-    assert read(path)["checks"][0]["parity"]["worst"] == "inf"
+    assert read(path).checks == (record,)
+    assert json.loads(path.read_text())["checks"][0]["parity"]["worst"] == "inf"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -181,9 +183,9 @@ def test_a_report_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -
     path.write_text("old")
     old = path.stat().st_ino
 
-    write(path, document([], BARE_ENVIRONMENT))
+    save(path, document([], BARE_ENVIRONMENT))
 
-    assert read(path)["checks"] == []
+    assert read(path).checks == ()
     assert path.stat().st_ino != old, "whoever reads the old report now finds it half overwritten"
     assert list(tmp_path.iterdir()) == [path]
     umask = os.umask(0)
@@ -204,7 +206,7 @@ def test_a_report_that_cannot_be_written_whole_leaves_the_old_one(
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(ReportError, match=r"report\.json: No space left on device"):
-        write(path, document([], BARE_ENVIRONMENT))
+        save(path, document([], BARE_ENVIRONMENT))
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -215,17 +217,17 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     link = tmp_path / "report.json"
     link.symlink_to(tmp_path / "data" / "report.json")
 
-    write(link, document([], BARE_ENVIRONMENT))
+    save(link, document([], BARE_ENVIRONMENT))
 
     assert link.is_symlink()
-    assert read(tmp_path / "data" / "report.json")["checks"] == []
+    assert read(tmp_path / "data" / "report.json").checks == ()
 
 
 def test_a_pipe_is_written_to() -> None:
-    script = "from pytest_trtcheck.report.json_report import *; write('/dev/stdout', document([], {'a': 1}))"
+    script = "from pytest_trtcheck.report.json_report import *; save('/dev/stdout', document([], Environment('3.12')))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    assert json.loads(done.stdout)["environment"] == {"a": 1}
+    assert json.loads(done.stdout)["environment"]["python"] == "3.12"
 
 
 @pytest.mark.parametrize("name", ["file/report.json", ".", "a" * 300])
@@ -233,7 +235,7 @@ def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path: Path, name: 
     (tmp_path / "file").write_text("no directory")
 
     with pytest.raises(ReportError, match="cannot write the report"):
-        write(tmp_path / name, document([], BARE_ENVIRONMENT))
+        save(tmp_path / name, document([], BARE_ENVIRONMENT))
 
 
 @pytest.mark.parametrize(
@@ -259,11 +261,11 @@ def test_what_is_no_report_is_not_read_as_one(tmp_path: Path, text: str | None, 
 
 def test_the_environment_is_read_without_importing_libraries() -> None:
     script = (
-        "import json, sys\n"
+        "import dataclasses, json, sys\n"
         "from pytest_trtcheck.report.json_report import environment\n"
         "found = environment()\n"
         "heavy = {'numpy', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'jinja2'} & set(sys.modules)\n"
-        "print(json.dumps([found, sorted(heavy)]))"
+        "print(json.dumps([dataclasses.asdict(found), sorted(heavy)]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found, heavy = json.loads(done.stdout)
@@ -278,7 +280,7 @@ def test_the_environment_is_read_without_importing_libraries() -> None:
 def test_versions_are_those_of_the_modules() -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
 
-    assert environment()["onnxruntime"] == onnxruntime.__version__
+    assert environment().onnxruntime == onnxruntime.__version__
     assert version("no_such_module") is None
 
 
@@ -288,25 +290,25 @@ def test_the_report_names_the_tool_that_wrote_it() -> None:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the plugin is run from its source tree, which has no version")
 
-    assert document([], BARE_ENVIRONMENT)["tool"] == {"name": "pytest-trtcheck", "version": installed}
+    assert document([], BARE_ENVIRONMENT).tool == Library("pytest-trtcheck", version=installed)
 
 
 def test_the_tensorrt_that_was_used_is_named() -> None:
     tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
-    found = environment(tensorrt_module="tensorrt_rtx")["tensorrt"]
+    found = environment(tensorrt_module="tensorrt_rtx").tensorrt
 
-    assert found == {"module": "tensorrt_rtx", "version": tensorrt_rtx.__version__}
+    assert found == Library(module="tensorrt_rtx", version=tensorrt_rtx.__version__)
 
 
 def test_a_tensorrt_that_is_not_there_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_trtcheck.report.json_report.version", lambda _: None)
 
-    assert environment()["tensorrt"] is None
+    assert environment().tensorrt is None
 
 
 def test_the_gpu_is_named_in_full() -> None:
-    found = environment(gpu=GPU, driver="580", requested_gpu="H200")
+    found = jsonable(environment(gpu=GPU, driver="580", requested_gpu="H200"))
 
     assert found["gpu"] == {"name": "NVIDIA H200", "uuid": "GPU-1", "compute_capability": "9.0"}
     assert (found["driver"], found["requested_gpu"]) == ("580", "H200")

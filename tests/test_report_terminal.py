@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_trtcheck.record import (
+    BudgetRecord,
     CheckRecord,
     Evidence,
+    JudgedRecord,
     LatencyRecord,
     OutputRecord,
     ParityRecord,
     Verdict,
 )
-from pytest_trtcheck.report.terminal import Writer, summary_lines, write
+from pytest_trtcheck.report.terminal import Writer, show, summary_lines
 from pytest_trtcheck.report.text import columns, format_against, format_number, one_line, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import decisive, labels, natural
 
@@ -26,7 +28,7 @@ from pytest_trtcheck.report.view import decisive, labels, natural
 def output(
     value: float, limit: float, *, name: str = "logits", metric: str = "max", verdict: Verdict = "pass"
 ) -> OutputRecord:
-    judged = {"metric": metric, "value": value, "limit": limit, "source": "tol", "verdict": verdict}
+    judged = JudgedRecord(metric, value, limit, "tol", verdict)
     return OutputRecord(name, "float32", (8, 10), max=value, verdict=verdict, judged=(judged,))
 
 
@@ -48,7 +50,7 @@ def check(
     notes: tuple[str, ...] = (),
     message: str | None = None,
     compiled_for: str | None = None,
-) -> dict[str, Any]:
+) -> CheckRecord:
     """A record as the reports get it: written as JSON and read back."""
     reached = verdict or (parity.verdict if parity else latency.verdict if latency else "pass")
     record = CheckRecord(
@@ -63,11 +65,10 @@ def check(
         message=message,
         compiled_for=compiled_for,
     )
-    loaded: dict[str, Any] = json.loads(record.to_json())
-    return loaded
+    return CheckRecord.from_json(record.to_json())
 
 
-def summary(records: list[dict[str, Any]], width: int = 80) -> str:
+def summary(records: list[CheckRecord], width: int = 80) -> str:
     return "\n".join(line.text for line in summary_lines(records, width))
 
 
@@ -193,17 +194,16 @@ def test_what_could_not_be_computed_is_worse_than_any_number(bad: float) -> None
 
 
 def test_a_metric_that_could_not_be_computed_is_worse_than_one_that_is_infinite() -> None:
-    record = check(parity=parity(output(math.inf, 0.01, verdict="fail"), output(1.0, 0.1, metric="cosine")))
-    judged = record["parity"]["outputs"][1]["judged"][0]
-    judged.update(value=None, verdict="error")
-    record["verdict"] = record["parity"]["verdict"] = "error"
+    cosine = JudgedRecord("cosine", None, 0.1, "tol", "error")
+    outputs = output(math.inf, 0.01, verdict="fail"), replace(output(1.0, 0.1), judged=(cosine,))
+    record = check(parity=replace(parity(*outputs), verdict="error"))
 
     assert row(summary([record]), "resnet50")[3:] == ["–", "cosine", "≤", "0.1", "error"]
 
 
 def test_an_output_of_another_shape_has_no_number() -> None:
-    record = check(parity=parity(output(1.0, 0.1, verdict="fail")))
-    record["parity"]["outputs"][0]["judged"][0].update(metric="shape", value=None, limit=None)
+    shape = JudgedRecord("shape", None, None, "the reference", "fail")
+    record = check(parity=parity(replace(output(1.0, 0.1, verdict="fail"), judged=(shape,))))
 
     assert row(summary([record]), "resnet50")[3:] == ["–", "same", "shape", "fail"]
 
@@ -296,8 +296,8 @@ def latency(verdict: Verdict, **changes: Any) -> LatencyRecord:
         "p99_ms": 9.1,
         "bounds_ms": {"p50": (6.4, 6.6), "p99": (8.8, 9.6)},
         "budgets": (
-            {"quantile": "p50", "limit_ms": 7.0, "verdict": "pass"},
-            {"quantile": "p99", "limit_ms": 9.0, "verdict": verdict},
+            BudgetRecord("pass", quantile="p50", limit_ms=7.0),
+            BudgetRecord(verdict, quantile="p99", limit_ms=9.0),
         ),
     }
     return LatencyRecord(verdict, **{**values, **changes})
@@ -328,8 +328,8 @@ def test_latency_without_a_budget_is_shown_and_not_passed() -> None:
 
 def test_budgets_other_than_quantiles() -> None:
     budgets = (
-        {"name": "min_qps", "value": 812.4, "limit": 900.0, "verdict": "fail"},
-        {"name": "memory_mib", "value": 211.0, "limit": 256.0, "verdict": "pass"},
+        BudgetRecord("fail", "min_qps", value=812.4, limit=900.0),
+        BudgetRecord("pass", "memory_mib", value=211.0, limit=256.0),
     )
     text = summary([check(latency=latency("fail", budgets=budgets), evidence="engine")])
 
@@ -346,13 +346,12 @@ def test_budgets_other_than_quantiles() -> None:
 def test_verdicts_are_coloured_by_pytests_own_reporter(
     pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, colour: str
 ) -> None:
-    record = check(parity=parity(output(1e-4, 1e-2)))
-    record["verdict"] = record["parity"]["verdict"] = verdict
+    record = check(parity=replace(parity(output(1e-4, 1e-2)), verdict=verdict))
     monkeypatch.setenv("PY_COLORS", "1")
     stream = io.StringIO()
     writer: Writer = TerminalReporter(pytestconfig, stream)
 
-    write(summary_lines([record]), writer)
+    show(summary_lines([record]), writer)
 
     line = next(line for line in stream.getvalue().splitlines() if line.startswith("resnet50"))
     assert line.endswith(f"{verdict}\x1b[0m")
@@ -360,7 +359,7 @@ def test_verdicts_are_coloured_by_pytests_own_reporter(
 
 
 def test_a_failure_that_the_test_expects_is_no_alarm() -> None:
-    record = {**check(parity=parity(output(1.03, 1e-2, verdict="fail"))), "expected_failure": "broken in FP16"}
+    record = replace(check(parity=parity(output(1.03, 1e-2, verdict="fail"))), expected_failure="broken in FP16")
 
     text = summary([record])
 

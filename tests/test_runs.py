@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.export import export
+from pytest_trtcheck.record import CheckRecord, EngineRecord, ParityRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,20 +96,19 @@ def test_each_repetition_is_a_test_of_its_own(suite: Suite) -> None:
 
 
 def test_an_engine_that_needed_several_runs_is_not_exported(tmp_path: Path) -> None:
-    record: dict[str, Any] = {
-        "nodeid": "test_it.py::test_it",
-        "model": "conv.onnx",
-        "verdict": "pass",
-        "outcome": "passed",
-        "evidence": "engine",
-        "engine": {"key": "0" * 64, "sha256": "1" * 64},
-        "parity": {"verdict": "pass", "outputs": []},
-        "runs": 2,
-    }
+    record = CheckRecord(
+        nodeid="test_it.py::test_it",
+        model="conv.onnx",
+        verdict="pass",
+        outcome="passed",
+        evidence="engine",
+        engine=EngineRecord("0" * 64, False, None, 1.0, 1, sha256="1" * 64),
+        parity=ParityRecord("pass"),
+        runs=2,
+    )
     done = export.write(tmp_path / "out", [record], Cache(tmp_path / "cache", 1 << 30))
     assert [each.reason for each in done.left_out] == [
         "test_it.py::test_it: passed in run 2 of the test alone, so it may not pass the next time"
     ]
-    record["runs"] = 1
-    (left_out,) = export.write(tmp_path / "out", [record], Cache(tmp_path / "cache", 1 << 30)).left_out
+    (left_out,) = export.write(tmp_path / "out", [replace(record, runs=1)], Cache(tmp_path / "cache", 1 << 30)).left_out
     assert "no longer in the cache" in left_out.reason

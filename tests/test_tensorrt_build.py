@@ -73,7 +73,7 @@ def uses(operator: str, count: int = 1) -> onnx.ModelProto:
 
 
 def test_auto_finds_what_is_installed(rtx: TensorRTModule) -> None:
-    found = find_module("auto")
+    found = find_module()
     assert found.name in {"tensorrt", "tensorrt_rtx"}
     assert rtx.is_rtx
     assert rtx.release[:2] >= (1, 4)
@@ -94,7 +94,7 @@ def test_a_module_that_is_not_installed_names_its_extra(
         find_module("tensorrt")
     assert "pytest-trtcheck[tensorrt]" in info.value.hint
     assert available("tensorrt") is None
-    assert find_module("auto") == rtx
+    assert find_module() == rtx
 
 
 def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -106,11 +106,6 @@ def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, 
             find_module("tensorrt")
     finally:
         sys.modules.pop("tensorrt", None)
-
-
-def test_a_backend_that_is_no_tensorrt_is_an_argument_error() -> None:
-    with pytest.raises(ArgumentError, match="onnxruntime"):
-        find_module("onnxruntime")
 
 
 # What a target can be served
@@ -546,9 +541,10 @@ def test_a_builder_that_python_ends(build: Any) -> None:
 
 def test_a_builder_does_not_outlive_its_parent(endless: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from pytest_trtcheck.backends import tensorrt as t\n"
-        "t.build(t.find_module('tensorrt_rtx'), Path(sys.argv[1]), Path(sys.argv[2]), "
-        "target=t.Target((8, 6), False), precision='fp32')"
+        "import sys; from pathlib import Path; from pytest_trtcheck.backends.tensorrt.build import build\n"
+        "from pytest_trtcheck.backends.tensorrt.module import Target, find_module\n"
+        "build(find_module('tensorrt_rtx'), Path(sys.argv[1]), Path(sys.argv[2]), "
+        "target=Target((8, 6), False), precision='fp32')"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     parent = subprocess.Popen(

@@ -118,7 +118,7 @@ class Bench:
         self.folder = folder
         self.model = model
         self.lowered = lower(opened, precision, cache).path  # type: ignore[arg-type]
-        found = available("auto")
+        found = available()
         if found is None:
             raise SystemExit("neither tensorrt nor tensorrt_rtx is installed")
         self.module = found
@@ -208,7 +208,7 @@ def traced(folder: Path) -> dict[str, float]:
     """One warm check: its seconds, and those in which TensorRT and the GPU were at work."""
     import pytest
 
-    from pytest_trtcheck.backends.tensorrt import cached as engines
+    from pytest_trtcheck.backends.tensorrt import backend as engines
     from pytest_trtcheck.check import checker as checks
 
     spent = {"check": 0.0, "engine": 0.0, "beside": 0.0}
@@ -227,10 +227,10 @@ def traced(folder: Path) -> dict[str, float]:
 
     from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-    counted(checks.Workshop, "check", "check")
-    counted(engines, "load", "engine")
-    counted(engines, "start_cuda", "beside")
-    counted(engines, "place_for", "engine")  # It imports TensorRT.
+    counted(checks.Checker, "check", "check")
+    counted(engines.TensorRT, "load", "engine")
+    counted(engines.TensorRT, "start", "beside")
+    counted(engines, "available", "engine")  # It imports TensorRT.
     for name in ("__call__", "close", "layers_by_precision"):
         counted(Engine, name, "engine")
     code = pytest.main(["-q", "-p", "no:cacheprovider", str(folder / "test_model.py")])

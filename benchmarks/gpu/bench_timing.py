@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.tensorrt.backend import Auto, TensorRT
+from pytest_trtcheck.backends.tensorrt.timing import TimedRun
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check import measuring as measure
+from pytest_trtcheck.check import latency as measure
 from pytest_trtcheck.gpu import device
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import open_model
@@ -108,7 +110,7 @@ def compared(engine: Any, bare: BareLoop, case: dict[str, NDArray[Any]], *, grap
     until = time.monotonic() + 0.5
     while time.monotonic() < until:
         bare.run(20, graph=graph)
-    with engine.timed_runs([case], graph=graph) as timed:
+    with TimedRun(engine, [case], graph=graph) as timed:
         for _ in range(ROUNDS):
             ours += timed.run(RUNS).gpu_ms.tolist()
             theirs += bare.run(RUNS, graph=graph)
@@ -135,16 +137,15 @@ def main() -> None:
         model = open_model(str(arguments.model.resolve()), (), cache)
         lowered = lower(model, arguments.precision, cache)
         case = model_inputs.generate(model, model_inputs.shape_ranges(model, BATCH, {}), 0)[0]
-        place, reason = engines.place_for("auto", None, gpu)
-        if place is None:
-            raise SystemExit(reason)
+        system = Auto.find(None, gpu)
+        if not isinstance(system, TensorRT):
+            raise SystemExit(system.no_engine)
         profile = model_inputs.profile(model, {}, [case])
-        order = engines.Order(model, lowered, arguments.precision, profile, BuildOptions())
-        built = engines.build(order, place, cache)
-        engine = engines.load(built, place, BuildOptions())
-        bare = BareLoop(built.plan.read_bytes(), place.module, case)
+        built = system.build(EngineSpec(model, lowered, arguments.precision, profile, BuildOptions()), cache)
+        engine = system.load(built)
+        bare = BareLoop(built.path.read_bytes(), system.module, case)
         medians = {name: compared(engine, bare, case, graph=name == "graph") for name in ("graph", "no_graph")}
-        subject = measure.Subject(engine, [case], {})
+        subject = measure.Subject(system, engine, [case])
         p50_ms = medians["graph"]["p50_ms"]
         verdicts: dict[str, dict[str, int]] = {}
         seconds: dict[str, float] = {}
@@ -161,7 +162,7 @@ def main() -> None:
         "benchmark": "timing",
         "gpu": gpu.name,
         "driver": gpu.driver,
-        "tensorrt": f"{place.module.name} {place.module.version}",
+        "tensorrt": f"{system.module.name} {system.module.version}",
         "model": arguments.model.name,
         "precision": arguments.precision,
         "batch": BATCH,

@@ -3,7 +3,7 @@
     pytest -n 12 benchmarks/gpu/test_convolutions.py --trt-report=REPORT.json
 
 Which convolutions TensorRT computes in FP32 all the same, and which cut their inputs to TF32 instead of rounding them,
-is what `precision/products.py` says after this report.
+is what `precision/emulation/products.py` says after this report.
 """
 
 from __future__ import annotations

@@ -56,9 +56,12 @@ class Group:
 GROUPS = {
     "cache": Group(("cache/*.py",), ("test_cache*.py", "test_artifacts.py", "test_facts.py", "test_guards.py")),
     "quantize": Group(
-        ("precision/quantize.py", "precision/quantization_plan.py"), ("test_quantize*.py", "test_guards.py")
+        ("precision/quantization/quantize.py", "precision/quantization/plan.py"),
+        ("test_quantize*.py", "test_guards.py"),
     ),
-    "compare": Group(("compare/*.py",), ("test_compare*.py", "test_parts.py", *PARITY_TESTS)),
+    "compare": Group(
+        ("compare/*.py", "metrics.py"), ("test_compare*.py", "test_parts.py", "test_extending_metric.py", *PARITY_TESTS)
+    ),
     "parity": Group(("check/parity.py",), PARITY_TESTS),
     "half": Group(
         ("precision/half.py",),
@@ -68,7 +71,7 @@ GROUPS = {
 }
 MORE_GROUPS = {
     "lowering": Group(
-        ("precision/*.py",), ("test_ca*.py", "test_q*.py", "test_half.py", "test_emulate.py", "test_guards.py")
+        ("precision/**/*.py",), ("test_ca*.py", "test_q*.py", "test_half.py", "test_emulate.py", "test_guards.py")
     ),
     "check": Group(
         ("backends/tensorrt/cached.py", "check/*.py"),

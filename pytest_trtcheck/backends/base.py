@@ -1,25 +1,284 @@
-"""The one protocol that every system that can run a model fulfils."""
+"""What every system under test is: one class, from which each of them extends."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from pytest_trtcheck.errors import ArgumentError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.record import Evidence
-    from pytest_trtcheck.spec import InputMapping
+    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.cache import Cache, Entry
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.record import EngineRecord, Evidence
+    from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision, Shape, ShapeRange
 
 
 class Runner(Protocol):
     """A model that can be run. Inputs and outputs are numpy arrays by tensor name."""
-
-    @property
-    def evidence(self) -> Evidence:
-        """`engine` when a GPU runs TensorRT, `emulated` otherwise."""
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once. Every output of the model comes back, in the model's order."""
 
     def close(self) -> None:
         """Free what the runner holds (device memory, sessions); calling it twice is harmless."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What to build, whatever builds it: `lowered.path` is the ONNX file, `profile` the range of every open shape."""
+
+    model: OnnxModel
+    lowered: Lowered
+    precision: Precision
+    profile: Mapping[str, ShapeRange]
+    options: BuildOptions
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built, or the file that needs no building.
+
+    Parameters
+    ----------
+    path
+        What is loaded.
+    record
+        The engine, for the report; None where the system builds none.
+    entry
+        Where it lies in the cache; None where it does not.
+    """
+
+    spec: EngineSpec
+    path: Path
+    record: EngineRecord | None = None
+    entry: Entry | None = None
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Whether a system takes a model.
+
+    Parameters
+    ----------
+    refusal, advice
+        Why it does not, node by node, and what to do; empty where it does.
+    notes
+        What other systems refuse, and what could not be found out.
+    plugin_operators
+        The operators that only a plugin computes, and a GPU alone can tell of.
+    """
+
+    refusal: str = ""
+    advice: str = ""
+    notes: tuple[str, ...] = ()
+    plugin_operators: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Raise what stands against the model, a ModelError."""
+        if self.refusal:
+            raise ModelError(self.refusal, self.advice)
+
+
+class Backend(ABC):
+    """A system under test, on one machine.
+
+    It has to say its `name` and `title`, and to `load` a model; all else has a default.
+    """
+
+    evidence: ClassVar[Evidence] = "emulated"
+    """`engine` where a GPU runs TensorRT, and nothing else."""
+    gpu: Gpu | None = None
+    """The GPU that it runs on, which is then held alone for each run."""
+    builds: ClassVar[bool] = False
+    """Whether there is an engine to build, for these shapes alone."""
+    is_emulation: ClassVar[bool] = False
+    """Whether it is our own emulation, which in FP32 is the reference itself."""
+    is_timed: ClassVar[bool] = False
+    """Whether `timed_runs` measures it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As `backend=` takes it and records have it."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """As messages have it, with the version."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether what it builds runs here; otherwise the outputs are emulated."""
+        return True
+
+    @property
+    def builds_for(self) -> str:
+        """The GPU or system that engines are for."""
+        return self.title
+
+    @property
+    def no_engine(self) -> str:
+        """Why there is no engine, where none is built."""
+        return f"{self.title} builds no engine"
+
+    @property
+    def how(self) -> str:
+        """Where the outputs came from, in the first line of a failure."""
+        return f"by {self.title}"
+
+    @classmethod  # noqa: B027 - most need nothing
+    def require(cls) -> None:
+        """See that what it needs is installed; otherwise a MissingDependencyError says how to install it."""
+
+    @classmethod
+    def find(cls, requested: GpuModel | None, detected: Gpu | None) -> Backend:
+        """The system on this machine, or what stands in for it there.
+
+        Parameters
+        ----------
+        requested, detected
+            The GPU that `--trt-gpu` names, and the one that is here.
+
+        Raises
+        ------
+        MissingDependencyError
+            What it needs is not installed.
+        """
+        del requested, detected
+        cls.require()
+        return cls()
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that it rests on, the most important one first."""
+        return {}
+
+    def accepts(
+        self, lowered: Lowered, label: str, options: BuildOptions, cache: Cache, *, will_build: bool
+    ) -> Acceptance:
+        """Whether it takes a lowered model, found out before anything is built."""
+        del lowered, label, options, cache, will_build
+        return Acceptance()
+
+    def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
+        """Why it cannot compute these operators in a precision; None where nothing is known to stand against it."""
+        del precision, op_types
+        return None
+
+    def computes_in(self, precision: Precision) -> Precision:
+        """The precision that it really computes in when asked for another, and is judged by."""
+        return precision
+
+    def start(self) -> None:  # noqa: B027 - most have nothing
+        """Get ready what takes a while, beside a build."""
+
+    def build(self, spec: EngineSpec, cache: Cache) -> Built:
+        """The engine, built by one process and taken from the cache by all others; a BuildError where it can't be."""
+        del cache
+        return Built(spec, spec.lowered.path)
+
+    @abstractmethod
+    def load(self, built: Built) -> Runner:
+        """What runs it; a GpuError or ModelError where it cannot be loaded."""
+
+    def described(self, built: Built, runner: Runner) -> EngineRecord | None:
+        """The engine's record with what only the loaded engine tells."""
+        del runner
+        return built.record
+
+    def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
+        """Why it does not compute what was asked for, whatever comes out; None where nothing says so."""
+        del built, runner, case
+        return None
+
+    def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
+        """What the record should say of it."""
+        del built, runner
+        rests_on = ", ".join(f"{name} {version}" for name, version in self.versions().items())
+        return (f"run by {self.title}" + (f" ({rests_on})" if rests_on else ""),)
+
+    def timed_runs(
+        self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
+    ) -> TimedRun:
+        """Prepare measuring with inputs of equal shapes, used in turn; it must be closed before the next call."""
+        raise NotImplementedError
+
+    def keep(self, built: Built, runner: Runner) -> None:
+        """Keep beside the engine what running it brought."""
+        del built, runner
+
+    @contextmanager
+    def opened(self, built: Built) -> Iterator[Runner]:
+        """What runs it, until it is left."""
+        runner = self.load(built)
+        try:
+            yield runner
+            self.keep(built, runner)
+        finally:
+            runner.close()
+
+
+class RunnerByShape:
+    """A runner for each shape that it is called with, made at the first call: what `trt_build` gives.
+
+    Parameters
+    ----------
+    system
+        What runs it.
+    open_for
+        Makes the runner for one case; for all of them where the system builds nothing for a shape.
+    admit
+        Refuses a case of a shape that is not declared.
+    """
+
+    def __init__(self, system: Backend, open_for: Callable[[Case], Runner], admit: Callable[[Case], None]) -> None:
+        self._system = system
+        self._open_for = open_for
+        self._admit = admit
+        self._runners: dict[tuple[tuple[str, Shape], ...], Runner] = {}
+        self.evidence = system.evidence
+
+    def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
+        """Run once."""
+        case = dict(inputs)
+        return self._runner(case)(case)
+
+    def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRun:
+        """Prepare measuring with these inputs; what it gives must be closed before the next call.
+
+        Raises
+        ------
+        ArgumentError
+            The system has no clock.
+        """
+        if not self._system.is_timed:
+            raise ArgumentError(f"{self._system.title} is not timed", "take another backend=")
+        case = dict(inputs)
+        return self._system.timed_runs(self._runner(case), [case], graph=graph)
+
+    def _runner(self, case: Case) -> Runner:
+        self._admit(case)
+        shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items())) if self._system.builds else ()
+        if shapes not in self._runners:
+            self._runners[shapes] = self._open_for(case)
+        return self._runners[shapes]
+
+    def close(self) -> None:
+        """Free every runner."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()

@@ -4,8 +4,16 @@ Nothing in it is code or a pickle: JSON, ONNX, and arrays as numpy's own format 
 last, and the folder gets its name only once it is whole; every file's SHA-256 is in `bundle.json`, and its own as well.
 """
 
-from pytest_trtcheck.bundle.layout import BUNDLE_FILE, SCHEMA_VERSION
-from pytest_trtcheck.bundle.reading import Bundle, changes, check_plugins, compare_with_recorded, is_bundle, read
+from pytest_trtcheck.bundle.reading import (
+    BUNDLE_FILE,
+    SCHEMA_VERSION,
+    Bundle,
+    changes,
+    check_plugins,
+    compare_with_recorded,
+    is_bundle,
+    read,
+)
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json, spec_to_json
 from pytest_trtcheck.bundle.writing import Bounds, Writer, folder_name
 

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.arrays import read_arrays
-from pytest_trtcheck.bundle.layout import (
-    INPUTS,
-    OUTPUTS,
-    REFERENCE,
-    SCHEMA_VERSION,
-    TOOL,
-    is_signed,
-    located,
-    problems,
-)
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.precision.lowering import Lowered
-from pytest_trtcheck.record import number
+from pytest_trtcheck.record import TOOL, CheckRecord, Environment, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.check.request import Judged
+    from pytest_trtcheck.check.request import Known
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.record import ParityRecord
     from pytest_trtcheck.spec import BuildOptions, ParitySpec
 
+BUNDLE_FILE = "bundle.json"
+SCHEMA_VERSION = 1
+INPUTS, OUTPUTS, REFERENCE = "inputs.npz", "outputs.npz", "reference.npz"
+ARRAY_FILES = (INPUTS, OUTPUTS, REFERENCE)
+
+_OWN = "sha256"
 _HINT = "copy the whole folder again, or take the bundle of another run"
 
 
@@ -67,7 +66,7 @@ class Bundle:
 
     def recorded_reference(self) -> Callable[[Case], dict[str, NDArray[Any]]] | None:
         """What gives the recorded outputs of a reference that the test named; None where that was the model itself."""
-        name = self.about["record"].get("reference")
+        name = self.record.reference
         if name is None:
             return None
         known = {digest(case): index for index, case in enumerate(self.cases)}
@@ -80,6 +79,11 @@ class Bundle:
 
         recorded.__name__ = f"{name} (as recorded)"
         return recorded
+
+    @functools.cached_property
+    def record(self) -> CheckRecord:
+        """The record of the check that failed."""
+        return typed(self.about["record"], CheckRecord)
 
     @property
     def nodeid(self) -> str:
@@ -123,7 +127,7 @@ def read(path: Path) -> Bundle:
             f"{path}: has schema_version {about.get('schema_version')!r}, this version reads {SCHEMA_VERSION}",
             f"use the {TOOL} that wrote it",
         )
-    if not is_signed(about):
+    if about != signed(about):
         raise ReportError(f"{path}: the bundle is damaged: bundle.json itself was changed", _HINT)
     try:
         found = list(problems(path.parent, about))
@@ -191,46 +195,82 @@ def check_plugins(bundle: Bundle) -> None:
             )
 
 
+# --- what a bundle's folder holds, and whether it still holds it ------------------------------------------------------
+
+
+def signed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `bundle.json` with its own SHA-256."""
+    return {**about, _OWN: sha256_of({key: value for key, value in about.items() if key != _OWN})}
+
+
+def sha256_of(data: Mapping[str, Any]) -> str:
+    """The SHA-256 of JSON values, however they are laid out in a file."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size in bytes of every file in `folder`, by its path in there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": hash_file(path), "bytes": path.stat().st_size} for path in files
+    }
+
+
+def problems(folder: Path, about: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the files in `folder`, by the list in `bundle.json`."""
+    for name, expected in about["files"].items():
+        file = folder / name
+        if PurePosixPath(name).is_absolute() or not file.resolve().is_relative_to(folder.resolve()):
+            yield f"{name}: leads out of the bundle"
+        elif not file.is_file():
+            yield f"{name}: is missing"
+        elif file.stat().st_size != expected["bytes"]:
+            yield f"{name}: has {file.stat().st_size:,} bytes, {expected['bytes']:,} were written"
+        elif hash_file(file) != expected["sha256"]:
+            yield f"{name}: its content was changed"
+
+
+def located(folder: Path, stored: Mapping[str, Any]) -> Path:
+    """Where a model of the bundle is: in its folder, or, too large for that, where it lay."""
+    return folder / stored["file"] if "file" in stored else Path(stored["path"])
+
+
 # --- the replay against the recording --------------------------------------------------------------------------------
 
 
-def compare_with_recorded(bundle: Bundle, judged: Judged) -> tuple[str, ...]:
+def compare_with_recorded(bundle: Bundle, known: Known) -> tuple[str, ...]:
     """Whether a replay computed what was recorded: outputs, reference and verdict."""
-    return tuple(_differences(bundle, judged))
+    return tuple(_differences(bundle, known))
 
 
-def _differences(bundle: Bundle, judged: Judged) -> Iterator[str]:
-    before = bundle.about["record"].get("evidence")
-    now = judged.runner.evidence
+def _differences(bundle: Bundle, known: Known) -> Iterator[str]:
+    before = bundle.record.evidence
+    now = known.running.evidence
     if before != now:
         yield f"recorded evidence: {before}, of this replay: {now}; the outputs of one are not those of the other"
     outputs: dict[str, float] = {}
     reference: dict[str, float] = {}
     compared = 0
-    for index, case in enumerate(judged.job.cases):
+    for index, case in enumerate(known.cases):
         recorded = bundle.arrays(OUTPUTS, index)
         if recorded:
             compared += 1
-            _note_differing(outputs, judged.runner(case), recorded)
-            _note_differing(reference, judged.reference(case), bundle.arrays(REFERENCE, index))
+            _note_differing(outputs, known.run(case), recorded)
+            _note_differing(reference, known.reference(case), bundle.arrays(REFERENCE, index))
     if compared:
         yield _sentence("the outputs", outputs)
     else:
         yield "the bundle holds no outputs to compare this replay with"
     if reference:
         yield _sentence("the FP32 reference's outputs", reference)
-    parity = bundle.about["record"].get("parity") or {}
-    worst, metric = number(parity.get("worst")), parity.get("metric")
-    found = judged.record
-    if parity and (parity["verdict"], metric, worst) != (found.verdict, found.metric, found.worst):
-        yield (
-            f"recorded: {parity['verdict']}, {metric} {_figure(worst)}; "
-            f"this replay: {found.verdict}, {found.metric} {_figure(found.worst)}"
-        )
+    told = [_told(parity) for parity in (bundle.record.parity, known.parity) if parity]
+    if len(set(told)) > 1:
+        yield f"recorded: {told[0]}; this replay: {told[1]}"
 
 
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.6g}"
+def _told(parity: ParityRecord) -> str:
+    worst = "unknown" if parity.worst is None else f"{parity.worst:.6g}"
+    return f"{parity.verdict}, {parity.metric} {worst}"
 
 
 def _note_differing(
@@ -263,18 +303,16 @@ def _sentence(what: str, differing: Mapping[str, float]) -> str:
 
 def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     """What differs in versions, GPU and settings between recording and replay, as one note; none where nothing does."""
-    before, after = dict(_flat(recorded)), dict(_flat(now))
+    before, after = _described(recorded), _described(now)
     differing = [
-        f"{name} {before.get(name) or 'none'} → {after.get(name) or 'none'}"
+        f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}"
         for name in dict.fromkeys([*before, *after])
         if before.get(name) != after.get(name)
     ]
     return (f"recorded → this replay: {', '.join(differing)}",) if differing else ()
 
 
-def _flat(environment: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in environment.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name} ")
-        elif name != "uuid" and value is not None:
-            yield f"{prefix}{name}", value
+def _described(circumstances: Mapping[str, Any]) -> dict[str, str]:
+    own = {"pytest-trtcheck": "pytest_trtcheck", "trt_reference": "trt_reference", "trt_bitwise": "trt_bitwise"}
+    settings = {name: str(circumstances[key]) for name, key in own.items() if key in circumstances}
+    return settings | typed(circumstances, Environment).described()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.metrics import ChosenMetric
+from pytest_trtcheck.metrics import METRICS, Metric, named, top1
 from pytest_trtcheck.spec import BuildOptions, ParitySpec, Shape, ShapeRange, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
     return {
         "precision": list(spec.precision),
         "tol": _tol_to_json(spec.tol),
-        "metric": spec.metric if spec.metric_axis is None else [spec.metric, spec.metric_axis],
+        "metric": _metric_to_json(spec.metric),
         "batch": None if spec.batch == (None,) else list(spec.batch),
         "shapes": {name: shape_to_json(shape) for name, shape in spec.shapes.items()},
         "keep_fp32": list(spec.keep_fp32),
@@ -38,33 +38,53 @@ def spec_from_json(data: Mapping[str, Any]) -> ParitySpec:
     Raises
     ------
     ArgumentError
-        An argument is unknown or ill-typed.
+        An argument is unknown or ill-typed, or it was judged by a callable.
     """
-    metric = data.get("metric", ParitySpec.metric)
     arguments = {
         **data,
         "tol": _tol_from_json(data.get("tol")),
-        "metric": ChosenMetric(*metric) if isinstance(metric, list) else metric,
+        "metric": _metric_from_json(data.get("metric", ParitySpec.metric.name)),
     }
     spec: ParitySpec = from_marker("trt_parity", (), arguments)
     return spec
+
+
+def _metric_to_json(metric: Metric) -> Any:
+    if metric.name not in METRICS:
+        return {"callable": metric.name}
+    return metric.name if metric.axis is None else [metric.name, metric.axis]
+
+
+def _metric_from_json(data: Any) -> Any:
+    if isinstance(data, dict):
+        _refuse_callables([data.get("callable")])
+    return top1(data[1]) if isinstance(data, list) and data[0] == "top1" else data
+
+
+def _refuse_callables(names: Iterable[object]) -> None:
+    listed = ", ".join(map(str, names))
+    raise ArgumentError(
+        f"the check was judged by {listed}, which is code: no bundle holds it",
+        "its arrays can be read, and compared by that code; to judge it again, run the test itself",
+    )
 
 
 def _tol_to_json(tol: object) -> Any:
     if isinstance(tol, tuple):
         return [[glob, _tol_to_json(each)] for glob, each in tol]
     if isinstance(tol, Tolerance):
-        given = {each.name: getattr(tol, each.name) for each in fields(tol) if each.name not in {"parts", "top1_axis"}}
-        plain: dict[str, Any] = {} if tol.parts == "auto" else {"parts": tol.parts}
-        if tol.top1_axis is not None:
-            plain["top1_axis"] = tol.top1_axis
-        return {**{name: float(limit) for name, limit in given.items() if limit is not None}, **plain}
+        plain = tol.arguments() | {name: float(limit) for name, limit in tol.limits.items()}
+        own = {"metrics": [named(each).name for each in tol.metrics]} if tol.metrics else {}
+        # It was always said, so it still is.
+        return {"mismatches": float(tol.mismatches), **plain, **own}
     return tol
 
 
 def _tol_from_json(data: Any) -> Any:
     if isinstance(data, list):
         return {glob: _tol_from_json(each) for glob, each in data}
+    if isinstance(data, dict) and (own := data.get("metrics")):
+        _refuse_callables(own)
     return Tolerance(**data) if isinstance(data, dict) else data
 
 

@@ -19,32 +19,31 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.arrays import ArrayWriter, size_bytes
-from pytest_trtcheck.bundle.layout import (
+from pytest_trtcheck.bundle.reading import (
     ARRAY_FILES,
     BUNDLE_FILE,
     SCHEMA_VERSION,
-    TOOL,
-    digest,
     hashes,
     located,
     problems,
+    sha256_of,
     signed,
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
-from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.cache import format_bytes, hash_file
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import MODEL_FILE
-from pytest_trtcheck.record import is_bad, jsonable
+from pytest_trtcheck.record import TOOL, is_bad, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.check.request import Judged
-    from pytest_trtcheck.record import CheckRecord, ParityRecord
+    from pytest_trtcheck.check.request import Known
+    from pytest_trtcheck.record import CheckRecord, JudgedRecord, ParityRecord
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Writer:
         self._work: TemporaryDirectory[str] | None = None
         self._about: dict[str, Any] = {}
 
-    def keep(self, judged: Judged) -> tuple[str, ...]:
+    def keep(self, known: Known) -> tuple[str, ...]:
         """Write models and arrays of a check whose parity failed, out of sight for now; what to say about it.
 
         Each case is run again: keeping every output of every case would cost the memory of all of them.
@@ -98,7 +97,7 @@ class Writer:
         GpuError
             CUDA broke while the engine ran again.
         """
-        if judged.record.verdict != "fail":
+        if known.parity.verdict != "fail":
             return ()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ class Writer:
             self._work = TemporaryDirectory(prefix=".unfinished-", dir=self._folder, ignore_cleanup_errors=True)
             work = Path(self._work.name, "bundle")
             work.mkdir()
-            self._about = _contents(judged, work, self._bounds)
+            self._about = _contents(known, work, self._bounds)
         except Exception as error:
             self.close()
             if isinstance(error, GpuError) and error.poisoned:
@@ -151,9 +150,9 @@ class Writer:
                     "tool": TOOL,
                     "schema_version": SCHEMA_VERSION,
                     **content,
-                    "content_sha256": digest(jsonable(content)),
+                    "content_sha256": sha256_of(jsonable(content)),
                     "engine_key": record.engine.key if record.engine else None,
-                    "record": asdict(record),
+                    "record": record,
                 }
             )
         )
@@ -189,10 +188,9 @@ def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
         return False
 
 
-def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
+def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
     """Write the models and arrays into `work`, and return what `bundle.json` says of them."""
-    job = judged.job
-    model, lowered, spec, options = job.model, job.lowered, job.request.parity, job.request.build_options
+    model, lowered, spec, options = known.model, known.lowered, known.request.parity, known.request.build_options
     notes: list[str] = []
     stored = _store(model.path, work / "model", bounds)
     same = lowered.path == model.path
@@ -200,14 +198,14 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
     for what, each in {"model": stored, "lowered model": stored_lowered}.items():
         if "path" in each and not (same and what == "lowered model"):
             notes.append(
-                f"failure bundle: the {what} is larger than {_mib(bounds.model_bytes)}, so it is not in it: "
+                f"failure bundle: the {what} is larger than {format_bytes(bounds.model_bytes)}, so it is not in it: "
                 f"the replay needs {each['path']}"
             )
     loaded = onnx_model.load(located(work, stored), model.label)
     if loaded.sha256 != model.sha256:
         raise ModelError(f"{model.label} was changed on disk while it was checked")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
-    arrays = _store_cases(judged, work, bounds, notes)
+    arrays = _store_cases(known, work, bounds, notes)
     return {
         "model": {"label": model.label, "sha256": model.sha256, **stored},
         "lowered": {
@@ -225,14 +223,10 @@ def _contents(judged: Judged, work: Path, bounds: Bounds) -> dict[str, Any]:
             "custom_ops": [str(Path(library).absolute()) for library in options.custom_ops],
         },
         "plugins_sha256": [hash_file(plugin) for plugin in options.plugins],
-        "profile": {name: shape_to_json(span) for name, span in job.profile().items()},
+        "profile": {name: shape_to_json(span) for name, span in known.profile().items()},
         **arrays,
         "notes": notes,
     }
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
 
 
 def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
@@ -262,18 +256,18 @@ def _copy(source: Path, target: Path, *, link: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def _store_cases(judged: Judged, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:
+def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:
     """Write the worst case, then the others that fail, until a bound is reached."""
     writers = [ArrayWriter(work / name) for name in ARRAY_FILES]
     kept: list[int] = []
     passed, total, start = 0, 0, time.monotonic()
     try:
-        for index in _worst_first(judged):
+        for index in _worst_first(known):
             if kept and (len(kept) >= bounds.cases or time.monotonic() - start > bounds.seconds):
                 break
-            case = judged.job.cases[index]
-            given = case, judged.runner(case), judged.reference(case)
-            if kept and not _fails(judged, given[1], given[2]):
+            case = known.cases[index]
+            given = case, known.run(case), known.reference(case)
+            if kept and not _fails(known, given[1], given[2]):
                 passed += 1
                 continue
             size = sum(map(size_bytes, given))
@@ -284,35 +278,34 @@ def _store_cases(judged: Judged, work: Path, bounds: Bounds, notes: list[str]) -
                 writer.add(len(kept), arrays)
             if not whole:
                 notes.append(
-                    f"failure bundle: the arrays of one case take {_mib(size)}, so its outputs are not in it "
-                    f"({_mib(bounds.array_bytes)} is the most)"
+                    f"failure bundle: the arrays of one case take {format_bytes(size)}, so its outputs are not in it "
+                    f"({format_bytes(bounds.array_bytes)} is the most)"
                 )
             kept.append(index)
             total += size
     finally:
         for writer in writers:
             writer.close()
-    if left_out := len(judged.job.cases) - len(kept) - passed:
-        notes.append(f"failure bundle: {len(kept)} of {len(judged.job.cases)} cases are in it, the worst one first")
+    if left_out := len(known.cases) - len(kept) - passed:
+        notes.append(f"failure bundle: {len(kept)} of {len(known.cases)} cases are in it, the worst one first")
     arrays_index = {name: writer.index for name, writer in zip(ARRAY_FILES, writers, strict=True)}
-    cases = {"kept": kept, "of": len(judged.job.cases), "passed": passed, "left_out": left_out}
+    cases = {"kept": kept, "of": len(known.cases), "passed": passed, "left_out": left_out}
     return {"cases": cases, "arrays": arrays_index}
 
 
-def _worst_first(judged: Judged) -> Iterator[int]:
+def _worst_first(known: Known) -> Iterator[int]:
     """Every case once: that of the decisive limit, those of the other outputs that failed, then all others."""
-    record = judged.record
+    record = known.parity
     failed = [output for output in record.outputs if is_bad(output.verdict)]
     failed.sort(key=lambda output: not any(_decides(entry, record) for entry in output.judged))
     worst = [compare.worst_case(output) for output in failed]
-    yield from dict.fromkeys([*worst, *range(len(judged.job.cases))])
+    yield from dict.fromkeys([*worst, *range(len(known.cases))])
 
 
-def _decides(entry: Mapping[str, Any], record: ParityRecord) -> bool:
-    return bool(entry["metric"] == record.metric and entry["value"] == record.worst)
+def _decides(entry: JudgedRecord, record: ParityRecord) -> bool:
+    return entry.metric == record.metric and entry.value == record.worst
 
 
-def _fails(judged: Judged, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:
-    limits = parity.limits_of(judged.job)
-    measured = compare.measure_all(outputs, expected, limits)
-    return any(is_bad(compare.judge(each, limits[name]).verdict) for name, each in measured.items())
+def _fails(known: Known, outputs: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> bool:
+    limits = parity.limits_of(known)
+    return any(is_bad(each.verdict) for each in compare.judge_all(outputs, expected, limits))

@@ -6,17 +6,18 @@ directory, making it when it is not there. Whatever is wrong with the place itse
 
 from __future__ import annotations
 
+from pytest_trtcheck.cache.directory import format_bytes
 from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
-from pytest_trtcheck.cache.store import Cache, Cleared, Entry
+from pytest_trtcheck.cache.store import Cache, Entry
 
 __all__ = [
     "Cache",
-    "Cleared",
     "Entry",
     "Key",
     "StoredEntry",
+    "format_bytes",
     "hash_bytes",
     "hash_code",
     "hash_file",

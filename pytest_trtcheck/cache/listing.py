@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.cache.directory import format_bytes
 from pytest_trtcheck.cache.key import is_hash
 from pytest_trtcheck.cache.manifest import DamagedError, read_manifest
-from pytest_trtcheck.cache.place import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

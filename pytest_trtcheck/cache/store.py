@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.cache.directory import CacheDir
 from pytest_trtcheck.cache.hashing import Stamp, settled, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, stored_entry, table
@@ -27,7 +28,6 @@ from pytest_trtcheck.cache.manifest import (
     verify_files,
     write_manifest,
 )
-from pytest_trtcheck.cache.place import Place
 from pytest_trtcheck.errors import CacheError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Entry:
     cached: bool
     miss_reason: str | None
     make_s: float
-    _place: Place = field(repr=False, compare=False)
+    _dir: CacheDir = field(repr=False, compare=False)
 
     def write_extra(self, name: str, data: bytes) -> None:
         """Attach or replace a file beside the entry's own, atomically: something learned later, such as a JIT cache.
@@ -70,7 +70,7 @@ class Entry:
         doing = f"storing {name} of {_name(self.key)}"
         if not self.path.is_dir():
             return
-        with self._place.working(doing) as work, self._place.guarded(doing):
+        with self._dir.working(doing) as work, self._dir.guarded(doing):
             (work / name).write_bytes(zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data)
             with suppress(FileNotFoundError):  # cleared in the meantime
                 path.parent.mkdir(exist_ok=True)
@@ -89,14 +89,6 @@ class Entry:
         if not _EXTRA_NAME.fullmatch(name):
             raise ValueError(f"extra file {name!r}: expected a plain file name")
         return self.path.parent / _EXTRA / name
-
-
-@dataclass(frozen=True)
-class Cleared:
-    """How many entries and bytes were removed."""
-
-    entries: int
-    bytes: int
 
 
 class Cache:
@@ -119,7 +111,7 @@ class Cache:
     def __init__(self, root: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self.root = Path(root).absolute()
         self.max_bytes = max_bytes
-        self._place = Place(self.root)
+        self._dir = CacheDir(self.root)
         self._used: set[Path] = set()
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
         self._made_bytes = math.inf  # since the limit was looked at
@@ -143,7 +135,7 @@ class Cache:
             When the cache directory cannot be read.
         """
         try:
-            key = read_manifest(self._place.entries / kind / digest).key
+            key = read_manifest(self._dir.entries / kind / digest).key
         except DamagedError:
             return None
         return self.get(key)
@@ -162,7 +154,7 @@ class Cache:
         entry, _ = self._find(key)
         if entry is not None:
             return entry
-        with self._place.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}"):
+        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}"):
             entry, damage = self._find(key)
             if entry is not None:
                 return entry
@@ -170,7 +162,7 @@ class Cache:
         self._tidy()
         return entry
 
-    def entries(self, kind: str | None = None) -> list[StoredEntry]:
+    def entries(self) -> list[StoredEntry]:
         """Everything that is stored, by kind, subject and last use; damaged entries are said to be damaged.
 
         Raises
@@ -178,16 +170,16 @@ class Cache:
         CacheError
             When the cache directory is not ours or cannot be read.
         """
-        with self._place.guarded("listing it"):
-            stored = self._stored(kind) if self._place.is_ours() else []
+        with self._dir.guarded("listing it"):
+            stored = self._stored() if self._dir.is_ours() else []
         return sorted(stored, key=lambda entry: (entry.kind, entry.subject, -entry.last_used, entry.digest))
 
     def describe(self, width: int = 100) -> str:
         """The table of all entries, with totals, for a terminal of `width` columns."""
         return table(self.root, self.entries(), self.max_bytes, time.time(), width)
 
-    def clear(self, kind: str | None = None) -> Cleared:
-        """Remove every entry, or those of one kind, in use or not; never anything that the cache did not put there.
+    def clear(self) -> int:
+        """Remove every entry, in use or not, and say how many; never anything that the cache did not put there.
 
         Raises
         ------
@@ -195,26 +187,26 @@ class Cache:
             When the directory is not ours or cannot be written.
         """
         doing = "clearing it"
-        with self._place.guarded(doing):
-            if not self._place.is_ours():
-                return Cleared(0, 0)
-            with self._place.locked("tidy", doing):
-                self._place.remove_leftovers()
-                stored = self._stored(kind)
+        with self._dir.guarded(doing):
+            if not self._dir.is_ours():
+                return 0
+            with self._dir.locked("tidy", doing):
+                self._dir.remove_leftovers()
+                stored = self._stored()
                 for entry in stored:
                     self._discard(entry.path)
-        return Cleared(len(stored), sum(entry.bytes for entry in stored))
+        return len(stored)
 
-    def _stored(self, kind: str | None = None) -> list[StoredEntry]:
-        return [entry for path in self._place.directories(kind) if (entry := stored_entry(path)) is not None]
+    def _stored(self) -> list[StoredEntry]:
+        return [entry for path in self._dir.directories() if (entry := stored_entry(path)) is not None]
 
     def _directory(self, key: Key) -> Path:
-        return self._place.entries / key.kind / key.digest
+        return self._dir.entries / key.kind / key.digest
 
     def _find(self, key: Key) -> tuple[Entry | None, str | None]:
         """The entry, or None and what is wrong with the one that is there."""
         directory = self._directory(key)
-        with self._place.guarded(f"reading {_name(key)}"):
+        with self._dir.guarded(f"reading {_name(key)}"):
             try:
                 directory.stat()
             except FileNotFoundError:
@@ -227,38 +219,39 @@ class Cache:
             manifest = self._verify(directory)
         except DamagedError as damage:
             return None, str(damage)
-        return Entry(directory / FILES, key, True, None, manifest.make_s, self._place), None
+        return Entry(directory / FILES, key, True, None, manifest.make_s, self._dir), None
 
     def _verify(self, directory: Path) -> Manifest:
         known = self._verified.pop(directory, None)
         if known is not None:
-            manifest, stamps = known
+            manifest, then = known
             with suppress(OSError):
-                if all(stamp(path) == before for path, before in stamps.items()):
+                if all(stamp(path) == before for path, before in then.items()):
                     self._verified[directory] = known
                     return manifest
         manifest = read_manifest(directory)
-        recalled = recall_verified(directory, manifest)
-        stamps = verify_files(directory, manifest) if recalled is None else recalled
-        if recalled is None and settled(*stamps.values()):
+        stamps = recall_verified(directory, manifest)
+        if stamps is None:
+            stamps = verify_files(directory, manifest)
+            if not settled(*stamps.values()):
+                return manifest
             remember_verified(directory, stamps)
-        if settled(*stamps.values()):
-            self._verified[directory] = (manifest, stamps)
+        self._verified[directory] = manifest, stamps
         return manifest
 
     def _make(self, key: Key, make: Callable[[Path], object], damage: str | None) -> Entry:
         doing = f"storing {_name(key)}"
         directory = self._directory(key)
-        with self._place.working(doing) as work:
+        with self._dir.working(doing) as work:
             made = work / "entry"  # for its permissions: a temporary directory is closed to others
-            with self._place.guarded(doing):
+            with self._dir.guarded(doing):
                 reason = self._miss_reason(key, damage)
                 (made / FILES).mkdir(parents=True)
             start = time.perf_counter()
-            with self._place.guarded(doing, others_work=work):
+            with self._dir.guarded(doing, others_work=work):
                 make(made / FILES)
             make_s = round(time.perf_counter() - start, 6)
-            with self._place.guarded(doing):
+            with self._dir.guarded(doing):
                 files = describe_files(made / FILES)
                 write_manifest(made, Manifest(key, round(time.time(), 3), make_s, files))
                 self._discard(directory)  # the damaged one, if any
@@ -266,13 +259,13 @@ class Cache:
                 made.rename(directory)
         self._used.add(directory)
         self._made_bytes += sum(size for size, _ in files.values())
-        return Entry(directory / FILES, key, False, reason, make_s, self._place)
+        return Entry(directory / FILES, key, False, reason, make_s, self._dir)
 
     def _miss_reason(self, key: Key, damage: str | None) -> str:
         if damage is not None:
             return f"the cached entry was damaged: {damage}"
         same = []
-        for path in self._place.directories(key.kind):
+        for path in self._dir.directories(key.kind):
             with suppress(DamagedError):
                 manifest = recall_manifest(path)
                 if manifest.key.subject == key.subject:
@@ -286,7 +279,7 @@ class Cache:
         """Take an entry out of reach in one step, then delete it."""
         self._used.discard(directory)
         self._verified.pop(directory, None)
-        with self._place.working("removing an entry") as trash, suppress(FileNotFoundError):
+        with self._dir.working("removing an entry") as trash, suppress(FileNotFoundError):
             directory.rename(trash / "entry")
 
     def _tidy(self) -> None:
@@ -296,8 +289,8 @@ class Cache:
             return
         self._made_bytes = 0
         # The entry that was asked for is there: tidying up may fail, as where another user's entries are in the way.
-        with suppress(OSError, CacheError), self._place.locked("tidy", "tidying it"):
-            self._place.remove_leftovers()
+        with suppress(OSError, CacheError), self._dir.locked("tidy", "tidying it"):
+            self._dir.remove_leftovers()
             stored = sorted(self._stored(), key=lambda entry: entry.last_used)
             excess = sum(entry.bytes for entry in stored) - limit
             for entry in stored:

@@ -10,12 +10,13 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
-from pytest_trtcheck.choices import BACKENDS, METRICS, PRECISIONS, Metric
+from pytest_trtcheck import backends
+from pytest_trtcheck.choices import PRECISIONS
 from pytest_trtcheck.errors import ArgumentError, suggestion
-from pytest_trtcheck.metrics import ChosenMetric
+from pytest_trtcheck.metrics import METRICS, Metric, named
+from pytest_trtcheck.model import sources
 from pytest_trtcheck.spec import (
     Budget,
     LatencySpec,
@@ -43,20 +44,19 @@ def trt_parity(
     backend: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
-    name, axis = _metric(metric)
+    judged_by = _metric(metric)
     return ParitySpec(
         model=_model(model),
         precision=_precisions(precision),
-        tol=_tolerance(tol),
-        metric=name,
-        metric_axis=axis,
+        tol=_tolerance(tol, judged_by),
+        metric=judged_by,
         reference=_reference(reference),
         calibration=calibration,
         batch=_batches(batch),
         shapes=_shapes(shapes),
         keep_fp32=_globs("keep_fp32", keep_fp32),
         seed=_integer("seed", seed, least=0),
-        backend=None if backend is None else _choice("backend", backend, BACKENDS),
+        backend=_backend(backend),
     )
 
 
@@ -168,30 +168,27 @@ def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
     raise _wrong(name, value, f"one of {', '.join(choices)}", hint)
 
 
+def _backend(value: object) -> str | None:
+    found = backends.find_name(value) if isinstance(value, str) else None
+    if found is None and value is not None:
+        _choice("backend", value, backends.names())
+    return found
+
+
 def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _is_model(value: object) -> bool:
-    named = isinstance(value, (str, bytes, os.PathLike)) or hasattr(value, "SerializeToString")
-    return named or callable(value)
-
-
 def _model(value: object) -> object:
-    if value is None or _is_model(value):
+    if value is None or sources.find(value):
         return value
-    raise _wrong(
-        "model",
-        value,
-        "a path, bytes, an onnx.ModelProto or a callable that makes one",
-        "or give the model by the fixture trt_model",
-    )
+    raise _wrong("model", value, sources.titles(), "or give the model by the fixture trt_model")
 
 
 def _reference(value: object) -> object:
     if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith((".npz", ".npy")):
         raise _wrong("reference", value, "a model or a callable", "recorded outputs can't be a reference yet")
-    if value is None or _is_model(value):
+    if value is None or sources.find(value):
         return value
     raise _wrong("reference", value, "a model (path, bytes, onnx.ModelProto) or a callable from inputs to outputs")
 
@@ -244,10 +241,12 @@ def _boolean(name: str, value: object) -> bool:
     raise _wrong(name, value, "True or False")
 
 
-def _metric(value: object) -> tuple[Metric, int | None]:
-    if isinstance(value, ChosenMetric):
-        return _choice("metric", value.name, METRICS), _axis("metric", value.axis)
-    return _choice("metric", value, METRICS), None
+def _metric(value: object) -> Metric:
+    if isinstance(value, str) or not (isinstance(value, Metric) or callable(value)):
+        return METRICS[_choice("metric", value, tuple(METRICS))]
+    metric = named(value)
+    _axis("metric", metric.axis)
+    return metric
 
 
 def _axis(name: str, value: object) -> int | None:
@@ -258,8 +257,10 @@ def _axis(name: str, value: object) -> int | None:
     return int(value.__index__())
 
 
-def _tolerance(value: object) -> float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None:
+def _tolerance(value: object, metric: Metric) -> float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None:
     if value is None:
+        if metric.default is None and metric.name not in METRICS:
+            raise ArgumentError(f"metric={metric.name}: needs tol=", metric.no_default)
         return None
     if isinstance(value, Mapping):
         if not value:
@@ -267,32 +268,49 @@ def _tolerance(value: object) -> float | Tolerance | tuple[tuple[str, float | To
         for key in value:
             if not isinstance(key, str):
                 raise _wrong("tol", value, "output names (globs) as keys")
-        return tuple((key, _one_tolerance(f"tol[{key!r}]", item)) for key, item in value.items())
-    return _one_tolerance("tol", value)
+        return tuple((key, _one_tolerance(f"tol[{key!r}]", item, metric)) for key, item in value.items())
+    return _one_tolerance("tol", value, metric)
 
 
-def _one_tolerance(name: str, value: object) -> float | Tolerance:
+def _one_tolerance(name: str, value: object, metric: Metric) -> float | Tolerance:
     if isinstance(value, Tolerance):
-        for each in fields(value):
-            limit = getattr(value, each.name)
-            if each.name in {"top1_axis", "parts"}:
-                continue
-            if limit is not None and ((real := _real(limit)) is None or (real < 0 and each.name != "snr_db")):
-                raise _wrong(f"{name}: Tolerance.{each.name}", limit, "a number of at least 0")
-        axis, parts = (
-            _axis(f"{name}: Tolerance.top1_axis", value.top1_axis),
-            _parts(f"{name}: Tolerance.parts", value.parts),
-        )
-        if axis is not None and value.top1 is None:
-            raise _wrong(f"{name}: Tolerance.top1_axis", axis, "a limit on top1 beside it")
-        # What only says how outputs are divided leaves every limit its default.
-        if not value.limits() and not value.mismatches and parts == "auto":
-            raise _wrong(name, value, "at least one limit")
-        return replace(value, top1_axis=axis, parts=parts)
-    number = _real(value)
-    if number is None or number < 0:
-        raise _wrong(name, value, "a number of at least 0, a Tolerance, or a mapping from output name to one of these")
+        return _combined(name, value)
+    number, least = _real(value), max(metric.range[0], 0.0) if metric.name in METRICS else metric.range[0]
+    if number is None or number < least:
+        expected = f"a number of at least {least:g}" if least > -math.inf else "a number"
+        raise _wrong(name, value, f"{expected}, a Tolerance, or a mapping from output name to one of these")
     return number
+
+
+def _combined(name: str, value: Tolerance) -> Tolerance:
+    limits = {f"Tolerance.{key}": (_known(name, key), limit) for key, limit in value.limits.items()}
+    if not isinstance(value.metrics, Mapping):
+        raise _wrong(f"{name}: Tolerance.metrics", value.metrics, "a mapping from metric to limit")
+    for each, limit in value.metrics.items():
+        metric = _metric(each)
+        limits[f"Tolerance.metrics[{metric.name}]"] = metric, limit
+    limits["Tolerance.mismatches"] = METRICS["max"], value.mismatches
+    for key, (metric, limit) in limits.items():
+        least = metric.range[0]
+        if (real := _real(limit)) is None or real < least:
+            raise _wrong(f"{name}: {key}", limit, "a number" + f" of at least {least:g}" * (least > -math.inf))
+    axis = _axis(f"{name}: Tolerance.top1_axis", value.top1_axis)
+    parts = _parts(f"{name}: Tolerance.parts", value.parts)
+    if axis is not None and "top1" not in value.limits:
+        raise _wrong(f"{name}: Tolerance.top1_axis", axis, "a limit on top1 beside it")
+    # What only says how outputs are divided leaves every limit its default.
+    if not value.limits and not value.metrics and not value.mismatches and parts == "auto":
+        raise _wrong(name, value, "at least one limit")
+    return Tolerance(**{**value.arguments(), "top1_axis": axis, "parts": parts})
+
+
+def _known(name: str, key: str) -> Metric:
+    if key in METRICS:
+        return METRICS[key]
+    raise ArgumentError(
+        f"{name}: Tolerance has no limit {key!r}",
+        suggestion(key, METRICS) or f"it takes {', '.join(METRICS)}, and others as metrics={{metric: limit}}",
+    )
 
 
 def _parts(name: str, value: object) -> PartsArgument:

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__
-from pytest_trtcheck.backends.tensorrt import cached as engines
 from pytest_trtcheck.cache import Key, hash_code, hash_file
 from pytest_trtcheck.check import parity
-from pytest_trtcheck.gpu.lock import gpu_lock
+from pytest_trtcheck.metrics import METRICS, MISMATCHES
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.precision.reference import CallableReference, Reference
-from pytest_trtcheck.record import jsonable
+from pytest_trtcheck.record import BlameRecord, jsonable, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.base import EngineSpec, Runner
     from pytest_trtcheck.cache import Cache
-    from pytest_trtcheck.check.request import Job
-    from pytest_trtcheck.precision.lowering import Lowered
-    from pytest_trtcheck.precision.reference import AnyReference
+    from pytest_trtcheck.check.request import Known, Settings
 
 
 _BLAME_FILE = "blame.json"
@@ -46,102 +42,67 @@ class _Unfinished(Exception):  # noqa: N818 - it keeps a diagnosis out of the ca
         self.found = found
 
 
-@dataclass
-class Allowance:
-    """What the diagnoses of a session may cost.
-
-    Parameters
-    ----------
-    seconds
-        The most that one may take on the emulation; 0: nothing is diagnosed.
-    session_seconds
-        The most that all of them may take: a run in which everything fails must end too.
-    spent_s
-        What they took so far.
-    """
-
-    seconds: float = 60.0
-    session_seconds: float = 600.0
-    spent_s: float = 0.0
-
-    def refusal(self) -> str | None:
-        """Why nothing is diagnosed; None when something may be."""
-        if self.seconds <= 0:
-            return "not diagnosed: trt_diagnose is 0"
-        if self.spent_s >= self.session_seconds:
-            return f"not diagnosed: the diagnoses of this run took {self.spent_s:.0f} s already; run this test alone"
-        return None
-
-
-def blamed(
-    job: Job,
-    outcome: parity.Outcome,
-    runner: Runner,
-    reference: AnyReference,
-    cache: Cache,
-    *,
-    allowance: Allowance,
-    progress: Callable[[str], None],
-) -> parity.Outcome:
-    """The outcome of a failed check with who is to blame, in its first line and in full."""
+def blamed(settings: Settings, known: Known) -> Known:
+    """A failed check with who is to blame."""
+    allowance = settings.allowance
     refusal = allowance.refusal()
+    if refusal is None and (own := _fault_of_the_model(known, settings.cache)) is not None:
+        refusal = f"not diagnosed: {own}"
     if refusal is not None:
-        return replace(outcome, notes=(*outcome.notes, refusal))
-    own = _fault_of_the_model(job, outcome, reference, cache)
-    if own is not None:
-        return replace(outcome, notes=(*outcome.notes, f"not diagnosed: {own}"))
+        return known.recorded(refusal)
     start = time.monotonic()
-    is_engine = runner.evidence == "engine"
 
     def find() -> dict[str, Any] | None:
-        return _diagnosed(job, outcome, runner, reference, cache, seconds=allowance.seconds, progress=progress)
+        return _diagnosed(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
-    # Nor is what a callable of the user's computed.
-    is_kept = not is_engine and not isinstance(reference, CallableReference)
-    found = _remembered(job, outcome, cache, find) if is_kept else find()
-    allowance.spent_s += time.monotonic() - start
-    if found is None:
-        return outcome
-    # With the libraries for graphs it takes half a second to load, which a check that passes has no use for.
-    from pytest_trtcheck.diagnose import text
-
-    return replace(
-        outcome,
-        record=replace(outcome.record, blame=found),
-        head=f"{outcome.head}: {text.verdict(found)}",
-        text=f"{text.explain(found)}\n\n{outcome.observations}",
+    # Nor is what a callable of the user's computed, as the reference or as a metric.
+    applied = {limit.metric.name for limits in parity.limits_of(known).values() for limit in limits}
+    is_kept = (
+        known.running.is_emulation
+        and not isinstance(known.reference, CallableReference)
+        and applied <= {*METRICS, MISMATCHES.name}
     )
+    found = _remembered(known, settings.cache, find) if is_kept else find()
+    allowance.spent_s += time.monotonic() - start
+    return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
 
 
-def _fault_of_the_model(job: Job, outcome: parity.Outcome, reference: AnyReference, cache: Cache) -> str | None:
+def _fault_of_the_model(known: Known, cache: Cache) -> str | None:
     """Where a reference was given: how far the checked model is from it before anything is lowered, if that is too far.
 
     The diagnosis holds the lowered model against the FP32 model that it was made from, and finds what was lost between
     the two.
     """
-    if job.request.parity.reference is None:
+    if known.request.parity.reference is None:
         return None
-    case = job.cases[outcome.worst]
-    found = parity.first_failure(job, Reference(job.model, cache)(case), reference(case))
-    return found and f"computed in FP32, {job.model.label} itself differs from {reference.title}: {found}"
+    case = known.cases[_worst(known)]
+    with closing(Reference(known.model, cache)) as own:
+        found = parity.first_failure(known, own(case), known.reference(case))
+    return found and f"computed in FP32, {known.model.label} itself differs from {known.reference.title}: {found}"
 
 
-def _remembered(
-    job: Job, outcome: parity.Outcome, cache: Cache, find: Callable[[], dict[str, Any] | None]
-) -> dict[str, Any] | None:
+def _worst(known: Known) -> int:
+    assert known.outcome is not None
+    return known.outcome.worst
+
+
+def _remembered(known: Known, cache: Cache, find: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
     """A diagnosis from the cache: a test that is known to fail is not diagnosed in every run.
 
     One that broke off, or for which there was not enough time, is not kept.
     """
-    limits = {name: [asdict(limit) for limit in each] for name, each in parity.limits_of(job).items()}
+    limits = {
+        name: [(each.metric.name, each.metric.axis, each.limit, each.source, asdict(each.division)) for each in applied]
+        for name, applied in parity.limits_of(known).items()
+    }
     parts = {
-        "lowered": job.lowered.key,
-        "inputs": json.dumps([model_inputs.digest(case) for case in job.cases]),
-        "worst": str(outcome.worst),
+        "lowered": known.lowered.key,
+        "inputs": json.dumps([model_inputs.digest(case) for case in known.cases]),
+        "worst": str(_worst(known)),
         "limits": json.dumps(limits, sort_keys=True),
-        "reference": getattr(job.reference, "identity", None) or "",
-        "code": hash_code("diagnose/*.py"),
+        "reference": getattr(known.reference, "identity", None) or "",
+        "code": hash_code("diagnose/*.py", "model/pieces.py"),
         "onnxruntime": ort.version(),
         "version": __version__,
     }
@@ -153,53 +114,44 @@ def _remembered(
         (folder / _BLAME_FILE).write_text(json.dumps(jsonable(found)))
 
     try:
-        entry = cache.get_or_make(Key("blame", job.title, parts), make)
+        entry = cache.get_or_make(Key("blame", known.title, parts), make)
     except _Unfinished as unfinished:
         return unfinished.found
     found: dict[str, Any] | None = json.loads((entry.path / _BLAME_FILE).read_text())
     return found
 
 
-def _diagnosed(
-    job: Job,
-    outcome: parity.Outcome,
-    runner: Runner,
-    reference: AnyReference,
-    cache: Cache,
-    *,
-    seconds: float,
-    progress: Callable[[str], None],
-) -> dict[str, Any] | None:
+def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
     from pytest_trtcheck import diagnose
 
+    request, seconds = known.request, settings.allowance.seconds
     subject = diagnose.Subject(
-        model=job.model,
-        lowered=job.lowered,
-        precision=job.computed_in,
-        keep_fp32=job.request.parity.keep_fp32,
-        calibration=job.request.calibration,
-        folders=job.request.folders,
-        cases=job.cases,
-        worst=outcome.worst,
-        limits=parity.limits_of(job),
-        reference=reference,
+        model=known.model,
+        lowered=known.lowered,
+        precision=known.computed_in,
+        keep_fp32=request.parity.keep_fp32,
+        calibration=request.calibration,
+        folders=request.folders,
+        cases=known.cases,
+        worst=_worst(known),
+        limits=parity.limits_of(known),
+        reference=known.reference,
     )
-    is_engine = runner.evidence == "engine"
-    with alone_on_gpu(job) if is_engine else nullcontext():
-        outputs = runner(subject.case)
+    is_emulation = known.running.is_emulation
+    with known.alone():
+        outputs = known.run(subject.case)
+    engine = diagnose.Engine(
+        outputs,
+        lambda path: _run_part(settings, known, path),
+        lambda lowered: _opened(settings, known, known.spec(known.running, lowered)),
+    )
     blame = diagnose.diagnose(
         subject,
-        cache,
-        diagnose.Engine(
-            outputs,
-            lambda path: _run_part(job, path, cache, outcome.worst),
-            lambda lowered: _rebuilt(job, lowered, cache),
-        )
-        if is_engine
-        else None,
-        emulated=None if is_engine else outputs,
+        settings.cache,
+        None if is_emulation else engine,
+        emulated=outputs if is_emulation else None,
         budget=diagnose.Budget(seconds=seconds, engine_seconds=5 * seconds),
-        progress=_timed(f"{job.title}: ", progress),
+        progress=_timed(f"{known.title}: ", settings.progress),
     )
     return None if blame is None else blame.to_dict()
 
@@ -217,35 +169,23 @@ def _timed(before: str, progress: Callable[[str], None]) -> Callable[[str], None
 
 
 @contextmanager
-def _rebuilt(job: Job, lowered: Lowered, cache: Cache) -> Iterator[Runner]:
-    """The engine of another lowering of the model, built as the engine that failed was, ready to run."""
-    assert job.place is not None
-    options = job.request.build_options
-    order = engines.Order(job.model, lowered, job.precision, job.profile(), options)
-    built = engines.build(order, job.place, cache)
-    with alone_on_gpu(job), closing(engines.load(built, job.place, options)) as engine:
-        yield engine
-        engines.keep_kernels(built, engine)
+def _opened(settings: Settings, known: Known, spec: EngineSpec) -> Iterator[Runner]:
+    """Another engine of the system, built as the one that failed was, ready to run until it is left."""
+    built = known.running.build(spec, settings.cache)
+    with known.alone(), known.running.opened(built) as runner:
+        yield runner
 
 
-def _run_part(job: Job, path: Path, cache: Cache, worst: int) -> Mapping[str, NDArray[Any]]:
-    """Build an engine of a beginning of the lowered model, as the engine that failed was built, and run it."""
-    assert job.place is not None
-    options = job.request.build_options
-    lowered = replace(job.lowered, path=path, key=f"{job.lowered.key}:{hash_file(path)}")
-    part = onnx_model.load(path, f"{job.model.label} (a part of it)")
+def _run_part(settings: Settings, known: Known, path: Path) -> Mapping[str, NDArray[Any]]:
+    """What the engine of a beginning of the lowered model computes."""
+    whole = known.spec(known.running)
+    part = onnx_model.load(path, f"{known.model.label} (a part of it)")
     names = {spec.name for spec in part.inputs}
-    case = {name: array for name, array in job.cases[worst].items() if name in names}
-    profile = {name: span for name, span in job.profile().items() if name in names}
-    built = engines.build(engines.Order(part, lowered, job.precision, profile, options), job.place, cache)
-    with alone_on_gpu(job), closing(engines.load(built, job.place, options)) as engine:
-        outputs = engine(case)
-        engines.keep_kernels(built, engine)
-        return outputs
-
-
-def alone_on_gpu(job: Job) -> AbstractContextManager[None]:
-    """The lock of the job's GPU. It is to be held for a run at a time: others measure while an engine is built."""
-    assert job.place is not None
-    assert job.place.gpu is not None
-    return gpu_lock(job.place.gpu.lock_name)
+    spec = replace(
+        whole,
+        model=part,
+        lowered=replace(known.lowered, path=path, key=f"{known.lowered.key}:{hash_file(path)}"),
+        profile={name: span for name, span in whole.profile.items() if name in names},
+    )
+    with _opened(settings, known, spec) as runner:
+        return runner({name: array for name, array in known.cases[_worst(known)].items() if name in names})

@@ -1,32 +1,166 @@
-"""The latency part of a check: which engines to measure, for which budgets, against which baseline."""
+"""Is the engine fast and small enough? Samples are taken until every budget is decided or the time is up."""
 
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trtcheck.check import measuring as measure
+import numpy as np
+
+from pytest_trtcheck import gpu as gpus
+from pytest_trtcheck import latency
+from pytest_trtcheck.gpu.lock import gpu_lock
+from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency import baselines
+from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.record import Conditions, LatencyDetails, LatencyRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.tensorrt.engine import Engine
-    from pytest_trtcheck.check.request import Job
+    from pytest_trtcheck.backends.base import Backend, Runner
+    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
-    from pytest_trtcheck.latency.baselines import Baseline, Baselines
-    from pytest_trtcheck.record import LatencyRecord
-    from pytest_trtcheck.spec import Precision
+    from pytest_trtcheck.gpu.state import GpuState
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.record import EngineRecord
+    from pytest_trtcheck.spec import LatencySpec, Precision
+
+WARM_UP_S = 0.2
+"""As trtexec warms up: by time, so that clocks have risen whatever the engine's size."""
+ENQUEUE_SHARE = 0.95
+"""Where the host takes longer to hand over the work than the GPU to do it, the GPU waits between the events: its time
+is the host's and a little more. So trtexec's rule (the host takes longer) would miss most of it."""
+_CHUNK_MS = 50.0
+_SHOWN_SAMPLES = 500
 
 
-def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Under what a latency was measured, for `LatencyRecord.details["conditions"]`.
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Parameters
+    ----------
+    system
+        What measures engines.
+    engine
+        The engine, loaded.
+    cases
+        Inputs of equal shapes, used in turn.
+    sizes_mib
+        What is known without measuring, by the marker's argument.
+    slower
+        For `min_speedup`: the engines of the other precisions, by precision.
+    conditions
+        Under what it is measured (`conditions_of`), for the record.
+    is_enough
+        Whether samples, in ms, at a confidence, are enough for the baseline; None where there is none to serve.
+    """
+
+    system: Backend
+    engine: Runner
+    cases: Sequence[Case]
+    sizes_mib: Mapping[str, float] = field(default_factory=dict)
+    slower: Mapping[str, Runner] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=Conditions)
+    is_enough: Callable[[latency.Series, float], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The limits that hold for one GPU, by the marker's argument; `keys` says which key of a mapping applied."""
+
+    limits: Mapping[str, float]
+    keys: Mapping[str, str]
+
+    @property
+    def quantiles(self) -> dict[str, float]:
+        """The limits on quantiles, in ms."""
+        return {name: limit for name, limit in self.limits.items() if name in latency.QUANTILES}
+
+
+def budgets_for(spec: LatencySpec, model: GpuModel, extra: Sequence[GpuModel]) -> Budgets:
+    """What of `spec` applies to a GPU."""
+    limits: dict[str, float] = {}
+    keys: dict[str, str] = {}
+    for name, budget in spec.budgets().items():
+        if not isinstance(budget, Mapping):
+            limits[name] = float(budget)
+        elif (found := gpus.pick(budget, model, extra)) is not None:
+            keys[name], limits[name] = found[0], float(found[1])
+    return Budgets(limits, keys)
+
+
+def judge(settings: Settings, known: Known, load: Callable[[Precision], Runner]) -> LatencyRecord:
+    """Measure a check's engine and judge it by the budgets of the GPU and by the baseline.
+
+    Parameters
+    ----------
+    load
+        Loads the model's engine in another precision, for `min_speedup`.
+
+    Raises
+    ------
+    GpuError
+        An engine failed, or the GPU was not to be had in time.
+    """
+    spec, system = known.request.latency, known.running
+    assert spec is not None
+    if known.runner is None or system.gpu is None or not system.is_timed:
+        named = settings.requested.product if settings.requested else None
+        where = f"no {named or 'GPU'} in this machine" if settings.detected is None else "no engine ran"
+        return LatencyRecord("not_measured", where, named)
+    model = settings.judged_gpu()
+    assert model is not None
+    budgets = budgets_for(spec, model, settings.extra_gpus)
+    if not budgets.limits and not spec.min_speedup and settings.baselines is None:
+        what = f"no budget for {model.product}"
+        if not spec.budgets():
+            what = "trt_latency names no budget, and there is no baseline to compare with (--trt-baseline=DIR)"
+        return LatencyRecord("not_measured", what, model.product)
+    sizes = _sizes_mib(known.record.engine)
+    if untold := {"memory_mib", "engine_mib"} & set(budgets.limits) - set(sizes):
+        return LatencyRecord(
+            "not_measured", f"{system.title} does not tell {' and '.join(sorted(untold))}", model.product
+        )
+    shapes = {name: array.shape for name, array in known.cases[0].items()}
+    alike = [case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes]
+    conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
+    baseline = None
+    if settings.baselines is not None:
+        key = baselines.GpuKey.of(conditions)
+        baseline = settings.baselines.find(key, known.request.nodeid, known.precision)
+    is_enough = None
+    if settings.update_baselines:
+        is_enough = functools.partial(baselines.enough, baseline=None)
+    elif baseline and not baselines.differences(baseline, LatencyDetails(conditions=conditions), known.model.sha256):
+        is_enough = functools.partial(baselines.enough, baseline=baseline)
+    with ExitStack() as opened:
+        slower = {name: opened.enter_context(closing(load(cast("Precision", name)))) for name in spec.min_speedup or {}}
+        subject = Subject(system, known.runner, alike, sizes, slower, conditions, is_enough)
+        record = measure(subject, spec, budgets, system.gpu, model)
+    if settings.baselines is None:
+        return record
+    return baselines.judge(record, baseline, model_sha256=known.model.sha256, updating=settings.update_baselines)
+
+
+def _sizes_mib(engine: EngineRecord | None) -> dict[str, float]:
+    if engine is None:
+        return {}
+    sizes = {"memory_mib": engine.device_memory_bytes, "engine_mib": engine.bytes}
+    return {name: size / 2**20 for name, size in sizes.items() if size is not None}
+
+
+def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
+    """Under what a latency is measured.
 
     Parameters
     ----------
@@ -35,98 +169,199 @@ def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequ
     shapes
         Of the inputs, by name.
     """
-    # A driver may print less than the product: "Orin" is also what an Orin Nano calls itself.
-    name = gpu.name if gpu.product.lower() in gpu.name.lower() else f"{gpu.name} {gpu.product}"
-    return {
-        "gpu": name,
-        "compute_capability": ".".join(map(str, gpu.compute_capability)),
-        "driver": gpu.driver,
-        "tensorrt": " ".join(tensorrt),
-        "input_shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
+    return Conditions(
+        **gpu.conditions(),
+        tensorrt=" ".join(tensorrt),
+        input_shapes={name: tuple(shape) for name, shape in sorted(shapes.items())},
+    )
+
+
+def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, model: GpuModel) -> LatencyRecord:
+    """Measure `subject` on the GPU in this machine and judge it.
+
+    Nobody else of ours uses the GPU meanwhile. What slowed it down all the same makes a failure inconclusive.
+
+    Raises
+    ------
+    GpuError
+        The engine failed, or the GPU was not to be had in time.
+    """
+    with gpu_lock(gpu.lock_name), GpuMonitor(gpu) as monitor:
+        before = monitor.idle()
+        taken = _sample(subject, spec, budgets, monitor.snapshot)
+        after = while_running(taken.states, monitor.snapshot(since=before))
+        # What came while we measured shows once we are idle again. A pass needs no excuse, a baseline may.
+        is_settled = taken.decision.decision == "pass" and subject.is_enough is None
+        idle_after = None if is_settled else monitor.idle()
+    own = family(process.pid for process in after.processes or ())
+    disturbed = disturbances(before, after, own, idle_after)
+    limits = held_back(after)
+    return latency.to_record(
+        taken.samples_ms,
+        taken.decision,
+        gpu=model.product,
+        disturbances=disturbed,
+        remarks=(*limits, *_remarks(taken.details)),
+        clocks=clocks_record(before, after),
+        details={
+            **taken.details,
+            "budget_keys": dict(budgets.keys),
+            "conditions": replace(subject.conditions, **after.conditions()),
+            "disturbances": tuple(disturbed),
+            "held_back": tuple(limits),
+        },
+    )
+
+
+def _remarks(details: Mapping[str, Any]) -> list[str]:
+    """What of the measurement makes an engine slower than it need be."""
+    found = []
+    if not details["cuda_graph"]:
+        found.append(f"without a CUDA graph: {details['cuda_graph_reason']}")
+    if details["enqueue_bound"]:
+        found.append(
+            f"enqueue-bound: the host takes {details['enqueue_p50_ms']:.3g} ms to enqueue a run, and the GPU "
+            f"{details['gpu_p50_ms']:.3g} ms to compute it, waiting included"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Taken:
+    samples_ms: latency.Series
+    decision: latency.LatencyDecision
+    details: Mapping[str, Any]
+    states: Sequence[GpuState]
+
+
+def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: Callable[[], GpuState]) -> _Taken:
+    quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
+    others = len(subject.slower) + ("min_qps" in budgets.limits) + (subject.is_enough is not None)
+    plan = latency.LookPlan(quantiles, others)
+    series = _Runs(transfers=spec.transfers)
+    pairs = {name: _Runs(transfers=False) for name in subject.slower}
+    with subject.system.timed_runs(subject.engine, subject.cases, transfers=spec.transfers) as timed:
+        _warm_up(timed)
+        deadline = time.monotonic() + spec.max_seconds
+        look = 1
+        states = []
+        while True:
+            series.extend(timed, _chunk(series))
+            is_over = time.monotonic() > deadline
+            if is_over or plan.is_due(look, len(series), series.total_ms):
+                states.append(look_at_gpu())
+                confidence, judged = plan.confidence_at(look), series.judged()
+                decision = _decide(series, judged, budgets, subject.sizes_mib, confidence)
+                is_decided = decision.decision != "undecided"
+                if is_over or (is_decided and (subject.is_enough is None or subject.is_enough(judged, confidence))):
+                    break
+                look += 1
+        graph, graph_reason = timed.graph, timed.graph_reason
+    if subject.slower:
+        _interleave(subject, spec, pairs, series)
+        speedups = _decide_speedups(pairs, spec.min_speedup or {}, confidence)
+        decision = latency.combine_decisions([*decision.results, *speedups])
+    details = {
+        **_details(series, judged.values, graph=graph, graph_reason=graph_reason),
+        "distribution": Distribution.of(judged, confidence).to_json(),
     }
+    return _Taken(judged, decision, details, states)
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """The baselines of a session.
+class _Runs:
+    """Samples of one engine, in the order in which they were taken."""
 
-    Parameters
-    ----------
-    kept
-        What latency is held against; None: nothing.
-    updating
-        Whether this run's latencies are to be recorded.
-    """
+    def __init__(self, *, transfers: bool) -> None:
+        self._transfers = transfers
+        self.gpu_ms: list[float] = []
+        self.latency_ms: list[float] = []
+        self.enqueue_ms: list[float] = []
+        self.intervals_ms: list[float] = []
+        self.partner_ms: list[float] = []
+        self.total_ms = 0.0
 
-    kept: Baselines | None = None
-    updating: bool = False
+    def __len__(self) -> int:
+        return len(self.gpu_ms)
+
+    def judged(self) -> latency.Series:
+        """What budgets speak of: GPU time, or host latency where transfers were asked for."""
+        return latency.Series(self.latency_ms if self._transfers else self.gpu_ms)
+
+    def extend(self, timed: TimedRun, count: int) -> None:
+        taken = timed.run(count)
+        self.gpu_ms += taken.gpu_ms.tolist()
+        self.enqueue_ms += taken.enqueue_ms.tolist()
+        if taken.latency_ms is not None:
+            self.latency_ms += taken.latency_ms.tolist()
+        self.intervals_ms += taken.interval_ms.tolist()
+        self.total_ms += float(taken.interval_ms.sum())
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Measures engines and judges what was measured.
+def _chunk(series: _Runs) -> int:
+    """How many runs fit into one call, so that the deadline is kept."""
+    if not len(series):
+        return 5
+    typical = max(float(np.median(series.gpu_ms[-50:])), 1e-3)
+    return int(min(max(_CHUNK_MS / typical, 5), 2000))
 
-    Parameters
-    ----------
-    model
-        The GPU whose budgets apply.
-    extra_gpus
-        The GPUs of the ini key `trt_gpus`.
-    load_other
-        Makes the job's engine in another precision, for `min_speedup`.
-    """
 
-    model: GpuModel
-    extra_gpus: Sequence[GpuModel]
-    ledger: Ledger
-    load_other: Callable[[Job, Precision], Engine]
+def _warm_up(timed: TimedRun) -> None:
+    until = time.monotonic() + WARM_UP_S
+    while time.monotonic() < until:
+        timed.run(5)
 
-    def judge(self, job: Job, engine: Engine) -> LatencyRecord:
-        """Measure the job's engine.
 
-        Raises
-        ------
-        GpuError
-            An engine failed, or the GPU was not to be had in time.
-        """
-        spec = job.request.latency
-        assert spec is not None
-        assert job.place is not None
-        assert job.place.gpu is not None
-        budgets = measure.budgets_for(spec, self.model, self.extra_gpus)
-        if not budgets.limits and not spec.min_speedup and self.ledger.kept is None:
-            what = f"no budget for {self.model.product}"
-            if not spec.budgets():
-                what = "trt_latency names no budget, and there is no baseline to compare with (--trt-baseline=DIR)"
-            return measure.not_measured(what, self.model.product)
-        shapes = {name: array.shape for name, array in job.cases[0].items()}
-        alike = [case for case in job.cases if {name: array.shape for name, array in case.items()} == shapes]
-        module = job.place.module
-        conditions = conditions_of(job.place.gpu, (module.name, module.version), shapes)
-        baseline = self._baseline(job, conditions)
-        with ExitStack() as opened:
-            slower = {
-                name: opened.enter_context(closing(self.load_other(job, cast("Precision", name))))
-                for name in spec.min_speedup or {}
-            }
-            subject = measure.Subject(engine, alike, slower, conditions, self._is_enough(job, conditions, baseline))
-            record = measure.measure(subject, spec, budgets, job.place.gpu, self.model)
-        if self.ledger.kept is None:
-            return record
-        return baselines.judge(record, baseline, model_sha256=job.model.sha256, updating=self.ledger.updating)
+def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> None:
+    """Measure each slower engine in turns with the subject: what drifts, drifts for both."""
+    for name, engine in subject.slower.items():
+        with (
+            subject.system.timed_runs(subject.engine, subject.cases) as ours,
+            subject.system.timed_runs(engine, subject.cases) as theirs,
+        ):
+            _warm_up(theirs)
+            _warm_up(ours)
+            own = _Runs(transfers=False)
+            deadline = time.monotonic() + spec.max_seconds
+            count = min(_chunk(series), 20)
+            while len(own) < 400 and time.monotonic() < deadline:
+                pairs[name].extend(theirs, count)
+                own.extend(ours, count)
+            pairs[name].partner_ms = own.gpu_ms
 
-    def _baseline(self, job: Job, conditions: Mapping[str, Any]) -> Baseline | None:
-        if self.ledger.kept is None:
-            return None
-        key = baselines.GpuKey(conditions["gpu"], conditions["compute_capability"])
-        return self.ledger.kept.find(key, job.request.nodeid, job.precision)
 
-    def _is_enough(
-        self, job: Job, conditions: Mapping[str, Any], baseline: Baseline | None
-    ) -> Callable[[NDArray[np.float64], float], bool] | None:
-        """When to stop sampling for the baseline's sake; None where there is none to record or to compare with."""
-        if self.ledger.updating:
-            return functools.partial(baselines.enough, baseline=None)
-        if baseline is None or baselines.differences(baseline, {"conditions": conditions}, job.model.sha256):
-            return None
-        return functools.partial(baselines.enough, baseline=baseline)
+def _decide(
+    series: _Runs, judged: latency.Series, budgets: Budgets, sizes: Mapping[str, float], confidence: float
+) -> latency.LatencyDecision:
+    elapsed_s = series.total_ms / 1000
+    results = [*latency.decide(judged, budgets.quantiles, confidence=confidence, elapsed_s=elapsed_s).results]
+    if "min_qps" in budgets.limits:
+        results.append(latency.decide_qps(series.intervals_ms, budgets.limits["min_qps"], confidence=confidence))
+    for name, size in sizes.items():
+        if name in budgets.limits:
+            results.append(latency.decide_exact(name, size, budgets.limits[name]))
+    return latency.combine_decisions(results)
+
+
+def _decide_speedups(
+    pairs: Mapping[str, _Runs], limits: Mapping[str, float], confidence: float
+) -> Iterator[latency.BudgetResult]:
+    for precision, factor in limits.items():
+        pair = pairs[precision]
+        if pair.partner_ms:
+            result = latency.decide_speedup(pair.gpu_ms, pair.partner_ms, factor, confidence=confidence)
+            yield replace(result, name=f"min_speedup[{precision}]")
+
+
+def _details(series: _Runs, judged: NDArray[np.float64], *, graph: bool, graph_reason: str | None) -> dict[str, Any]:
+    gpu_ms, enqueue_ms = float(np.median(series.gpu_ms)), float(np.median(series.enqueue_ms))
+    shown = judged[:: max(1, len(judged) // _SHOWN_SAMPLES)][:_SHOWN_SAMPLES]
+    return {
+        "measured": "latency with transfers" if series.latency_ms else "GPU time",
+        "cuda_graph": graph,
+        "cuda_graph_reason": graph_reason,
+        "gpu_p50_ms": gpu_ms,
+        "enqueue_p50_ms": enqueue_ms,
+        "enqueue_bound": enqueue_ms >= ENQUEUE_SHARE * gpu_ms,
+        "qps": 1000.0 * len(series) / series.total_ms,
+        "samples_ms": tuple(round(float(value), 6) for value in shown),
+    }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.check.request import Known, Outcome
 from pytest_trtcheck.errors import InputError, ModelError
 from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
 
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.base import Runner
-    from pytest_trtcheck.check.request import Job
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.precision.reference import AnyReference
     from pytest_trtcheck.spec import ParitySpec, Precision
 
     Outputs = Callable[[Case], Mapping[str, NDArray[Any]]]
@@ -42,37 +41,7 @@ ROUNDING_NOISE: Mapping[Precision, float] = {
 of the precision, which a change in the order of additions can cost."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What was found: the record, and what a person should know.
-
-    Parameters
-    ----------
-    head, text
-        The first line of a failure, and all that follows; empty where there is nothing to say.
-    worst
-        The index of the case on which a failure is best looked at.
-    observations
-        The text without advice on precision: for what stands below a diagnosis, which gives its own.
-    explained
-        Whether the failure explains itself, so that there is nobody to blame in the model.
-    """
-
-    record: ParityRecord
-    head: str = ""
-    text: str = ""
-    observations: str = ""
-    notes: tuple[str, ...] = ()
-    worst: int = 0
-    explained: bool = False
-
-    @property
-    def message(self) -> str | None:
-        """The text of a failure."""
-        return "\n\n".join(filter(None, (self.head, self.text))) or None
-
-
-def limits_of(job: Job) -> compare.Limits:
+def limits_of(known: Known) -> compare.Limits:
     """The limits of every output, by name.
 
     Raises
@@ -80,24 +49,22 @@ def limits_of(job: Job) -> compare.Limits:
     ArgumentError
         `tol` names outputs that do not exist, or is missing for a metric that has no default.
     """
-    spec = job.request.parity
-    batch = _batch_sizes(job)
-    parts = dict(job.model.parts)
-    known = {
+    spec = known.request.parity
+    batch = _batch_sizes(known)
+    parts = dict(known.model.parts)
+    outputs = {
         output.name: compare.Division(
             parts.get(output.name, ()), search=True, batch=batch if _is_free(output.shape) else ()
         )
-        for output in job.model.outputs
+        for output in known.model.outputs
     }
-    return compare.resolve_limits(
-        spec.tol, spec.metric, job.computed_in, list(known), axis=spec.metric_axis, known=known
-    )
+    return compare.resolve_limits(spec.tol, spec.metric, known.computed_in, list(outputs), known=outputs)
 
 
-def _batch_sizes(job: Job) -> tuple[int, ...]:
+def _batch_sizes(known: Known) -> tuple[int, ...]:
     """The sizes of the inputs' first axes, where those are left open and alike: each entry is a sample of its own."""
-    batched = [spec.name for spec in job.model.inputs if _is_free(spec.shape)]
-    sizes = {tuple({case[name].shape[0] for name in batched}) for case in job.cases} if batched else set()
+    batched = [spec.name for spec in known.model.inputs if _is_free(spec.shape)]
+    sizes = {tuple({case[name].shape[0] for name in batched}) for case in known.cases} if batched else set()
     return tuple(sorted(size[0] for size in sizes)) if all(len(size) == 1 for size in sizes) else ()
 
 
@@ -105,8 +72,8 @@ def _is_free(shape: Sequence[int | str | None]) -> bool:
     return bool(shape) and not isinstance(shape[0], int)
 
 
-def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
-    """Compare what `runner` computes on every case with the reference.
+def judge(known: Known) -> Outcome:
+    """Compare what the runner computes on every case with the reference.
 
     Raises
     ------
@@ -115,35 +82,22 @@ def judge(job: Job, runner: Runner, reference: AnyReference) -> Outcome:
     ArgumentError
         As `limits_of`.
     """
-    limits = limits_of(job)
-    by_case = _measured_by_case(job, runner, reference, limits)
-    _refuse_without_finite_reference(by_case, job.model)
-    measured = _merged(job, by_case)
+    limits = limits_of(known)
+    by_case = _measured_by_case(known, known.run, limits)
+    _refuse_without_finite_reference(by_case, known.model)
+    measured = _merged(known, by_case)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
-    record = compare.summarize(outputs, job.request.parity.metric)
+    record = compare.summarize(outputs, known.request.parity.metric.name)
     notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
         return Outcome(record, notes=notes)
     if record.verdict == "not_measured":
-        return _nothing_compared(job, record, outputs)
-    failed = next(output for output in outputs if is_bad(output.verdict))
-    worst = compare.worst_case(failed)
+        return _nothing_compared(known, record, outputs)
+    worst = compare.worst_case(next(output for output in outputs if is_bad(output.verdict)))
     if record.verdict == "fail":
-        _refuse_random_reference(job, reference, worst)
-    how = "on the GPU" if runner.evidence == "engine" else "emulated on the CPU: no GPU ran it"
-    found = _examined(job, outputs, measured, runner, reference)
-    misplaced = _misplaced(found)
-    differs = "differs from" if record.verdict == "fail" else "cannot be judged against"
-    head = f"{job.title} {differs} {reference.title} ({how})"
-    return Outcome(
-        record,
-        head=f"{head}: {misplaced}" if misplaced else head,
-        text=compare.explain(measured, outputs, found),
-        observations=compare.explain(measured, outputs, found, is_diagnosed=True),
-        notes=notes,
-        worst=worst,
-        explained=bool(misplaced),
-    )
+        _refuse_random_reference(known, worst)
+    found = _examined(known, outputs, measured)
+    return Outcome(record, measured, found, _misplaced(found), notes, worst)
 
 
 def refuse_random(model: OnnxModel) -> None:
@@ -164,24 +118,24 @@ def refuse_random(model: OnnxModel) -> None:
     )
 
 
-def _refuse_random_reference(job: Job, reference: AnyReference, case: int) -> None:
+def _refuse_random_reference(known: Known, case: int) -> None:
     """Only where a check failed: a model that is random and yet agrees with its reference is not known."""
-    first, second = (reference.computed(job.cases[case]) for _ in range(2))
+    first, second = (known.reference.computed(known.cases[case]) for _ in range(2))
     for name, expected in first.items():
         spread = _spread(expected, second[name])
         if spread > SAME:
             raise ModelError(
-                f"{job.model.label}: the model is random by itself: two runs of the FP32 reference on the same input "
+                f"{known.model.label}: the model is random by itself: two runs of the FP32 reference on the same input "
                 f"lie {spread:.3g} apart in output {name!r} (relative to its largest value)",
                 "look for sampling, or for a Dropout that trains; export the model in evaluation mode",
             )
 
 
-def _nothing_compared(job: Job, record: ParityRecord, outputs: Sequence[OutputRecord]) -> Outcome:
+def _nothing_compared(known: Known, record: ParityRecord, outputs: Sequence[OutputRecord]) -> Outcome:
     """The error of a check whose every output is empty, or was not exercised by any input."""
-    empty = all(output.details.get("uncompared") for output in outputs)
+    empty = all(output.details.uncompared for output in outputs)
     listed = "\n  ".join(compare.unexercised_notes(outputs))
-    reason = f"{job.title}: nothing was compared"
+    reason = f"{known.title}: nothing was compared"
     error = InputError(
         f"{reason}:\n  {listed}",
         "give inputs that the model finds something in, with at least one row"
@@ -189,7 +143,7 @@ def _nothing_compared(job: Job, record: ParityRecord, outputs: Sequence[OutputRe
         else "give real inputs: return them from the test, or by the fixture trt_inputs; on these, a model that had "
         "lost everything would look the same",
     )
-    return Outcome(replace(record, verdict="error", reason=reason), text=str(error))
+    return Outcome(replace(record, verdict="error", reason=reason), error=error)
 
 
 def refuse_empty(cases: Sequence[Case]) -> None:
@@ -227,26 +181,24 @@ _TELLING = 64
 """Elements from which an order that explains the error is no accident."""
 
 
-def _measured_by_case(
-    job: Job, actual: Outputs, expected: Outputs, limits: compare.Limits
-) -> list[dict[str, compare.Measurement]]:
+def _measured_by_case(known: Known, actual: Outputs, limits: compare.Limits) -> list[dict[str, compare.Measurement]]:
     # TensorRT has no FP64: an engine gives FP32 where the model has FP64.
-    is_engine = getattr(actual, "evidence", None) == "engine"
-    dtypes = {output.name: np.float32 for output in job.model.outputs if is_engine and output.dtype == "float64"}
+    is_engine = actual == known.run and known.running.evidence == "engine"
+    dtypes = {output.name: np.float32 for output in known.model.outputs if is_engine and output.dtype == "float64"}
     return [
-        compare.measure_all(actual(case), expected(case), limits, expected_dtypes=dtypes or None) for case in job.cases
+        compare.measure_all(actual(case), known.reference(case), limits, expected_dtypes=dtypes or None)
+        for case in known.cases
     ]
 
 
-def _merged(job: Job, by_case: Sequence[Mapping[str, compare.Measurement]]) -> dict[str, compare.Measurement]:
-    return {output.name: compare.merge([each[output.name] for each in by_case]) for output in job.model.outputs}
+def _merged(known: Known, by_case: Sequence[Mapping[str, compare.Measurement]]) -> dict[str, compare.Measurement]:
+    return {output.name: compare.merge([each[output.name] for each in by_case]) for output in known.model.outputs}
 
 
-def first_failure(job: Job, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
+def first_failure(known: Known, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
     """The first limit that the outputs of one case exceed, in words; None where they keep all of them."""
-    limits = limits_of(job)
-    for name, each in compare.measure_all(actual, expected, limits).items():
-        output = compare.judge(each, limits[name])
+    for output in compare.judge_all(actual, expected, limits_of(known)):
+        name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
             if is_bad(entry["verdict"]):
                 return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
@@ -255,18 +207,18 @@ def first_failure(job: Job, actual: Mapping[str, NDArray[Any]], expected: Mappin
     return None
 
 
-def with_emulation(job: Job, outcome: Outcome, emulated: Outputs, reference: AnyReference) -> Outcome:
-    """The outcome of an engine's check with the emulated model's errors beside the engine's, by output and metric."""
-    limits = limits_of(job)
+def with_emulation(known: Known, emulated: Outputs) -> ParityRecord:
+    """The record of an engine's check with the emulated model's errors beside the engine's, by output and metric."""
+    limits = limits_of(known)
     errors = {
         name: _errors(compare.judge(each, limits[name]))
-        for name, each in _merged(job, _measured_by_case(job, emulated, reference, limits)).items()
+        for name, each in _merged(known, _measured_by_case(known, emulated, limits)).items()
     }
     outputs = tuple(
-        replace(output, details={**output.details, "emulated": errors[output.name]})
-        for output in outcome.record.outputs
+        replace(output, details=replace(output.details, emulated=errors[output.name]))
+        for output in known.parity.outputs
     )
-    return replace(outcome, record=replace(outcome.record, outputs=outputs))
+    return replace(known.parity, outputs=outputs)
 
 
 def _errors(output: OutputRecord) -> dict[str, float | None]:
@@ -275,9 +227,9 @@ def _errors(output: OutputRecord) -> dict[str, float | None]:
     return {**usual, **{entry["metric"]: entry["value"] for entry in output.judged}}
 
 
-def not_measured(spec: ParitySpec, reason: str) -> Outcome:
+def not_measured(spec: ParitySpec, reason: str) -> ParityRecord:
     """Parity that could not be checked, and why."""
-    return Outcome(ParityRecord("not_measured", spec.metric, None, None, reason=reason), text=reason)
+    return ParityRecord("not_measured", spec.metric.name, None, None, reason=reason)
 
 
 def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool) -> str | None:
@@ -315,11 +267,6 @@ def _spread(first: NDArray[Any], second: NDArray[Any]) -> float:
     return float(np.abs(a[~same] - b[~same]).max()) / (peak or 1.0)
 
 
-def failed(record: ParityRecord, reason: str) -> ParityRecord:
-    """The record with a verdict that no metric can save."""
-    return replace(record, verdict="fail", reason=reason)
-
-
 def _refuse_without_finite_reference(by_case: Sequence[Mapping[str, compare.Measurement]], model: OnnxModel) -> None:
     """A reference that is NaN or infinite throughout agrees with anything that is ruined the same way.
 
@@ -338,11 +285,7 @@ def _refuse_without_finite_reference(by_case: Sequence[Mapping[str, compare.Meas
 
 
 def _examined(
-    job: Job,
-    outputs: Sequence[OutputRecord],
-    measured: Mapping[str, compare.Measurement],
-    runner: Runner,
-    reference: AnyReference,
+    known: Known, outputs: Sequence[OutputRecord], measured: Mapping[str, compare.Measurement]
 ) -> dict[str, compare.Examination]:
     """Each failed output looked at once more on its worst case.
 
@@ -354,13 +297,13 @@ def _examined(
             continue
         index = compare.worst_case(output)
         found |= compare.examine(
-            runner(job.cases[index]),
-            reference(job.cases[index]),
+            known.run(known.cases[index]),
+            known.reference(known.cases[index]),
             measured,
             [output],
-            job.computed_in,
-            case=index if len(job.cases) > 1 else None,
-            can_keep=not job.lowered.taken_as_it_is,
-            limits=limits_of(job),
+            known.computed_in,
+            case=index if len(known.cases) > 1 else None,
+            can_keep=not known.lowered.taken_as_it_is,
+            limits=limits_of(known),
         )
     return found

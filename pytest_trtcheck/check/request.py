@@ -1,24 +1,37 @@
-"""One check to make, as it was asked for and as far as it was prepared."""
+"""One check: what it was asked for, what holds for all of them, and what is known of it so far."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck import backends
+from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
+from pytest_trtcheck.errors import InputError, UnsupportedTargetError
+from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
+from pytest_trtcheck.record import CheckRecord
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from pytest_trtcheck.backends.base import Runner
-    from pytest_trtcheck.backends.tensorrt.cached import Built, Place
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck import compare
+    from pytest_trtcheck.backends.base import Backend, Built, Runner
+    from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.latency.baselines import Baselines
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.model.onnxruntime import Provider
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.precision.reference import AnyReference
     from pytest_trtcheck.record import ParityRecord
@@ -44,7 +57,7 @@ class Request:
     lowered
         The model in its precision, where it was made before (a replay); None: it is made.
     watch
-        Is shown what was judged while the runner is open; the notes that it returns join the record's.
+        Is shown what was compared while the runner is open; the notes that it returns join the record's.
     """
 
     nodeid: str
@@ -95,18 +108,147 @@ class Request:
             model_inputs.check_is_batch(model, batch, case, source)
 
 
+@dataclass
+class Allowance:
+    """What the diagnoses of a session may cost.
+
+    Parameters
+    ----------
+    seconds
+        The most that one may take on the emulation; 0: nothing is diagnosed.
+    session_seconds
+        The most that all of them may take: a run in which everything fails must end too.
+    spent_s
+        What they took so far.
+    """
+
+    seconds: float = 60.0
+    session_seconds: float = 600.0
+    spent_s: float = 0.0
+
+    def refusal(self) -> str | None:
+        """Why nothing is diagnosed; None when something may be."""
+        if self.seconds <= 0:
+            return "not diagnosed: trt_diagnose is 0"
+        if self.spent_s >= self.session_seconds:
+            return f"not diagnosed: the diagnoses of this run took {self.spent_s:.0f} s already; run this test alone"
+        return None
+
+
 @dataclass(frozen=True)
-class Job:
-    """A request whose model was read and lowered, and whose inputs are at hand.
+class Settings:
+    """What holds for all checks of a session.
+
+    Parameters
+    ----------
+    backend
+        What runs the checks that name none.
+    requested
+        The GPU that `--trt-gpu` names.
+    detected
+        The GPU in this machine; `no_gpu_reason` says why there is none.
+    extra_gpus
+        The GPUs of the ini key `trt_gpus`.
+    bitwise
+        Whether an engine must compute the same bits in every run.
+    emulate_too
+        Whether an engine's errors are wanted beside the emulated model's, even where the check passes.
+    allowance
+        What saying why checks failed may cost.
+    progress
+        Is told, in a line each, what takes long.
+    baselines, update_baselines
+        What latency is held against, None: nothing; and whether this run's latencies are to be recorded.
+    broken
+        Why no engine can run any more in this process, once one has broken CUDA; empty until then.
+    """
+
+    cache: Cache
+    backend: str = backends.AUTO
+    reference_provider: Provider = "cpu"
+    requested: GpuModel | None = None
+    detected: Gpu | None = None
+    no_gpu_reason: str | None = None
+    extra_gpus: Sequence[GpuModel] = ()
+    require_gpu: bool = False
+    build_only: bool = False
+    bitwise: bool = False
+    emulate_too: bool = False
+    allowance: Allowance = field(default_factory=Allowance)
+    progress: Callable[[str], None] = lambda _: None
+    baselines: Baselines | None = None
+    update_baselines: bool = False
+    broken: list[str] = field(default_factory=list)
+
+    def backend_of(self, request: Request) -> str:
+        """The name of what is to run the check."""
+        return request.parity.backend or self.backend
+
+    def system(self, request: Request) -> Backend:
+        """The system under test, on this machine.
+
+        Raises
+        ------
+        MissingDependencyError
+            What was asked for by name is not installed.
+        """
+        return backends.load(self.backend_of(request)).find(self.requested, self.detected)
+
+    def judged_gpu(self) -> GpuModel | None:
+        """The GPU whose budgets apply: the real one, else the one that is named."""
+        if self.detected is None:
+            return self.requested
+        from pytest_trtcheck.gpu.device import require_match
+
+        return self.detected.model if self.requested is None else require_match(self.requested, self.detected)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found.
+
+    Parameters
+    ----------
+    measured, found
+        Every output as it was measured, and the failed ones looked at once more.
+    misplaced
+        What the headline says where the right values came out in the wrong place, so that there is nobody to blame in
+        the model; empty where they did not.
+    worst
+        The index of the case on which a failure is best looked at.
+    error
+        Why nothing was compared.
+    """
+
+    record: ParityRecord
+    measured: Mapping[str, compare.Measurement] = field(default_factory=dict)
+    found: Mapping[str, compare.Examination] = field(default_factory=dict)
+    misplaced: str = ""
+    notes: tuple[str, ...] = ()
+    worst: int = 0
+    error: InputError | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a check so far. Each step returns it with more.
 
     Parameters
     ----------
     reference
         What counts as right.
-    place, built
-        The engine and what it is for; None where there is none.
+    system
+        What was asked for, as far as this machine has it.
+    problem
+        Why that cannot build an engine of this model.
     plugin_operators
         The operators that only a plugin library computes.
+    built, runner
+        The engine or file, and what runs it; the runner is open until the check is made.
+    outcome
+        What the comparison found.
+    doubt
+        Why what it computes does not count, whatever comes out.
     """
 
     request: Request
@@ -114,9 +256,35 @@ class Job:
     lowered: Lowered
     cases: Sequence[Case]
     reference: AnyReference
-    place: Place | None = None
-    built: Built | None = None
+    system: Backend = field(default_factory=Emulated)
+    problem: str | None = None
     plugin_operators: tuple[str, ...] = ()
+    built: Built | None = None
+    runner: Runner | None = None
+    outcome: Outcome | None = None
+    doubt: str | None = None
+    record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
+
+    def recorded(self, *notes: str, **found: Any) -> Known:
+        """The same with fields of the record, and more notes in it."""
+        return replace(self, record=replace(self.record, notes=(*self.record.notes, *notes), **found))
+
+    @property
+    def parity(self) -> ParityRecord:
+        """What the comparison found, once it was made."""
+        assert self.record.parity is not None
+        return self.record.parity
+
+    def run(self, case: Case) -> Mapping[str, NDArray[Any]]:
+        """What the open runner computes."""
+        assert self.runner is not None
+        return self.runner(case)
+
+    def close(self) -> None:
+        """Free what runs the model and its reference."""
+        self.reference.close()
+        if self.runner is not None:
+            self.runner.close()
 
     @property
     def precision(self) -> Precision:
@@ -125,19 +293,28 @@ class Job:
 
     @property
     def computed_in(self) -> Precision:
-        """The precision that the place really computes in, and by whose limits it is judged.
+        """The precision that the system really computes in, and by whose limits it is judged.
 
         TF32 is for matrix products: a model without one is computed in FP32 as it was asked to be.
         """
-        if self.place is None or not self.model.op_types & MATRIX_OPERATORS:
-            return self.precision
-        return engines.computed_in(self.precision, self.place)
+        computed = self.system.computes_in(self.precision)
+        return computed if computed != "tf32" or self.model.op_types & MATRIX_OPERATORS else self.precision
 
     @property
     def shown_precision(self) -> str:
         """The precision as records and messages have it: what is computed in, and what was asked for instead."""
         computed = self.computed_in
         return computed if computed == self.precision else f"{computed} (asked {self.precision})"
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.model.label} in {self.shown_precision}"
+
+    @property
+    def running(self) -> Backend:
+        """What runs here: the system itself, or the emulation of what it builds for another machine."""
+        return self.system if self.system.runs else Emulated()
 
     def profile(self) -> dict[str, ShapeRange]:
         """The optimization profile of its engine: what the marker declares, and all of its inputs.
@@ -149,21 +326,32 @@ class Job:
         """
         return model_inputs.profile(self.model, self.request.declared_for(self.model), self.cases)
 
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return f"{self.model.label} in {self.shown_precision}"
+    def spec(self, system: Backend, lowered: Lowered | None = None, precision: Precision | None = None) -> EngineSpec:
+        """What `system` is to build: this check's engine, or that of another lowering of its model."""
+        return EngineSpec(
+            self.model,
+            lowered or self.lowered,
+            precision or (self.computed_in if system.is_emulation else self.precision),
+            self.profile() if system.builds else {},
+            self.request.build_options,
+        )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """The lock of the GPU that runs it. To be held for a run at a time: others measure while an engine is built."""
+        gpu = self.running.gpu
+        return nullcontext() if gpu is None else gpu_lock(gpu.lock_name)
+
+    def unsupported(self) -> UnsupportedTargetError:
+        """The error for its problem."""
+        return UnsupportedTargetError(
+            f"{self.title} for {self.system.builds_for}: {self.problem}", "choose another precision, GPU or TensorRT"
+        )
+
+    def plugins_need_gpu(self) -> str:
+        """Why what a plugin computes was not compared."""
+        names = ", ".join(self.plugin_operators)
+        return f"{self.model.label}: {names} is computed by a plugin, which runs on a GPU alone: none ran here"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A parity check that was just made, its runner still open."""
-
-    job: Job
-    runner: Runner
-    reference: AnyReference
-    record: ParityRecord
-
-
-Watcher: TypeAlias = Callable[[Judged], tuple[str, ...]]
+Watcher: TypeAlias = Callable[[Known], tuple[str, ...]]
 """Looks at a check while its runner is open, and returns notes on it."""

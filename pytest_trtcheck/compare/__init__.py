@@ -1,4 +1,4 @@
-"""Metrics, tolerances and verdicts: numpy in, verdict and text out.
+"""Limits, measurements and verdicts: numpy in, verdict and text out. What a metric is stands in `metrics`.
 
 The way through: `resolve_limits` once per check; per input `measure_all`; `merge` each output's measurements; `judge`
 every output; `summarize` them; and where that fails, `examine` an input that failed and `explain`.
@@ -6,39 +6,44 @@ every output; `summarize` them; and where that fails, `examine` an input that fa
 
 from pytest_trtcheck.compare.division import Division
 from pytest_trtcheck.compare.explanation import explain
-from pytest_trtcheck.compare.limits import DEFAULT_TOLERANCE, Limit, Limits, default_limit, resolve_limits, top1_tie
+from pytest_trtcheck.compare.judge import (
+    LimitResult,
+    judge,
+    judge_all,
+    loose_notes,
+    sentence,
+    summarize,
+    unexercised_notes,
+    usage,
+)
+from pytest_trtcheck.compare.limits import Limit, Limits, resolve_limits
+from pytest_trtcheck.compare.measure import measure, measure_all
 from pytest_trtcheck.compare.measurement import (
     Element,
     Fault,
-    Fit,
     Histogram,
     Measurement,
     NonFinite,
-    Score,
     merge,
 )
-from pytest_trtcheck.compare.metrics import measure, measure_all
 from pytest_trtcheck.compare.patterns import Examination, Pattern, examine, worst_case
-from pytest_trtcheck.compare.verdict import judge, loose_notes, sentence, summarize, unexercised_notes
 
 __all__ = [
-    "DEFAULT_TOLERANCE",
     "Division",
     "Element",
     "Examination",
     "Fault",
-    "Fit",
     "Histogram",
     "Limit",
+    "LimitResult",
     "Limits",
     "Measurement",
     "NonFinite",
     "Pattern",
-    "Score",
-    "default_limit",
     "examine",
     "explain",
     "judge",
+    "judge_all",
     "loose_notes",
     "measure",
     "measure_all",
@@ -46,7 +51,7 @@ __all__ = [
     "resolve_limits",
     "sentence",
     "summarize",
-    "top1_tie",
     "unexercised_notes",
+    "usage",
     "worst_case",
 ]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.compare import searching
-from pytest_trtcheck.compare.measurement import PartMeasurement, Sums
-from pytest_trtcheck.compare.streaming import Pair, blocks
+from pytest_trtcheck.compare.measurement import PartMeasurement, PartSums
+from pytest_trtcheck.compare.streaming import blocks
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.spec import Part
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.measurement import Band
-    from pytest_trtcheck.compare.streaming import Totals
+    from pytest_trtcheck.compare.streaming import Pair, Swept
     from pytest_trtcheck.spec import Shape
 
 _MOST_SAMPLES = 256
@@ -62,7 +62,7 @@ class Division:
     given: bool = False
 
 
-def measure_parts(pair: Pair, totals: Totals, division: Division, name: str) -> tuple[PartMeasurement, ...]:
+def measure_parts(swept: Swept, division: Division, name: str) -> tuple[PartMeasurement, ...]:
     """Every part of an output; none where the output as a whole is the only part, and has no natural scale.
 
     Raises
@@ -70,7 +70,7 @@ def measure_parts(pair: Pair, totals: Totals, division: Division, name: str) -> 
     ArgumentError
         The user's parts do not fit the output's shape.
     """
-    peak = totals.peak / totals.scale
+    pair, peak = swept.pair, swept.peak / swept.unit
     if not peak and all(part.natural is None for part in division.parts):
         return ()
     samples = _samples(pair.reference.shape, division)
@@ -89,7 +89,7 @@ def measure_parts(pair: Pair, totals: Totals, division: Division, name: str) -> 
         for band in bands:
             is_everything = not part.ranges and band == _EVERYTHING and len(pieces) == 1
             sums = (
-                [_of_totals(totals)]
+                [_of_whole(swept)]
                 if is_everything
                 else [_summed(actual[one], reference[one], band, where) for one, where in pieces]
             )
@@ -169,20 +169,13 @@ def _samples(shape: Shape, division: Division) -> list[tuple[_Slices, int | None
 # --- sums ------------------------------------------------------------------------------------------------------------
 
 
-def _of_totals(totals: Totals) -> Sums:
-    fit, scale = totals.fit, totals.scale
-    return Sums(
-        count=fit.count,
-        peak=totals.peak / scale,
-        error=totals.max_error / scale,
-        dd=fit.dd,
-        dr=fit.dr,
-        rr=fit.rr,
-        different=totals.nonfinite.different,
-    )
+def _of_whole(swept: Swept) -> PartSums:
+    # The sums stay those of the values times the unit: metrics are ratios of them, or do without.
+    peak, error = swept.peak / swept.unit, swept.error / swept.unit
+    return PartSums(swept.count, peak, error, swept.dd, swept.dr, swept.rr, different=swept.nonfinite.different)
 
 
-def _summed(actual: _View, reference: _View, band: Band, sample: int | None) -> Sums:
+def _summed(actual: _View, reference: _View, band: Band, sample: int | None) -> PartSums:
     """The sums over the elements whose |reference| lies in a band: above its lower end, up to its upper one."""
     low, high = band
     count = different = 0
@@ -215,4 +208,4 @@ def _summed(actual: _View, reference: _View, band: Band, sample: int | None) -> 
             error = max(error, float(np.abs(d).max(initial=0.0)))
             squares.append(found)
     dd, dr, rr = (math.fsum(each) for each in zip(*squares, strict=True))
-    return Sums(count, peak, error, dd, dr, rr, different, sample=sample)
+    return PartSums(count, peak, error, dd, dr, rr, different=different, sample=sample)

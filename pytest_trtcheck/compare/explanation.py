@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from pytest_trtcheck.compare.judge import sentence
 from pytest_trtcheck.compare.patterns import OF_PRECISION
-from pytest_trtcheck.compare.verdict import sentence
+from pytest_trtcheck.metrics import METRICS, distinct_digits
 from pytest_trtcheck.record import is_bad
 from pytest_trtcheck.spec import WHOLE
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.compare.measurement import Element, Measurement
     from pytest_trtcheck.compare.patterns import Examination
-    from pytest_trtcheck.record import OutputRecord
+    from pytest_trtcheck.record import JudgedRecord, OutputRecord
 
 WIDTH = 96
 _LABEL = 15
@@ -90,7 +92,7 @@ def _in_full(
         yield from _row("looks like", f"there, {pattern.text}" if is_of_part else pattern.text)
         if not is_diagnosed or pattern.kind not in OF_PRECISION:
             yield from _row("try", pattern.advice)
-    if output.verdict == "error":
+    if any(entry["verdict"] == "error" and entry["metric"] in METRICS for entry in bad):
         yield from _row("try", f"judge it by a metric that it has: tol={{{output.name!r}: Tolerance(…)}}")
 
 
@@ -99,11 +101,11 @@ def _parts(output: OutputRecord) -> Iterator[str]:
     failed = {entry["metric"] for entry in _bad(output)}
     shown = [part for part in output.parts if part["metric"] in failed and not part["part"].startswith(WHOLE)]
     for index, part in enumerate(shown[:_IN_FULL]):
-        text = part["note"] if part["verdict"] == "not_measured" else sentence({**part, "part": None})
+        text = part["note"] if part["verdict"] == "not_measured" else sentence(replace(part, part=None))
         yield from _row("" if index else "parts", f"{part['part']}: {text}")
 
 
-def _bad(output: OutputRecord) -> list[Mapping[str, Any]]:
+def _bad(output: OutputRecord) -> list[JudgedRecord]:
     """The limits that aren't kept; NaN and infinity come before the metrics that they spoil."""
     bad = [entry for entry in output.judged if is_bad(entry["verdict"])]
     return sorted(bad, key=lambda entry: entry["metric"] != "nonfinite")
@@ -123,7 +125,7 @@ def _others(measurement: Measurement, shown: set[str]) -> str:
     parts = []
     if measurement.kind != "float":
         parts.append(f"{measurement.mismatches:,} of {measurement.size:,} elements unequal")
-        shown = shown | {"max", "l2", "allclose", "cosine", "snr_db"}
+        shown = shown | {name for name, metric in METRICS.items() if measurement.kind not in metric.kinds}
     for metric, score in measurement.scores.items():
         if metric not in shown and score.value is not None and not score.note:
             parts.append(f"{metric} {score.value:.4g}")
@@ -170,11 +172,8 @@ def _element(element: Element) -> str:
 def _values(element: Element) -> tuple[str, str]:
     if not isinstance(element.actual, float) or not isinstance(element.expected, float):
         return repr(element.expected), repr(element.actual)
-    for digits in range(5, 18):
-        texts = f"{element.expected:.{digits}g}", f"{element.actual:.{digits}g}"
-        if texts[0] != texts[1]:
-            break
-    return texts
+    digits = distinct_digits(element.expected, element.actual, 5, exact=False)
+    return f"{element.expected:.{digits}g}", f"{element.actual:.{digits}g}"
 
 
 def _row(label: str, text: str) -> list[str]:

@@ -5,35 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.compare.division import Division
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.spec import METRICS, Metric, Part, Precision, Tolerance
+from pytest_trtcheck.metrics import METRICS, MISMATCHES, Metric, named, top1
+from pytest_trtcheck.spec import Part, Precision, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-JudgedMetric: TypeAlias = Literal["max", "l2", "abs", "allclose", "cosine", "snr_db", "top1", "mismatches"]
 TolArgument: TypeAlias = "float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None"
-
-DEFAULT_TOLERANCE: Mapping[Precision, float] = {
-    "fp32": 1e-4,
-    "tf32": 5e-3,
-    "fp16": 1e-2,
-    "bf16": 3e-2,
-    "int8": 5e-2,
-    "fp8": 5e-2,
-}
-"""For `max`, and for `l2` and `allclose`, which measure the same kind of relative error."""
 
 _UNDIVIDED = Division()
 EQUAL = "what is not floating-point must be equal"
-_LARGEST: Mapping[str, float] = {"top1": 1.0, "mismatches": 1.0, "cosine": 2.0}
-_NO_DEFAULT: Mapping[str, str] = {
-    "abs": "how large an absolute error may be depends on the model; give tol= in the output's own unit",
-    "top1": "how many predictions may change is for you to say; give tol= as a share of rows, such as tol=0.005",
-}
 
 
 Limits: TypeAlias = "Mapping[str, tuple[Limit, ...]]"
@@ -47,43 +32,34 @@ class Limit:
     Parameters
     ----------
     metric
-        What is limited: a metric of `spec.METRICS`, or `mismatches`, the share of unequal elements.
+        What is limited: a metric, or `MISMATCHES`, the share of unequal elements.
     limit
-        The most that the metric may be; for `snr_db` the least.
+        The most that the metric may be, or the least.
     source
         Where the limit came from, in words: "default for fp16", "tol=0.01", "tol['boxes*']".
     named
         Whether it was given for outputs by name rather than for all.
-    axis
-        Of `top1`: along which the largest element is chosen; None: the last, where that is clear.
     division
         How the output is divided into parts; the same in all limits of an output.
     """
 
-    metric: JudgedMetric
+    metric: Metric
     limit: float
     source: str
     named: bool = False
-    axis: int | None = None
     division: Division = _UNDIVIDED
-
-    @property
-    def at_least(self) -> bool:
-        """Whether the limit is the least that the metric may be."""
-        return self.metric == "snr_db"
 
     def holds(self, value: float) -> bool:
         """Whether `value` keeps the limit; NaN never does."""
-        return value >= self.limit if self.at_least else value <= self.limit
+        return self.metric.holds(value, self.limit)
 
 
 def resolve_limits(
     tol: TolArgument,
-    metric: Metric,
+    metric: str | Metric,
     precision: Precision,
     output_names: Sequence[str],
     *,
-    axis: int | None = None,
     known: Mapping[str, Division] | None = None,
 ) -> dict[str, tuple[Limit, ...]]:
     """The limits of every output, in the order of `output_names`; each output has at least one.
@@ -93,8 +69,6 @@ def resolve_limits(
 
     Parameters
     ----------
-    axis
-        Along which `metric="top1"` chooses.
     known
         How outputs are divided where the user does not say; the others are not.
 
@@ -104,17 +78,20 @@ def resolve_limits(
         A pattern matches no output or is never reached, a limit is out of its range, parts are given of an output that
         does not exist, or `tol` is missing for a metric that has no default.
     """
-    resolved = _by_output(tol, metric, precision, output_names)
+    metric = named(metric)
     owners = dict(tol) if isinstance(tol, tuple) else {"*": tol}
-    for name, limits in resolved.items():
-        owner = next((each for pattern, each in owners.items() if _matches(pattern, name)), None)
-        division = _division(name, owner, (known or {}).get(name, Division()))
-        chosen = owner.top1_axis if isinstance(owner, Tolerance) and owner.top1_axis is not None else axis
-        resolved[name] = tuple(
-            replace(limit, division=division, axis=chosen if limit.metric == "top1" else None) for limit in limits
-        )
-    for pattern, owner in owners.items():
-        _refuse_idle_parts(owner, [name for name in output_names if _matches(pattern, name)])
+    given = {
+        pattern: _limits(f"tol[{pattern!r}]" if isinstance(tol, tuple) else "tol", value, metric, precision, pattern)
+        for pattern, value in owners.items()
+    }
+    owner = {name: next((p for p in owners if _matches(p, name)), None) for name in output_names}
+    _refuse_idle_patterns(owners, owner)
+    default = _default(METRICS["max"], precision, "tol names no such output")
+    resolved = {}
+    for name, pattern in owner.items():
+        limits, value = (default, None) if pattern is None else (given[pattern], owners[pattern])
+        division = _division(name, value, (known or {}).get(name, _UNDIVIDED))
+        resolved[name] = tuple(replace(limit, division=division) for limit in limits)
     return resolved
 
 
@@ -127,114 +104,73 @@ def _division(name: str, owner: object, known: Division) -> Division:
     return known if given is None else Division(tuple(Part((each,)) for each in given), given=True, batch=known.batch)
 
 
-def _refuse_idle_parts(owner: object, names: Sequence[str]) -> None:
-    if not isinstance(owner, Tolerance) or owner.parts is None or isinstance(owner.parts, str):
-        return
-    for name in owner.parts:
-        if name not in names:
-            raise ArgumentError(
-                f"Tolerance.parts[{name!r}]: there is no such output here",
-                f"it holds for {', '.join(map(repr, names))}",
-            )
-
-
-def _by_output(
-    tol: TolArgument, metric: Metric, precision: Precision, output_names: Sequence[str]
-) -> dict[str, tuple[Limit, ...]]:
-    if not isinstance(tol, tuple):
-        limits = _limits("tol", tol, metric, precision)
-        return dict.fromkeys(output_names, limits)
-    owner = {name: next((p for p, _ in tol if _matches(p, name)), None) for name in output_names}
-    _refuse_idle_patterns([pattern for pattern, _ in tol], owner)
-    given = {
-        pattern: _limits(f"tol[{pattern!r}]", value, metric, precision, named=pattern != "*") for pattern, value in tol
-    }
-    default = _default("max", precision, "tol names no such output")
-    return {name: default if pattern is None else given[pattern] for name, pattern in owner.items()}
-
-
-def default_limit(metric: Metric, precision: Precision) -> float | None:
-    """The limit of `metric` at `precision` when none was given; None where only the user can know.
-
-    `snr_db` and `cosine` follow from the default for `l2`: SNR is −20·log₁₀(l2), and an error of relative size l2
-    that is orthogonal to the reference turns it by 1−cos ≈ l2²/2.
-    """
-    relative = DEFAULT_TOLERANCE[precision]
-    known: dict[Metric, float] = {
-        "max": relative,
-        "l2": relative,
-        "allclose": relative,
-        "snr_db": -20.0 * math.log10(relative),
-        "cosine": relative**2 / 2,
-    }
-    return known.get(metric)
-
-
-def division_of(limits: Iterable[Limit]) -> Division:
-    """How the output that these limits are of is divided; not at all where there are none."""
-    return next((each.division for each in limits), Division())
-
-
-def top1_axis(limits: Iterable[Limit]) -> int | None:
-    """The axis given for `top1`."""
-    return next((each.axis for each in limits if each.metric == "top1"), None)
-
-
-def top1_tie(limits: Iterable[Limit]) -> float | None:
-    """How close two reference scores must be to count as a tie: the limit on `top1`; None when it isn't judged."""
-    return next((each.limit for each in limits if each.metric == "top1"), None)
-
-
 def _matches(pattern: str, name: str) -> bool:
     # Exporters put brackets into names, which a glob would take for a character class.
     return pattern == name or fnmatchcase(name, pattern)
 
 
-def _refuse_idle_patterns(patterns: list[str], owner: Mapping[str, str | None]) -> None:
-    names = ", ".join(repr(name) for name in owner)
-    for pattern in patterns:
+def _refuse_idle_patterns(owners: Mapping[str, float | Tolerance | None], owner: Mapping[str, str | None]) -> None:
+    for pattern, value in owners.items():
         matched = [name for name in owner if _matches(pattern, name)]
-        if not matched:
-            raise ArgumentError(f"tol[{pattern!r}] matches no output of the model", f"its outputs are {names}")
-        if pattern not in owner.values():
-            raise ArgumentError(
-                f"tol[{pattern!r}] is never used: {matched[0]!r} is already matched by tol[{owner[matched[0]]!r}]",
-                "the first pattern that matches wins, so put the more specific ones first",
-            )
+        if len(owners) > 1 or pattern != "*":
+            if not matched:
+                names = ", ".join(map(repr, owner))
+                raise ArgumentError(f"tol[{pattern!r}] matches no output of the model", f"its outputs are {names}")
+            if pattern not in owner.values():
+                raise ArgumentError(
+                    f"tol[{pattern!r}] is never used: {matched[0]!r} is already matched by tol[{owner[matched[0]]!r}]",
+                    "the first pattern that matches wins, so put the more specific ones first",
+                )
+        parts = value.parts if isinstance(value, Tolerance) else None
+        for name in parts if parts and not isinstance(parts, str) else ():
+            if name not in matched:
+                raise ArgumentError(
+                    f"Tolerance.parts[{name!r}]: there is no such output here",
+                    f"it holds for {', '.join(map(repr, matched))}",
+                )
 
 
 def _limits(
-    label: str, value: float | Tolerance | None, metric: Metric, precision: Precision, *, named: bool = False
+    label: str, value: float | Tolerance | None, metric: Metric, precision: Precision, pattern: str
 ) -> tuple[Limit, ...]:
     if value is None:
         return _default(metric, precision)
+    is_named = pattern != "*"
     if not isinstance(value, Tolerance):
         source = f"{label}={value:g}" if label == "tol" else label
-        return (_checked(Limit(metric, float(value), source, named)), Limit("mismatches", 0.0, EQUAL, named))
-    given = tuple(_checked(Limit(key, float(limit), label, named)) for key, limit in value.limits().items())
+        return (_checked(Limit(metric, float(value), source, is_named)), Limit(MISMATCHES, 0.0, EQUAL, is_named))
+    asked = [(named(each), limit) for each, limit in (*value.limits.items(), *value.metrics.items())]
+    chosen = {each.name: (each, limit) for each, limit in asked}
+    if len(chosen) < len(asked):
+        raise ArgumentError(f"{label}: two metrics have one name", "give one of the functions another name")
+    given = tuple(
+        _checked(Limit(_along(each, value.top1_axis, metric), float(limit), label, is_named))
+        for each, limit in (chosen[name] for name in dict.fromkeys((*METRICS, *chosen)) if name in chosen)
+    )
     # A tolerance on mismatches alone says nothing about floats, and an output without a limit would always pass.
-    fallback: Metric = "max" if default_limit(metric, precision) is None else metric
+    fallback = METRICS["max"] if metric.default is None else metric
     metrics = given or _default(fallback, precision, f"{label} limits no metric")[:1]
     source = label if value.mismatches else EQUAL
-    return (*metrics, _checked(Limit("mismatches", float(value.mismatches), source, named)))
+    return (*metrics, _checked(Limit(MISMATCHES, float(value.mismatches), source, is_named)))
+
+
+def _along(metric: Metric, axis: int | None, asked: Metric) -> Metric:
+    """`top1` along the axis given beside its limit, or that of the marker's `metric`."""
+    return top1(asked.axis if axis is None else axis) if metric == METRICS["top1"] else metric
 
 
 def _default(metric: Metric, precision: Precision, why: str = "") -> tuple[Limit, ...]:
-    limit = default_limit(metric, precision)
-    if limit is None:
-        raise ArgumentError(f"metric={metric!r} has no default tolerance", _NO_DEFAULT[metric])
+    if metric.default is None:
+        raise ArgumentError(f"metric={metric.name!r} has no default tolerance", metric.no_default)
     source = f"default for {precision}" + (f": {why}" if why else "")
-    return (Limit(metric, limit, source), Limit("mismatches", 0.0, EQUAL))
+    return (_checked(Limit(metric, float(metric.default(precision)), source)), Limit(MISMATCHES, 0.0, EQUAL))
 
 
 def _checked(limit: Limit) -> Limit:
-    if limit.metric not in (*METRICS, "mismatches"):
-        raise ArgumentError(f"unknown metric {limit.metric!r}", f"choose one of {', '.join(METRICS)}")
-    least = -math.inf if limit.at_least else 0.0
-    most = _LARGEST.get(limit.metric, math.inf)
+    least, most = limit.metric.range
     if math.isnan(limit.limit) or not least <= limit.limit <= most:
         raise ArgumentError(
-            f"{limit.source}: {limit.limit:g} is no limit for {limit.metric}",
-            f"give a number from {least:g} to {most:g}" if least > -math.inf else "give a number of decibels",
+            f"{limit.source}: {limit.limit:g} is no limit for {limit.metric.name}",
+            f"give a number from {least:g} to {most:g}" if least > -math.inf else "give a number",
         )
     return limit

@@ -7,31 +7,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.metrics import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_trtcheck.spec import Metric, Part, Shape
+    from pytest_trtcheck.metrics import Kind, Score
+    from pytest_trtcheck.spec import Part, Shape
 
-Kind: TypeAlias = Literal["float", "integer", "bool", "string"]
 Band: TypeAlias = tuple[float, float]
 """Of magnitudes: above the first, up to the second."""
 
 BINS_PER_OCTAVE = 4
 _BIAS = 1023
 """Of an FP64 exponent (IEEE 754)."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric's value. None where it can't be computed, and then `note` says why.
-
-    `case` is the input that gave this value, where several were compared.
-    """
-
-    value: float | None
-    note: str = ""
-    case: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,60 +116,12 @@ class Histogram:
         return Histogram(counts, self.zeros + other.zeros, self.sampled + other.sampled, largest)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The sums behind the metrics, over the `count` elements finite on both sides (r reference, d = actual − r).
+@dataclass(frozen=True, kw_only=True)
+class PartSums(Sums):
+    """What a part adds up to in one input, or one sample of it.
 
     Parameters
     ----------
-    count
-        Number of elements.
-    dd, dr, rr, d
-        Sums of d², d·r, r² and d, in FP64.
-    unit
-        What actual and reference were multiplied by beforehand, so that no square overflows.
-    """
-
-    count: int
-    dd: float
-    dr: float
-    rr: float
-    d: float
-    unit: float = 1.0
-
-    @property
-    def scale(self) -> float:
-        """The s that makes s·r come closest to the actual output (least squares): ⟨y, r⟩ / ⟨r, r⟩."""
-        return 1 + self.dr / self.rr if self.rr else math.nan
-
-    @property
-    def explained_by_scale(self) -> float:
-        """The share of Σd² that is gone once the reference is scaled by `scale`."""
-        return self.dr / self.dd * (self.dr / self.rr) if self.dd and self.rr else 0.0
-
-    @property
-    def shift(self) -> float:
-        """The mean difference."""
-        return self.d / self.count / self.unit if self.count else math.nan
-
-    @property
-    def explained_by_shift(self) -> float:
-        """The share of Σd² that is gone once the mean difference is taken off."""
-        return self.d / self.dd * (self.d / self.count) if self.dd and self.count else 0.0
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What a part adds up to in one input, or one sample of it: over the elements that are finite on both sides.
-
-    Parameters
-    ----------
-    count
-        Number of elements.
-    peak, error
-        max|r| over the elements that are finite in the reference, and max|y−r|.
-    dd, dr, rr
-        Sums of d², d·r and r², d = y − r.
     different
         Elements that are NaN or infinite on one side alone.
     whole
@@ -189,12 +130,6 @@ class Sums:
         The input, of several, and the sample of a batch.
     """
 
-    count: int
-    peak: float
-    error: float
-    dd: float
-    dr: float
-    rr: float
     different: int = 0
     whole: float = 0.0
     case: int | None = None
@@ -217,7 +152,7 @@ class PartMeasurement:
     """
 
     part: Part
-    sums: tuple[Sums, ...]
+    sums: tuple[PartSums, ...]
     band: Band | None = None
 
     def __str__(self) -> str:
@@ -266,8 +201,6 @@ class Measurement:
         max|r| over the elements that are finite in the reference.
     mismatches
         Elements that are unequal; of integers, booleans and strings alone.
-    rows
-        For `top1`: how many argmax rows disagree, of how many.
     worst
         The elements with the largest |difference|, largest first.
     parts
@@ -284,19 +217,18 @@ class Measurement:
     size: int
     kind: Kind
     faults: tuple[Fault, ...] = ()
-    scores: Mapping[Metric, Score] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
     finite_max: float | None = None
     peak: float = 0.0
     mismatches: int = 0
     nonfinite: NonFinite = field(default_factory=NonFinite)
-    rows: tuple[int, int] | None = None
     worst: tuple[Element, ...] = ()
     histogram: Histogram = field(default_factory=Histogram)
-    fit: Fit | None = None
+    fit: Sums | None = None
     cases: int = 1
     notes: tuple[str, ...] = ()
     parts: tuple[PartMeasurement, ...] = ()
-    undivided: Mapping[Metric, Score] = field(default_factory=dict)
+    undivided: Mapping[str, Score] = field(default_factory=dict)
     uncompared: str = ""
 
     @property
@@ -304,7 +236,7 @@ class Measurement:
         """Share of unequal elements, 0 to 1."""
         return self.mismatches / self.size if self.size else 0.0
 
-    def value(self, metric: Metric) -> float | None:
+    def value(self, metric: str) -> float | None:
         """The metric's value as defined, None where it has none (not computed, or replaced by `abs`)."""
         score = self.scores.get(metric)
         return None if score is None or score.note else score.value
@@ -334,85 +266,75 @@ def merge(measurements: Sequence[Measurement]) -> Measurement:
         raise ComparisonError(f"cannot merge measurements of {names}: exactly one output is needed")
     if len(measurements) == 1:
         return measurements[0]
-    first = measurements[0]
-    lead = max(measurements, key=lambda each: (bool(each.faults), _badness("abs", each.scores.get("abs"))))
-    rows = _pooled_rows(measurements)
-    scores = _worst_scores(dict(enumerate(measurements)))
-    if rows is not None and scores["top1"].value is not None:
-        scores["top1"] = replace(scores["top1"], value=rows[0] / rows[1], case=None)
-    worst = [replace(element, case=case) for case, each in enumerate(measurements) for element in each.worst]
+    cases = list(enumerate(measurements))
+    # Its shape, dtype and fit are shown: the one that is furthest off.
+    lead = max(measurements, key=lambda each: (bool(each.faults), _badness(each)))
+    worst = [replace(element, case=case) for case, each in cases for element in each.worst]
+    finite = [(each.finite_max, each.value("max")) for each in measurements]
     return Measurement(
-        name=first.name,
+        name=lead.name,
         dtype=lead.dtype,
         shape=lead.shape,
         size=sum(each.size for each in measurements),
-        kind=first.kind,
-        faults=tuple(replace(fault, case=case) for case, each in enumerate(measurements) for fault in each.faults),
-        scores=scores,
-        finite_max=_finite_max(measurements),
+        kind=lead.kind,
+        faults=tuple(replace(fault, case=case) for case, each in cases for fault in each.faults),
+        scores=_worst_scores(cases),
+        finite_max=max(found if found is not None else usual or 0.0 for found, usual in finite)
+        if any(found is not None for found, _ in finite)
+        else None,
         peak=max(each.peak for each in measurements),
         mismatches=sum(each.mismatches for each in measurements),
         nonfinite=sum((each.nonfinite for each in measurements), NonFinite()),
-        rows=rows,
         worst=tuple(sorted(worst, key=lambda element: -element.error)[:KEEP_WORST]),
         histogram=sum((each.histogram for each in measurements), Histogram()),
         fit=lead.fit,
         cases=sum(each.cases for each in measurements),
-        notes=_merged_notes(measurements),
-        uncompared=first.uncompared if all(each.uncompared for each in measurements) else "",
-        parts=_merged_parts(measurements),
-        undivided=_worst_scores({case: each for case, each in enumerate(measurements) if each.size and not each.parts}),
+        notes=_merged_notes(cases),
+        uncompared=measurements[0].uncompared if all(each.uncompared for each in measurements) else "",
+        parts=_merged_parts(cases),
+        undivided=_worst_scores([(case, each) for case, each in cases if each.size and not each.parts]),
     )
 
 
-def _merged_notes(measurements: Sequence[Measurement]) -> tuple[str, ...]:
-    found = dict.fromkeys(note for each in measurements for note in each.notes)
-    empty = [(case, each.uncompared) for case, each in enumerate(measurements) if each.uncompared]
-    if empty and len(empty) < len(measurements):
+_Cases: TypeAlias = "Sequence[tuple[int, Measurement]]"
+
+
+def _badness(measurement: Measurement) -> float:
+    return measurement.scores["abs"].badness if "abs" in measurement.scores else -math.inf
+
+
+def _merged_notes(cases: _Cases) -> tuple[str, ...]:
+    found = dict.fromkeys(note for _, each in cases for note in each.notes)
+    empty = [(case, each.uncompared) for case, each in cases if each.uncompared]
+    if empty and len(empty) < len(cases):
         case, why = empty[0]
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         found[f"input {case}{more} was not compared: {why}"] = None
     return tuple(found)
 
 
-def _merged_parts(measurements: Sequence[Measurement]) -> tuple[PartMeasurement, ...]:
+def _merged_parts(cases: _Cases) -> tuple[PartMeasurement, ...]:
     """The same parts of all inputs together; sentinel values may begin elsewhere in each."""
     merged: dict[tuple[Part, bool, bool], PartMeasurement] = {}
-    for case, measurement in enumerate(measurements):
+    for case, measurement in cases:
         for each in measurement.parts:
             sums = tuple(replace(one, case=case) for one in each.sums)
             key = each.part, each.band is None, each.is_sentinel
-            found = merged.get(key)
-            merged[key] = replace(each, sums=(*(found.sums if found else ()), *sums))
+            merged[key] = replace(each, sums=(*(merged[key].sums if key in merged else ()), *sums))
     return tuple(merged.values())
 
 
-def _pooled_rows(measurements: Sequence[Measurement]) -> tuple[int, int] | None:
-    rows = [each.rows for each in measurements if each.rows is not None]
-    return (sum(row[0] for row in rows), sum(row[1] for row in rows)) if rows else None
+def _worst_scores(cases: _Cases) -> dict[str, Score]:
+    found: dict[str, list[Score]] = {}
+    for case, each in cases:
+        for metric, score in each.scores.items():
+            found.setdefault(metric, []).append(replace(score, case=case))
+    return {metric: _merged_score(scores) for metric, scores in found.items()}
 
 
-def _finite_max(measurements: Sequence[Measurement]) -> float | None:
-    if all(each.finite_max is None for each in measurements):
-        return None
-    return max(each.value("max") or 0.0 if each.finite_max is None else each.finite_max for each in measurements)
-
-
-def _worst_scores(measurements: Mapping[int, Measurement]) -> dict[Metric, Score]:
-    metrics = dict.fromkeys(metric for each in measurements.values() for metric in each.scores)
-    return {metric: _worst_score(metric, measurements) for metric in metrics}
-
-
-def _worst_score(metric: Metric, measurements: Mapping[int, Measurement]) -> Score:
-    scores = {case: each.scores[metric] for case, each in measurements.items() if metric in each.scores}
-    case = max(scores, key=lambda key: _badness(metric, scores[key]))
-    return replace(scores[case], case=case)
-
-
-def _badness(metric: Metric, score: Score | None) -> float:
-    """Larger is worse; what can't be computed, or is NaN, is worst of all."""
-    if score is None:
-        return -math.inf
-    if score.value is None or math.isnan(score.value):
-        return math.inf
-    return -score.value if metric == "snr_db" else score.value
+def _merged_score(scores: Sequence[Score]) -> Score:
+    worst = max(scores, key=lambda score: score.badness)
+    if worst.rows is None or worst.value is None:
+        return worst
+    wrong, rows = (sum(each) for each in zip(*(score.rows for score in scores if score.rows), strict=True))
+    return replace(worst, value=wrong / rows, case=None, rows=(wrong, rows))

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.compare.division import Division, offset, within
-from pytest_trtcheck.compare.judging import judged_parts
-from pytest_trtcheck.compare.limits import Limit, division_of
-from pytest_trtcheck.compare.metrics import measure
-from pytest_trtcheck.compare.places import concentration
+from pytest_trtcheck.compare.concentration import concentration
+from pytest_trtcheck.compare.division import offset, within
+from pytest_trtcheck.compare.judge import judge
+from pytest_trtcheck.compare.measure import measure
 from pytest_trtcheck.compare.streaming import CHUNK, Pair, sweep
 from pytest_trtcheck.record import is_bad
 
@@ -22,10 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.compare.limits import Limits
-    from pytest_trtcheck.compare.measurement import Element, Fit, Measurement, PartMeasurement
+    from pytest_trtcheck.compare.limits import Limit, Limits
+    from pytest_trtcheck.compare.measurement import Element, Measurement, PartMeasurement
+    from pytest_trtcheck.metrics import Sums
     from pytest_trtcheck.record import OutputRecord
-    from pytest_trtcheck.spec import Metric, Precision
+    from pytest_trtcheck.spec import Precision
 
 FP16_MAX = 65504.0
 EXPLAINED = 0.99
@@ -91,9 +91,9 @@ def examine(
     outputs: Sequence[OutputRecord],
     precision: Precision,
     *,
+    limits: Limits,
     case: int | None = None,
     can_keep: bool = True,
-    limits: Limits | None = None,
 ) -> dict[str, Examination]:
     """Look closely at every output that failed: how much of it is wrong, in what way, and what may help.
 
@@ -106,26 +106,29 @@ def examine(
         alone are left out.
     precision
         What the model was lowered to.
+    limits
+        What the outputs were judged by.
     case
         Which input this run was, where there were several; `worst_case` names the one to take.
     can_keep
         Whether `keep_fp32` has an effect on the model: it has none on one that brings its own precision with it.
-    limits
-        What the outputs were judged by, where those say how they are divided.
     """
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
     for name, output in failed.items():
-        pair = Pair.of(np.asarray(actual[name]), np.asarray(reference[name]))
-        division = division_of((limits or {}).get(name, ()))
-        measurement = _of_this_run(pair, measurements[name], output, case, division)
-        if not _fails(measurement, output):
+        pair = Pair(np.asarray(actual[name]), np.asarray(reference[name]))
+        measurement = _of_this_run(pair, measurements[name], case, limits[name])
+        # Of several runs that failed together, one may be sound.
+        if measurement.cases < measurements[name].cases and not is_bad(judge(measurement, limits[name]).verdict):
             continue
         patterns = list(_misplaced(name, pair, reference))
-        part = _failed_part(measurement, output)
-        if part is not None and not patterns:
-            found[name] = _of_part(pair, part, output, precision, case)
-            continue
+        part = None if patterns else _failed_part(measurement, output)
+        worst: tuple[Element, ...] = ()
+        if part is not None:
+            # Looked at as an output of its own.
+            pair = Pair(*within(pair, part))
+            measurement = measure(name, pair.actual, pair.reference)
+            worst = tuple(replace(each, index=offset(part.part, each.index), case=case) for each in measurement.worst)
         beyond = _beyond(pair, measurement, output) if measurement.size else None
         if measurement.faults:
             patterns.append(_of_faults(measurement))
@@ -135,7 +138,9 @@ def examine(
             patterns.append(_no_pattern(beyond, measurement, precision))
         if not can_keep:
             patterns = [replace(each, advice=_EXPORTED) if "keep_fp32" in each.advice else each for each in patterns]
-        found[name] = Examination(beyond, measurement.size, tuple(patterns), case)
+        found[name] = Examination(
+            beyond, measurement.size, tuple(patterns), case, None if part is None else str(part), worst
+        )
     return found
 
 
@@ -147,54 +152,18 @@ def _failed_part(measurement: Measurement, output: OutputRecord) -> PartMeasurem
     return next((part for part in measurement.parts if str(part) == worst), None)
 
 
-def _of_part(
-    pair: Pair, part: PartMeasurement, output: OutputRecord, precision: Precision, case: int | None
-) -> Examination:
-    """The part looked at as an output of its own."""
-    own = Pair.of(*within(pair, part))
-    measurement = measure(output.name, own.actual, own.reference)
-    beyond = _beyond(own, measurement, output)
-    patterns = _patterns(own, measurement, precision) or [_no_pattern(beyond, measurement, precision)]
-    worst = tuple(replace(each, index=offset(part.part, each.index), case=case) for each in measurement.worst)
-    return Examination(beyond, measurement.size, tuple(patterns), case, str(part), worst)
-
-
 def worst_case(output: OutputRecord) -> int:
     """The input, of several that were merged, on which a failed output is best looked at; 0 where there was one."""
     entries = [entry for entry in output.judged if is_bad(entry["verdict"])]
-    cases = [entry.get("case") for entry in entries] + [element["case"] for element in output.details.get("worst", ())]
+    cases = [entry.case for entry in entries] + [element.case for element in output.details.worst]
     return next((int(case) for case in cases if case is not None), 0)
 
 
-def _of_this_run(
-    pair: Pair, measurement: Measurement, output: OutputRecord, case: int | None, division: Division
-) -> Measurement:
+def _of_this_run(pair: Pair, measurement: Measurement, case: int | None, limits: Sequence[Limit]) -> Measurement:
     if measurement.cases == 1:
         return measurement
-    tie = next((entry["limit"] for entry in output.judged if entry["metric"] == "top1"), None)
     faults = tuple(fault for fault in measurement.faults if fault.case == case)
-    again = measure(output.name, pair.actual, pair.reference, tie=tie, division=division)
-    return replace(again, faults=faults)
-
-
-def _fails(measurement: Measurement, output: OutputRecord) -> bool:
-    """Whether a run fails by itself a limit that all runs together failed."""
-    if measurement.faults or measurement.nonfinite.different:
-        return True
-    for entry in output.judged:
-        if entry["verdict"] != "fail" or entry["limit"] is None:
-            continue
-        limit = Limit(entry["metric"], entry["limit"], "")
-        if any(part.verdict == "fail" for part in judged_parts(measurement, limit)):
-            return True
-        value = measurement.mismatch_share if entry["metric"] == "mismatches" else _score(measurement, entry["metric"])
-        if value is not None and not limit.holds(value):
-            return True
-    return False
-
-
-def _score(measurement: Measurement, metric: Metric) -> float | None:
-    return measurement.scores[metric].value if metric in measurement.scores else None
+    return replace(measure(measurement.name, pair.actual, pair.reference, limits=limits), faults=faults)
 
 
 def _beyond(pair: Pair, measurement: Measurement, output: OutputRecord) -> int | None:
@@ -203,19 +172,15 @@ def _beyond(pair: Pair, measurement: Measurement, output: OutputRecord) -> int |
             continue
         if entry["metric"] == "mismatches":
             return measurement.mismatches
-        relative = entry["metric"] == "max" and measurement.peak > 0
-        limit = entry["limit"] * (measurement.peak if relative else 1.0)
-        return sum(
-            int(np.count_nonzero(pair.errors(*each) > limit * _allowance(pair, *each, entry["metric"])))
-            for each in pair.chunks()
-        )
+        limit = entry["limit"] * (measurement.peak or 1.0 if entry["metric"] == "max" else 1.0)
+        beyond = 0
+        for each in pair.chunks():
+            allowed = limit
+            if entry["metric"] == "allclose":
+                allowed = limit * (1 + np.nan_to_num(np.abs(pair.read_reference(*each).astype(np.float64)), posinf=0.0))
+            beyond += int(np.count_nonzero(pair.errors(*each) > allowed))
+        return beyond
     return measurement.nonfinite.different or None
-
-
-def _allowance(pair: Pair, start: int, stop: int, metric: str) -> NDArray[np.float64] | float:
-    if metric != "allclose":
-        return 1.0
-    return 1.0 + np.nan_to_num(np.abs(pair.read_reference(start, stop).astype(np.float64)), posinf=0.0)
 
 
 def _patterns(pair: Pair, measurement: Measurement, precision: Precision) -> list[Pattern]:
@@ -291,8 +256,14 @@ def _nonfinite(measurement: Measurement, precision: Precision) -> Pattern:
     )
 
 
-def _uniform(pair: Pair, measurement: Measurement, fit: Fit) -> Iterator[Pattern]:
+def _uniform(pair: Pair, measurement: Measurement, fit: Sums) -> Iterator[Pattern]:
     """One number that explains the whole error: a constant output, a factor, a shift."""
+    # The s and the c that bring s·r and r + c closest to the output (least squares), and the share of Σd² that each
+    # accounts for.
+    scale = 1 + fit.dr / fit.rr if fit.rr else math.nan
+    by_scale = fit.dr / fit.dd * (fit.dr / fit.rr) if fit.dd and fit.rr else 0.0
+    shift = fit.d / fit.count / fit.unit if fit.count else math.nan
+    by_shift = fit.d / fit.dd * (fit.d / fit.count) if fit.dd and fit.count else 0.0
     first, constant = _constant(pair)
     if constant and len({element.expected for element in measurement.worst}) > 1:
         yield Pattern(
@@ -302,21 +273,21 @@ def _uniform(pair: Pair, measurement: Measurement, fit: Fit) -> Iterator[Pattern
         )
     elif fit.count < _ENOUGH:
         return
-    elif fit.explained_by_scale > EXPLAINED and fit.scale < 0:
-        size = "" if abs(fit.scale + 1) < _REARRANGED else f" and scaled by about {-fit.scale:.4g}"
+    elif by_scale > EXPLAINED and scale < 0:
+        size = "" if abs(scale + 1) < _REARRANGED else f" and scaled by about {-scale:.4g}"
         yield Pattern(
             "sign", f"the sign is flipped{size}", "look for a negated weight or subtraction in the other order"
         )
-    elif fit.explained_by_shift > EXPLAINED:
+    elif by_shift > EXPLAINED:
         yield Pattern(
             "shift",
-            f"the output is shifted by about {fit.shift:+.4g} everywhere",
+            f"the output is shifted by about {shift:+.4g} everywhere",
             "look for a bias that is missing, doubled or badly quantized near the output",
         )
-    elif fit.explained_by_scale > EXPLAINED:
+    elif by_scale > EXPLAINED:
         yield Pattern(
             "scale",
-            f"the output is scaled by about {fit.scale:.4g}",
+            f"the output is scaled by about {scale:.4g}",
             "look for a scaled weight, a wrong quantization scale or a normalization with other constants near the "
             "output",
         )
@@ -328,7 +299,7 @@ def _constant(pair: Pair) -> tuple[float, bool]:
     return first, same and pair.size > 1
 
 
-def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
+def _rearranged(pair: Pair, fit: Sums) -> Iterator[Pattern]:
     """The right values in other places: an axis reversed, two axes exchanged, or any other order."""
     if pair.size > _SMALL or not fit.rr or fit.dd < _REARRANGED * fit.rr:
         return
@@ -355,7 +326,7 @@ def _rearranged(pair: Pair, fit: Fit) -> Iterator[Pattern]:
             )
             return
     actual, reference = (np.sort(each.astype(np.float64), axis=None) for each in (pair.actual, pair.reference))
-    if _explains(Pair.of(actual, reference), reference, fit, share=1e-4):
+    if _explains(Pair(actual, reference), reference, fit, share=1e-4):
         yield Pattern(
             "reordered",
             "the values are those of the reference in another order",
@@ -383,9 +354,9 @@ def _permutation(pair: Pair, axis: int) -> list[int] | None:
     return [int(each) for each in order] if unique and bool(np.any(order != np.arange(length))) else None
 
 
-def _explains(pair: Pair, candidate: NDArray[Any], fit: Fit, share: float = _REARRANGED) -> bool:
-    totals = sweep(Pair.of(pair.actual, candidate), equality=False)
-    return totals.fit.dd / totals.scale**2 < share * fit.dd / fit.unit**2
+def _explains(pair: Pair, candidate: NDArray[Any], fit: Sums, share: float = _REARRANGED) -> bool:
+    found = sweep(Pair(pair.actual, candidate), equality=False)
+    return found.dd / found.unit**2 < share * fit.dd / fit.unit**2
 
 
 def _clipped(measurement: Measurement, precision: Precision) -> Iterator[Pattern]:
@@ -424,11 +395,11 @@ def _alike(actual: NDArray[Any], reference: NDArray[Any]) -> bool:
     """Whether the two differ by little; most that don't are told by their first elements."""
     if actual.shape != reference.shape or reference.dtype.kind in "OUST":
         return False
-    pair = Pair.of(actual, reference)
-    head = Pair.of(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
+    pair = Pair(actual, reference)
+    head = Pair(pair.read_actual(0, CHUNK), pair.read_reference(0, CHUNK))
     return all(
-        not totals.nonfinite.different and totals.peak > 0 and totals.fit.dd < _REARRANGED * totals.fit.rr
-        for totals in (sweep(each, equality=False) for each in (head, pair))
+        not found.nonfinite.different and found.peak > 0 and found.dd < _REARRANGED * found.rr
+        for found in (sweep(each, equality=False) for each in (head, pair))
     )
 
 

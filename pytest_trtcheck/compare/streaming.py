@@ -9,18 +9,21 @@ can matter. Threads gain nothing: the calls are too short against the interprete
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.compare.measurement import KEEP_WORST, Element, Fit, Histogram, Kind, NonFinite
+from pytest_trtcheck.compare.measurement import KEEP_WORST, Element, Histogram, NonFinite
 from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.metrics import Compared, Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from pytest_trtcheck.metrics import Kind
 
 BLAS_BLOCK = 10_000
 """OpenBLAS runs dot products of more elements on all cores, which under xdist means waiting for busy ones."""
@@ -61,17 +64,18 @@ def kind_of(dtype: np.dtype[Any], name: str) -> Kind:
 
 @dataclass(frozen=True)
 class Pair:
-    """An actual output and its reference, of one shape, readable by ranges of flat C-order indices."""
+    """An actual output and its reference, of one shape and any strides, readable by ranges of flat C-order indices."""
 
     actual: NDArray[Any]
     reference: NDArray[Any]
-    read_actual: Callable[[int, int], NDArray[Any]]
-    read_reference: Callable[[int, int], NDArray[Any]]
 
-    @classmethod
-    def of(cls, actual: NDArray[Any], reference: NDArray[Any]) -> Pair:
-        """A pair of arrays of equal shape, whatever their strides; nothing is copied."""
-        return cls(actual, reference, _reader(actual), _reader(reference))
+    def read_actual(self, start: int, stop: int) -> NDArray[Any]:
+        """A range of the actual output."""
+        return _read(self.actual, start, stop)
+
+    def read_reference(self, start: int, stop: int) -> NDArray[Any]:
+        """The same of the reference."""
+        return _read(self.reference, start, stop)
 
     @property
     def size(self) -> int:
@@ -113,12 +117,9 @@ def blocks(shape: Sequence[int], most: int = BLAS_BLOCK) -> Iterator[tuple[slice
             yield (*outer, slice(start, start + step))
 
 
-def _reader(array: NDArray[Any]) -> Callable[[int, int], NDArray[Any]]:
-    if array.flags.c_contiguous:
-        flat = array.reshape(-1)
-        return lambda start, stop: flat[start:stop]
+def _read(array: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
     # Reading through the iterator copies the range alone; reshape would copy the whole tensor.
-    return lambda start, stop: array.flat[start:stop]
+    return array.reshape(-1)[start:stop] if array.flags.c_contiguous else array.flat[start:stop]
 
 
 def _same(y: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -154,51 +155,62 @@ class _Buffers:
         )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How to run: what both sides are multiplied by, every how-manieth error is sampled, whether to count unequals."""
+@dataclass(frozen=True, kw_only=True)
+class Swept(Compared):
+    """What one run over a pair found: all that takes no second look at the elements.
 
-    scale: float
-    step: int
-    equality: bool
+    Parameters
+    ----------
+    mismatches
+        Elements that are unequal, where they were counted.
+    largest
+        The largest error of each chunk, as `Pair.errors` has it: the worst elements are looked up there later.
+    """
+
+    pair: Pair
+    mismatches: int
+    nonfinite: NonFinite
+    largest: list[float]
+    histogram: Histogram
+
+    def sums(self) -> Sums:
+        """The sums alone."""
+        return Sums(self.count, self.peak, self.error, self.dd, self.dr, self.rr, self.d, self.unit)
+
+    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # noqa: D102
+        return self.pair.actual.astype(np.float64), self.pair.reference.astype(np.float64)
+
+    def squares(self) -> tuple[float, float]:  # noqa: D102
+        yy, yr = [], []
+        with np.errstate(all="ignore"):
+            for start, stop in self.pair.chunks():
+                y = self.pair.read_actual(start, stop).astype(np.float64) * self.unit
+                r = self.pair.read_reference(start, stop).astype(np.float64) * self.unit
+                finite = np.isfinite(y) & np.isfinite(r)
+                y, r = y[finite], r[finite]
+                yy.append(float(np.add.reduce(y * y)))
+                yr.append(float(np.add.reduce(y * r)))
+        return math.fsum(yy), math.fsum(yr)
+
+    def disagreeing_rows(self, tie: float, axis: int) -> tuple[int, int]:  # noqa: D102
+        all_actual, all_reference = (np.moveaxis(each, axis, -1) for each in (self.pair.actual, self.pair.reference))
+        *rows, length = all_reference.shape
+        disagreeing = 0
+        for block in blocks(rows, max(1, CHUNK // length)):
+            actual, reference = (
+                _sortable(np.asarray(each[block])).reshape(-1, length) for each in (all_actual, all_reference)
+            )
+            top, other = np.argmax(reference, axis=-1), np.argmax(actual, axis=-1)
+            changed = np.flatnonzero(top != other)
+            best, chosen = (reference[changed, place[changed]].astype(np.float64) for place in (top, other))
+            with np.errstate(all="ignore"):
+                scale = np.maximum(np.abs(best), np.abs(chosen))
+                tied = (best == chosen) | (np.isfinite(scale) & (np.abs(best - chosen) <= tie * scale))
+            disagreeing += int(np.count_nonzero(~tied))
+        return disagreeing, math.prod(rows)
 
 
-@dataclass
-class Totals:
-    """What one run over a pair adds up to. Values are those of the pair times `scale`, see `sweep`."""
-
-    scale: float = 1.0
-    count: int = 0
-    dd: list[float] = field(default_factory=list)
-    dr: list[float] = field(default_factory=list)
-    rr: list[float] = field(default_factory=list)
-    d: list[float] = field(default_factory=list)
-    largest: list[float] = field(default_factory=list)
-    """The largest error of each chunk, as `Pair.errors` has it: the worst elements are looked up there later."""
-    max_error: float = 0.0
-    peak: float = 0.0
-    largest_value: float = 0.0
-    allclose: float = 0.0
-    mismatches: int = 0
-    nonfinite: NonFinite = field(default_factory=NonFinite)
-    bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-
-    @property
-    def fit(self) -> Fit:
-        """The sums, each rounded once."""
-        dd, dr, rr, d = (math.fsum(part) for part in (self.dd, self.dr, self.rr, self.d))
-        return Fit(self.count, dd=dd, dr=dr, rr=rr, d=d, unit=self.scale)
-
-    @property
-    def histogram(self) -> Histogram:
-        """The bins that hold something, in the pair's own unit."""
-        offset = -round(math.log2(self.scale)) * 4
-        counts = {int(each) + offset: int(self.bins[each]) for each in np.flatnonzero(self.bins[4:]) + 4}
-        zeros, sampled = int(self.bins[:4].sum()), int(self.bins.sum())
-        return Histogram(counts, zeros, sampled, largest=self.max_error / self.scale)
-
-
-def sweep(pair: Pair, *, equality: bool) -> Totals:
+def sweep(pair: Pair, *, equality: bool) -> Swept:
     """Run over the pair once; twice where its FP64 values are so large or small that their squares leave FP64.
 
     Parameters
@@ -206,116 +218,147 @@ def sweep(pair: Pair, *, equality: bool) -> Totals:
     equality
         Whether to count unequal elements (integers, booleans).
     """
-    step = 1 if pair.size <= SAMPLES else pair.size // SAMPLES | 1
     with np.errstate(all="ignore"):
-        totals = _sweep(pair, _Plan(1.0, step, equality))
+        totals = _Totals(pair, 1.0, equality)
         low, high = _SAFE_PEAK
         if totals.largest_value and not low < totals.largest_value < high:
             exponent = math.frexp(totals.largest_value)[1]
-            scale = math.ldexp(1.0, max(-1000, min(1000, -exponent)))
-            totals = _sweep(pair, _Plan(scale, step, equality))
-    return totals
+            totals = _Totals(pair, math.ldexp(1.0, max(-1000, min(1000, -exponent))), equality)
+    return totals.found()
 
 
-def _sweep(pair: Pair, plan: _Plan) -> Totals:
-    totals = Totals(scale=plan.scale)
-    buffers = _Buffers(min(CHUNK, pair.size))
-    for start, stop in pair.chunks():
-        if stop - start != buffers.d.size:
-            buffers = _Buffers(stop - start)
-        _add_chunk(totals, plan, pair.read_actual(start, stop), pair.read_reference(start, stop), buffers)
-    return totals
+class _Totals:
+    """What one run over a pair, both sides times `unit`, adds up to."""
 
+    def __init__(self, pair: Pair, unit: float, equality: bool) -> None:
+        self.pair, self.unit, self.equality = pair, unit, equality
+        self.step = 1 if pair.size <= SAMPLES else pair.size // SAMPLES | 1
+        self.count = self.mismatches = 0
+        self.dd: list[float] = []
+        self.dr: list[float] = []
+        self.rr: list[float] = []
+        self.d: list[float] = []
+        self.largest: list[float] = []
+        self.error = self.peak = self.largest_value = self.allclose = 0.0
+        self.nonfinite = NonFinite()
+        self.bins = np.zeros(_BINS, np.int64)
+        buffers = _Buffers(min(CHUNK, pair.size))
+        for start, stop in pair.chunks():
+            if stop - start != buffers.d.size:
+                buffers = _Buffers(stop - start)
+            self._add(pair.read_actual(start, stop), pair.read_reference(start, stop), buffers)
 
-def _add_chunk(totals: Totals, plan: _Plan, actual: NDArray[Any], reference: NDArray[Any], buffers: _Buffers) -> None:
-    y, r, d = buffers.y, buffers.r, buffers.d
-    np.copyto(y, actual, casting="unsafe")
-    np.copyto(r, reference, casting="unsafe")
-    if plan.scale != 1.0:
-        y *= plan.scale
-        r *= plan.scale
-    np.subtract(y, r, out=d)
-    if plan.equality:
-        # Not in FP64, which can't tell large integers apart; dtypes that differ fail anyway.
-        unequal = actual != reference if actual.dtype == reference.dtype else y != r
-        totals.mismatches += int(np.count_nonzero(unequal))
-        if _wide_integers(actual, reference):
-            d[:] = _exact(d, actual, reference)
-    dots = buffers.dots()
-    count, bad = d.size, False
-    # NaN and infinity show in the sums of squares, so the usual chunk needs no look at its elements.
-    if not math.isfinite(sum(dots)):
-        count, bad = _set_aside_nonfinite(totals, y, r, d)
+    def found(self) -> Swept:
+        """Everything summed up, each sum rounded once."""
+        offset = -round(math.log2(self.unit)) * 4
+        counts = {int(each) + offset: int(self.bins[each]) for each in np.flatnonzero(self.bins[4:]) + 4}
+        zeros, sampled = int(self.bins[:4].sum()), int(self.bins.sum())
+        return Swept(
+            self.count,
+            self.peak,
+            self.error,
+            math.fsum(self.dd),
+            math.fsum(self.dr),
+            math.fsum(self.rr),
+            math.fsum(self.d),
+            self.unit,
+            allclose=self.allclose,
+            shape=self.pair.reference.shape,
+            pair=self.pair,
+            mismatches=self.mismatches,
+            nonfinite=self.nonfinite,
+            largest=self.largest,
+            histogram=Histogram(counts, zeros, sampled, largest=self.error / self.unit),
+        )
+
+    def _add(self, actual: NDArray[Any], reference: NDArray[Any], buffers: _Buffers) -> None:
+        y, r, d = buffers.y, buffers.r, buffers.d
+        np.copyto(y, actual, casting="unsafe")
+        np.copyto(r, reference, casting="unsafe")
+        if self.unit != 1.0:
+            y *= self.unit
+            r *= self.unit
+        np.subtract(y, r, out=d)
+        if self.equality:
+            # Not in FP64, which can't tell large integers apart; dtypes that differ fail anyway.
+            unequal = actual != reference if actual.dtype == reference.dtype else y != r
+            self.mismatches += int(np.count_nonzero(unequal))
+            if _wide_integers(actual, reference):
+                d[:] = _exact(d, actual, reference)
         dots = buffers.dots()
-    totals.count += count
-    for sums, value in zip((totals.dd, totals.dr, totals.rr), dots, strict=True):
-        sums.append(value)
-    totals.d.append(float(np.add.reduce(d)))
-    error = max(float(np.maximum.reduce(d)), -float(np.minimum.reduce(d)))
-    peak = max(float(np.maximum.reduce(r)), -float(np.minimum.reduce(r)))
-    totals.largest.append(math.inf if bad else error)
-    totals.max_error = max(totals.max_error, error)
-    totals.peak = max(totals.peak, peak)
-    totals.largest_value = max(totals.largest_value, peak, error if math.isfinite(error) else 0.0)
-    # y has served; its room spares two allocations per chunk.
-    sample = y[: len(range(0, d.size, plan.step))]
-    bins = sample.view(np.int64)
-    np.absolute(d[:: plan.step], out=sample)
-    np.right_shift(bins, _QUARTER_BITS, out=bins)
-    totals.bins += np.bincount(bins, minlength=_BINS)
-    # |d| / (1 + |r|) is at most |d|: most chunks can't raise the maximum and are spared the division.
-    if error > totals.allclose:
-        np.absolute(r, out=r)
-        np.add(r, plan.scale, out=r)
-        np.divide(d, r, out=d)
-        totals.allclose = max(totals.allclose, float(np.maximum.reduce(d)), -float(np.minimum.reduce(d)))
+        count, bad = d.size, False
+        # NaN and infinity show in the sums of squares, so the usual chunk needs no look at its elements.
+        if not math.isfinite(sum(dots)):
+            count, bad = self._set_aside_nonfinite(y, r, d)
+            dots = buffers.dots()
+        self.count += count
+        for sums, value in zip((self.dd, self.dr, self.rr), dots, strict=True):
+            sums.append(value)
+        self.d.append(float(np.add.reduce(d)))
+        error = max(float(np.maximum.reduce(d)), -float(np.minimum.reduce(d)))
+        peak = max(float(np.maximum.reduce(r)), -float(np.minimum.reduce(r)))
+        self.largest.append(math.inf if bad else error)
+        self.error = max(self.error, error)
+        self.peak = max(self.peak, peak)
+        self.largest_value = max(self.largest_value, peak, error if math.isfinite(error) else 0.0)
+        # y has served; its room spares two allocations per chunk.
+        sample = y[: len(range(0, d.size, self.step))]
+        bins = sample.view(np.int64)
+        np.absolute(d[:: self.step], out=sample)
+        np.right_shift(bins, _QUARTER_BITS, out=bins)
+        self.bins += np.bincount(bins, minlength=_BINS)
+        # |d| / (1 + |r|) is at most |d|: most chunks can't raise the maximum and are spared the division.
+        if error > self.allclose:
+            np.absolute(r, out=r)
+            np.add(r, self.unit, out=r)
+            np.divide(d, r, out=d)
+            self.allclose = max(self.allclose, float(np.maximum.reduce(d)), -float(np.minimum.reduce(d)))
+
+    def _set_aside_nonfinite(
+        self, y: NDArray[np.float64], r: NDArray[np.float64], d: NDArray[np.float64]
+    ) -> tuple[int, bool]:
+        """Count NaN and infinity and put zeros in their place; how many elements are left, and whether any differed."""
+        finite: NDArray[np.bool_] = np.isfinite(y) & np.isfinite(r)
+        odd = ~finite
+        odd_y, odd_r = y[odd], r[odd]
+        same = int(np.count_nonzero(_same(odd_y, odd_r)))
+        self.nonfinite += NonFinite(
+            same=same,
+            different=odd_y.size - same,
+            nan_actual=int(np.count_nonzero(np.isnan(odd_y))),
+            inf_actual=int(np.count_nonzero(np.isinf(odd_y))),
+            nan_reference=int(np.count_nonzero(np.isnan(odd_r))),
+            inf_reference=int(np.count_nonzero(np.isinf(odd_r))),
+        )
+        # A reference that is finite where the output is not still says how large this output should be.
+        expected = np.abs(odd_r[np.isfinite(odd_r)])
+        self.peak = max(self.peak, float(np.max(expected, initial=0.0)))
+        for each in (y, r, d):
+            each[odd] = 0.0
+        self.largest_value = max(self.largest_value, self.peak, float(np.max(np.abs(y))))
+        return d.size - odd_y.size, odd_y.size > same
 
 
-def _set_aside_nonfinite(
-    totals: Totals, y: NDArray[np.float64], r: NDArray[np.float64], d: NDArray[np.float64]
-) -> tuple[int, bool]:
-    """Count NaN and infinity and put zeros in their place; how many elements are left, and whether any differed."""
-    finite: NDArray[np.bool_] = np.isfinite(y) & np.isfinite(r)
-    odd = ~finite
-    odd_y, odd_r = y[odd], r[odd]
-    same = int(np.count_nonzero(_same(odd_y, odd_r)))
-    totals.nonfinite += NonFinite(
-        same=same,
-        different=odd_y.size - same,
-        nan_actual=int(np.count_nonzero(np.isnan(odd_y))),
-        inf_actual=int(np.count_nonzero(np.isinf(odd_y))),
-        nan_reference=int(np.count_nonzero(np.isnan(odd_r))),
-        inf_reference=int(np.count_nonzero(np.isinf(odd_r))),
-    )
-    # A reference that is finite where the output is not still says how large this output should be.
-    expected = np.abs(odd_r[np.isfinite(odd_r)])
-    totals.peak = max(totals.peak, float(np.max(expected, initial=0.0)))
-    for each in (y, r, d):
-        each[odd] = 0.0
-    totals.largest_value = max(totals.largest_value, totals.peak, float(np.max(np.abs(y))))
-    return d.size - odd_y.size, odd_y.size > same
-
-
-def worst_elements(pair: Pair, largest: list[float], keep: int = KEEP_WORST) -> tuple[Element, ...]:
+def worst_elements(pair: Pair, largest: list[float]) -> tuple[Element, ...]:
     """The elements with the largest errors, ties in the order of their indices; those without an error never.
 
-    `keep` elements can lie in no more than `keep` chunks: those with the largest `largest`, the earliest of equals.
+    So many elements can lie in no more chunks than that: those with the largest `largest`, the earliest of equals.
     """
     ranges = list(pair.chunks())
     chunks = sorted((index for index, error in enumerate(largest) if error > 0), key=lambda i: (-largest[i], i))
     found: list[tuple[float, int]] = []
-    for chunk in chunks[:keep]:
+    for chunk in chunks[:KEEP_WORST]:
         start, stop = ranges[chunk]
         errors = pair.errors(start, stop)
         # Faster than partitioning for so few, and argmax takes the first of equals.
-        for _ in range(keep):
+        for _ in range(KEEP_WORST):
             index = int(np.argmax(errors))
             if not errors[index] > 0:
                 break
             found.append((float(errors[index]), start + index))
             errors[index] = 0.0
     found.sort(key=lambda item: (-item[0], item[1]))
-    return tuple(_element(pair, index, error) for error, index in found[:keep])
+    return tuple(_element(pair, index, error) for error, index in found[:KEEP_WORST])
 
 
 def _element(pair: Pair, index: int, error: float) -> Element:
@@ -326,47 +369,6 @@ def _element(pair: Pair, index: int, error: float) -> Element:
 def _plain(value: Any) -> float | int | str:
     plain = value.item() if isinstance(value, np.generic) else value
     return plain if isinstance(plain, (bool, int, float)) else str(plain)
-
-
-def sum_of_squares(pair: Pair, scale: float) -> tuple[float, float]:
-    """Σy² and Σy·r over the elements finite on both sides, both sides times `scale`; y the actual output."""
-    yy, yr = [], []
-    with np.errstate(all="ignore"):
-        for start, stop in pair.chunks():
-            y = pair.read_actual(start, stop).astype(np.float64) * scale
-            r = pair.read_reference(start, stop).astype(np.float64) * scale
-            finite = np.isfinite(y) & np.isfinite(r)
-            y, r = y[finite], r[finite]
-            yy.append(float(np.add.reduce(y * y)))
-            yr.append(float(np.add.reduce(y * r)))
-    return math.fsum(yy), math.fsum(yr)
-
-
-def disagreeing_rows(pair: Pair, tie: float, axis: int = -1) -> tuple[int, int]:
-    """How many rows along an axis have their largest element elsewhere, and of how many rows.
-
-    A row agrees as well when the reference's scores at the two places tie: `math.isclose(…, rel_tol=tie)`, that is
-    |difference| ≤ tie · max(|score|, |score|). The axis has at least two elements.
-    """
-    all_actual, all_reference = (np.moveaxis(each, axis, -1) for each in (pair.actual, pair.reference))
-    *rows, length = all_reference.shape
-    disagreeing = 0
-    for block in blocks(rows, max(1, CHUNK // length)):
-        actual, reference = (
-            _sortable(np.asarray(each[block])).reshape(-1, length) for each in (all_actual, all_reference)
-        )
-        top, other = np.argmax(reference, axis=-1), np.argmax(actual, axis=-1)
-        changed = np.flatnonzero(top != other)
-        best, chosen = (reference[changed, place[changed]].astype(np.float64) for place in (top, other))
-        disagreeing += int(np.count_nonzero(~_tied(best, chosen, tie)))
-    return disagreeing, math.prod(rows)
-
-
-def _tied(best: NDArray[np.float64], chosen: NDArray[np.float64], tie: float) -> NDArray[np.bool_]:
-    with np.errstate(all="ignore"):
-        scale = np.maximum(np.abs(best), np.abs(chosen))
-        tied: NDArray[np.bool_] = (best == chosen) | (np.isfinite(scale) & (np.abs(best - chosen) <= tie * scale))
-    return tied
 
 
 def _sortable(values: NDArray[Any]) -> NDArray[Any]:

@@ -3,10 +3,10 @@
 `diagnose` says it as a `Blame`, whose `to_dict()` is the `blame` of a parity record; `explain` turns that into lines.
 """
 
-from pytest_trtcheck.diagnose.diagnosis import Budget, diagnose
-from pytest_trtcheck.diagnose.engine import Engine
+from pytest_trtcheck.diagnose.bisection import Engine
+from pytest_trtcheck.diagnose.diagnosis import diagnose
 from pytest_trtcheck.diagnose.result import Blame, Errors
+from pytest_trtcheck.diagnose.subject import Budget, Subject
 from pytest_trtcheck.diagnose.text import explain, verdict
-from pytest_trtcheck.diagnose.trials import Subject
 
 __all__ = ["Blame", "Budget", "Engine", "Errors", "Subject", "diagnose", "explain", "verdict"]

@@ -1,4 +1,4 @@
-"""Is the calibration data fit for its purpose? What lies outside the calibrated ranges, and samples that are no help.
+"""What calibration has to do with a failure: values outside its ranges, samples that are no help, better methods.
 
 Samples are compared by what their inputs look like: mean, standard deviation and quantiles of each. A sample, or a test
 input, is far from a set when its nearest neighbour there is much farther away than neighbours usually are.
@@ -6,22 +6,34 @@ input, is far from a set when its nearest neighbour there is much farther away t
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from pytest_trtcheck.choices import CALIBRATION_METHODS
+from pytest_trtcheck.diagnose import relowering
+from pytest_trtcheck.diagnose.subject import BudgetSpent
+from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.model import pieces
+from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.pieces import Instruments
+from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.diagnose.cutting import Graph
+    from pytest_trtcheck.diagnose.models import Pair
+    from pytest_trtcheck.diagnose.naming import Names
     from pytest_trtcheck.diagnose.statistics import Span
+    from pytest_trtcheck.diagnose.subject import Budget, Subject
+    from pytest_trtcheck.model.pieces import Graph
 
 OUTSIDE_LIMIT = 0.01
 """The share of a tensor's elements that may lie outside its calibrated range."""
@@ -42,25 +54,16 @@ Case = Mapping[str, "NDArray[Any]"]
 
 @dataclass(frozen=True)
 class Outside:
-    """A quantized tensor, of which test activations lie outside the calibrated range.
-
-    Parameters
-    ----------
-    tensor, amax
-        The tensor, and the largest magnitude of its range.
-    share
-        The share (0 to 1) of elements outside, over all test inputs.
-    max_abs
-        The largest magnitude seen.
-    worst
-        The index of the test input with the largest share.
-    """
+    """A quantized tensor, of which test activations lie outside the calibrated range of ±amax."""
 
     tensor: str
     amax: float
     share: float
+    """Of its elements (0 to 1), over all test inputs."""
     max_abs: float
+    """The largest magnitude seen."""
     worst: int
+    """The index of the test input with the largest share."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,62 @@ class Flag:
     detail: str
 
 
+def examine(pair: Pair, subject: Subject, names: Names) -> tuple[dict[str, Any], list[str]]:
+    """What was found of the ranges and samples behind a quantized model, and notes of what could not be looked at.
+
+    Of tensors that the user's model does not have nothing is said.
+    """
+    found: dict[str, Any] = {
+        "limit": OUTSIDE_LIMIT,
+        "outside": [],
+        "inputs_outside": [],
+        "samples": None,
+        "flags": [],
+        "methods": [],
+    }
+    notes: list[str] = []
+    try:
+        outside = outside_ranges(pair.reference, pair.spans, subject.cases)
+        outside = [each for each in outside if names.has_tensor(each.tensor)]
+        found["outside"] = [asdict(each) for each in outside if each.share > 0]
+        found["inputs_outside"] = sorted({each.worst for each in outside if each.share > OUTSIDE_LIMIT})
+    except CheckError as error:
+        notes.append(f"the calibrated ranges could not be audited: {error.headline}")
+    if not subject.is_quantized:
+        return found, notes
+    try:
+        samples = subject.samples()
+        found["samples"], flagged = flags(samples, samples.describe, subject.cases)
+        found["flags"] = [asdict(each) for each in flagged]
+    except CheckError as error:
+        notes.append(f"the calibration data could not be looked at again: {error.headline}")
+    return found, notes
+
+
+def methods(subject: Subject, budget: Budget, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What the other calibration methods would give, as many of them as there is time for.
+
+    Raises
+    ------
+    CheckError
+        The calibration data can't be read a second time.
+    """
+    given = subject.calibration
+    used = given.method if isinstance(given, Calibration) else Calibration(given).method
+    found = []
+    for method in CALIBRATION_METHODS:
+        if method == used:
+            continue
+        progress(f"calibrating by {method}")
+        try:
+            budget.spend()
+        except BudgetSpent:
+            break
+        judgement = relowering.calibrated(subject, method)
+        found.append({"method": method, "value": judgement.value, "passes": judgement.passed})
+    return found
+
+
 # --- ranges ----------------------------------------------------------------------------------------------------------
 
 
@@ -84,58 +143,31 @@ def outside_ranges(reference: Graph, spans: Mapping[str, Span], cases: Iterable[
 
     The FP32 model counts by itself; nothing but counts leaves it.
     """
-    names = [name for name in spans if name in reference.producers or name in reference.inputs]
-    totals = {name: np.zeros(3) for name in names}
-    worst: dict[str, tuple[float, int]] = dict.fromkeys(names, (-1.0, 0))
-    if not names:
+    spans = {name: spans[name] for name in spans if name in reference.producers or name in reference.inputs}
+    if not spans:
         return []
-    path = reference.folder / "audit.onnx"
-    path.write_bytes(_counting(reference, {name: spans[name] for name in names}).SerializeToString())
-    with closing(OrtRunner(path, "the model, counting what lies outside its ranges")) as runner:
-        for index, case in enumerate(cases):
-            results = runner(case)
-            for name in names:
-                count, size = float(results[f"{name}//outside"]), float(results[f"{name}//size"])
-                total = totals[name]
-                total += (count, size, 0.0)
-                total[2] = max(total[2], float(results[f"{name}//peak"]))
-                worst[name] = max(worst[name], (count / size if size else 0.0, -index))
-    found = [
-        Outside(name, spans[name].amax, total[0] / total[1] if total[1] else 0.0, float(total[2]), -worst[name][1])
-        for name, total in totals.items()
-    ]
-    return sorted(found, key=lambda each: -each.share)
-
-
-def _counting(graph: Graph, spans: Mapping[str, Span]) -> Any:
-    """The model with, for each tensor, how many elements lie outside, how many there are, and the largest magnitude."""
-    piece = graph.cut(spans, ())
-    nodes = [graph.nodes[index] for index in piece.nodes]
-    limits, outputs = [], []
+    counting = Instruments(reference.opset())
+    counting.compute(reference, spans)
+    figures: dict[str, tuple[str, str, str]] = {}
     for name, span in spans.items():
-        # Half a step beyond the last value still rounds to it.
-        high, low = span.high + span.step / 2, span.low - span.step / 2
-        for which, value in (("high", high), ("low", low)):
-            limits.append(numpy_helper.from_array(np.array(value, np.float32), f"{name}//{which}"))
-        nodes += [
-            # An input may be of a 16-bit type.
-            helper.make_node("Cast", [name], [f"{name}//float"], to=TensorProto.FLOAT),
-            helper.make_node("Greater", [f"{name}//float", f"{name}//high"], [f"{name}//above"]),
-            helper.make_node("Less", [f"{name}//float", f"{name}//low"], [f"{name}//below"]),
-            helper.make_node("Or", [f"{name}//above", f"{name}//below"], [f"{name}//either"]),
-            helper.make_node("Cast", [f"{name}//either"], [f"{name}//counted"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceSum", [f"{name}//counted"], [f"{name}//outside"], keepdims=0),
-            helper.make_node("Size", [name], [f"{name}//size"]),
-            helper.make_node("Abs", [f"{name}//float"], [f"{name}//magnitude"]),
-            helper.make_node("ReduceMax", [f"{name}//magnitude"], [f"{name}//peak"], keepdims=0),
-        ]
-        outputs += [f"{name}//{what}" for what in ("outside", "size", "peak")]
-    from pytest_trtcheck.diagnose import cutting
-
-    inputs = [value for value in graph.proto.graph.input if value.name in graph.inputs]
-    model = cutting.assemble(graph.proto, nodes, inputs, outputs, [graph])
-    model.graph.initializer.extend(limits)
-    return model
+        # An input may be of a 16-bit type.
+        x = counting.op("Cast", name, to=TensorProto.FLOAT)
+        peak = counting.reduce("ReduceMax", counting.op("Abs", x))
+        figures[name] = counting.outside(x, *span.rounded_within), counting.op("Size", name), peak
+    model = counting.model([output for each in figures.values() for output in each], reference)
+    path = pieces.write(model, reference.folder, "audit")
+    with closing(OrtRunner(path, "the model, counting what lies outside its ranges")) as runner:
+        results = [runner(case) for case in cases]
+    found = []
+    for name, outputs in figures.items():
+        # One row a test input: elements outside, elements, the largest magnitude.
+        rows = np.array([[float(each[output]) for output in outputs] for each in results])
+        shares = rows[:, 0] / np.maximum(rows[:, 1], 1)
+        share, peak = rows[:, 0].sum() / max(rows[:, 1].sum(), 1), np.fmax.reduce(rows[:, 2], initial=0.0)
+        found.append(
+            Outside(name, spans[name].amax, float(share), float(peak), int(shares.argmax())),
+        )
+    return sorted(found, key=lambda each: -each.share)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -145,27 +177,22 @@ def flags(samples: Iterable[Case], describe: Callable[[int], str], cases: Sequen
     """How many calibration samples there are, and what is wrong with them, or with test inputs that are unlike them."""
     found: list[Flag] = []
     features: list[NDArray[np.float64]] = []
-    seen: dict[bytes, int] = {}
+    seen: dict[str, int] = {}
     for index, sample in enumerate(samples):
         features.append(_features(sample))
         constant = [name for name, array in sample.items() if _is_constant(array)]
         if constant and len(constant) == len(sample):
             value = next(iter(sample.values())).reshape(-1)[0]
-            found.append(Flag("constant", index, "", f"every element is {value:g}" if _is_number(value) else ""))
-        digest = _digest(sample)
-        first = seen.setdefault(digest, index)
+            detail = f"every element is {value:g}" if isinstance(value, (int, float, np.number)) else ""
+            found.append(Flag("constant", index, "", detail))
+        first = seen.setdefault(digest(sample), index)
         if first != index:
             found.append(Flag("duplicate", index, "", f"the same as sample {first}"))
     found += _far(np.array(features), np.array([_features(case) for case in cases]))
-    labelled = [_labelled(flag, describe) for flag in found]
-    return len(features), labelled
-
-
-def _labelled(flag: Flag, describe: Callable[[int], str]) -> Flag:
-    if flag.index is None:
-        return flag
-    label = f"test input {flag.index}" if flag.what == "test input far" else describe(flag.index)
-    return Flag(flag.what, flag.index, label, flag.detail)
+    return len(features), [
+        replace(flag, label=describe(flag.index)) if flag.index is not None and not flag.label else flag
+        for flag in found
+    ]
 
 
 def _far(samples: NDArray[np.float64], cases: NDArray[np.float64]) -> list[Flag]:
@@ -178,12 +205,21 @@ def _far(samples: NDArray[np.float64], cases: NDArray[np.float64]) -> list[Flag]
     to_cases, to_samples = _nearest(samples / scale, cases / scale), _nearest(cases / scale, samples / scale)
     far_cases = [index for index, distance in enumerate(to_samples) if distance > max(_FAR * usual, _APART)]
     found = [
-        Flag("test input far", index, "", _distance(to_samples[index], usual, "the nearest calibration sample"))
+        Flag(
+            "test input far",
+            index,
+            f"test input {index}",
+            _distance(to_samples[index], usual, "the nearest calibration sample"),
+        )
         for index in far_cases
     ]
     typical = max(float(np.median(to_cases)), _RESOLUTION)
     if len(far_cases) == len(cases) and float(to_cases.min()) > max(_FAR * usual, _APART):
-        return [Flag("all far", None, "the calibration data", _means(samples, cases))]
+        detail = (
+            f"every sample is far from every test input (mean {samples[:, 0].mean():.4g}, standard deviation "
+            f"{samples[:, 1].mean():.4g}; test inputs {cases[:, 0].mean():.4g} and {cases[:, 1].mean():.4g})"
+        )
+        return [Flag("all far", None, "the calibration data", detail)]
     if len(samples) >= _ENOUGH:
         found += [
             Flag("sample far", index, "", _distance(distance, typical, "the nearest test input"))
@@ -203,13 +239,6 @@ def _scale(features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _distance(distance: float, usual: float, to: str) -> str:
     return f"{distance / usual:.0f} times as far from {to} as is usual"
-
-
-def _means(samples: NDArray[np.float64], cases: NDArray[np.float64]) -> str:
-    return (
-        f"every sample is far from every test input (mean {samples[:, 0].mean():.4g}, standard deviation "
-        f"{samples[:, 1].mean():.4g}; test inputs {cases[:, 0].mean():.4g} and {cases[:, 1].mean():.4g})"
-    )
 
 
 def _nearest(
@@ -240,18 +269,3 @@ def _features(sample: Case) -> NDArray[np.float64]:
 
 def _is_constant(array: NDArray[Any]) -> bool:
     return array.size > 1 and bool((array == array.reshape(-1)[0]).all())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number))
-
-
-def _digest(sample: Case) -> bytes:
-    total = hashlib.sha256()
-    for name, array in sorted(sample.items()):
-        total.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.digest()
-
-
-__all__ = ["OUTSIDE_LIMIT", "Flag", "Outside", "flags", "outside_ranges"]

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.diagnose import trace
-from pytest_trtcheck.diagnose.cutting import weight_array
-from pytest_trtcheck.diagnose.statistics import difference
-from pytest_trtcheck.precision.emulate import EXACT_OPERATORS
+from pytest_trtcheck.precision.emulation.rewrite import EXACT_OPERATORS
+from pytest_trtcheck.precision.quantization.plan import output_channels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,20 +26,11 @@ if TYPE_CHECKING:
     from pytest_trtcheck.diagnose.models import Pair
     from pytest_trtcheck.diagnose.nonfinite import Cause
     from pytest_trtcheck.diagnose.trace import Tensor
+    from pytest_trtcheck.model.pieces import Graph
 
 Kind = Literal[
-    "overflow",
-    "underflow",
-    "saturation",
-    "range",
-    "weights",
-    "cancellation",
-    "rounding",
-    "amplified",
-    "nan",
-    "engine",
+    "overflow", "underflow", "saturation", "range", "weights", "cancellation", "rounding", "amplified", "nan", "engine"
 ]
-
 _Found = tuple[Kind, str, str]
 """A kind, the tensor to look at, and words."""
 
@@ -59,8 +49,6 @@ _MANY = 0.1
 _ALIKE = 1.25
 _LEAST_EFFECT = 1e-9
 _LEVELS = 127
-_SUMS = frozenset(["Add", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "ReduceMean", "ReduceSum", "Sub", "Sum"])
-"""Operators whose result can be small because large operands cancel."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +60,14 @@ class Culprit:
     node, op_type
         The operator: what to keep in FP32.
     tensor
-        What to look at: its result, or the operand that is at fault.
-    kind
-        What went wrong.
-    detail
-        The same in words, with figures.
+        What to look at: its result, or the operand that is at fault; a weight if `is_constant`.
+    kind, detail
+        What went wrong; the same in words, with figures.
     own, before, after
         What the operator loses by itself; the largest relative L2 error of its operands in the whole lowered model;
         that of its result there.
     max_abs
         The largest magnitude in `tensor`, in FP32.
-    is_constant
-        Whether `tensor` is a weight.
     """
 
     node: str
@@ -99,41 +83,36 @@ class Culprit:
 
 
 class Findings:
-    """What a trace says about causes.
-
-    Parameters
-    ----------
-    pair
-        The models that were traced.
-    tensors
-        From `trace.trace`.
-    roundoff
-        The relative error that one sound operator adds.
-    """
+    """What a trace says about causes; `roundoff` is the relative error that one sound operator adds."""
 
     def __init__(self, pair: Pair, tensors: Sequence[Tensor], roundoff: float) -> None:
         self.pair = pair
         self.roundoff = roundoff
-        self.tensors = list(tensors)
         self.by_name = {each.name: each for each in tensors}
         self.effects: dict[str, float] = {}
         """How much of the failure an operator causes when it alone is lowered: 1 is all of it. By tensor."""
-        self.causes: dict[str, Cause] = {}
-        """Of what is not finite in the outputs, by the tensor whose operator is to blame."""
         self.contributions: dict[str, float] = {}
         """The same of nodes, in part estimated from the groups that they were measured in."""
+        self.causes: dict[str, Cause] = {}
+        """Of what is not finite in the outputs, by the tensor whose operator is to blame."""
+        self._found: dict[str, _Found] = {}
         self._position = {each.name: index for index, each in enumerate(tensors)}
-        self._readers: dict[str, list[Tensor]] = {}
+        self._readers: dict[str, list[str]] = {}
         for each in tensors:
             for name in each.inputs:
-                self._readers.setdefault(name, []).append(each)
-        lossy = [each.own for each in trace.floats(tensors) if 0 < each.own < math.inf]
+                self._readers.setdefault(name, []).append(each.name)
+        lossy = [each.own for each in tensors if each.error.unequal is None and 0 < each.own < math.inf]
         self.usual = statistics.median(lossy) if lossy else 0.0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the graph."""
+        return list(self.by_name.values())
 
     def update(self, tensors: Sequence[Tensor]) -> None:
         """Take in what was learned of tensors since."""
+        self._found.clear()
         self.by_name |= {each.name: each for each in tensors}
-        self.tensors = [self.by_name[each.name] for each in self.tensors]
 
     def ranked(self) -> list[Tensor]:
         """Tensors whose operators lose something, the worst first; those that do no harm come last."""
@@ -212,20 +191,22 @@ class Findings:
     def _sources(self, tensor: Tensor) -> list[str]:
         """The operators that round the operands of `tensor`, and those between that only move values."""
         found: list[str] = []
-        stack = list(tensor.inputs)
+        stack = self._operands(tensor)
         while stack:
-            source = self.by_name.get(stack.pop())
-            if source is None or not source.node or source.node in found:
-                continue
-            found.append(source.node)
-            if source.op_type in EXACT_OPERATORS:
-                stack += source.inputs
+            source = stack.pop()
+            if source.node and source.node not in found:
+                found.append(source.node)
+                if source.op_type in EXACT_OPERATORS:
+                    stack += self._operands(source)
         return found
 
     def _is_harmless(self, tensor: Tensor) -> bool:
         """Whether what reads it comes out right all the same, as a mask does that becomes -inf before a Softmax."""
-        readers = self._readers.get(tensor.name, [])
+        readers = [self.by_name[name] for name in self._readers.get(tensor.name, ())]
         return bool(readers) and all(reader.error.l2 < _HARMLESS for reader in readers) and tensor.own > _HARMLESS
+
+    def _operands(self, tensor: Tensor) -> list[Tensor]:
+        return [self.by_name[name] for name in tensor.inputs if name in self.by_name]
 
     # --- what went wrong ---------------------------------------------------------------------------------------------
 
@@ -237,7 +218,7 @@ class Findings:
             # What overflows is wrong where it is made, whoever reads it.
             tensor = looked_at
         cause = self.causes.get(tensor.name)
-        before = [self.by_name[name].error.l2 for name in tensor.inputs if name in self.by_name]
+        before = (each.error.l2 for each in self._operands(tensor))
         return Culprit(
             node=tensor.node,
             op_type=tensor.op_type,
@@ -255,7 +236,13 @@ class Findings:
         """What went wrong, in a word."""
         return self._what(tensor)[0]
 
-    def _what(self, tensor: Tensor) -> tuple[Kind, str, str]:
+    def _what(self, tensor: Tensor) -> _Found:
+        """As `_looked_up`, which may run a part of the model, looked up once."""
+        if tensor.name not in self._found:
+            self._found[tensor.name] = self._looked_up(tensor)
+        return self._found[tensor.name]
+
+    def _looked_up(self, tensor: Tensor) -> _Found:
         cause = self.causes.get(tensor.name)
         if cause is not None:
             return cause.kind, cause.tensor, cause.detail
@@ -268,11 +255,12 @@ class Findings:
         return kind, at, detail + iterations.get(at, iterations.get(tensor.name, ""))
 
     def _overflown(self, tensor: Tensor) -> _Found | None:
-        operands = [self.by_name[name] for name in tensor.inputs if name in self.by_name]
-        overflown = next((each for each in (*operands, tensor) if each.fit.overflow), None)
+        overflown = next((each for each in (*self._operands(tensor), tensor) if each.fit.overflow), None)
         if overflown is None or math.isfinite(tensor.own):
             return None
-        return "overflow", overflown.name, self._overflow(overflown)
+        count = f"{overflown.fit.overflow:,} of {overflown.error.size:,} elements"
+        detail = self.pair.held[overflown.name].overflow(overflown.error.peak, count)
+        return "overflow", overflown.name, detail
 
     def _requantized(self, tensor: Tensor) -> _Found | None:
         """What a pair of Q and DQ does to a tensor that no operator reads: an output of the model."""
@@ -301,15 +289,10 @@ class Findings:
         if parts["weights"] > max(_DOMINANT * own, 1.5 * parts["result"]) and parts["weights"] >= parts["activations"]:
             return self._weights(tensor) or ("rounding", tensor.name, _rounding(tensor, "the rounding of its weights"))
         if parts["activations"] > max(_DOMINANT * own, 1.5 * parts["result"]):
-            return self._operands(tensor)
+            return self._by_operands(tensor)
         if tensor.fit.underflow > _DOMINANT or tensor.fit.flushed > _NOTABLE:
             return "underflow", tensor.name, self._underflow(tensor)
         return None
-
-    def _overflow(self, tensor: Tensor) -> str:
-        held = self.pair.held[tensor.name]
-        count = f"{tensor.fit.overflow:,} of {tensor.error.size:,} elements"
-        return f"max|x| {tensor.error.peak:,.6g} is beyond {held.name}'s largest value, {held.largest:,.6g} ({count})"
 
     def _underflow(self, tensor: Tensor) -> str:
         held = self.pair.held.get(tensor.name)
@@ -320,28 +303,23 @@ class Findings:
             f"{held.smallest_normal:.3g}, and {tensor.fit.flushed:.1%} become 0 (max|x| {tensor.error.peak:.3g})"
         )
 
-    def _operands(self, tensor: Tensor) -> tuple[Kind, str, str]:
-        """Its operands are at fault."""
-        operands = [self.by_name[name] for name in tensor.inputs if name in self.by_name]
+    def _by_operands(self, tensor: Tensor) -> _Found:
         for name in self._quantized_operands(tensor):
             found = self._range(name)
             if found is not None:
                 return found
+        operands = self._operands(tensor)
         under = max(operands, key=lambda each: (each.fit.flushed, each.fit.underflow), default=None)
         if under is not None and max(under.fit.flushed, under.fit.underflow) > _DOMINANT:
             return "underflow", under.name, self._underflow(under)
-        largest = max((each.error.peak for each in operands), default=0.0)
-        if largest > STANDS_OUT * tensor.error.peak and self.pair.held and tensor.op_type in _SUMS:
-            return (
-                "cancellation",
-                tensor.name,
-                (
-                    f"operands of up to {largest:.4g} nearly cancel: the result is at most {tensor.error.peak:.4g}, "
-                    f"so their rounding weighs {largest / max(tensor.error.peak, 1e-300):,.0f} times as much"
-                ),
+        largest, peak = max((each.error.peak for each in operands), default=0.0), tensor.error.peak
+        if largest > STANDS_OUT * peak and self.pair.held and tensor.op_type in trace.SUMS:
+            detail = (
+                f"operands of up to {largest:.4g} nearly cancel: the result is at most {peak:.4g}, "
+                f"so their rounding weighs {largest / max(peak, 1e-300):,.0f} times as much"
             )
-        detail = _rounding(tensor, "the rounding of its operands")
-        return "rounding", tensor.name, detail + self._coarsest(tensor)
+            return "cancellation", tensor.name, detail
+        return "rounding", tensor.name, _rounding(tensor, "the rounding of its operands") + self._coarsest(tensor)
 
     def _coarsest(self, tensor: Tensor) -> str:
         """How coarse the steps of the quantized operand are that they are the coarsest for."""
@@ -369,88 +347,85 @@ class Findings:
             return 0.0
         return (found.fit.saturated or 0.0) * 1e3 + self.pair.spans[name].amax / max(found.error.peak, 1e-300)
 
-    def _range(self, name: str) -> tuple[Kind, str, str] | None:
+    def _range(self, name: str) -> _Found | None:
         """What is wrong with the range of a quantized tensor."""
         tensor = self.by_name.get(name)
         if tensor is None:
             return None
         span, peak, saturated = self.pair.spans[name], tensor.error.peak, tensor.fit.saturated or 0.0
         if saturated and tensor.fit.clipped >= 1:
-            return (
-                "saturation",
-                name,
-                f"{_share(saturated)} of its elements lie outside its range of ±{span.amax:.4g} (max|x| {peak:.4g})",
+            detail = (
+                f"{_share(saturated)} of its elements lie outside its range of ±{span.amax:.4g} (max|x| {peak:.4g})"
             )
+            return "saturation", name, detail
         if span.amax > _WIDE * peak:
             bits = math.log2(span.amax / peak) if peak else math.inf
-            return (
-                "range",
-                name,
+            detail = (
                 f"its range of ±{span.amax:.4g} is {span.amax / max(peak, 1e-300):,.0f} times as wide as needed "
-                f"(max|x| {peak:.4g}): {min(bits, 8):.0f} of 8 bits are lost",
+                f"(max|x| {peak:.4g}): {min(bits, 8):.0f} of 8 bits are lost"
             )
+            return "range", name, detail
         return None
 
     def _weights(self, tensor: Tensor) -> _Found | None:
         """The weight that loses most, and what would be better."""
         reference = self.pair.node_of(tensor.name)
-        lowered = next((node for node in self.pair.emulated.nodes if node.name == reference.name), None)
+        lowered = self.pair.emulated_nodes.get(reference.name)
         if lowered is None:
             return None
         worst: tuple[float, _Found | None] = (0.0, None)
         for index, (exact, rounded) in enumerate(zip(reference.input, lowered.input, strict=False)):
             if not exact or not self.pair.reference.is_constant(exact) or not self.pair.emulated.is_constant(rounded):
                 continue
-            before = _constant(self.pair, exact, lowered=False)
-            after = _constant(self.pair, rounded, lowered=True)
+            before, after = _constant(self.pair.reference, exact), _constant(self.pair.emulated, rounded)
             if before.shape != after.shape or before.dtype.kind != "f":
                 continue
-            loss = difference(after, before).l2
-            if before.ndim > 1:
-                loss = max(loss, trace.channel_loss(after, before, _output_channels(lowered, index, before.ndim)))
+            axis = _output_channels(lowered, index, before.ndim)
+            loss = trace.loss(after, before, axis)
             # Weights that lose no more than any do are no fault; that the operator makes much of it is.
             if loss > max(worst[0], _UNSOUND * self.roundoff):
-                kind, detail = self._weight_detail(reference.name, index, before, after, loss)
+                scales = self._scales(reference.name, index)
+                kind, detail = _weight_detail(before, after, loss, scales=scales, axis=axis)
                 worst = loss, (kind, _root(self.pair, exact), detail)
         return worst[1]
 
-    def _weight_detail(
-        self, name: str, index: int, before: NDArray[Any], after: NDArray[Any], loss: float
-    ) -> tuple[Kind, str]:
-        node = next((each for each in self.pair.lowered.nodes if each.name == name), None)
-        scales = 0 if node is None else self._scales(node, index)
-        if node is not None and scales == 1 and before.ndim > 1:
-            axis = _output_channels(node, index, before.ndim)
-            amax = np.abs(before).max(axis=tuple(each for each in range(before.ndim) if each != axis))
-            by_channel = _share(_loss_by_channel(before, axis))
-            return "weights", (
-                f"its weights lose {_share(loss)} in one scale for the whole tensor; one per channel would lose "
-                f"{by_channel}, since the channels' magnitudes reach from {amax.min():.3g} to {amax.max():.3g}"
-            )
-        if before.size == 1 and not scales:
-            was, is_now = float(before.reshape(-1)[0]), float(after.reshape(-1)[0])
-            kind: Kind = "weights" if is_now else "underflow"
-            return "overflow" if abs(was) > 1.001 * abs(is_now) > 0 else kind, (
-                f"the constant {was:.6g} becomes {is_now:.6g}"
-            )
-        text = f"its weights lose {_share(loss)}"
-        largest, smallest = (float(np.abs(each).max(initial=0.0)) for each in (before, after))
-        if not scales and largest > 1.001 * smallest > 0:
-            return "overflow", f"{text}: values up to {largest:.4g} do not fit the type and become {smallest:.4g}"
-        gone = before[(after == 0) & (before != 0)].astype(np.float64)
-        if gone.size:
-            text += f": {_share(gone.size / before.size)} of them, up to {np.abs(gone).max():.3g}, become 0"
-        of_all = float(np.square(after.astype(np.float64) - before).sum())
-        vanished = not scales and float(np.square(gone).sum()) > _DOMINANT * of_all
-        return ("underflow" if vanished else "weights"), text
-
-    def _scales(self, node: onnx.NodeProto, index: int) -> int:
-        """How many scales the quantized operand `index` has; 0 where it is not quantized."""
-        producer = self.pair.lowered.producer(node.input[index])
-        if producer is None or producer.op_type != "DequantizeLinear":
+    def _scales(self, node: str, index: int) -> int:
+        """How many scales the operand `index` of a node has; 0 where it is not quantized."""
+        graph = self.pair.lowered
+        operand = next((each.input[index] for each in graph.nodes if each.name == node), "")
+        producer = graph.producer(operand)
+        if producer is None or producer.op_type != "DequantizeLinear" or producer.input[1] not in graph.weights:
             return 0
-        scale = self.pair.lowered.weights.get(producer.input[1])
-        return 0 if scale is None else int(weight_array(scale, self.pair.lowered.folder).size)
+        return graph.array(producer.input[1]).size
+
+
+def _weight_detail(
+    before: NDArray[Any], after: NDArray[Any], loss: float, *, scales: int, axis: int | None
+) -> tuple[Kind, str]:
+    if axis is not None and scales == 1:
+        amax = np.abs(before).max(axis=tuple(each for each in range(before.ndim) if each != axis), keepdims=True)
+        step = np.where(amax > 0, amax / _LEVELS, 1.0)
+        by_channel = trace.channel_loss((np.rint(before / step) * step).astype(np.float32), before, axis)
+        return "weights", (
+            f"its weights lose {_share(loss)} in one scale for the whole tensor; one per channel would lose "
+            f"{_share(by_channel)}, since the channels' magnitudes reach from {amax.min():.3g} to {amax.max():.3g}"
+        )
+    if before.size == 1 and not scales:
+        was, is_now = float(before.reshape(-1)[0]), float(after.reshape(-1)[0])
+        kind: Kind = "weights" if is_now else "underflow"
+        return "overflow" if abs(was) > 1.001 * abs(is_now) > 0 else kind, (
+            f"the constant {was:.6g} becomes {is_now:.6g}"
+        )
+    text = f"its weights lose {_share(loss)}"
+    largest, smallest = (float(np.abs(each).max(initial=0.0)) for each in (before, after))
+    if not scales and largest > 1.001 * smallest > 0:
+        return "overflow", f"{text}: values up to {largest:.4g} do not fit the type and become {smallest:.4g}"
+    gone = before[(after == 0) & (before != 0)].astype(np.float64)
+    if gone.size:
+        text += f": {_share(gone.size / before.size)} of them, up to {np.abs(gone).max():.3g}, become 0"
+    of_all = float(np.square(after.astype(np.float64) - before).sum())
+    vanished = not scales and float(np.square(gone).sum()) > _DOMINANT * of_all
+    return ("underflow" if vanished else "weights"), text
 
 
 def _share(value: float) -> str:
@@ -468,30 +443,10 @@ def _root(pair: Pair, name: str) -> str:
     return name
 
 
-def _constant(pair: Pair, name: str, *, lowered: bool) -> NDArray[Any]:
-    graph = pair.emulated if lowered else pair.reference
-    if name in graph.weights:
-        return weight_array(graph.weights[name], graph.folder)
-    return graph.run(graph.cut([name], ()), {})[name]
+def _constant(graph: Graph, name: str) -> NDArray[Any]:
+    return graph.array(name) if name in graph.weights else graph.values([name], {})[name]
 
 
-def _output_channels(node: onnx.NodeProto, index: int, rank: int) -> int:
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if any(each.name == "transB" and each.i for each in node.attribute) else 1
-    return rank - 1 if index == 1 else max(rank - 2, 0)
-
-
-def _loss_by_channel(weight: NDArray[Any], axis: int) -> float:
-    amax = np.abs(weight).max(axis=tuple(each for each in range(weight.ndim) if each != axis), keepdims=True)
-    step = np.where(amax > 0, amax / _LEVELS, 1.0)
-    return trace.channel_loss((np.rint(weight / step) * step).astype(np.float32), weight, axis)
-
-
-def worst_ranges(findings: Findings) -> Mapping[str, float]:
-    """The tensors of which elements saturate, by share, the worst first."""
-    shares = {each.name: each.fit.saturated for each in findings.tensors if each.fit.saturated}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+def _output_channels(node: onnx.NodeProto, index: int, rank: int) -> int | None:
+    transposed = any(each.name == "transB" and each.i for each in node.attribute)
+    return output_channels(node.op_type, index, rank, transposed=transposed)

@@ -5,34 +5,40 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.diagnose import calibration, judging, keeping, models, nonfinite, result, trace
-from pytest_trtcheck.diagnose import engine as engines
-from pytest_trtcheck.diagnose.culprit import Culprit, Findings
+from pytest_trtcheck.diagnose import audit, judging, keeping, models, nonfinite, relowering, result, trace
+from pytest_trtcheck.diagnose.bisection import Bisection
+from pytest_trtcheck.diagnose.culprit import Findings
 from pytest_trtcheck.diagnose.naming import Names
+from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.diagnose.result import Blame, Errors, Step
-from pytest_trtcheck.diagnose.switchboard import Switchboard
-from pytest_trtcheck.diagnose.trials import Clock, Subject, Trials
+from pytest_trtcheck.diagnose.statistics import difference
+from pytest_trtcheck.diagnose.subject import Budget
+from pytest_trtcheck.diagnose.text import figure
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.precision.emulation import emulated_path, emulation
 from pytest_trtcheck.precision.lowering import float_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.cache import Cache
-    from pytest_trtcheck.diagnose.engine import Engine
+    from pytest_trtcheck.diagnose.bisection import Engine
+    from pytest_trtcheck.diagnose.culprit import Culprit
     from pytest_trtcheck.diagnose.judging import Judgement
+    from pytest_trtcheck.diagnose.subject import Subject
     from pytest_trtcheck.record import OutputRecord
 
 _KEEPS = frozenset({"fp16", "bf16", "int8", "fp8"})
 """The precisions of which `keep_fp32` makes an exception."""
+_RUINED = frozenset({"overflow", "underflow", "nan"})
+"""What is to blame even where so much of it happens that it is no remedy to keep all of that in FP32."""
 _LOCAL_SHARE = 0.25
 _FEW_NODES = 4
 _MANY_NODES = 160
@@ -56,25 +62,6 @@ _PACE_S = 5.0
 """How often a search says how far it is."""
 _LONG_S = 10.0
 """From here on a diagnosis says how long it took, and how to limit it."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a diagnosis may cost.
-
-    Parameters
-    ----------
-    seconds
-        After which nothing new is begun on the emulation.
-    trials
-        Variations of the model that are run: operators kept in FP32, other calibration methods.
-    engine_seconds
-        After which no further engine is built for bisection; it counts by itself, for builds are slow.
-    """
-
-    seconds: float = 60.0
-    trials: int = 250
-    engine_seconds: float = 300.0
 
 
 def diagnose(
@@ -112,35 +99,29 @@ def diagnose(
     if emulated is None:
         with closing(emulation(subject.model, subject.lowered, subject.precision, cache)) as runner:
             emulated = runner(subject.case)
-    return _Diagnosis(subject, cache, engine, budget or Budget(), progress).run(emulated)
+    budget = budget or Budget()
+    budget.start()
+    return _Diagnosis(subject, cache, engine, budget, progress).run(emulated)
 
 
 class _Diagnosis:
     def __init__(
-        self,
-        subject: Subject,
-        cache: Cache,
-        engine: Engine | None,
-        budget: Budget,
-        progress: Callable[[str], None],
+        self, subject: Subject, cache: Cache, engine: Engine | None, budget: Budget, progress: Callable[[str], None]
     ) -> None:
         self.subject, self.cache, self.engine, self.budget, self.progress = subject, cache, engine, budget, progress
-        self.clock = Clock(budget.seconds, budget.trials)
         self.notes: list[str] = []
-        self.start = time.monotonic()
-        self._paced = self.start
+        self.start = self._paced = time.monotonic()
         self.is_complete = True
-        self._engine_clock: Clock | None = None
 
     def run(self, emulated: Mapping[str, NDArray[Any]]) -> Blame | None:
         subject = self.subject
-        reference = subject.reference(subject.case)
-        lowered, lowered_outputs = judging.judge(emulated, reference, subject.limits)
+        self.reference = subject.reference(subject.case)
+        lowered, lowered_outputs = judging.judge(emulated, self.reference, subject.limits)
         total, total_outputs = lowered, lowered_outputs
         step: Step = "precision"
         from_emulated: list[OutputRecord] = []
         if self.engine is not None:
-            total, total_outputs = judging.judge(self.engine.outputs, reference, subject.limits)
+            total, total_outputs = judging.judge(self.engine.outputs, self.reference, subject.limits)
             departed, from_emulated = judging.judge(self.engine.outputs, emulated, subject.limits)
             sizes = (
                 judging.magnitude(outputs, total.output, total.metric) for outputs in (lowered_outputs, from_emulated)
@@ -156,20 +137,24 @@ class _Diagnosis:
             judging.value_of(from_emulated, total.output, total.metric),
             total.value,
         )
-        self.goal = self._goal(lowered, total)
+        self.blame = Blame(step, _HEADLINES[step], errors)
+        # The share of the limit that the emulation may use up so that the engine, which errs more, passes too.
+        self.goal = 1.0
+        if self.engine is not None and 0 < lowered.usage < total.usage < math.inf:
+            self.goal = lowered.usage / total.usage
         try:
             with tempfile.TemporaryDirectory(prefix="trtcheck-diagnosis-") as folder:
-                blame = self._look_closer(step, errors, lowered, emulated, Path(folder))
+                self._look_closer(lowered, emulated, Path(folder))
         except Exception as error:
             # A fault of ours must not hide the failure that it was to explain.
             self._missed(f"the diagnosis broke off, which is a fault of its own: {type(error).__name__}: {error}")
-            blame = Blame(step, _HEADLINES[step], errors)
+            self.blame = Blame(step, _HEADLINES[step], errors)
         seconds = time.monotonic() - self.start
         if seconds >= _LONG_S:
             self.notes.append(f"this diagnosis took {seconds:.0f} s; --trt-diagnose=SECONDS limits it, 0 leaves it out")
         return replace(
-            blame,
-            trials=self.budget.trials - self.clock.trials,
+            self.blame,
+            trials=self.budget.tried,
             seconds=seconds,
             notes=tuple(self.notes),
             is_complete=self.is_complete,
@@ -185,6 +170,14 @@ class _Diagnosis:
         """Say what could not be looked at; another time it may be."""
         self.is_complete = False
         self.notes.append(note)
+
+    @contextmanager
+    def _or_missed(self, what: str) -> Iterator[None]:
+        """Without what is inside, the rest of a diagnosis stands."""
+        try:
+            yield
+        except CheckError as error:
+            self._missed(f"{what}: {error.headline}")
 
     def _step(self, by_precision: float, by_engine: float, *, lowered: Judgement, departed: Judgement) -> Step:
         """Who is to blame, by the size of the two errors: what limit was set has no part in it.
@@ -206,68 +199,43 @@ class _Diagnosis:
             )
         return "precision"
 
-    def _goal(self, lowered: Judgement, total: Judgement) -> float:
-        """The share of the limit that the emulation may use up so that the engine, which errs more, passes too."""
-        if self.engine is None or not 0 < lowered.usage < total.usage < math.inf:
-            return 1.0
-        return lowered.usage / total.usage
-
-    def _look_closer(
-        self, step: Step, errors: Errors, lowered: Judgement, emulated: Mapping[str, NDArray[Any]], folder: Path
-    ) -> Blame:
-        blame = Blame(step, _HEADLINES[step], errors)
+    def _look_closer(self, lowered: Judgement, emulated: Mapping[str, NDArray[Any]], folder: Path) -> None:
+        step = self.blame.step
         findings = self._trace(folder)
-        names = Names(self.subject.model.path, findings.pair if findings is not None else None)
+        self.names = Names(self.subject.model.path, findings.pair if findings is not None else None)
         if findings is not None:
-            blame = replace(blame, tensors=result.rows(findings.tensors, names))
-            self._note_tiny_output(findings, errors.output)
+            self.blame = replace(self.blame, tensors=result.rows(findings.tensors, self.names))
+            self._note_tiny_output(findings)
         if step in {"precision", "both"} and findings is not None:
-            self._find_causes(findings, errors.output)
-            self._look_at_suspects(findings, lowered)
-            self._announce(findings, names)
-            blame = self._audit(blame, findings, names)
+            self._find_causes(findings)
+            with self._or_missed("the likeliest causes could not be looked at"):
+                self._measure_suspects(findings, lowered)
+            likely = next((each for each in findings.ranked() if findings.stands_out(each)), None)
+            if likely is not None:
+                # The first answer, before it is refined.
+                self.progress(f"so far, {_headline(self._in_users_names(findings.culprit(likely)), 0)}")
+            if findings.pair.spans:
+                self.progress("auditing the calibrated ranges")
+                examined, missed = audit.examine(findings.pair, self.subject, self.names)
+                self.blame = replace(self.blame, calibration=examined)
+                for note in missed:
+                    self._missed(note)
             may_calibrate = self.subject.is_quantized and not lowered.passed
-            blame = self._blame_precision(
-                blame, findings, names, lowered=lowered, share=_SEARCH_SHARE if may_calibrate else 1.0
-            )
-            if may_calibrate:
-                blame = self._calibrate(blame)
+            with self.budget.part(_SEARCH_SHARE if may_calibrate else 1.0):
+                kept, conclusive = self._search(findings, lowered)
+            self._blame_precision(findings, kept, conclusive=conclusive)
+            if may_calibrate and self.blame.calibration is not None and self.blame.calibration["samples"] is not None:
+                self._calibrate(self.blame.calibration)
         if step in {"engine", "both"}:
-            blame = self._blame_engine(blame, findings, names, emulated, folder)
-        return blame
+            with self._or_missed("the engine could not be bisected"):
+                self._blame_engine(findings, emulated, folder)
 
-    def _audit(self, blame: Blame, findings: Findings, names: Names) -> Blame:
-        examined = calibration.examine(findings.pair, self.subject, has_tensor=names.has_tensor, progress=self.progress)
-        if examined is None:
-            return blame
-        for note in examined.notes:
-            self._missed(note)
-        return replace(blame, calibration=examined.found)
-
-    def _calibrate(self, blame: Blame) -> Blame:
-        """What the other calibration methods would give: last, since one may take as long as all the rest."""
-        if blame.calibration is None or blame.calibration["samples"] is None:
-            return blame
-        if self._spent():
-            self._missed("no other calibration method was tried: the budget is spent")
-            return blame
-        try:
-            found = calibration.methods(self.subject, Trials(self.subject, self.clock), self.progress)
-        except CheckError as error:
-            self._missed(f"no other calibration method could be tried: {error.headline}")
-            return blame
-        return replace(blame, calibration={**blame.calibration, "methods": found})
-
-    def _announce(self, findings: Findings, names: Names) -> None:
-        """The first answer, before it is refined."""
-        likely = next((each for each in findings.ranked() if findings.stands_out(each)), None)
-        if likely is not None:
-            self.progress(f"so far, {_headline(_in_users_names(findings.culprit(likely), names), 0)}")
+    # --- precision ---------------------------------------------------------------------------------------------------
 
     def _trace(self, folder: Path) -> Findings | None:
         """The error along the graph; None where there is none, or it can't be told."""
         subject = self.subject
-        try:
+        with self._or_missed("the error could not be traced along the graph"):
             emulated_path = self._emulated_path()
             if emulated_path == subject.model.path:
                 return None
@@ -282,45 +250,36 @@ class _Diagnosis:
             )
             self.notes += pair.unrolled.notes
             return Findings(pair, trace.trace(pair, subject.case), models.ROUNDOFF[subject.precision])
-        except CheckError as error:
-            self._missed(f"the error could not be traced along the graph: {error.headline}")
-            return None
+        return None
 
-    def _find_causes(self, findings: Findings, output: str) -> None:
+    def _find_causes(self, findings: Findings) -> None:
         """What made the outputs NaN or infinite, where they are."""
         try:
-            outputs = [output, *findings.pair.reference.outputs]
+            outputs = [self.blame.errors.output, *findings.pair.reference.outputs]
             found = nonfinite.causes(findings.pair, findings.by_name, self.subject.case, outputs)
+            findings.causes = {each.at.name: each for each in found}
         except Exception as error:
             # Without it there is still what each operator loses by itself.
             self._missed(f"where NaN or infinity comes from could not be looked at: {type(error).__name__}: {error}")
-            return
-        findings.causes = {each.at.name: each for each in found}
-
-    def _look_at_suspects(self, findings: Findings, lowered: Judgement) -> None:
-        """Why the operators that lose most do so, and what the likeliest causes do to the outputs by themselves."""
-        try:
-            self._measure_suspects(findings, lowered)
-        except CheckError as error:
-            self._missed(f"the likeliest causes could not be looked at: {error.headline}")
 
     def _measure_suspects(self, findings: Findings, lowered: Judgement) -> None:
+        """Why the operators that lose most do so, and what the likeliest causes do to the outputs by themselves."""
         subject = self.subject
         suspects = [tensor for tensor in findings.ranked() if findings.is_unsound(tensor)][:_TAKEN_APART]
         findings.update(trace.take_apart(findings.pair, suspects, subject.case))
-        reference = subject.reference(subject.case)
         self.progress("measuring what the likeliest causes do to the outputs")
         chosen = findings.to_measure(_MEASURED)
         known = math.isfinite(lowered.usage) and lowered.usage > 0
-        with closing(Switchboard(findings.pair, [tensor.node for tensor in chosen], once=True)) as board:
+        with closing(PartlyLowered(findings.pair, [tensor.node for tensor in chosen], once=True)) as partly_lowered:
             for tensor in chosen:
-                outputs = board(subject.case, [tensor.node])
-                usage = judging.judge(outputs, reference, subject.limits)[0].usage
+                outputs = partly_lowered(subject.case, [tensor.node])
+                usage = judging.judge(outputs, self.reference, subject.limits)[0].usage
                 findings.effects[tensor.name] = usage / lowered.usage if known else float(usage > 1)
                 if findings.stands_out(tensor):
                     break
 
-    def _note_tiny_output(self, findings: Findings, output: str) -> None:
+    def _note_tiny_output(self, findings: Findings) -> None:
+        output = self.blame.errors.output
         tensor = findings.by_name.get(output)
         held = findings.pair.held.get(output)
         if tensor is not None and held is not None and 0 < tensor.error.peak < _TINY * held.smallest_normal:
@@ -329,114 +288,110 @@ class _Diagnosis:
                 f"of {held.name} is {held.smallest_normal:.3g}: is it an input that the model is meant for?"
             )
 
-    # --- precision ---------------------------------------------------------------------------------------------------
+    def _calibrate(self, examined: Mapping[str, Any]) -> None:
+        """What the other calibration methods would give: last, since one may take as long as all the rest."""
+        if self.budget.is_over():
+            self._missed("no other calibration method was tried: the budget is spent")
+            return
+        with self._or_missed("no other calibration method could be tried"):
+            found = audit.methods(self.subject, self.budget, self.progress)
+            self.blame = replace(self.blame, calibration={**examined, "methods": found})
 
-    def _blame_precision(
-        self, blame: Blame, findings: Findings, names: Names, *, lowered: Judgement, share: float
-    ) -> Blame:
-        whole, self.clock = self.clock, self.clock.part(share)
-        blame, kept, conclusive = self._search(blame, findings, names, lowered)
-        whole.trials, self.clock = self.clock.trials, whole
+    def _blame_precision(self, findings: Findings, kept: keeping.Kept | None, *, conclusive: bool) -> None:
+        """The operator to blame; `conclusive`: the search found no remedy, and went as far as it should."""
+        names, blame = self.names, self.blame
         largest = findings.largest_contributions(_LISTED)
         blame = replace(blame, contributions=tuple({**each, "node": names.node(each["node"])} for each in largest))
-        causes: Sequence[trace.Tensor] = [each for each in findings.ranked() if findings.stands_out(each)]
-        # What overflows is to blame even where so much does that it is no remedy to keep all of it in FP32.
-        local = bool(causes) and (not conclusive or findings.kind(causes[0]) in {"overflow", "underflow", "nan"})
+        causes = [each for each in findings.ranked() if findings.stands_out(each)]
+        local = bool(causes) and (not conclusive or findings.kind(causes[0]) in _RUINED)
         if kept is not None:
             # What stands out may have been kept together with the operator that makes most of it.
             causes = [*(each for each in causes if each.node in kept.nodes), *kept.causes]
-            local = self._is_local(kept, causes, findings)
+            local = _is_local(kept, causes, findings)
         if not local:
             if causes:
-                worst = _in_users_names(findings.culprit(causes[0]), names)
+                worst = self._in_users_names(findings.culprit(causes[0]))
                 self.notes.append(f"most is lost at node {worst.node!r} ({worst.op_type}): {worst.detail}")
             step: Step = "spread" if blame.step == "precision" else blame.step
-            return replace(blame, step=step, headline=_HEADLINES["spread"])
-        culprit = findings.culprit(causes[0])
-        alike = [each for each in map(findings.culprit, causes[1:]) if each.kind == culprit.kind]
-        others = dict.fromkeys(names.node(each.node) for each in alike if each.tensor != culprit.tensor)
-        marked = culprit.tensor, causes[0].name
-        culprit = _in_users_names(culprit, names)
+            self.blame = replace(blame, step=step, headline=_HEADLINES["spread"])
+            return
+        first = findings.culprit(causes[0])
+        alike = [each for each in map(findings.culprit, causes[1:]) if each.kind == first.kind]
+        culprit = self._in_users_names(first)
+        others = dict.fromkeys(names.node(each.node) for each in alike if each.tensor != first.tensor)
         others.pop(culprit.node, None)
-        return replace(
+        self.blame = replace(
             blame,
             culprit=culprit,
             others=tuple(others),
             headline=_headline(culprit, len(others)),
-            tensors=result.rows(findings.tensors, names, marked),
+            tensors=result.rows(findings.tensors, names, (first.tensor, causes[0].name)),
         )
 
-    def _search(
-        self, blame: Blame, findings: Findings, names: Names, lowered: Judgement
-    ) -> tuple[Blame, keeping.Kept | None, bool]:
+    def _search(self, findings: Findings, lowered: Judgement) -> tuple[keeping.Kept | None, bool]:
         """The nodes to keep in FP32, and whether a search that found none went as far as it should."""
         if (lowered.passed and lowered.usage <= self.goal) or self.subject.precision not in _KEEPS:
             # TF32 is a choice for a whole engine: no node can be an exception of it.
-            return blame, None, False
-        if self._spent():
+            return None, False
+        if self.budget.is_over():
             self._missed("no set of nodes to keep in FP32 was looked for: the budget is spent")
-            return blame, None, False
+            return None, False
         self.progress("looking for the nodes to keep in FP32")
-        trials = Trials(self.subject, self.clock)
-        try:
-            with closing(keeping.Search(findings.pair, findings, trials, self._pace)) as search:
+        with self._or_missed("the search for nodes to keep in FP32 ended"):
+            with closing(keeping.Search(self.subject, findings, self.budget, self._pace)) as search:
                 kept = search.find(self.goal)
-                if kept is not None:
-                    blame = self._advised(blame, kept, search, names)
-        except CheckError as error:
-            self._missed(f"the search for nodes to keep in FP32 ended: {error.headline}")
-            return blame, None, False
-        if kept is None:
-            why = "the budget is spent" if self._spent() else f"the {keeping.MOST_TRIED} worst are not enough"
-            self.notes.append(f"no set of nodes to keep in FP32 was found: {why}")
-        if self._spent():
-            self.is_complete = False
-        return blame, kept, kept is None and not self._spent()
+                if kept is not None and self._can_keep(kept):
+                    self._advise(kept, search)
+            is_over = self.budget.is_over()
+            if kept is None:
+                why = "the budget is spent" if is_over else f"the {keeping.MOST_TRIED} worst are not enough"
+                self.notes.append(f"no set of nodes to keep in FP32 was found: {why}")
+            if is_over:
+                self.is_complete = False
+            return kept, kept is None and not is_over
+        return None, False
 
-    def _advised(self, blame: Blame, kept: keeping.Kept, search: keeping.Search, names: Names) -> Blame:
+    def _advise(self, kept: keeping.Kept, search: keeping.Search) -> None:
         """The argument to paste, confirmed by lowering the model with it and checking all inputs, on the engine too."""
-        if not self._can_keep(kept, names):
-            return blame
         found: keeping.Kept | None = kept
         missed = ""
         for _ in range(_MOST_REBUILT):
-            if found is None:
-                break
-            nodes = self._worth_naming(found, names)
-            if nodes is None:
+            nodes = self._worth_naming(found) if found is not None else None
+            if found is None or nodes is None:
                 break
             self.progress(f"confirming {len(nodes)} nodes to keep in FP32")
-            emulated = Trials(self.subject, self.clock).confirm(nodes)
+            emulated = relowering.keeping(self.subject, nodes)
             if emulated is None:
                 missed = "every node would have to stay in FP32: the model does not suit the precision"
                 break
             on_engine = self._on_engine(nodes) if emulated.passed else None
-            if emulated.passed and (on_engine is None or on_engine.passed):
-                return replace(
-                    blame,
+            last = on_engine or emulated
+            if last.passed:
+                self.blame = replace(
+                    self.blame,
                     keep_fp32=(*self.subject.keep_fp32, *nodes),
-                    keep_value=emulated.value if on_engine is None else on_engine.value,
+                    keep_value=last.value,
                     keep_emulated=emulated.value,
                     confirmed=True,
                     confirmed_by="emulation" if on_engine is None else "engine",
                 )
+                return
             missed = _missed_by(nodes, emulated, on_engine)
             # So much closer must the next one come to what the search sees.
-            goal = _MARGIN * found.judgement.usage / (on_engine or emulated).usage
-            if not 0 < goal < search.goal or self._spent():
+            goal = _MARGIN * found.judgement.usage / last.usage
+            if not 0 < goal < search.goal or self.budget.is_over():
                 break
             self.progress("looking for more nodes to keep in FP32, since these were not enough")
             found = search.find(goal)
         if missed:
             self.notes.append(missed)
-        return blame
 
-    def _can_keep(self, kept: keeping.Kept, names: Names) -> bool:
+    def _can_keep(self, kept: keeping.Kept) -> bool:
         """Whether `keep_fp32` does anything for this model."""
         subject = self.subject
         if not subject.lowered.taken_as_it_is:
             return True
-        found = names.keep(kept.nodes)
+        found = self.names.keep(kept.nodes)
         if len(found) <= keeping.MOST_KEPT:
             shown = ", ".join(map(repr, found))
             self.notes.append(
@@ -445,9 +400,9 @@ class _Diagnosis:
         self.notes.append(f"keep_fp32 has no effect: {subject.model.label} brings its own precision with it")
         return False
 
-    def _worth_naming(self, kept: keeping.Kept, names: Names) -> tuple[str, ...] | None:
+    def _worth_naming(self, kept: keeping.Kept) -> tuple[str, ...] | None:
         """What `keep_fp32` has to name; None where that is too much to be advice."""
-        found = names.keep(kept.nodes)
+        found = self.names.keep(kept.nodes)
         if max(len(found), len(kept.nodes)) <= keeping.MOST_KEPT:
             return found
         # One node here may be all that is inside it there.
@@ -459,91 +414,66 @@ class _Diagnosis:
         """The judgement on all inputs of an engine with these nodes in FP32; None where there was none to be had."""
         if self.engine is None or self.engine.rebuild is None:
             return None
-        if self._clock_of_engines().is_over():
+        if self.budget.is_over_for_engines():
             self._missed("the list was not confirmed on the engine: the time for building engines is up")
             return None
         self.progress(f"building an engine with {len(nodes)} nodes in FP32, to confirm it")
-        trials = Trials(self.subject, self.clock)
-        try:
-            with trials.lowered(nodes) as lowered, self.engine.rebuild(lowered) as runner:
-                return trials.judge(runner)
-        except CheckError as error:
-            self._missed(f"the list was not confirmed on the engine: {error.headline}")
-            return None
-
-    def _clock_of_engines(self) -> Clock:
-        """What is left for building engines; it counts by itself, from the first on."""
-        if self._engine_clock is None:
-            self._engine_clock = Clock(self.budget.engine_seconds, 0)
-        return self._engine_clock
-
-    def _spent(self) -> bool:
-        return self.clock.is_over() or self.clock.trials <= 0
-
-    def _is_local(self, kept: keeping.Kept, causes: Sequence[trace.Tensor], findings: Findings) -> bool:
-        """Whether few operators are to blame, rather than the precision as such."""
-        if {findings.kind(cause) for cause in kept.causes} <= {"overflow", "underflow", "nan"}:
-            return True
-        if len(kept.nodes) == 1 and findings.does_most(kept.causes[0]):
-            return True
-        if any(cause.name in findings.causes for cause in kept.causes):
-            return True
-        few = max(_FEW_NODES, _LOCAL_SHARE * min(findings.nodes_adding(), _MANY_NODES))
-        return len(kept.causes) <= few and any(findings.stands_out(cause) for cause in causes)
+        with (
+            self._or_missed("the list was not confirmed on the engine"),
+            relowering.lowered_keeping(self.subject, nodes) as lowered,
+            self.engine.rebuild(lowered) as runner,
+        ):
+            return relowering.judge(self.subject, runner)
+        return None
 
     # --- engine ------------------------------------------------------------------------------------------------------
 
-    def _blame_engine(
-        self,
-        blame: Blame,
-        findings: Findings | None,
-        names: Names,
-        emulated: Mapping[str, NDArray[Any]],
-        folder: Path,
-    ) -> Blame:
+    def _blame_engine(self, findings: Findings | None, emulated: Mapping[str, NDArray[Any]], folder: Path) -> None:
         assert self.engine is not None
-        try:
-            bisected = engines.bisect(
-                self.subject,
-                self.engine,
-                findings,
-                emulated,
-                emulated_path=self._emulated_path(),
-                folder=folder,
-                clock=self._clock_of_engines(),
-                progress=self.progress,
+        if self.engine.run is None:
+            return
+        if findings is not None and not findings.pair.unrolled.nodes:
+            graphs = findings.pair.lowered, findings.pair.emulated
+        else:
+            # FP32, a model that could not be traced, or one of which TensorRT is given the loops, not what they run.
+            original = self.subject.model.path
+            graphs = (
+                models.staged(self.subject.lowered.path, original, folder, "lowered"),
+                models.staged(self._emulated_path(), original, folder, "emulated"),
             )
-        except CheckError as error:
-            self._missed(f"the engine could not be bisected: {error.headline}")
-            return blame
-        if bisected is None:
-            return blame
-        narrowed, lowered = bisected
-        self.notes += narrowed.notes
-        blame = replace(blame, builds=narrowed.builds)
-        found = engines.culprit(narrowed, names, lowered)
+        errors = {name: difference(self.engine.outputs[name], emulated[name]).l2 for name in emulated}
+        bisection = Bisection(self.subject, self.engine.run, graphs, findings, errors)
+        bisection.narrow(self.budget, self.progress)
+        self.notes += bisection.notes
+        self.blame = replace(self.blame, builds=bisection.builds)
+        found = bisection.culprit(self.names)
         if found is None:
+            tensor = self.names.tensor(bisection.wrong[0], "", bisection.lowered)
             self.notes.append(
-                "the engine was not narrowed down: the model has no place to cut it at"
-                if not narrowed.builds
-                else f"the engine's error against the emulation grows over the graph, at no node in particular: "
-                f"{narrowed.before:.2g} before tensor {names.tensor(narrowed.tensor, '', lowered)!r}, "
-                f"{narrowed.after:.2g} there "
-                f"({narrowed.builds} engines built)"
+                f"the engine's error against the emulation grows over the graph, at no node in particular: "
+                f"{bisection.before:.2g} before tensor {tensor!r}, {bisection.after:.2g} there "
+                f"({bisection.builds} engines built)"
+                if bisection.builds
+                else "the engine was not narrowed down: the model has no place to cut it at"
             )
-            return blame
+            return
         culprit, others = found
         headline = _headline(culprit, 0)
         if others:
             headline = f"TensorRT goes wrong in one of {len(others) + 1} nodes around {culprit.node!r}"
-        if blame.culprit is not None:
+        if self.blame.culprit is not None:
             self.notes.append(f"{headline}: {culprit.detail}")
-            return blame
-        return replace(blame, culprit=culprit, others=others, headline=headline)
+        else:
+            self.blame = replace(self.blame, culprit=culprit, others=others, headline=headline)
 
     def _emulated_path(self) -> Path:
         subject = self.subject
         return emulated_path(subject.model, subject.lowered, subject.precision, self.cache)
+
+    def _in_users_names(self, culprit: Culprit) -> Culprit:
+        node = self.names.node(culprit.node)
+        tensor = self.names.tensor(culprit.tensor, node)
+        return replace(culprit, node=node, op_type=self.names.op_type(node, culprit.op_type), tensor=tensor)
 
 
 _HEADLINES: Mapping[Step, str] = {
@@ -554,10 +484,16 @@ _HEADLINES: Mapping[Step, str] = {
 }
 
 
-def _in_users_names(culprit: Culprit, names: Names) -> Culprit:
-    node = names.node(culprit.node)
-    tensor = names.tensor(culprit.tensor, node)
-    return replace(culprit, node=node, op_type=names.op_type(node, culprit.op_type), tensor=tensor)
+def _is_local(kept: keeping.Kept, causes: Sequence[trace.Tensor], findings: Findings) -> bool:
+    """Whether few operators are to blame, rather than the precision as such."""
+    if {findings.kind(cause) for cause in kept.causes} <= _RUINED:
+        return True
+    if len(kept.nodes) == 1 and findings.does_most(kept.causes[0]):
+        return True
+    if any(cause.name in findings.causes for cause in kept.causes):
+        return True
+    few = max(_FEW_NODES, _LOCAL_SHARE * min(findings.nodes_adding(), _MANY_NODES))
+    return len(kept.causes) <= few and any(findings.stands_out(cause) for cause in causes)
 
 
 def _missed_by(nodes: Sequence[str], emulated: Judgement, on_engine: Judgement | None) -> str:
@@ -566,15 +502,11 @@ def _missed_by(nodes: Sequence[str], emulated: Judgement, on_engine: Judgement |
     last = on_engine or emulated
     limit = "" if last.limit is None else f", and the limit is {last.limit:g}"
     if on_engine is None:
-        return f"{shown} was to be enough, but lowered so {last.metric} becomes {_figure(last.value)}{limit}"
+        return f"{shown} was to be enough, but lowered so {last.metric} becomes {figure(last.value)}{limit}"
     return (
         f"no keep_fp32 was found that holds on the engine: with {shown} {last.metric} becomes "
-        f"{_figure(emulated.value)} by emulation, {_figure(last.value)} on the engine{limit}"
+        f"{figure(emulated.value)} by emulation, {figure(last.value)} on the engine{limit}"
     )
-
-
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
 
 
 def _headline(culprit: Culprit, others: int) -> str:

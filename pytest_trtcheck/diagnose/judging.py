@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.record import is_bad
+from pytest_trtcheck.compare import LimitResult as Judgement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,49 +16,15 @@ if TYPE_CHECKING:
     from pytest_trtcheck.compare import Limits
     from pytest_trtcheck.record import OutputRecord
 
-
-@dataclass(frozen=True)
-class Judgement:
-    """How one set of outputs compares with another.
-
-    Parameters
-    ----------
-    usage
-        How much of its limit the worst metric uses: above 1 it fails. Infinite where something is not finite.
-    passed
-        Whether every limit is kept.
-    output, metric, limit
-        The limit that is used up most.
-    value
-        The metric's value there; None where it can't be computed.
-    """
-
-    usage: float
-    passed: bool
-    output: str
-    metric: str
-    limit: float | None
-    value: float | None
+__all__ = ["Judgement", "judge", "magnitude", "value_of"]
 
 
 def judge(
     actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], limits: Limits
 ) -> tuple[Judgement, list[OutputRecord]]:
-    """Judge `actual` by the limits; the judgement, and what was found of each output."""
-    measured = compare.measure_all(actual, expected, limits)
-    outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
-    return worst(outputs), outputs
-
-
-def worst(outputs: Sequence[OutputRecord]) -> Judgement:
-    """The limit that is used up most, of all outputs."""
-    passed = not any(is_bad(output.verdict) for output in outputs)
-    judged = [(_usage(entry), output.name, entry) for output in outputs for entry in output.judged]
-    if not judged:
-        return Judgement(0.0, passed, "", "", None, None)
-    # Of two that are used up alike, the metric says more than a count of elements that are not finite.
-    usage, name, entry = max(judged, key=lambda item: (item[0], item[2]["metric"] != "nonfinite"))
-    return Judgement(usage, passed, name, entry["metric"], entry["limit"], entry["value"])
+    """Judge `actual` by the limits; the limit that is used up most, and what was found of each output."""
+    outputs = compare.judge_all(actual, expected, limits)
+    return compare.usage(outputs), outputs
 
 
 def magnitude(outputs: Sequence[OutputRecord], output: str, metric: str) -> float:
@@ -87,14 +52,3 @@ def value_of(outputs: Sequence[OutputRecord], output: str, metric: str) -> float
                     value: float | None = entry["value"]
                     return value
     return None
-
-
-def _usage(entry: Mapping[str, Any]) -> float:
-    value, limit = entry["value"], entry["limit"]
-    if value is None or limit is None or math.isnan(value):
-        return math.inf if is_bad(entry["verdict"]) else 0.0
-    if entry["metric"] == "snr_db":
-        return float(10 ** min(max((limit - value) / 20, -300.0), 300.0))
-    if not limit:
-        return math.inf if value else 0.0
-    return float(value / limit)

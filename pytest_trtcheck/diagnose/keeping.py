@@ -1,24 +1,31 @@
-"""What to keep in FP32 so that the check passes: the search over nodes."""
+"""What to keep in FP32 so that the check passes: the search over nodes.
+
+Ranked candidates, more and more of them, then as few as possible. The second half is delta debugging (A. Zeller and
+R. Hildebrandt, IEEE TSE 28(2), 2002), on candidates in order of rank.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_trtcheck.diagnose import judging, search
-from pytest_trtcheck.diagnose.switchboard import Switchboard, shares
-from pytest_trtcheck.diagnose.trials import BudgetSpent
+from pytest_trtcheck.diagnose import judging
+from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
+from pytest_trtcheck.diagnose.subject import BudgetSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from pytest_trtcheck.diagnose.culprit import Findings
     from pytest_trtcheck.diagnose.judging import Judgement
-    from pytest_trtcheck.diagnose.models import Pair
+    from pytest_trtcheck.diagnose.subject import Budget, Subject
     from pytest_trtcheck.diagnose.trace import Tensor
-    from pytest_trtcheck.diagnose.trials import Subject, Trials
+
+T = TypeVar("T")
 
 MOST_KEPT = 40
 """More nodes than this are no advice: another precision is."""
@@ -36,69 +43,40 @@ _MOST_CASES = 8
 
 @dataclass(frozen=True)
 class Kept:
-    """Nodes that, kept in FP32, let the check pass.
-
-    Parameters
-    ----------
-    nodes
-        The FP32 graph's nodes, the worst first.
-    causes
-        The tensors whose operators they are, the worst first.
-    judgement
-        What the check becomes, for the input that was looked at.
-    """
+    """Nodes that, kept in FP32, let the check pass, the worst first; `causes` are tensors that these compute."""
 
     nodes: tuple[str, ...]
     causes: tuple[Tensor, ...]
     judgement: Judgement
-
-
-@dataclass(frozen=True)
-class _Unit:
-    cause: Tensor
-    nodes: tuple[str, ...]
+    """What the check becomes, for the inputs that were tried."""
 
 
 class Search:
     """The search for the nodes that must stay in FP32; it is closed when nothing more is to be found.
 
-    Parameters
-    ----------
-    findings
-        Learns what the likeliest nodes contribute.
-    progress
-        Is told how many variations were tried.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime cannot run the model with switches.
+    `findings` learn what the likeliest nodes contribute.
     """
 
-    def __init__(
-        self, pair: Pair, findings: Findings, trials: Trials, progress: Callable[[str], None] = lambda _: None
-    ) -> None:
-        self.findings, self.trials, self.progress = findings, trials, progress
+    def __init__(self, subject: Subject, findings: Findings, budget: Budget, progress: Callable[[str], None]) -> None:
+        self.subject, self.findings, self.budget, self.progress = subject, findings, budget, progress
         lossy = (tensor.node for tensor in findings.tensors if tensor.own > 0)
         caused = (node for cause in findings.causes.values() for node in cause.chain)
         self.nodes = list(dict.fromkeys((*lossy, *caused)))
         # Control flow was unrolled for the one input; whether others take the same way is seen when it is confirmed.
-        self.cases = [trials.subject.worst] if pair.unrolled.nodes else _cases(trials.subject)
+        self.cases = [subject.worst] if findings.pair.unrolled.nodes else _cases(subject)
+        self.expected: dict[int, Mapping[str, NDArray[Any]]] = {}
         self.judged: dict[frozenset[str], Judgement] = {}
         self.goal = 1.0
-        self.board = Switchboard(pair, self.nodes)
+        self.partly_lowered = PartlyLowered(findings.pair, self.nodes)
 
     def close(self) -> None:
         """Free the model."""
-        self.board.close()
+        self.partly_lowered.close()
 
     def find(self, goal: float = 1.0) -> Kept | None:
         """A smallest set of nodes without whose lowering the check passes; None where none was found.
 
-        Parameters
-        ----------
-        goal
-            The share of the limit that may be used up: less than 1 where the engine errs more than the emulation.
+        `goal` is the share of the limit that may be used up: less than 1 where the engine errs more than the emulation.
         """
         self.goal = goal
         try:
@@ -109,26 +87,27 @@ class Search:
                 self._locate(everything.usage)
         except BudgetSpent:
             return None
-        units = [_Unit(tensor, self.findings.unit(tensor)) for tensor in self.findings.ranked()]
-        chosen = search.fewest(_distinct(units)[:MOST_TRIED], self._suffice)
+        # Each set of nodes once: an operator with several results is one candidate.
+        units: dict[frozenset[str], tuple[Tensor, tuple[str, ...]]] = {}
+        for tensor in self.findings.ranked():
+            unit = self.findings.unit(tensor)
+            units.setdefault(frozenset(unit), (tensor, unit))
+        chosen = fewest(list(units.values())[:MOST_TRIED], lambda some: self._suffices([n for _, u in some for n in u]))
         if chosen is None:
             return None
-        nodes = list(dict.fromkeys(node for unit in chosen for node in unit.nodes))
+        nodes = list(dict.fromkeys(node for _, unit in chosen for node in unit))
         if len(nodes) > len(chosen):
-            nodes = search.without_needless(nodes, self._suffices)
-        causes = tuple(unit.cause for unit in chosen if set(unit.nodes) & set(nodes))
+            nodes = without_needless(nodes, self._suffices)
+        causes = tuple(cause for cause, unit in chosen if set(unit) & set(nodes))
         return Kept(tuple(nodes), causes, self.judged[frozenset(nodes)])
 
     def _holds(self, judgement: Judgement) -> bool:
         return judgement.passed and judgement.usage <= self.goal
 
-    def _suffice(self, units: Sequence[_Unit]) -> bool:
-        return self._suffices([node for unit in units for node in unit.nodes])
-
     def _suffices(self, kept: Collection[str]) -> bool:
         key = frozenset(kept)
         if key not in self.judged:
-            self.judged[key] = self._judge(self.board.nodes - key)
+            self.judged[key] = self._judge(self.partly_lowered.nodes - key)
         return self._holds(self.judged[key])
 
     def _judge(self, lowered: Collection[str]) -> Judgement:
@@ -141,23 +120,24 @@ class Search:
         return found
 
     def _lowered(self, nodes: Collection[str], case: int | None = None) -> Judgement:
-        self.trials.clock.spend()
-        subject = self.trials.subject
+        self.budget.spend()
+        subject = self.subject
         self.progress(f"looking for the nodes to keep in FP32: {len(self.judged)} sets tried")
-        inputs = subject.cases[self.cases[0] if case is None else case]
-        return judging.judge(self.board(inputs, nodes), subject.reference(inputs), subject.limits)[0]
+        case = subject.worst if case is None else case
+        if case not in self.expected:
+            self.expected[case] = subject.reference(subject.cases[case])
+        return judging.judge(self.partly_lowered(subject.cases[case], nodes), self.expected[case], subject.limits)[0]
 
     def _locate(self, whole: float) -> None:
         """Find out which nodes contribute most: groups in graph order, the worst halved again and again."""
         size = max(1, math.ceil(len(self.nodes) / _GROUPS))
-        start_s = time.monotonic()
+        until = time.monotonic() + _LOCATING_SHARE * self.budget.left_s()
         waiting = [tuple(self.nodes[start : start + size]) for start in range(0, len(self.nodes), size)]
-        usage: dict[frozenset[str], float] = {}
+        usage: dict[tuple[str, ...], float] = {}
         measured: list[tuple[float, tuple[str, ...]]] = []
         whole = min(whole, _INFINITE)
-        runs = 0
-        while runs < _LOCATING_RUNS and (waiting or measured):
-            if runs and time.monotonic() - start_s > _LOCATING_SHARE * self.trials.clock.seconds:
+        while len(usage) < _LOCATING_RUNS and (waiting or measured):
+            if usage and time.monotonic() > until:
                 break
             if not waiting:
                 used, group = max(measured)
@@ -167,14 +147,31 @@ class Search:
                 waiting = [group[: len(group) // 2], group[len(group) // 2 :]]
             group = waiting.pop(0)
             used = min(self._lowered(group).usage, _INFINITE)
-            runs += 1
-            usage[frozenset(group)] = used / whole
+            usage[group] = used / whole
             if len(group) > 1:
                 measured.append((used, group))
         own: dict[str, float] = {}
         for tensor in self.findings.tensors:
             own[tensor.node] = max(own.get(tensor.node, 0.0), tensor.own)
-        self.findings.contributions = shares(self.nodes, own, usage)
+        self.findings.contributions = _shares(self.nodes, own, usage)
+
+
+def _shares(
+    nodes: Sequence[str], weights: Mapping[str, float], usage: Mapping[tuple[str, ...], float]
+) -> dict[str, float]:
+    """What each node is likely to contribute, from what each group uses of the limit when it alone is lowered.
+
+    The smallest group that a node is in counts. Within a group, errors are taken to add up as squares; `weights` are
+    what each node loses by itself.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for group, used in usage.items():
+        total = math.sqrt(sum(min(weights[node], 1.0) ** 2 for node in group))
+        for node in group:
+            size, _ = found.get(node, (len(nodes) + 1, 0.0))
+            if len(group) < size:
+                found[node] = (len(group), used * min(weights[node], 1.0) / total if total else 0.0)
+    return {node: found[node][1] for node in nodes if node in found}
 
 
 def _cases(subject: Subject) -> list[int]:
@@ -184,9 +181,63 @@ def _cases(subject: Subject) -> list[int]:
     return [subject.worst, *others[: _MOST_CASES - 1]]
 
 
-def _distinct(units: Sequence[_Unit]) -> list[_Unit]:
-    """Each set of nodes once: an operator with several results is one candidate."""
-    found: dict[frozenset[str], _Unit] = {}
-    for unit in units:
-        found.setdefault(frozenset(unit.nodes), unit)
-    return list(found.values())
+def fewest(candidates: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> list[T] | None:
+    """A set of candidates that suffices and from which no single one can be left out, as far as the budget reaches.
+
+    Candidates and what is found are in order of rank. `suffices` raises BudgetSpent when nothing may be tried any more.
+    None where not even all of them suffice, or nothing that does was found in time.
+    """
+    found: list[T] | None = None
+    failed, count = 0, 1
+    try:
+        while found is None:
+            count = min(count, len(candidates))
+            if candidates and suffices(candidates[:count]):
+                found = list(candidates[:count])
+            elif count >= len(candidates):
+                return None
+            else:
+                failed, count = count, 2 * count
+        while len(found) - failed > 1:
+            middle = (failed + len(found)) // 2
+            if suffices(candidates[:middle]):
+                found = list(candidates[:middle])
+            else:
+                failed = middle
+        for smaller in _smaller(found, suffices):
+            found = smaller
+    except BudgetSpent:
+        pass
+    return found
+
+
+def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> list[T]:
+    """`items`, which suffice, less those that can be left out one at a time."""
+    found = list(items)
+    try:
+        for item in reversed(items):
+            rest = [each for each in found if each != item]
+            if rest and suffices(rest):
+                found = rest
+    except BudgetSpent:
+        pass
+    return found
+
+
+def _smaller(items: list[T], suffices: Callable[[Sequence[T]], bool]) -> Iterable[list[T]]:
+    """Ever smaller sets that suffice."""
+    parts = 2
+    while len(items) >= 2:
+        size = -(-len(items) // parts)
+        # The lowest ranks are the likeliest to be of no use.
+        for start in reversed(range(0, len(items), size)):
+            rest = items[:start] + items[start + size :]
+            if rest and suffices(rest):
+                items = rest
+                parts = max(parts - 1, 2)
+                yield items
+                break
+        else:
+            if size == 1:
+                return
+            parts = min(2 * parts, len(items))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from onnx import TensorProto
 
-from pytest_trtcheck.diagnose import cutting, unrolling
-from pytest_trtcheck.diagnose.cutting import Graph, weight_array
+from pytest_trtcheck.diagnose import unrolling
 from pytest_trtcheck.diagnose.statistics import BF16, FP16, FloatType, Span
 from pytest_trtcheck.diagnose.unrolling import Unrolled
 from pytest_trtcheck.errors import CheckError, ModelError
+from pytest_trtcheck.model import pieces
+from pytest_trtcheck.model.pieces import Graph, copied
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.spec import Precision
 
-Message = TypeVar("Message", "onnx.ModelProto", "onnx.NodeProto")
-
 _HALVES: Mapping[int, FloatType] = {TensorProto.FLOAT16: FP16, TensorProto.BFLOAT16: BF16}
 _LEVELS: Mapping[int, tuple[float, float]] = {
     TensorProto.INT8: (-128.0, 127.0),
@@ -34,6 +32,8 @@ _LEVELS: Mapping[int, tuple[float, float]] = {
     TensorProto.FLOAT8E4M3FN: (-448.0, 448.0),
 }
 """The least and the largest step of each type that activations are quantized to."""
+_CHANNEL_AXES = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
+"""Where the operators that have weights by channel put their channels."""
 
 ROUNDOFF: Mapping[Precision, float] = {
     "fp32": 2.0**-20,
@@ -85,6 +85,38 @@ class Pair:
         """The FP32 model's node that computes a common tensor."""
         return self.reference.nodes[self.reference.producers[tensor]]
 
+    @functools.cached_property
+    def reference_nodes(self) -> Mapping[str, onnx.NodeProto]:
+        """The FP32 model's nodes by name."""
+        return {node.name: node for node in self.reference.nodes}
+
+    @functools.cached_property
+    def emulated_nodes(self) -> Mapping[str, onnx.NodeProto]:
+        """The emulated model's nodes by name."""
+        return {node.name: node for node in self.emulated.nodes}
+
+    def twin(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The FP32 model's node behind an emulated one, if their operands correspond."""
+        found = self.reference_nodes.get(node.name)
+        return found if found is not None and _alike(found, node) else None
+
+    def twin_inputs(self, node: onnx.NodeProto) -> list[str]:
+        """The emulated model's names of what an FP32 node reads."""
+        twin = self.emulated_nodes.get(node.name)
+        if twin is not None and _alike(twin, node):
+            return list(twin.input)
+        own = {name: _own(name) for name in node.input}
+        return [own[name] if own[name] in self.emulated.weights else name for name in node.input]
+
+    def channel_axis(self, tensor: str) -> int | None:
+        """The axis of channels of a tensor whose operator has weights by channel, where its rank is known."""
+        axis, rank = _CHANNEL_AXES.get(self.node_of(tensor).op_type), len(self.reference.shape(tensor) or ())
+        return None if axis is None or rank < 2 else axis % rank
+
+
+def _alike(one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+    return one.op_type == other.op_type and len(one.input) == len(other.input)
+
 
 def stage(
     float_path: Path,
@@ -99,8 +131,6 @@ def stage(
 
     Parameters
     ----------
-    float_path, emulated_path, lowered_path
-        As `float_path`, `emulated_path` and `lower` give them.
     original
         The user's file: where one of the paths is this one, its nodes may have no names yet.
     case
@@ -111,18 +141,18 @@ def stage(
     ModelError
         The two have no tensor in common.
     """
-    emulated = Graph.stage(named(emulated_path, original, folder / "emulated.onnx"), folder, "emulated")
-    path = named(float_path, original, folder / "reference.onnx")
-    reference = Graph.stage(path, folder, "reference")
+    emulated = staged(emulated_path, original, folder, "emulated")
+    reference = staged(float_path, original, folder, "reference")
     if reference.opset() < emulated.opset():
         # The lowering raised the opset; nodes of both go into one model later.
-        path = _raised(path, emulated.opset(), folder / "raised.onnx")
-        reference = Graph.stage(path, folder, "raised")
-    lowered = Graph.stage(named(lowered_path, original, folder / "lowered.onnx"), folder, "lowered")
+        from pytest_trtcheck.model import graph
+
+        model = graph.at_least_opset(graph.read(float_path), emulated.opset())
+        reference = Graph.stage(_write(model, folder / "raised.onnx"), folder, "raised")
+    lowered = staged(lowered_path, original, folder, "lowered")
     unrolled = Unrolled()
     if case is not None and unrolling.has_control_flow(reference.proto):
-        staged = [graph.proto for graph in (reference, emulated, lowered)]
-        protos = [_copy(proto) for proto in staged]
+        protos = [copied(each.proto) for each in (reference, emulated, lowered)]
         try:
             unrolled = unrolling.unroll(protos, 2, case, folder)
             reference, emulated, lowered = (Graph(proto, folder) for proto in protos)
@@ -130,7 +160,7 @@ def stage(
             unrolled = Unrolled(notes=[f"what happens inside control flow could not be looked at: {error.message}"])
     reference = _without_identities(reference, lowered)
     widened = _widened(reference, lowered)
-    emulated = _read_as(emulated, widened)
+    emulated = _with_own_weights(_read_as(emulated, widened))
     common = tuple(
         name
         for node in reference.nodes
@@ -143,12 +173,6 @@ def stage(
     return Pair(
         reference, emulated, lowered, common, _held(lowered.proto, widened), _spans(lowered, reference), unrolled
     )
-
-
-def _copy(proto: Message) -> Message:
-    copy = type(proto)()
-    copy.CopyFrom(proto)
-    return copy
 
 
 def _widened(reference: Graph, lowered: Graph) -> dict[str, str]:
@@ -168,16 +192,27 @@ def _read_as(emulated: Graph, names: Mapping[str, str]) -> Graph:
     if not casts:
         return emulated
     renamed = {name: names[name] for name in casts}
-    proto = _copy(emulated.proto)
-    del proto.graph.node[:]
+    nodes: list[onnx.NodeProto] = []
     for node in emulated.nodes:
-        if casts.get(node.input[0] if node.input else "") is node:
-            continue
-        copy = _copy(node)
-        cutting.rename_reads(copy, renamed)
-        proto.graph.node.append(copy)
-        proto.graph.node.extend(casts[name] for name in node.output if name in casts)
-    return Graph(proto, emulated.folder)
+        if casts.get(node.input[0] if node.input else "") is not node:
+            nodes.append(copied(node))
+            pieces.rename_reads(nodes[-1], renamed)
+            nodes += [casts[name] for name in node.output if name in casts]
+    return emulated.with_nodes(nodes)
+
+
+def _own(weight: str) -> str:
+    return f"{weight}//lowered"
+
+
+def _with_own_weights(emulated: Graph) -> Graph:
+    """The emulated graph, its weights under names that the FP32 graph's don't bear: both go into one model."""
+    names = {name: _own(name) for name in emulated.weights}
+    for tensor in emulated.weights.values():
+        tensor.name = names[tensor.name]
+    for node in emulated.nodes:
+        pieces.rename_reads(node, names)
+    return Graph(emulated.proto, emulated.folder)
 
 
 def _without_identities(reference: Graph, lowered: Graph) -> Graph:
@@ -185,28 +220,23 @@ def _without_identities(reference: Graph, lowered: Graph) -> Graph:
 
     What the pair loses is then lost by the operator, as it is where the lowering put the pair.
     """
-    quantized = {
-        node.output[0]
-        for node in lowered.nodes
-        if node.op_type == "DequantizeLinear"
-        and (source := lowered.producer(node.input[0])) is not None
-        and source.op_type == "QuantizeLinear"
-    }
+    quantizes = {node.output[0] for node in lowered.nodes if node.op_type == "QuantizeLinear"}
+    dequantizes = (node for node in lowered.nodes if node.op_type == "DequantizeLinear" and node.input[0] in quantizes)
+    paired = {node.output[0] for node in dequantizes} - set(reference.outputs)
     sources: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for node in reference.nodes:
-        cutting.rename_reads(node, sources)
-        if node.op_type == "Identity" and node.output[0] in quantized - set(reference.outputs):
+        pieces.rename_reads(node, sources)
+        if node.op_type == "Identity" and node.output[0] in paired:
             sources[node.output[0]] = node.input[0]
         else:
             kept.append(node)
-    if not sources:
-        return reference
-    proto = _copy(reference.proto)
-    copies = [_copy(node) for node in kept]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
-    return Graph(proto, reference.folder)
+    return reference.with_nodes(kept) if sources else reference
+
+
+def staged(path: Path, original: Path, folder: Path, name: str) -> Graph:
+    """The model at `path`, its nodes named as the lowering names them, in `folder`."""
+    return Graph.stage(named(path, original, folder / f"{name}.onnx"), folder, name)
 
 
 def named(path: Path, original: Path, target: Path) -> Path:
@@ -224,12 +254,6 @@ def _write(model: ir.Model, target: Path) -> Path:
 
     ir.save(model, target, external_data=f"{target.name}.data")
     return target
-
-
-def _raised(path: Path, opset: int, target: Path) -> Path:
-    from pytest_trtcheck.model import graph
-
-    return _write(graph.at_least_opset(graph.read(path), opset), target)
 
 
 def _held(lowered: onnx.ModelProto, widened: Mapping[str, str]) -> dict[str, FloatType]:
@@ -251,21 +275,18 @@ def _spans(graph: Graph, reference: Graph) -> dict[str, Span]:
     for node in graph.nodes:
         if node.op_type != "QuantizeLinear" or graph.is_constant(node.input[0]):
             continue
-        scale = graph.weights.get(node.input[1])
-        if scale is None:
+        zero = node.input[2] if len(node.input) > 2 else ""
+        if node.input[1] not in graph.weights or (zero and zero not in graph.weights):
             continue
-        step = weight_array(scale, graph.folder)
-        if step.size != 1:
+        step = graph.array(node.input[1])
+        kind = graph.weights[zero].data_type if zero else TensorProto.UINT8
+        if step.size != 1 or kind not in _LEVELS:
             continue
-        zero = graph.weights.get(node.input[2]) if len(node.input) > 2 else None
-        levels = _LEVELS.get(zero.data_type if zero is not None else TensorProto.UINT8)
-        if levels is None:
-            continue
-        offset = float(np.asarray(weight_array(zero, graph.folder)).reshape(-1)[0]) if zero is not None else 0.0
+        low, high = _LEVELS[kind]
+        offset = float(graph.array(zero).reshape(-1)[0]) if zero else 0.0
         size = float(step.reshape(-1)[0])
-        kind = zero.data_type if zero is not None else TensorProto.UINT8
         roundoff = 2.0**-4 if kind == TensorProto.FLOAT8E4M3FN else 0.0
-        found[node.input[0]] = Span((levels[0] - offset) * size, (levels[1] - offset) * size, size, roundoff)
+        found[node.input[0]] = Span((low - offset) * size, (high - offset) * size, size, roundoff)
         # A 16-bit input goes by another name behind the cast that makes it FP32.
         if (widened := f"{node.input[0]}/float") in reference.producers:
             found[widened] = found[node.input[0]]

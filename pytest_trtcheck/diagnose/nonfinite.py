@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pytest_trtcheck.diagnose.cutting import weight_array
+from pytest_trtcheck.diagnose.trace import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,67 +21,51 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.diagnose.cutting import Graph
     from pytest_trtcheck.diagnose.models import Pair
     from pytest_trtcheck.diagnose.trace import Tensor
+    from pytest_trtcheck.model.pieces import Graph
 
     Array = NDArray[Any]
+
+_Fault = Literal["0", "negative"]
 
 _MOST_ORIGINS = 4
 _DEPTH = 10
 _MOST_BYTES = 64 << 20
 _CANCELS = 100.0
 """Operands so many times larger than their sum cancel."""
-_SUMS = frozenset({"Add", "Sub", "Sum", "ReduceSum", "ReduceMean", "MatMul", "Gemm", "Conv"})
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a tensor is not finite.
-
-    Parameters
-    ----------
-    kind
-        "overflow", "underflow" (something became 0), "cancellation" (a difference changed its sign), or "nan".
-    at
-        The tensor whose operator is to blame.
-    tensor
-        What to look at: that tensor, or a constant that the operator reads.
-    detail
-        The same in words, with figures.
-    chain
-        The operators from there to the first that gives NaN or infinity, as `Tensor.node` names them.
-    max_abs
-        The largest magnitude in `tensor`, in FP32.
-    is_constant
-        Whether `tensor` is a weight.
-    """
+    """Why a tensor is not finite: what became 0 (an underflow), a difference that changed its sign (a cancellation)."""
 
     kind: Literal["overflow", "underflow", "cancellation", "nan"]
     at: Tensor
+    """The tensor whose operator is to blame."""
     tensor: str
+    """What to look at: that tensor, or a constant that the operator reads."""
     detail: str
     chain: tuple[str, ...]
+    """The operators from there to the first that gives NaN or infinity, as `Tensor.node` names them."""
     max_abs: float
-    is_constant: bool = False
+    """The largest magnitude in `tensor`, in FP32."""
 
 
 def causes(
     pair: Pair, tensors: Mapping[str, Tensor], case: Mapping[str, Array], outputs: Iterable[str]
 ) -> tuple[Cause, ...]:
-    """The causes of what is not finite in `outputs`, in graph order; none where all of them are finite.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime cannot run the models up to there.
-    """
-    found: list[Cause] = []
-    for origin in _origins(tensors, outputs):
-        cause = _Search(pair, tensors, case, origin).cause()
-        if cause is not None and all(cause.tensor != each.tensor for each in found):
-            found.append(cause)
-    return tuple(found)
+    """The causes of what is not finite in `outputs`, in graph order; none where all of them are finite."""
+    origins = _origins(tensors, outputs)
+    if not origins:
+        return ()
+    search = _Search(pair, tensors, case, origins)
+    found: dict[str, Cause] = {}
+    for origin in origins:
+        cause = search.cause(origin)
+        if cause is not None:
+            found.setdefault(cause.tensor, cause)
+    return tuple(found.values())
 
 
 def _origins(tensors: Mapping[str, Tensor], outputs: Iterable[str]) -> list[Tensor]:
@@ -110,36 +94,31 @@ class _Operand:
     exact: Array
     actual: Array
 
-    @property
-    def vanished(self) -> NDArray[np.bool_]:
-        """Where it became 0."""
-        found: NDArray[np.bool_] = (self.actual == 0) & (self.exact != 0)
-        return found
-
-    @property
-    def turned(self) -> NDArray[np.bool_]:
-        """Where it became negative."""
-        found: NDArray[np.bool_] = (self.actual < 0) & (self.exact >= 0)
+    def became(self, what: _Fault) -> NDArray[np.bool_]:
+        """Where it became 0, or negative."""
+        found: NDArray[np.bool_] = (
+            (self.actual == 0) & (self.exact != 0) if what == "0" else (self.actual < 0) & (self.exact >= 0)
+        )
         return found
 
 
 class _Search:
-    """The search for the cause behind one tensor."""
+    """The search for the cause behind each of `origins`."""
 
-    def __init__(self, pair: Pair, tensors: Mapping[str, Tensor], case: Mapping[str, Array], origin: Tensor) -> None:
-        self.pair, self.tensors, self.origin = pair, tensors, origin
-        self._lowered = {node.name: node for node in pair.emulated.nodes}
-        wanted = self._window()
+    def __init__(
+        self, pair: Pair, tensors: Mapping[str, Tensor], case: Mapping[str, Array], origins: Sequence[Tensor]
+    ) -> None:
+        self.pair, self.tensors = pair, tensors
+        wanted = list(dict.fromkeys(name for origin in origins for name in self._window(origin)))
         nodes = [pair.node_of(name) for name in wanted]
-        exact = [*wanted, *(name for node in nodes for name in node.input if name)]
-        actual = [*wanted, *(name for node in nodes for name in self._twin_inputs(node) if name)]
-        self.exact = _values(pair.reference, exact, case)
-        self.actual = _values(pair.emulated, actual, case)
+        self.exact = _values(pair.reference, [*wanted, *(name for node in nodes for name in node.input)], case)
+        twins = (name for node in nodes for name in pair.twin_inputs(node))
+        self.actual = _values(pair.emulated, [*wanted, *twins], case)
 
-    def _window(self) -> list[str]:
+    def _window(self, origin: Tensor) -> list[str]:
         """The origin and the tensors before it, as many as fit into memory."""
         found: dict[str, None] = {}
-        level, room = [self.origin.name], _MOST_BYTES
+        level, room = [origin.name], _MOST_BYTES
         for _ in range(_DEPTH):
             following: list[str] = []
             for name in level:
@@ -154,104 +133,90 @@ class _Search:
             level = following
         return list(found)
 
-    def _twin_inputs(self, node: onnx.NodeProto) -> Sequence[str]:
-        twin = self._lowered.get(node.name)
-        same = twin is not None and twin.op_type == node.op_type and len(twin.input) == len(node.input)
-        return list(twin.input if twin is not None and same else node.input)
-
     def _operands(self, tensor: str) -> list[_Operand]:
         node = self.pair.node_of(tensor)
-        pairs = zip(node.input, self._twin_inputs(node), strict=True)
+        pairs = zip(node.input, self.pair.twin_inputs(node), strict=True)
         return [
             _Operand(name, self.exact[name], self.actual[other])
             for name, other in pairs
             if name in self.exact and other in self.actual and _is_float(self.exact[name])
         ]
 
-    def cause(self) -> Cause | None:
+    def cause(self, origin: Tensor) -> Cause | None:
         """What is behind the origin."""
-        name = self.origin.name
+        name = origin.name
         if name not in self.exact or name not in self.actual or not _is_float(self.exact[name]):
             return None
         exact, actual = self.exact[name], self.actual[name]
+        if exact.shape != actual.shape:
+            return None
         ruined = np.isfinite(exact) & ~np.isfinite(actual)
-        if exact.shape != actual.shape or not ruined.any():
+        if not ruined.any():
             return None
         at = np.unravel_index(int(np.argmax(ruined)), ruined.shape)
         node = self.pair.node_of(name)
         operands = self._operands(name)
         values = [_at(each.actual, exact.shape, at) for each in operands]
         bad, words = _forbidden(node, values)
-        if bad is not None and words:
-            become = "vanished" if values[bad] == 0 else "turned"
-            found = self._trace_back(operands[bad], become, words)
+        if bad is not None:
+            found = self._trace_back(name, operands[bad], "negative" if values[bad] else "0", words)
             if found is not None:
                 return found
         peak = float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0))
-        if np.isnan(actual[at]) and not any(math.isinf(value) for value in values) and node.op_type not in _SUMS:
+        if np.isnan(actual[at]) and not any(math.isinf(value) for value in values) and node.op_type not in SUMS:
             shown = ", ".join(f"{value:.4g}" for value in values[:3])
             detail = f"{words or 'NaN'} of finite operands ({shown}), where FP32 gives {exact[at]:.4g}"
             return self._made("nan", name, detail, [name], peak=peak)
-        return self._overflow(name, exact, actual, peak)
+        return self._overflow(name, f"{int(np.count_nonzero(ruined)):,} of {exact.size:,} elements", peak)
 
-    def _overflow(self, name: str, exact: Array, actual: Array, peak: float) -> Cause:
+    def _overflow(self, name: str, count: str, peak: float) -> Cause:
         held = self.pair.held.get(name)
-        beyond = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(actual)))
-        count = f"{beyond:,} of {exact.size:,} elements"
         if held is not None and peak >= held.beyond:
-            detail = f"max|x| {peak:,.6g} is beyond {held.name}'s largest value, {held.largest:,.6g} ({count})"
+            detail = held.overflow(peak, count)
         else:
             kind = f"{held.name}, which ends at {held.largest:,.6g}" if held is not None else "the lowered model"
             detail = f"{count} overflow in {kind}; in FP32 max|x| is {peak:,.6g}"
         return self._made("overflow", name, detail, [name], peak=peak)
 
-    def _trace_back(self, operand: _Operand, become: str, words: str) -> Cause | None:
+    def _trace_back(self, origin: str, operand: _Operand, become: _Fault, words: str) -> Cause | None:
         """Where an operand first became what it must not be."""
-        path, reader = [self.origin.name], self.origin.name
-
-        def changed(each: _Operand) -> NDArray[np.bool_]:
-            return each.vanished if become == "vanished" else each.turned
-
-        if not changed(operand).any():
+        path = [origin]
+        if not operand.became(become).any():
             return None
         while operand.name in self.tensors and operand.name in self.exact and operand.name in self.pair.known:
-            reader = operand.name
-            path.append(reader)
-            before = [each for each in self._operands(reader) if changed(each).any()]
-            # A constant that vanished is at fault by itself, whatever else did.
-            before.sort(key=lambda each: not self.pair.reference.is_constant(each.name))
+            path.append(operand.name)
+            before = [each for each in self._operands(operand.name) if each.became(become).any()]
             if not before:
                 break
-            operand = before[0]
+            # A constant that vanished is at fault by itself, whatever else did.
+            operand = min(before, key=lambda each: not self.pair.reference.is_constant(each.name))
+        reader = path[-1]
+        end = f"so that node {self.pair.owner(self.pair.node_of(origin).name)!r} computes {words}"
         if self.pair.reference.is_constant(operand.name):
-            return self._vanished_constant(operand, reader, path, words)
+            value = _largest(operand.exact[operand.became("0")])
+            held = self.pair.held.get(reader)
+            smallest = f", {held.name}'s smallest value is {held.smallest:.3g}" if held is not None else ""
+            detail = f"the constant {value:.6g} becomes 0{smallest}, {end}"
+            return self._made("underflow", operand.name, detail, path, peak=value, at=reader)
         if operand.name != reader:
             return None
-        where = changed(operand)
+        where = operand.became(become)
         size = f"{int(np.count_nonzero(where)):,} of {where.size:,} elements"
-        peak = float(np.abs(operand.exact).max(initial=0.0))
-        lost = float(np.abs(operand.exact[where]).max(initial=0.0))
-        largest = max((float(np.abs(each.exact).max(initial=0.0)) for each in self._operands(reader)), default=0.0)
-        end = f"so that node {self.pair.owner(self.pair.node_of(self.origin.name).name)!r} computes {words}"
-        sums = self.pair.node_of(reader).op_type in _SUMS
-        if become == "turned" or (sums and largest > _CANCELS * lost):
-            detail = f"operands of up to {largest:.4g} nearly cancel, and {size} come out "
-            detail += f"{'negative' if become == 'turned' else '0'} where FP32 has up to {lost:.3g}, {end}"
+        peak, lost = _largest(operand.exact), _largest(operand.exact[where])
+        largest = max((_largest(each.exact) for each in self._operands(reader)), default=0.0)
+        sums = self.pair.node_of(reader).op_type in SUMS
+        if become == "negative" or (sums and largest > _CANCELS * lost):
+            detail = (
+                f"operands of up to {largest:.4g} nearly cancel, and {size} come out {become} where FP32 has up to "
+                f"{lost:.3g}, {end}"
+            )
             return self._made("cancellation", reader, detail, path, peak=peak)
         return self._made("underflow", reader, f"{size} become 0, in FP32 up to {lost:.3g}, {end}", path, peak=peak)
-
-    def _vanished_constant(self, operand: _Operand, reader: str, path: list[str], words: str) -> Cause:
-        value = float(np.abs(operand.exact[operand.vanished]).max(initial=0.0))
-        held = self.pair.held.get(reader)
-        smallest = f", {held.name}'s smallest value is {held.smallest:.3g}" if held is not None else ""
-        end = f"so that node {self.pair.owner(self.pair.node_of(self.origin.name).name)!r} computes {words}"
-        detail = f"the constant {value:.6g} becomes 0{smallest}, {end}"
-        return self._made("underflow", operand.name, detail, path, peak=value, at=reader)
 
     def _made(self, kind: Any, tensor: str, detail: str, path: Sequence[str], *, peak: float, at: str = "") -> Cause:
         chain = dict.fromkeys(self.tensors[name].node for name in reversed(path))
         when = self.pair.unrolled.iterations.get(at or tensor, "")
-        return Cause(kind, self.tensors[at or tensor], tensor, f"{detail}{when}", tuple(chain), peak, bool(at))
+        return Cause(kind, self.tensors[at or tensor], tensor, f"{detail}{when}", tuple(chain), peak)
 
 
 def _forbidden(node: onnx.NodeProto, values: Sequence[float]) -> tuple[int | None, str]:
@@ -274,7 +239,11 @@ def _at(array: Array, shape: tuple[int, ...], index: Any) -> float:
     try:
         return float(np.broadcast_to(array, shape)[index])
     except ValueError:
-        return float(np.abs(array).max(initial=0.0))
+        return _largest(array)
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array).max(initial=0.0))
 
 
 def _is_float(array: Array) -> bool:
@@ -284,12 +253,7 @@ def _is_float(array: Array) -> bool:
 def _values(graph: Graph, names: Iterable[str], case: Mapping[str, Array]) -> dict[str, Array]:
     """Weights, inputs and computed tensors by name, in FP32."""
     wanted = list(dict.fromkeys(names))
-    computed = [name for name in wanted if name in graph.producers]
-    found = {name: weight_array(graph.weights[name], graph.folder) for name in wanted if name in graph.weights}
+    found = {name: graph.array(name) for name in wanted if name in graph.weights}
     found |= {name: np.asarray(case[name]) for name in wanted if name in graph.inputs}
-    if computed:
-        found |= graph.run(graph.cut(computed, ()), case)
+    found |= graph.values([name for name in wanted if name in graph.producers], case)
     return {name: array.astype(np.float32) if _is_float(array) else array for name, array in found.items()}
-
-
-__all__ = ["Cause", "causes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -94,16 +94,12 @@ class Blame:
     builds: int = 0
     trials: int = 0
     seconds: float = 0.0
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
     is_complete: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. `summary` and `tensor` say again what the report's overview shows."""
-        return {
-            **asdict(self),
-            "summary": self.headline,
-            "tensor": self.culprit.tensor if self.culprit else None,
-        }
+        return asdict(self) | {"summary": self.headline, "tensor": self.culprit.tensor if self.culprit else None}
 
 
 def rows(tensors: Sequence[Tensor], names: Names, marked: Sequence[str] = ()) -> tuple[Mapping[str, Any], ...]:
@@ -111,12 +107,9 @@ def rows(tensors: Sequence[Tensor], names: Names, marked: Sequence[str] = ()) ->
     tensors = [each for each in tensors if names.has_tensor(each.name)]
     if len(tensors) > MOST_TENSORS:
         stretch = -(-len(tensors) // (MOST_TENSORS - len(marked)))
-        kept = {
-            max(range(start, min(start + stretch, len(tensors))), key=lambda index: tensors[index].error.l2)
-            for start in range(0, len(tensors), stretch)
-        }
-        kept |= {index for index, tensor in enumerate(tensors) if tensor.name in marked}
-        tensors = [tensors[index] for index in sorted(kept)]
+        stretches = (tensors[start : start + stretch] for start in range(0, len(tensors), stretch))
+        kept = {max(each, key=lambda tensor: tensor.error.l2).name for each in stretches}
+        tensors = [each for each in tensors if each.name in kept or each.name in marked]
     return tuple(_row(tensor, names) for tensor in tensors)
 
 

@@ -23,10 +23,8 @@ class Difference:
     ----------
     size
         Elements.
-    peak
-        max|r|.
-    largest
-        max|d|.
+    peak, largest
+        max|r| and max|d|.
     dd, rr
         Σd² and Σr².
     nonfinite
@@ -104,6 +102,10 @@ class FloatType:
         """The smallest magnitude that becomes infinite: half a step beyond the largest value still rounds to it."""
         return self.largest * (1 + self.roundoff / 2)
 
+    def overflow(self, peak: float, count: str) -> str:
+        """That it happens, in words."""
+        return f"max|x| {peak:,.6g} is beyond {self.name}'s largest value, {self.largest:,.6g} ({count})"
+
 
 FP16 = FloatType("FP16", 65504.0, 2.0**-14, 2.0**-24, 2.0**-11)
 BF16 = FloatType("BF16", 3.3895313892515355e38, 2.0**-126, 2.0**-133, 2.0**-8)
@@ -111,22 +113,13 @@ BF16 = FloatType("BF16", 3.3895313892515355e38, 2.0**-126, 2.0**-133, 2.0**-8)
 
 @dataclass(frozen=True)
 class Span:
-    """The values that a quantizer represents; what lies outside saturates.
-
-    Parameters
-    ----------
-    low, high
-        The ends of the range.
-    step
-        The scale.
-    roundoff
-        Of a float type: half a step relative to a value; 0 where all steps are alike.
-    """
+    """The values that a quantizer represents, in steps of its scale; what lies outside saturates."""
 
     low: float
     high: float
     step: float
     roundoff: float = 0.0
+    """Of a float type: half a step relative to a value; 0 where all steps are alike."""
 
     def noise(self, size: int, squares: float) -> float:
         """What rounding loses, as a sum of squared errors, of `size` values whose squares sum up to `squares`.
@@ -134,6 +127,11 @@ class Span:
         An error that is as likely anywhere within half a step either way has a variance of step²/12.
         """
         return squares * self.roundoff**2 / 3 if self.roundoff else size * self.step**2 / 12
+
+    @property
+    def rounded_within(self) -> tuple[float, float]:
+        """The least and the largest value that do not saturate: half a step beyond the last one still rounds to it."""
+        return self.low - self.step / 2, self.high + self.step / 2
 
     @property
     def amax(self) -> float:

@@ -11,6 +11,8 @@ from pytest_trtcheck.record import number
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pytest_trtcheck.record import BlameRecord
+
 WIDTH = 96
 _LABEL = 13
 _SHOWN = 3
@@ -22,17 +24,17 @@ _WORDS = {
 }
 
 
-def verdict(blame: Mapping[str, Any]) -> str:
+def verdict(blame: BlameRecord | Mapping[str, Any]) -> str:
     """Who is to blame, in one line."""
     return f"{_WORDS[blame['step']]} is to blame, {blame['headline']}"
 
 
-def explain(blame: Mapping[str, Any]) -> str:
+def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
     """The lines to print for a `blame`, none of them wider than WIDTH but for long names in `keep_fp32=`."""
     return "\n".join(_lines(blame))
 
 
-def _lines(blame: Mapping[str, Any]) -> Iterator[str]:
+def _lines(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     yield from _row("to blame", f"{_WORDS[blame['step']]}: {blame['headline']}")
     yield from _row("error", _steps(blame["errors"]))
     culprit = blame["culprit"]
@@ -59,10 +61,10 @@ def _steps(errors: Mapping[str, Any]) -> str:
     limit = f", the limit is {errors['limit']:g}" if errors["limit"] is not None else ""
     metric = f"{errors['metric']} of {errors['output']!r}"
     if shown["engine"] is None:
-        return f"{metric}: FP32 → lowered {_figure(shown['lowered'])}{limit}"
+        return f"{metric}: FP32 → lowered {figure(shown['lowered'])}{limit}"
     return (
-        f"{metric}: FP32 → lowered {_figure(shown['lowered'])}, lowered → engine {_figure(shown['engine'])}, "
-        f"in all {_figure(shown['total'])}{limit}"
+        f"{metric}: FP32 → lowered {figure(shown['lowered'])}, lowered → engine {figure(shown['engine'])}, "
+        f"in all {figure(shown['total'])}{limit}"
     )
 
 
@@ -79,11 +81,12 @@ def _jump(culprit: Mapping[str, Any]) -> str:
     return f"relative error {before:.2g} before this node, {after:.2g} behind it; {own:.2g} of its own making"
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A metric's value."""
     return "unknown" if value is None else f"{value:.3g}"
 
 
-def _keep(blame: Mapping[str, Any]) -> Iterator[str]:
+def _keep(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     names = blame["keep_fp32"]
     if not names:
         return
@@ -91,8 +94,8 @@ def _keep(blame: Mapping[str, Any]) -> Iterator[str]:
     how = "confirmed on all inputs" if blame["confirmed"] else "not confirmed"
     by = "by emulation"
     if blame["confirmed_by"] == "engine":
-        by = f"on the engine ({_figure(number(blame['keep_emulated']))} by emulation)"
-    yield from _row("passes with", f"{blame['errors']['metric']} {_figure(value)}, {how} {by}:")
+        by = f"on the engine ({figure(number(blame['keep_emulated']))} by emulation)"
+    yield from _row("passes with", f"{blame['errors']['metric']} {figure(value)}, {how} {by}:")
     yield from argument(names)
 
 
@@ -109,7 +112,7 @@ def _calibration(audit: Mapping[str, Any]) -> Iterator[str]:
     label = "calibration"
     for method in audit.get("methods", ()):
         if method["passes"]:
-            yield from _row(label, f'method="{method["method"]}" passes ({_figure(number(method["value"]))})')
+            yield from _row(label, f'method="{method["method"]}" passes ({figure(number(method["value"]))})')
             label = ""
     for each in audit.get("outside", ())[:_SHOWN]:
         if each["share"] > audit["limit"]:

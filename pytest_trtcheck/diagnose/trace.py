@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.diagnose import cutting, local
+from pytest_trtcheck.diagnose import per_operator
 from pytest_trtcheck.diagnose.measuring import FLOATS, Measuring
 from pytest_trtcheck.diagnose.statistics import Difference, Fit, difference, is_float
+from pytest_trtcheck.model import pieces
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.diagnose.models import Pair
 
+SUMS = frozenset(["Add", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "ReduceMean", "ReduceSum", "Sub", "Sum"])
+"""Operators whose result can be small because large operands cancel."""
 MAX_BYTES = 64 << 20
 INPUT = "Input"
 """Stands for the operator of a model's input."""
@@ -93,18 +96,16 @@ def trace(pair: Pair, case: Mapping[str, NDArray[Any]]) -> list[Tensor]:
 
 
 def _measured(pair: Pair, tensors: Iterable[str], case: Mapping[str, NDArray[Any]], *, exact: bool) -> _Figures:
-    measuring = Measuring(pair, tensors)
-    model = measuring.model(exact=exact)
-    path = pair.reference.folder / "measuring.onnx"
-    path.write_bytes(model.SerializeToString())
+    model, results = Measuring(pair, tensors).build(exact=exact)
+    path = pieces.write(model, pair.reference.folder, "measuring")
     with closing(OrtRunner(path, "the model with what measures it", in_order=True)) as runner:
         values = runner({name: case[name] for name in pair.reference.inputs})
-    found: _Figures = {}
-    for tensor, names in measuring.results.items():
-        if names:
-            size = np.asarray(pair.reference.static_size(tensor))
-            found[tensor] = {"size": size, **{what: values[name] for what, name in names.items()}}
-    return found
+    return {
+        tensor: {"size": np.asarray(pair.reference.static_size(tensor))}
+        | {each: values[n] for each, n in names.items()}
+        for tensor, names in results.items()
+        if names
+    }
 
 
 def _input(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Tensor:
@@ -115,7 +116,7 @@ def _input(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Tensor
 def _tensor(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Tensor:
     node = pair.node_of(name)
     size = int(figures["size"])
-    known = (each for each in cutting.reads(node) if each in pair.known or each in pair.reference.inputs)
+    known = dict.fromkeys(each for each in pieces.reads(node) if each in pair.known or each in pair.reference.inputs)
     if pair.reference.element_type(name) in FLOATS:
         dd, rr = float(figures["dd"]), float(figures["rr"])
         largest = max(float(figures["error_high"]), -float(figures["error_low"])) if size else 0.0
@@ -125,16 +126,8 @@ def _tensor(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Tenso
     else:
         error = Difference(size, unequal=size - int(figures["equal"]))
         own = 1 - float(figures["own_equal"]) / size if size else 0.0
-    return Tensor(
-        name=name,
-        node=pair.owner(node.name),
-        op_type=node.op_type,
-        error=error,
-        own=own,
-        parts=None,
-        fit=_fit(pair, name, figures),
-        inputs=tuple(dict.fromkeys(known)),
-    )
+    fit = _fit(pair, name, figures)
+    return Tensor(name, pair.owner(node.name), node.op_type, error, own, None, fit, tuple(known))
 
 
 def _peak(figures: Mapping[str, NDArray[Any]]) -> float:
@@ -186,60 +179,46 @@ def _fit(pair: Pair, name: str, figures: Mapping[str, NDArray[Any]]) -> Fit:
 
 def _exact(tensor: Tensor, figures: Mapping[str, NDArray[Any]]) -> Tensor:
     def against(prefix: str) -> Difference:
-        dd, rr, largest = (float(figures[f"{prefix}{what}"]) for what in ("dd", "rr", "error"))
-        return Difference(
-            tensor.error.size, float(figures["peak"]), largest, dd, rr, int(figures[f"{prefix}nonfinite"])
-        )
+        dd, rr, largest, nonfinite = (float(figures[prefix + what]) for what in ("dd", "rr", "error", "nonfinite"))
+        return Difference(tensor.error.size, float(figures["peak"]), largest, dd, rr, int(nonfinite))
 
     # By channel nothing was summed up a second time.
     own = max(against("own_").l2, tensor.own if math.isfinite(tensor.own) else 0.0)
     return replace(tensor, error=against(""), own=own)
 
 
-def take_apart(
-    pair: Pair, tensors: Sequence[Tensor], case: Mapping[str, NDArray[Any]], *, max_bytes: int = MAX_BYTES
-) -> list[Tensor]:
-    """The same tensors, with `parts` and exact counts of what overflows: as many, in order, as fit into `max_bytes`."""
-    room = max_bytes
-    chosen: list[str] = []
+def take_apart(pair: Pair, tensors: Sequence[Tensor], case: Mapping[str, NDArray[Any]]) -> list[Tensor]:
+    """As many of them, in order, as fit into MAX_BYTES, with `parts` and exact counts of what overflows."""
+    room = MAX_BYTES
+    chosen: list[Tensor] = []
     for tensor in tensors:
-        if not tensor.node or not local.can_be_taken_apart(pair, tensor.name):
+        if not tensor.node or not per_operator.can_be_taken_apart(pair, tensor.name):
             continue
-        room -= 4 * (len(local.PARTS) + 1 + len(tensor.inputs)) * tensor.error.size
+        room -= 4 * (len(per_operator.PARTS) + 1 + len(tensor.inputs)) * tensor.error.size
         if chosen and room < 0:
             break
-        chosen.append(tensor.name)
+        chosen.append(tensor)
     if not chosen:
-        return list(tensors)
-    needed = dict.fromkeys(name for tensor in chosen for name in (tensor, *local.boundary(pair, tensor)))
-    computed = pair.reference.run(pair.reference.cut([name for name in needed if name in pair.known], ()), case)
-    values = {**case, **computed}
-    results = local.run(pair, chosen, values, local.PARTS)
-    parts = {
-        name: {part: _loss(pair, name, by_tensor[name], values[name]) for part, by_tensor in results.items()}
-        for name in chosen
-    }
-    return [
-        replace(tensor, parts=parts[tensor.name], fit=_counted(pair, tensor, values[tensor.name]))
-        if tensor.name in parts
-        else tensor
-        for tensor in tensors
-    ]
+        return []
+    names = [tensor.name for tensor in chosen]
+    needed = dict.fromkeys(name for tensor in names for name in (tensor, *per_operator.boundary(pair, tensor)))
+    values = {**case, **pair.reference.values([name for name in needed if name in pair.known], case)}
+    results = per_operator.in_parts(pair, names, values)
+    found = []
+    for tensor in chosen:
+        exact, axis = values[tensor.name], pair.channel_axis(tensor.name)
+        parts = {part: loss(by_tensor[tensor.name], exact, axis) for part, by_tensor in results.items()}
+        held, fit = pair.held.get(tensor.name), tensor.fit
+        if held is not None and fit.overflow:
+            fit = replace(fit, overflow=int(np.count_nonzero((np.abs(exact) >= held.beyond) & np.isfinite(exact))))
+        found.append(replace(tensor, parts=parts, fit=fit))
+    return found
 
 
-def _counted(pair: Pair, tensor: Tensor, values: NDArray[Any]) -> Fit:
-    held = pair.held.get(tensor.name)
-    if held is None or not tensor.fit.overflow:
-        return tensor.fit
-    return replace(tensor.fit, overflow=int(np.count_nonzero((np.abs(values) >= held.beyond) & np.isfinite(values))))
-
-
-def _loss(pair: Pair, name: str, actual: NDArray[Any], reference: NDArray[Any]) -> float:
-    found = difference(actual, reference)
-    axis = Measuring.channel_axis(pair, name)
-    if axis is None or not math.isfinite(found.l2):
-        return found.l2
-    return max(found.l2, channel_loss(actual, reference, axis))
+def loss(actual: NDArray[Any], reference: NDArray[Any], axis: int | None) -> float:
+    """As `Tensor.own` counts it, by channel too where they lie along `axis`."""
+    whole = difference(actual, reference).l2
+    return whole if axis is None or not math.isfinite(whole) else max(whole, channel_loss(actual, reference, axis))
 
 
 def channel_loss(actual: NDArray[Any], reference: NDArray[Any], axis: int) -> float:
@@ -248,8 +227,3 @@ def channel_loss(actual: NDArray[Any], reference: NDArray[Any], axis: int) -> fl
     exact = reference.astype(np.float64)
     dd, rr = (np.square(each).sum(axis=others) for each in (actual.astype(np.float64) - exact, exact))
     return _by_channel(dd, rr, reference.size)
-
-
-def floats(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those that hold floats."""
-    return [each for each in tensors if each.error.unequal is None]

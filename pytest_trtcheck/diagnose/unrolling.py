@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck.diagnose import cutting
+from pytest_trtcheck.model import pieces
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 
 if TYPE_CHECKING:
@@ -35,44 +35,28 @@ _MOST_LEVELS = 8
 
 @dataclass
 class Unrolled:
-    """How the unrolled graphs' names correspond to those of the graphs before.
-
-    Parameters
-    ----------
-    nodes
-        From each new node to the node that it is an instance of, or that computed what it hands on.
-    tensors
-        From each new tensor to the one in the body.
-    iterations
-        From each tensor of a Loop's or Scan's body to the words that say which iteration it is of.
-    notes
-        What was not unrolled, and why.
-    """
+    """How the unrolled graphs' names correspond to those of the graphs before."""
 
     nodes: dict[str, str] = field(default_factory=dict)
+    """From each new node to the node that it is an instance of, or that computed what it hands on."""
     tensors: dict[str, str] = field(default_factory=dict)
+    """From each new tensor to the one in the body."""
     iterations: dict[str, str] = field(default_factory=dict)
+    """From each tensor of a Loop's or Scan's body to the words that say which iteration it is of."""
     notes: list[str] = field(default_factory=list)
-    _handing_on: set[str] = field(default_factory=set)
+    """What was not unrolled, and why."""
+    handing_on: set[str] = field(default_factory=set)
+    """Nodes that compute nothing themselves."""
 
     def settle(self, model: onnx.ModelProto) -> None:
         """Let what only hands a value on stand for the node that computed the value."""
         producers = {output: node for node in model.graph.node for output in node.output}
         for node in model.graph.node:
             source: onnx.NodeProto | None = node
-            while source is not None and source.name in self._handing_on:
+            while source is not None and source.name in self.handing_on:
                 source = producers.get(source.input[0])
             if source is not None and source is not node:
                 self.nodes[node.name] = self.nodes.get(source.name, source.name)
-
-    def hands_on(self, name: str) -> bool:
-        """Whether a node computes nothing itself."""
-        return name in self._handing_on
-
-    def hand_on(self, name: str, owner: str) -> None:
-        """Take note of a node that computes nothing itself."""
-        self._handing_on.add(name)
-        self.nodes[name] = owner
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class _Taken:
 
 def has_control_flow(model: onnx.ModelProto) -> bool:
     """Whether there is anything to unroll."""
-    return any(node.op_type in CONTROL_FLOW and not node.domain for node in model.graph.node)
+    return bool(_control_flow(model))
 
 
 def unroll(
@@ -111,32 +95,32 @@ def unroll(
     left: set[str] = set()
     room = MOST_NODES
     for _ in range(_MOST_LEVELS):
-        names = [name for name in _control_flow(models[0]) if name not in left]
-        names = [name for name in names if all(name in _control_flow(model) for model in models)]
+        first, *others = (_control_flow(model) for model in models)
+        names = [name for name in first if name not in left and all(name in each for each in others)]
         if not names:
             break
         taken = [_decisions(model, names, case, folder) for model in models[:runnable]]
         for name in names:
+            # Looked up anew, since what was unrolled before made other nodes of them.
+            nodes = [_control_flow(model)[name] for model in models]
             ways = [each.get(name) for each in taken]
-            node = _control_flow(models[0])[name]
-            if any(way is None or way != ways[0] for way in ways) or ways[0] is None:
+            way, op_type, shown = ways[0], nodes[0].op_type, found.nodes.get(name, name)
+            if way is None or any(each != way for each in ways):
                 if None not in ways:
-                    found.notes.append(_differently(found.nodes.get(name, name), node.op_type, ways))
+                    found.notes.append(_differently(shown, op_type, ways))
                 left.add(name)
                 continue
-            size = max(len(_body(_control_flow(model)[name], ways[0]).node) for model in models)
-            size *= max(ways[0].count, 1)
-            if size > room or (node.op_type != "If" and not ways[0].count):
-                if ways[0].count:
+            size = max(len(_body(each, way).node) for each in nodes) * max(way.count, 1)
+            if size > room or (op_type != "If" and not way.count):
+                if way.count:
                     found.notes.append(
-                        f"node {found.nodes.get(name, name)!r} ({node.op_type}) was not looked into: "
-                        f"{ways[0].count} iterations are too many to unroll"
+                        f"node {shown!r} ({op_type}) was not looked into: {way.count} iterations are too many to unroll"
                     )
                 left.add(name)
                 continue
             room -= size
             for model in models:
-                _expand(model, name, ways[0], found)
+                _expand(model, name, way, found)
     found.settle(models[0])
     return found
 
@@ -150,10 +134,6 @@ def _differently(name: str, op_type: str, ways: Sequence[_Taken | None]) -> str:
 
 def _control_flow(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {node.name: node for node in model.graph.node if node.op_type in CONTROL_FLOW and not node.domain}
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return max((each.version for each in model.opset_import if each.domain in {"", "ai.onnx"}), default=1)
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> Any:
@@ -173,24 +153,16 @@ def _decisions(
     model: onnx.ModelProto, names: Sequence[str], case: Mapping[str, NDArray[Any]], folder: Path
 ) -> dict[str, _Taken]:
     """Which branch is taken, and how often each body runs, by name; a node that can't be asked is left out."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    asked: dict[str, str] = {}
-    for name, node in _control_flow(copy).items():
-        if name in names:
-            answer = _ask(copy, node)
-            if answer is not None:
-                asked[name] = answer
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=answer) for answer in dict.fromkeys(asked.values()))
+    copy = pieces.copied(model)
+    nodes = _control_flow(copy)
+    asked = {name: answer for name in names if (answer := _ask(copy, nodes[name])) is not None}
     if not asked:
         return {}
-    path = folder / "decisions.onnx"
-    path.write_bytes(copy.SerializeToString())
-    given = {value.name for value in copy.graph.input} - {tensor.name for tensor in copy.graph.initializer}
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=answer) for answer in dict.fromkeys(asked.values()))
+    path = pieces.write(copy, folder, "decisions")
     with closing(OrtRunner(path, "the model, saying which way its control flow goes")) as runner:
-        results = runner({name: array for name, array in case.items() if name in given})
-    nodes = _control_flow(copy)
+        results = runner({name: case[name] for name in pieces.Graph(copy, folder).inputs})
     return {name: _taken(nodes[name], results[answer]) for name, answer in asked.items()}
 
 
@@ -199,7 +171,7 @@ def _ask(model: onnx.ModelProto, node: onnx.NodeProto) -> str | None:
     if node.op_type == "If":
         return str(node.input[0])
     if node.op_type == "Scan":
-        if _opset(model) < _SCAN_WITHOUT_BATCH:
+        if pieces.opset(model) < _SCAN_WITHOUT_BATCH:
             return None
         name = f"{node.name}//shape"
         model.graph.node.append(helper.make_node("Shape", [node.input[-1]], [name], name))
@@ -232,8 +204,7 @@ def _expand(model: onnx.ModelProto, name: str, way: _Taken, found: Unrolled) -> 
     nodes = list(model.graph.node)
     at = next(index for index, node in enumerate(nodes) if node.name == name)
     made = list(_Expansion(model, nodes[at], way, found).nodes())
-    kept = [*nodes[:at], *made, *nodes[at + 1 :]]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    copies = [pieces.copied(node) for node in (*nodes[:at], *made, *nodes[at + 1 :])]
     del model.graph.node[:]
     model.graph.node.extend(copies)
 
@@ -249,12 +220,10 @@ class _Expansion:
 
     def nodes(self) -> Iterator[onnx.NodeProto]:
         for tensor in self.body.initializer:
-            copy = TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = self.shared[tensor.name] = f"{self.node.name}/{tensor.name}"
-            self.found.tensors[copy.name] = tensor.name
-            self.model.graph.initializer.append(copy)
-        yield from {"If": self._branch, "Loop": self._loop, "Scan": self._scan}[self.node.op_type]()
+            name = self.shared[tensor.name] = f"{self.node.name}/{tensor.name}"
+            self.found.tensors[name] = tensor.name
+            self.model.graph.initializer.append(pieces.copied(tensor, name=name))
+        yield from self._branch() if self.node.op_type == "If" else self._repeated()
 
     def _branch(self) -> Iterator[onnx.NodeProto]:
         names = yield from self._instance(f"{self.node.name}/", {}, "")
@@ -262,55 +231,37 @@ class _Expansion:
             if output:
                 yield self._hand_on("Identity", [names.get(inner.name, inner.name)], output)
 
-    def _loop(self) -> Iterator[onnx.NodeProto]:
-        states = list(self.node.input[2:])
-        condition = (self.node.input[1] if len(self.node.input) > 1 else "") or self._constant(True, np.bool_)
+    def _repeated(self) -> Iterator[onnx.NodeProto]:
+        is_loop = self.node.op_type == "Loop"
+        given = list(self.node.input)
+        number = 0 if is_loop else int(_attribute(self.node, "num_scan_inputs"))
+        states, inputs = given[: len(given) - number], given[len(given) - number :]
+        if is_loop:
+            # Its condition is handed on as its states are; the most iterations are none of the body's business.
+            states = [(*given[1:2], "")[0] or self._constant(True, np.bool_), *given[2:]]
+        axes, backwards = self._list("scan_input_axes", number), self._list("scan_input_directions", number)
+        owner = self.found.nodes.get(self.node.name, self.node.name)
         scanned: list[list[str]] = []
         for iteration in range(self.way.count):
-            counter = self._constant(iteration, np.int64)
-            given = dict(zip((value.name for value in self.body.input), [counter, condition, *states], strict=False))
-            made = yield from self._iteration(iteration, given)
-            condition, states = made[0], made[1 : 1 + len(states)]
-            scanned.append(made[1 + len(states) :])
-        axes = [0] * (len(self.body.output) - 1 - len(states))
-        yield from self._results(states, scanned, axes, [0] * len(axes))
-
-    def _scan(self) -> Iterator[onnx.NodeProto]:
-        number = int(_attribute(self.node, "num_scan_inputs"))
-        states, inputs = list(self.node.input[:-number]), list(self.node.input[-number:])
-        in_axes = self._list("scan_input_axes", number)
-        in_backwards = self._list("scan_input_directions", number)
-        outputs = len(self.body.output) - len(states)
-        scanned: list[list[str]] = []
-        for iteration in range(self.way.count):
-            slices = []
+            prefix = f"{self.node.name}#{iteration}/"
+            when = f", in iteration {iteration + 1} of {self.way.count} of node {owner!r}"
+            passed = [self._constant(iteration, np.int64)] if is_loop else []
+            passed += states
             for index, source in enumerate(inputs):
-                at = self.way.count - 1 - iteration if in_backwards[index] else iteration
+                at = self.way.count - 1 - iteration if backwards[index] else iteration
                 inner = self.body.input[len(states) + index].name
-                name = f"{self.node.name}#{iteration}/{inner}"
-                self._note_tensor(name, inner, self._when(iteration))
-                yield self._hand_on("Gather", [source, self._constant(at, np.int64)], name, axis=in_axes[index])
-                slices.append(name)
-            given = dict(zip((value.name for value in self.body.input), [*states, *slices], strict=True))
-            made = yield from self._iteration(iteration, given)
+                passed.append(f"{prefix}{inner}")
+                self._note_tensor(passed[-1], inner, when)
+                yield self._hand_on("Gather", [source, self._constant(at, np.int64)], passed[-1], axis=axes[index])
+            bound = dict(zip((value.name for value in self.body.input), passed, strict=False))
+            names = yield from self._instance(prefix, bound, when)
+            made = [names.get(value.name, value.name) for value in self.body.output]
             states, last = made[: len(states)], made[len(states) :]
             scanned.append(last)
-        yield from self._results(
-            states, scanned, self._list("scan_output_axes", outputs), self._list("scan_output_directions", outputs)
-        )
+        yield from self._results(states[is_loop:], scanned)
 
     def _list(self, name: str, size: int) -> list[int]:
         return list(_attribute(self.node, name) or ()) or [0] * size
-
-    def _iteration(self, iteration: int, given: Mapping[str, str]) -> Any:
-        """One run of the body; the names of what it gives."""
-        prefix = f"{self.node.name}#{iteration}/"
-        names = yield from self._instance(prefix, given, self._when(iteration))
-        return [names.get(value.name, value.name) for value in self.body.output]
-
-    def _when(self, iteration: int) -> str:
-        name = self.found.nodes.get(self.node.name, self.node.name)
-        return f", in iteration {iteration + 1} of {self.way.count} of node {name!r}"
 
     def _instance(self, prefix: str, given: Mapping[str, str], when: str) -> Any:
         """The body's nodes under new names; the map from the body's names to the new ones."""
@@ -319,16 +270,11 @@ class _Expansion:
             names |= {output: f"{prefix}{output}" for output in node.output if output}
         for value in (*self.body.value_info, *self.body.output):
             if value.name in names and names[value.name].startswith(prefix):
-                described = onnx.ValueInfoProto()
-                described.CopyFrom(value)
-                described.name = names[value.name]
-                self.model.graph.value_info.append(described)
+                self.model.graph.value_info.append(pieces.copied(value, name=names[value.name]))
         for node in self.body.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            cutting.rename_reads(copy, names)
+            copy = pieces.copied(node, name=f"{prefix}{node.name}")
+            pieces.rename_reads(copy, names)
             copy.output[:] = [names.get(output, "") for output in node.output]
-            copy.name = f"{prefix}{node.name}"
             self.found.nodes[copy.name] = node.name
             for output, new in zip(node.output, copy.output, strict=True):
                 if new:
@@ -341,20 +287,20 @@ class _Expansion:
         if self.within or when:
             self.found.iterations[new] = f"{when}{self.within}"
 
-    def _results(
-        self, states: Sequence[str], scanned: Sequence[Sequence[str]], axes: Sequence[int], backwards: Sequence[int]
-    ) -> Iterator[onnx.NodeProto]:
+    def _results(self, states: Sequence[str], scanned: Sequence[Sequence[str]]) -> Iterator[onnx.NodeProto]:
         """Let the last states, and the scanned values of all iterations together, be the node's outputs."""
+        stacks = self.node.output[len(states) :]
+        axes = self._list("scan_output_axes", len(stacks))
+        backwards = self._list("scan_output_directions", len(stacks))
         for output, state in zip(self.node.output, states, strict=False):
             if output:
                 yield self._hand_on("Identity", [state], output)
-        for index, output in enumerate(self.node.output[len(states) :]):
+        for index, output in enumerate(stacks):
             if not output:
                 continue
-            parts = [each[index] for each in scanned]
-            stacked = [f"{output}//{number}" for number in range(len(parts))]
-            for part, name in zip(parts, stacked, strict=True):
-                if _opset(self.model) >= _AXES_AS_INPUT:
+            stacked = [f"{output}//{number}" for number in range(len(scanned))]
+            for part, name in zip((each[index] for each in scanned), stacked, strict=True):
+                if pieces.opset(self.model) >= _AXES_AS_INPUT:
                     yield self._hand_on("Unsqueeze", [part, self._constant([axes[index]], np.int64)], name)
                 else:
                     yield self._hand_on("Unsqueeze", [part], name, axes=[axes[index]])
@@ -364,7 +310,8 @@ class _Expansion:
     def _hand_on(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
         """A node that hands a value on; what is lost there, was lost by the node that made the value."""
         name = f"{self.node.name}//{output}"
-        self.found.hand_on(name, self.found.nodes.get(self.node.name, self.node.name))
+        self.found.handing_on.add(name)
+        self.found.nodes[name] = self.found.nodes.get(self.node.name, self.node.name)
         kind = self._element_type(inputs[0])
         if kind:
             self.model.graph.value_info.append(helper.make_tensor_value_info(output, kind, None))
@@ -383,6 +330,3 @@ class _Expansion:
         if all(tensor.name != name for tensor in self.model.graph.initializer):
             self.model.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
-
-
-__all__ = ["Unrolled", "has_control_flow", "unroll"]

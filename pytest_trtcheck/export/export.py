@@ -18,17 +18,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__
-from pytest_trtcheck.backends.tensorrt.cached import IO_FILE, PLAN_FILE
+from pytest_trtcheck.backends.tensorrt.backend import IO_FILE, PLAN_FILE
+from pytest_trtcheck.backends.tensorrt.module import TITLES
 from pytest_trtcheck.cache import hash_bytes, hash_file
 from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.export import triton
+from pytest_trtcheck.record import is_bad, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pytest_trtcheck.cache import Cache, Entry
-
-    Record = Mapping[str, Any]
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord
 
 REPOSITORY = "model_repository"
 CONFIG = "config.pbtxt"
@@ -89,7 +90,7 @@ class Exported:
         return lines
 
 
-def write(folder: str | os.PathLike[str], records: Iterable[Record], cache: Cache) -> Exported:
+def write(folder: str | os.PathLike[str], records: Iterable[CheckRecord], cache: Cache) -> Exported:
     """Write every engine that `records` prove into `folder`, each whole or not at all.
 
     Parameters
@@ -97,8 +98,7 @@ def write(folder: str | os.PathLike[str], records: Iterable[Record], cache: Cach
     folder
         Made when it is not there. The repository is the folder `model_repository` in it.
     records
-        All check records of the run as `CheckRecord.to_json` writes them, each with the key `outcome`: how pytest's
-        test ended ("passed", "failed", "skipped").
+        All check records of the run, each with its test's outcome.
     cache
         Where the engines are.
 
@@ -111,9 +111,9 @@ def write(folder: str | os.PathLike[str], records: Iterable[Record], cache: Cach
         The cache cannot be read.
     """
     by_key = defaultdict(list)
-    for record in sorted(records, key=lambda record: str(record["nodeid"])):
-        if record.get("engine"):
-            by_key[record["engine"]["key"]].append(record)
+    for record in sorted(records, key=lambda record: record.nodeid):
+        if record.engine:
+            by_key[record.engine.key].append(record)
     proved: list[_Engine] = []
     left_out: list[LeftOut] = []
     for key, checks in sorted(by_key.items()):
@@ -139,7 +139,7 @@ class _Engine:
 
     key: str
     entry: Entry
-    checks: Sequence[Record]
+    checks: Sequence[CheckRecord]
     sha256: str
     inputs: tuple[triton.Tensor, ...]
     outputs: tuple[triton.Tensor, ...]
@@ -151,26 +151,26 @@ class _Engine:
     @property
     def models(self) -> list[str]:
         """What the tests called the model, shortest first."""
-        return sorted({str(check["model"]) for check in self.checks}, key=lambda label: (len(label), label))
+        return sorted({check.model for check in self.checks}, key=lambda label: (len(label), label))
 
 
-def _label(checks: Sequence[Record]) -> str:
-    return f"{checks[0]['model']} {checks[0].get('precision') or ''}".rstrip()
+def _label(checks: Sequence[CheckRecord]) -> str:
+    return f"{checks[0].model} {checks[0].precision or ''}".rstrip()
 
 
 class _NotProvedError(Exception):
     """An engine is left out; the text says why."""
 
 
-def _engine(key: str, checks: Sequence[Record], cache: Cache) -> _Engine:
+def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
     """The engine of these checks; a _NotProvedError where they do not prove it, or it is not there to be written."""
     objections = [objection for check in checks if (objection := _objection(check) or _chance(check))]
     if objections:
         more = f"; and {len(objections) - 1} more" if len(objections) > 1 else ""
         raise _NotProvedError(objections[0] + more)
-    if not any(check.get("parity") for check in checks):
+    if not any(check.parity for check in checks):
         raise _NotProvedError("its outputs were never compared: no check of it asked for parity")
-    checked = {check["engine"].get("sha256") for check in checks}
+    checked = {check.engine and check.engine.sha256 for check in checks}
     if len(checked) != 1 or None in checked:
         raise _NotProvedError("it was built more than once during the run, and the builds differ")
     entry = cache.find("engine", key)
@@ -191,37 +191,32 @@ def _engine(key: str, checks: Sequence[Record], cache: Cache) -> _Engine:
     return _Engine(key, entry, checks, sha256, inputs, outputs)
 
 
-def _chance(check: Record) -> str | None:
+def _chance(check: CheckRecord) -> str | None:
     """Why a check that passed proves nothing: it was made until it did."""
-    runs = check.get("runs", 1)
-    return (
-        f"{check['nodeid']}: passed in run {runs} of the test alone, so it may not pass the next time"
-        if runs > 1
-        else None
-    )
+    if check.runs <= 1:
+        return None
+    return f"{check.nodeid}: passed in run {check.runs} of the test alone, so it may not pass the next time"
 
 
-def _objection(check: Record) -> str | None:
+def _objection(check: CheckRecord) -> str | None:
     """Why one check proves nothing, or proves the engine wrong."""
-    nodeid = check["nodeid"]
-    message = str(check.get("message") or "").strip().partition("\n")[0]
-    if check["verdict"] not in {"pass", "not_measured"}:
-        return f"{nodeid}: {check['verdict']}" + (f": {message}" if message else "")
-    if check.get("outcome") != "passed":
-        if check["verdict"] == "not_measured":
-            return f"{nodeid}: not measured" + (f": {message}" if message else "")
-        ended = "xfailed" if check.get("expected_failure") else check.get("outcome", "not seen to end")
+    nodeid = check.nodeid
+    why = f": {check.headline}" if check.headline else ""
+    if is_bad(check.verdict):
+        return f"{nodeid}: {check.verdict}{why}"
+    if check.outcome != "passed":
+        if check.verdict == "not_measured":
+            return f"{nodeid}: not measured{why}"
+        ended = "xfailed" if check.expected_failure else check.outcome or "not seen to end"
         return f"{nodeid}: the check passed, but the test was {ended}"
-    if check.get("evidence") != "engine":
-        where = check.get("compiled_for")
-        how = f"it was compiled for {where} and never ran: " if where else ""
+    if check.evidence != "engine":
+        how = f"it was compiled for {check.compiled_for} and never ran: " if check.compiled_for else ""
         return f"{nodeid}: {how}its outputs were emulated on the CPU"
-    for name in ("parity", "latency"):
-        part = check.get(name)
-        if part and part["verdict"] != "pass":
-            reason = f": {part['reason']}" if part.get("reason") else ""
-            return f"{nodeid}: {name} {part['verdict'].replace('_', ' ')}{reason}"
-    return None if check["verdict"] == "pass" else f"{nodeid}: not measured"
+    for name, part in (("parity", check.parity), ("latency", check.latency)):
+        if part and part.verdict != "pass":
+            reason = f": {part.reason}" if part.reason else ""
+            return f"{nodeid}: {name} {part.verdict.replace('_', ' ')}{reason}"
+    return None if check.verdict == "pass" else f"{nodeid}: not measured"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -276,7 +271,7 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
         "format_version": FORMAT_VERSION,
         "tool": {"name": "pytest-trtcheck", "version": __version__},
         "name": name,
-        "model": {"label": engine.models[0], "sha256": engine.checks[0]["model_sha256"]},
+        "model": {"label": engine.models[0], "sha256": engine.checks[0].model_sha256},
         "precision": parts["precision"],
         "gpu": {"name": parts.get("gpu"), "compute_capability": parts["compute_capability"]},
         "tensorrt": {"module": parts["module"], "version": parts["tensorrt"], "cuda": parts["cuda"]},
@@ -290,51 +285,39 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
         "note": _RTX_NOTE.replace("\n", " ") if parts["module"] == "tensorrt_rtx" else None,
         "inputs": [asdict(tensor) for tensor in engine.inputs],
         "outputs": [asdict(tensor) for tensor in engine.outputs],
-        "proved_by": sorted({check["nodeid"] for check in engine.checks}),
-        "parity": [_parity(check) for check in engine.checks if check.get("parity")],
-        "latency": [_latency(check) for check in engine.checks if check.get("latency")],
+        "proved_by": sorted({check.nodeid for check in engine.checks}),
+        "parity": [_parity(check, check.parity) for check in engine.checks if check.parity],
+        "latency": [_latency(check, check.latency) for check in engine.checks if check.latency],
     }
 
 
-def _parity(check: Record) -> dict[str, Any]:
-    parity = check["parity"]
-    measured = (
-        "name",
-        "dtype",
-        "shape",
-        "max",
-        "l2",
-        "abs",
-        "cosine",
-        "snr_db",
-        "nonfinite",
-        "mismatches",
-        "judged",
-        "parts",
-    )
+def _parity(check: CheckRecord, parity: ParityRecord) -> dict[str, Any]:
     return {
-        "nodeid": check["nodeid"],
-        "cases": check["cases"],
-        "inputs": check.get("inputs"),
-        "seed": check.get("seed"),
-        **{name: parity.get(name) for name in ("metric", "worst", "tol", "tol_source")},
-        "outputs": [{name: output.get(name) for name in measured} for output in parity["outputs"]],
+        "nodeid": check.nodeid,
+        "cases": check.cases,
+        "inputs": check.inputs,
+        "seed": check.seed,
+        **_of(parity, "metric", "worst", "tol", "tol_source"),
+        "outputs": [_without(output, "worst_index", "verdict", "details") for output in parity.outputs],
     }
 
 
-def _latency(check: Record) -> dict[str, Any]:
-    latency = check["latency"]
+def _latency(check: CheckRecord, latency: LatencyRecord) -> dict[str, Any]:
     measured = ("gpu", "samples", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "bounds_ms", "budgets")
-    return {
-        "nodeid": check["nodeid"],
-        **{name: latency.get(name) for name in measured},
-        "measured": (latency.get("details") or {}).get("measured"),
-    }
+    return {"nodeid": check.nodeid, **_of(latency, *measured), "measured": latency.details.measured}
+
+
+def _of(record: object, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in jsonable(record).items() if name in names}
+
+
+def _without(record: object, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in jsonable(record).items() if name not in names}
 
 
 def _comments(engine: _Engine) -> list[str]:
     parts = engine.made_from
-    title = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(parts["module"], parts["module"])
+    title = TITLES.get(parts["module"], parts["module"])
     comments = [
         f"Written by pytest-trtcheck {__version__}. {MANIFEST} beside this file says which tests proved what.",
         f"Built by {title} {parts['tensorrt']} and proved on {parts.get('gpu')}, compute capability "

@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pytest_trtcheck.errors import GpuError
-from pytest_trtcheck.gpu import probe
+from pytest_trtcheck.gpu import cuda_query, jetson
 from pytest_trtcheck.gpu.names import fits, model_of
 from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, devices, nvml, read, same_uuid, slices
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.table import ComputeCapability, GpuModel
 
 _GIB = 2**30
-_PROBE_TIMEOUT_S = 60.0
+_CUDA_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,23 @@ class Gpu:
         return self.uuid or self.name
 
     @property
+    def full_name(self) -> str:
+        """The name with the product, where the driver prints less: "Orin" is also what an Orin Nano calls itself."""
+        return self.name if self.product.lower() in self.name.lower() else f"{self.name} {self.product}"
+
+    @property
     def description(self) -> str:
         """For messages: the name with compute capability and architecture."""
         return f"{self.name} (compute capability {capability_text(self.compute_capability)}, {self.model.architecture})"
+
+    def environment(self) -> dict[str, Any]:
+        """What a report tells of the GPU that checks ran on."""
+        return {"name": self.name, "uuid": self.uuid, "compute_capability": capability_text(self.compute_capability)}
+
+    def conditions(self) -> dict[str, Any]:
+        """What of the GPU must be alike for two latencies to be compared, clocks aside."""
+        capability = capability_text(self.compute_capability)
+        return {"gpu": self.full_name, "compute_capability": capability, "driver": self.driver}
 
 
 @dataclass(frozen=True)
@@ -90,14 +105,16 @@ class Detection:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU as NVML lists it, before CUDA_VISIBLE_DEVICES is applied; `slices`: UUIDs of its MIG slices."""
+    """A GPU as NVML lists it, before CUDA_VISIBLE_DEVICES is applied.
+
+    `slices` are the UUIDs of its MIG slices; `handles` are NVML's, by UUID, of the card and its slices.
+    """
 
     uuid: str
     name: str = ""
     mig_enabled: bool = False
     slices: tuple[str, ...] = ()
-    handle: Any = field(default=None, compare=False)
-    slice_handles: tuple[Any, ...] = field(default=(), compare=False)
+    handles: Mapping[str, Any] = field(default_factory=dict)
 
 
 def detect(extra: Sequence[GpuModel] = (), environ: Mapping[str, str] = os.environ) -> Detection:
@@ -113,10 +130,10 @@ def detect(extra: Sequence[GpuModel] = (), environ: Mapping[str, str] = os.envir
             return _detect_nvml(library, extra, environ)
     except NvmlUnavailableError as error:
         reason = str(error)
-    found = _probe(environ)
-    if "error" in found:
-        return Detection(None, f"{reason}; {found['error']}")
-    return Detection(_from_probe(found, extra), f"clocks and load are unknown: {reason}")
+    told = _told_by_cuda(environ, extra)
+    if isinstance(told, str):
+        return Detection(None, f"{reason}; {told}")
+    return Detection(told, f"clocks and load are unknown: {reason}")
 
 
 def require_match(declared: GpuModel, detected: Gpu) -> GpuModel:
@@ -132,7 +149,7 @@ def require_match(declared: GpuModel, detected: Gpu) -> GpuModel:
     """
     if fits(declared, detected.model) is not None:
         return detected.model
-    if detected.model.product in JETSON_FAMILIES and declared.family == detected.model.product:
+    if detected.model.product in jetson.FAMILIES and declared.family == detected.model.product:
         return declared
     raise GpuError(
         f"the GPU asked for is {declared.product}, but the one in this machine is {detected.description}",
@@ -195,23 +212,6 @@ def select_visible(visible: str | None, cards: Sequence[Card]) -> tuple[str | No
     return (found[0], "") if len(found) == 1 and not matches else (None, nothing)
 
 
-def jetson_product(device_tree_model: str) -> str | None:
-    """The product of a Jetson from its device tree's model text, such as "NVIDIA Jetson AGX Orin Developer Kit".
-
-    Source: /proc/device-tree/model of Jetson Linux; the first AGX Xavier called itself "Jetson-AGX".
-    """
-    text = re.sub(r"[^a-z0-9]+", " ", device_tree_model.lower().replace("\0", " ")).strip()
-    for product in ("AGX Orin", "Orin NX", "Orin Nano", "AGX Xavier", "Xavier NX"):
-        if product.lower() in text:
-            return product
-    if text == "jetson agx":
-        return "AGX Xavier"
-    return next((product for product in ("Thor", "Orin", "Xavier") if product.lower() in text.split()), None)
-
-
-JETSON_FAMILIES = frozenset({"Xavier", "Orin"})
-
-
 def _abbreviates(entry: str, uuid: str, prefix: str) -> bool:
     return (
         entry.startswith(prefix) and len(entry) > len(prefix) and bool(uuid) and _named(uuid, prefix).startswith(entry)
@@ -241,14 +241,13 @@ def _detect_nvml(library: Any, extra: Sequence[GpuModel], environ: Mapping[str, 
     gpu = None if uuid is None else _describe(library, uuid, cards, extra)
     if gpu is not None and gpu.source == "nvml":
         return Detection(gpu)
-    found = _probe(environ)
-    if "error" in found:
+    told = _told_by_cuda(environ, extra)
+    if isinstance(told, str):
         if not cards:
             reason = "NVML lists no GPU"
         elif gpu is not None:
             reason = f"NVML does not tell what {gpu.name or 'the GPU'} is"
-        return Detection(None, f"{reason or 'NVML cannot tell which GPU CUDA uses first'}; {found['error']}")
-    told = _from_probe(found, extra)
+        return Detection(None, f"{reason or 'NVML cannot tell which GPU CUDA uses first'}; {told}")
     uuid = next((one for card in cards for one in (card.uuid, *card.slices) if same_uuid(one, told.uuid)), None)
     if uuid is None and len(cards) == 1 and not cards[0].mig_enabled:
         uuid = cards[0].uuid  # The one GPU there is: some Jetsons tell NVML and CUDA different UUIDs, or none.
@@ -262,19 +261,9 @@ def _filled(gpu: Gpu, told: Gpu, extra: Sequence[GpuModel]) -> Gpu:
     """What NVML tells of a GPU, and what of it only CUDA tells."""
     if gpu.source == "nvml":
         return gpu
-    known = {name: value for name, value in vars(gpu).items() if value not in (None, "")}
-    capability = gpu.compute_capability if any(gpu.compute_capability) else told.compute_capability
-    name = gpu.name or told.name
-    return Gpu(
-        **{
-            **vars(told),
-            **known,
-            "name": name,
-            "compute_capability": capability,
-            "model": _model(name, capability, extra),
-            "source": "nvml and cuda",
-        }
-    )
+    known = {name: value for name, value in vars(gpu).items() if value not in (None, "", (0, 0))}
+    filled = replace(told, **known, source="nvml and cuda")
+    return replace(filled, model=_model(filled.name, filled.compute_capability, extra))
 
 
 def _order_is_unknown(visible: str | None, cards: Sequence[Card], environ: Mapping[str, str]) -> bool:
@@ -306,24 +295,16 @@ def _under_mps(environ: Mapping[str, str]) -> bool:
 
 def _card(library: Any, handle: Any) -> Card:
     found = slices(library, handle)
-    named = [(uuid, one) for one in found or () if (uuid := read(library, "nvmlDeviceGetUUID", one))]
-    return Card(
-        uuid=read(library, "nvmlDeviceGetUUID", handle) or "",
-        name=read(library, "nvmlDeviceGetName", handle) or "",
-        mig_enabled=found is not None,
-        slices=tuple(uuid for uuid, _ in named),
-        handle=handle,
-        slice_handles=tuple(one for _, one in named),
-    )
+    named = {uuid: one for one in found or () if (uuid := read(library, "nvmlDeviceGetUUID", one))}
+    uuid = read(library, "nvmlDeviceGetUUID", handle) or ""
+    name = read(library, "nvmlDeviceGetName", handle) or ""
+    return Card(uuid, name, found is not None, tuple(named), {uuid: handle, **named})
 
 
 def _describe(library: Any, uuid: str, cards: Sequence[Card], extra: Sequence[GpuModel]) -> Gpu:
     """A GPU or slice of `cards`, as far as NVML tells it: `source` is "" where it does not tell what it is."""
-    pairs = [(card.uuid, card.handle, card) for card in cards]
-    pairs += [
-        (one, handle, card) for card in cards for one, handle in zip(card.slices, card.slice_handles, strict=True)
-    ]
-    handle, whole = next((handle, card.handle) for one, handle, card in pairs if one == uuid)
+    card = next(card for card in cards if uuid in card.handles)
+    handle, whole = card.handles[uuid], card.handles[card.uuid]
     is_slice = handle is not whole
     capability = read(library, "nvmlDeviceGetCudaComputeCapability", whole)
     name = read(library, "nvmlDeviceGetName", handle) or read(library, "nvmlDeviceGetName", whole) or ""
@@ -361,25 +342,16 @@ def _slice_name(name: str, attributes: Any) -> str:
 
 def _model(name: str, capability: ComputeCapability, extra: Sequence[GpuModel]) -> GpuModel:
     model = model_of(name, capability, extra)
-    if model.product in JETSON_FAMILIES:
-        module = jetson_product(_device_tree())
-        return model_of(module, capability, extra) if module else model
-    return model
+    module = jetson.module() if model.product in jetson.FAMILIES else None
+    return model_of(module, capability, extra) if module else model
 
 
-def _device_tree() -> str:
-    try:
-        return Path("/proc/device-tree/model").read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _probe(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the CUDA driver says about its device 0, asked in another process."""
-    command = [sys.executable, "-I", probe.__file__]
+def _ask_cuda(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the CUDA driver says about its device 0, asked in another process; `{"error": …}` where there is none."""
+    command = [sys.executable, "-I", cuda_query.__file__]
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, env=dict(environ), check=False
+            command, capture_output=True, text=True, timeout=_CUDA_TIMEOUT_S, env=dict(environ), check=False
         )
         found: dict[str, Any] = json.loads(answer.stdout)
     except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
@@ -387,15 +359,15 @@ def _probe(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _from_probe(found: Mapping[str, Any], extra: Sequence[GpuModel]) -> Gpu:
+def _told_by_cuda(environ: Mapping[str, str], extra: Sequence[GpuModel]) -> Gpu | str:
+    """CUDA's device 0, or why it has none."""
+    found = _ask_cuda(environ)
+    if "error" in found:
+        return str(found["error"])
     capability = int(found["major"]), int(found["minor"])
-    hexadecimal = found.get("uuid_hex")
-    is_slice = " MIG " in found["name"]
-    uuid: str | None = None
-    if hexadecimal and set(hexadecimal) != {"0"}:
-        groups = (hexadecimal[i:j] for i, j in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
-        uuid = ("MIG-" if is_slice else "GPU-") + "-".join(groups)
-    khz, memory_khz = found.get("sm_khz"), found.get("memory_khz")
+    digits, mig = found.get("uuid_hex"), found["name"].partition(" MIG ")[2] or None
+    uuid = ("MIG-" if mig else "GPU-") + str(UUID(digits)) if digits and set(digits) != {"0"} else None
+    sm_khz, memory_khz = found.get("sm_khz"), found.get("memory_khz")
     return Gpu(
         name=found["name"],
         model=_model(found["name"], capability, extra),
@@ -403,9 +375,9 @@ def _from_probe(found: Mapping[str, Any], extra: Sequence[GpuModel]) -> Gpu:
         uuid=uuid,
         memory_bytes=found.get("memory_bytes"),
         driver=_kernel_driver(),
-        mig=found["name"].partition(" MIG ")[2] or None,
+        mig=mig,
         cores=found.get("sm_count"),
-        max_sm_mhz=None if khz is None else khz // 1000,
+        max_sm_mhz=None if sm_khz is None else sm_khz // 1000,
         max_memory_mhz=None if memory_khz is None else memory_khz // 1000,
         memory_bus_bits=found.get("memory_bus_bits"),
         source="cuda",
@@ -413,9 +385,5 @@ def _from_probe(found: Mapping[str, Any], extra: Sequence[GpuModel]) -> Gpu:
 
 
 def _kernel_driver() -> str | None:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)*\b", text)
+    match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)*\b", jetson.read_text(Path("/proc/driver/nvidia/version")))
     return match[0] if match else None

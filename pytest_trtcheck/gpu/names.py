@@ -213,13 +213,9 @@ def _find_product(name: str, extra: Sequence[GpuModel]) -> GpuModel | None:
             return None
         return replace(card, product=f"{card.product} MIG {slice_['profile'].lower()}", aliases=(), family=None)
     # A user's own names go first at each step, so that they can single out what the table takes together.
-    for models in (extra, builtin_models()):
-        if found := _lookup(_key(name), models):
-            return found
-    for models in (extra, builtin_models()):
-        if found := _lookup(_key(name, without_form=True), models):
-            return found
-    return None
+    keys = (_key(name), _key(name, without_form=True))
+    found = (_lookup(key, models) for key in keys for models in (extra, builtin_models()))
+    return next(filter(None, found), None)
 
 
 def _lookup(key: str, models: Sequence[GpuModel]) -> GpuModel | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 class NvmlUnavailableError(Exception):
@@ -92,11 +92,3 @@ def bare_uuid(text: str | None) -> str:
 def scaled(value: float | None, factor: float) -> float | None:
     """`value` in another unit; None stays None."""
     return None if value is None else value * factor
-
-
-def first(*readers: Callable[[], Any]) -> Any:
-    """The first reading that is there."""
-    for reader in readers:
-        if (value := reader()) is not None:
-            return value
-    return None

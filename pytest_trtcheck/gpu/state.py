@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.gpu import jetson
-from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, find, first, nvml, read, scaled
+from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, find, nvml, read, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,6 +111,11 @@ class GpuState:
     processes: tuple[GpuProcess, ...] | None = None
     load_by_process: bool = False
 
+    def conditions(self) -> dict[str, Any]:
+        """What of a measurement's conditions only the measurement shows; what is unknown is left out."""
+        told = {"sm_mhz": self.sm_mhz, "power_limit_w": self.power_limit_w, "power_mode": self.power_mode}
+        return {name: value for name, value in told.items() if value is not None}
+
 
 class GpuMonitor:
     """Takes snapshots of one GPU; a context manager that keeps NVML open. Without NVML the snapshots know nothing."""
@@ -166,10 +171,9 @@ class GpuMonitor:
         library, whole = self._library, self._whole
         if library is None:
             return GpuState(time_us=now_us)
-        bits = first(
-            lambda: read(library, "nvmlDeviceGetCurrentClocksEventReasons", whole),
-            lambda: read(library, "nvmlDeviceGetCurrentClocksThrottleReasons", whole),
-        )
+        bits = read(library, "nvmlDeviceGetCurrentClocksEventReasons", whole)
+        if bits is None:  # its name before R535
+            bits = read(library, "nvmlDeviceGetCurrentClocksThrottleReasons", whole)
         utilization = read(library, "nvmlDeviceGetUtilizationRates", self._handle)
         load = _load_by_process(library, whole, since.time_us) if since else None
         return GpuState(
@@ -297,11 +301,11 @@ def _line(pid: int) -> Iterator[int]:
     while pid > 1 and pid not in seen:
         yield pid
         seen.add(pid)
-        try:
-            # The fields behind the name, which may hold spaces and parentheses: state, parent, … (man 5 proc).
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
+        # The fields behind the name, which may hold spaces and parentheses: state, parent, … (man 5 proc).
+        fields = jetson.read_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+        if len(fields) < 2:
             return
+        pid = int(fields[1])
 
 
 def clocks_record(before: GpuState, after: GpuState) -> dict[str, Any]:
@@ -381,7 +385,4 @@ def _process_name(library: Any, pid: int) -> str | None:
     path = read(library, "nvmlSystemGetProcessName", pid)
     if path:
         return str(path).split()[0].rsplit("/", 1)[-1]
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return None
+    return jetson.read_text(Path(f"/proc/{pid}/comm")).strip() or None

@@ -1,21 +1,18 @@
-"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier run (`baseline`)."""
+"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier run (`baselines`)."""
 
-from pytest_trtcheck.latency.stats import CONFIDENCE, Bounds, min_samples
+from pytest_trtcheck.latency.stats import CONFIDENCE, Bounds, Series, min_samples
 from pytest_trtcheck.latency.verdict import (
     QUANTILES,
+    BudgetResult,
     Decision,
-    Judgement,
     LatencyDecision,
-    LatencySummary,
     LookPlan,
-    bounds,
     combine_decisions,
     conclude,
     decide,
     decide_exact,
     decide_qps,
     decide_speedup,
-    summarize,
     to_record,
 )
 
@@ -23,12 +20,11 @@ __all__ = [
     "CONFIDENCE",
     "QUANTILES",
     "Bounds",
+    "BudgetResult",
     "Decision",
-    "Judgement",
     "LatencyDecision",
-    "LatencySummary",
     "LookPlan",
-    "bounds",
+    "Series",
     "combine_decisions",
     "conclude",
     "decide",
@@ -36,6 +32,5 @@ __all__ = [
     "decide_qps",
     "decide_speedup",
     "min_samples",
-    "summarize",
     "to_record",
 ]

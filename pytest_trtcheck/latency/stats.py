@@ -11,20 +11,22 @@ What was not measured is bounded as well: how far clocks that are still settling
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.latency.probability import binomial_cdf, student_t_quantile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    Samples: TypeAlias = Sequence[float] | NDArray[np.floating]
+    Samples: TypeAlias = "Sequence[float] | NDArray[np.floating] | Series"
 
 CONFIDENCE = 0.99
 """The default confidence of two-sided bounds: each side is wrong at most once in 200."""
@@ -50,7 +52,6 @@ STALL_S = 0.15
 UNSEEN_STALLS = 5.3
 """So many events are expected of what is seen not once with a probability of 0.5 %: -ln 0.005 (Poisson)."""
 
-_MAX_FRACTION_STEPS = 100_000
 _BLOCKS = 20
 _LONG = 1 << 16
 """Samples from which an autocorrelation is worked out from groups of them."""
@@ -105,24 +106,51 @@ class Settling:
         )
 
 
-def as_samples(samples: Samples) -> NDArray[np.float64]:
-    """Samples as a float64 vector of shape (n,).
+class Series:
+    """Samples, in the order in which they were taken, and what takes long to know of them, worked out once.
 
     Raises
     ------
     ComparisonError
         When there are none, or any is NaN, infinite or negative: a broken timer is no measurement.
     """
-    values = np.asarray(samples, dtype=np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ComparisonError("no latency samples", "the engine was not timed at all")
-    bad = ~(np.isfinite(values) & (values >= 0))
-    if bad.any():
-        where = int(np.argmax(bad))
-        raise ComparisonError(
-            f"latency sample {where} of {values.size} is {values[where]}", "a time is a finite number from 0 on"
-        )
-    return values
+
+    def __init__(self, samples: Sequence[float] | NDArray[np.floating]) -> None:
+        self.values = np.asarray(samples, dtype=np.float64)
+        self._times: dict[float, float] = {}
+        if self.values.ndim != 1 or not self.values.size:
+            raise ComparisonError("no latency samples", "the engine was not timed at all")
+        bad = ~(np.isfinite(self.values) & (self.values >= 0))
+        if bad.any():
+            where = int(np.argmax(bad))
+            raise ComparisonError(
+                f"latency sample {where} of {self.values.size} is {self.values[where]}",
+                "a time is a finite number from 0 on",
+            )
+
+    @classmethod
+    def of(cls, samples: Samples) -> Series:
+        """`samples` as a series; a series is itself."""
+        return samples if isinstance(samples, Series) else cls(samples)
+
+    @cached_property
+    def ordered(self) -> NDArray[np.float64]:
+        """The samples in ascending order."""
+        return np.sort(self.values)
+
+    def time(self, q: float) -> float:
+        """The autocorrelation time of being at most the q-quantile."""
+        if q not in self._times:
+            # With ties at the quantile (a coarse timer), either indicator alone may be constant and hide a drift.
+            at = np.quantile(self.ordered, q, method="inverted_cdf")
+            indicators = self.values <= at, self.values < at
+            self._times[q] = max(map(autocorrelation_time, indicators))
+        return self._times[q]
+
+
+def as_samples(samples: Samples) -> NDArray[np.float64]:
+    """Samples as a float64 vector of shape (n,), checked as a `Series` is."""
+    return Series.of(samples).values
 
 
 def quantile_bounds(samples: Samples, q: float, confidence: float = CONFIDENCE) -> Bounds:
@@ -146,26 +174,24 @@ def quantile_bounds(samples: Samples, q: float, confidence: float = CONFIDENCE) 
     q
         Between 0 and 1.
     """
-    values = as_samples(samples)
-    n, value = values.size, float(np.quantile(values, q))
-    tau_here = _quantile_time(values, q)
-    tau = max(tau_here, _quantile_time(values, 0.5))
-    if _is_long_enough(n, tau):
-        effective = math.floor(n / tau)
-        return Bounds(value, *_order_statistics(values, q, effective, confidence), n, effective)
-    effective = max(1, math.floor(n / tau))
-    if _is_long_enough(n, tau_here):
-        # Only the location drifts: what is known of the tail, moved as far as the median may yet move.
-        medians = block_quantiles(values, 0.5)
-        lower, upper = _order_statistics(values, q, math.floor(n / tau_here), confidence)
-        moved = 0.0 if medians is None else DRIFT_REACH * float(np.ptp(medians))
+    series = Series.of(samples)
+    values, n = series.values, series.values.size
+    here, median = series.time(q), series.time(0.5)
+    tau = max(here, median)
+    # Where the location alone drifts: what is known of the tail, moved as far as the median may yet move.
+    drifts, drifts_here = (not _is_long_enough(n, each) for each in (tau, here))
+    lower = upper = None
+    if not drifts_here:
+        lower, upper = _order_statistics(series, q, math.floor(n / (here if drifts else tau)), confidence)
+    medians = block_quantiles(values, q if drifts_here else 0.5) if drifts else None
+    if medians is not None:
+        moved = DRIFT_REACH * float(np.ptp(medians))
+        if drifts_here:
+            lower, upper = float(medians.min()), float(medians.max())
         lower = None if lower is None else max(0.0, lower - moved)
-        return Bounds(value, lower, None if upper is None else upper + moved, n, effective, drifts=True)
-    found = block_quantiles(values, q)
-    if found is None:
-        return Bounds(value, None, None, n, effective, drifts=True)
-    moved = DRIFT_REACH * float(np.ptp(found))
-    return Bounds(value, max(0.0, float(found.min()) - moved), float(found.max()) + moved, n, effective, drifts=True)
+        upper = None if upper is None else upper + moved
+    value, effective = float(np.quantile(series.ordered, q)), max(1, math.floor(n / tau))
+    return Bounds(value, lower, upper, n, effective, drifts)
 
 
 def settling(samples: Samples, elapsed_s: float | None = None, confidence: float = CONFIDENCE) -> Settling:
@@ -249,23 +275,15 @@ def block_quantiles(samples: Samples, q: float, blocks: int = 10) -> NDArray[np.
     return np.asarray(np.quantile(values[values.size - size * blocks :].reshape(blocks, size), q, axis=1))
 
 
-def _order_statistics(
-    values: NDArray[np.float64], q: float, effective: int, confidence: float
-) -> tuple[float | None, float | None]:
-    """The bounds' order statistics, for values that tell as much as `effective` independent ones."""
-    n, ordered = values.size, np.sort(values)
+def _order_statistics(series: Series, q: float, effective: int, confidence: float) -> tuple[float | None, float | None]:
+    """The bounds' order statistics, for samples that tell as much as `effective` independent ones."""
+    n, ordered = series.ordered.size, series.ordered
     lower, upper = rank_bounds(effective, q, confidence)
     # Rank r of m stands for the ranks from (r-1)·n/m to r·n/m of n: the outer one is taken, to err on the wide side.
     return (
         None if lower is None else float(ordered[math.floor((lower - 1) * n / effective)]),
         None if upper is None else float(ordered[min(n, math.ceil(upper * n / effective)) - 1]),
     )
-
-
-def _quantile_time(values: NDArray[np.float64], q: float) -> float:
-    # With ties at the quantile (a coarse timer), either indicator alone may be constant and hide a drift.
-    at = np.quantile(values, q, method="inverted_cdf")
-    return max(autocorrelation_time(values <= at), autocorrelation_time(values < at))
 
 
 def _is_long_enough(n: int, tau: float) -> bool:
@@ -279,11 +297,13 @@ def rank_bounds(n: int, q: float, confidence: float = CONFIDENCE) -> tuple[int |
     Each side is exceeded with a probability of at most (1 - confidence) / 2. None where no rank will do.
     """
     alpha = (1 - confidence) / 2
-    # Lower: the largest r with P(Bin(n, q) < r) <= alpha. Upper: the smallest s with P(Bin(n, q) >= s) <= alpha.
-    lower = _largest(lambda r: binomial_cdf(r - 1, n, q) <= alpha, 0, n)
-    below_upper = _largest(lambda s: 1 - binomial_cdf(s - 1, n, q) > alpha, 0, n + 1)
-    upper = below_upper + 1
-    return lower or None, upper if upper <= n else None
+    lower, from_above = _lower_rank(n, q, alpha), _lower_rank(n, 1 - q, alpha)
+    return lower or None, n + 1 - from_above if from_above else None
+
+
+def _lower_rank(n: int, q: float, alpha: float) -> int:
+    """The largest r with P(Bin(n, q) < r) <= alpha; 0 where there is none."""
+    return bisect_right(range(n), alpha, key=lambda k: binomial_cdf(k, n, q))
 
 
 @lru_cache(maxsize=256)
@@ -339,67 +359,3 @@ def batch_mean_bounds(samples: Samples, confidence: float = CONFIDENCE, batches:
     spread = float(means.std(ddof=1)) / math.sqrt(effective)
     half = student_t_quantile((1 + confidence) / 2, effective - 1) * spread
     return Bounds(mean, mean - half, mean + half, values.size, effective)
-
-
-def binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(Bin(n, p) <= k). Source: DLMF 8.17.5 (as a regularized incomplete beta function)."""
-    if k < 0:
-        return 0.0
-    return 1.0 if k >= n else incomplete_beta(n - k, k + 1, 1 - p)
-
-
-@lru_cache(maxsize=256)
-def student_t_quantile(p: float, degrees: int) -> float:
-    """The p-quantile of Student's t distribution, p from 0.5 to below 1, by bisection. Source: DLMF 8.17.22."""
-    tail = 2 * (1 - p)
-
-    def is_below(t: float) -> bool:
-        return incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) > tail
-
-    low, high = 0.0, 1.0
-    while is_below(high):
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_below(middle) else (low, middle)
-    return (low + high) / 2
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularized incomplete beta function I_x(a, b).
-
-    By its continued fraction (DLMF 8.17.22), evaluated by Lentz's method as modified by Thompson and Barnett (Press et
-    al., "Numerical Recipes", 3rd ed., section 6.4). For a, b up to 10⁶ the error is below 10⁻⁸.
-    """
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):
-        return 1 - incomplete_beta(b, a, 1 - x)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    tiny = 1e-300
-    c, d = 1.0, 1.0 / (_nonzero(1 - (a + b) * x / (a + 1)))
-    fraction = d
-    for m in range(1, _MAX_FRACTION_STEPS):
-        before = fraction
-        for factor in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / _nonzero(1 + factor * d, tiny)
-            c = _nonzero(1 + factor / c, tiny)
-            fraction *= c * d
-        if abs(fraction - before) <= 1e-15 * abs(fraction):
-            return min(1.0, math.exp(log_front) * fraction / a)
-    raise ComparisonError(f"the incomplete beta function did not converge at a={a}, b={b}, x={x}")
-
-
-def _nonzero(value: float, tiny: float = 1e-300) -> float:
-    return value if abs(value) > tiny else tiny
-
-
-def _largest(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest integer from `low` to `high` for which `holds`, true up to it and false behind; else `low`."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low

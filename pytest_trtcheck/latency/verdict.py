@@ -12,7 +12,7 @@ Times are in ms.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
@@ -20,6 +20,7 @@ from pytest_trtcheck.latency.stats import (
     CONFIDENCE,
     SETTLING_S,
     Bounds,
+    Series,
     Settling,
     as_samples,
     batch_mean_bounds,
@@ -28,7 +29,8 @@ from pytest_trtcheck.latency.stats import (
     settling,
     unseen_stalls,
 )
-from pytest_trtcheck.record import LatencyRecord, Verdict
+from pytest_trtcheck.metrics import distinct_digits
+from pytest_trtcheck.record import BudgetRecord, LatencyDetails, LatencyRecord, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +44,8 @@ QUANTILES: Mapping[str, float] = {"p50_ms": 0.50, "p90_ms": 0.90, "p95_ms": 0.95
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One budget, judged.
+class BudgetResult:
+    """One budget, and what was found of it.
 
     Parameters
     ----------
@@ -75,31 +77,19 @@ class LatencyDecision:
     """Several budgets together: fail when one fails, else undecided when one is, else pass."""
 
     decision: Decision
-    judgements: tuple[Judgement, ...]
+    results: tuple[BudgetResult, ...]
 
     @property
     def reason(self) -> str | None:
         """What is over its budget, or else what is undecided and why."""
         failed = [
-            f"{one.name} is {_digits(one.value, one.limit)}, {'below' if one.name.startswith('min_') else 'over'}"
+            f"{one.name} is {_apart(one.value, one.limit)}, {'below' if one.name.startswith('min_') else 'over'}"
             f" the limit of {one.limit:g}"
-            for one in self.judgements
+            for one in self.results
             if one.decision == "fail"
         ]
-        undecided = [one.reason for one in self.judgements if one.decision == "undecided" and one.reason]
+        undecided = [one.reason for one in self.results if one.decision == "undecided" and one.reason]
         return "; ".join(failed or undecided) or None
-
-
-@dataclass(frozen=True)
-class LatencySummary:
-    """What the samples say, apart from any budget. `bounds`: by name of `QUANTILES`."""
-
-    samples: int
-    mean_ms: float
-    min_ms: float
-    max_ms: float
-    quantiles_ms: Mapping[str, float]
-    bounds: Mapping[str, Bounds] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +107,7 @@ class LookPlan:
     quantiles
         The quantiles that have budgets; the error is shared out among them and `others`.
     others
-        How many other judgements (`min_qps`, `min_speedup`) share it.
+        How many other budgets (`min_qps`, `min_speedup`) share it.
     confidence
         That no budget is judged wrongly, in either direction.
     min_total_ms
@@ -135,8 +125,8 @@ class LookPlan:
 
     def confidence_at(self, look: int) -> float:
         """The confidence to judge each budget with at a look (from 1)."""
-        judgements = max(1, len(self.quantiles) + self.others)
-        return 1 - (1 - self.confidence) / (look * (look + 1) * judgements)
+        budgets = max(1, len(self.quantiles) + self.others)
+        return 1 - (1 - self.confidence) / (look * (look + 1) * budgets)
 
     def samples_at(self, look: int) -> int:
         """The number of samples to have at a look (from 1)."""
@@ -147,29 +137,6 @@ class LookPlan:
     def is_due(self, look: int, samples: int, total_ms: float) -> bool:
         """Whether there are enough samples, over enough time, for a look (from 1)."""
         return samples >= self.samples_at(look) and total_ms >= self.min_total_ms
-
-
-def bounds(samples: Samples, q: float, confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
-    """Two-sided confidence bounds of the q-quantile (see `stats.quantile_bounds`).
-
-    A side is None where there are too few independent samples for it (`min_samples`).
-    """
-    found = quantile_bounds(samples, q, confidence)
-    return found.lower, found.upper
-
-
-def summarize(samples_ms: Samples, confidence: float = CONFIDENCE) -> LatencySummary:
-    """The quantiles of samples taken one after the other, with bounds."""
-    values = as_samples(samples_ms)
-    found = {name: quantile_bounds(values, q, confidence) for name, q in QUANTILES.items()}
-    return LatencySummary(
-        samples=values.size,
-        mean_ms=float(values.mean()),
-        min_ms=float(values.min()),
-        max_ms=float(values.max()),
-        quantiles_ms={name: bounds.value for name, bounds in found.items()},
-        bounds=found,
-    )
 
 
 def decide(
@@ -192,22 +159,21 @@ def decide(
     elapsed_s
         Over how long the samples were taken; None: they followed each other without a gap.
     """
-    values = as_samples(samples_ms)
-    shift = settling(values, elapsed_s, confidence)
-    judgements = []
+    series = Series.of(samples_ms)
+    shift = settling(series, elapsed_s, confidence)
+    judged = series if shift.judged is series.values else Series(shift.judged)
+    results = []
     for name, limit in budgets.items():
         if name not in QUANTILES:
             raise ArgumentError(f"no latency budget is called {name!r}", f"there are {', '.join(QUANTILES)}")
         q = QUANTILES[name]
-        found = quantile_bounds(shift.judged, q, confidence)
-        shortage = _shortage(found, q, confidence, values.size)
-        judgements.append(_judge(name, limit, shift.of(found), shortage, shift))
-    return combine_decisions(judgements)
+        found = quantile_bounds(judged, q, confidence)
+        shortage = _shortage(found, q, confidence, series.values.size)
+        results.append(_result(name, limit, shift.of(found), shortage, shift))
+    return combine_decisions(results)
 
 
-def decide_qps(
-    intervals_ms: Samples, min_qps: float, *, queries_per_run: int = 1, confidence: float = CONFIDENCE
-) -> Judgement:
+def decide_qps(intervals_ms: Samples, min_qps: float, *, confidence: float = CONFIDENCE) -> BudgetResult:
     """Judge the throughput: the queries completed per second, over times between one completed run and the next.
 
     Throughput is a mean, so that a single long stall counts in full; its bounds come from batch means. To pass, the
@@ -221,26 +187,23 @@ def decide_qps(
     # Clocks that move and stalls that come, both unseen, are not both taken for the worst.
     unseen = replace(shift, upper=1 + math.hypot(shift.upper - 1, stalls))
     found = unseen.of(batch_mean_bounds(shift.judged, confidence))
-    queries = 1000.0 * queries_per_run
     rate = replace(
         found,
-        value=queries / found.value,
-        lower=None if found.upper is None else queries / found.upper,
-        upper=None if found.lower is None else queries / found.lower if found.lower > 0 else math.inf,
+        value=1000 / found.value,
+        lower=None if found.upper is None else 1000 / found.upper,
+        upper=None if found.lower is None else 1000 / found.lower if found.lower > 0 else math.inf,
     )
     shortage = f"{found.samples} runs are too few to bound the throughput" if found.upper is None else None
-    judgement = _judge("min_qps", min_qps, rate, shortage, shift)
-    if judgement.decision == "undecided" and shortage is None and rate.value >= min_qps:
-        text = (
-            f"{judgement.reason}; stalls too rare to be seen in {shift.judged.sum() / 1000:.3g} s may cost {stalls:.1%}"
-        )
-        return replace(judgement, reason=text)
-    return judgement
+    result = _result("min_qps", min_qps, rate, shortage, shift)
+    if result.decision == "undecided" and shortage is None and rate.value >= min_qps:
+        time = f"{shift.judged.sum() / 1000:.3g} s"
+        return replace(result, reason=f"{result.reason}; stalls too rare to be seen in {time} may cost {stalls:.1%}")
+    return result
 
 
 def decide_speedup(
     reference_ms: Samples, candidate_ms: Samples, min_speedup: float, *, confidence: float = CONFIDENCE
-) -> Judgement:
+) -> BudgetResult:
     """Judge how many times faster the candidate is, from runs that alternate with the reference's.
 
     Sample i of one was taken next to sample i of the other, so their ratio is free of the drift that both saw. The
@@ -255,19 +218,19 @@ def decide_speedup(
     if not candidate.all():
         raise ComparisonError("a run took no time at all", "the timer is broken")
     found = quantile_bounds(reference / candidate, 0.5, confidence)
-    return _judge("min_speedup", min_speedup, found, _shortage(found, 0.5, confidence, reference.size))
+    return _result("min_speedup", min_speedup, found, _shortage(found, 0.5, confidence, reference.size))
 
 
-def decide_exact(name: str, value: float, limit: float) -> Judgement:
+def decide_exact(name: str, value: float, limit: float) -> BudgetResult:
     """Judge a quantity that is known exactly and must not exceed its limit, such as `memory_mib`."""
-    return replace(_judge(name, limit, Bounds(value, value, value), None), exact=True)
+    return replace(_result(name, limit, Bounds(value, value, value), None), exact=True)
 
 
-def combine_decisions(judgements: Sequence[Judgement]) -> LatencyDecision:
-    """Several judgements as one decision."""
-    decisions = {one.decision for one in judgements}
+def combine_decisions(results: Sequence[BudgetResult]) -> LatencyDecision:
+    """Several budgets as one decision."""
+    decisions = {one.decision for one in results}
     order: tuple[Decision, ...] = ("fail", "undecided")
-    return LatencyDecision(next((one for one in order if one in decisions), "pass"), tuple(judgements))
+    return LatencyDecision(next((one for one in order if one in decisions), "pass"), tuple(results))
 
 
 def conclude(
@@ -284,7 +247,7 @@ def conclude(
     why = "; ".join(disturbances)
     if decision.decision == "undecided":
         return "inconclusive", "; ".join(filter(None, (decision.reason, why, *remarks))) or None
-    certain = any(one.exact for one in decision.judgements if one.decision == "fail")
+    certain = any(one.exact for one in decision.results if one.decision == "fail")
     reason = "; ".join(filter(None, (decision.reason, *remarks)))
     if disturbances and not certain:
         return "inconclusive", f"{reason}, but the measurement was disturbed: {why}"
@@ -292,7 +255,7 @@ def conclude(
 
 
 def to_record(
-    summary: LatencySummary,
+    samples_ms: Samples,
     decision: LatencyDecision,
     *,
     gpu: str | None = None,
@@ -301,47 +264,47 @@ def to_record(
     clocks: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> LatencyRecord:
-    """The latency part of a check's record."""
+    """The latency part of a check's record, with the samples' own quantiles and their bounds."""
+    series = Series.of(samples_ms)
+    values = series.values
     verdict, reason = conclude(decision, disturbances, remarks)
+    found = {name: quantile_bounds(series, q) for name, q in QUANTILES.items()}
+    extremes: dict[str, Any] = {
+        "mean_ms": float(values.mean()),
+        "min_ms": float(values.min()),
+        "max_ms": float(values.max()),
+    }
     return LatencyRecord(
         verdict=verdict,
         reason=reason,
         gpu=gpu,
-        samples=summary.samples,
-        **{name: summary.quantiles_ms[name] for name in QUANTILES},
+        samples=values.size,
+        **{name: one.value for name, one in found.items()},
         bounds_ms={
             name: (0.0 if one.lower is None else one.lower, math.inf if one.upper is None else one.upper)
-            for name, one in summary.bounds.items()
+            for name, one in found.items()
         },
-        budgets=tuple(_budget_entry(one) for one in decision.judgements),
+        budgets=tuple(_budget_entry(one) for one in decision.results),
         clocks=clocks or {},
-        details={"mean_ms": summary.mean_ms, "min_ms": summary.min_ms, "max_ms": summary.max_ms, **(details or {})},
+        details=LatencyDetails(**extremes, **(details or {})),
     )
 
 
-def _budget_entry(judgement: Judgement) -> dict[str, Any]:
-    verdict: Verdict = "inconclusive" if judgement.decision == "undecided" else judgement.decision
-    shared = {"verdict": verdict, "name": judgement.name}
-    if judgement.name not in QUANTILES:
-        return {
-            **shared,
-            "limit": judgement.limit,
-            "value": judgement.value,
-            "lower": judgement.lower,
-            "upper": judgement.upper,
-        }
-    return {
-        **shared,
-        "quantile": judgement.name.removesuffix("_ms"),
-        "limit_ms": judgement.limit,
-        "value_ms": judgement.value,
-        "lower_ms": judgement.lower,
-        "upper_ms": judgement.upper,
-    }
+def _budget_entry(result: BudgetResult) -> BudgetRecord:
+    is_quantile = result.name in QUANTILES
+    unit = "_ms" if is_quantile else ""
+    return BudgetRecord(
+        "inconclusive" if result.decision == "undecided" else result.decision,
+        result.name,
+        result.name.removesuffix("_ms") if is_quantile else None,
+        **{f"{name}{unit}": getattr(result, name) for name in ("limit", "value", "lower", "upper")},
+    )
 
 
-def _judge(name: str, limit: float, found: Bounds, shortage: str | None, shift: Settling | None = None) -> Judgement:
-    """Judge an estimate by its limit: from below where the limit is a minimum, else from above."""
+def _result(
+    name: str, limit: float, found: Bounds, shortage: str | None, shift: Settling | None = None
+) -> BudgetResult:
+    """An estimate by its limit: from below where the limit is a minimum, else from above."""
     if not (isinstance(limit, (int, float)) and math.isfinite(limit) and limit > 0):
         raise ArgumentError(f"{name}={limit!r} is no limit", "a limit is a finite number above 0")
     lower, upper = found.lower, found.upper
@@ -349,13 +312,12 @@ def _judge(name: str, limit: float, found: Bounds, shortage: str | None, shift: 
         good, bad = lower is not None and lower >= limit, upper is not None and upper < limit
     else:
         good, bad = upper is not None and upper <= limit, lower is not None and lower > limit
-    decision: Decision = "pass" if good else "fail" if bad else "undecided"
-    reason = None
-    if decision == "undecided":
-        low, high = ("unknown" if side is None else _digits(side, limit) for side in (lower, upper))
-        close = f"{name} is between {low} and {high}, too close to the limit of {limit:g} to tell"
-        reason = shortage or f"{close}{_unsettled(found, shift)}"
-    return Judgement(name, limit, found.value, lower, upper, decision, reason)
+    if good or bad:
+        return BudgetResult(name, limit, found.value, lower, upper, "pass" if good else "fail")
+    low, high = ("unknown" if side is None else _apart(side, limit) for side in (lower, upper))
+    close = f"{name} is between {low} and {high}, too close to the limit of {limit:g} to tell"
+    reason = shortage or f"{close}{_unsettled(found, shift)}"
+    return BudgetResult(name, limit, found.value, lower, upper, "undecided", reason)
 
 
 def _unsettled(found: Bounds, shift: Settling | None) -> str:
@@ -385,8 +347,6 @@ def _shortage(found: Bounds, q: float, confidence: float, taken: int) -> str | N
     )
 
 
-def _digits(value: float, limit: float) -> str:
+def _apart(value: float, limit: float) -> str:
     """`value` with as many digits as it takes to differ from `limit`, at least four."""
-    if value == limit:
-        return f"{value:g}"
-    return next((text for n in range(4, 18) if float(text := f"{value:.{n}g}") != float(f"{limit:.{n}g}")), repr(value))
+    return f"{value:.{distinct_digits(value, limit, 4)}g}"

@@ -131,6 +131,22 @@ def is_tensor(value: ir.Value | None, dtype: ir.DataType) -> bool:
     return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == dtype
 
 
+def op_types(text: str) -> frozenset[str]:
+    """The operators named in `text`, with white space between them."""
+    return frozenset(text.split())
+
+
+def made_by(value: ir.Value | None, op_type: str) -> bool:
+    """Whether a node of this operator computes `value`."""
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == op_type
+
+
+def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """The node's input at `index`; None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def name_nodes(model: ir.Model) -> None:
     """Give every node a name of its own, since `keep_fp32`, blame and TensorRT's messages all speak of names.
 
@@ -231,12 +247,6 @@ def initializers(graph: ir.Graph) -> Iterable[ir.Value]:
     """The initializers of `graph` and of its inner graphs."""
     for each in all_graphs(graph):
         yield from each.initializers.values()
-
-
-def weight_bytes(path: Path) -> int:
-    """Bytes of the model file and its weights; cheap, for error messages and limits."""
-    data = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
 def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "keep_fp32") -> frozenset[str]:

@@ -125,7 +125,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
         return bounded.astype(wanted)
 
 
-def digest(case: Case) -> str:
+def digest(case: Mapping[str, NDArray[Any]]) -> str:
     """Identity of a case: names, dtypes, shapes and every byte."""
     total = hashlib.sha256()
     for name, array in sorted(case.items()):
@@ -159,23 +159,26 @@ def shape_ranges(
         declared = {
             spec.name: _of_batch(declared[spec.name], spec, batch) for spec in model.inputs if spec.name in declared
         }
-    symbols = _symbols(model, batch, shapes)
+    symbols = _symbols(model, batch, declared)
     ranges: dict[str, ShapeRange] = {}
     free: list[str] = []
+    first = batch if batch is not None else default_batch
     for spec in model.inputs:
         if spec.name in declared:
             ranges[spec.name] = declared[spec.name]
             continue
-        sizes: list[tuple[int, int, int]] = []
+        columns: list[tuple[int, ...]] = []
         for axis, dim in enumerate(spec.shape):
-            fixed = _fixed(dim, axis, batch, symbols, default_batch)
-            if fixed is None:
-                free.append(f"{spec.name}[{axis}]" + (f" ({dim})" if dim else ""))
+            if isinstance(dim, int):
+                columns.append((dim,) * 3)
+            elif dim in symbols:
+                columns.append(symbols[dim])
+            elif axis == 0 and first is not None:
+                columns.append((first,) * 3)
             else:
-                sizes.append(fixed)
-        if len(sizes) == len(spec.shape):
-            low, best, high = zip(*sizes, strict=True) if sizes else ((), (), ())
-            ranges[spec.name] = ShapeRange(tuple(low), tuple(best), tuple(high))
+                free.append(f"{spec.name}[{axis}]" + (f" ({dim})" if dim else ""))
+        if len(columns) == len(spec.shape):
+            ranges[spec.name] = ShapeRange(*([tuple(sizes) for sizes in zip(*columns, strict=True)] or [()] * 3))
     if free:
         example = model.inputs[0]
         raise InputError(
@@ -261,37 +264,18 @@ def check_declared(declared: Mapping[str, ShapeRange], case: Case, source: str) 
         )
 
 
-def _fixed(
-    dim: int | str | None,
-    axis: int,
-    batch: int | None,
-    symbols: Mapping[str, tuple[int, int, int]],
-    default_batch: int | None,
-) -> tuple[int, int, int] | None:
-    if isinstance(dim, int):
-        return dim, dim, dim
-    if dim is not None and dim in symbols:
-        return symbols[dim]
-    size = (batch if batch is not None else default_batch) if axis == 0 else None
-    return None if size is None else (size, size, size)
-
-
-def _symbols(
-    model: OnnxModel, batch: int | None, shapes: Mapping[str, Shape | ShapeRange]
-) -> dict[str, tuple[int, int, int]]:
-    symbols: dict[str, tuple[int, int, int]] = {}
+def _symbols(model: OnnxModel, batch: int | None, declared: Mapping[str, ShapeRange]) -> dict[str, tuple[int, ...]]:
+    """The least, best and largest size of each symbolic dimension that an input fixes."""
+    symbols: dict[str, tuple[int, ...]] = {}
     for spec in model.inputs:
-        given = shapes.get(spec.name)
-        if given is not None:
-            span = _fitting(given, spec)
-            if batch is not None:
-                span = _of_batch(span, spec, batch)
-            for dim, *sizes in zip(spec.shape, span.min, span.opt, span.max, strict=True):
-                if isinstance(dim, str):
-                    low, best, high = sizes
-                    symbols.setdefault(dim, (low, best, high))
-        elif batch is not None and spec.shape and isinstance(spec.shape[0], str):
-            symbols.setdefault(spec.shape[0], (batch, batch, batch))
+        if spec.name in declared:
+            span = declared[spec.name]
+            sizes = zip(spec.shape, zip(span.min, span.opt, span.max, strict=True), strict=True)
+        else:
+            sizes = zip(spec.shape[:1], [(batch,) * 3] if batch is not None else [], strict=False)
+        for dim, found in sizes:
+            if isinstance(dim, str):
+                symbols.setdefault(dim, found)
     return symbols
 
 

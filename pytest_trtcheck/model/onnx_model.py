@@ -6,13 +6,15 @@ Only the graph is read here; weights stay on disk. `onnx` alone is imported, whi
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.errors import ArgumentError, ModelError, listed
 from pytest_trtcheck.model.output_parts import output_parts
+from pytest_trtcheck.model.proto import all_graphs, all_nodes
 from pytest_trtcheck.model.randomness import random_nodes
 
 if TYPE_CHECKING:
@@ -192,19 +194,8 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
 
 def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of the model, those of functions and inner graphs too."""
-    yield from _walk(proto.graph.node)
-    for function in proto.functions:
-        yield from _walk(function.node)
-
-
-def _walk(sequence: object) -> Iterator[onnx.NodeProto]:
-    for node in sequence:  # type: ignore[attr-defined]
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _walk(attribute.g.node)
-            for graph in attribute.graphs:
-                yield from _walk(graph.node)
+    for each in (proto.graph, *proto.functions):
+        yield from all_nodes(each.node)
 
 
 def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[str, Path]:
@@ -240,15 +231,13 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
             )
         files[info.location] = file
     if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else "")
+        shown = listed(problems, 10, "\n  ")
         raise ModelError(f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}")
     return files
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    elements = 1
-    for size in tensor.dims:
-        elements *= size
+    elements: int = math.prod(tensor.dims)
     return (elements * _bits(tensor.data_type) + 7) // 8
 
 
@@ -318,7 +307,7 @@ def _float_types(proto: onnx.ModelProto) -> frozenset[str]:
         onnx.TensorProto.DOUBLE: "float64",
     }
     found: set[int] = set()
-    for graph in _graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         found |= {tensor.data_type for tensor in graph.initializer}
         found |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     for node in nodes(proto):
@@ -326,11 +315,3 @@ def _float_types(proto: onnx.ModelProto) -> frozenset[str]:
         found |= {attribute.i for attribute in node.attribute if attribute.name in typed}
         found |= {attribute.t.data_type for attribute in node.attribute if attribute.HasField("t")}
     return frozenset(name for code, name in names.items() if code in found)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pytest_trtcheck.errors import ArgumentError, GpuError, MissingDependencyError, ModelError
+from pytest_trtcheck.errors import ArgumentError, GpuError, MissingDependencyError, ModelError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.record import Evidence
     from pytest_trtcheck.spec import InputMapping
 
 Provider = Literal["cpu", "cuda"]
@@ -89,8 +88,6 @@ class OrtRunner:
         The CUDA provider was asked for and is not there.
     """
 
-    evidence: Evidence = "emulated"
-
     def __init__(
         self,
         path: Path,
@@ -122,7 +119,7 @@ class OrtRunner:
                     "name a library that has the operator, BuildOptions(custom_ops=[…]), or give the reference itself: "
                     "reference=…"
                 )
-            raise ModelError(f"{label}: ONNX Runtime cannot load it: {_first_line(error)}", hint) from error
+            raise ModelError(f"{label}: ONNX Runtime cannot load it: {first_line(error)}", hint) from error
         if provider == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise GpuError(
                 "trt_reference = cuda: ONNX Runtime could not start its CUDA provider",
@@ -147,7 +144,7 @@ class OrtRunner:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
             raise ModelError(
-                f"{self._label}: ONNX Runtime failed to run it on {shapes}: {_first_line(error)}",
+                f"{self._label}: ONNX Runtime failed to run it on {shapes}: {first_line(error)}",
                 "inputs that were generated may lie outside what the model accepts: return real ones from the test",
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))
@@ -180,7 +177,6 @@ _BEYOND_NUMPY = {
     "tensor(float8e5m2fnuz)": 20,
 }
 """The codes of onnx.TensorProto, by ONNX Runtime's name of the type."""
-_ML_DTYPES = {16: "bfloat16", 17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz"}
 
 
 def _as_array(value: Any) -> NDArray[Any]:
@@ -188,9 +184,9 @@ def _as_array(value: Any) -> NDArray[Any]:
     if code is None:
         found: NDArray[Any] = value.numpy()
         return found
-    import ml_dtypes
+    import onnx
 
-    dtype = np.dtype(getattr(ml_dtypes, _ML_DTYPES[code]))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(code)
     shape = tuple(value.shape())
     # `value` frees its memory when it goes, hence the copy.
     bits = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.itemsize)
@@ -203,7 +199,7 @@ def _register(options: Any, library: str) -> None:
         options.register_custom_ops_library(str(Path(library).resolve()))
     except Exception as error:
         raise ArgumentError(
-            f"custom_ops: {library} cannot be loaded: {_first_line(error)}",
+            f"custom_ops: {library} cannot be loaded: {first_line(error)}",
             "give a shared library that exports RegisterCustomOps and was built for this ONNX Runtime",
         ) from error
 
@@ -219,7 +215,3 @@ def _providers(ort: ModuleType, provider: Provider) -> list[Any]:
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pytest_trtcheck.model.proto import SMALL_WEIGHT, bodies, constant, elements
 from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 MOST_PARTS = 16
 """An output of more pieces is a list that was put together (a recurrence that was unrolled), not different things."""
 _DEEPEST = 200
-_SMALL_WEIGHT = 1 << 10
-"""Elements up to which a weight can be the shape, the axes or the sizes that an operator is told."""
 
 _Dim: TypeAlias = "int | str | None"
 _Ranges: TypeAlias = "tuple[tuple[int, int, int | None], ...]"
@@ -76,7 +75,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(proto.graph.input)
     known = {value.name for value in graph.input}
     for tensor in proto.graph.initializer:
-        small = math.prod(tensor.dims) <= _SMALL_WEIGHT and tensor.data_location != onnx.TensorProto.EXTERNAL
+        small = math.prod(tensor.dims) <= SMALL_WEIGHT and tensor.data_location != onnx.TensorProto.EXTERNAL
         if small:
             graph.initializer.append(tensor)
         elif tensor.name not in known:
@@ -166,22 +165,10 @@ class _Graph:
 
     def constant(self, name: str) -> list[Any] | None:
         """A small constant's elements; None for what is computed."""
-        import onnx
-
-        tensor = self._weights.get(name)
+        if name in self._weights:
+            return elements(self._weights[name])
         node = self._producers.get(name)
-        if tensor is None and node is not None and node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    tensor = attribute.t
-                elif attribute.name == "value_ints":
-                    return list(attribute.ints)
-                elif attribute.name in {"value_int", "value_float"}:
-                    return [attribute.i if attribute.name == "value_int" else attribute.f]
-        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            return None
-        elements: list[Any] = onnx.numpy_helper.to_array(tensor).reshape(-1).tolist()
-        return elements
+        return None if node is None else constant(node)
 
     def argument(self, node: onnx.NodeProto, name: str, index: int | None = None) -> list[int] | None:
         """What an operator is told by an attribute, or since a later opset by an input; None where it is not known."""
@@ -374,11 +361,10 @@ class _Graph:
     def _if(self, node: onnx.NodeProto, name: str) -> _Layout:
         index = list(node.output).index(name)
         found = []
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                inner = _Graph(self.proto, attribute.g)
-                inner._weights = {**self._weights, **inner._weights}
-                found.append(inner.layout(attribute.g.output[index].name))
+        for body in bodies(node):
+            inner = _Graph(self.proto, body)
+            inner._weights = {**self._weights, **inner._weights}
+            found.append(inner.layout(body.output[index].name))
         return found[0] if found and all(layout == found[0] for layout in found) else _common(found)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.model.proto import all_graphs, bodies, constant, elements
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -71,53 +73,31 @@ def _needed(nodes: Any, outputs: Iterable[str]) -> list[onnx.NodeProto]:
         if wanted.intersection(node.output):
             needed.append(node)
             wanted.update(node.input)
-            wanted.update(name for inner in _graphs(node) for name in _outer_names(inner))
+            wanted.update(name for inner in bodies(node) for name in _outer_names(inner))
     return needed[::-1]
 
 
 def _outer_names(graph: onnx.GraphProto) -> Iterator[str]:
     """Every name that a graph inside a node uses; some are its own, which does no harm."""
-    yield from (value.name for value in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for inner in _graphs(node):
-            yield from _outer_names(inner)
-
-
-def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+    for each in all_graphs(graph):
+        yield from (value.name for value in each.output)
+        for node in each.node:
+            yield from node.input
 
 
 def _taken(node: onnx.NodeProto, constants: Mapping[str, Any]) -> Iterator[onnx.GraphProto]:
     """The graphs inside a node that can run: of an If whose condition is constant, the one branch."""
     condition = constants.get(node.input[0]) if node.op_type == "If" and node.input else None
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            if condition is None or attribute.name == ("then_branch" if condition else "else_branch"):
-                yield attribute.g
-        else:
-            yield from attribute.graphs
+    if condition is None:
+        yield from bodies(node)
+        return
+    branch = "then_branch" if condition else "else_branch"
+    yield from (attribute.g for attribute in node.attribute if attribute.name == branch)
 
 
 def _constants(graph: Any) -> dict[str, Any]:
     """The scalars that a graph holds, by name."""
-    import onnx
-
-    tensors = [(tensor.name, tensor) for tensor in getattr(graph, "initializer", ())]
-    found: dict[str, Any] = {}
-    for node in graph.node:
-        if node.op_type != "Constant":
-            continue
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                tensors.append((node.output[0], attribute.t))
-            elif attribute.name in {"value_int", "value_float"}:
-                found[node.output[0]] = attribute.i if attribute.name == "value_int" else attribute.f
-    for name, tensor in tensors:
-        is_scalar = all(size == 1 for size in tensor.dims)
-        if is_scalar and tensor.data_location != onnx.TensorProto.EXTERNAL:
-            found[name] = onnx.numpy_helper.to_array(tensor).reshape(-1).tolist()[0]
-    return found
+    small = (tensor for tensor in getattr(graph, "initializer", ()) if all(size == 1 for size in tensor.dims))
+    held = {tensor.name: elements(tensor) for tensor in small}
+    held |= {node.output[0]: constant(node) for node in graph.node if node.op_type == "Constant"}
+    return {name: found[0] for name, found in held.items() if found is not None and len(found) == 1}

@@ -42,7 +42,8 @@ def model(path: Path, label: str, cache: Cache) -> OnnxModel:
     stamps = stamps_of([path, *(path.parent / location for location in index)])
     if stamps is None:
         return load()
-    stamps |= {"code": hash_code("model/onnx_model.py", "model/output_parts.py", "model/randomness.py")}
+    deciding = ("onnx_model", "output_parts", "proto", "randomness")
+    stamps |= {"code": hash_code(*(f"model/{name}.py" for name in deciding))}
     facts = once(Key("model_facts", path.name, stamps), lambda: _plain(load()), cache)
     return replace(_model(facts), path=path, label=label)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.backends.tensorrt.cached import EngineByShape
+from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.gpu.lock import gpu_lock
 
@@ -96,7 +96,7 @@ class GpuBenchmark:
     def _timing(self, engine: Runner, inputs: InputMapping, *, graph: bool) -> Iterator[Callable[[], None]]:
         if getattr(engine, "evidence", None) == "emulated":
             pytest.skip("not measured: the engine is emulated, and a CPU has no GPU time")
-        if not isinstance(engine, EngineByShape):
+        if not isinstance(engine, RunnerByShape):
             raise ArgumentError(
                 f"trt_benchmark: expected an engine, got {type(engine).__name__}",
                 "give what trt_build returned and its inputs: trt_benchmark(engine, {'input': array})",

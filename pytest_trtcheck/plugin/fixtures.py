@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.base import Runner
-    from pytest_trtcheck.check.checker import Workshop
+    from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.plugin.benchmark import GpuBenchmark
     from pytest_trtcheck.precision.reference import Reference
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import BuildOptions, ParitySpec
 
 
-def _workshop(request: pytest.FixtureRequest) -> Workshop:
+def _checker(request: pytest.FixtureRequest) -> Checker:
     from pytest_trtcheck.plugin.session import session_of
 
-    return session_of(request.config).workshop
+    return session_of(request.config).checker
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def trt_build_options() -> BuildOptions | None:
 @pytest.fixture
 def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
     """The GPU that is judged: the one of `--trt-gpu`, else the one in this machine, else None."""
-    return _workshop(request).judged_gpu()
+    return _checker(request).judged_gpu()
 
 
 _BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "backend")
@@ -64,7 +64,7 @@ def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **o
     """The engine of the one precision that `spec` names, or its emulation."""
     from pytest_trtcheck.plugin.outcome import request_for
 
-    return _workshop(request).runner(request_for(request.node, model, spec, request.getfixturevalue, **options))
+    return _checker(request).runner(request_for(request.node, model, spec, request.getfixturevalue, **options))
 
 
 @pytest.fixture
@@ -93,14 +93,22 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
 
 
 @pytest.fixture
-def trt_reference(request: pytest.FixtureRequest) -> Callable[[object], Reference]:
+def trt_reference(request: pytest.FixtureRequest) -> Iterator[Callable[[object], Reference]]:
     """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
     from pytest_trtcheck.plugin.outcome import folders
 
-    workshop = _workshop(request)
+    checker = _checker(request)
     options: BuildOptions | None = request.getfixturevalue("trt_build_options")
     custom_ops = () if options is None else options.custom_ops
-    return lambda model: workshop.reference(model, folders(request.node), custom_ops)
+    made: list[Reference] = []
+
+    def reference(model: object) -> Reference:
+        made.append(checker.reference(model, folders(request.node), custom_ops))
+        return made[-1]
+
+    yield reference
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
@@ -150,8 +158,8 @@ def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
     """
     from pytest_trtcheck.plugin.benchmark import GpuBenchmark
 
-    workshop = _workshop(request)
-    if workshop.detected is None:
-        reason = f"not measured: trt_benchmark needs a GPU ({workshop.no_gpu_reason})"
-        (pytest.fail if workshop.require_gpu else pytest.skip)(reason)
-    return GpuBenchmark(request, workshop.detected)
+    checker = _checker(request)
+    if checker.detected is None:
+        reason = f"not measured: trt_benchmark needs a GPU ({checker.no_gpu_reason})"
+        (pytest.fail if checker.require_gpu else pytest.skip)(reason)
+    return GpuBenchmark(request, checker.detected)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
-from pytest_trtcheck.plugin import marks
+from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
     trt_benchmark,
@@ -41,14 +41,13 @@ _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the option table."""
-    group = parser.getgroup("trtcheck", "TensorRT inference checks")
     for option in settings.OPTIONS:
-        shown = f"{option.help} [{', '.join(option.choices)}]" if option.choices else option.help
-        if not option.ini_only:
-            extra: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
-            group.addoption(option.flag, dest=option.name, default=None, help=shown, **extra)
-        kind: Literal["linelist", "string"] = "linelist" if option.kind == "lines" else "string"
-        parser.addini(option.name, shown, type=kind, default=None)
+        settings.declare(parser, option)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks that other plugins may have."""
+    pluginmanager.add_hookspecs(specs)
 
 
 def pytest_configure(config: pytest.Config) -> None:

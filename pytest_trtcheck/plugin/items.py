@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from pytest_trtcheck.check.request import Judged
+    from pytest_trtcheck.check.request import Known
 
 # --- a marked test ---------------------------------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class BundleItem(_FileItem):
 
     def runtest(self) -> None:
         """Check as the test did that failed, and say what came out otherwise than recorded."""
-        from pytest_trtcheck import bundle
+        from pytest_trtcheck import backends, bundle
         from pytest_trtcheck.check.request import Request
         from pytest_trtcheck.plugin.session import session_of
 
@@ -285,21 +285,19 @@ class BundleItem(_FileItem):
         backend = session.get("trt_backend")
         try:
             loaded = bundle.read(self.path)
-            if session.detection.gpu is not None and backend != "onnxruntime":
+            if session.detection.gpu is not None and not backends.load(backend).is_emulation:
                 bundle.check_plugins(loaded)
         except CheckError as error:
             outcome.refuse(self, error)
         parity = replace(loaded.spec, reference=loaded.recorded_reference())
-        if backend != "auto":
+        if backend != backends.AUTO:
             parity = replace(parity, backend=None)
 
-        def watch(judged: Judged) -> tuple[str, ...]:
-            place = judged.job.place
-            module = place.module.name if place is not None and judged.runner.evidence == "engine" else None
+        def watch(known: Known) -> tuple[str, ...]:
             return (
                 f"replay of {loaded.nodeid}",
-                *bundle.compare_with_recorded(loaded, judged),
-                *bundle.changes(loaded.about["environment"], session.circumstances(module)),
+                *bundle.compare_with_recorded(loaded, known),
+                *bundle.changes(loaded.about["environment"], session.circumstances(known.running.name)),
             )
 
         outcome.run(

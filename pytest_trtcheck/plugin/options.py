@@ -6,11 +6,14 @@ registers the table.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.choices import BACKENDS, PRECISIONS
+from pytest_trtcheck import backends
+from pytest_trtcheck.choices import PRECISIONS, Option
+from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,35 +21,11 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_trtcheck.errors import ArgumentError
-
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds"]
-
-
-class Option(NamedTuple):
-    """One setting. `name` is the ini key; `--trt-x` is the flag of `trt_x` and `TRTCHECK_X` its variable."""
-
-    name: str
-    kind: Kind
-    help: str
-    default: Any = None
-    choices: tuple[str, ...] = ()
-    metavar: str | None = None
-    ini_only: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The command line's name of it."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment's name of it."""
-        return "TRTCHECK_" + self.name.removeprefix("trt_").upper()
-
+    from pytest_trtcheck.report import Report
 
 OPTIONS: tuple[Option, ...] = (
     Option("trt_gpu", "text", "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …", metavar="GPU"),
-    Option("trt_backend", "text", "what runs or builds the engines", default="auto", choices=BACKENDS),
+    Option("trt_backend", "backend", "what runs or builds the engines", default="auto", choices=backends.NAMES),
     Option(
         "trt_precision",
         "names",
@@ -60,8 +39,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_cache_clear", "flag", "empty the cache before the tests run", default=False),
     Option("trt_build_only", "flag", "build and cache every engine, compare nothing", default=False),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
-    Option("trt_report", "path", "write the JSON report", metavar="FILE"),
-    Option("trt_html", "path", "write the HTML report", metavar="FILE"),
+    *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where latency baselines are kept", metavar="DIR"),
     Option("trt_update_baseline", "flag", "record this run's latencies as the baseline", default=False),
@@ -122,9 +100,22 @@ def resolve(option: Option, command_line: object, ini: object, environ: Mapping[
     return _converted(option, option.default, "default") if isinstance(option.default, str) else option.default
 
 
-def value(config: pytest.Config, name: str) -> Any:
-    """The value of the option `name` in a run of pytest."""
-    return resolve(_BY_NAME[name], config.getoption(name, None), config.getini(name))
+def declare(parser: pytest.Parser, option: Option) -> None:
+    """Let pytest know an option: its flag, and its ini key."""
+    shown = f"{option.help} [{', '.join(option.choices)}]" if option.choices else option.help
+    if not option.ini_only:
+        extra: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
+        group = parser.getgroup("trtcheck", "TensorRT inference checks")
+        group.addoption(option.flag, dest=option.name, default=None, help=shown, **extra)
+    kind: Literal["linelist", "string"] = "linelist" if option.kind == "lines" else "string"
+    parser.addini(option.name, shown, type=kind, default=None)
+
+
+def value(config: pytest.Config, option: str | Option) -> Any:
+    """The value of an option, or of that of our own with the name, in a run of pytest."""
+    if isinstance(option, str):
+        option = _BY_NAME[option]
+    return resolve(option, config.getoption(option.name, None), config.getini(option.name))
 
 
 def flag(name: str) -> str:
@@ -132,17 +123,23 @@ def flag(name: str) -> str:
     return _BY_NAME[name].flag
 
 
+def reports(config: pytest.Config) -> list[Report]:
+    """Our reports, and those of the user's plugins."""
+    return [*REPORTS, *itertools.chain.from_iterable(config.hook.pytest_trtcheck_reports())]
+
+
 def any_given(config: pytest.Config) -> bool:
     """Whether any option is given at all; the defaults need no check."""
+    known = dict.fromkeys((*OPTIONS, *(report.option for report in reports(config) if report.option)))
     return any(
         config.getoption(option.name, None) is not None or os.environ.get(option.variable) or config.getini(option.name)
-        for option in OPTIONS
+        for option in known
     )
 
 
 def _converted(option: Option, raw: object, where: str) -> Any:
     text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
-    parse = {"flag": _flag, "seconds": _seconds, "size": parse_size}.get(option.kind)
+    parse = {"flag": _flag, "seconds": _seconds, "size": parse_size, "backend": _backend}.get(option.kind)
     if parse is not None:
         return parse(text, where)
     if option.kind == "names":
@@ -183,6 +180,10 @@ def _one_of(text: str, choices: Sequence[str], where: str) -> str:
     from pytest_trtcheck.errors import suggestion
 
     raise _wrong(f"{where}: {text!r} is none of {', '.join(choices)}", suggestion(text, choices))
+
+
+def _backend(text: str, where: str) -> str:
+    return backends.find_name(text.strip()) or _one_of(text, backends.names(), where)
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -38,14 +38,15 @@ def is_our_property(name: object) -> bool:
 
 def attach(item: pytest.Item, record: CheckRecord) -> None:
     """Let the record ride on the item, so that xdist workers and JUnit carry it."""
-    import json
-
+    from pytest_trtcheck.plugin import options
     from pytest_trtcheck.record import PROPERTY
-    from pytest_trtcheck.report import junit
 
-    text = replace(record, runs=item.stash.get(RUN, 1)).to_json()
+    record = replace(record, runs=item.stash.get(RUN, 1))
     index = sum(name == PROPERTY for name, _ in item.user_properties)
-    item.user_properties += [(PROPERTY, text), *junit.properties(json.loads(text), index)]
+    item.user_properties.append((PROPERTY, record.to_json()))
+    for report in options.reports(item.config):
+        if report.of_tests:
+            item.user_properties.extend(report.writer.properties(record, index))
 
 
 def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
@@ -94,10 +95,10 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
     if writer is None:
-        record = session.workshop.check(request)
+        record = session.checker.check(request)
     else:
         try:
-            record = session.workshop.check(replace(request, watch=writer.keep))
+            record = session.checker.check(replace(request, watch=writer.keep))
             record = writer.finish(record, session.circumstances(record.backend))
         finally:
             writer.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck import __version__, gpu
+from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
+from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_trtcheck.backends.base import Backend
     from pytest_trtcheck.bundle import Writer
-    from pytest_trtcheck.check.checker import Workshop
+    from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.latency.baselines import Baselines
+    from pytest_trtcheck.record import Environment
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
@@ -102,39 +103,36 @@ class Session:
             A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
         """
         self._check_outputs(values)
-        backend, wanted = values["trt_backend"], values["trt_gpu"]
-        if backend not in {"auto", "onnxruntime"}:
-            from pytest_trtcheck.backends.tensorrt.module import find_module
-
-            find_module(backend)
-        if not values["trt_build_only"] and (not wanted or backend == "onnxruntime"):
+        name, wanted, build_only = values["trt_backend"], values["trt_gpu"], values["trt_build_only"]
+        if not build_only and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
             return
-        from pytest_trtcheck.backends.tensorrt import cached as engines
-
-        place, reason = engines.place_for(backend, self.requested, self.detection.gpu)
-        if place is None:
-            option = "--trt-build-only" if values["trt_build_only"] else f"--trt-gpu={wanted}"
-            raise ArgumentError(f"{option}: {reason}", _hint(self.requested, backend))
+        backend = backends.load(name)
+        backend.require()
+        if not build_only and (not wanted or not backend.builds):
+            return
+        system = backend.find(self.requested, self.detection.gpu)
+        if not system.builds:
+            option = "--trt-build-only" if build_only else f"--trt-gpu={wanted}"
+            raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
-        from pytest_trtcheck.report.files import check_writable
+        from pytest_trtcheck.record.files import check_writable
 
-        files = {name: self._path(values[name]) for name in ("trt_report", "trt_html") if values[name]}
+        files: dict[Path, str] = {}
+        for report in settings.reports(self.config):
+            if report.option is None or not (given := settings.value(self.config, report.option)):
+                continue
+            flag, path = report.option.flag, self._path(given)
+            check_writable(path, flag)
+            other = files.setdefault(path.resolve(), flag)
+            if other != flag:
+                raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
+            if hasattr(report.writer, "require"):
+                report.writer.require()
         folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
-        for name, path in files.items():
-            check_writable(path, settings.flag(name))
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
-        if len({path.resolve() for path in files.values()}) < len(files):
-            raise ArgumentError(
-                f"--trt-report and --trt-html both name {values['trt_report']}", "give each a file of its own"
-            )
-        if values["trt_html"] and importlib.util.find_spec("jinja2") is None:
-            raise MissingDependencyError(
-                "--trt-html: the HTML report needs jinja2, which is not installed",
-                'pip install "pytest-trtcheck[report]"',
-            )
 
     def _path(self, given: str) -> Path:
         return Path(self.config.invocation_params.dir, given).expanduser()
@@ -152,23 +150,25 @@ class Session:
 
         return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
 
-    def environment(self, backend: str | None) -> dict[str, Any]:
-        """Versions and GPU, as the JSON report has them; `backend` names the TensorRT module that was used."""
+    def environment(self, backend: str | None) -> Environment:
+        """Versions and GPU; `backend` names the TensorRT module that was used."""
+        from pytest_trtcheck.record import GpuRecord
         from pytest_trtcheck.report import json_report
 
         found = self.detection.gpu
-        facts = () if found is None else ("name", "uuid", "compute_capability")
         return json_report.environment(
             requested_gpu=self.get("trt_gpu") or None,
-            gpu={fact: getattr(found, fact) for fact in facts} or None,
+            gpu=None if found is None else GpuRecord(**found.environment()),
             driver=None if found is None else found.driver,
-            tensorrt_module=backend if backend in {"tensorrt", "tensorrt_rtx"} else None,
+            tensorrt_module=backends.tensorrt_module(backend),
         )
 
     def circumstances(self, backend: str | None) -> dict[str, Any]:
         """All that the outcome of a check depends on beside what the check names: for its failure bundle."""
+        from pytest_trtcheck.record import jsonable
+
         chosen = {name: self.get(name) for name in ("trt_reference", "trt_bitwise")}
-        return {"pytest_trtcheck": __version__, **self.environment(backend), **chosen}
+        return {"pytest_trtcheck": __version__, **jsonable(self.environment(backend)), **chosen}
 
     @functools.cached_property
     def detection(self) -> Detection:
@@ -208,13 +208,13 @@ class Session:
         return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
-    def workshop(self) -> Workshop:
+    def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
-        from pytest_trtcheck.check.blame import Allowance
-        from pytest_trtcheck.check.checker import Workshop
-        from pytest_trtcheck.check.latency import Ledger
+        from pytest_trtcheck.check.checker import Checker
+        from pytest_trtcheck.check.request import Allowance
 
-        return Workshop(
+        reports = settings.reports(self.config)
+        return Checker(
             cache=self.cache,
             backend=self.get("trt_backend"),
             reference_provider=self.get("trt_reference"),
@@ -225,17 +225,18 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
-            ledger=Ledger(self.baselines, self.get("trt_update_baseline")),
-            emulate_too=bool(self.get("trt_report") or self.get("trt_html")),
+            baselines=self.baselines,
+            update_baselines=self.get("trt_update_baseline"),
+            emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),
         )
 
 
-def _hint(requested: gpu.GpuModel | None, backend: str) -> str:
+def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> str:
     """What to do where no engine can be built."""
-    if backend == "onnxruntime":
-        return "take another --trt-backend: onnxruntime builds no engine"
+    if not backend.builds:
+        return f"take another --trt-backend: {name} builds no engine"
     if requested is None:
         return "name the GPU: --trt-gpu=A100"
     if requested.compute_capability is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +13,9 @@ from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pytest_trtcheck.record import CheckRecord, RunRecord
+    from pytest_trtcheck.report import Report
+    from pytest_trtcheck.report.terminal import Line
 
 
 class Collector:
@@ -22,8 +24,9 @@ class Collector:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._outcomes: dict[str, pytest.TestReport] = {}
-        self.records: list[dict[str, Any]] = []
-        self._last: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+        self.records: list[CheckRecord] = []
+        self._last: dict[tuple[str, str | None], list[CheckRecord]] = {}
+        self._shown: list[Line | str] = []
         self._problems: list[str] = []
         self._told: list[str] = []
         self._crashed: list[str] = []
@@ -47,21 +50,22 @@ class Collector:
 
     def _keep(self, report: pytest.TestReport, outcome: pytest.TestReport) -> None:
         """Take the records of one run of a test; they replace those of its earlier runs."""
-        from pytest_trtcheck.record import PROPERTY
+        from pytest_trtcheck.record import PROPERTY, CheckRecord, Location
 
-        expected = getattr(outcome, "wasxfail", None)
-        records: list[dict[str, Any]] = []
-        for name, value in report.user_properties:
-            if name == PROPERTY:
-                record = json.loads(str(value))
-                if expected is not None and outcome.outcome == "skipped":
-                    record["expected_failure"] = expected or "xfail"
-                record["outcome"] = outcome.outcome
-                record["location"] = {"file": report.location[0], "line": (report.location[1] or 0) + 1}
-                records.append(record)
+        reason: str | None = getattr(outcome, "wasxfail", None)
+        records = [
+            replace(
+                CheckRecord.from_json(str(value)),
+                expected_failure=(reason or "xfail") if reason is not None and outcome.outcome == "skipped" else None,
+                outcome=outcome.outcome,
+                location=Location(report.location[0], (report.location[1] or 0) + 1),
+            )
+            for name, value in report.user_properties
+            if name == PROPERTY
+        ]
         # Two workers may run the same test (`--dist each`), and each of them counts.
         test = (report.nodeid, getattr(report, "worker_id", None))
-        is_again = any(name == RUNS for name, _ in report.user_properties) or any(each["runs"] > 1 for each in records)
+        is_again = any(name == RUNS for name, _ in report.user_properties) or any(each.runs > 1 for each in records)
         if is_again:
             earlier = self._last.get(test, [])
             self.records = [each for each in self.records if not any(each is old for old in earlier)]
@@ -73,20 +77,17 @@ class Collector:
         """Write the reports and the engines that were asked for."""
         if hasattr(self._config, "workerinput"):
             return
-        # Settings that are wrong were refused at the start; then there is nothing to report either.
         try:
-            files = {name: settings.value(self._config, name) for name in ("trt_report", "trt_html", "trt_export")}
+            folder = settings.value(self._config, "trt_export")
         except CheckError:
+            # Settings that are wrong were refused at the start; then there is nothing to report either.
             return
-        self._export(files.pop("trt_export"), session, exitstatus)
-        if self.records:
-            self._tell_github()
-        for name, path in files.items():
-            if path:
-                try:
-                    self._write(name, self._config.invocation_params.dir / path)
-                except CheckError as error:
-                    self._problems.append(str(error))
+        self._export(folder, session, exitstatus)
+        for report in settings.reports(self._config):
+            try:
+                self._write(report)
+            except (CheckError, OSError) as error:
+                self._problems.append(str(error))
         if self.records and settings.value(self._config, "trt_update_baseline"):
             self._update_baselines()
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
@@ -131,51 +132,39 @@ class Collector:
         self._told += [f"  {path}" for path in done.files]
         self._told += [f"no baseline recorded: {nodeid}: {reason}" for nodeid, reason in done.left_out]
 
-    def _write(self, name: str, path: Path) -> None:
-        from pytest_trtcheck.report import json_report
-
-        document = json_report.document(self.records, self._environment)
-        if name == "trt_report":
-            json_report.write(path, document)
+    def _write(self, report: Report) -> None:
+        path = settings.value(self._config, report.option) if report.option else None
+        if report.of_tests or (not path if report.option else not self.records):
             return
-        from pytest_trtcheck.report import html
+        from pytest_trtcheck.report.view import Run
 
-        html.write(path, document)
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        run = Run(
+            self._record,
+            path and self._config.invocation_params.dir / path,
+            self._config.rootpath,
+            reporter._tw.fullwidth if reporter else 80,
+        )
+        for line in report.writer.write(run):
+            self._shown.append(line)
 
     @functools.cached_property
-    def _environment(self) -> dict[str, Any]:
+    def _record(self) -> RunRecord:
+        from pytest_trtcheck.backends import tensorrt_module
         from pytest_trtcheck.plugin.session import session_of
+        from pytest_trtcheck.report import json_report
 
-        backends = {record["backend"] for record in self.records} & {"tensorrt", "tensorrt_rtx"}
-        return session_of(self._config).environment(backends.pop() if len(backends) == 1 else None)
-
-    def _tell_github(self) -> None:
-        from pytest_trtcheck.report import github
-
-        if not github.running():
-            return
-        try:
-            github.write_step_summary(github.step_summary(self.records, self._environment))
-        except CheckError as error:
-            self._problems.append(str(error))
-
-    def _annotate(self, terminalreporter: pytest.TerminalReporter) -> None:
-        from pytest_trtcheck.report import github
-
-        if github.running():
-            terminalreporter.ensure_newline()
-            for command in github.annotation_commands(self.records, self._config.rootpath):
-                terminalreporter.write_line(command)
+        modules = {tensorrt_module(record.backend) for record in self.records} - {None}
+        environment = session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
+        return json_report.document(self.records, environment)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """The table of checks, behind pytest's own sections."""
-        if self.records:
+        """What the reports show, behind pytest's own sections."""
+        if self._shown:
             from pytest_trtcheck.report import terminal
 
             terminalreporter.section("inference checks")
-            width = terminalreporter._tw.fullwidth
-            terminal.write(terminal.summary_lines(self.records, width), terminalreporter)
-            self._annotate(terminalreporter)
+            terminal.show(self._shown, terminalreporter)
         for line in self._told:
             terminalreporter.write_line(line)
         for problem in self._problems:

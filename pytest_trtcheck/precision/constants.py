@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import double
+from pytest_trtcheck.precision import double, rewriting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,24 +27,22 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """
     if value is None:
         return None
-    if value.is_initializer() and value.const_value is not None:
+    if value.is_initializer():
         return value.const_value
     node = value.producer()
-    if node is None or node.domain not in {"", "ai.onnx"} or not node.inputs:
+    if node is None or node.domain not in graphs.ONNX_DOMAINS or not node.inputs:
         return None
     relayout = _RELAYOUTS.get(node.op_type)
     source = constant(node.inputs[0]) if relayout is not None else None
     return relayout(node, source) if relayout is not None and source is not None else None
 
 
-def stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """What an initializer or a Constant node holds; None for anything else."""
-    if value.is_initializer():
-        return value.const_value
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """What an initializer holds, or the node of a constant that is a graph's output; None for anything else."""
+    if value is None or value.is_initializer():
+        return value.const_value if value is not None else None
     node = value.producer()
-    if node is None or node.op_type != "Constant" or "value" not in node.attributes:
-        return None
-    return node.attributes["value"].as_tensor()
+    return node.attributes.get_tensor("value") if node is not None and node.op_type == "Constant" else None
 
 
 def fold_casts(model: ir.Model) -> None:
@@ -55,10 +53,8 @@ def fold_casts(model: ir.Model) -> None:
     """
     for node in list(graphs.all_nodes(model.graph)):
         source = node.inputs[0] if node.op_type in {"Cast", "CastLike"} and node.inputs else None
-        output, graph = node.outputs[0], node.graph
-        tensor = stored(source) if source is not None else None
-        foldable = isinstance(graph, ir.Graph) and not output.is_graph_output()
-        if tensor is None or not foldable or not graphs.is_tensor(output, ir.DataType.FLOAT):
+        output, tensor = node.outputs[0], stored(source)
+        if tensor is None or output.is_graph_output() or not graphs.is_tensor(output, ir.DataType.FLOAT):
             continue
         if tensor.dtype != ir.DataType.BFLOAT16 and tensor.dtype.numpy().kind not in _NUMBERS:
             continue
@@ -66,20 +62,12 @@ def fold_casts(model: ir.Model) -> None:
         def widened(array: NDArray[Any]) -> NDArray[Any]:
             return double.narrowed(array) if array.dtype == np.float64 else array.astype(np.float32)
 
+        graph, tensor = node.graph, _lazy(tensor, widened, _shape(tensor), ir.DataType.FLOAT)
         assert isinstance(graph, ir.Graph)
-        replace_by_initializer(node, _lazy(tensor, widened, _shape(tensor), ir.DataType.FLOAT))
-
-
-def replace_by_initializer(node: ir.Node, tensor: ir.TensorProtocol) -> None:
-    """Let an initializer that holds `tensor` stand for the only output of `node`, and remove the node."""
-    output, graph = node.outputs[0], node.graph
-    assert isinstance(graph, ir.Graph)
-    shape = ir.Shape(_shape(tensor))
-    value = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
-    for user, index in list(output.uses()):
-        user.replace_input_with(index, value)
-    graph.remove(node, safe=True)
-    graph.register_initializer(value)
+        value = ir.val(output.name, const_value=tensor)
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        graph.register_initializer(value)
 
 
 def _identity(node: ir.Node, source: ir.TensorProtocol) -> ir.TensorProtocol | None:  # noqa: ARG001 - one signature
@@ -88,8 +76,7 @@ def _identity(node: ir.Node, source: ir.TensorProtocol) -> ir.TensorProtocol | N
 
 def _transpose(node: ir.Node, source: ir.TensorProtocol) -> ir.TensorProtocol | None:
     shape = _shape(source)
-    given = node.attributes.get("perm")
-    order = list(given.as_ints()) if given is not None else list(range(len(shape)))[::-1]
+    order = node.attributes.get_ints("perm", range(len(shape))[::-1])
     return _lazy(source, lambda array: array.transpose(order), [shape[axis] for axis in order], source.dtype)
 
 
@@ -98,8 +85,7 @@ def _reshape(node: ir.Node, source: ir.TensorProtocol) -> ir.TensorProtocol | No
     if wanted is None:
         return None
     old, new = _shape(source), [int(size) for size in wanted.numpy()]
-    allow_zero = node.attributes.get("allowzero")
-    if allow_zero is None or not allow_zero.as_int():
+    if not node.attributes.get_int("allowzero", 0):
         new = [old[axis] if size == 0 else size for axis, size in enumerate(new)]
     if -1 in new:
         known = math.prod(size for size in new if size != -1)
@@ -127,12 +113,6 @@ def _shape(tensor: ir.TensorProtocol) -> list[int]:
 
 
 def _lazy(
-    source: ir.TensorProtocol,
-    change: Callable[[NDArray[Any]], NDArray[Any]],
-    shape: list[int],
-    dtype: ir.DataType,
+    source: ir.TensorProtocol, change: Callable[[NDArray[Any]], NDArray[Any]], shape: list[int], dtype: ir.DataType
 ) -> ir.TensorProtocol:
-    def make() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(change(source.numpy())), dtype=dtype)
-
-    return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=source.name)
+    return rewriting.lazy(source.name, dtype, shape, lambda: np.ascontiguousarray(change(source.numpy())))

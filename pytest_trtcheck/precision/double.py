@@ -13,8 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.precision import rewriting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 _DOUBLE, _FLOAT = ir.DataType.DOUBLE, ir.DataType.FLOAT
@@ -34,13 +37,13 @@ def to_float(model: ir.Model) -> ir.Model:
         if node.op_type == "BitCast":  # is about bits, of which FP32 has half as many
             _keep_double(node, names)
         else:
-            _narrow_node(node)
+            _declare_float(node.outputs)
+            rewriting.retype(node, {_DOUBLE}, _FLOAT, narrowed)
     for graph in graphs.all_graphs(model.graph):
         for weight in graph.initializers.values():
             _narrow_weight(weight)
-        for value in graph.inputs if graph is not model.graph else ():
-            if value.dtype == _DOUBLE:
-                value.dtype = _FLOAT
+        if graph is not model.graph:
+            _declare_float(graph.inputs)
     for value in list(model.graph.inputs):
         if graphs.is_tensor(value, _DOUBLE):
             _cast_behind(value, model.graph, names)
@@ -48,6 +51,12 @@ def to_float(model: ir.Model) -> ir.Model:
         if dtype == _DOUBLE and model.graph.outputs[index].dtype == _FLOAT:
             _cast_to_output(model.graph, index, names)
     return model
+
+
+def _declare_float(values: Iterable[ir.Value]) -> None:
+    for value in values:
+        if value.dtype == _DOUBLE:
+            value.dtype = _FLOAT
 
 
 def _cast_to_output(graph: ir.Graph, index: int, names: graphs.Names) -> None:
@@ -58,29 +67,12 @@ def _cast_to_output(graph: ir.Graph, index: int, names: graphs.Names) -> None:
     value.name, cast.outputs[0].name = names.unused(f"{name}_float"), name
 
 
-def _narrow_node(node: ir.Node) -> None:
-    for value in node.outputs:
-        if value.dtype == _DOUBLE:
-            value.dtype = _FLOAT
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == ir.AttributeType.INT and name in {"to", "dtype", "output_dtype", "output_datatype"}:
-            if attribute.as_int() == _DOUBLE:
-                node.attributes[name] = ir.AttrInt64(name, int(_FLOAT))
-        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == _DOUBLE:
-            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(narrowed(attribute.as_tensor().numpy())))
-
-
 def _narrow_weight(weight: ir.Value) -> None:
     tensor = weight.const_value
     if tensor is None or tensor.dtype != _DOUBLE:
         return
-    name, shape = weight.name, ir.Shape(list(tensor.shape.numpy()))
-
-    # Converted when the model is written, one weight at a time.
-    def convert() -> ir.TensorProtocol:
-        return ir.Tensor(narrowed(tensor.numpy()), name=name)
-
-    weight.const_value = ir.LazyTensor(convert, dtype=_FLOAT, shape=shape, name=name)
+    shape = tensor.shape.numpy()
+    weight.const_value = rewriting.lazy(weight.name, _FLOAT, shape, lambda: narrowed(tensor.numpy()))
     weight.dtype = _FLOAT
 
 
@@ -98,20 +90,9 @@ def _keep_double(node: ir.Node, names: graphs.Names) -> None:
 
 def _cast(value: ir.Value, dtype: ir.DataType, names: graphs.Names) -> ir.Node:
     word = dtype.name.lower()
-    cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=names.unused(f"{value.name}_to_{word}"))
-    result = cast.outputs[0]
-    result.name, result.shape, result.dtype = names.unused(f"{value.name}_{word}"), value.shape, dtype
-    return cast
+    return rewriting.cast(value, dtype, *(names.unused(f"{value.name}_{word}") for word in (f"to_{word}", word)))
 
 
 def _cast_behind(value: ir.Value, graph: ir.Graph, names: graphs.Names) -> None:
-    uses = list(value.uses())
-    if not uses:
-        return
-    cast, producer = _cast(value, _FLOAT, names), value.producer()
-    for user, index in uses:
-        user.replace_input_with(index, cast.outputs[0])
-    if producer is None:
-        graph.insert_before(graph[0], cast)
-    else:
-        graph.insert_after(producer, cast)
+    if value.uses():
+        rewriting.interpose(value, [_cast(value, _FLOAT, names)], graph)

@@ -12,22 +12,21 @@ ConstantOfShape, the padding of old Pads): TensorRT converts weights so, and inf
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
-from pytest_trtcheck.precision import computed, constants, families
+from pytest_trtcheck.precision import constants, families, rewriting, survey
+from pytest_trtcheck.precision.families.kernels import HalfName, halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
-
-HalfName = Literal["fp16", "bf16"]
 
 DTYPES: dict[HalfName, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 LARGEST: dict[HalfName, float] = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
@@ -37,7 +36,6 @@ _KEPT_OPERATORS = frozenset(
 )
 """Control flow keeps its edges in FP32 (its inner nodes are lowered); Q/DQ keeps the types of its scales, and BitCast
 the width of its bits."""
-_DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 _FLOAT_BY_DEFAULT = {
     "RandomNormal": "dtype",
     "RandomUniform": "dtype",
@@ -97,14 +95,10 @@ class HalfModel:
 
 
 def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) -> HalfModel:
-    """Lower `model` (as `graph.read` gives it) in place.
+    """Lower an FP32 model (as `graph.read` gives it) in place.
 
     Parameters
     ----------
-    model
-        An FP32 model; it is changed.
-    kind
-        "fp16" or "bf16".
     keep_fp32
         Globs of the names of nodes that stay in FP32.
 
@@ -120,7 +114,7 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
         model = graphs.at_least_opset(model, 13)
     constants.fold_casts(model)
     lowering = _Lowering(model, kind)
-    sizes = computed.shape_arithmetic(model)
+    sizes = survey.shape_arithmetic(model)
     without_kernel = {name: op for name, op in families.without_kernel(model, kind).items() if name not in kept}
     for node in list(graphs.all_nodes(model.graph)):
         name = node.name or ""
@@ -149,7 +143,7 @@ class _Lowering:
         self.dtype = DTYPES[kind]
         self.largest = LARGEST[kind]
         self.half: set[ir.Value] = set()
-        self.wants_half: list[tuple[ir.Node, int]] = []
+        self.wants_half: set[tuple[ir.Node, int]] = set()
         self.left: dict[str, str] = {}
         self._suffix = self.dtype.name.lower()
         self._names = graphs.Names(model)
@@ -157,24 +151,17 @@ class _Lowering:
 
     def found(self, what: str) -> list[ChangedConstant]:
         """The constants that overflowed or underflowed, with who reads them now."""
-        return [
-            ChangedConstant(each.name, each.value, each.count, each.size, readers())
-            for kind, each, readers in self._changed
-            if kind == what
-        ]
+        return [replace(each, readers=readers()) for kind, each, readers in self._changed if kind == what]
 
     def connect(self, graph: ir.Graph) -> None:
         """Give every operand the type that it wants, with one Cast a value, and keep the graphs' outputs FP32."""
-        wanting = set(self.wants_half)
         twins: dict[ir.Value, ir.Value] = {}
         for node in list(graphs.all_nodes(graph)):
             for index, value in enumerate(node.inputs):
                 if value is None or not graphs.is_tensor(value, _FLOAT):
                     continue
-                if ((node, index) in wanting) != (value in self.half):
-                    twin = twins.get(value)
-                    if twin is None:
-                        twin = twins[value] = self._twin(value, graph)
+                if ((node, index) in self.wants_half) != (value in self.half):
+                    twin = twins[value] = twins.get(value) or self._twin(value, graph)
                     node.replace_input_with(index, twin)
         for each in list(graphs.all_graphs(graph)):
             self._restore_outputs(each, twins)
@@ -191,13 +178,14 @@ class _Lowering:
         if not array.size:
             return
         magnitude = np.abs(array)
-        over = (magnitude > self.largest) & np.isfinite(array)
-        if over.any():
-            found = ChangedConstant(name, float(magnitude[over].max()), int(over.sum()), array.size)
-            self._changed.append(("overflow", found, readers))
-        elif (peak := magnitude.max()) > 0 and not self.converted(peak).any():
-            found = ChangedConstant(name, float(peak), int((magnitude > 0).sum()), array.size)
-            self._changed.append(("underflow", found, readers))
+        changed, what = (magnitude > self.largest) & np.isfinite(array), "overflow"
+        if not changed.any():
+            peak = magnitude.max()
+            if not peak > 0 or self.converted(peak).any():
+                return
+            changed, what = magnitude > 0, "underflow"
+        found = ChangedConstant(name, float(magnitude[changed].max()), int(changed.sum()), array.size)
+        self._changed.append((what, found, readers))
 
     def _twin(self, value: ir.Value, main: ir.Graph) -> ir.Value:
         """`value` in the other of the two types."""
@@ -206,39 +194,19 @@ class _Lowering:
         if tensor is not None:
             return self._half_weight(value, tensor)
         cast = self._cast(value)
-        producer = value.producer()
-        if producer is not None and producer.graph is not None:
-            producer.graph.insert_after(producer, cast)
-        else:
-            owner = value.graph or main
-            first = next(iter(owner), None)
-            if first is None:
-                owner.append(cast)
-            else:
-                owner.insert_before(first, cast)
+        rewriting.insert_behind(value, [cast], value.graph or main)
         return cast.outputs[0]
 
     def _cast(self, value: ir.Value) -> ir.Node:
         dtype, suffix = (_FLOAT, "fp32") if value in self.half else (self.dtype, self._suffix)
-        name = self._names.unused(f"{value.name}_to_{suffix}")
-        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=name)
-        twin = cast.outputs[0]
-        twin.name, twin.shape, twin.dtype = self._names.unused(f"{value.name}_{suffix}"), value.shape, dtype
-        return cast
+        names = (self._names.unused(f"{value.name}_{word}") for word in (f"to_{suffix}", suffix))
+        return rewriting.cast(value, dtype, *names)
 
     def _half_weight(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        name, shape = self._names.unused(f"{value.name}_{self._suffix}"), tensor.shape.numpy()
+        half = rewriting.lazy(name, self.dtype, shape, lambda: self.converted(tensor.numpy()))
         producer = value.producer()
-        owner = value.graph if producer is None else producer.graph
-        assert isinstance(owner, ir.Graph)
-        name, shape = self._names.unused(f"{value.name}_{self._suffix}"), ir.Shape(list(tensor.shape.numpy()))
-
-        # Converted when the model is written, one weight at a time, so that memory stays near one weight.
-        def convert() -> ir.TensorProtocol:
-            return ir.Tensor(self.converted(tensor.numpy()), dtype=self.dtype, name=name)
-
-        lazy = ir.LazyTensor(convert, dtype=self.dtype, shape=shape, name=name)
-        twin = ir.Value(name=name, type=ir.TensorType(self.dtype), shape=shape, const_value=lazy)
-        owner.register_initializer(twin)
+        twin = rewriting.initializer(value.graph if producer is None else producer.graph, half)
         self.note(value.name or "", tensor.numpy(), lambda: tuple(dict.fromkeys(u.name or "" for u, _ in twin.uses())))
         return twin
 
@@ -253,9 +221,7 @@ class _Lowering:
                 graph.append(cast)
                 graph.outputs[index] = cast.outputs[0]
                 continue
-            twin = twins.get(value)
-            if twin is None:
-                twin = twins[value] = self._twin(value, graph)
+            twin = twins[value] = twins.get(value) or self._twin(value, graph)
             name, graph.outputs[index] = value.name, twin
             value.name, twin.name = self._names.unused(f"{name}_{self._suffix}"), name
 
@@ -268,31 +234,28 @@ def _lower_node(node: ir.Node, model: ir.Model, lowering: _Lowering) -> None:
     if schema is None:
         lowering.left[node.name or ""] = f"{_qualified(node)} is none of ONNX's operators"
         return
-    halves = {
-        constraint.type_param_str
-        for constraint in schema.type_constraints
-        if {"tensor(float)", "tensor(float16)"} <= set(constraint.allowed_type_strs)
-    }
-    kinds = {
-        "in": [graphs.formal_parameter(schema.inputs, index).type_str for index in range(len(node.inputs))],
-        "out": [graphs.formal_parameter(schema.outputs, index).type_str for index in range(len(node.outputs))],
-    }
-    operands = [(value, kind) for value, kind in zip(node.inputs, kinds["in"], strict=True) if value is not None]
-    results = [(value, kind) for value, kind in zip(node.outputs, kinds["out"], strict=True) if value.name]
+    kinds = [graphs.formal_parameter(schema.inputs, index).type_str for index in range(len(node.inputs))]
+    operands = [(value, kind) for value, kind in zip(node.inputs, kinds, strict=True) if value is not None]
+    results = [
+        (value, graphs.formal_parameter(schema.outputs, index).type_str)
+        for index, value in enumerate(node.outputs)
+        if value.name
+    ]
+    values = [*operands, *results]
     # Where one of the values that share a type is not known, the others can't become 16-bit.
-    halves -= {kind for value, kind in (*operands, *results) if value.type is None}
-    if not any(kind in halves and graphs.is_tensor(value, _FLOAT) for value, kind in (*operands, *results)):
+    lowered = halves(schema) - {kind for value, kind in values if value.type is None}
+    if not any(kind in lowered and graphs.is_tensor(value, _FLOAT) for value, kind in values):
         if any(graphs.is_tensor(value, _FLOAT) for value, _ in operands):
-            unknown = any(value.type is None for value, _ in (*operands, *results))
+            unknown = any(value.type is None for value, _ in values)
             why = "the type of its operands is not known" if unknown else f"ONNX has no 16-bit {node.op_type}"
             lowering.left[node.name or ""] = why
         return
-    for index, (value, kind) in enumerate(zip(node.inputs, kinds["in"], strict=True)):
-        if kind in halves and graphs.is_tensor(value, _FLOAT):
-            lowering.wants_half.append((node, index))
-    lowered = [value for value, kind in results if kind in halves and graphs.is_tensor(value, _FLOAT)]
-    lowering.half.update(lowered)
-    if lowered:
+    for index, (value, kind) in enumerate(zip(node.inputs, kinds, strict=True)):
+        if kind in lowered and graphs.is_tensor(value, _FLOAT):
+            lowering.wants_half.add((node, index))
+    made = [value for value, kind in results if kind in lowered and graphs.is_tensor(value, _FLOAT)]
+    lowering.half.update(made)
+    if made:
         _lower_attributes(node, lowering)
 
 
@@ -309,7 +272,7 @@ def _qualified(node: ir.Node) -> str:
 
 
 def _lower_attributes(node: ir.Node, lowering: _Lowering) -> None:
-    for name in _DTYPE_ATTRIBUTES:
+    for name in rewriting.TYPE_ATTRIBUTES:
         if name in node.attributes and node.attributes[name].as_int() == _FLOAT:
             node.attributes[name] = ir.AttrInt64(name, int(lowering.dtype))
     missing = _FLOAT_BY_DEFAULT.get(node.op_type)

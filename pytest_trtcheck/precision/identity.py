@@ -10,7 +10,7 @@ from pytest_trtcheck.cache import hash_code
 
 def code() -> str:
     """Identity of the code that decides what a lowered or emulated model is."""
-    return hash_code("model/graph.py", "precision/**/*.py")
+    return hash_code("model/graph.py", "model/pieces.py", "precision/**/*.py")
 
 
 @functools.cache

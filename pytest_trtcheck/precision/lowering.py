@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck.cache import Cache, Key, hash_bytes
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision import arithmetic
+from pytest_trtcheck.precision.identity import library_versions
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import onnx_ir as ir
+
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.precision.calibration_data import Samples
+    from pytest_trtcheck.precision.quantization.calibration_data import Samples
     from pytest_trtcheck.spec import Precision
-from pytest_trtcheck.model.sources import MODEL_FILE
-from pytest_trtcheck.precision.identity import library_versions
-from pytest_trtcheck.precision.reference import Reference
 
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
@@ -128,20 +130,23 @@ def _lowered(
         "keep_fp32": json.dumps(sorted(keep_fp32)),
         **library_versions(),
     }
-    ranges = _Calibration.of(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
+    ranges = _calibration(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
     if ranges is not None:
         parts |= ranges.key_parts
 
     def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+
         if ranges is None:
-            _make_half(model, precision, keep_fp32, cache, folder)
+            made, notes, details = _half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
         else:
-            _make_quantized(model, precision, keep_fp32, ranges, cache=cache, folder=folder)
+            made, notes, details = _quantized(model, precision, keep_fp32, ranges, cache)
+        graph.write(made, folder / MODEL_FILE)
+        _write_details(folder, notes, details)
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    notes = (*narrowed, *details.pop("notes"))
-    return Lowered(entry.path / MODEL_FILE, entry.key.digest, notes, details)
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
 
 
 def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
@@ -149,9 +154,9 @@ def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import computed
+        from pytest_trtcheck.precision import survey
 
-        _write_details(folder, (), {_ARITHMETIC: computed.survey(graph.read(model.path))})
+        _write_details(folder, (), {_ARITHMETIC: survey.survey(graph.read(model.path))})
 
     entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
     found: list[list[str]] = json.loads((entry.path / _DETAILS_FILE).read_text())[_ARITHMETIC]
@@ -220,16 +225,18 @@ def _computes_in_another(
 
 
 def _by_kind(found: Sequence[arithmetic.Computation]) -> str:
-    """How many nodes compute in what, with the first of their names: "3 nodes in fp16 (conv1, conv2, …)"."""
-    kinds = dict.fromkeys(each.kind for each in found)
-    names = {kind: [each.node for each in found if each.kind == kind] for kind in kinds}
+    """How many nodes compute in what, with the first of their names: "5 nodes in fp16 (a, b, c and 2 more)"."""
+    nodes = _grouped((each.kind, each.node) for each in found)
     return ", ".join(
-        f"{len(nodes)} node{'s' * (len(nodes) != 1)} in {kind} ({_some(nodes)})" for kind, nodes in names.items()
+        f"{len(names)} node{'s' * (len(names) != 1)} in {kind} ({listed(names)})" for kind, names in nodes.items()
     )
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for group, name in pairs:
+        groups.setdefault(group, []).append(name)
+    return groups
 
 
 def _refuse_without_computation(
@@ -249,13 +256,13 @@ def _refuse_without_computation(
     if integers:
         raise NothingComputedError(
             f"{precision=}: {model.label} carries its precision already: {len(integers)} of its nodes compute in "
-            f"integers ({_some(integers)}), whatever is asked for",
+            f"integers ({listed(integers)}), whatever is asked for",
             "export the model in FP32, or with Q/DQ nodes",
         )
     if nodes:
         return
     if not lowered.details[_ARITHMETIC]:
-        operators = _some(sorted(model.op_types), 10) or "none"
+        operators = listed(sorted(model.op_types), 10) or "none"
         raise NothingComputedError(
             f"{precision=}: nothing is computed in {precision}: {model.label} does no arithmetic on floats that depend "
             f"on its inputs (its operators: {operators})",
@@ -268,47 +275,42 @@ def _refuse_without_computation(
             "check it in another precision",
         )
     left: dict[str, str] = lowered.details.get("left_float", {})
-    reasons: dict[str, list[str]] = {}
-    for name, _, kind in lowered.details[_ARITHMETIC]:
-        reasons.setdefault(left.get(name, f"computed in {kind}"), []).append(name)
-    listed = "".join(f"\n    {_some(names)}: {reason}" for reason, names in reasons.items())
+    rows = lowered.details[_ARITHMETIC]
+    reasons = _grouped((left.get(name, f"computed in {kind}"), name) for name, _, kind in rows)
+    lines = "".join(f"\n    {listed(names)}: {reason}" for reason, names in reasons.items())
     hint = "narrow keep_fp32" if keep_fp32 else "export these nodes as ONNX operators, or check another precision"
-    raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{listed}", hint)
+    raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{lines}", hint)
 
 
 @dataclass(frozen=True)
 class _Calibration:
-    """The user's calibration data and how ranges are made of it; `digest` is the data's identity."""
+    """The user's calibration data, how ranges are made of it, and what identifies both."""
 
     given: Calibration
     samples: Samples
-    digest: str
+    key_parts: Mapping[str, str]
 
-    @classmethod
-    def of(
-        cls, model: OnnxModel, source: object, folders: Sequence[Path], cache: Cache, precision: Precision
-    ) -> _Calibration:
-        if source is None:
-            raise CalibrationError(
-                f"{precision=}: {model.label} has no Q/DQ nodes{' of activations' * model.has_qdq}, and no calibration "
-                "data is given",
-                'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
-                "random data would give an engine that fails silently",
-            )
-        from pytest_trtcheck.precision import calibration_data
 
-        samples = calibration_data.load(source, model.inputs, folders)
-        given = source if isinstance(source, Calibration) else Calibration(source)
-        return cls(given, samples, calibration_data.digest_of(samples, cache))
+def _calibration(
+    model: OnnxModel, source: object, folders: Sequence[Path], cache: Cache, precision: Precision
+) -> _Calibration:
+    if source is None:
+        raise CalibrationError(
+            f"{precision=}: {model.label} has no Q/DQ nodes{' of activations' * model.has_qdq}, and no calibration "
+            "data is given",
+            'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
+            "random data would give an engine that fails silently",
+        )
+    from pytest_trtcheck.precision.quantization import calibration_data
 
-    @property
-    def key_parts(self) -> dict[str, str]:
-        method = self.given.method
-        return {
-            "calibration": self.digest,
-            "calibration_method": f"{method} {self.given.percentile}" if method == "percentile" else method,
-            "onnxruntime": ort.version(),
-        }
+    samples = calibration_data.load(source, model.inputs, folders)
+    given = source if isinstance(source, Calibration) else Calibration(source)
+    key_parts = {
+        "calibration": calibration_data.digest_of(samples, cache),
+        "calibration_method": given.method + f" {given.percentile}" * (given.method == "percentile"),
+        "onnxruntime": ort.version(),
+    }
+    return _Calibration(given, samples, key_parts)
 
 
 def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
@@ -335,12 +337,12 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import constants, fold
+        from pytest_trtcheck.precision import batch_norm, constants
 
         read = graph.read(source)
         kept = graph.matching_nodes(read, keep_fp32)
         constants.fold_casts(read)
-        graph.write(fold.fold_batch_norm(read, kept), folder / MODEL_FILE)
+        graph.write(batch_norm.fold_batch_norm(read, kept), folder / MODEL_FILE)
 
     return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
 
@@ -349,20 +351,22 @@ def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any
     (folder / _DETAILS_FILE).write_text(json.dumps({"notes": list(notes), **details}))
 
 
-def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cache: Cache, folder: Path) -> None:
-    from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import computed, half
+_Made: TypeAlias = "tuple[ir.Model, list[str], dict[str, Any]]"
+"""A lowered model, the notes on it, and its details."""
 
-    lowered = half.to_half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
-    graph.write(lowered.model, folder / MODEL_FILE)
-    found = arithmetic.operators(computed.survey(lowered.model))
+
+def _half(model: ir.Model, precision: Any, keep_fp32: tuple[str, ...]) -> _Made:
+    from pytest_trtcheck.precision import half, survey
+
+    lowered = half.to_half(model, precision, keep_fp32)
+    found = arithmetic.operators(survey.survey(lowered.model))
     notes = [
         f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
         f"and became ±{half.LARGEST[precision]:g}"
         for each in lowered.overflow
     ]
     notes += [
-        f"constant {each.name} ({each.value:.4g}, read by {_some(each.readers)}) is too small for {precision}: "
+        f"constant {each.name} ({each.value:.4g}, read by {listed(each.readers)}) is too small for {precision}: "
         "it became 0"
         for each in lowered.underflow
     ]
@@ -373,48 +377,32 @@ def _make_half(model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], cac
         reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)
         notes.append(
             f"{len(mine)} of {len(found)} nodes that do arithmetic compute in {precision}, the others do not: "
-            f"{', '.join(list(reasons)[:5])}"
+            f"{listed(reasons, 5)}"
         )
-    constants = {"overflow": lowered.overflow, "underflow": lowered.underflow}
-    _write_details(
-        folder,
-        notes,
-        {
-            _ARITHMETIC: found,
-            "left_float": dict(lowered.left),
-            "constants": {kind: [asdict(each) for each in changed] for kind, changed in constants.items()},
-        },
-    )
+    constants = {kind: [asdict(each) for each in getattr(lowered, kind)] for kind in ("overflow", "underflow")}
+    return lowered.model, notes, {_ARITHMETIC: found, "left_float": dict(lowered.left), "constants": constants}
 
 
 def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
     """What stays in FP32 for want of a kernel, by operator."""
     if not nodes:
         return []
-    shown = 3
-    kinds = []
-    for op_type in sorted(set(nodes.values())):
-        names = [name for name, each in nodes.items() if each == op_type]
-        more = f" and {len(names) - shown} more" if len(names) > shown else ""
-        kinds.append(f"{op_type} ({', '.join(names[:shown])}{more})")
+    names = _grouped((op_type, name) for name, op_type in nodes.items())
+    kinds = [f"{op_type} ({listed(found)})" for op_type, found in sorted(names.items())]
     return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: they stay in FP32"]
 
 
-def _make_quantized(
-    model: OnnxModel,
-    precision: Any,
-    keep_fp32: tuple[str, ...],
-    calibration: _Calibration,
-    *,
-    cache: Cache,
-    folder: Path,
-) -> None:
+def _quantized(
+    model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], calibration: _Calibration, cache: Cache
+) -> _Made:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import calibrate, computed, quantization_plan, quantize
+    from pytest_trtcheck.precision import survey
+    from pytest_trtcheck.precision.quantization import calibrate, quantize
+    from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
     read = graph.read(path)
-    plan = quantization_plan.points(read, keep_fp32)
+    plan = points(read, keep_fp32)
     parts = {
         "model": model.sha256,
         "tensors": hash_bytes(json.dumps(plan.tensors).encode()),
@@ -438,16 +426,9 @@ def _make_quantized(
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
     quantized = quantize.quantize(read, plan, ranges.amax(), precision)
-    graph.write(quantized, folder / MODEL_FILE)
-    _write_details(
-        folder,
-        [f"{precision}: {quantization_plan.summary(plan)}; ranges by {given.method} from {ranges.samples} samples"],
-        {
-            "ranges": json.loads(ranges.to_json()),
-            "left_float": dict(plan.left_float),
-            _ARITHMETIC: computed.survey(quantized),
-        },
-    )
+    note = f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"
+    found = survey.survey(quantized)
+    return quantized, [note], {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
 
 
 def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], cache: Cache) -> Path:

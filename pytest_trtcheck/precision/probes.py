@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx_ir as ir
-import onnx_ir.passes.common as passes
-
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.model import pieces
+from pytest_trtcheck.model.pieces import Graph, Instruments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,73 +27,38 @@ class Probes:
     """
 
     def __init__(self, model_path: Path, folder: Path) -> None:
-        self.folder = folder
-        self.base = folder / "model.onnx"
-        graphs.write(graphs.read(model_path), self.base)
+        path = folder / "model.onnx"
+        graphs.write(graphs.read(model_path), path)
+        self.graph = Graph.stage(path, folder, "model")
 
     def with_extremes(self, tensors: Iterable[str]) -> tuple[Path, dict[str, tuple[str, str, str, str]]]:
         """For each tensor, outputs with its least value, its largest, 0 or (if not all is finite) NaN, and its size."""
-        model = ir.load(self.base)
-        values, unused = _values(model), graphs.Names(model).unused
-        zero = ir.Value(
-            name=unused("trtcheck_zero"),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            shape=ir.Shape([]),
-            const_value=ir.Tensor(np.float32(0)),
-        )
-        model.graph.register_initializer(zero)
-        model.graph.outputs.clear()
-        names: dict[str, tuple[str, str, str, str]] = {}
-        for number, tensor in enumerate(tensors):
-            value = values[tensor]
+        instruments = self._computing(tensors)
+        names = {}
+        for tensor in tensors:
             # ONNX Runtime's ReduceMax and ReduceMin overlook a NaN in most places; x·0 does not, nor an infinity.
-            product = ir.node("Mul", [value, zero])
-            nodes = [
-                ir.node("ReduceMin", [value], attributes={"keepdims": 0}),
-                ir.node("ReduceMax", [value], attributes={"keepdims": 0}),
-                ir.node("ReduceSum", [product.outputs[0]], attributes={"keepdims": 0}),
-                ir.node("Size", [value]),
-            ]
-            product.outputs[0].name = unused(f"trtcheck_{number}_zeros")
-            model.graph.extend([product, *nodes])
-            for node, what in zip(nodes, ("min", "max", "zero", "size"), strict=True):
-                output = node.outputs[0]
-                output.name, output.shape = unused(f"trtcheck_{number}_{what}"), ir.Shape([])
-                output.dtype = ir.DataType.INT64 if what == "size" else ir.DataType.FLOAT
-                model.graph.outputs.append(output)
-            least, largest, zeros, size = (node.outputs[0].name or "" for node in nodes)
-            names[tensor] = (least, largest, zeros, size)
-        return self._write(model), names
+            zeros = instruments.op("Mul", tensor, instruments.scalar(0.0))
+            least, largest = (instruments.reduce(kind, tensor) for kind in ("ReduceMin", "ReduceMax"))
+            names[tensor] = (
+                least,
+                largest,
+                instruments.reduce("ReduceSum", zeros),
+                instruments.op("Size", tensor),
+            )
+        return self._write(instruments, [name for each in names.values() for name in each]), names
 
     def with_tensors(self, tensors: Iterable[str]) -> tuple[Path, dict[str, str]]:
         """The tensors themselves as outputs; the names that they have there."""
-        model = ir.load(self.base)
-        values, unused = _values(model), graphs.Names(model).unused
-        model.graph.outputs.clear()
-        names: dict[str, str] = {}
-        for number, tensor in enumerate(tensors):
-            value = values[tensor]
-            if value.producer() is None:
-                # A model's input is no output of it without a node in between.
-                node = ir.node("Identity", [value])
-                model.graph.append(node)
-                source, value = value, node.outputs[0]
-                value.name, value.shape = unused(f"trtcheck_{number}"), source.shape
-            value.dtype = ir.DataType.FLOAT
-            model.graph.outputs.append(value)
-            names[tensor] = value.name or ""
-        return self._write(model), names
+        instruments = self._computing(tensors)
+        # A model's input is no output of it without a node in between.
+        inputs = self.graph.inputs
+        names = {each: instruments.op("Identity", each) if each in inputs else each for each in tensors}
+        return self._write(instruments, names.values()), names
 
-    def _write(self, model: ir.Model) -> Path:
-        passes.RemoveUnusedNodesPass()(model)
-        path = self.folder / "probe.onnx"
-        ir.save(model, path)
-        return path
+    def _computing(self, tensors: Iterable[str]) -> Instruments:
+        instruments = Instruments(self.graph.opset())
+        instruments.compute(self.graph, tensors)
+        return instruments
 
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    """What a plan can name: the main graph's inputs and results, by name."""
-    values = {value.name or "": value for value in model.graph.inputs}
-    for node in model.graph:
-        values.update((output.name or "", output) for output in node.outputs)
-    return values
+    def _write(self, instruments: Instruments, outputs: Iterable[str]) -> Path:
+        return pieces.write(instruments.model(outputs, self.graph), self.graph.folder, "probe")

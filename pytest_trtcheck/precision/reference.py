@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import ModelError, name_of
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import made
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.kept_outputs import KeptOutputs
+from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
+from pytest_trtcheck.precision.identity import code, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +22,9 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
-from pytest_trtcheck.model.arrays import load_arrays, save_arrays
-from pytest_trtcheck.model.sources import MODEL_FILE, open_model
-from pytest_trtcheck.precision.identity import code, library_versions
 
 
-class Reference:
+class Reference(KeptOutputs):
     """The FP32 model's outputs, computed on ONNX Runtime once for each inputs and kept.
 
     Where the model carries Q/DQ nodes or 16-bit types, the reference is the FP32 model behind it: activations are not
@@ -36,52 +35,27 @@ class Reference:
 
     def __init__(self, model: OnnxModel, cache: Cache, provider: Provider = "cpu") -> None:
         self.model = model
-        self._cache = cache
-        self._provider = provider
-        self._runner: OrtRunner | None = None
+        self._is_lowered = model.has_qdq or bool(model.half_types)
+        parts = {"model": model.sha256, "provider": provider, **({"code": code()} if self._is_lowered else {})}
 
-    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs by name, memory-mapped from the cache."""
-        case = dict(case)
-        parts = {
-            "model": self.model.sha256,
-            "inputs": model_inputs.digest(case),
-            "onnxruntime": ort.version(),
-            "provider": self._provider,
-        }
-        if self._is_lowered():
-            parts |= {"code": code()}
-        entry = self._cache.get_or_make(
-            Key("reference", self.model.label, parts), lambda folder: save_arrays(folder, self._run(case))
-        )
-        return load_arrays(entry.path)
+        def opened() -> OrtRunner:
+            return ort.OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
 
-    def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs by name, computed now whatever is cached."""
-        return self._run(dict(case))
-
-    def _is_lowered(self) -> bool:
-        return self.model.has_qdq or bool(self.model.half_types)
-
-    def _run(self, case: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        if self._runner is None:
-            self._runner = ort.OrtRunner(
-                self.path(), self.model.label, self._provider, custom_ops=self.model.custom_ops
-            )
-        return self._runner(case)
+        super().__init__(cache, "reference", model.label, parts, opened)
 
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""
-        if not self._is_lowered():
+        if not self._is_lowered:
             return self.model.path
         key = Key("float_twin", self.model.label, {"model": self.model.sha256, **library_versions()})
         return self._cache.get_or_make(key, self._make_twin).path / MODEL_FILE
 
     def _make_twin(self, folder: Path) -> None:
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision import emulate, qdq
+        from pytest_trtcheck.precision.emulation import rewrite
+        from pytest_trtcheck.precision.quantization import qdq
 
-        twin = emulate.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
+        twin = rewrite.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
         graph.write(twin, folder / MODEL_FILE)
 
 
@@ -118,6 +92,10 @@ class ModelReference:
         """The same, computed now whatever is cached."""
         return self._fitting(self._of.computed(self._taken(case)))
 
+    def close(self) -> None:
+        """Free the other model's session."""
+        self._of.close()
+
     def _taken(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
 
@@ -139,7 +117,7 @@ class CallableReference:
     identity: str | None = None
 
     def __init__(self, function: Callable[..., Any], checked: OnnxModel) -> None:
-        self.name = made.name_of(function)
+        self.name = name_of(function)
         self.title = f"the reference {self.name}"
         self._function = function
         self._checked = checked
@@ -170,6 +148,9 @@ class CallableReference:
 
     computed = __call__
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 AnyReference: TypeAlias = Reference | ModelReference | CallableReference
 
@@ -186,7 +167,7 @@ def reference_given(
     ModelError
         There is no such model, or it does not fit the one that is checked.
     """
-    if callable(source) and made.takes_inputs(source):
+    if callable(source) and computes_outputs(source):
         return CallableReference(source, checked)
     try:
         other = open_model(source, folders, cache)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pytest_trtcheck.record import SEVERITY, jsonable
+from pytest_trtcheck.record import SEVERITY, Conditions
 from pytest_trtcheck.report import diff_changes
 from pytest_trtcheck.report.text import MISSING
-from pytest_trtcheck.report.view import Record, natural, verdict_word
+from pytest_trtcheck.report.view import natural, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
+    from pytest_trtcheck.record import CheckRecord, RunRecord
     from pytest_trtcheck.report.diff_changes import Change
 
 Kind: TypeAlias = Literal["worse", "changed", "better", "not comparable"]
@@ -103,23 +104,17 @@ class ReportDiff:
         )
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> ReportDiff:
+def diff(old: RunRecord, new: RunRecord) -> ReportDiff:
     """Compare two reports.
-
-    Parameters
-    ----------
-    old, new
-        Documents as `json_report.read` gives them, sound (`sound.require_sound`).
 
     Raises
     ------
     ReportError
         A latency distribution in a report cannot be read.
     """
-    before, after = _by_key(old["checks"]), _by_key(new["checks"])
-    environments = old["environment"], new["environment"]
+    before, after = _by_key(old.checks), _by_key(new.checks)
     pairs = [
-        _check(key, (before[key], after[key]), environments) for key in sorted(before.keys() & after.keys(), key=_order)
+        _check(key, (before[key], after[key]), (old, new)) for key in sorted(before.keys() & after.keys(), key=_order)
     ]
     changed = [pair for pair in pairs if pair.changes or pair.obstacles]
     return ReportDiff(
@@ -132,10 +127,10 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> ReportDiff:
     )
 
 
-def _by_key(checks: Iterable[Record]) -> dict[_Key, Record]:
-    found: dict[_Key, Record] = {}
+def _by_key(checks: Iterable[CheckRecord]) -> dict[_Key, CheckRecord]:
+    found: dict[_Key, CheckRecord] = {}
     for check in checks:
-        name, precision, place = str(check["nodeid"]), check.get("precision") or "", 0
+        name, precision, place = check.nodeid, check.precision or "", 0
         while (name, precision, place) in found:
             place += 1
         found[name, precision, place] = check
@@ -146,13 +141,13 @@ def _order(key: _Key) -> tuple[Any, ...]:
     return (natural(key[0]), *key)
 
 
-def _subject(key: _Key, check: Record) -> Subject:
-    return Subject(key[0], check.get("precision"), str(check["model"]), verdict_word(check), key[2])
+def _subject(key: _Key, check: CheckRecord) -> Subject:
+    return Subject(key[0], check.precision, check.model, verdict_word(check), key[2])
 
 
-def _check(key: _Key, pair: tuple[Record, Record], environments: tuple[Mapping[str, Any], ...]) -> CheckDiff:
+def _check(key: _Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecord, RunRecord]) -> CheckDiff:
     old, new = pair
-    obstacles = _obstacles(old, new, environments)
+    obstacles = _obstacles(old, new, runs)
     changes = () if obstacles else diff_changes.changes(old, new)
     return CheckDiff(_subject(key, new), (verdict_word(old), verdict_word(new)), changes, obstacles)
 
@@ -167,89 +162,67 @@ def _badness(check: CheckDiff) -> tuple[int, int, float]:
 # --- what makes two checks not comparable ----------------------------------------------------------------------------
 
 
-def _obstacles(old: Record, new: Record, environments: tuple[Mapping[str, Any], ...]) -> tuple[str, ...]:
+def _obstacles(old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord]) -> tuple[str, ...]:
     found = [_other_model(old, new), *_other_inputs(old, new)]
-    evidence = old.get("evidence"), new.get("evidence")
+    evidence = old.evidence, new.evidence
     if None not in evidence and evidence[0] != evidence[1]:
         found.append(f"other evidence: {evidence[0]} before, {evidence[1]} now")
     if evidence == ("engine", "engine"):
-        sides = [_gpus(check, environment) for check, environment in zip((old, new), environments, strict=True)]
+        sides = [_gpus(check, run) for check, run in zip((old, new), runs, strict=True)]
         known = [pair for pair in zip(*sides, strict=True) if None not in pair]
         if known and known[0][0] != known[0][1]:
             found.append(f"another GPU: {known[0][0]} before, {known[0][1]} now")
     return tuple(text for text in found if text)
 
 
-def _other_model(old: Record, new: Record) -> str | None:
-    hashes = old.get("model_sha256"), new.get("model_sha256")
+def _other_model(old: CheckRecord, new: CheckRecord) -> str | None:
+    hashes = old.model_sha256, new.model_sha256
     if None not in hashes:
         if hashes[0] == hashes[1]:
             return None
         short = [str(each)[:_SHOWN_SHA] for each in hashes]
         return f"another model: sha256 {short[0]}… before, {short[1]}… now"
     # A model that could not be opened has no hash; then its name has to do.
-    return None if old["model"] == new["model"] else f"another model: {old['model']} before, {new['model']} now"
+    return None if old.model == new.model else f"another model: {old.model} before, {new.model} now"
 
 
-def _other_inputs(old: Record, new: Record) -> list[str]:
+def _other_inputs(old: CheckRecord, new: CheckRecord) -> list[str]:
     # A check that ended before it had its inputs says nothing of them.
-    if not old.get("cases") or not new.get("cases"):
+    if not old.cases or not new.cases:
         return []
-    if old.get("inputs") != new.get("inputs"):
-        return [f"other inputs: {old.get('inputs')} before, {new.get('inputs')} now"]
+    if old.inputs != new.inputs:
+        return [f"other inputs: {old.inputs} before, {new.inputs} now"]
     found = []
-    if old["cases"] != new["cases"]:
-        found.append(f"other inputs: {old['cases']} before, {new['cases']} now")
-    if old.get("inputs") == "generated" and old.get("seed") != new.get("seed"):
-        found.append(f"other inputs: seed {old.get('seed')} before, {new.get('seed')} now")
-    hashes = old.get("inputs_sha256"), new.get("inputs_sha256")
-    if not found and None not in hashes and hashes[0] != hashes[1]:
-        found.append("other inputs: their contents changed")
-    shapes = _conditions(old).get("input_shapes"), _conditions(new).get("input_shapes")
+    if old.cases != new.cases:
+        found.append(f"other inputs: {old.cases} before, {new.cases} now")
+    if old.inputs == "generated" and old.seed != new.seed:
+        found.append(f"other inputs: seed {old.seed} before, {new.seed} now")
+    shapes = _conditions(old).input_shapes, _conditions(new).input_shapes
     if not found and None not in shapes and shapes[0] != shapes[1]:
-        found.append(f"other inputs: shapes {shapes[0]} before, {shapes[1]} now")
+        before, now = ({name: list(shape) for name, shape in (each or {}).items()} for each in shapes)
+        found.append(f"other inputs: shapes {before} before, {now} now")
     return found
 
 
-def _conditions(check: Record) -> Mapping[str, Any]:
-    return ((check.get("latency") or {}).get("details") or {}).get("conditions") or {}
+def _conditions(check: CheckRecord) -> Conditions:
+    return (check.latency and check.latency.details.conditions) or Conditions()
 
 
-def _gpus(check: Record, environment: Mapping[str, Any]) -> tuple[object, ...]:
+def _gpus(check: CheckRecord, run: RunRecord) -> tuple[str | None, ...]:
     """What tells the GPU of a check, the most exact first; only the same source of both reports is comparable."""
-    return (
-        _conditions(check).get("gpu"),
-        (environment.get("gpu") or {}).get("name"),
-        (check.get("latency") or {}).get("gpu"),
-    )
+    present, latency = run.environment.gpu, check.latency
+    return (_conditions(check).gpu, present.name if present else None, latency.gpu if latency else None)
 
 
-# --- the environment -------------------------------------------------------------------------------------------------
-
-
-def _environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[EnvironmentChange, ...]:
-    before, after = _facts(old), _facts(new)
+def _environment(old: RunRecord, new: RunRecord) -> tuple[EnvironmentChange, ...]:
+    before, after = _described(old), _described(new)
     return tuple(
-        EnvironmentChange(name, before[name] or MISSING, after[name] or MISSING)
-        for name in before
-        if before[name] != after[name]
+        EnvironmentChange(name, before.get(name, MISSING), after.get(name, MISSING))
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
     )
 
 
-def _facts(report: Mapping[str, Any]) -> dict[str, str | None]:
-    environment = report["environment"]
-    tensorrt, gpu = environment.get("tensorrt") or {}, environment.get("gpu") or {}
-    capability = f" (compute capability {gpu['compute_capability']})" if gpu.get("compute_capability") else ""
-    facts = {
-        "TensorRT": " ".join(str(tensorrt[key]) for key in ("module", "version") if tensorrt.get(key)),
-        "GPU": f"{gpu['name']}{capability}" if gpu.get("name") else None,
-        "driver": environment.get("driver"),
-        "requested GPU": environment.get("requested_gpu"),
-        "ONNX Runtime": environment.get("onnxruntime"),
-        "ONNX": environment.get("onnx"),
-        "NumPy": environment.get("numpy"),
-        "Python": environment.get("python"),
-        "platform": environment.get("platform"),
-        "pytest-trtcheck": (report.get("tool") or {}).get("version"),
-    }
-    return {name: str(jsonable(value)) if value else None for name, value in facts.items()}
+def _described(run: RunRecord) -> dict[str, str]:
+    version = run.tool.version
+    return run.environment.described() | ({"pytest-trtcheck": version} if version else {})

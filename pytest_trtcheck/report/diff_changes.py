@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.record import SEVERITY, Verdict, number
-from pytest_trtcheck.report.text import MISSING, format_bytes, format_limit, format_number, format_optional
-from pytest_trtcheck.report.view import AT_LEAST, Judgement, Record, judgements, verdict_word
+from pytest_trtcheck.record import SEVERITY, Conditions, Verdict
+from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
+from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_trtcheck.latency.baselines.comparison import Distribution
+    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
 
@@ -55,7 +57,7 @@ class Change:
     weight: float = 0.0
 
 
-def changes(old: Record, new: Record) -> tuple[Change, ...]:
+def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
     """Everything that changed between two records of one check, the verdict first.
 
     Raises
@@ -66,34 +68,31 @@ def changes(old: Record, new: Record) -> tuple[Change, ...]:
     return (*_verdicts(old, new), *_errors(old, new), *_latency(old, new), *_engine(old, new))
 
 
-def _verdicts(old: Record, new: Record) -> Iterator[Change]:
-    parts: list[tuple[str, Record, Record]] = [("verdict", old, new)]
-    parts += [
-        (f"{part} verdict", old[part], new[part]) for part in ("parity", "latency") if old.get(part) and new.get(part)
-    ]
-    overall = old["verdict"], new["verdict"]
-    for what, before, after in parts:
-        pair = before["verdict"], after["verdict"]
+def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    before, after = parts(old), parts(new)
+    overall = old.verdict, new.verdict
+    for name in (None, *(name for name in before if name in after)):
+        pair = overall if name is None else (before[name].verdict, after[name].verdict)
         # A part that says the same as the whole check is no news.
-        if pair[0] == pair[1] or (what != "verdict" and pair == overall):
+        if pair[0] == pair[1] or (name is not None and pair == overall):
             continue
         ranks = [SEVERITY.index(verdict) for verdict in pair]
         direction: Direction = "worse" if ranks[1] > ranks[0] else "better"
         if "not_measured" in pair:
             direction = "changed"
-        whole = what == "verdict"
-        words = [verdict_word(record) if whole else verdict_word(record, what.split()[0]) for record in (old, new)]
+        words = [verdict_word(record, name) for record in (old, new)]
+        what = "verdict" if name is None else f"{name} verdict"
         yield Change(what, direction, words[0], words[1], verdict=pair[1], weight=abs(ranks[1] - ranks[0]))
-    for part in ("parity", "latency"):
-        if bool(old.get(part)) != bool(new.get(part)) and "error" not in overall:
-            words = ["checked" if record.get(part) else "not asked for" for record in (old, new)]
-            yield Change(part, "changed", words[0], words[1])
+    for name in ("parity", "latency"):
+        if (name in before) != (name in after) and "error" not in overall:
+            words = ["checked" if name in there else "not asked for" for there in (before, after)]
+            yield Change(name, "changed", words[0], words[1])
 
 
 # --- error -----------------------------------------------------------------------------------------------------------
 
 
-def _errors(old: Record, new: Record) -> Iterator[Change]:
+def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     before, after = _by_place(old), _by_place(new)
     for place in dict.fromkeys((*before, *after)):
         what = " ".join(place)
@@ -106,7 +105,7 @@ def _errors(old: Record, new: Record) -> Iterator[Change]:
             yield Change(f"{what} limit", "changed", _limit(one), _limit(two))
 
 
-def _by_place(record: Record) -> dict[tuple[str, str], Judgement]:
+def _by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
     return {(judged.output or "", judged.metric): judged for judged in judgements(record)}
 
 
@@ -172,44 +171,38 @@ def _limit(judged: Judgement) -> str:
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
-def _latency(old: Record, new: Record) -> Iterator[Change]:
-    before, after = old.get("latency") or {}, new.get("latency") or {}
-    if not before.get("samples") or not after.get("samples"):
+def _latency(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    before, after = old.latency, new.latency
+    if before is None or after is None or not before.samples or not after.samples:
         return
-    other_way = _other_way(before.get("details") or {}, after.get("details") or {})
-    for name in _quantiles(before, after):
-        values = number(before.get(name)), number(after.get(name))
+    other_way = _other_way(before.details, after.details)
+    # The median, and whatever else has a budget.
+    budgeted = {budget.quantile for latency in (before, after) for budget in latency.budgets}
+    for name in ("p50_ms", *(f"{each}_ms" for each in ("p90", "p95", "p99") if each in budgeted)):
+        values: list[float | None] = [getattr(latency, name) for latency in (before, after)]
         if values[0] == values[1]:
             continue
-        change = _quantile(name, before, after, str(new["nodeid"])) if not other_way else None
+        change = _quantile(name, before, after, new.nodeid) if not other_way else None
         if other_way or change is not None:
             texts = [f"{format_optional(value)} ms" for value in values]
             direction, remark, weight = change or ("untested", other_way, 0.0)
             yield Change(name.removesuffix("_ms"), direction, texts[0], texts[1], remark, weight=weight)
 
 
-def _quantiles(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The median, and whatever else has a budget."""
-    given = [f"{budget.get('quantile')}_ms" for latency in (old, new) for budget in latency.get("budgets") or ()]
-    return ["p50_ms", *(name for name in ("p90_ms", "p95_ms", "p99_ms") if name in given)]
-
-
-def _other_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
     """Why two latencies were measured in different ways; empty where they were not."""
-    if old.get("measured") != new.get("measured"):
-        return f"not compared: {old.get('measured')} before, {new.get('measured')} now"
-    if old.get("cuda_graph") != new.get("cuda_graph"):
-        words = ["as a CUDA graph" if details.get("cuda_graph") else "without a CUDA graph" for details in (old, new)]
+    if old.measured != new.measured:
+        return f"not compared: {old.measured} before, {new.measured} now"
+    if old.cuda_graph != new.cuda_graph:
+        words = ["as a CUDA graph" if details.cuda_graph else "without a CUDA graph" for details in (old, new)]
         return f"not compared: launched {words[0]} before, {words[1]} now"
     from pytest_trtcheck.latency.baselines import other_clocks
 
-    clocks = other_clocks(old.get("conditions") or {}, new.get("conditions") or {})
+    clocks = other_clocks(old.conditions or Conditions(), new.conditions or Conditions())
     return f"not compared: {'; '.join(clocks)}" if clocks else ""
 
 
-def _quantile(
-    name: str, old: Mapping[str, Any], new: Mapping[str, Any], nodeid: str
-) -> tuple[Direction, str, float] | None:
+def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) -> tuple[Direction, str, float] | None:
     """Whether a quantile is significantly another one: the direction, how sure that is, and its weight."""
     before, after = _distribution(old, nodeid), _distribution(new, nodeid)
     if before is None or after is None:
@@ -226,7 +219,7 @@ def _quantile(
         "worse" if slower.decision == "fail" else "better" if faster.decision == "fail" else "untested"
     )
     # What was disturbed looks slower than it is.
-    disturbed = (new if direction == "worse" else old).get("details", {}).get("disturbances") or ()
+    disturbed = (new if direction == "worse" else old).details.disturbances
     if direction != "untested" and disturbed:
         return "untested", f"{remark}, but it was disturbed: {'; '.join(disturbed)}", weight
     if direction == "untested":
@@ -236,8 +229,8 @@ def _quantile(
     return direction, remark, weight
 
 
-def _distribution(latency: Mapping[str, Any], nodeid: str) -> Distribution | None:
-    data = (latency.get("details") or {}).get("distribution")
+def _distribution(latency: LatencyRecord, nodeid: str) -> Distribution | None:
+    data = latency.details.distribution
     if data is None:
         return None
     from pytest_trtcheck.latency.baselines.comparison import Distribution
@@ -254,20 +247,20 @@ def _distribution(latency: Mapping[str, Any], nodeid: str) -> Distribution | Non
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
-def _engine(old: Record, new: Record) -> Iterator[Change]:
-    before, after = old.get("engine"), new.get("engine")
-    if not before or not after:
-        if bool(before) != bool(after) and "error" not in {old["verdict"], new["verdict"]}:
+def _engine(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    before, after = old.engine, new.engine
+    if before is None or after is None:
+        if before is not after and "error" not in {old.verdict, new.verdict}:
             words = ["built" if engine else "not built" for engine in (before, after)]
             yield Change("engine", "changed", words[0], words[1])
         return
-    targets = [str(record.get("compiled_for") or "the GPU there") for record in (old, new)]
+    targets = [record.compiled_for or "the GPU there" for record in (old, new)]
     if targets[0] != targets[1]:
         yield Change("compiled for", "changed", targets[0], targets[1])
         return
-    for what, key in (("engine size", "bytes"), ("device memory", "device_memory_bytes")):
-        yield from _size(what, before.get(key), after.get(key))
-    yield from _layers(before.get("layers_by_precision"), after.get("layers_by_precision"), new.get("precision"))
+    yield from _size("engine size", before.bytes, after.bytes)
+    yield from _size("device memory", before.device_memory_bytes, after.device_memory_bytes)
+    yield from _layers(before.layers_by_precision, after.layers_by_precision, new.precision)
 
 
 def _size(what: str, old: float | None, new: float | None) -> Iterator[Change]:
@@ -281,7 +274,7 @@ def _size(what: str, old: float | None, new: float | None) -> Iterator[Change]:
         yield Change(what, direction, format_bytes(old), format_bytes(new), remark, weight=math.log(min(factor, 1e300)))
 
 
-def _layers(old: Mapping[str, int] | None, new: Mapping[str, int] | None, precision: object) -> Iterator[Change]:
+def _layers(old: Mapping[str, int] | None, new: Mapping[str, int] | None, precision: str | None) -> Iterator[Change]:
     if not old or not new or old == new:
         return
     for name in sorted({*old, *new}, key=lambda name: (name != precision, name)):

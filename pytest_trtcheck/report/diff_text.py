@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.report.diff import KINDS
-from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_middle
+from pytest_trtcheck.report.text import columns, markdown_code, markdown_text, one_line, plural, shorten_middle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,10 +65,13 @@ def lines(found: ReportDiff, names: tuple[str, str], width: int = DEFAULT_WIDTH)
 
 def markdown(found: ReportDiff, names: tuple[str, str], limit: int = SUMMARY_LIMIT) -> str:
     """For a GitHub step summary, of at most `limit` bytes: the worst come first."""
-    head = [f"## TensorRT checks: {_cell(names[0])} {_ARROW} {_cell(names[1])}", "", totals(found), ""]
+    head = [f"## TensorRT checks: {markdown_text(names[0])} {_ARROW} {markdown_text(names[1])}", "", totals(found), ""]
     if found.environment:
         head += ["| Environment | Before | Now |", "| --- | --- | --- |"]
-        head += [f"| {_cell(each.name)} | {_cell(each.old)} | {_cell(each.new)} |" for each in found.environment]
+        head += [
+            f"| {markdown_text(each.name)} | {markdown_text(each.old)} | {markdown_text(each.new)} |"
+            for each in found.environment
+        ]
         head += [""]
     tail = [line for word, subjects in _sides(found) for line in _side_list(word, subjects)]
     rows = [row for check in found.checks for row in _rows(check)]
@@ -151,33 +153,25 @@ def _more(count: int, indent: str = "  ") -> list[str]:
 def _rows(check: CheckDiff) -> Iterator[str]:
     subject = check.subject
     place = f" #{subject.place + 1}" if subject.place else ""
-    who = [f"<code>{_cell(subject.nodeid)}</code>{place}", _cell(subject.precision)]
+    who = [f"{markdown_code(subject.nodeid)}{place}", markdown_text(subject.precision)]
     if check.obstacles:
         cells = ["not comparable", *check.verdicts, "; ".join(check.obstacles)]
-        yield _row([_ICONS["not comparable"], *who, *map(_cell, cells)])
+        yield _row([_ICONS["not comparable"], *who, *map(markdown_text, cells)])
     for change in check.changes:
         icon = _ICONS["changed" if change.direction == "untested" else change.direction]
-        yield _row([icon, *who, *map(_cell, (change.what, change.old, change.new, change.remark))])
+        yield _row([icon, *who, *map(markdown_text, (change.what, change.old, change.new, change.remark))])
 
 
 def _side_list(word: str, subjects: Sequence[Subject]) -> list[str]:
     if not subjects:
         return []
-    listed = [f"- <code>{_cell(each.nodeid)}</code> {_cell(each.precision)}: {each.verdict}" for each in subjects]
+    listed = [f"- {markdown_code(each.nodeid)} {markdown_text(each.precision)}: {each.verdict}" for each in subjects]
     title = f"<details><summary>{word}: {plural(len(subjects), 'check')}</summary>"
     return [title, "", *listed[:LISTED], *(f"- {line}" for line in _more(len(subjects), "")), "", "</details>", ""]
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str | None) -> str:
-    """Text that neither Markdown nor HTML takes for more than text."""
-    if text is None:
-        return MISSING
-    escaped = html.escape(one_line(text), quote=False)
-    return "".join(f"&#{ord(character)};" if character in "\\`*_{}[]#|~" else character for character in escaped)
 
 
 def _size(lines: Iterable[str]) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.report.text import MISSING, one_line, plural
+from pytest_trtcheck.record import Location
+from pytest_trtcheck.report.text import markdown_code, markdown_text, one_line, plural
 from pytest_trtcheck.report.view import (
-    Record,
     budgets,
     decisive,
     emulated,
@@ -25,7 +23,10 @@ from pytest_trtcheck.report.view import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pytest_trtcheck.record import CheckRecord, Environment
+    from pytest_trtcheck.report.view import Run
 
 SUMMARY_LIMIT = 1024 * 1024
 """GitHub rejects a step's summary over 1 MiB."""
@@ -36,13 +37,15 @@ ANNOTATION_LIMIT = 10
 _ICONS = {"pass": "✅", "fail": "❌", "error": "💥", "inconclusive": "⚠️", "not measured": "⬜", "xfail": "☑️"}
 
 
-def running() -> bool:
-    """Whether this process runs in a GitHub Actions step."""
-    return os.environ.get("GITHUB_ACTIONS") == "true"
+def write(run: Run) -> Iterator[str]:
+    """The commands that annotate, to be printed each on a line of its own; then the step's summary is written."""
+    if os.environ.get("GITHUB_ACTIONS") == "true" and run.record.checks:
+        yield from annotation_commands(run.record.checks, run.rootdir)
+        write_step_summary(step_summary(run.record.checks, run.record.environment))
 
 
-def write_step_summary(text: str) -> bool:
-    """Append `text` to the step's summary; False where there is none to write to.
+def write_step_summary(text: str) -> None:
+    """Append `text` to the step's summary, where there is one.
 
     Raises
     ------
@@ -51,17 +54,16 @@ def write_step_summary(text: str) -> bool:
     """
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if not path:
-        return False
+        return
     try:
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
         raise ReportError(f"cannot write the step summary {path}: {error.strerror or error}") from error
-    return True
 
 
 def step_summary(
-    records: Iterable[Record], environment: Mapping[str, Any] | None = None, limit: int = SUMMARY_LIMIT
+    records: Iterable[CheckRecord], environment: Environment | None = None, limit: int = SUMMARY_LIMIT
 ) -> str:
     """The run as Markdown of at most `limit` bytes: the rows that somebody has to look at come first."""
     checks = ordered(records)
@@ -72,7 +74,7 @@ def step_summary(
     head = ["## TensorRT checks", "", _totals(checks), ""]
     head += ["| | Model | Precision | Evidence | Worst error | Tolerance | Latency | Test |"]
     head += ["| --- | --- | --- | --- | ---: | --- | --- | --- |"]
-    tail = ["", *(f"- {remark}" for remark in _remarks(checks)), *_environment(environment or {}), ""]
+    tail = ["", *(f"- {remark}" for remark in _remarks(checks)), *_environment(environment), ""]
     room = limit - _size(head) - _size(tail) - 100
     shown: list[str] = []
     for record, name in rows:
@@ -87,7 +89,7 @@ def step_summary(
     return "\n".join([*head, *shown, *tail]) + "\n"
 
 
-def annotation_commands(records: Iterable[Record], rootdir: str | os.PathLike[str] = ".") -> list[str]:
+def annotation_commands(records: Iterable[CheckRecord], rootdir: str | os.PathLike[str] = ".") -> list[str]:
     """Workflow commands that mark failing checks at their tests; print each on a line of its own.
 
     Parameters
@@ -99,34 +101,33 @@ def annotation_commands(records: Iterable[Record], rootdir: str | os.PathLike[st
     """
     workspace = Path(os.environ.get("GITHUB_WORKSPACE") or rootdir)
     bad = [record for record in ordered(records) if failed(record)]
-    errors = [record for record in bad if record["verdict"] != "inconclusive"]
-    warnings = [record for record in bad if record["verdict"] == "inconclusive"]
+    errors = [record for record in bad if record.verdict != "inconclusive"]
+    warnings = [record for record in bad if record.verdict == "inconclusive"]
     return [
         *_commands("error", errors, Path(rootdir), workspace),
         *_commands("warning", warnings, Path(rootdir), workspace),
     ]
 
 
-def _commands(level: str, records: Sequence[Record], rootdir: Path, workspace: Path) -> list[str]:
+def _commands(level: str, records: Sequence[CheckRecord], rootdir: Path, workspace: Path) -> list[str]:
     commands = []
     for index, record in enumerate(records[:ANNOTATION_LIMIT]):
-        message = str(record.get("message") or _headline(record))
+        message = record.message or _headline(record)
         left_out = len(records) - ANNOTATION_LIMIT
         if index == ANNOTATION_LIMIT - 1 and left_out > 0:
             message += f"\n… and {plural(left_out, 'more check')}: see the step summary"
-        location = record.get("location") or {}
-        file = location.get("file") or str(record["nodeid"]).partition("::")[0]
+        location = record.location or Location(record.nodeid.partition("::")[0])
         where = {
-            "file": _relative(rootdir / file, workspace),
-            "line": location.get("line"),
-            "title": f"{labels([record])[0]} {record.get('precision') or ''}: {verdict_word(record)}",
+            "file": _relative(rootdir / location.file, workspace),
+            "line": location.line,
+            "title": f"{labels([record])[0]} {record.precision or ''}: {verdict_word(record)}",
         }
         fields = ",".join(f"{key}={_escape_property(value)}" for key, value in where.items() if value is not None)
         commands.append(f"::{level} {fields}::{_escape_data(message)}")
     return commands
 
 
-def _headline(record: Record) -> str:
+def _headline(record: CheckRecord) -> str:
     judgement = decisive(record)
     if judgement is not None:
         output = f"output {judgement.output}: " if judgement.output else ""
@@ -147,7 +148,7 @@ def _escape_property(value: object) -> str:
     return _escape_data(one_line(str(value))).replace(":", "%3A").replace(",", "%2C")
 
 
-def _totals(records: Sequence[Record]) -> str:
+def _totals(records: Sequence[CheckRecord]) -> str:
     words: dict[str, int] = {}
     for record in records:
         word = verdict_word(record)
@@ -155,8 +156,8 @@ def _totals(records: Sequence[Record]) -> str:
     return " · ".join(f"{icon} {words[word]} {word}" for word, icon in _ICONS.items() if word in words)
 
 
-def _row(record: Record, name: str) -> str:
-    judgement = decisive(record) if record.get("parity") else None
+def _row(record: CheckRecord, name: str) -> str:
+    judgement = decisive(record)
     word = verdict_word(record)
     measured = [
         f"{budget.name} {budget.value_text} {budget.unit} ({budget.limit_text})".replace("  ", " ")
@@ -164,54 +165,35 @@ def _row(record: Record, name: str) -> str:
     ]
     cells = [
         f"{_ICONS[word]} {word}",
-        _code(name),
-        _text(record.get("precision")),
-        _text(record.get("evidence")),
-        _text(judgement and judgement.value_text),
-        _text(judgement and judgement.limit_text),
-        _text("; ".join(measured)),
-        _code(str(record["nodeid"])),
+        markdown_code(name),
+        markdown_text(record.precision),
+        markdown_text(record.evidence),
+        markdown_text(judgement.value_text if judgement else None),
+        markdown_text(judgement.limit_text if judgement else None),
+        markdown_text("; ".join(measured) or None),
+        markdown_code(record.nodeid),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _remarks(records: Sequence[Record]) -> list[str]:
+def _remarks(records: Sequence[CheckRecord]) -> list[str]:
     unrun = len(emulated(records))
     remarks = [f"**emulated on CPU, not run on a GPU**: {plural(unrun, 'check')}"] if unrun else []
     remarks += [
-        f"not measured ({'' if part == 'check' else part + ', '}{plural(count, 'check')}): {_text(reason)}"
+        f"not measured ({'' if part == 'check' else part + ', '}{plural(count, 'check')}): {markdown_text(reason)}"
         for part, reason, count in not_measured(records)
     ]
-    remarks += [f"inconclusive ({plural(count, 'check')}): {_text(why)}" for why, count in inconclusive(records)]
-    remarks += [f"{_text(note)}{f' ({count} checks)' if count > 1 else ''}" for note, count in notes(records)]
+    remarks += [
+        f"inconclusive ({plural(count, 'check')}): {markdown_text(why)}" for why, count in inconclusive(records)
+    ]
+    remarks += [f"{markdown_text(note)}{f' ({count} checks)' if count > 1 else ''}" for note, count in notes(records)]
     return remarks
 
 
-def _environment(environment: Mapping[str, Any]) -> list[str]:
-    tensorrt, gpu = environment.get("tensorrt") or {}, environment.get("gpu") or {}
-    known = {
-        "GPU": gpu.get("name"),
-        "requested GPU": environment.get("requested_gpu"),
-        "driver": environment.get("driver"),
-        tensorrt.get("module", "tensorrt"): tensorrt.get("version"),
-        "ONNX Runtime": environment.get("onnxruntime"),
-        "Python": environment.get("python"),
-    }
-    said = [f"{name} {_text(value)}" for name, value in known.items() if value]
+def _environment(environment: Environment | None) -> list[str]:
+    known = environment.described() if environment else {}
+    said = [f"{name} {markdown_text(text)}" for name, text in known.items()]
     return ["", f"<sub>{' · '.join(said)}</sub>"] if said else []
-
-
-def _text(value: object) -> str:
-    """Text that Markdown and HTML leave as it is, fit for a table cell."""
-    if not value:
-        return MISSING
-    escaped = html.escape(one_line(str(value)), quote=False)
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", escaped)
-
-
-def _code(text: str) -> str:
-    """Code in a table cell; a backtick or a pipe in a Markdown code span would end it, so it is HTML's."""
-    return f"<code>{html.escape(one_line(text), quote=False).replace('|', '&#124;').replace('`', '&#96;')}</code>"
 
 
 def _size(lines: Iterable[str]) -> int:

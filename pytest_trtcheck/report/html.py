@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -10,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import MissingDependencyError
-from pytest_trtcheck.record import number
-from pytest_trtcheck.report import facts, plots
-from pytest_trtcheck.report.files import write_text
+from pytest_trtcheck.record import BlameRecord
+from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.report import describe, plots
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, plural, shorten_middle
 from pytest_trtcheck.report.view import (
     AT_LEAST,
     BudgetView,
     Judgement,
-    Record,
     budgets,
     decisive,
     emulated,
@@ -33,9 +33,12 @@ from pytest_trtcheck.report.view import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from jinja2 import Environment
+
+    from pytest_trtcheck.record import CheckRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_NAME = 56
@@ -70,7 +73,7 @@ class Plot:
 class Row:
     """One check as the page shows it: a row of the table, and the details under it."""
 
-    record: Record
+    record: CheckRecord
     name: str
     word: str
     judgement: Judgement | None
@@ -78,12 +81,11 @@ class Row:
     budgets: Sequence[BudgetView]
     plots: Sequence[Plot]
     facts: Sequence[tuple[str, str]]
-    outputs: Sequence[tuple[Mapping[str, Any], Judgement | None]]
+    outputs: Sequence[tuple[OutputRecord, Judgement | None]]
     outputs_left_out: int
-    blame: Mapping[str, Any]
-    tensors: Sequence[Mapping[str, Any]]
+    blame: BlameRecord
+    tensors: Sequence[TensorRecord]
     message: str
-    expected: str
 
     @property
     def rank(self) -> int:
@@ -109,8 +111,29 @@ class Row:
         return min(max((math.log10(max(self.used or 0.0, 1e-9)) + 3) / 4, 0.02), 1.0)
 
 
-def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
-    """Write the report of a run; `document` is what `json_report.document` made.
+def require() -> None:
+    """See before the tests run that the page can be made.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingDependencyError(
+            "the HTML report needs jinja2, which is not installed", 'pip install "pytest-trtcheck[report]"'
+        )
+
+
+def write(run: Run) -> Iterable[str]:
+    """Write the file that the option names."""
+    assert run.path is not None
+    save(run.path, run.record)
+    return ()
+
+
+def save(path: str | os.PathLike[str], run: RunRecord) -> None:
+    """Write the report of a run.
 
     Raises
     ------
@@ -120,10 +143,10 @@ def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
         `path` cannot be written.
     """
     now = datetime.datetime.now(datetime.UTC)
-    write_text(path, render(document, written=f"{now:%Y-%m-%d %H:%M} UTC"))
+    write_text(path, render(run, written=f"{now:%Y-%m-%d %H:%M} UTC"))
 
 
-def render(document: Mapping[str, Any], written: str = "") -> str:
+def render(run: RunRecord, written: str = "") -> str:
     """The report as one HTML page.
 
     Raises
@@ -132,17 +155,17 @@ def render(document: Mapping[str, Any], written: str = "") -> str:
         jinja2 is not installed.
     """
     template = _jinja().get_template("report.html")
-    checks = ordered(document["checks"])
+    checks = ordered(run.checks)
     for room in _ROOMS:
         page = template.render(
-            **_contents(document, checks, room), written=written, style=_asset("style.css"), script=_asset("script.js")
+            **_contents(run, checks, room), written=written, style=_asset("style.css"), script=_asset("script.js")
         )
         if len(page.encode()) <= _LARGEST_PAGE:
             break
     return page
 
 
-def _contents(document: Mapping[str, Any], checks: Sequence[Record], room: Room) -> dict[str, Any]:
+def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
     rows = [_row(record, name, room) for record, name in zip(checks, labels(checks), strict=True)]
     rows.sort(key=lambda row: row.rank)
     words = Counter(row.word for row in rows)
@@ -150,25 +173,21 @@ def _contents(document: Mapping[str, Any], checks: Sequence[Record], room: Room)
         "rows": rows,
         "words": [(word, words[word]) for word in _WORDS if words[word]],
         "bad": sum(failed(record) for record in checks),
-        "precisions": _distinct(checks, "precision"),
-        "evidences": _distinct(checks, "evidence"),
+        "precisions": sorted({record.precision for record in checks if record.precision}),
+        "evidences": sorted({record.evidence for record in checks if record.evidence}),
         "emulated": len(emulated(checks)),
         "not_measured": not_measured(checks),
         "notes": notes(checks),
         "overview": _overview(rows),
-        "environment": facts.of_environment(document["environment"]),
-        "tool": document["tool"],
+        "environment": {"GPU": "none", "TensorRT": "not installed"} | run.environment.described(),
+        "tool": run.tool,
     }
 
 
 def _jinja() -> Environment:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the HTML report needs jinja2, which is not installed",
-            'pip install "pytest-trtcheck[report]"',
-        ) from error
+    require()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -187,18 +206,18 @@ def _asset(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _row(record: Record, name: str, room: Room) -> Row:
-    parity = record.get("parity") or {}
-    blame = _filled(parity.get("blame") or {}, "step", "summary", "tensor", "keep_fp32", "tensors")
+def _row(record: CheckRecord, name: str, room: Room) -> Row:
+    parity = record.parity
+    blame = (parity and parity.blame) or BlameRecord()
     judged = _by_output(record)
     all_outputs = sorted(
-        ((output, judged.get(output["name"])) for output in parity.get("outputs") or ()),
+        ((output, judged.get(output.name)) for output in (parity.outputs if parity else ())),
         key=lambda pair: pair[1].severity if pair[1] else (-1, 0.0),
         reverse=True,
     )
     shown = all_outputs[: room.outputs]
     measured = budgets(record)
-    message = str(record.get("message") or "")
+    message = record.message or ""
     return Row(
         record=record,
         name=shorten_middle(name, _LONGEST_NAME),
@@ -207,17 +226,16 @@ def _row(record: Record, name: str, room: Room) -> Row:
         latency=max(measured, key=_tightness, default=None),
         budgets=measured,
         plots=_plots(record, blame, shown, measured, room),
-        facts=facts.of_check(record),
+        facts=describe.check(record),
         outputs=shown,
         outputs_left_out=len(all_outputs) - len(shown),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
-        expected=str(record.get("expected_failure") or ""),
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
     )
 
 
-def _by_output(record: Record) -> dict[str | None, Judgement]:
+def _by_output(record: CheckRecord) -> dict[str | None, Judgement]:
     """What decided each output."""
     found: dict[str | None, Judgement] = {}
     for judgement in judgements(record):
@@ -228,61 +246,49 @@ def _by_output(record: Record) -> dict[str | None, Judgement]:
 
 
 def _plots(
-    record: Record,
-    blame: Mapping[str, Any],
-    shown: Sequence[tuple[Mapping[str, Any], Judgement | None]],
+    record: CheckRecord,
+    blame: BlameRecord,
+    shown: Sequence[tuple[OutputRecord, Judgement | None]],
     measured: Sequence[BudgetView],
     room: Room,
 ) -> list[Plot]:
-    engine = record.get("evidence") == "engine"
+    engine = record.evidence == "engine"
     rows = [(judgement, _emulated(output, judgement), engine) for output, judgement in shown if judgement is not None]
     found = {"Error against tolerance": plots.outputs(rows) if rows else ""}
-    if blame["tensors"]:
-        found["Error along the graph"] = plots.along_graph(blame["tensors"], blame["tensor"], room.points)
-    drawn = next(((output, judged) for output, judged in shown if _details(output).get("error_octaves")), None)
+    if blame.tensors:
+        found["Error along the graph"] = plots.along_graph(blame.tensors, blame.tensor, room.points)
+    drawn = next(((output, judged) for output, judged in shown if output.details.error_octaves), None)
     if drawn:
-        output, details = drawn[0], _details(drawn[0])
-        limit = _absolute_limit(details, drawn[1])
-        picture = plots.histogram(details["error_octaves"], details.get("error_zeros") or 0, limit)
-        found[f"Error histogram of {one_line(output['name'])}"] = picture
-    samples = _details(record.get("latency") or {}).get("samples_ms")
-    if samples:
-        found["Latency distribution"] = plots.latency(samples, measured)
+        name, details = drawn[0].name, drawn[0].details
+        picture = plots.histogram(details.error_octaves, details.error_zeros or 0, _absolute_limit(details, drawn[1]))
+        found[f"Error histogram of {one_line(name)}"] = picture
+    if record.latency and record.latency.details.samples_ms:
+        found["Latency distribution"] = plots.latency(record.latency.details.samples_ms, measured)
     return [Plot(title, picture) for title, picture in found.items() if picture]
 
 
-def _details(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    return part.get("details") or {}
-
-
-def _filled(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The mapping with every key that the template reads."""
-    return {**dict.fromkeys(keys), **mapping}
-
-
-def _emulated(output: Mapping[str, Any], judgement: Judgement) -> float | None:
+def _emulated(output: OutputRecord, judgement: Judgement) -> float | None:
     """The emulated model's error of an output whose verdict is an engine's."""
-    return number((_details(output).get("emulated") or {}).get(judgement.metric))
+    return (output.details.emulated or {}).get(judgement.metric)
 
 
-def _absolute_limit(details: Mapping[str, Any], judgement: Judgement | None) -> float | None:
+def _absolute_limit(details: OutputDetails, judgement: Judgement | None) -> float | None:
     """The limit in the units of |y−r|, where the metric says what that is."""
     if judgement is None or judgement.limit is None:
         return None
     if judgement.metric == "abs":
         return judgement.limit
-    peak = number(details.get("peak"))
-    return judgement.limit * peak if judgement.metric == "max" and peak else None
+    return judgement.limit * details.peak if judgement.metric == "max" and details.peak else None
 
 
-def _tensors_to_look_at(blame: Mapping[str, Any], most: int) -> list[Mapping[str, Any]]:
+def _tensors_to_look_at(blame: BlameRecord, most: int) -> list[TensorRecord]:
     """The tensor to blame, and those where the error grows most over the tensor before."""
-    tensors = [_filled(tensor, "node", "error", "snr_db", "max_abs") for tensor in blame["tensors"] or ()]
-    errors = [number(tensor["error"]) or 0.0 for tensor in tensors]
+    tensors = blame.tensors
+    errors = [tensor.error or 0.0 for tensor in tensors]
     # Below what is usual in this graph, growth means nothing: 0 to 1e-7 is no jump.
     usual = sorted(errors)[len(errors) // 2] if errors else 0.0
     growth = [after / max(before, usual, 1e-12) for before, after in zip([0.0, *errors], errors, strict=False)]
-    order = sorted(range(len(tensors)), key=lambda i: (tensors[i]["name"] != blame["tensor"], -growth[i], i))
+    order = sorted(range(len(tensors)), key=lambda i: (tensors[i].name != blame.tensor, -growth[i], i))
     return [tensors[index] for index in sorted(order[:most])]
 
 
@@ -290,13 +296,13 @@ def _overview(rows: Sequence[Row]) -> Plot | None:
     """Emulated against engine, over the checks that have both."""
     points = []
     for row in rows:
-        if row.record.get("evidence") != "engine":
+        if row.record.evidence != "engine":
             continue
         output = next((output for output, judged in row.outputs if judged is not None), None)
         judgement = row.judgement
         seen = _emulated(output, judgement) if output and judgement and judgement.metric not in AT_LEAST else None
         if seen is not None and judgement is not None and judgement.value is not None:
-            points.append((f"{row.name} {row.record.get('precision')}", seen, judgement.value, failed(row.record)))
+            points.append((f"{row.name} {row.record.precision}", seen, judgement.value, failed(row.record)))
     return Plot("Emulated against engine", plots.emulated_against_engine(points)) if len(points) > 1 else None
 
 
@@ -305,10 +311,6 @@ def _tightness(budget: BudgetView) -> float:
     if budget.value is None or not budget.limit:
         return 0.0
     return budget.limit / max(budget.value, 1e-12) if budget.at_least else budget.value / budget.limit
-
-
-def _distinct(records: Sequence[Record], key: str) -> list[str]:
-    return sorted({str(record[key]) for record in records if record.get(key)})
 
 
 def _element(value: Any) -> str:

@@ -8,18 +8,28 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.record import SCHEMA_VERSION, jsonable
-from pytest_trtcheck.report.files import write_text
-from pytest_trtcheck.report.view import Record, counts, ordered
+from pytest_trtcheck.record import (
+    SCHEMA_VERSION,
+    TOOL,
+    CheckRecord,
+    Environment,
+    GpuRecord,
+    Library,
+    RunRecord,
+    jsonable,
+    typed,
+)
+from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.report.view import counts, ordered
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-TOOL = "pytest-trtcheck"
+    from pytest_trtcheck.report.view import Run
 
 _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
@@ -35,18 +45,16 @@ _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
 def environment(
     *,
     requested_gpu: str | None = None,
-    gpu: Mapping[str, Any] | None = None,
+    gpu: GpuRecord | None = None,
     driver: str | None = None,
     tensorrt_module: str | None = None,
-) -> dict[str, Any]:
+) -> Environment:
     """Where the checks ran. Imports nothing: versions are read from what is installed.
 
     Parameters
     ----------
     requested_gpu
         The GPU that `--trt-gpu` named.
-    gpu
-        The GPU present: name, uuid, compute_capability ("9.0", or major and minor).
     driver
         The version of the NVIDIA driver.
     tensorrt_module
@@ -54,24 +62,17 @@ def environment(
     """
     modules = (tensorrt_module,) if tensorrt_module else ("tensorrt", "tensorrt_rtx")
     installed = ((module, version(module)) for module in modules)
-    tensorrt = next(({"module": module, "version": found} for module, found in installed if found), None)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "numpy": version("numpy"),
-        "onnx": version("onnx"),
-        "onnxruntime": version("onnxruntime"),
-        "tensorrt": tensorrt,
-        "driver": driver,
-        "gpu": None if gpu is None else {**gpu, "compute_capability": _dotted(gpu.get("compute_capability"))},
-        "requested_gpu": requested_gpu,
-    }
-
-
-def _dotted(compute_capability: object) -> str | None:
-    if isinstance(compute_capability, (tuple, list)):
-        return ".".join(map(str, compute_capability))
-    return None if compute_capability is None else str(compute_capability)
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        numpy=version("numpy"),
+        onnx=version("onnx"),
+        onnxruntime=version("onnxruntime"),
+        tensorrt=next((Library(module=module, version=found) for module, found in installed if found), None),
+        driver=driver,
+        gpu=gpu,
+        requested_gpu=requested_gpu,
+    )
 
 
 def version(module: str) -> str | None:
@@ -90,21 +91,21 @@ def version(module: str) -> str | None:
     return None
 
 
-def document(records: Iterable[Record], environment: Mapping[str, Any]) -> dict[str, Any]:
+def document(records: Iterable[CheckRecord], environment: Environment) -> RunRecord:
     """The report of a run: its checks ordered by node id, and how many came to each verdict."""
     checks = ordered(records)
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "tool": {"name": TOOL, "version": version("pytest_trtcheck")},
-        "environment": environment,
-        "checks": checks,
-        "summary": counts(checks),
-    }
-    plain: dict[str, Any] = jsonable(report)
-    return plain
+    tool = Library(TOOL, version=version("pytest_trtcheck"))
+    return RunRecord(tool=tool, environment=environment, checks=tuple(checks), summary=counts(checks))
 
 
-def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
+def write(run: Run) -> Iterable[str]:
+    """Write the file that the option names."""
+    assert run.path is not None
+    save(run.path, run.record)
+    return ()
+
+
+def save(path: str | os.PathLike[str], record: RunRecord) -> None:
     """Write a report, whole or not at all; parent directories are made.
 
     Raises
@@ -112,16 +113,18 @@ def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     ReportError
         `path` cannot be written.
     """
-    write_text(path, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(jsonable(record), indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A report that `write` wrote.
+def read(path: str | os.PathLike[str]) -> RunRecord:
+    """A report that `save` wrote, in this version of the plugin or another.
 
     Raises
     ------
     ReportError
-        There is no such file, or it is no report of a schema version that is known here.
+        There is no such file, it is no report of a schema version that is known here, or something in it is missing or
+        of another kind than the schema says; the message names the place.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -135,5 +138,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has schema_version {found!r}; this version of {TOOL} reads {SCHEMA_VERSION}",
             "name a file that --trt-report wrote, and use the version of the plugin that wrote it",
         )
-    result: dict[str, Any] = report
-    return result
+    try:
+        return typed(report, RunRecord)
+    except ReportError as error:
+        raise ReportError(
+            f"{path} is no sound report: {error.message}", "name a file that --trt-report wrote, as it was"
+        ) from None

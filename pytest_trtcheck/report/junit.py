@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from pytest_trtcheck.record import PROPERTY, number
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.record import PROPERTY
 from pytest_trtcheck.report.text import one_line
-from pytest_trtcheck.report.view import Record, decisive
+from pytest_trtcheck.report.view import decisive
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.record import CheckRecord
 
 
-def properties(record: Record, index: int = 0) -> list[tuple[str, str]]:
+def properties(record: CheckRecord, index: int = 0) -> list[tuple[str, str]]:
     """`(name, value)` pairs such as `("trtcheck.max_error", "0.0012")`; what is not known is left out.
 
     Parameters
     ----------
-    record
-        A check record, as `CheckRecord.to_json` writes it.
     index
         The number of checks that the same test reported before: the second is named `trtcheck.2.…`.
     """
     prefix = PROPERTY if index == 0 else f"{PROPERTY}.{index + 1}"
-    values: dict[str, object] = {
-        key: record.get(key) for key in ("model", "precision", "backend", "evidence", "compiled_for", "verdict")
-    }
+    names = ("model", "precision", "backend", "evidence", "compiled_for", "verdict")
+    values: dict[str, object] = {name: getattr(record, name) for name in names}
     judgement = decisive(record)
     if judgement is not None and judgement.value is not None:
         values[f"{judgement.metric}_error" if judgement.metric != "snr_db" else "snr_db"] = judgement.value_text
         values["tolerance"] = None if judgement.limit is None else judgement.limit_text
-    latency = record.get("latency")
-    if latency:
-        values["gpu"] = latency.get("gpu")
-        values["latency_verdict"] = latency["verdict"]
+    if record.latency:
+        values["gpu"] = record.latency.gpu
+        values["latency_verdict"] = record.latency.verdict
         for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms"):
-            if latency.get(name) is not None:
-                values[name] = f"{number(latency[name]):.6g}"
+            value: float | None = getattr(record.latency, name)
+            values[name] = None if value is None else f"{value:.6g}"
     return [(f"{prefix}.{name}", one_line(str(value))) for name, value in values.items() if value is not None]

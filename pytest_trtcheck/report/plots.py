@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_trtcheck.record import number
 from pytest_trtcheck.report import svg
 from pytest_trtcheck.report.text import format_number, plural, shorten_middle
 from pytest_trtcheck.report.view import AT_LEAST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from pytest_trtcheck.record import TensorRecord
     from pytest_trtcheck.report.view import BudgetView, Judgement
 
 WIDTH, HEIGHT = 380, 190
@@ -71,7 +71,7 @@ def outputs(judgements: Sequence[tuple[Judgement, float | None, bool]]) -> str:
     return svg.svg(WIDTH, round(bottom + 34), f"error against tolerance of {plural(len(shown), 'output')}", parts)
 
 
-def histogram(octaves: Sequence[Sequence[int]], zeros: int, limit: float | None) -> str:
+def histogram(octaves: Sequence[tuple[int, int]], zeros: int, limit: float | None) -> str:
     """How the errors of an output's elements are spread.
 
     Parameters
@@ -83,7 +83,7 @@ def histogram(octaves: Sequence[Sequence[int]], zeros: int, limit: float | None)
     limit
         The tolerance in the same units.
     """
-    counts = {int(exponent): int(count) for exponent, count in octaves}
+    counts = dict(octaves)
     first, last = min(counts), max(counts)
     edges = [2.0**exponent for exponent in range(first, last + 2)]
     heights = [counts.get(exponent, 0) for exponent in range(first, last + 1)]
@@ -101,19 +101,19 @@ def histogram(octaves: Sequence[Sequence[int]], zeros: int, limit: float | None)
     return svg.svg(WIDTH, HEIGHT, f"error histogram: {said}", [*parts, svg.text(0, _BOTTOM + 27, said, "name")])
 
 
-def along_graph(tensors: Sequence[Mapping[str, Any]], marked: str | None, points: int = 160) -> str:
+def along_graph(tensors: Sequence[TensorRecord], marked: str | None, points: int = 160) -> str:
     """The error of each tensor in graph order, with the tensor to blame marked.
 
     Parameters
     ----------
     tensors
-        `name` and `error` (relative to the reference tensor) of each, in the order of the graph.
+        In the order of the graph, the error relative to the reference tensor.
     marked
         The name of the tensor to mark.
     points
         At most so many are drawn, the worst of their neighbours.
     """
-    errors = [_float(tensor.get("error")) for tensor in tensors]
+    errors = [math.nan if tensor.error is None else tensor.error for tensor in tensors]
     positive = [e for e in errors if math.isfinite(e) and e > 0]
     y = svg.log_axis(positive, _BOTTOM, _TOP)
     x = svg.Axis(0, max(len(errors) - 1, 1), _LEFT, _RIGHT)
@@ -130,13 +130,13 @@ def along_graph(tensors: Sequence[Mapping[str, Any]], marked: str | None, points
     kept = _worst_of_each_bin(errors, points)
     parts.append(svg.polyline([(x(index), y(errors[index])) for index in kept], "curve"))
     parts += [
-        svg.dot(x(i), y(errors[i]), "engine over", f"{tensors[i]['name']}: {errors[i]}", 3)
+        svg.dot(x(i), y(errors[i]), "engine over", f"{tensors[i].name}: {errors[i]}", 3)
         for i in kept
         if not math.isfinite(errors[i])
     ][:20]
-    found = next((index for index, tensor in enumerate(tensors) if tensor["name"] == marked), None)
+    found = next((index for index, tensor in enumerate(tensors) if tensor.name == marked), None)
     if found is not None:
-        name = shorten_middle(str(tensors[found]["name"]), 34)
+        name = shorten_middle(tensors[found].name, 34)
         near_end = x(found) > (_LEFT + _RIGHT) / 2
         parts += [
             svg.line(x(found), _TOP, x(found), _BOTTOM, "blame"),
@@ -149,7 +149,7 @@ def along_graph(tensors: Sequence[Mapping[str, Any]], marked: str | None, points
 def latency(samples_ms: Sequence[float], budgets: Sequence[BudgetView]) -> str:
     """How the latency samples are spread, with each quantile's confidence bounds and budget."""
     quantiles = [budget for budget in budgets if budget.unit == "ms"]
-    samples = sorted(sample for sample in map(_float, samples_ms) if math.isfinite(sample))
+    samples = sorted(filter(math.isfinite, samples_ms))
     if not samples:
         return ""
     marks = [v for b in quantiles for v in (b.limit, b.low, b.high) if v is not None]
@@ -250,8 +250,3 @@ def _worst_of_each_bin(errors: Sequence[float], most: int) -> list[int]:
     step = math.ceil(len(errors) / most) or 1
     bins = [range(start, min(start + step, len(errors))) for start in range(0, len(errors), step)]
     return [max(b, key=lambda index: math.inf if math.isnan(errors[index]) else errors[index]) for b in bins]
-
-
-def _float(value: Any) -> float:
-    known = number(value)
-    return math.nan if known is None else known

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import (
     VERDICTS,
-    Record,
     budgets,
     decisive,
     emulated,
@@ -25,7 +24,9 @@ from pytest_trtcheck.report.view import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-TITLE = "TensorRT checks"
+    from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.report.view import Run
+
 DEFAULT_WIDTH = 80
 
 _NARROWEST_NAME = 12
@@ -70,21 +71,27 @@ class Line:
         return "".join(segment.text for segment in self.segments)
 
 
-def write(lines: Iterable[Line], writer: Writer) -> None:
+def write(run: Run) -> list[Line]:
+    """The summary, to be shown."""
+    return summary_lines(run.record.checks, run.width)
+
+
+def show(lines: Iterable[Line | str], writer: Writer) -> None:
     """Write the lines to pytest's terminal reporter."""
     for line in lines:
+        if isinstance(line, str):
+            writer.line(line)
+            continue
         for segment in line.segments:
             writer.write(segment.text, **segment.markup)
         writer.line("")
 
 
-def summary_lines(records: Iterable[Record], width: int = DEFAULT_WIDTH) -> list[Line]:
+def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) -> list[Line]:
     """The summary of check records, in the same order however the tests were run.
 
     Parameters
     ----------
-    records
-        Check records, as `CheckRecord.to_json` writes them.
     width
         In terminal columns. The tables take no more than they need.
     """
@@ -139,11 +146,11 @@ def _pad(text: str, width: int, align: Literal["<", ">"]) -> str:
     return text + space if align == "<" else space + text
 
 
-def _parity_table(records: Sequence[Record], names: Sequence[str]) -> _Table:
+def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> _Table:
     rows: list[tuple[str, ...]] = []
     for record, name in zip(records, names, strict=True):
-        if not record.get("parity"):
-            if record.get("latency") or record["verdict"] == "not_measured":
+        if record.parity is None:
+            if record.latency or record.verdict == "not_measured":
                 continue
             # A check that ended before it could compare anything still has its row.
             worst, tolerance, verdict = MISSING, MISSING, verdict_word(record)
@@ -152,27 +159,27 @@ def _parity_table(records: Sequence[Record], names: Sequence[str]) -> _Table:
             worst = judgement.value_text if judgement else MISSING
             tolerance = judgement.limit_text if judgement else MISSING
             verdict = verdict_word(record, "parity")
-        evidence = record.get("evidence") or MISSING
-        rows.append((name, record.get("precision") or MISSING, evidence, worst, tolerance, verdict))
+        evidence = record.evidence or MISSING
+        rows.append((name, record.precision or MISSING, evidence, worst, tolerance, verdict))
     headers = ("model", "precision", "evidence", "worst error", "tolerance", "verdict")
     return _Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
 
 
-def _latency_table(records: Sequence[Record], names: Sequence[str]) -> _Table:
+def _latency_table(records: Sequence[CheckRecord], names: Sequence[str]) -> _Table:
     rows: list[tuple[str, ...]] = []
     for record, name in zip(records, names, strict=True):
-        gpu = shorten_middle(one_line((record.get("latency") or {}).get("gpu") or MISSING), 16)
+        gpu = shorten_middle(one_line((record.latency and record.latency.gpu) or MISSING), 16)
         for budget in budgets(record):
             verdict = "xfail" if verdict_word(record, "latency") == "xfail" else budget.verdict.replace("_", " ")
             # Where the bounds are what kept the verdict open, they say more than the value between them.
             value = budget.bounds_text if budget.verdict == "inconclusive" else budget.value_text
             measured = f"{budget.name} {value} {budget.unit}".rstrip()
-            rows.append((name, record.get("precision") or MISSING, gpu, measured, budget.limit_text, verdict))
+            rows.append((name, record.precision or MISSING, gpu, measured, budget.limit_text, verdict))
     headers = ("model", "precision", "GPU", "measured", "budget", "verdict")
     return _Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
 
 
-def _remarks(records: Sequence[Record]) -> list[tuple[str, Mapping[str, bool]]]:
+def _remarks(records: Sequence[CheckRecord]) -> list[tuple[str, Mapping[str, bool]]]:
     yellow = {"yellow": True}
     remarks: list[tuple[str, Mapping[str, bool]]] = []
     unrun = emulated(records)
@@ -185,7 +192,7 @@ def _remarks(records: Sequence[Record]) -> list[tuple[str, Mapping[str, bool]]]:
                 yellow,
             )
         )
-    compiled = Counter(one_line(str(record["compiled_for"])) for record in records if record.get("compiled_for"))
+    compiled = Counter(one_line(record.compiled_for) for record in records if record.compiled_for)
     remarks += [
         (f"built for {target}, not run: {plural(count, 'engine')}", yellow) for target, count in compiled.items()
     ]
@@ -202,7 +209,7 @@ def _remarks(records: Sequence[Record]) -> list[tuple[str, Mapping[str, bool]]]:
     return remarks
 
 
-def _totals(records: Sequence[Record]) -> Line:
+def _totals(records: Sequence[CheckRecord]) -> Line:
     words = Counter(verdict_word(record) for record in records)
     shown = [verdict.replace("_", " ") for verdict in VERDICTS]
     found = ", ".join(f"{words[word]} {word}" for word in (*shown, "xfail") if words[word])

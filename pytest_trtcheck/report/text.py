@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import math
 import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.metrics import distinct_digits
 from pytest_trtcheck.record import number
 
 if TYPE_CHECKING:
@@ -48,31 +50,16 @@ def format_against(value: float, limit: float) -> tuple[str, str]:
     >>> format_against(0.0100004, 0.01)
     ('0.0100004', '0.01')
     """
-    for limit_text in (format_limit(limit), _exponent(repr(limit))):
-        for digits in range(3, 18):
-            text = format_number(value, digits)
-            if _side(float(text), float(limit_text)) == _side(value, limit):
-                return text, limit_text
-    return _exponent(repr(value)), limit_text
+    limit_text = format_limit(limit)
+    if (value > float(limit_text)) != (value > limit) or (value < float(limit_text)) != (value < limit):
+        limit_text = _exponent(repr(limit))
+    return format_number(value, distinct_digits(value, float(limit_text))), limit_text
 
 
 def format_optional(value: float | str | None, digits: int = 3) -> str:
     """A number as it stands in a report ("inf" is a string there, and None is not known)."""
     known = number(value)
     return MISSING if known is None else format_number(known, digits)
-
-
-def format_bytes(size: float) -> str:
-    """A size in the unit a person would use.
-
-    >>> format_bytes(51_314_688)
-    '48.9 MiB'
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{format_number(size)} {unit}"
-        size /= 1024
-    return f"{format_number(size)} GiB"
 
 
 def plural(count: int, noun: str) -> str:
@@ -88,6 +75,19 @@ def one_line(text: str) -> str:
     """`text` without what would break a line or speak to a terminal: control characters become spaces."""
     visible = "".join(" " if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} else c for c in text)
     return " ".join(visible.split())
+
+
+def markdown_text(text: str | None) -> str:
+    """Text in a table cell that neither Markdown nor HTML takes for more than text."""
+    if text is None:
+        return MISSING
+    escaped = html.escape(one_line(text), quote=False)
+    return "".join(f"&#{ord(character)};" if character in "\\`*_{}[]#|~" else character for character in escaped)
+
+
+def markdown_code(text: str) -> str:
+    """Code in a table cell; a backtick or a pipe in a Markdown code span would end it, so it is HTML's."""
+    return f"<code>{markdown_text(text)}</code>"
 
 
 def columns(text: str) -> int:
@@ -130,10 +130,6 @@ def shorten_apart(texts: Sequence[str], width: int) -> list[str]:
                 kept = kept[1:]
             short[text] = ELLIPSIS + kept
     return [short[text] for text in texts]
-
-
-def _side(value: float, limit: float) -> int:
-    return (value > limit) - (value < limit)
 
 
 def _exponent(text: str) -> str:

@@ -1,29 +1,51 @@
-"""What the reports say about check records, before any of them says it in its own form.
-
-A record is the mapping that `CheckRecord.to_json` writes, read back. Reports also read a few keys that whoever
-collects the records may add; docs/report.md lists them.
-"""
+"""What the reports say about check records, before any of them says it in its own form."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, TypeAlias, get_args
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, get_args
 
-from pytest_trtcheck.record import SEVERITY, Verdict, number
+from pytest_trtcheck.metrics import METRICS, rank, recorded
+from pytest_trtcheck.record import BudgetRecord, JudgedRecord, Verdict, is_bad
 from pytest_trtcheck.report.text import format_against, format_limit, format_optional, one_line
 
-Record: TypeAlias = Mapping[str, Any]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, RunRecord
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-AT_LEAST = frozenset({"snr_db"})
-"""Metrics whose limit is the least they may be."""
+AT_LEAST = frozenset(metric.name for metric in METRICS.values() if metric.at_least)
+"""Built-in metrics whose limit is the least they may be."""
 
+_UNITS = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "engine_mib": "MiB", "min_speedup": "×"}
 _GENERIC_STEMS = frozenset({"model", "best", "inference", "network", "net", "onnx", "export"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report is written of.
+
+    Parameters
+    ----------
+    record
+        The checks, and where they ran.
+    path
+        What the report's option names; None for a report without one.
+    rootdir
+        Where node ids are relative to.
+    width
+        Of the terminal, in columns.
+    """
+
+    record: RunRecord
+    path: Path | None = None
+    rootdir: Path = Path()
+    width: int = 80
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,12 @@ class Judgement:
     verdict: Verdict
     output: str | None = None
     source: str | None = None
+    is_least: bool = False
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the limit is the least that the value may be; `is_least` says so of a metric that is not built in."""
+        return recorded(self.metric, at_least=self.is_least).at_least
 
     @property
     def value_text(self) -> str:
@@ -49,7 +77,7 @@ class Judgement:
         """The metric and its limit, as in "max ≤ 0.01"."""
         if self.limit is None:
             return f"same {self.metric}"
-        sign = "≥" if self.metric in AT_LEAST else "≤"
+        sign = "≥" if self.at_least else "≤"
         return f"{self.metric} {sign} {_limit_beside(self.value, self.limit)}"
 
     @property
@@ -57,15 +85,14 @@ class Judgement:
         """How much of the limit the value uses, 1 being all of it; None where that has no meaning."""
         if not self.limit or self.value is None or math.isnan(self.value):
             return None
-        return _decibels_over(self.limit - self.value) if self.metric in AT_LEAST else self.value / self.limit
+        return recorded(self.metric, at_least=self.is_least).used(self.value, self.limit)
 
     @property
     def severity(self) -> tuple[int, float]:
         """What orders judgements: the verdict, then how much of the limit is used up."""
-        used = self.used
-        if used is None:
-            used = 0.0 if self.limit == 0 and self.value == 0 else math.inf
-        return SEVERITY.index(self.verdict), used
+        return rank(
+            JudgedRecord(self.metric, self.value, self.limit, self.source, self.verdict, at_least=self.is_least)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,9 +134,9 @@ class BudgetView:
         return f"{'≥' if self.at_least else '≤'} {_limit_beside(self.value, self.limit)} {self.unit}".rstrip()
 
 
-def ordered(records: Iterable[Record]) -> list[Record]:
+def ordered(records: Iterable[CheckRecord]) -> list[CheckRecord]:
     """The records by node id, numbers in it by value, so that every way of running the tests reports the same."""
-    return sorted(records, key=lambda record: natural(str(record["nodeid"])))
+    return sorted(records, key=lambda record: natural(record.nodeid))
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -118,121 +145,108 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), part) if index % 2 else (0, 0, part) for index, part in enumerate(parts))
 
 
-def judgements(record: Record) -> list[Judgement]:
+def judgements(record: CheckRecord) -> list[Judgement]:
     """Every limit that was applied to every output."""
-    parity = record.get("parity") or {}
     return [
         Judgement(
-            metric=str(judgement["metric"]),
-            value=number(judgement.get("value")),
-            limit=number(judgement.get("limit")),
-            verdict=judgement["verdict"],
-            output=output["name"],
-            source=judgement.get("source"),
+            judged.metric, judged.value, judged.limit, judged.verdict, output.name, judged.source, bool(judged.at_least)
         )
-        for output in parity.get("outputs") or ()
-        for judgement in output.get("judged") or ()
+        for output in (record.parity.outputs if record.parity else ())
+        for judged in output.judged
     ]
 
 
-def decisive(record: Record) -> Judgement | None:
+def decisive(record: CheckRecord) -> Judgement | None:
     """The limit that decided the parity verdict: of the worst verdicts, the one most used up; None if none applied."""
     judged = judgements(record)
-    parity = record.get("parity")
+    parity = record.parity
     if judged and parity:
         # Of limits that are used up as much, the one that the verdict names.
-        return max(judged, key=lambda judgement: (judgement.severity, judgement.metric == parity["metric"]))
-    if not parity or parity.get("worst") is None:
+        return max(judged, key=lambda judgement: (judgement.severity, judgement.metric == parity.metric))
+    if parity is None or parity.worst is None:
         return None
-    return Judgement(
-        metric=str(parity["metric"]),
-        value=number(parity["worst"]),
-        limit=number(parity.get("tol")),
-        verdict=parity["verdict"],
-        source=parity.get("tol_source"),
-    )
+    return Judgement(parity.metric, parity.worst, parity.tol, parity.verdict, source=parity.tol_source)
 
 
-def budgets(record: Record) -> list[BudgetView]:
+def budgets(record: CheckRecord) -> list[BudgetView]:
     """What was measured of a check's latency, in the order of its budgets; the median where there is no budget."""
-    latency = record.get("latency")
-    if not latency or not latency.get("samples"):
+    latency = record.latency
+    if latency is None or not latency.samples:
         return []
     # What was not measured is said in a note; a row of it would hold no figure.
-    given = [budget for budget in latency.get("budgets") or () if budget["verdict"] != "not_measured"]
-    given = given or [{"quantile": "p50", "verdict": latency["verdict"]}]
-    return [_budget(latency, budget) for budget in given]
+    given = [budget for budget in latency.budgets if budget.verdict != "not_measured"]
+    return [_budget(latency, budget) for budget in given or [BudgetRecord(latency.verdict, quantile="p50")]]
 
 
-def verdict_word(record: Record, part: str | None = None) -> str:
+def parts(record: CheckRecord) -> dict[str, ParityRecord | LatencyRecord]:
+    """The parts that a check has, by name."""
+    named = {"parity": record.parity, "latency": record.latency}
+    return {name: part for name, part in named.items() if part is not None}
+
+
+def verdict_word(record: CheckRecord, part: str | None = None) -> str:
     """The verdict of the check or of one part of it; a failure that the test expected reads "xfail"."""
-    source = record if part is None else record[part]
-    verdict: str = source["verdict"]
-    if verdict in {"fail", "error", "inconclusive"} and record.get("expected_failure"):
-        return "xfail"
-    return verdict.replace("_", " ")
+    verdict = (record if part is None else parts(record)[part]).verdict
+    return "xfail" if is_bad(verdict) and record.expected_failure else verdict.replace("_", " ")
 
 
-def failed(record: Record) -> bool:
+def failed(record: CheckRecord) -> bool:
     """Whether somebody has to look: a bad verdict that the test did not expect."""
-    return record["verdict"] in {"fail", "error", "inconclusive"} and verdict_word(record) != "xfail"
+    return is_bad(record.verdict) and not record.expected_failure
 
 
-def counts(records: Iterable[Record]) -> dict[str, int]:
+def counts(records: Iterable[CheckRecord]) -> dict[str, int]:
     """How many checks came to each verdict, every verdict named."""
-    found = Counter(record["verdict"] for record in records)
+    found = Counter(record.verdict for record in records)
     return {verdict: found[verdict] for verdict in VERDICTS}
 
 
-def labels(records: Sequence[Record]) -> list[str]:
+def labels(records: Sequence[CheckRecord]) -> list[str]:
     """A short name of each record's model that tells the rows of a table apart.
 
     The model's file name, with as many parent directories as it takes to name one model; checks that would still look
     the same get the parameters of their test, or its name.
     """
-    names = _short_names({str(record["model"]) for record in records})
-    plain = [names[str(record["model"])] for record in records]
-    rows = [
-        (name, record.get("precision"), record.get("evidence")) for name, record in zip(plain, records, strict=True)
-    ]
+    names = _short_names({record.model for record in records})
+    plain = [names[record.model] for record in records]
+    rows = [(name, record.precision, record.evidence) for name, record in zip(plain, records, strict=True)]
     repeated = {row for row, count in Counter(rows).items() if count > 1}
     return [
-        f"{name} {_test_name(str(record['nodeid']))}" if row in repeated else name
+        f"{name} {_test_name(record.nodeid)}" if row in repeated else name
         for name, row, record in zip(plain, rows, records, strict=True)
     ]
 
 
-def not_measured(records: Iterable[Record]) -> list[tuple[str, str, int]]:
+def not_measured(records: Iterable[CheckRecord]) -> list[tuple[str, str, int]]:
     """What was not measured: (part, reason, number of checks), the most frequent first."""
     found: Counter[tuple[str, str]] = Counter()
     for record in records:
-        parts = [part for part in ("parity", "latency") if record.get(part)]
-        for part in parts:
-            if record[part]["verdict"] == "not_measured":
-                found[part, one_line(record[part].get("reason") or "no reason was recorded")] += 1
-        if not parts and record["verdict"] == "not_measured":
-            found["check", one_line(record.get("message") or "no reason was recorded")] += 1
+        for name, part in parts(record).items():
+            if part.verdict == "not_measured":
+                found[name, one_line(part.reason or "no reason was recorded")] += 1
+        if not parts(record) and record.verdict == "not_measured":
+            found["check", one_line(record.message or "no reason was recorded")] += 1
     return [(part, reason, count) for (part, reason), count in found.most_common()]
 
 
-def inconclusive(records: Iterable[Record]) -> list[tuple[str, int]]:
+def inconclusive(records: Iterable[CheckRecord]) -> list[tuple[str, int]]:
     """Why measurements did not decide: (reason, number of checks)."""
     found = Counter(
-        one_line(record["latency"].get("reason") or "the time allowed was over before the bounds decided")
+        one_line(record.latency.reason or "the time allowed was over before the bounds decided")
         for record in records
-        if record.get("latency") and record["latency"]["verdict"] == "inconclusive"
+        if record.latency and record.latency.verdict == "inconclusive"
     )
     return found.most_common()
 
 
-def notes(records: Iterable[Record]) -> list[tuple[str, int]]:
+def notes(records: Iterable[CheckRecord]) -> list[tuple[str, int]]:
     """Every note once, with the number of checks that carry it, in order of first appearance."""
-    return list(Counter(one_line(note) for record in records for note in record.get("notes") or ()).items())
+    return list(Counter(one_line(note) for record in records for note in record.notes).items())
 
 
-def emulated(records: Iterable[Record]) -> list[Record]:
+def emulated(records: Iterable[CheckRecord]) -> list[CheckRecord]:
     """The records whose outputs did not come from a GPU."""
-    return [record for record in records if record.get("evidence") == "emulated"]
+    return [record for record in records if record.evidence == "emulated"]
 
 
 def _limit_beside(value: float | None, limit: float) -> str:
@@ -244,26 +258,24 @@ def _decibels_over(decibels: float) -> float:
     return float(10 ** (min(6000.0, max(-6000.0, decibels)) / 20))
 
 
-def _budget(latency: Mapping[str, Any], budget: Mapping[str, Any]) -> BudgetView:
-    name = str(budget.get("quantile") or budget.get("name"))
-    if re.fullmatch(r"0?\.[0-9]+", name):
-        name = f"p{100 * float(name):g}"
-    name = name.removesuffix("_ms")
-    quantile = re.fullmatch(r"p[0-9.]+", name) is not None
-    bounds = latency.get("bounds_ms") or {}
-    low, high = bounds.get(f"{name}_ms") or bounds.get(name) or (None, None)
-    low, high = budget.get("lower_ms", budget.get("lower", low)), budget.get("upper_ms", budget.get("upper", high))
-    units = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "engine_mib": "MiB", "min_speedup": "×"}
-    unit = "ms" if quantile else units.get(name, "")
-    value = budget.get("value_ms", budget.get("value", latency.get(f"{name}_ms")))
+def _budget(latency: LatencyRecord, budget: BudgetRecord) -> BudgetView:
+    name = (budget.quantile or budget.name or "").removesuffix("_ms")
+    is_quantile = re.fullmatch(r"p[0-9.]+", name) is not None
+    low, high = latency.bounds_ms.get(f"{name}_ms") or latency.bounds_ms.get(name) or (None, None)
+    value = getattr(latency, f"{name}_ms", None)
+    # An entry with a value has its own bounds, unknown ones too.
+    if budget.value_ms is not None:
+        value, low, high = budget.value_ms, budget.lower_ms, budget.upper_ms
+    elif budget.value is not None:
+        value, low, high = budget.value, budget.lower, budget.upper
     return BudgetView(
         name=name,
-        value=number(value),
-        limit=number(budget.get("limit_ms", budget.get("limit"))),
-        verdict=budget["verdict"],
-        unit=unit,
-        low=number(low),
-        high=number(high),
+        value=value,
+        limit=budget.limit if budget.limit_ms is None else budget.limit_ms,
+        verdict=budget.verdict,
+        unit="ms" if is_quantile else _UNITS.get(name, ""),
+        low=low,
+        high=high,
     )
 
 

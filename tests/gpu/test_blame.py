@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from pytest_trtcheck.backends.tensorrt import cached as engines
+from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check.request import Request
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from pytest_trtcheck.backends.tensorrt.cached import Built, Order, Place
-    from pytest_trtcheck.cache import Cache as CacheType
+    from pytest_trtcheck.backends.base import Built, EngineSpec
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.record import CheckRecord
 
@@ -33,9 +32,9 @@ pytestmark = pytest.mark.gpu
 NODE = "conv7"
 
 
-def altered(order: Order, folder: Path) -> Order:
-    """The order with the weight of one node, where it is there, 20 % larger."""
-    model = graph.read(order.lowered.path)
+def altered(spec: EngineSpec, folder: Path) -> EngineSpec:
+    """The engine's spec with the weight of one node, where it is there, 20 % larger."""
+    model = graph.read(spec.lowered.path)
     for node in graph.all_nodes(model.graph):
         if node.name == NODE:
             weight = node.inputs[1]
@@ -43,9 +42,9 @@ def altered(order: Order, folder: Path) -> Order:
             assert weight.const_value is not None
             array = (weight.const_value.numpy().astype(np.float32) * 1.2).astype(weight.const_value.numpy().dtype)
             weight.const_value = ir.Tensor(array, dtype=weight.const_value.dtype, name=weight.name)
-    path = folder / f"{order.lowered.key.replace(':', '_')[-40:]}.onnx"
+    path = folder / f"{spec.lowered.key.replace(':', '_')[-40:]}.onnx"
     graph.write(model, path)
-    return replace(order, lowered=replace(order.lowered, path=path))
+    return replace(spec, lowered=replace(spec.lowered, path=path))
 
 
 def test_an_engine_that_was_altered_after_lowering(
@@ -53,15 +52,15 @@ def test_an_engine_that_was_altered_after_lowering(
 ) -> None:
     onnx_models.save(conv_chain(12), tmp_path / "chain.onnx")
     builds: list[str] = []
-    build = engines.build
+    build = TensorRT.build
 
-    def planted(order: Order, place: Place, cache: CacheType) -> Built:
-        builds.append(order.lowered.key)
-        return build(altered(order, tmp_path), place, cache)
+    def planted(system: TensorRT, spec: EngineSpec, cache: Cache) -> Built:
+        builds.append(spec.lowered.key)
+        return build(system, altered(spec, tmp_path), cache)
 
-    monkeypatch.setattr(engines, "build", planted)
-    workshop = check.Workshop(cache=Cache(tmp_path / "cache"), detected=real_gpu)
-    record = workshop.check(
+    monkeypatch.setattr(TensorRT, "build", planted)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    record = checker.check(
         Request("t", "chain.onnx", (tmp_path,), parity=ParitySpec(precision=("fp16",)), inputs=[image()])
     )
     assert record.verdict == "fail", record.message
@@ -79,9 +78,9 @@ def test_an_engine_that_was_altered_after_lowering(
 def test_a_sound_engine_has_nothing_to_bisect(tmp_path: Path, real_gpu: Gpu) -> None:
     """A tolerance that nothing can keep: the precision is to blame, not TensorRT's other way of rounding."""
     onnx_models.save(conv_chain(12), tmp_path / "chain.onnx")
-    workshop = check.Workshop(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
     spec = ParitySpec(precision=("bf16",), tol=1e-4)
-    record = workshop.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
+    record = checker.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
     assert record.parity is not None
     assert record.parity.blame is not None
     assert record.parity.blame["step"] in {"precision", "spread", "both"}, record.message
@@ -101,12 +100,12 @@ def cancelling_chain() -> onnx.ModelProto:
 def test_what_is_advised_holds_on_the_engine(tmp_path: Path, real_gpu: Gpu) -> None:
     """The list is pasted into a check of its own, and that passes on the GPU with the error that was promised."""
     onnx_models.save(cancelling_chain(), tmp_path / "chain.onnx")
-    workshop = check.Workshop(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
     cases = [image(), image(1)]
 
     def made(keep_fp32: tuple[str, ...]) -> CheckRecord:
         spec = ParitySpec(precision=("fp16",), tol=5e-3, keep_fp32=keep_fp32)
-        return workshop.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=cases))
+        return checker.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=cases))
 
     failed = made(())
     assert failed.verdict == "fail", failed.message
@@ -129,11 +128,11 @@ def test_what_is_advised_holds_on_the_engine(tmp_path: Path, real_gpu: Gpu) -> N
 def test_the_blame_does_not_depend_on_the_tolerance(tmp_path: Path, real_gpu: Gpu, share: float) -> None:
     """A sound engine, whatever tolerance it misses: the precision is to blame for it."""
     onnx_models.save(conv_chain(12), tmp_path / "chain.onnx")
-    workshop = check.Workshop(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
 
     def made(tol: float) -> CheckRecord:
         spec = ParitySpec(precision=("bf16",), tol=tol)
-        return workshop.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
+        return checker.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
 
     loose = made(1.0)
     assert loose.parity is not None
@@ -147,9 +146,9 @@ def test_the_blame_does_not_depend_on_the_tolerance(tmp_path: Path, real_gpu: Gp
 
 def test_fp32_on_tensorrt_rtx_is_judged_as_tf32(tmp_path: Path, real_gpu: Gpu) -> None:
     onnx_models.save(conv_chain(6), tmp_path / "chain.onnx")
-    workshop = check.Workshop(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
     spec = ParitySpec(precision=("fp32",))
-    record = workshop.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
+    record = checker.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
     assert record.verdict == "pass", record.message
     assert record.parity is not None
     if record.backend != "tensorrt_rtx":
@@ -162,9 +161,9 @@ def test_an_overflow_inside_a_branch_on_the_gpu(tmp_path: Path, real_gpu: Gpu) -
     from tests.test_diagnose_inner import X, choice
 
     onnx_models.save(choice(), tmp_path / "choice.onnx")
-    workshop = check.Workshop(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
     spec = ParitySpec(precision=("fp16",))
-    record = workshop.check(Request("t", "choice.onnx", (tmp_path,), parity=spec, inputs=[{"x": X + 1}]))
+    record = checker.check(Request("t", "choice.onnx", (tmp_path,), parity=spec, inputs=[{"x": X + 1}]))
     assert record.verdict == "fail", record.message
     assert record.parity is not None
     blame = record.parity.blame

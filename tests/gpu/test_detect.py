@@ -50,7 +50,8 @@ def test_detection_agrees_with_nvidia_smi(real_gpu: Gpu) -> None:
 
 
 def test_detection_agrees_with_the_cuda_driver(real_gpu: Gpu) -> None:
-    probed = device._from_probe(device._probe(os.environ), ())
+    probed = device._told_by_cuda(os.environ, ())
+    assert not isinstance(probed, str), probed
     assert (probed.name, probed.uuid) == (real_gpu.name, real_gpu.uuid)
     assert probed.compute_capability == real_gpu.compute_capability
     assert probed.model == real_gpu.model

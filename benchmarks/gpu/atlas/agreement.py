@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 import probes  # type: ignore[import-not-found]  # beside this script
 
-from pytest_trtcheck import compare
+from pytest_trtcheck import compare, metrics
 from pytest_trtcheck.model import onnxruntime as ort
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def reference(case: probes.Case, folder: Path) -> ort.OrtRunner:
 def emulate(models: Path, target: Path) -> None:
     """Judge what this tree's emulation computes for every probe."""
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import emulate as emulation
+    from pytest_trtcheck.precision.emulation import rewrite as emulation
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -189,7 +189,7 @@ def rows(gpu: Any, emulated: Any, before: Any) -> list[dict[str, Any]]:
             if said["verdict"] == "error" or not said["compared"] or ours is None or said["at_the_edge"]:
                 continue
             earlier = (before or {}).get(key, {}).get(value_class)
-            limit = compare.DEFAULT_TOLERANCE[precision]
+            limit = metrics.DEFAULT_TOLERANCE[precision]
             error = said["error"]
             near = not said["nonfinite"] and error is not None and limit / NEAR <= error <= limit * NEAR
             table.append(

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_trtcheck.backends.tensorrt.support import advice
 from pytest_trtcheck.errors import ArgumentError, BuildError, UnsupportedTargetError
@@ -196,7 +196,7 @@ class Parsed:
         The operators that it can tell nothing of without a driver: it makes a plugin for them, which fails here.
     """
 
-    module: str
+    module: ModuleName | Literal[""]
     version: str
     errors: tuple[str, ...] = ()
     provided: tuple[str, ...] = ()

@@ -86,13 +86,13 @@ def _die_with_parent(parent: int) -> None:
 def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> tuple[float, dict[str, Any]]:
     """Parse and build in this process; the seconds that took, and the engine's inputs and outputs."""
     started = time.perf_counter()
-    logger = _logger(trt, say)
+    log = logger(trt, say)
     is_rtx = request["module"] == "tensorrt_rtx"
     if not is_rtx:
-        trt.init_libnvinfer_plugins(logger, "")
-    builder = trt.Builder(logger)
+        trt.init_libnvinfer_plugins(log, "")
+    builder = trt.Builder(log)
     libraries = _load_plugins(builder, request["options"]["plugins"])
-    network = _parse(trt, builder, logger, request["model"])
+    network = _parse(trt, builder, log, request["model"])
     _tell_unnamed_apart(network, request["profile"])
     config = builder.create_builder_config()
     _configure(trt, config, request, is_rtx)
@@ -134,14 +134,14 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
     else:
         raise RequestError("load", reasons)
     answer |= {"module": name, "version": trt.__version__, "provided": []}
-    logger = _logger(trt, say)
+    log = logger(trt, say)
     if name != "tensorrt_rtx":
-        trt.init_libnvinfer_plugins(logger, "")
-    builder = trt.Builder(logger)
+        trt.init_libnvinfer_plugins(log, "")
+    builder = trt.Builder(log)
     before = _creators(builder)
     libraries = _load_plugins(builder, request["plugins"])
     answer["provided"] = sorted(_creators(builder) - before)
-    _parse(trt, builder, logger, request["model"])
+    _parse(trt, builder, log, request["model"])
     del libraries
 
 
@@ -174,7 +174,9 @@ def _io(network: Any) -> dict[str, Any]:
     }
 
 
-def _logger(trt: Any, say: Callable[[str, str], None]) -> Any:
+def logger(trt: Any, say: Callable[[str, str], None]) -> Any:
+    """A logger of TensorRT that passes on severity and text from warnings up, without the parser's echo."""
+
     class Collector(trt.ILogger):  # type: ignore[misc]  # the base class is known at run time only
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -225,11 +227,11 @@ def load_plugin(registry: Any, path: str) -> tuple[Any, Any]:
     return library, handle
 
 
-def _parse(trt: Any, builder: Any, logger: Any, model: str) -> Any:
+def _parse(trt: Any, builder: Any, log: Any, model: str) -> Any:
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     # A release that has no such flag knows nothing but strongly typed networks.
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log)
     # Parsing from the file lets the parser find the external data beside it.
     if not parser.parse_from_file(model):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]

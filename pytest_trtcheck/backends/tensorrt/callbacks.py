@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck.backends.tensorrt.builder import logger
 from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory
 from pytest_trtcheck.errors import GpuError
 
@@ -24,17 +25,11 @@ class RuntimeLog:
 
     def __init__(self, trt: Any) -> None:
         self._errors: deque[str] = deque(maxlen=100)
-        errors = self._errors
+        self.logger = logger(trt, self._hear)
 
-        class Collector(trt.ILogger):  # type: ignore[misc]  # the base class is known at run time only
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, msg: str) -> None:
-                if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                    errors.append(msg)
-
-        self.logger = Collector()
+    def _hear(self, severity: str, text: str) -> None:
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self._errors.append(text)
 
     def take(self) -> list[str]:
         """The errors since the last call."""

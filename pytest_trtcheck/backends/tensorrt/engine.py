@@ -28,13 +28,11 @@ from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
-    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
-    from pytest_trtcheck.record import Evidence
     from pytest_trtcheck.spec import InputMapping, Shape
 
 RUN_TIMEOUT_S = 120.0
@@ -81,7 +79,8 @@ class Engine:
         """Whether CUDA cannot be used any more in this process because of a failure here."""
         self.jit_cache_used = False
         """Whether `jit_cache` was accepted; TensorRT-RTX refuses one of another GPU, driver or release."""
-        self.timed: TimedRun | None = None
+        self.end_timing: Callable[[], None] | None = None
+        """Ends the `TimedRun` that the engine is being measured by; None when it is not."""
         self._closed = False
         self._layers: dict[str, int] | None = None
         self._placed: dict[str, Memory] = {}
@@ -116,11 +115,6 @@ class Engine:
         self.inputs, self.outputs = self._specs()
         self._context = self._create_context(jit_cache)
         self._allocator = output_allocator(self.module.handle, self.cuda)
-
-    @property
-    def evidence(self) -> Evidence:
-        """Outputs come from TensorRT on the GPU."""
-        return "engine"
 
     @property
     def device_memory_bytes(self) -> int:
@@ -168,7 +162,7 @@ class Engine:
             The run failed, took longer than `timeout_s`, or left elements of an output unwritten.
         """
         arrays = check_inputs(self.inputs, inputs)
-        self._check_usable()
+        self.check_usable()
         with self.guard("running the engine"):
             self.set_shapes(arrays)
             self.upload(arrays, self._placed)
@@ -180,20 +174,10 @@ class Engine:
                     raise never_written(missing, {name: outputs[name].shape for name in missing})
         return outputs
 
-    def timed_runs(
-        self, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
-    ) -> TimedRun:
-        """Prepare measuring with these inputs, used in turn; see `TimedRun`. It must be closed before the next call."""
-        from pytest_trtcheck.backends.tensorrt.timing import TimedRun
-
-        self._check_usable()
-        self.timed = TimedRun(self, input_sets, graph=graph, transfers=transfers)
-        return self.timed
-
     def close(self) -> None:
         """Free all device and host memory of the engine."""
-        if self.timed is not None:
-            self.timed.close()
+        if self.end_timing is not None:
+            self.end_timing()
         try:
             self._free()
         except GpuError:  # Another engine has broken the context since.
@@ -354,10 +338,11 @@ class Engine:
             raise GpuError(f"{self.module.title} cannot create an execution context")
         return context
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Refuse to run when closed, being measured, or without CUDA."""
         if self._closed:
             raise RuntimeError("the engine is closed")
-        if self.timed is not None:
+        if self.end_timing is not None:
             raise RuntimeError("the engine is being measured: close its TimedRun first")
         if self.poisoned:
             raise poisoned("an earlier failure of this engine left the process without CUDA")

@@ -5,18 +5,14 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from pytest_trtcheck.spec import Backend
-
 ModuleName = Literal["tensorrt", "tensorrt_rtx"]
-
+EITHER: tuple[ModuleName, ...] = ("tensorrt", "tensorrt_rtx")
+"""What `auto` takes, the first of them that is installed."""
 
 EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
@@ -25,11 +21,11 @@ TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"
 
 @dataclass(frozen=True)
 class TensorRTModule:
-    """An installed TensorRT. `handle` is the imported module."""
+    """An installed TensorRT. `handle` is the imported module; None where another process has it."""
 
     name: ModuleName
     version: str
-    handle: ModuleType = field(repr=False, compare=False)
+    handle: Any = field(repr=False, compare=False)
 
     @property
     def is_rtx(self) -> bool:
@@ -79,38 +75,30 @@ class Target:
         return "SM{}{}".format(*self.compute_capability)
 
 
-def available(backend: Backend = "auto") -> TensorRTModule | None:
-    """The TensorRT module that `backend` asks for; None when it is not installed."""
+def available(*names: ModuleName) -> TensorRTModule | None:
+    """As `find_module`; None when none of them is installed."""
     try:
-        return find_module(backend)
+        return find_module(*names)
     except MissingDependencyError:
         return None
 
 
-def find_module(backend: Backend = "auto") -> TensorRTModule:
-    """The TensorRT module that `backend` asks for; `auto` prefers `tensorrt`.
+def find_module(*names: ModuleName) -> TensorRTModule:
+    """The first of the named modules that is installed; of either, where none is named.
 
     Raises
     ------
     MissingDependencyError
-        It is not installed, cannot be loaded, or is too old; the hint names the extra to install.
-    ArgumentError
-        `backend` is no TensorRT.
+        None is installed, can be loaded, and is new enough; the hint names the extra to install.
     """
-    names: dict[str, tuple[ModuleName, ...]] = {
-        "auto": ("tensorrt", "tensorrt_rtx"),
-        "tensorrt": ("tensorrt",),
-        "tensorrt_rtx": ("tensorrt_rtx",),
-    }
-    if backend not in names:
-        raise ArgumentError(f"backend {backend!r} is not a TensorRT module", f"use one of {', '.join(names)}")
+    names = names or EITHER
     reasons = []
-    for name in names[backend]:
+    for name in names:
         try:
             return _load(name)
         except MissingDependencyError as error:
             reasons.append(error.message)
-    extras = " or ".join(f'pip install "pytest-trtcheck[{EXTRAS[name]}]"' for name in names[backend])
+    extras = " or ".join(f'pip install "pytest-trtcheck[{EXTRAS[name]}]"' for name in names)
     raise MissingDependencyError("; ".join(reasons), extras)
 
 

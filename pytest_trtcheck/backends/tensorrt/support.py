@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.gpu.table import FIRST_WITH
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 OLDEST: tuple[int, int] = (7, 5)
 """Turing: what TensorRT 10.5 and later and TensorRT-RTX start at."""
-FIRST_WITH: dict[Precision, tuple[int, int]] = {"bf16": (8, 0), "tf32": (8, 0), "fp8": (8, 9)}
 GEMM_OPERATORS = frozenset({"MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
@@ -36,8 +37,8 @@ def unsupported(
     name = "compute capability {}.{}".format(*capability)
     if capability < OLDEST:
         return f"{module.title} supports GPUs from Turing (compute capability 7.5) on; the target has {name}"
-    first = FIRST_WITH.get(precision)
-    if first is not None and capability < first:
+    first = FIRST_WITH[precision]
+    if capability < first:
         generation = "Ampere (compute capability 8.0)" if first == (8, 0) else "Ada (compute capability 8.9)"
         return f"{precision} needs a GPU from {generation} on; the target has {name}"
     return _rtx(module, target, precision, op_types) if module.is_rtx else _tensorrt(module, target)

@@ -48,19 +48,9 @@ class Samples:
     latency_ms: NDArray[np.float64] | None
     interval_ms: NDArray[np.float64]
 
-    @property
-    def span_ms(self) -> float:
-        """From the end of the run before the first to the end of the last: n / span is the throughput."""
-        return float(self.interval_ms.sum())
-
-    @property
-    def qps(self) -> float:
-        """Runs per second, one after the other on one stream."""
-        return 1000.0 * len(self.gpu_ms) / self.span_ms
-
 
 class TimedRun:
-    """An engine made ready for measuring. Made by `Engine.timed_runs`.
+    """An engine made ready for measuring; it must be closed before the engine is called again.
 
     Parameters
     ----------
@@ -79,7 +69,10 @@ class TimedRun:
         A run failed.
     """
 
-    def __init__(self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool, transfers: bool) -> None:
+    def __init__(
+        self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
+    ) -> None:
+        engine.check_usable()
         if not input_sets:
             raise InputError("there are no inputs to measure with")
         arrays = [check_inputs(engine.inputs, inputs) for inputs in input_sets]
@@ -110,6 +103,7 @@ class TimedRun:
         except BaseException:
             self.close()
             raise
+        engine.end_timing = self.close
 
     def _event_set(self) -> list[Any]:
         """Events before the copies, before and behind the engine's work, and behind the copies back.
@@ -229,8 +223,8 @@ class TimedRun:
 
     def close(self) -> None:
         """Free the inputs, outputs and graphs; the engine can be called again."""
-        if self._engine.timed is self:
-            self._engine.timed = None
+        if self._engine.end_timing == self.close:
+            self._engine.end_timing = None
         if self._engine.poisoned or Cuda.hangs:
             return  # What a broken context holds cannot be freed.
         for graph in self._graphs:

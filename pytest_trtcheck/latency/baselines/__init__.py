@@ -1,7 +1,6 @@
-"""Latency baselines: JSON in a repository (`files`), today held against it (`judging`), recording it (`recording`)."""
+"""Latency baselines: JSON in a repository (`files`), today against it (`comparison`), recording it (`recording`)."""
 
-from pytest_trtcheck.latency.baselines.files import Baseline, Baselines, GpuKey, read
-from pytest_trtcheck.latency.baselines.judging import (
+from pytest_trtcheck.latency.baselines.comparison import (
     MIN_SLOWDOWN,
     differences,
     enough,
@@ -9,6 +8,7 @@ from pytest_trtcheck.latency.baselines.judging import (
     notes,
     other_clocks,
 )
+from pytest_trtcheck.latency.baselines.files import Baseline, Baselines, GpuKey, read
 from pytest_trtcheck.latency.baselines.recording import Updated, update
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A latency distribution small enough to review in a repository, and whether today's is significantly slower.
+"""Is today's latency significantly above what was recorded? Said with both distributions, or why it cannot be told.
 
 Two runs of one engine, minutes or months apart, never have exactly the same distribution: the driver, the temperature
 and the clocks differ a little, and a test for "the same distribution" (Mann-Whitney, Kolmogorov-Smirnov) would find
@@ -8,25 +8,45 @@ bounded, and a slowdown is one that surely exceeds the least slowdown worth a pe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.stats import CONFIDENCE, as_samples, quantile_bounds
+from pytest_trtcheck.latency.stats import CONFIDENCE, SETTLING_S, Series, quantile_bounds, settling
 from pytest_trtcheck.latency.verdict import QUANTILES, Decision
+from pytest_trtcheck.record import SEVERITY, BudgetRecord, Conditions, LatencyDetails, LatencyRecord, Verdict, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from pytest_trtcheck.latency.baselines.files import Baseline
     from pytest_trtcheck.latency.stats import Samples
 
-MIN_SLOWDOWN = 0.05
-"""The least slowdown worth failing for, by default: below it lies what differs between two runs of the same engine."""
+NAME = "baseline"
+"""The name of its entry among a record's budgets."""
+
+MIN_SLOWDOWN = 0.03
+"""A slowdown of the median that is surely above this fails: a loss of 5 % is to be seen in spite of the uncertainty of
+both runs, and runs of one engine on a card that is left alone differ by less (docs/baselines.md)."""
+SURELY_BELOW = 0.06
+"""Where it cannot be told whether the slowdown is above `MIN_SLOWDOWN`, it passes if it looks to be below that, and is
+surely below this."""
+BETWEEN_REPORTS = 0.05
+"""The least slowdown between two reports that is worth a person's attention, by default: below it lies what differs
+between two runs of the same engine."""
+
+OTHER_CLOCK = 0.1
+"""SM clocks that differ by more than this are another GPU's, as it were: boost moves them by less under one load."""
+
+TIGHT = 0.01
+"""While a baseline is recorded, samples are taken until the median's bounds are so close to each other."""
 
 _SHAPE = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _DIGITS = 6
+_RECORD_AGAIN = "record it again: --trt-update-baseline"
 
 
 @dataclass(frozen=True)
@@ -53,21 +73,28 @@ class Distribution:
     @classmethod
     def of(cls, samples_ms: Samples, confidence: float = CONFIDENCE) -> Distribution:
         """Condense samples. Bounds are at a confidence that lets two distributions be compared at `confidence`."""
-        values = as_samples(samples_ms)
+        series = Series.of(samples_ms)
         # Bonferroni: the ratio of two quantiles is within the ratios of their bounds when both bounds hold.
         each = 1 - (1 - confidence) / 2
         bounds = {}
         for name, q in QUANTILES.items():
-            found = quantile_bounds(values, q, each)
+            found = quantile_bounds(series, q, each)
             if found.lower is not None and found.upper is not None:
                 bounds[name] = (_rounded(found.lower), _rounded(found.upper))
-        shape = tuple((q, _rounded(float(value))) for q, value in zip(_SHAPE, np.quantile(values, _SHAPE), strict=True))
-        return cls(values.size, confidence, shape, bounds)
+        shape = np.quantile(series.ordered, _SHAPE)
+        pairs = tuple((q, _rounded(float(value))) for q, value in zip(_SHAPE, shape, strict=True))
+        return cls(series.values.size, confidence, pairs, bounds)
 
     def quantile_ms(self, name: str) -> float:
         """The estimate of a quantile of `QUANTILES`, between the stored ones by linear interpolation."""
         places, values = zip(*self.quantiles_ms, strict=True)
         return float(np.interp(QUANTILES[name], places, values))
+
+    @property
+    def width(self) -> float:
+        """How far the median's bounds lie apart, relative to it; infinite where it has none."""
+        low, high = self.bounds_ms.get("p50_ms", (0.0, math.inf))
+        return (high - low) / (self.quantile_ms("p50_ms") or 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data, in a stable order."""
@@ -79,7 +106,7 @@ class Distribution:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Distribution:
+    def from_json(cls, data: Any) -> Distribution:
         """From what `to_json` gave.
 
         Raises
@@ -92,9 +119,7 @@ class Distribution:
             bounds = {str(name): (float(low), float(high)) for name, (low, high) in data["bounds_ms"].items()}
             found = cls(int(data["samples"]), float(data["confidence"]), quantiles, bounds)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ReportError(
-                f"a baseline's latency distribution cannot be read: {error!r}", "record it again: --trt-update-baseline"
-            ) from None
+            raise ReportError(f"a baseline's latency distribution cannot be read: {error!r}", _RECORD_AGAIN) from None
         places, values = [q for q, _ in quantiles], [value for _, value in quantiles]
         numbers = np.array([*places, *values, *(edge for pair in bounds.values() for edge in pair), found.confidence])
         sound = bool(places) and bool(np.isfinite(numbers).all()) and bool((numbers >= 0).all())
@@ -102,7 +127,7 @@ class Distribution:
         if not (sound and ascending and all(low <= high for low, high in bounds.values()) and 0 < found.confidence < 1):
             raise ReportError(
                 "a baseline's latency distribution is no distribution: quantiles must ascend and bounds enclose",
-                "record it again: --trt-update-baseline",
+                _RECORD_AGAIN,
             )
         return found
 
@@ -121,7 +146,6 @@ class Comparison:
         Both distributions, in words.
     """
 
-    name: str
     decision: Decision
     ratio: float
     lower: float | None
@@ -131,7 +155,7 @@ class Comparison:
 
 
 def compare(
-    now: Distribution, baseline: Distribution, *, name: str = "p50_ms", min_slowdown: float = MIN_SLOWDOWN
+    now: Distribution, baseline: Distribution, *, name: str = "p50_ms", min_slowdown: float = BETWEEN_REPORTS
 ) -> Comparison:
     """Whether a quantile is significantly higher than in the baseline.
 
@@ -150,13 +174,180 @@ def compare(
         decision = "fail"
     elif upper is not None and upper <= limit:
         decision = "pass"
-    ratio = today / before if before else float("inf")
+    ratio = today / before if before else math.inf
     between = f", between {lower - 1:+.1%} and {upper - 1:+.1%}" if lower is not None and upper is not None else ""
     message = (
         f"{name.removesuffix('_ms')} is {ratio - 1:+.1%} against the baseline{between} (allowed: {min_slowdown:+.1%}); "
         f"now {_words(now)}; baseline {_words(baseline)}"
     )
-    return Comparison(name, decision, ratio, lower, upper, min_slowdown, message)
+    return Comparison(decision, ratio, lower, upper, min_slowdown, message)
+
+
+def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) -> bool:
+    """Whether the samples decide about a baseline, or without one are good enough to be one.
+
+    They are neither while clocks settle: the baseline of a cold GPU would fail every warm one.
+
+    Parameters
+    ----------
+    samples_ms
+        In the order in which they were taken.
+    confidence
+        To decide with: of this look, when looking repeatedly.
+    """
+    series = Series.of(samples_ms)
+    moves = settling(series, confidence=confidence).percent_per_s
+    if moves is not None and abs(moves) / 100 * SETTLING_S > TIGHT:
+        return False
+    now = Distribution.of(series, confidence)
+    if baseline is None:
+        return now.width <= TIGHT
+    return compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN).decision != "undecided"
+
+
+def differences(baseline: Baseline, details: LatencyDetails, model_sha256: str | None) -> list[str]:
+    """Why what is measured now cannot be compared with the baseline.
+
+    Parameters
+    ----------
+    details
+        Of the latency record. What is not known yet (`cuda_graph` and clocks, before the measurement) is not looked at.
+    """
+    now = details.conditions or Conditions()
+    found = []
+    if model_sha256 is not None and baseline.model_sha256 != model_sha256:
+        found.append(f"it was recorded for another model (sha256 {str(baseline.model_sha256)[:8]}…)")
+    recorded = baseline.input_shapes
+    if now.input_shapes is not None and now.input_shapes != recorded:
+        found.append(
+            f"it was recorded for inputs of other shapes ({_shapes(recorded)}; now {_shapes(now.input_shapes)})"
+        )
+    if details.measured not in {None, baseline.measured}:
+        found.append(f"it is of {baseline.measured}, and {details.measured} was measured now")
+    if details.cuda_graph not in {None, baseline.cuda_graph}:
+        words = ("as a CUDA graph", "without a CUDA graph")
+        then, today = words if baseline.cuda_graph else words[::-1]
+        found.append(f"it was recorded {then}, and the engine was launched {today} now")
+    return [*found, *other_clocks(baseline, now)]
+
+
+def other_clocks(then: Baseline | Conditions, now: Conditions) -> list[str]:
+    """How a GPU was set up otherwise, by the conditions of two measurements; what either lacks is not looked at."""
+    found = []
+    if _apart(then.sm_mhz, now.sm_mhz, OTHER_CLOCK):
+        found.append(f"its SM clock was {then.sm_mhz:g} MHz, and is {now.sm_mhz:g} MHz now")
+    if _apart(then.power_limit_w, now.power_limit_w, 0.01):
+        found.append(f"its power limit was {then.power_limit_w:.0f} W, and is {now.power_limit_w:.0f} W now")
+    if then.power_mode and now.power_mode and then.power_mode != now.power_mode:
+        found.append(f"its nvpmodel mode was {then.power_mode}, and is {now.power_mode} now")
+    return found
+
+
+def _apart(then: float | None, now: float | None, share: float) -> bool:
+    """Whether two numbers above 0 are both known, and further apart than a share of the smaller one."""
+    known = [value for value in (then, now) if value is not None and value > 0]
+    return len(known) == 2 and max(known) > (1 + share) * min(known)
+
+
+def judge(
+    record: LatencyRecord, baseline: Baseline | None, *, model_sha256: str | None = None, updating: bool = False
+) -> LatencyRecord:
+    """The record with an entry "baseline" among its budgets, and the verdict and reason that follow from it.
+
+    A slowdown fails the record, unless the measurement was disturbed: then it is inconclusive, like a budget. Where
+    there is no baseline, or none that can be compared, the entry is `not_measured` and takes no part in the verdict.
+
+    Parameters
+    ----------
+    record
+        Measured, with `distribution`, `conditions` and `disturbances` in its details.
+    baseline
+        Of this test on this GPU.
+    updating
+        Whether what was measured becomes the baseline: then a slowdown is accepted, and said.
+    """
+    if not record.samples:
+        return record
+    gpu = (record.details.conditions and record.details.conditions.gpu) or record.gpu
+    if baseline is None:
+        what = f"no baseline of this test on {gpu}"
+        return _not_judged(record, what if updating else f"{what}: record one, --trt-update-baseline")
+    different = differences(baseline, record.details, model_sha256)
+    if different:
+        what = f"the baseline of {baseline.recorded} is not comparable: {'; '.join(different)}"
+        return _not_judged(record, what if updating else f"{what}; {_RECORD_AGAIN}")
+    now = Distribution.from_json(record.details.distribution)
+    found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN)
+    verdict = _verdict(found)
+    text = f"{found.message}, recorded {_recorded(baseline, record)}"
+    disturbances = record.details.disturbances
+    if verdict != "pass" and updating:
+        verdict, text = "pass", f"{text}; accepted as the new baseline"
+    elif verdict == "fail" and disturbances:
+        verdict, text = "inconclusive", f"{text}; but the measurement was disturbed: {'; '.join(disturbances)}"
+    elif verdict == "inconclusive":
+        text = f"{text}; that is too uncertain to tell"
+    bounds = now.bounds_ms.get("p50_ms", (None, None))
+    before = baseline.distribution.quantile_ms("p50_ms")
+    entry = BudgetRecord(
+        verdict,
+        NAME,
+        limit_ms=before * (1 + MIN_SLOWDOWN),
+        value_ms=now.quantile_ms("p50_ms"),
+        lower_ms=bounds[0],
+        upper_ms=bounds[1],
+        baseline_p50_ms=before,
+        ratio=found.ratio,
+        text=text,
+    )
+    return _with_entry(record, entry)
+
+
+def notes(record: LatencyRecord) -> tuple[str, ...]:
+    """What a person should know of the baseline although the verdict does not say it."""
+    return tuple(
+        entry.text or ""
+        for entry in record.budgets
+        if entry.name == NAME and entry.verdict == "not_measured" and record.verdict != "not_measured"
+    )
+
+
+def _verdict(found: Comparison) -> Verdict:
+    if found.decision != "undecided":
+        return found.decision
+    seems_fine = found.ratio <= 1 + MIN_SLOWDOWN and found.upper is not None and found.upper <= 1 + SURELY_BELOW
+    return "pass" if seems_fine else "inconclusive"
+
+
+def _not_judged(record: LatencyRecord, text: str) -> LatencyRecord:
+    return _with_entry(record, BudgetRecord("not_measured", NAME, text=text))
+
+
+def _with_entry(record: LatencyRecord, entry: BudgetRecord) -> LatencyRecord:
+    verdict, text = entry.verdict, entry.text or ""
+    # Without budgets there was nothing else that could pass.
+    others: list[Verdict] = [record.verdict] if record.budgets else []
+    total = combine([*others, verdict])
+    told = [record.reason] if record.reason and record.budgets else []
+    if verdict != "pass" and SEVERITY.index(verdict) >= SEVERITY.index(total):
+        # The worst comes first; what is as bad stands beside it.
+        told = [text, *told] if record.verdict != total else [*told, text]
+    return replace(record, verdict=total, reason="; ".join(told) or None, budgets=(*record.budgets, entry))
+
+
+def _recorded(baseline: Baseline, record: LatencyRecord) -> str:
+    now = record.details.conditions or Conditions()
+    pairs = [("", baseline.tensorrt, now.tensorrt), ("driver ", baseline.driver, now.driver)]
+    words = [
+        f"{what}{then}" + (f" (now {today})" if today is not None and today != then else "")
+        for what, then, today in pairs
+        if then
+    ]
+    return f"{baseline.recorded} with {', '.join(words)}"
+
+
+def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
 
 
 def _words(distribution: Distribution) -> str:

@@ -8,16 +8,21 @@ Keys are sorted and numbers rounded, so that recording a test again changes the 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.record.files import write_text
+
+if TYPE_CHECKING:
+    import os
+
+    from pytest_trtcheck.record import Conditions
 
 FORMAT = 1
 _DIGITS = 4
@@ -33,6 +38,11 @@ class GpuKey:
 
     name: str
     compute_capability: str
+
+    @classmethod
+    def of(cls, conditions: Conditions) -> GpuKey:
+        """The GPU that was measured."""
+        return cls(conditions.gpu or "", conditions.compute_capability or "")
 
     @property
     def folder(self) -> str:
@@ -143,7 +153,6 @@ class Baseline:
 class Baselines:
     """Every baseline of a directory, by GPU, node id and precision."""
 
-    directory: Path
     by_test: Mapping[tuple[GpuKey, str, str], Baseline]
 
     def find(self, gpu: GpuKey, nodeid: str, precision: str) -> Baseline | None:
@@ -182,7 +191,7 @@ def read(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Basel
                         f"{nodeid} in {precision} has a baseline in {origins[key]} and in {path}", "delete one of them"
                     )
                 found[key], origins[key] = Baseline.from_json(data), path
-    return Baselines(root, found)
+    return Baselines(found)
 
 
 Tests = dict[str, dict[str, Any]]
@@ -239,19 +248,7 @@ def write(path: Path, gpu: GpuKey, tests: Tests) -> None:
         "gpu": {"compute_capability": gpu.compute_capability, "name": gpu.name},
         "tests": tests,
     }
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(_dump(document) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ReportError(
-            f"cannot write the baselines in {path}: {error.strerror or error}",
-            "name a directory that can be written to",
-        ) from error
+    write_text(path, _dump(document) + "\n", "the baselines in")
 
 
 def path_of(nodeid: str) -> Path:

@@ -6,17 +6,19 @@ import datetime
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.baselines import files
-from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.latency.baselines.comparison import MIN_SLOWDOWN, NAME, Distribution
 from pytest_trtcheck.latency.baselines.files import Baseline, GpuKey
-from pytest_trtcheck.latency.baselines.judging import MIN_SLOWDOWN, NAME, width
+from pytest_trtcheck.record import Conditions, is_bad
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
+
+    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,12 @@ class Updated:
 
 
 def update(
-    directory: str | os.PathLike[str], records: Iterable[Mapping[str, Any]], today: datetime.date | None = None
+    directory: str | os.PathLike[str], records: Iterable[CheckRecord], today: datetime.date | None = None
 ) -> Updated:
     """Record the latencies of a run as the baselines of its tests; those of other tests stay as they are.
 
     Parameters
     ----------
-    records
-        Check records of the run, as `CheckRecord.to_json` writes them.
     today
         The day to note; None: this one (UTC).
 
@@ -51,19 +51,19 @@ def update(
     left_out: list[tuple[str, str]] = []
     asked: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        latency = record.get("latency")
+        latency = record.latency
         if latency is None:
             continue
-        nodeid, precision = str(record["nodeid"]), str(record["precision"])
+        nodeid, precision = record.nodeid, str(record.precision)
         asked[nodeid].add(precision)
         reason = _why_not(record, latency)
         if reason is not None:
             left_out.append((nodeid, reason))
             continue
-        told = latency["details"]["conditions"]
-        gpu = GpuKey(told["gpu"], told["compute_capability"])
+        assert latency.details.conditions is not None
+        gpu = GpuKey.of(latency.details.conditions)
         # Of a test that was run again, the last run counts.
-        new[gpu, files.path_of(nodeid)][nodeid][precision] = _baseline(record, day).to_json()
+        new[gpu, files.path_of(nodeid)][nodeid][precision] = _baseline(record, latency.details, day).to_json()
     # Every file is read before one is written: a damaged one leaves all of them as they were.
     merged = {key: _merged(root / key[0].folder / key[1], key[0], tests, asked) for key, tests in new.items()}
     written = []
@@ -74,55 +74,53 @@ def update(
     return Updated(tuple(written), sum(len(each) for tests in new.values() for each in tests.values()), tuple(left_out))
 
 
-def _why_not(record: Mapping[str, Any], latency: Mapping[str, Any]) -> str | None:
+def _why_not(record: CheckRecord, latency: LatencyRecord) -> str | None:
     """Why a latency is no baseline; None where it is one."""
-    details = latency.get("details") or {}
-    if not latency.get("samples") or "distribution" not in details or "conditions" not in details:
-        return f"latency was not measured: {latency.get('reason') or record.get('message') or 'no reason was recorded'}"
+    details = latency.details
+    if not latency.samples or details.distribution is None or details.conditions is None:
+        return f"latency was not measured: {latency.reason or record.message or 'no reason was recorded'}"
     return _not_passed(record, latency) or _not_exact(details)
 
 
-def _not_passed(record: Mapping[str, Any], latency: Mapping[str, Any]) -> str | None:
+def _not_passed(record: CheckRecord, latency: LatencyRecord) -> str | None:
     """What failed besides the baseline itself: the latency of an engine that computes wrongly is no baseline."""
-    parity = record.get("parity")
-    if parity and parity["verdict"] not in {"pass", "not_measured"}:
-        return f"parity: {parity['verdict']}"
-    if record["verdict"] == "error":
+    if record.parity and is_bad(record.parity.verdict):
+        return f"parity: {record.parity.verdict}"
+    if record.verdict == "error":
         return "the check ended in an error"
     bad = [
-        str(entry.get("name") or entry.get("quantile"))
-        for entry in latency.get("budgets") or ()
-        if entry.get("name") != NAME and entry["verdict"] != "pass"
+        entry.name or entry.quantile or ""
+        for entry in latency.budgets
+        if entry.name != NAME and entry.verdict != "pass"
     ]
     return f"not within its budget: {', '.join(bad)}" if bad else None
 
 
-def _not_exact(details: Mapping[str, Any]) -> str | None:
-    if details.get("disturbances"):
-        return f"the measurement was disturbed: {'; '.join(details['disturbances'])}"
-    apart = width(Distribution.from_json(details["distribution"]))
+def _not_exact(details: LatencyDetails) -> str | None:
+    if details.disturbances:
+        return f"the measurement was disturbed: {'; '.join(details.disturbances)}"
+    apart = Distribution.from_json(details.distribution).width
     if apart > MIN_SLOWDOWN:
         known = "not known" if apart == float("inf") else f"known to within {apart:.1%}"
         return f"the median is {known}, and {MIN_SLOWDOWN:.0%} is needed: give it more max_seconds"
     return None
 
 
-def _baseline(record: Mapping[str, Any], day: str) -> Baseline:
-    details = record["latency"]["details"]
-    told = details["conditions"]
+def _baseline(record: CheckRecord, details: LatencyDetails, day: str) -> Baseline:
+    told = details.conditions or Conditions()
     return Baseline(
-        model=Path(str(record["model"])).name,
-        model_sha256=record.get("model_sha256"),
-        input_shapes={name: tuple(shape) for name, shape in told["input_shapes"].items()},
-        measured=details["measured"],
-        cuda_graph=details["cuda_graph"],
+        model=Path(record.model).name,
+        model_sha256=record.model_sha256,
+        input_shapes=told.input_shapes or {},
+        measured=details.measured or "",
+        cuda_graph=bool(details.cuda_graph),
         recorded=day,
-        tensorrt=told["tensorrt"],
-        driver=told["driver"],
-        distribution=Distribution.from_json(details["distribution"]),
-        sm_mhz=told.get("sm_mhz"),
-        power_limit_w=told.get("power_limit_w"),
-        power_mode=told.get("power_mode"),
+        tensorrt=told.tensorrt or "",
+        driver=told.driver,
+        distribution=Distribution.from_json(details.distribution),
+        sm_mhz=told.sm_mhz,
+        power_limit_w=told.power_limit_w,
+        power_mode=told.power_mode,
     )
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import onnx
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import onnx
 
     from pytest_trtcheck.precision.families.family import FamilyName
 
@@ -51,8 +52,7 @@ class NoKernel:
 
 
 def _has_sequence_lens(node: ir.Node) -> bool:
-    lengths = 4
-    return len(node.inputs) > lengths and node.inputs[lengths] is not None
+    return graphs.operand(node, 4) is not None
 
 
 _BF16: frozenset[HalfName] = frozenset({"bf16"})
@@ -95,13 +95,7 @@ def entries_for(node: ir.Node, kind: HalfName) -> list[NoKernel]:
 
 
 def without_kernel(model: ir.Model, kind: HalfName) -> dict[str, str]:
-    """The nodes that ONNX has in a 16-bit type and TensorRT has no kernel for: by name, the operator and where it is.
-
-    Parameters
-    ----------
-    model
-        As `graph.read` gives it.
-    """
+    """The nodes that ONNX has in 16 bits and TensorRT has no kernel for: the operator and where it is, by name."""
     # Nodes in the body of a Scan too: TensorRT-RTX 1.5 and 1.7 build no Scan that computes in 16 bits.
     scanned = {
         inner
@@ -109,19 +103,21 @@ def without_kernel(model: ir.Model, kind: HalfName) -> dict[str, str]:
         if node.op_type == "Scan" and "body" in node.attributes
         for inner in graphs.all_nodes(node.attributes["body"].as_graph())
     }
-    versions = model.opset_imports
     return {
         node.name or "": f"{node.op_type} in a Scan" if node in scanned else node.op_type
         for node in graphs.all_nodes(model.graph)
-        if (node in scanned or entries_for(node, kind)) and _admits_half(node, versions.get(node.domain, 1))
+        if (node in scanned or entries_for(node, kind)) and _admits_half(node, model)
     }
 
 
-def _admits_half(node: ir.Node, version: int) -> bool:
-    """Whether ONNX has the operator in FP16 at all, and this node of it in FP32 now."""
-    if not onnx.defs.has(node.op_type, version, node.domain):
-        return False
-    constraints = onnx.defs.get_schema(node.op_type, version, node.domain).type_constraints
+def halves(schema: onnx.defs.OpSchema) -> set[str]:
+    """The parameters of an operator's schema that stand for a type which may be FP32 and FP16."""
     wanted = {"tensor(float)", "tensor(float16)"}
+    return {each.type_param_str for each in schema.type_constraints if wanted <= set(each.allowed_type_strs)}
+
+
+def _admits_half(node: ir.Node, model: ir.Model) -> bool:
+    """Whether ONNX has the operator in FP16 at all, and this node of it in FP32 now."""
+    schema = graphs.schema_of(node, model)
     in_fp32 = any(value is not None and value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs))
-    return in_fp32 and any(wanted <= set(constraint.allowed_type_strs) for constraint in constraints)
+    return schema is not None and in_fp32 and bool(halves(schema))

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from pytest_trtcheck.model import graph as graphs
+from pytest_trtcheck.model.graph import ONNX_DOMAINS, operand
 from pytest_trtcheck.precision.families.family import RTX, TENSORRT_10, TENSORRT_11, Family
 from pytest_trtcheck.precision.families.kernels import HalfName, entries_for
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SeenBy = Literal["parser", "builder", "nobody"]
 
-ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})
 _SAME_MEANING = frozenset({("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")})
@@ -67,10 +67,6 @@ class Rule:
 
 
 # --- reading nodes ---------------------------------------------------------------------------------------------------
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _constant(value: ir.Value | None) -> Any:
@@ -145,11 +141,11 @@ def _is_qdq(node: ir.Node) -> bool:
 
 def _quantized_dtype(node: ir.Node) -> ir.DataType | None:
     """The integer (or FP8) type on the quantized side; None where the graph does not tell."""
-    zero_point = _input(node, 2)
+    zero_point = operand(node, 2)
     if zero_point is not None and zero_point.dtype is not None:
         return zero_point.dtype
     if node.op_type == "DequantizeLinear":
-        value = _input(node, 0)
+        value = operand(node, 0)
         return None if value is None else value.dtype
     asked = _attribute(node, "output_dtype", 0)
     return ir.DataType(asked) if asked else ir.DataType.UINT8
@@ -158,13 +154,13 @@ def _quantized_dtype(node: ir.Node) -> ir.DataType | None:
 def _uint8_quantization(node: ir.Node) -> str | None:
     if not _is_qdq(node) or _quantized_dtype(node) != ir.DataType.UINT8:
         return None
-    unsaid = node.op_type == "QuantizeLinear" and _input(node, 2) is None
+    unsaid = node.op_type == "QuantizeLinear" and operand(node, 2) is None
     why = " (it has no zero point, which by ONNX means uint8)" if unsaid else ""
     return f"it quantizes to uint8{why}; TensorRT would compute with INT8 in its place, and lose half of the range"
 
 
 def _asymmetric(node: ir.Node) -> str | None:
-    zero_point = _constant(_input(node, 2)) if _is_qdq(node) else None
+    zero_point = _constant(operand(node, 2)) if _is_qdq(node) else None
     if zero_point is None or not np.any(zero_point.astype(np.float32)):
         return None
     shown = np.unique(zero_point[zero_point.astype(np.float32) != 0]).ravel()[:3]
@@ -173,13 +169,13 @@ def _asymmetric(node: ir.Node) -> str | None:
 
 
 def _computed_zero_point(node: ir.Node) -> str | None:
-    if _is_qdq(node) and _quantized_dtype(node) in _INTEGERS and _depends_on_data(_input(node, 2)):
+    if _is_qdq(node) and _quantized_dtype(node) in _INTEGERS and _depends_on_data(operand(node, 2)):
         return "its zero point is computed: TensorRT must know it when it builds"
     return None
 
 
 def _int32_dequantized(node: ir.Node) -> str | None:
-    value = _input(node, 0) if node.op_type == "DequantizeLinear" else None
+    value = operand(node, 0) if node.op_type == "DequantizeLinear" else None
     if value is None or value.dtype != ir.DataType.INT32:
         return None
     return "it dequantizes an INT32 tensor, as quantizers write a bias; TensorRT dequantizes 8 bits and less"
@@ -232,7 +228,7 @@ def _uint8_inside(node: ir.Node) -> str | None:
 def _cast_of_quantized(node: ir.Node) -> str | None:
     if node.op_type not in {"Cast", "CastLike"}:
         return None
-    ends = [value for value in (_input(node, 0), node.outputs[0]) if value is not None]
+    ends = [value for value in (operand(node, 0), node.outputs[0]) if value is not None]
     low = next((value.dtype for value in ends if value.dtype in _QUANTIZED_TYPES), None)
     return None if low is None else f"it casts {low.name}: TensorRT goes to that type and back by Q/DQ nodes alone"
 
@@ -253,7 +249,7 @@ def _no_half_kernel(family: str, seen_by: SeenBy) -> Callable[[ir.Node], str | N
 
 
 def _float_attention(node: ir.Node) -> str | None:
-    query = _input(node, 0) if node.op_type == "Attention" else None
+    query = operand(node, 0) if node.op_type == "Attention" else None
     if query is None or query.dtype != _D.FLOAT or _rank(query) != 4:
         return None
     return "it attends in FP32, which TensorRT-RTX has no kernel for"
@@ -279,14 +275,14 @@ _SIZES = {"Range": (0, 1, 2), "OneHot": (1,), "Loop": (0,)}
 
 def _not_constant(node: ir.Node) -> str | None:
     for index, name in _MUST_BE_CONSTANT.get(node.op_type, ()):
-        value = _input(node, index)
+        value = operand(node, index)
         if _depends_on_data(value):
             return f"its input {name} depends on the data: TensorRT must know it when it builds"
         producers = (each.producer() for each in _origins(value))
         if any(producer is not None and producer.op_type == "Range" for producer in producers):
             return f"its input {name} is computed by a Range: TensorRT must know it when it builds"
     for index in _SIZES.get(node.op_type, ()):
-        if _depends_on_floats(_input(node, index)):
+        if _depends_on_floats(operand(node, index)):
             return "the size of its output is computed from a float input"
     return None
 
@@ -345,9 +341,9 @@ def _documented_attributes(node: ir.Node) -> str | None:
         return "layout=1 is not supported"
     if node.op_type == "TopK" and _attribute(node, "sorted", 1) != 1:
         return "sorted=0 is not supported"
-    if node.op_type == "Attention" and _input(node, 6) is not None:
+    if node.op_type == "Attention" and operand(node, 6) is not None:
         return "nonpad_kv_seqlen is not supported"
-    if node.op_type == "GridSample" and (_rank(_input(node, 0)) or 4) != 4:
+    if node.op_type == "GridSample" and (_rank(operand(node, 0)) or 4) != 4:
         return "its input must have 4 dimensions"
     return None
 
@@ -364,21 +360,21 @@ def _more_outputs(node: ir.Node) -> str | None:
 
 
 def _ranks(node: ir.Node) -> str | None:
-    rank = _rank(_input(node, 0))
-    some_axes = node.op_type == "Resize" and "axes" in node.attributes and _input(node, 2) is not None
+    rank = _rank(operand(node, 0))
+    some_axes = node.op_type == "Resize" and "axes" in node.attributes and operand(node, 2) is not None
     if some_axes and rank is not None and list(_attribute(node, "axes", ())) != list(range(rank)):
         return "axes with scales is supported for all axes in their order alone"
     if node.op_type == "LpPool" and len(_attribute(node, "kernel_shape", (1, 1))) == 1:
         return "one-dimensional LpPool is not supported"
     if node.op_type == "TensorScatter" and (rank or 4) != 4:
         return "its cache must have 4 dimensions"
-    if node.op_type == "MatMul" and rank == 1 and (_rank(_input(node, 1)) or 0) > 2:
+    if node.op_type == "MatMul" and rank == 1 and (_rank(operand(node, 1)) or 0) > 2:
         return "a vector times a stack of matrices is not supported"
     return None
 
 
 def _modulo_of_floats(node: ir.Node) -> str | None:
-    value = _input(node, 0) if node.op_type == "Mod" and not _attribute(node, "fmod", 0) else None
+    value = operand(node, 0) if node.op_type == "Mod" and not _attribute(node, "fmod", 0) else None
     if value is None or value.dtype in {None, _D.INT32, _D.INT64}:
         return None
     return f"fmod=0 is supported on int32 and int64, not on {_type_name(value)}"
@@ -387,11 +383,11 @@ def _modulo_of_floats(node: ir.Node) -> str | None:
 def _attention(node: ir.Node) -> str | None:
     if node.op_type != "Attention":
         return None
-    if any(_input(node, index) is not None for index in (4, 5)):
+    if any(operand(node, index) is not None for index in (4, 5)):
         return "past_key and past_value are not supported"
-    if _attribute(node, "is_causal", 0) and _input(node, 3) is not None:
+    if _attribute(node, "is_causal", 0) and operand(node, 3) is not None:
         return "is_causal=1 together with a mask is not supported"
-    key, value = _input(node, 1), _input(node, 2)
+    key, value = operand(node, 1), operand(node, 2)
     if key is not None and value is not None and key.shape is not None and value.shape is not None:
         sizes = [each.shape[-1] for each in (key, value) if each.shape]
         if len(sizes) == 2 and all(isinstance(size, int) for size in sizes) and sizes[0] != sizes[1]:
@@ -403,7 +399,7 @@ MOST_K = 3840
 
 
 def _large_k(node: ir.Node) -> str | None:
-    k = _constant(_input(node, 1)) if node.op_type == "TopK" else None
+    k = _constant(operand(node, 1)) if node.op_type == "TopK" else None
     return f"its K is above {MOST_K}" if k is not None and np.max(k, initial=0) > MOST_K else None
 
 
@@ -458,14 +454,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def findings(model: ir.Model, family: Family, provided: Collection[str] = ()) -> tuple[list[Finding], list[str]]:
-    """What stands against `model` in `family`, and the operators that its table says nothing of.
+    """What stands against the model that TensorRT is given in `family`, and the operators that its table lacks.
 
-    Parameters
-    ----------
-    model
-        The model that TensorRT is given, as `graph.read` gives it.
-    provided
-        The operators that plugin libraries bring.
+    `provided` are the operators that plugin libraries bring.
     """
     found: list[Finding] = []
     unknown: dict[str, None] = {}

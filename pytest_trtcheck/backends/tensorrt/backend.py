@@ -1,0 +1,321 @@
+"""TensorRT as a system under test: engines built once and kept, for the GPU in this machine or compiled for another."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+
+from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
+from pytest_trtcheck.backends.tensorrt.io import DTYPES
+from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, available, find_module, hash_plugin
+from pytest_trtcheck.backends.tensorrt.support import unsupported
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
+from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.gpu.device import Gpu, identity_parts
+from pytest_trtcheck.record import EngineRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.tensorrt.build import Plan
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.backends.tensorrt.module import ModuleName, TensorRTModule
+    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.record import Evidence
+    from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision
+
+PLAN_FILE = "engine.plan"
+IO_FILE = "io.json"
+_BUILD_FILE = "build.json"
+_TIMING_CACHE = "timing.cache"
+_JIT_CACHE = "jit.cache"
+_CONTENTS = "2"
+"""Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
+
+
+@dataclass(frozen=True)
+class TensorRT(Backend):
+    """An installed TensorRT, and the GPU that it builds for.
+
+    Parameters
+    ----------
+    product
+        What the GPU is called.
+    gpu
+        The GPU in this machine; None when engines are compiled for another one.
+    """
+
+    module: TensorRTModule
+    target: Target
+    product: str
+    gpu: Gpu | None = None
+
+    evidence: ClassVar[Evidence] = "engine"
+    how: ClassVar[str] = "on the GPU"
+    builds: ClassVar[bool] = True
+    is_timed: ClassVar[bool] = True
+    ships: ClassVar[tuple[ModuleName, ...]] = ("tensorrt",)
+    """The modules that may be the one that ships: what stands against a model is what all of them say."""
+
+    @property
+    def name(self) -> str:
+        """The module's."""
+        return self.module.name
+
+    @property
+    def title(self) -> str:
+        """The module's."""
+        return self.module.title
+
+    @property
+    def builds_for(self) -> str:
+        """The GPU."""
+        return self.product
+
+    @property
+    def runs(self) -> bool:
+        """Whether its GPU is here."""
+        return self.gpu is not None
+
+    @classmethod
+    def require(cls) -> None:
+        """See that the module is installed."""
+        find_module(*cls.ships)
+
+    @classmethod
+    def find(cls, requested: GpuModel | None, detected: Gpu | None) -> Backend:
+        """For the GPU that is here, else for the one that is named; emulated where neither tells what to build for."""
+        if detected is None and requested is None:
+            return Emulated("no engine was built: there is no GPU, and --trt-gpu names none to compile for", cls.ships)
+        module = cls._installed()
+        if module is None:
+            return Emulated("no engine was built: neither tensorrt nor tensorrt_rtx is installed", cls.ships)
+        if detected is not None:
+            return cls(module, Target(detected.compute_capability, here=True), detected.product, detected)
+        assert requested is not None
+        if requested.compute_capability is None:
+            several = f"{requested.product} has several compute capabilities; name a product"
+            return Emulated(f"no engine was built: {several}", cls.ships)
+        return cls(module, Target(requested.compute_capability, here=False), requested.product)
+
+    @classmethod
+    def _installed(cls) -> TensorRTModule | None:
+        return find_module(*cls.ships)
+
+    def versions(self) -> dict[str, str]:
+        """The module."""
+        return {self.module.name: self.module.version}
+
+    def accepts(
+        self, lowered: Lowered, label: str, options: BuildOptions, cache: Cache, *, will_build: bool
+    ) -> Acceptance:
+        """By its parser, or where it is going to build by what that would not notice."""
+        return acceptance(lowered, label, self.ships, options, cache, builds=self.module if will_build else None)
+
+    def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
+        """What the GPU or the library is known not to serve."""
+        return unsupported(self.module, self.target, precision, op_types)
+
+    def computes_in(self, precision: Precision) -> Precision:
+        """TensorRT-RTX takes TF32 for FP32, whatever it is told."""
+        return "tf32" if precision == "fp32" and self.module.is_rtx else precision
+
+    def start(self) -> None:
+        """Make the GPU's context, which takes a quarter of a second once; a loaded engine says what is wrong."""
+        from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+
+        with contextlib.suppress(CheckError), contextlib.closing(Cuda()):
+            pass
+
+    def key_parts(self) -> dict[str, str]:
+        """What of it an engine is bound to."""
+        versions = {"module": self.module.name, "tensorrt": self.module.version, "cuda": _cuda(self.module.name)}
+        if self.gpu is not None:
+            return {**versions, **identity_parts(self.gpu)}
+        return {**versions, "compute_capability": self.target.sm}
+
+    def build(self, spec: EngineSpec, cache: Cache) -> Built:
+        """The engine from the cache, or built into it."""
+        tensorrt.check_options(self.module, spec.options)
+        key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
+        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder))
+        made = json.loads((entry.path / _BUILD_FILE).read_text())
+        record = EngineRecord(
+            key=key.digest,
+            cached=entry.cached,
+            miss_reason=entry.miss_reason,
+            build_s=made["build_s"],
+            bytes=made["bytes"],
+            sha256=made["sha256"],
+        )
+        return Built(spec, entry.path / PLAN_FILE, record, entry)
+
+    def load(self, built: Built) -> Runner:
+        """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
+        from pytest_trtcheck.backends.tensorrt.engine import Engine
+
+        kernels = built.entry.read_extra(_JIT_CACHE) if built.entry else None
+        return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
+
+    def described(self, built: Built, runner: Runner) -> EngineRecord | None:
+        """With what the loaded engine takes of the device's memory, and what its layers compute in."""
+        engine = cast("Engine", runner)
+        assert built.record is not None
+        return replace(
+            built.record,
+            device_memory_bytes=engine.device_memory_bytes,
+            layers_by_precision=engine.layers_by_precision(),
+        )
+
+    def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
+        """Why the engine does not compute in its precision, by the engine inspector; None when some layers do.
+
+        A model that was taken as it is says itself what it computes in, and FP32 is what any layer may do.
+        """
+        precision = built.spec.precision
+        if built.spec.lowered.taken_as_it_is or precision in {"fp32", "tf32"}:
+            return None
+        layers = cast("Engine", runner).layers_by_precision()
+        if layers.get(precision) or set(layers) <= {"unknown"}:
+            return None
+        if any(np.size(array) == 0 for array in case.values()):
+            # TensorRT leaves out what computes no element.
+            return f"the inputs are empty, so that the engine computes nothing in {precision}: give at least one row"
+        found = ", ".join(f"{count} in {name}" for name, count in layers.items())
+        return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
+
+    def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
+        """Whether the engine inspector tells of no layer what it computes in, so that nothing proves the precision."""
+        precision = built.spec.precision
+        if precision in {"fp32", "tf32"} or not set(cast("Engine", runner).layers_by_precision()) <= {"unknown"}:
+            return ()
+        return (f"{precision} is stated, not proved: the engine inspector tells no layer's type",)
+
+    def timed_runs(
+        self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
+    ) -> TimedRun:
+        """By CUDA events."""
+        from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+
+        return TimedRun(cast("Engine", runner), cases, graph=graph, transfers=transfers)
+
+    def keep(self, built: Built, runner: Runner) -> None:
+        """Keep what TensorRT-RTX compiled for the engine, unless it came from there."""
+        engine = cast("Engine", runner)
+        kernels = None if engine.jit_cache_used else engine.jit_cache()
+        if kernels and built.entry:
+            built.entry.write_extra(_JIT_CACHE, kernels)
+
+    def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as scratch:
+            timings = Path(scratch, _TIMING_CACHE)
+            kept = self._kept_timings(spec.options, cache)
+            if kept is not None:
+                timings.write_bytes(kept.read_extra(_TIMING_CACHE) or b"")
+            plan = tensorrt.build(
+                self.module,
+                spec.lowered.path,
+                folder / PLAN_FILE,
+                target=self.target,
+                precision=spec.precision,
+                options=spec.options,
+                profile=spec.profile,
+                timing_cache=timings if kept is not None else None,
+                label=f"{spec.model.label} in {spec.precision}",
+            )
+            if kept is not None and timings.stat().st_size:
+                kept.write_extra(_TIMING_CACHE, timings.read_bytes())
+        made = {"build_s": plan.build_s, "bytes": plan.bytes, "sha256": hash_file(plan.path)}
+        (folder / _BUILD_FILE).write_text(json.dumps(made))
+        (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
+
+    def _kept_timings(self, options: BuildOptions, cache: Cache) -> Entry | None:
+        """Where the builder's timings are kept: they hold for one GPU, CUDA and TensorRT alone."""
+        if self.module.is_rtx or not options.timing_cache:
+            return None
+        key = Key("timing", self.product, self.key_parts())
+        return cache.get_or_make(key, lambda folder: (folder / "about.txt").write_text(self.product))
+
+
+@dataclass(frozen=True)
+class TensorRTRtx(TensorRT):
+    """TensorRT for RTX."""
+
+    ships: ClassVar[tuple[ModuleName, ...]] = ("tensorrt_rtx",)
+
+
+@dataclass(frozen=True)
+class Auto(TensorRT):
+    """The TensorRT that is installed, `tensorrt` before `tensorrt_rtx`; the emulation where neither is."""
+
+    ships: ClassVar[tuple[ModuleName, ...]] = EITHER
+
+    @classmethod
+    def require(cls) -> None:
+        """Nothing has to be installed."""
+
+    @classmethod
+    def _installed(cls) -> TensorRTModule | None:
+        return available()
+
+
+def _key_parts(spec: EngineSpec) -> dict[str, str]:
+    """What of it an engine depends on."""
+    apart = {"plugins", "custom_ops", "timeout_s"}
+    chosen = {name: json.dumps(value) for name, value in asdict(spec.options).items() if name not in apart}
+    shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(spec.profile.items())}
+    return {
+        "lowered": spec.lowered.key,
+        "precision": spec.precision,
+        "profile": json.dumps(shapes),
+        "plugins": json.dumps([hash_plugin(plugin) for plugin in spec.options.plugins]),
+        "contents": _CONTENTS,
+        **chosen,
+    }
+
+
+def _io(plan: Plan, spec: EngineSpec) -> dict[str, list[dict[str, Any]]]:
+    """The engine's inputs and outputs: TensorRT's shapes, the model's names of the open dimensions, the profile."""
+    declared = {put.name: put.shape for put in (*spec.model.inputs, *spec.model.outputs)}
+
+    def described(tensor: dict[str, Any]) -> dict[str, Any]:
+        name, dtype = tensor["name"], tensor["dtype"]
+        dims = declared.get(name, ())
+        if len(dims) != len(tensor["shape"]):
+            dims = (None,) * len(tensor["shape"])
+        return {
+            **tensor,
+            "dtype": np.dtype(DTYPES[dtype]).name if dtype in DTYPES else dtype.lower(),
+            "symbols": [dim if isinstance(dim, str) else None for dim in dims],
+            "profile": asdict(spec.profile[name]) if name in spec.profile else None,
+        }
+
+    return {side: [described(tensor) for tensor in tensors] for side, tensors in plan.io.items()}
+
+
+@functools.cache
+def _cuda(module: str) -> str:
+    """The CUDA that the installed TensorRT was built for, from the name of its distribution."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for major in ("13", "12", "11"):
+        try:
+            version(f"{module}_cu{major}")
+        except PackageNotFoundError:
+            continue
+        return major
+    return "unknown"

@@ -1,0 +1,54 @@
+"""What a check says: all of its text is put together here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck import compare
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.check.request import Known
+
+
+def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
+    """Message and verdict of a record whose parts are judged."""
+    record = known.record
+    parts = {"parity": record.parity, "latency": record.latency}
+    found = comparison(known)
+    if found is None or (record.latency is not None and record.latency.verdict == record.verdict != "pass"):
+        reasons = [
+            part.reason
+            for part in parts.values()
+            if part is not None and part.reason and part.verdict == record.verdict != "pass"
+        ]
+        found = "\n".join(filter(None, [found, *(each for each in reasons if each not in (found or ""))])) or None
+    missing = [f"{name} not measured" for name, part in parts.items() if part and part.verdict == "not_measured"]
+    if record.evidence is not None and record.evidence != "engine":
+        missing.append(
+            "parity was " + ("emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}")
+        )
+    if not require_gpu or not missing or record.verdict in {"fail", "error"}:
+        return {"message": found}
+    refused = f"--trt-require-gpu: {', '.join(missing)}"
+    return {"verdict": "fail", "message": f"{refused}\n{found}" if found else refused}
+
+
+def comparison(known: Known) -> str | None:
+    """What a comparison that did not pass says: who is to blame, and where the outputs differ."""
+    outcome = known.outcome
+    if known.doubt is not None:
+        return f"{known.title}: {known.doubt}"
+    if outcome is None or outcome.record.verdict == "pass":
+        return None
+    if outcome.error is not None:
+        return str(outcome.error)
+    blame = known.record.parity.blame if known.record.parity else None
+    differs = "differs from" if outcome.record.verdict == "fail" else "cannot be judged against"
+    head = f"{known.title} {differs} {known.reference.title} ({known.running.how})"
+    text = compare.explain(outcome.measured, outcome.record.outputs, outcome.found, is_diagnosed=blame is not None)
+    if blame is None:
+        return f"{head}: {outcome.misplaced}\n\n{text}" if outcome.misplaced else f"{head}\n\n{text}"
+    # With the libraries for graphs it takes half a second to load, which a check that passes has no use for.
+    from pytest_trtcheck.diagnose import text as diagnosis
+
+    return f"{head}: {diagnosis.verdict(blame)}\n\n{diagnosis.explain(blame)}\n\n{text}"

@@ -1,0 +1,120 @@
+"""Lowering the model otherwise, emulating it and judging it on all inputs: what a diagnosis tries out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.cache import Cache, hash_bytes
+from pytest_trtcheck.diagnose import judging
+from pytest_trtcheck.errors import ModelError, NothingComputedError
+from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.lowering import lower, prepared
+from pytest_trtcheck.precision.quantization import calibrate
+from pytest_trtcheck.spec import Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.choices import CalibrationMethod
+    from pytest_trtcheck.diagnose.judging import Judgement
+    from pytest_trtcheck.diagnose.subject import Subject
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.precision.lowering import Lowered
+
+
+def keeping(subject: Subject, nodes: Collection[str]) -> Judgement | None:
+    """The judgement with `nodes` kept in FP32, beyond those that are.
+
+    None where nothing is left that is computed in the precision.
+    """
+    try:
+        with lowered_keeping(subject, nodes) as lowered:
+            return _emulated(subject, lowered)
+    except NothingComputedError:
+        return None
+
+
+def calibrated(subject: Subject, method: CalibrationMethod) -> Judgement:
+    """The judgement with ranges chosen by another method."""
+    given = subject.calibration
+    given = given if isinstance(given, Calibration) else Calibration(given)
+    with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+        lowered = lower(
+            subject.model,
+            subject.precision,
+            Cache(folder),
+            keep_fp32=subject.keep_fp32,
+            calibration=replace(given, method=method),
+            folders=subject.folders,
+        )
+        return _emulated(subject, lowered)
+
+
+def judge(subject: Subject, runner: Callable[[Case], Mapping[str, NDArray[Any]]]) -> Judgement:
+    """The judgement on all inputs: the least good one."""
+    found = (judging.judge(runner(case), subject.reference(case), subject.limits)[0] for case in subject.cases)
+    return max(found, key=lambda each: each.usage)
+
+
+def _emulated(subject: Subject, lowered: Lowered) -> Judgement:
+    with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+        runner = emulation(subject.model, lowered, subject.precision, Cache(folder))
+        with closing(runner):
+            return judge(subject, runner)
+
+
+@contextmanager
+def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowered]:
+    """The model lowered with `nodes` kept in FP32, beyond those that are.
+
+    Raises
+    ------
+    NothingComputedError
+        Nothing is left to lower.
+    """
+    kept = tuple(sorted({*subject.keep_fp32, *nodes}))
+    with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+        if subject.is_quantized:
+            path = _quantized(subject, kept, Path(folder))
+            key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())
+            yield replace(subject.lowered, path=path, key=key, notes=())
+        else:
+            yield lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept)
+
+
+def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
+    """The quantized model with the ranges that are known: calibrating anew would give the same ones."""
+    from pytest_trtcheck.model import graph
+    from pytest_trtcheck.precision.quantization import quantize
+    from pytest_trtcheck.precision.quantization.plan import points
+
+    precision: Any = subject.precision
+    path = prepared(subject.model, kept, Cache(folder / "cache"))
+    model = graph.read(path)
+    try:
+        plan = points(model, kept)
+    except ModelError as error:
+        raise NothingComputedError(error.message) from error
+    found = subject.ranges()
+    ranges = found.amax()
+    missing = tuple(point for point in plan.activations if point.tensor not in ranges)
+    if missing:
+        ranges |= calibrate.collect(
+            lambda probe: OrtRunner(probe, subject.model.label),
+            path,
+            replace(plan, activations=missing),
+            subject.samples(),
+            method=found.method,
+            percentile=found.percentile or 99.99,
+        ).amax()
+    target = folder / "lowered.onnx"
+    graph.write(quantize.quantize(model, plan, ranges, precision), target)
+    return target

@@ -1,0 +1,61 @@
+"""A model's outputs, computed on ONNX Runtime once for each inputs and kept in the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.model.onnxruntime import OrtRunner
+
+
+class KeptOutputs:
+    """Outputs by inputs; the session is opened for the first inputs whose outputs are not kept.
+
+    Parameters
+    ----------
+    kind, label
+        Of the cache's entries.
+    parts
+        What the outputs depend on, beside the inputs and ONNX Runtime.
+    open_runner
+        Opens the session.
+    """
+
+    def __init__(
+        self, cache: Cache, kind: str, label: str, parts: Mapping[str, str], open_runner: Callable[[], OrtRunner]
+    ) -> None:
+        self._cache = cache
+        self._entry = kind, label
+        self._parts = parts
+        self._open_runner = open_runner
+        self._runner: OrtRunner | None = None
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, memory-mapped from the cache."""
+        case = dict(case)
+        parts = {**self._parts, "inputs": model_inputs.digest(case), "onnxruntime": ort.version()}
+        entry = self._cache.get_or_make(
+            Key(*self._entry, parts), lambda folder: save_arrays(folder, self.computed(case))
+        )
+        return load_arrays(entry.path)
+
+    def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, computed now whatever is cached."""
+        if self._runner is None:
+            self._runner = self._open_runner()
+        return self._runner(dict(case))
+
+    def close(self) -> None:
+        """Free the session; the next inputs open it again."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None

@@ -1,0 +1,59 @@
+"""The lowered model's arithmetic on ONNX Runtime's CPU provider, from the cache or made once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.kept_outputs import KeptOutputs
+from pytest_trtcheck.model.sources import MODEL_FILE
+from pytest_trtcheck.precision.identity import library_versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.model.onnxruntime import OrtRunner
+    from pytest_trtcheck.precision.lowering import Lowered
+    from pytest_trtcheck.spec import Precision
+
+
+def computes_the_reference(lowered: Lowered, precision: Precision) -> bool:
+    """Whether the emulation would be the reference itself, so that comparing them says nothing."""
+    return precision == "fp32" and not lowered.details.get("narrowed", False)
+
+
+def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> OrtRunner:
+    """The lowered model's arithmetic on ONNX Runtime's CPU provider.
+
+    For fp32 it is the model itself: what it computes is the reference.
+    """
+    path = emulated_path(model, lowered, precision, cache)
+    label = model.label if path == model.path else f"{model.label} (emulated {precision})"
+    return ort.OrtRunner(path, label, custom_ops=model.custom_ops)
+
+
+class Emulated(KeptOutputs):
+    """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against."""
+
+    def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
+        parts = {"lowered": lowered.key, "precision": precision, **library_versions()}
+        super().__init__(cache, "emulation", model.label, parts, lambda: emulation(model, lowered, precision, cache))
+
+
+def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:
+    """The file that `emulation` runs."""
+    if precision == "fp32":
+        return lowered.path
+    tf32 = precision == "tf32"
+    parts = {"lowered": lowered.key, "tf32": str(tf32), **library_versions()}
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision.emulation import rewrite
+
+        emulate = rewrite.emulated_tf32 if tf32 else rewrite.emulated
+        graph.write(emulate(graph.read(lowered.path)), folder / MODEL_FILE)
+
+    return cache.get_or_make(Key("emulated", model.label, parts), make).path / MODEL_FILE

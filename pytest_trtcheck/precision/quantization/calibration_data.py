@@ -1,0 +1,361 @@
+"""Calibration data as the user gives it, turned into samples: one mapping from input name to array for each inference.
+
+How an array becomes samples depends on the model's input alone:
+
+- one dimension more than the input has: the first dimension counts samples;
+- as many dimensions as the input, and fitting it (an open first dimension admits any size): one sample;
+- as many dimensions, but the input's first dimension is fixed at b and the array's is a multiple of b: split into
+  samples of b rows.
+
+Every input of a file or mapping must come to the same number of samples. An array of another type of the same kind
+(float64 for float32, int32 for int64) is converted where no value changes; everything else is an error.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.errors import CalibrationError
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import remembered
+from pytest_trtcheck.spec import Calibration
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.model.onnx_model import TensorSpec
+
+
+Sample: TypeAlias = "dict[str, NDArray[Any]]"
+_Items: TypeAlias = "Iterable[tuple[str, object]]"
+
+_MMAP_BYTES = 64 << 20
+"""A .npy file from this size on is mapped, not read, so that a stack of samples is never in memory as a whole."""
+_KINDS = {"f": "float", "i": "integer", "u": "integer", "b": "bool", "c": "complex", "U": "string", "S": "string"}
+
+
+class Samples:
+    """Calibration samples, read and checked when iterated; each iteration starts from the first one again.
+
+    Parameters
+    ----------
+    items
+        (what messages call it, a mapping, array or path) for each item.
+    specs
+        The model's inputs.
+    limit
+        The most samples to give.
+    """
+
+    def __init__(self, items: _Items, specs: Sequence[TensorSpec], limit: int) -> None:
+        self._items = items
+        self.specs = tuple(specs)
+        self.limit = limit
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples.
+
+        Raises
+        ------
+        CalibrationError
+            A file can't be read, an array doesn't fit the model's inputs or holds NaN, or there is no sample at all.
+        """
+        for _, sample in self._labelled():
+            yield sample
+
+    def describe(self, index: int) -> str:
+        """Where the sample of this index, counted from 0, comes from; reads the data up to it."""
+        label = next((label for label, _ in islice(self._labelled(), index, None)), "")
+        return f"calibration sample {index} ({label})" if label else f"calibration sample {index}"
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold all of the data; none where any of it was given otherwise."""
+        items = [item for _, item in self._items] if isinstance(self._items, list) else []
+        paths = tuple(item for item in items if isinstance(item, Path))
+        return paths if len(paths) == len(items) else ()
+
+    def digest(self) -> str:
+        """Identity of the samples, of every byte. Reads all of them."""
+        total = hashlib.sha256()
+        for sample in self:
+            total.update(model_inputs.digest(sample).encode())
+        return total.hexdigest()
+
+    def _labelled(self) -> Iterator[tuple[str, Sample]]:
+        return islice(self._unlimited(), self.limit)
+
+    def _unlimited(self) -> Iterator[tuple[str, Sample]]:
+        empty = True
+        for label, item in self._items:
+            for found in _split(_named(_loaded(item, label), self.specs, label), self.specs, label):
+                empty = False
+                yield found
+        if empty:
+            raise CalibrationError("the calibration data holds no samples", "give at least one")
+
+
+def load(source: object, input_specs: Sequence[TensorSpec], base_dirs: Sequence[Path] = ()) -> Samples:
+    """The samples in what the user gave as calibration data.
+
+    Parameters
+    ----------
+    source
+        A path or glob of .npz/.npy files ("**" included), a mapping from input name to array, an array (for a model of
+        one input), an iterable of these, or a `Calibration` around any of them. Files are taken in the order of their
+        names. A one-shot iterator is read at once and kept, up to the sample limit; anything else is read lazily.
+    input_specs
+        The model's inputs.
+    base_dirs
+        Where relative paths are looked up; the first folder that has a match counts.
+
+    Raises
+    ------
+    CalibrationError
+        No file matches, a file is neither .npz nor .npy, or `source` is nothing of the above.
+    """
+    calibration = source if isinstance(source, Calibration) else Calibration(source)
+    if calibration.max_samples < 1:
+        raise CalibrationError(f"calibration: max_samples={calibration.max_samples}, expected 1 or more")
+    return Samples(_items(calibration, base_dirs), input_specs, calibration.max_samples)
+
+
+# --- what the user gave, as items ------------------------------------------------------------------------------------
+
+
+class _Lazy:
+    """Items of an iterable that is iterated anew each time."""
+
+    def __init__(self, source: Iterable[object], base_dirs: Sequence[Path]) -> None:
+        self._source = source
+        self._base_dirs = base_dirs
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        for index, item in enumerate(self._source):
+            yield from _expanded(item, f"calibration item {index}", self._base_dirs)
+
+
+def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
+    data = calibration.data
+    if isinstance(data, (str, os.PathLike, Mapping, np.ndarray)):
+        return _expanded(data, "calibration data", base_dirs)
+    if isinstance(data, Iterator):
+        # Calibration goes over its data several times, which a generator allows once.
+        data = list(islice(data, calibration.max_samples))
+    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):
+        return [item for index, each in enumerate(data) for item in _expanded(each, f"calibration[{index}]", base_dirs)]
+    if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray)):
+        return _Lazy(data, base_dirs)
+    raise CalibrationError(
+        f"calibration: expected files or input mappings, got {type(data).__name__}",
+        "give a glob of .npz/.npy files, a list of those, or an iterable of mappings from input name to array",
+    )
+
+
+def _expanded(item: object, label: str, base_dirs: Sequence[Path]) -> list[tuple[str, object]]:
+    if isinstance(item, (str, os.PathLike)):
+        return [(str(path), path) for path in _files(os.fspath(item), base_dirs)]
+    return [(label, item)]
+
+
+def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
+    wanted = Path(os.fsdecode(pattern)).expanduser()
+    folders = [Path()] if wanted.is_absolute() else list(base_dirs) or [Path()]
+    for folder in folders:
+        path = folder / wanted
+        if path.is_dir():
+            raise CalibrationError(
+                f"calibration: {path} is a folder", f"name the files in it: {str(wanted / '*.npz')!r}"
+            )
+        if path.is_file():
+            found = [path]
+        else:
+            # Path.glob takes no absolute patterns.
+            names = glob.glob(str(wanted), root_dir=folder, recursive=True)  # noqa: PTH207
+            found = [folder / name for name in sorted(names)]
+            found = [path for path in found if path.is_file()]
+        if found:
+            if other := [path for path in found if path.suffix not in {".npz", ".npy"}]:
+                raise CalibrationError(f"calibration: {other[0]} is neither .npz nor .npy", "narrow the glob")
+            return found
+    looked = ", ".join(str(folder.resolve()) for folder in folders)
+    raise CalibrationError(
+        f"calibration: no file matches {str(wanted)!r}",
+        "check the path" if wanted.is_absolute() else f"relative paths are looked up in {looked}",
+    )
+
+
+# --- one item --------------------------------------------------------------------------------------------------------
+
+
+def _loaded(item: object, label: str) -> object:
+    """The item, read where it is a file."""
+    if not isinstance(item, Path):
+        return item
+    try:
+        if item.suffix == ".npy" and item.stat().st_size >= _MMAP_BYTES:
+            return np.load(item, allow_pickle=False, mmap_mode="r")
+        # Opened here, since numpy leaves a file that it can't read open.
+        with item.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded as archive:
+                return {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error).lower():
+            raise CalibrationError(
+                f"{label}: holds pickled objects, or is no numpy file; pickles are never loaded, they can run code",
+                "save plain arrays: np.savez(path, **{input_name: array})",
+            ) from error
+        raise CalibrationError(
+            f"{label}: not a readable numpy file: {str(error) or type(error).__name__}",
+            "it is empty, cut off or damaged: write it again with np.save or np.savez",
+        ) from error
+
+
+def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, NDArray[Any]]:
+    """The item's arrays by input name: exactly the model's inputs."""
+    if not isinstance(item, Mapping):
+        if len(specs) != 1:
+            raise CalibrationError(
+                f"{label}: one array or {type(item).__name__} for a model of {len(specs)} inputs",
+                f"give a mapping or .npz with {_expected(specs)}",
+            )
+        return {specs[0].name: _array(item, f"{label}: input {specs[0].name!r}")}
+    arrays = {str(name): value for name, value in item.items()}
+    if len(specs) == len(arrays) == 1 and next(iter(arrays)).startswith("arr_"):
+        # np.savez names what it was given without a name "arr_0".
+        arrays = {specs[0].name: next(iter(arrays.values()))}
+    names = {spec.name for spec in specs}
+    if missing := sorted(names - set(arrays)):
+        raise CalibrationError(
+            f"{label}: missing {', '.join(map(repr, missing))}; it has {', '.join(map(repr, arrays)) or 'nothing'}",
+            f"expected {_expected(specs)}",
+        )
+    if unknown := sorted(set(arrays) - names):
+        raise CalibrationError(
+            f"{label}: the model has no input {', '.join(map(repr, unknown))}", f"expected {_expected(specs)} alone"
+        )
+    return {spec.name: _array(arrays[spec.name], f"{label}: input {spec.name!r}") for spec in specs}
+
+
+def _expected(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r} ({spec.dtype}, {_shape_text(spec)})" for spec in specs)
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return f"[{', '.join('?' if dim is None else str(dim) for dim in spec.shape)}]"
+
+
+def _array(value: object, where: str) -> NDArray[Any]:
+    if not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
+        raise CalibrationError(f"{where}: expected an array, got {type(value).__name__}", "np.asarray(…) makes one")
+    array: NDArray[Any] = np.asarray(value)
+    if array.dtype.kind == "O":
+        raise CalibrationError(f"{where}: holds Python objects, not numbers", "are its rows of different lengths?")
+    if array.size == 0:
+        raise CalibrationError(f"{where}: is empty, shape {list(array.shape)}", "leave it out or fill it")
+    return array
+
+
+def _split(arrays: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], label: str) -> Iterator[tuple[str, Sample]]:
+    """The samples that the arrays hold, by the rules at the top of this module."""
+    takes = {spec.name: _samples_of(arrays[spec.name], spec, label) for spec in specs}
+    counts = {name: count for name, (count, _) in takes.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} in {name!r}" for name, count in counts.items())
+        raise CalibrationError(
+            f"{label}: the inputs don't hold the same number of samples: {listed}", "pair them up, one row each"
+        )
+    # A model without inputs computes the same each time: one sample.
+    number = next(iter(counts.values()), 1)
+    for index in range(number):
+        where = label if number == 1 else f"{label}, row {index}"
+        yield where, {spec.name: _checked(takes[spec.name][1](index), spec, where) for spec in specs}
+
+
+def _samples_of(array: NDArray[Any], spec: TensorSpec, label: str) -> tuple[int, Callable[[int], NDArray[Any]]]:
+    """How many samples of `spec` are in `array`, and what gives each."""
+    rank = len(spec.shape)
+    if array.ndim == rank + 1 and _fits(array.shape[1:], spec.shape):
+        return array.shape[0], lambda index: np.asarray(array[index])
+    if array.ndim == rank and _fits(array.shape, spec.shape):
+        return 1, lambda _: array
+    batch = spec.shape[0] if rank else None
+    if array.ndim == rank and isinstance(batch, int) and batch and _fits(array.shape[1:], spec.shape[1:]):
+        if array.shape[0] % batch == 0:
+            return array.shape[0] // batch, lambda index: array[index * batch : (index + 1) * batch]
+        hint = f"give a multiple of {batch} rows: the model's batch is fixed"
+    else:
+        hint = f"a sample is {_shape_text(spec)}; a stack of samples has one dimension more, in front"
+    raise CalibrationError(
+        f"{label}: input {spec.name!r}: expected shape {_shape_text(spec)}, got {list(array.shape)}", hint
+    )
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
+    return all(not isinstance(dim, int) or dim == size for size, dim in zip(shape, wanted, strict=True))
+
+
+def _checked(array: NDArray[Any], spec: TensorSpec, label: str) -> NDArray[Any]:
+    """The array in the input's dtype, contiguous, free of NaN."""
+    where = f"{label}: input {spec.name!r}"
+    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    if is_float and (count := int(np.isnan(array).sum())):
+        raise CalibrationError(f"{where}: {count} of {array.size} elements are NaN", "look where this data comes from")
+    if spec.dtype == "str" and array.dtype.kind in "US":
+        return np.ascontiguousarray(array)
+    if array.dtype.name == spec.dtype:
+        # Another byte order has the same name.
+        return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+    kind = _kind(array.dtype)
+    is_same_kind = spec.dtype in np.sctypeDict and kind == _kind(np.dtype(spec.dtype))
+    converted = _converted(array, spec.dtype) if is_same_kind else None
+    if converted is None:
+        why = "some values would change" if is_same_kind else f"{kind} data is never taken for another kind"
+        raise CalibrationError(
+            f"{where}: expected {spec.dtype}, got {array.dtype}, and {why}",
+            f"convert it as the model's preprocessing does, then .astype({spec.dtype!r})",
+        )
+    return converted
+
+
+def _converted(array: NDArray[Any], dtype: str) -> NDArray[Any] | None:
+    """`array` in `dtype`, if that changes no value."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(dtype)
+        same = converted.astype(array.dtype) == array
+    # A negative number survives the way into an unsigned type and back.
+    return converted if bool((same & ((converted < 0) == (array < 0))).all()) else None
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return _KINDS.get(dtype.kind, dtype.name)
+
+
+def digest_of(samples: Samples, cache: Cache) -> str:
+    """`samples.digest()`; every file is read the first time alone.
+
+    Raises
+    ------
+    CalibrationError
+        As `samples.digest`.
+    """
+    files = samples.files()
+    stamps = remembered.stamps_of(files) if files else None
+    if stamps is None:
+        return samples.digest()
+    parts = {**stamps, "inputs": repr(samples.specs), "limit": str(samples.limit)}
+    digest: str = remembered.once(Key("samples", files[0].parent.name, parts), samples.digest, cache)
+    return digest

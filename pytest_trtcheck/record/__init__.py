@@ -1,0 +1,479 @@
+"""What a check found: frozen dataclasses that become, field by field, the JSON report (schema_version 1).
+
+A record crosses processes (xdist) and time (reports, baselines) as JSON: `jsonable` writes it, `typed` reads it. JSON
+has no NaN or infinity; these are written as the strings "nan", "inf" and "-inf", and are numbers again once read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from pytest_trtcheck.errors import ReportError, first_line
+
+T = TypeVar("T")
+Verdict = Literal["pass", "fail", "error", "inconclusive", "not_measured"]
+Evidence = Literal["engine", "emulated"]
+
+SCHEMA_VERSION = 1
+TOOL = "pytest-trtcheck"
+PROPERTY = "trtcheck"
+"""The name under which a record rides on `item.user_properties`."""
+
+SEVERITY: tuple[Verdict, ...] = ("not_measured", "pass", "inconclusive", "fail", "error")
+"""From what says least to what must be looked at first: the order in which verdicts combine."""
+
+_ABSENT = "absent"
+
+
+def _absent(default: Any = None, *, beside: str = "") -> Any:
+    """A field whose key is left out while nothing is known of it; `beside`: unless that field is known."""
+    return field(default=default, metadata={_ABSENT: beside})
+
+
+class _Keyed:
+    """A record that can be asked by key as well, as the rooms do that make it."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or `default` where it is not known."""
+        found = getattr(self, name, None)
+        return default if found is None else found
+
+
+# --- parity ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JudgedRecord(_Keyed):
+    """One limit that was applied to an output; `value` is None where the metric could not be computed.
+
+    `limit` is None where the output is not even of the reference's shape or dtype; then `metric` says which. `part`
+    is the worst of a divided output, `case` and `sample` are where it was found. `at_least` is said of a metric that
+    is not built in, where its limit is the least that it may be.
+    """
+
+    metric: str
+    value: float | None
+    limit: float | None
+    source: str | None
+    verdict: Verdict
+    note: str | None = _absent()
+    part: str | None = _absent()
+    at_least: bool | None = _absent()
+    case: int | None = _absent()
+    sample: int | None = _absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord(JudgedRecord):
+    """The same of one part of a divided output, with where the part lies: ranges are (axis, start, stop)."""
+
+    ranges: tuple[tuple[int, int, int | None], ...] = ()
+    band: tuple[float, float] | None = None
+    natural: float | None = None
+    size: int = 0
+    peak: float | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class ElementRecord(_Keyed):
+    """One of the worst elements, and |difference|."""
+
+    index: tuple[int, ...]
+    expected: bool | int | float | str | None
+    actual: bool | int | float | str | None
+    error: float | None = None
+    case: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("expected", "actual"):
+            if getattr(self, name) in ("nan", "inf", "-inf"):
+                object.__setattr__(self, name, float(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class OutputDetails(_Keyed):
+    """What a report draws from: the worst elements, quantiles and octaves of the error, the metrics of no field.
+
+    `error_octaves` are (e, n): n elements with 2^e ≤ |error| < 2^(e+1). `emulated` holds the emulated model's errors by
+    metric, where an engine's are judged.
+    """
+
+    allclose: float | None = _absent(beside="cases")
+    top1: float | None = _absent(beside="cases")
+    cases: int | None = _absent()
+    peak: float | None = _absent(beside="cases")
+    error_quantiles: Mapping[str, float | None] | None = _absent(beside="cases")
+    error_octaves: tuple[tuple[int, int], ...] = _absent((), beside="cases")
+    error_zeros: int | None = _absent(beside="cases")
+    error_sampled: int | None = _absent(beside="cases")
+    worst: tuple[ElementRecord, ...] = _absent((), beside="cases")
+    notes: tuple[str, ...] = _absent((), beside="cases")
+    uncompared: str | None = _absent(beside="cases")
+    emulated: Mapping[str, float | None] | None = _absent()
+
+
+@dataclass(frozen=True)
+class OutputRecord:
+    """One output, compared. Metrics are None where they are not defined for the output's dtype."""
+
+    name: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    max: float | None = None
+    l2: float | None = None
+    abs: float | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
+    nonfinite: int = 0
+    mismatches: int = 0
+    worst_index: tuple[int, ...] | None = None
+    verdict: Verdict = "pass"
+    judged: tuple[JudgedRecord, ...] = ()
+    """Every limit that was applied."""
+    details: OutputDetails = OutputDetails()
+    parts: tuple[PartRecord, ...] = ()
+    """Every part of a divided output by every limit that is relative to a scale."""
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor along the graph: how far it is from the reference's, and what did not fit into its precision."""
+
+    name: str
+    node: str | None = None
+    op_type: str | None = None
+    error: float | None = None
+    own: float | None = None
+    max: float | None = None
+    l2: float | None = None
+    snr_db: float | None = None
+    max_abs: float | None = None
+    nonfinite: int | None = None
+    overflow: float | None = None
+    underflow: float | None = None
+    saturated: float | None = None
+
+
+@dataclass(frozen=True)
+class BlameRecord(_Keyed):
+    """`diagnose.result.Blame` as reports have it; `tensor` is the one to look at first, `summary` the headline."""
+
+    step: str | None = None
+    headline: str | None = None
+    errors: Mapping[str, Any] | None = None
+    culprit: Mapping[str, Any] | None = None
+    others: tuple[str, ...] = ()
+    contributions: tuple[Mapping[str, Any], ...] = ()
+    tensors: tuple[TensorRecord, ...] = ()
+    keep_fp32: tuple[str, ...] | None = None
+    keep_value: float | None = None
+    confirmed: bool = False
+    confirmed_by: str | None = None
+    keep_emulated: float | None = None
+    calibration: Mapping[str, Any] | None = None
+    builds: int = 0
+    trials: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    is_complete: bool = True
+    summary: str | None = None
+    tensor: str | None = None
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """The parity part of a check; `worst` is the value of `metric` on the worst output."""
+
+    verdict: Verdict
+    metric: str = ""
+    tol: float | None = None
+    worst: float | None = None
+    outputs: tuple[OutputRecord, ...] = ()
+    blame: BlameRecord | None = None
+    reason: str | None = None
+    tol_source: str | None = None
+
+
+# --- latency ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BudgetRecord(_Keyed):
+    """One budget: its limit, what was measured, and the confidence bounds; in ms where it is on a quantile."""
+
+    verdict: Verdict
+    name: str | None = _absent()
+    quantile: str | None = _absent()
+    limit: float | None = _absent()
+    value: float | None = _absent(beside="limit")
+    lower: float | None = _absent(beside="limit")
+    upper: float | None = _absent(beside="limit")
+    limit_ms: float | None = _absent()
+    value_ms: float | None = _absent(beside="limit_ms")
+    lower_ms: float | None = _absent(beside="limit_ms")
+    upper_ms: float | None = _absent(beside="limit_ms")
+    baseline_p50_ms: float | None = _absent()
+    ratio: float | None = _absent()
+    text: str | None = _absent()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what a latency was measured; `tensorrt` is module and version, the clocks are None where not told."""
+
+    gpu: str | None = _absent()
+    compute_capability: str | None = _absent()
+    driver: str | None = _absent(beside="gpu")
+    tensorrt: str | None = _absent()
+    input_shapes: Mapping[str, tuple[int, ...]] | None = _absent()
+    sm_mhz: int | None = _absent()
+    power_limit_w: float | None = _absent()
+    power_mode: str | None = _absent()
+
+
+@dataclass(frozen=True)
+class LatencyDetails:
+    """How a latency was measured, and what a report draws from."""
+
+    mean_ms: float | None = _absent()
+    min_ms: float | None = _absent()
+    max_ms: float | None = _absent()
+    measured: str | None = _absent()
+    cuda_graph: bool | None = _absent()
+    cuda_graph_reason: str | None = _absent(beside="cuda_graph")
+    gpu_p50_ms: float | None = _absent()
+    enqueue_p50_ms: float | None = _absent()
+    enqueue_bound: bool | None = _absent()
+    qps: float | None = _absent()
+    samples_ms: tuple[float, ...] = _absent(())
+    distribution: Mapping[str, Any] | None = _absent()
+    """`latency.baselines.comparison.Distribution` reads it."""
+    budget_keys: Mapping[str, str] | None = _absent()
+    conditions: Conditions | None = _absent()  # noqa: RUF009 - it is a field
+    disturbances: tuple[str, ...] = _absent((), beside="conditions")
+    held_back: tuple[str, ...] = _absent((), beside="conditions")
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """The latency part of a check; `gpu` is the GPU whose budgets were asked for."""
+
+    verdict: Verdict
+    reason: str | None = None
+    gpu: str | None = None
+    samples: int = 0
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    bounds_ms: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    budgets: tuple[BudgetRecord, ...] = ()
+    clocks: Mapping[str, Any] = field(default_factory=dict)
+    details: LatencyDetails = LatencyDetails()
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The engine that was built or taken from the cache."""
+
+    key: str
+    cached: bool
+    miss_reason: str | None
+    build_s: float
+    bytes: int
+    device_memory_bytes: int | None = None
+    layers_by_precision: Mapping[str, int] | None = None
+    sha256: str | None = None
+    """Of the serialized engine: two builds of one key need not be the same bytes."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
+
+    file: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """One check: one verdict, and all that it rests on."""
+
+    nodeid: str
+    model: str
+    verdict: Verdict
+    model_sha256: str | None = None
+    precision: str | None = None
+    backend: str | None = None
+    evidence: str | None = None
+    compiled_for: str | None = None
+    cases: int = 0
+    seed: int | None = None
+    inputs: str | None = None
+    """Where the inputs came from: "returned", "trt_inputs", "given" (to `trt_check`) or "generated"."""
+    reference: str | None = None
+    """What `reference=` named; None: the FP32 model itself."""
+    parity: ParityRecord | None = None
+    latency: LatencyRecord | None = None
+    engine: EngineRecord | None = None
+    duration_s: float = 0.0
+    runs: int = 1
+    """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
+    message: str | None = None
+    """The first thing to read when the verdict is not `pass`."""
+    notes: tuple[str, ...] = ()
+    # What is known once the test has ended:
+    expected_failure: str | None = _absent()
+    """The reason of the test's `xfail` mark."""
+    outcome: str | None = _absent()
+    """How pytest's test ended: "passed", "failed" or "skipped" (an expected failure is "skipped")."""
+    location: Location | None = _absent()  # noqa: RUF009 - it is a field
+
+    @property
+    def headline(self) -> str:
+        """The first line of the message."""
+        return first_line(self.message or "")
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(jsonable(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckRecord:
+        """What `to_json` wrote."""
+        return typed(json.loads(text), cls)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library by the name of its module, or a tool by its own."""
+
+    name: str | None = _absent()
+    module: str | None = _absent()
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """The GPU that was present."""
+
+    name: str | None = None
+    uuid: str | None = None
+    compute_capability: str | None = None
+    """As in "9.0"."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where checks ran: versions, and the GPU present beside the one that `--trt-gpu` named."""
+
+    python: str | None = None
+    platform: str | None = None
+    numpy: str | None = None
+    onnx: str | None = None
+    onnxruntime: str | None = None
+    tensorrt: Library | None = None
+    driver: str | None = None
+    gpu: GpuRecord | None = None
+    requested_gpu: str | None = None
+
+    def described(self) -> dict[str, str]:
+        """All of it in words, by what it is called; what is not known is left out."""
+        gpu, tensorrt = self.gpu or GpuRecord(), self.tensorrt or Library()
+        capability = f" (compute capability {gpu.compute_capability})" if gpu.compute_capability else ""
+        known = {
+            "TensorRT": " ".join(filter(None, (tensorrt.module, tensorrt.version))),
+            "GPU": f"{gpu.name}{capability}" if gpu.name else None,
+            "driver": self.driver,
+            "requested GPU": self.requested_gpu,
+            "ONNX Runtime": self.onnxruntime,
+            "ONNX": self.onnx,
+            "NumPy": self.numpy,
+            "Python": self.python,
+            "platform": self.platform,
+        }
+        return {name: text for name, text in known.items() if text}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict."""
+
+    schema_version: int = SCHEMA_VERSION
+    tool: Library = Library()
+    environment: Environment
+    checks: tuple[CheckRecord, ...]
+    summary: Mapping[str, int] = field(default_factory=dict)
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def is_bad(verdict: Verdict) -> bool:
+    """Whether somebody has to look: it is neither a pass nor left unmeasured."""
+    return verdict not in {"pass", "not_measured"}
+
+
+def combine(verdicts: list[Verdict]) -> Verdict:
+    """The verdict of several: the most severe of them; `not_measured` where there is none."""
+    return max(verdicts, key=SEVERITY.index, default="not_measured")
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON values: records as mappings, every non-finite float as a string, mapping keys as strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if is_dataclass(value):
+        return {name: jsonable(item) for name, item in _known(value)}
+    return value
+
+
+def _known(record: Any) -> Iterator[tuple[str, Any]]:
+    for each in fields(record):
+        value = getattr(record, each.name)
+        beside = each.metadata.get(_ABSENT)
+        if beside is None or value != each.default or (beside and getattr(record, beside) is not None):
+            yield each.name, value
+
+
+def typed(data: Any, kind: type[T]) -> T:
+    """JSON values as a record. Keys that are not known here are passed over, those of later versions of the plugin.
+
+    Raises
+    ------
+    ReportError
+        Something is missing or of another kind; the message says where.
+    """
+    import msgspec
+
+    try:
+        # Not strict: "inf" is a number, where a number is wanted.
+        return msgspec.convert(data, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ReportError(str(error)) from None
+
+
+def number(value: float | str | None) -> float | None:
+    """A number as it stands in JSON ("inf" and "nan" are strings there) as a float again."""
+    return None if value is None else float(value)

@@ -1,0 +1,68 @@
+"""Writing a file so that a reader never sees half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pytest_trtcheck.errors import ReportError
+
+
+def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
+    """See before the tests run that `path`, which `option` names, can be written; nothing is made.
+
+    Raises
+    ------
+    ReportError
+        It can't: what is there is of the other kind, or no directory on the way to it may be written to.
+    """
+    if path.exists() and path.is_dir() != is_folder:
+        raise ReportError(
+            f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",
+            "name a directory" if is_folder else "name a file in it",
+        )
+    if path.exists() and (is_folder or not path.is_file()):
+        place = path
+    else:
+        place = path.resolve().parent
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise ReportError(f"{option}: cannot write {path}: {place} is no directory", "name another place")
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise ReportError(f"{option}: cannot write {path}: no permission to write to {place}", "name another place")
+
+
+def write_text(path: str | os.PathLike[str], text: str, what: str = "the report") -> None:
+    """Write `text` to `path` at once (a reader finds the old file or the new one), making parent directories.
+
+    `what` names it in a message. What is no regular file, such as a pipe or anything in `/dev`, is written to directly.
+
+    Raises
+    ------
+    ReportError
+        `path` cannot be written.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise ReportError(f"cannot write {what} {path}: it is a directory", "name a file in it")
+        # Replacing what /dev/stdout is redirected to would lose what others still write there.
+        if Path("/dev") in target.absolute().parents or (target.exists() and not target.is_file()):
+            with target.open("a", encoding="utf-8") as stream:
+                stream.write(text)
+            return
+        # A link stays a link: what it points to is what gets replaced.
+        target = target.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ReportError(
+            f"cannot write {what} {path}: {error.strerror or error}",
+            "name a file in a directory that can be written to",
+        ) from error

@@ -1,0 +1,51 @@
+"""How a check was made: what stands in small print under a verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.cache import format_bytes
+from pytest_trtcheck.record import LatencyRecord
+from pytest_trtcheck.report.text import format_number, one_line, plural
+
+if TYPE_CHECKING:
+    from pytest_trtcheck.record import CheckRecord, EngineRecord
+
+_EVIDENCE = {"engine": "engine: a GPU ran TensorRT", "emulated": "emulated on CPU, not run on a GPU"}
+
+
+def check(record: CheckRecord) -> list[tuple[str, str]]:
+    """What a check ran on and with, by name."""
+    engine, latency = record.engine, record.latency or LatencyRecord("not_measured")
+    layers = (engine and engine.layers_by_precision) or {}
+    facts = {
+        "Model": record.model,
+        "SHA-256": f"{record.model_sha256[:16]}…" if record.model_sha256 else None,
+        "Evidence": _EVIDENCE.get(record.evidence or ""),
+        "Backend": record.backend,
+        "Compiled for": record.compiled_for,
+        "Inputs": _inputs(record),
+        "Engine": engine and _engine(engine),
+        "Device memory": format_bytes(engine.device_memory_bytes) if engine and engine.device_memory_bytes else None,
+        "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
+        "Latency judged on": latency.gpu,
+        "Latency": latency.reason,
+        "Held back": ", ".join(latency.details.held_back),
+        "Clocks": ", ".join(f"{key} {value}" for key, value in latency.clocks.items()),
+        "Took": f"{format_number(record.duration_s)} s" if record.duration_s else None,
+    }
+    return [(name, one_line(value)) for name, value in facts.items() if value]
+
+
+def _engine(engine: EngineRecord) -> str:
+    built = "taken from the cache" if engine.cached else f"built in {format_number(engine.build_s)} s"
+    reason = f" ({engine.miss_reason})" if engine.miss_reason else ""
+    return f"{built}{reason}, {format_bytes(engine.bytes)}"
+
+
+def _inputs(record: CheckRecord) -> str | None:
+    if not record.cases:
+        return None
+    origin = record.inputs
+    words = f", generated with seed {record.seed}" if origin == "generated" else f", {origin}" if origin else ""
+    return plural(record.cases, "case") + words

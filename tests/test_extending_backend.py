@@ -1,0 +1,146 @@
+"""A backend from another package: one file and an entry point, as the documentation has it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_trtcheck import backends
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
+SECTION = DOCS.read_text(encoding="utf-8").partition("## Backend")[2].partition("\n## ")[0]
+CODE, ENTRY = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL)[0] for kind in ("python", "toml"))
+
+# Faults to plant, each a system of its own.
+MORE = """
+class Wrong(PlainOrt):
+    name = "wrong"
+
+    def load(self, built):
+        session = super().load(built)
+        return type("Scaled", (), {
+            "__call__": lambda self, inputs: {name: array * 1.1 for name, array in session(inputs).items()},
+            "close": lambda self: session.close(),
+        })()
+
+
+class Unsteady(PlainOrt):
+    name = "unsteady"
+
+    def load(self, built):
+        session, runs = super().load(built), iter(range(99))
+        return type("Scaled", (), {
+            "__call__": lambda self, inputs: {
+                name: array * (1 + 1e-4 * (next(runs) % 2)) for name, array in session(inputs).items()
+            },
+            "close": lambda self: session.close(),
+        })()
+
+
+class Boasting(PlainOrt):
+    name = "boasting"
+    evidence = "engine"
+"""
+ENTRIES = ENTRY.replace("project.entry-points.", "").replace('"', "") + (
+    "wrong = ort_plain:Wrong\nunsteady = ort_plain:Unsteady\nboasting = ort_plain:Boasting\n"
+    "gone = no_such_module:Gone\ntensorrt = ort_plain:PlainOrt\n"
+)
+CHECK = """
+@trt_parity("conv.onnx", precision="fp32", batch=2, backend="{backend}")
+def test_it(): ...
+"""
+
+
+@pytest.fixture
+def installed(suite: Suite, monkeypatch: pytest.MonkeyPatch, all_loaded: None) -> Suite:
+    """The package of the documentation, and what pip would leave of it."""
+    site = suite.path / "site"
+    about = site / "ort_plain-1.0.dist-info"
+    about.mkdir(parents=True)
+    (site / "ort_plain.py").write_text(CODE + MORE)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ort-plain\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(ENTRIES)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
+    return suite
+
+
+def test_the_example_is_short() -> None:
+    assert len([line for line in CODE.splitlines() if line.strip()]) <= 30
+
+
+@pytest.mark.parametrize("given", ["ort-plain", "ort_plain"])
+def test_a_check_runs_through_it(installed: Suite, given: str) -> None:
+    installed.write(test_it=CHECK.format(backend=given))
+    run = installed.run()
+    run.result.assert_outcomes(passed=1)
+    (record,) = run.checks
+    assert (record["backend"], record["evidence"]) == ("ort-plain", "emulated")
+    assert record["parity"]["worst"] < 1e-4
+    assert any(note.startswith("run by ONNX Runtime without optimizations (onnxruntime ") for note in record["notes"])
+    run = installed.run("--trt-require-gpu")
+    run.result.assert_outcomes(failed=1)
+    assert "--trt-require-gpu: parity was run by ONNX Runtime without optimizations" in run.text
+
+
+def test_the_command_line_names_it_too(installed: Suite) -> None:
+    installed.write(test_it='@trt_parity("conv.onnx", precision=["fp32", "fp16"], batch=2)\ndef test_it(): ...\n')
+    run = installed.run("--trt-backend=ort_plain")
+    run.result.assert_outcomes(passed=1, failed=1)
+    assert "it has no arithmetic for fp16" in run.check("fp16]")["message"]
+
+
+def test_one_that_computes_something_else_fails_and_is_to_blame(installed: Suite) -> None:
+    installed.write(test_it=CHECK.format(backend="wrong"))
+    run = installed.run()
+    run.result.assert_outcomes(failed=1)
+    (record,) = run.checks
+    assert "(by ONNX Runtime without optimizations)" in record["message"]
+    assert record["parity"]["worst"] == pytest.approx(0.1, rel=0.01)
+    assert record["parity"]["blame"]["step"] == "engine"
+
+
+def test_one_that_computes_something_else_each_time_fails(installed: Suite) -> None:
+    installed.write(test_it=CHECK.format(backend="unsteady"))
+    run = installed.run()
+    run.result.assert_outcomes(failed=1)
+    assert "is not deterministic" in run.checks[0]["message"]
+
+
+def test_no_gpu_is_claimed_where_none_ran(installed: Suite) -> None:
+    installed.write(test_it=CHECK.format(backend="boasting"))
+    (record,) = installed.run().checks
+    assert record["verdict"] == "error"
+    assert "backend 'boasting' says evidence = 'engine'" in record["message"]
+
+
+def test_nothing_of_it_is_imported_before_a_test_asks(installed: Suite) -> None:
+    (installed.path / "site" / "ort_plain.py").write_text("raise RuntimeError('a test has asked')")
+    installed.write(test_it=CHECK.format(backend="ort-plain"))
+    assert "a test has asked" not in installed.run("--help").text
+    assert "a test has asked" not in installed.run("--collect-only").text
+    assert "RuntimeError: a test has asked" in installed.run().text
+
+
+def test_one_that_cannot_be_imported_is_an_error_with_its_name(installed: Suite) -> None:
+    installed.write(test_it=CHECK.format(backend="gone"))
+    run = installed.run("--trt-backend=gone")
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "backend 'gone' (no_such_module:Gone) cannot be imported: No module named 'no_such_module'" in run.text
+
+
+def test_names(installed: Suite) -> None:
+    assert backends.find_name("tensorrt-rtx") == backends.find_name("tensorrt_rtx") == "tensorrt_rtx"
+    assert backends.find_name("emulated") == "onnxruntime"
+    assert backends.find_name("ort_plain") == "ort-plain"
+    assert backends.load("tensorrt").__module__ == "pytest_trtcheck.backends.tensorrt.backend", "ours stay ours"
+    assert backends.find_name("ort-plane") is None
+    run = installed.run("--trt-backend=ort-plane")
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "did you mean 'ort-plain'?" in run.text
