@@ -19,7 +19,7 @@ from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.latency.baselines import MIN_SLOWDOWN, Baseline, GpuKey
-from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.latency.baselines.distribution import Distribution
 from pytest_trtcheck.latency.baselines.files import path_of, rounded
 from pytest_trtcheck.record import (
     BudgetRecord,

@@ -16,7 +16,7 @@ from pytest_trtcheck import latency
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency import baselines
-from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.latency.baselines.distribution import Distribution
 from pytest_trtcheck.record import Conditions, LatencyDetails, LatencyRecord
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import __version__
 from pytest_trtcheck.cache import Cache, Key, hash_code, settled, stamp
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
@@ -38,13 +37,13 @@ def model(path: Path, label: str, cache: Cache) -> OnnxModel:
     own = stamps_of([path])
     if own is None:
         return load()
-    index = once(Key("model_files", path.name, own), lambda: list(load().external), cache)
+    deciding = ("onnx_model", "output_parts", "proto", "randomness")
+    code = {"code": hash_code(*(f"model/{name}.py" for name in deciding))}
+    index = once(Key("model_files", path.name, own | code), lambda: list(load().external), cache)
     stamps = stamps_of([path, *(path.parent / location for location in index)])
     if stamps is None:
         return load()
-    deciding = ("onnx_model", "output_parts", "proto", "randomness")
-    stamps |= {"code": hash_code(*(f"model/{name}.py" for name in deciding))}
-    facts = once(Key("model_facts", path.name, stamps), lambda: _plain(load()), cache)
+    facts = once(Key("model_facts", path.name, stamps | code), lambda: _plain(load()), cache)
     return replace(_model(facts), path=path, label=label)
 
 
@@ -56,7 +55,7 @@ def stamps_of(files: Sequence[Path]) -> dict[str, str] | None:
         return None
     if not settled(*found.values()):
         return None
-    return {"version": __version__, "files": json.dumps(found)}
+    return {"files": json.dumps(found)}
 
 
 def once(key: Key, find: Any, cache: Cache) -> Any:

@@ -15,7 +15,7 @@ from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_trtcheck.latency.baselines.comparison import Distribution
+    from pytest_trtcheck.latency.baselines.distribution import Distribution
     from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
@@ -233,7 +233,7 @@ def _distribution(latency: LatencyRecord, nodeid: str) -> Distribution | None:
     data = latency.details.distribution
     if data is None:
         return None
-    from pytest_trtcheck.latency.baselines.comparison import Distribution
+    from pytest_trtcheck.latency.baselines.distribution import Distribution
 
     try:
         return Distribution.from_json(data)

@@ -31,7 +31,7 @@ def test_conv(): ...
 def test_too_strict(): ...
 """
     )
-    run = suite.run(fresh)
+    run = suite.run_apart(fresh)
     run.result.assert_outcomes(passed=6, failed=1)
     for record in run.checks:
         assert record["evidence"] == "engine"
@@ -40,7 +40,7 @@ def test_too_strict(): ...
     assert run.check("fp16-batch1]")["engine"]["layers_by_precision"]["fp16"] > 0
     assert run.check("bf16-batch4]")["engine"]["layers_by_precision"]["bf16"] > 0
     assert "on the GPU" in run.check("test_too_strict")["message"]
-    again = suite.run(fresh)
+    again = suite.run_apart(fresh)
     assert all(record["engine"]["cached"] for record in again.checks)
 
 
@@ -58,12 +58,12 @@ def test_by_hand(trt_build, trt_reference, trt_gpu):
         assert 0 < np.abs(y - r).max() < 0.01
 """
     )
-    suite.run(fresh).result.assert_outcomes(passed=1)
+    suite.run_apart(fresh).result.assert_outcomes(passed=1)
 
 
 def test_a_declared_gpu_that_is_not_there_is_a_session_error(suite: Suite) -> None:
     suite.write(test_plain="def test_plain(): ...\n")
-    run = suite.run("--trt-gpu=T4")
+    run = suite.run_apart("--trt-gpu=T4")
     assert run.result.ret == pytest.ExitCode.USAGE_ERROR
     assert "T4" in run.text
     assert "in this machine is" in run.text
@@ -97,7 +97,7 @@ def test_memory(): ...
 def test_speedup(): ...
 """
     )
-    run = suite.run(fresh)
+    run = suite.run_apart(fresh)
     run.result.assert_outcomes(passed=4, failed=2)
     verdicts = {record["nodeid"].partition("::")[2]: record["latency"]["verdict"] for record in run.checks}
     assert verdicts == {
@@ -122,7 +122,7 @@ def test_magika():
     return np.random.default_rng(0).integers(0, 257, (1, 2048)).astype(np.int32)
 """
     )
-    run = suite.run(fresh)
+    run = suite.run_apart(fresh)
     run.result.assert_outcomes(passed=1, failed=1)
     assert np.isclose(run.check("[fp16]")["parity"]["outputs"][0]["l2"], 1.03, atol=0.02)
 
@@ -140,11 +140,11 @@ def test_budget(): ...
 """
     )
     kept = suite.path / "kept"
-    recorded = suite.run(fresh, "--trt-baseline=kept", "--trt-update-baseline")
+    recorded = suite.run_apart(fresh, "--trt-baseline=kept", "--trt-update-baseline")
     recorded.result.assert_outcomes(passed=2)
     assert "2 baselines recorded in 1 file" in recorded.text
     (path,) = kept.rglob("*.json")
-    again = suite.run(fresh, "--trt-baseline=kept")
+    again = suite.run_apart(fresh, "--trt-baseline=kept")
     again.result.assert_outcomes(passed=2)
     for record in again.checks:
         assert record["latency"]["budgets"][-1]["name"] == "baseline"
@@ -157,7 +157,7 @@ def test_budget(): ...
         distribution["quantiles_ms"] = {q: value / 2 for q, value in distribution["quantiles_ms"].items()}
         distribution["bounds_ms"] = {q: [low / 2, high / 2] for q, (low, high) in distribution["bounds_ms"].items()}
     path.write_text(json.dumps(document))
-    slower = suite.run(fresh, "--trt-baseline=kept")
+    slower = suite.run_apart(fresh, "--trt-baseline=kept")
     slower.result.assert_outcomes(failed=2)
     assert "against the baseline" in slower.text
 
@@ -184,7 +184,9 @@ def test_no_engine(trt_benchmark):
     trt_benchmark(lambda: None, IMAGE)
 """
     )
-    run = suite.run(fresh, "--benchmark-json=speed.json", "--benchmark-min-time=0.001", "--benchmark-max-time=0.3")
+    run = suite.run_apart(
+        fresh, "--benchmark-json=speed.json", "--benchmark-min-time=0.001", "--benchmark-max-time=0.3"
+    )
     run.result.assert_outcomes(passed=3, failed=1)
     assert "expected an engine, got function" in run.text
     found = {each["name"]: each for each in json.loads((suite.path / "speed.json").read_text())["benchmarks"]}
@@ -202,7 +204,7 @@ def test_magika():
     return np.random.default_rng(0).integers(0, 257, (1, 2048)).astype(np.int32)
 """
     )
-    run = suite.run(fresh, "--trt-bundle=bundles", "--trt-html=report.html")
+    run = suite.run_apart(fresh, "--trt-bundle=bundles", "--trt-html=report.html")
     run.result.assert_outcomes(failed=1)
     blame = run.check("test_magika")["parity"]["blame"]
     assert blame["step"] == "precision"
@@ -210,6 +212,6 @@ def test_magika():
     assert blame["keep_fp32"]
     assert run.check("test_magika")["parity"]["outputs"][0]["details"]["emulated"]["max"] > 0.5
     (bundle,) = (suite.path / "bundles").glob("*/bundle.json")
-    replayed = suite.run(str(bundle))
+    replayed = suite.run_apart(str(bundle))
     replayed.result.assert_outcomes(failed=1)
     assert "the outputs are the same" in replayed.text or "outputs" in " ".join(replayed.checks[0]["notes"])

@@ -327,6 +327,20 @@ def test_memory_that_runs_out_is_named_and_the_engine_goes_on(make: MakeEngine) 
     np.testing.assert_array_equal(engine(conv_input())["y"], expected)
 
 
+def heavy_model() -> onnx.ModelProto:
+    """A model whose run takes a good while longer than to start it."""
+    return onnx_models.model(
+        [
+            helper.make_node("Conv", ["x", "w1"], ["h"], name="conv1", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["h"], ["r"], name="relu"),
+            helper.make_node("Conv", ["r", "w2"], ["y"], name="conv2", pads=[1, 1, 1, 1]),
+        ],
+        {"x": (onnx_models.FLOAT, [8, 64, 128, 128])},
+        {"y": (onnx_models.FLOAT, [8, 64, 128, 128])},
+        {"w1": onnx_models.weights((64, 64, 3, 3), 1), "w2": onnx_models.weights((64, 64, 3, 3), 2)},
+    )
+
+
 BREAK = """
 import sys
 from pathlib import Path
@@ -337,7 +351,7 @@ from pytest_trtcheck.errors import GpuError
 
 plan, module = Path(sys.argv[1]), find_module(sys.argv[2])
 engine, bystander = Engine(plan, module), Engine(plan, module)
-x = {"x": np.ones((2, 16, 16, 16), np.float32)}
+x = {"x": np.ones((8, 64, 128, 128), np.float32)}
 engine(x)
 bystander(x)
 if sys.argv[3] == "illegal address":
@@ -349,7 +363,7 @@ if sys.argv[3] == "illegal address":
 
     engine.point_at = astray
 else:
-    engine.timeout_s = 0.0  # Too short for any run, though one may be over before it is looked at.
+    engine.timeout_s = 0.0
 
 def run(what):
     try:
@@ -372,7 +386,7 @@ def test_a_failure_that_breaks_cuda_is_said_and_survived(
     plan: Callable[..., Path], module: TensorRTModule, fault: str
 ) -> None:
     """In a process of its own: nothing repairs a CUDA context."""
-    path = plan(trt_models.operator("Conv", "fp32"))
+    path = plan(heavy_model())
     ended = subprocess.run(
         [sys.executable, "-c", BREAK, str(path), module.name, fault],
         check=False,
@@ -392,17 +406,7 @@ def test_a_failure_that_breaks_cuda_is_said_and_survived(
 @pytest.fixture
 def heavy(make: MakeEngine) -> Engine:
     """An engine whose run takes long enough to be measured to a few percent."""
-    model = onnx_models.model(
-        [
-            helper.make_node("Conv", ["x", "w1"], ["h"], name="conv1", pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", ["h"], ["r"], name="relu"),
-            helper.make_node("Conv", ["r", "w2"], ["y"], name="conv2", pads=[1, 1, 1, 1]),
-        ],
-        {"x": (onnx_models.FLOAT, [8, 64, 128, 128])},
-        {"y": (onnx_models.FLOAT, [8, 64, 128, 128])},
-        {"w1": onnx_models.weights((64, 64, 3, 3), 1), "w2": onnx_models.weights((64, 64, 3, 3), 2)},
-    )
-    return make(model)
+    return make(heavy_model())
 
 
 def heavy_input(seed: int = 0) -> dict[str, NDArray[Any]]:

@@ -58,9 +58,9 @@ def a_busy_gpu() -> Iterator[int]:
 def test_two_workers_measure_as_one_does(suite: Suite) -> None:
     suite.write(test_latency=LATENCY.format(p50_ms=1000.0, p99_ms=1000.0))
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
-    suite.run(cache)
-    alone = [record["latency"]["p50_ms"] for record in suite.run(cache).checks]
-    together = [record["latency"]["p50_ms"] for record in suite.run(cache, "-n2").checks]
+    suite.run_apart(cache)
+    alone = [record["latency"]["p50_ms"] for record in suite.run_apart(cache).checks]
+    together = [record["latency"]["p50_ms"] for record in suite.run_apart(cache, "-n2").checks]
     assert max(together) < 1.3 * min(alone), (alone, together)
 
 
@@ -69,7 +69,7 @@ def test_our_own_work_excuses_no_failure(suite: Suite) -> None:
     suite.write(test_latency=LATENCY.format(p50_ms=1e-4, p99_ms=1e-4))
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
     for workers in ((), ("-n2",)):
-        for record in suite.run(cache, *workers).checks:
+        for record in suite.run_apart(cache, *workers).checks:
             latency = record["latency"]
             if latency["verdict"] == "inconclusive" and "with nothing of ours running" in latency["reason"]:
                 pytest.skip(f"somebody else uses this GPU: {latency['reason']}")
@@ -80,7 +80,7 @@ def test_our_own_work_excuses_no_failure(suite: Suite) -> None:
 
 def test_a_failure_says_how_it_was_launched(suite: Suite) -> None:
     suite.write(test_latency=LATENCY.format(p50_ms=1e-4, p99_ms=1e-4))
-    for record in suite.run(f"--trt-cache-dir={suite.path / 'cache'}").checks:
+    for record in suite.run_apart(f"--trt-cache-dir={suite.path / 'cache'}").checks:
         latency = record["latency"]
         details = latency["details"]
         assert ("without a CUDA graph: " in latency["reason"]) == (not details["cuda_graph"])
@@ -90,18 +90,18 @@ def test_a_failure_says_how_it_was_launched(suite: Suite) -> None:
 def test_a_busy_gpu_makes_a_failure_inconclusive(suite: Suite) -> None:
     suite.write(test_latency=LATENCY.format(p50_ms=1000.0, p99_ms=1000.0))
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
-    quiet = suite.run(cache).checks[0]["latency"]
+    quiet = suite.run_apart(cache).checks[0]["latency"]
     assert quiet["verdict"] == "pass"
     # The others get the GPU for slices of time: few runs are hit, those hard.
     suite.write(test_latency=LATENCY.format(p50_ms=quiet["p50_ms"] * 1.5, p99_ms=quiet["p99_ms"] * 2))
     with a_busy_gpu():
-        busy = suite.run(cache)
+        busy = suite.run_apart(cache)
     for record in busy.checks:
         latency = record["latency"]
         if latency["verdict"] != "pass":
             assert latency["verdict"] == "inconclusive", latency
             assert "disturbed" in latency["reason"] or "GPU" in latency["reason"], latency
     # The same budget holds once the GPU is free; the p99 of 20 µs may stay undecided where the host is shared.
-    for record in suite.run(cache).checks:
+    for record in suite.run_apart(cache).checks:
         assert record["latency"]["verdict"] in {"pass", "inconclusive"}
         assert record["latency"]["p50_ms"] <= quiet["p50_ms"] * 1.5

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baselines.comparison import Distribution
+from pytest_trtcheck.latency.baselines.distribution import Distribution
 from pytest_trtcheck.record.files import write_text
 
 if TYPE_CHECKING:

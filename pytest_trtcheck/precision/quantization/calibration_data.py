@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.cache import Cache, Key, hash_code
 from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import remembered
@@ -356,6 +356,7 @@ def digest_of(samples: Samples, cache: Cache) -> str:
     stamps = remembered.stamps_of(files) if files else None
     if stamps is None:
         return samples.digest()
-    parts = {**stamps, "inputs": repr(samples.specs), "limit": str(samples.limit)}
+    code = hash_code("model/inputs.py", "precision/quantization/calibration_data.py")
+    parts = {**stamps, "code": code, "inputs": repr(samples.specs), "limit": str(samples.limit)}
     digest: str = remembered.once(Key("samples", files[0].parent.name, parts), samples.digest, cache)
     return digest
