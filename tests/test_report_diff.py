@@ -72,7 +72,7 @@ def latency(p50_ms: float = 1.0, seed: int = 0, samples: int = 1000, **details: 
 def output(name: str = "boxes", value: float | None = 0.004, limit: float | None = 0.01, **more: Any) -> OutputRecord:
     metric = more.pop("metric", "max")
     verdict = more.pop("verdict", "pass")
-    judged = JudgedRecord(metric, value, limit, "tol", verdict)
+    judged = JudgedRecord(metric, value, limit, "tol", verdict, at_least=more.pop("at_least", None))
     return OutputRecord(name, "float32", (1, 4), judged=(judged,), verdict=verdict, **more)
 
 
@@ -169,6 +169,18 @@ def test_decibels_are_better_when_there_are_more_of_them(old: float, new: float,
     before, after = (check(parity=parity(output(value=value, limit=30.0, metric="snr_db"))) for value in (old, new))
     found = diff(report(before), report(after))
     assert [change.direction for each in found.checks for change in each.changes] == [direction] * bool(direction)
+
+
+@pytest.mark.parametrize(("old", "new", "direction"), [(0.9, 0.89, None), (0.9, 0.5, "worse"), (0.5, 0.9, "better")])
+def test_a_metric_of_the_users_own_may_be_better_when_it_is_more(old: float, new: float, direction: str | None) -> None:
+    before, after = (
+        check(parity=parity(output(value=value, limit=0.8, metric="overlap", at_least=True))) for value in (old, new)
+    )
+    found = diff(report(before), report(after))
+    assert [change.direction for each in found.checks for change in each.changes] == [direction] * bool(direction)
+    assert all(
+        "dB" not in change.remark and "≥ 0.8" in change.remark for each in found.checks for change in each.changes
+    )
 
 
 def test_one_output_of_several_is_named() -> None:

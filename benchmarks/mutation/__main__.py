@@ -74,8 +74,8 @@ MORE_GROUPS = {
         ("precision/**/*.py",), ("test_ca*.py", "test_q*.py", "test_half.py", "test_emulate.py", "test_guards.py")
     ),
     "check": Group(
-        ("backends/tensorrt/cached.py", "check/*.py"),
-        ("test_artifacts.py", "test_guards.py", "test_measure*.py", "test_bundle.py", "test_baselines.py"),
+        ("backends/tensorrt/backend.py", "check/*.py"),
+        ("test_artifacts.py", "test_guards.py", "test_latency_measure.py", "test_bundle.py", "test_baselines.py"),
     ),
     "model": Group(("model/*.py",), ("test_model.py", "test_facts.py", "test_artifacts.py", "test_guards.py")),
 }

@@ -125,7 +125,7 @@ def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
     before, after = _cost(old), _cost(new)
     if before == after:
         return
-    limits = [_cost_of(each.metric, each.limit) for each in (old, new) if each.limit is not None]
+    limits = [_cost_of(each, each.limit) for each in (old, new) if each.limit is not None]
     scale = min((limit for limit in limits if math.isfinite(limit)), default=0.0)
     low, high = sorted((before, after))
     if old.verdict == new.verdict and not (high > ERROR_RATIO * low and high - low > ERROR_SHARE * scale):
@@ -146,17 +146,19 @@ def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
 
 
 def _cost(judged: Judgement) -> float:
-    return _cost_of(judged.metric, judged.value)
+    return _cost_of(judged, judged.value)
 
 
-def _cost_of(metric: str, value: float | None) -> float:
+def _cost_of(judged: Judgement, value: float | None) -> float:
     """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
     if value is None or math.isnan(value):
         return math.inf
-    if metric not in AT_LEAST:
+    if not judged.at_least:
         # Infinity is bad, and still a number: below what could not be computed.
         return max(0.0, min(value, 1e308))
-    return float(10 ** (-max(-6000.0, min(6000.0, value)) / 20))
+    if judged.metric in AT_LEAST:
+        return float(10 ** (-max(-6000.0, min(6000.0, value)) / 20))
+    return min(1 / value, 1e308) if value > 0 else 1e308
 
 
 def _value(judged: Judgement) -> str:
@@ -164,7 +166,7 @@ def _value(judged: Judgement) -> str:
 
 
 def _limit(judged: Judgement) -> str:
-    sign = "≥" if judged.metric in AT_LEAST else "≤"
+    sign = "≥" if judged.at_least else "≤"
     return MISSING if judged.limit is None else f"{sign} {format_limit(judged.limit)}"
 
 

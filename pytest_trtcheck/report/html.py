@@ -16,7 +16,6 @@ from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import describe, plots
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, plural, shorten_middle
 from pytest_trtcheck.report.view import (
-    AT_LEAST,
     BudgetView,
     Judgement,
     budgets,
@@ -300,7 +299,7 @@ def _overview(rows: Sequence[Row]) -> Plot | None:
             continue
         output = next((output for output, judged in row.outputs if judged is not None), None)
         judgement = row.judgement
-        seen = _emulated(output, judgement) if output and judgement and judgement.metric not in AT_LEAST else None
+        seen = _emulated(output, judgement) if output and judgement and not judgement.at_least else None
         if seen is not None and judgement is not None and judgement.value is not None:
             points.append((f"{row.name} {row.record.precision}", seen, judgement.value, failed(row.record)))
     return Plot("Emulated against engine", plots.emulated_against_engine(points)) if len(points) > 1 else None

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.report import svg
 from pytest_trtcheck.report.text import format_number, plural, shorten_middle
-from pytest_trtcheck.report.view import AT_LEAST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +27,8 @@ def outputs(judgements: Sequence[tuple[Judgement, float | None, bool]]) -> str:
     judgements
         What decided each output; the emulated model's value of the same metric, or None; whether an engine ran.
     """
-    # Decibels grow where errors shrink: they have no place on this axis.
-    shown = [row for row in judgements if row[0].limit is not None and row[0].metric not in AT_LEAST]
+    # What grows where errors shrink has no place on this axis.
+    shown = [row for row in judgements if row[0].limit is not None and not row[0].at_least]
     if not shown:
         return ""
     values = [v for j, emulated, _ in shown for v in (j.value, j.limit, emulated) if v is not None]

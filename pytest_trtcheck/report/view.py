@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 AT_LEAST = frozenset(metric.name for metric in METRICS.values() if metric.at_least)
-"""Built-in metrics whose limit is the least they may be."""
+"""Built-in metrics whose limit is the least they may be: they are in decibels."""
 
 _UNITS = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "engine_mib": "MiB", "min_speedup": "×"}
 _GENERIC_STEMS = frozenset({"model", "best", "inference", "network", "net", "onnx", "export"})
