@@ -115,15 +115,16 @@ def judged(actual: Arrays, reference: Arrays, limits: compare.Limits) -> tuple[s
 def planted(actual: Arrays, reference: Arrays, outputs: Sequence[OutputRecord]) -> Iterator[tuple[str, Arrays, bool]]:
     """(fault, outputs with it, whether it exceeds twice the limit by max|r|) for every part that was exercised."""
     for output in outputs:
-        parts = [part for part in output.parts if part["verdict"] == "pass" and part["ranges"] and not part["band"]]
+        parts = [part for part in output.parts if part.verdict == "pass" and part.ranges and not part.band]
         for part in parts:
-            where = Part(tuple((axis, start, stop) for axis, start, stop in part["ranges"]))
+            scale, limit = part.scale or 0.0, part.limit or 0.0
+            where = Part(tuple((axis, start, stop) for axis, start, stop in part.ranges))
             for fault in ("zero", "twice the limit"):
                 spoilt = np.array(actual[output.name])
                 mine, right = view(spoilt, where), view(reference[output.name], where)
-                mine[...] = 0 if fault == "zero" else right + 2 * part["limit"] * part["scale"]
+                mine[...] = 0 if fault == "zero" else right + 2 * limit * scale
                 peak = float(np.abs(right).max())
-                beyond = float(np.abs(mine.astype(np.float64) - right).max()) >= 1.99 * part["limit"] * peak
+                beyond = float(np.abs(mine.astype(np.float64) - right).max()) >= 1.99 * limit * peak
                 yield fault, {**actual, output.name: spoilt}, beyond
 
 

@@ -50,7 +50,7 @@ def judged(
 
 
 def entry(record: OutputRecord, metric: str) -> JudgedRecord:
-    (found,) = [each for each in record.judged if each["metric"] == metric]
+    (found,) = [each for each in record.judged if each.metric == metric]
     return found
 
 
@@ -162,7 +162,7 @@ def test_every_metric_passes_at_its_value_and_fails_beyond(metric: str) -> None:
     assert judged(actual, EVEN, float(better), metric).verdict == "pass"
     record = judged(actual, EVEN, float(worse), metric)
     assert record.verdict == "fail"
-    assert entry(record, metric)["value"] == value
+    assert entry(record, metric).value == value
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -175,7 +175,7 @@ def test_nan_and_infinity_never_pass(bad: float, metric: str) -> None:
     for actual, expected in ((spoilt, reference), (reference, spoilt)):
         record = judged(actual, expected, tol, metric)
         assert record.verdict == "fail"
-        assert entry(record, "nonfinite")["value"] == 1
+        assert entry(record, "nonfinite").value == 1
         assert record.nonfinite == 1
     assert judged(spoilt, reference, -500.0, "snr_db").verdict == "fail"
 
@@ -196,7 +196,7 @@ def test_nan_on_both_sides_leaves_small_values_their_scale() -> None:
     reference = EVEN * np.float32(1e-3)
     actual = reference * np.float32(1.5)
     reference[3] = actual[3] = math.nan
-    assert entry(judged(actual, reference), "max")["value"] == pytest.approx(0.5, rel=1e-6)
+    assert entry(judged(actual, reference), "max").value == pytest.approx(0.5, rel=1e-6)
     assert judged(actual, reference).verdict == "fail"
 
 
@@ -230,9 +230,9 @@ def test_an_all_zero_reference_is_judged_by_abs(metric: str) -> None:
     assert judged(zero + np.float32(0.009), zero, 0.01, metric).verdict == "pass"
     record = judged(zero + np.float32(0.02), zero, 0.01, metric)
     assert record.verdict == "fail"
-    assert entry(record, metric)["value"] == pytest.approx(0.02)
+    assert entry(record, metric).value == pytest.approx(0.02)
     if metric in {"max", "l2"}:
-        assert "all zero" in entry(record, metric)["note"]
+        assert "all zero" in str(entry(record, metric).note)
         assert getattr(record, metric) is None
 
 
@@ -252,7 +252,7 @@ def test_a_metric_that_cannot_be_computed_is_an_error(
 ) -> None:
     record = judged(actual, reference, 1.0, metric)
     assert record.verdict == "error"
-    assert entry(record, metric)["value"] is None
+    assert entry(record, metric).value is None
     assert "can't be computed" in sentence(entry(record, metric))
 
 
@@ -335,7 +335,7 @@ def test_the_worst_of_several_cases_decides() -> None:
     cases = [measure("x", EVEN * np.float32(1 + error), EVEN) for error in (0.001, 0.02, 0.005)]
     record = judge(merge(cases), limits)
     assert record.verdict == "fail"
-    assert entry(record, "max")["case"] == 1
+    assert entry(record, "max").case == 1
     assert "input 1" in sentence(entry(record, "max"))
     assert judge(merge(cases[::2]), limits).verdict == "pass"
 

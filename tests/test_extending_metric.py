@@ -57,8 +57,8 @@ def test_a_callable_is_judged_by_its_tolerance_and_named_by_its_name() -> None:
     (limit, _) = resolve_limits(0.1, metric, "fp16", ["x"])["x"]
     assert (limit.metric, limit.limit, limit.source) == (metric, 0.1, "tol=0.1")
     passed = judged(mean_error, (EVEN + np.float32(0.05), EVEN), expected="pass")
-    assert passed.judged[0]["metric"] == "mean_error"
-    assert passed.judged[0]["value"] == pytest.approx(0.05, rel=1e-5)
+    assert passed.judged[0].metric == "mean_error"
+    assert passed.judged[0].value == pytest.approx(0.05, rel=1e-5)
     failed = judged(mean_error, (EVEN + np.float32(0.5), EVEN), expected="fail")
     parity = summarize([failed], "mean_error")
     assert parity.reason == "output 'x': mean_error 0.5 > 0.1 (tol=0.1)"
@@ -98,8 +98,8 @@ def raises(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 def test_what_it_can_not_compute_is_an_error_that_names_it(function: Any, says: str) -> None:
     for pairs in ([(EVEN, EVEN)], [(EVEN, EVEN), (EVEN, EVEN)]):
         found = judged(function, *pairs, expected="error")
-        assert found.judged[0]["verdict"] == "error"
-        assert says in found.judged[0]["note"]
+        assert found.judged[0].verdict == "error"
+        assert says in str(found.judged[0].note)
         assert says in str(summarize([found], "max").reason)
     spec = trt_parity(metric=function, tol=0.1)
     limits = resolve_limits(spec.tol, spec.metric, "fp16", ["x"])["x"]
@@ -113,10 +113,10 @@ def test_one_input_that_fails_or_can_not_be_computed_is_enough() -> None:
         return math.nan if expected[0] == 2 else float(actual[0] - expected[0])
 
     one, two = np.ones(4), np.full(4, 2.0)
-    assert judged(of_ones, (one, one), (one + 1, one), (one, one), expected="fail").judged[0]["case"] == 1
-    assert judged(of_ones, (one, one), (two, two), expected="error").judged[0]["case"] == 1
+    assert judged(of_ones, (one, one), (one + 1, one), (one, one), expected="fail").judged[0].case == 1
+    assert judged(of_ones, (one, one), (two, two), expected="error").judged[0].case == 1
     most = of_arrays(lambda actual, _: float(actual[0]), name="most", at_least=True)
-    assert judged(most, (two, one), (one, one), tol=1.5, expected="fail").judged[0]["case"] == 1
+    assert judged(most, (two, one), (one, one), tol=1.5, expected="fail").judged[0].case == 1
 
 
 def test_nan_on_one_side_alone_fails_without_asking_it() -> None:
@@ -124,7 +124,7 @@ def test_nan_on_one_side_alone_fails_without_asking_it() -> None:
     broken[3] = math.nan
     for metric in (raises, lambda *_: 0.0, of_arrays(raises, name="most", at_least=True)):
         found = judged(metric, (broken, EVEN), expected="fail")
-        assert not METRICS.keys() & {entry["metric"] for entry in found.judged}
+        assert not METRICS.keys() & {entry.metric for entry in found.judged}
     # Alike on both sides, it is for the callable to say.
     judged(mean_error, (broken, broken), expected="error")
     judged(lambda actual, expected: float(np.nanmean(np.abs(actual - expected))), (broken, broken), expected="pass")
@@ -133,8 +133,8 @@ def test_nan_on_one_side_alone_fails_without_asking_it() -> None:
 def test_the_least_that_it_may_be_is_said_in_record_and_message() -> None:
     most = of_arrays(lambda actual, _: float(actual.max()), name="most", at_least=True)
     found = judged(most, (EVEN / 2, EVEN), tol=0.75, expected="fail")
-    (entry,) = (each for each in found.judged if each["metric"] == "most")
-    assert (entry["value"], entry["limit"], entry["verdict"], entry.get("at_least")) == (0.5, 0.75, "fail", True)
+    (entry,) = (each for each in found.judged if each.metric == "most")
+    assert (entry.value, entry.limit, entry.verdict, entry.at_least) == (0.5, 0.75, "fail", True)
     assert summarize([found], "max").reason == "output 'x': most 0.5 < 0.75 (tol=0.75)"
     assert most.used(0.5, 0.75) == 1.5
     assert recorded("most", at_least=True).used(0.5, 0.75) == 1.5
@@ -151,13 +151,13 @@ def test_integers_and_booleans_are_left_to_it_where_the_tolerance_lets_them_diff
             found = judged("max", (actual, reference), tol=Tolerance(mismatches=1.0, metrics={mean_error: tol}))
             assert found.verdict == verdict
             value = np.mean(np.abs(actual.astype(float) - reference))
-            assert (found.judged[1]["metric"], found.judged[1]["value"]) == ("mean_error", value)
+            assert (found.judged[1].metric, found.judged[1].value) == ("mean_error", value)
 
 
 def test_every_limit_of_a_tolerance_must_hold() -> None:
     tolerance = Tolerance(max=1.0, metrics={mean_error: 0.1})
     found = judged("max", (EVEN + np.float32(0.2), EVEN), tol=tolerance, expected="fail")
-    assert [(entry["metric"], entry["verdict"]) for entry in found.judged] == [("max", "pass"), ("mean_error", "fail")]
+    assert [(entry.metric, entry.verdict) for entry in found.judged] == [("max", "pass"), ("mean_error", "fail")]
 
 
 def test_a_metric_of_sums_needs_no_arrays() -> None:
@@ -166,8 +166,8 @@ def test_a_metric_of_sums_needs_no_arrays() -> None:
 
     nmse = Metric("nmse", of, default=lambda precision: 1e-4 if precision == "fp16" else 1e-2)
     found = judged(nmse, (EVEN * np.float32(1.005), EVEN), tol=None, expected="pass")
-    assert found.judged[0]["value"] == pytest.approx(2.5e-5, rel=1e-3)
-    assert found.judged[0]["source"] == "default for fp16"
+    assert found.judged[0].value == pytest.approx(2.5e-5, rel=1e-3)
+    assert found.judged[0].source == "default for fp16"
     judged(nmse, (EVEN * np.float32(1.02), EVEN), tol=None, expected="fail")
     judged(nmse, (EVEN * 0, EVEN * 0), tol=None, expected="error")
     judged(replace(nmse, on_demand=False), (EVEN * np.float32(1.02), EVEN), tol=None, expected="fail")
@@ -176,7 +176,7 @@ def test_a_metric_of_sums_needs_no_arrays() -> None:
     judged("max", (labels + 9, labels), tol=Tolerance(mismatches=1.0, metrics={nmse: 0.1}), expected="fail")
     for given in (lambda compared: compared.dd / 0, lambda _: math.nan, lambda _: Score(False), lambda _: Score(None)):
         metric = Metric("nmse", given)
-        assert "nmse" in judged(metric, (EVEN, EVEN), expected="error").judged[0]["note"]
+        assert "nmse" in str(judged(metric, (EVEN, EVEN), expected="error").judged[0].note)
 
 
 @pytest.mark.parametrize(

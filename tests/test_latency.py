@@ -640,13 +640,13 @@ def test_record() -> None:
         "lower": rate.lower,
         "upper": rate.upper,
     }
-    assert [(entry["name"], entry["verdict"]) for entry in record.budgets] == [
+    assert [(entry.name, entry.verdict) for entry in record.budgets] == [
         ("p50_ms", "pass"),
         ("p99_ms", "inconclusive"),
         ("min_qps", "pass"),
     ]
-    assert record.budgets[0]["quantile"] == "p50"
-    assert record.budgets[0]["limit_ms"] == 2.0
+    assert record.budgets[0].quantile == "p50"
+    assert record.budgets[0].limit_ms == 2.0
     loaded = json.loads(CheckRecord("n", "m", record.verdict, latency=record).to_json())
     assert loaded["latency"]["bounds_ms"]["p99_ms"][1] == "inf"
 

@@ -226,4 +226,4 @@ def test_time_over_is_inconclusive_and_says_what_is_missing(machine: Machine) ->
     found = machine.measure(p50_ms=1.0)
     assert found.verdict == "inconclusive"
     assert "too close to the limit of 1 to tell" in str(found.reason)
-    assert found.verdict == found.budgets[0]["verdict"]
+    assert found.verdict == found.budgets[0].verdict

@@ -116,7 +116,7 @@ def test_a_sound_detector_passes_in_every_precision(tmp_path: Path) -> None:
         record = checked(detector(), feeds(), tmp_path, precision)
         assert record.verdict == "pass"
         assert record.parity is not None
-        assert [part["verdict"] for part in record.parity.outputs[0].parts] == ["pass", "pass"]
+        assert [part.verdict for part in record.parity.outputs[0].parts] == ["pass", "pass"]
 
 
 def test_scores_that_the_inputs_do_not_exercise_are_said_to_be(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_scores_that_the_inputs_do_not_exercise_are_said_to_be(tmp_path: Path) -
     assert "nothing was compared" in str(alone.message)
     assert "give real inputs" in str(alone.message)
     assert alone.parity is not None
-    assert [output.parts[0]["verdict"] for output in alone.parity.outputs] == ["not_measured"]
+    assert [output.parts[0].verdict for output in alone.parity.outputs] == ["not_measured"]
     assert checked(detector(joined=False), {"s": feeds()["s"]}, tmp_path).verdict == "pass"
 
 

@@ -101,14 +101,14 @@ def test_scores_that_are_lost_beside_boxes_fail_and_are_named() -> None:
     record = judged(actual, reference, Division((BOXES, SCORES)))
     assert record.verdict == "fail"
     (entry,) = record.judged
-    assert entry["part"] == "part [4:12] along axis 1 (scores)"
-    assert entry["value"] == 1.0
+    assert entry.part == "part [4:12] along axis 1 (scores)"
+    assert entry.value == 1.0
     assert sentence(entry) == "max 1 > 0.01 (default for fp16) in part [4:12] along axis 1 (scores)"
     boxes, scores = record.parts
-    assert (boxes["verdict"], boxes["value"], scores["verdict"]) == ("pass", 0.0, "fail")
-    assert (boxes["ranges"], boxes["natural"], scores["natural"]) == (((1, 0, 4),), None, 1.0)
-    assert (boxes["size"], scores["size"]) == (2 * 4 * 50, 2 * 8 * 50)
-    assert boxes["peak"] == reference[:, :4].max()
+    assert (boxes.verdict, boxes.value, scores.verdict) == ("pass", 0.0, "fail")
+    assert (boxes.ranges, boxes.natural, scores.natural) == (((1, 0, 4),), None, 1.0)
+    assert (boxes.size, scores.size) == (2 * 4 * 50, 2 * 8 * 50)
+    assert boxes.peak == reference[:, :4].max()
     # As a whole it is what it always was.
     assert record.max == pytest.approx(relative(actual, reference))
 
@@ -123,7 +123,7 @@ def test_a_part_is_judged_by_the_limit_of_a_whole_output(metric: str, share: flo
     limit = value - 20 * math.log10(share) if metric == "snr_db" else value * share
     record = judged(actual, reference, Division((BOXES, SCORES)), tol=limit, metric=metric)
     assert record.verdict == ("pass" if share > 1 else "fail")
-    assert record.judged[0]["value"] == pytest.approx(value, rel=1e-6)
+    assert record.judged[0].value == pytest.approx(value, rel=1e-6)
     assert judged(actual, reference, Division(), tol=limit, metric=metric).verdict == "pass"
 
 
@@ -133,7 +133,7 @@ def test_metrics_in_the_outputs_own_unit_know_no_parts() -> None:
     for metric in ("abs", "allclose"):
         record = judged(actual, reference, Division((BOXES, SCORES)), tol=0.5, metric=metric)
         assert record.parts == ()
-        assert record.judged[0]["value"] == pytest.approx(
+        assert record.judged[0].value == pytest.approx(
             np.max(np.abs(actual - reference) / (1 + np.abs(reference) * (metric == "allclose"))), rel=1e-5
         )
 
@@ -148,7 +148,7 @@ def test_scores_that_are_lost_never_pass(precision: Precision, metric: str, peak
         actual = reference.copy()
         actual[:, 4:] = replaced
         record = judged(actual, reference, Division((BOXES, SCORES)), precision, metric=metric)
-        assert record.parts[1]["verdict"] == ("fail" if peak > DEFAULT_TOLERANCE[precision] else "not_measured")
+        assert record.parts[1].verdict == ("fail" if peak > DEFAULT_TOLERANCE[precision] else "not_measured")
         assert record.verdict == ("fail" if peak > DEFAULT_TOLERANCE[precision] else "pass")
 
 
@@ -158,7 +158,7 @@ def test_scores_that_appear_from_nothing_fail() -> None:
     actual[0, 6, 7] = 0.9
     record = judged(actual, reference, Division((BOXES, SCORES)))
     assert record.verdict == "fail"
-    assert record.judged[0]["value"] == pytest.approx(0.9, rel=1e-3)
+    assert record.judged[0].value == pytest.approx(0.9, rel=1e-3)
 
 
 def test_what_no_input_exercised_is_said_and_raises_no_alarm() -> None:
@@ -167,7 +167,7 @@ def test_what_no_input_exercised_is_said_and_raises_no_alarm() -> None:
     actual[:, 4:] *= np.float32(1.3)  # the rounding of their logits
     record = judged(actual, reference, Division((BOXES, SCORES)))
     assert record.verdict == "pass"
-    assert record.parts[1]["value"] is None
+    assert record.parts[1].value is None
     (note,) = unexercised_notes([record])
     assert note.startswith("output 'x', part [4:12] along axis 1 (scores): not exercised: its reference is at most ")
     alone = judged(actual[:, 4:], reference[:, 4:], Division((Part((), 1.0),)))
@@ -178,8 +178,8 @@ def test_what_no_input_exercised_is_said_and_raises_no_alarm() -> None:
     other = detections(2)
     both = [measure("x", y, r, limits=limits) for y, r in ((actual, reference), (rounded(other), other))]
     record = judge(merge(both), limits)
-    assert [part["verdict"] for part in record.parts] == ["pass", "pass"]
-    assert record.parts[1]["case"] == 1
+    assert [part.verdict for part in record.parts] == ["pass", "pass"]
+    assert record.parts[1].case == 1
 
 
 def test_scores_that_are_zero_throughout_were_not_exercised() -> None:
@@ -191,7 +191,7 @@ def test_scores_that_are_zero_throughout_were_not_exercised() -> None:
         assert judged(zero, zero).verdict == "pass"
     boxes_too = np.zeros((2, 12, 50), np.float32)
     record = judged(boxes_too, boxes_too, Division((BOXES, SCORES)))
-    assert [part["verdict"] for part in record.parts] == ["pass", "not_measured"]
+    assert [part.verdict for part in record.parts] == ["pass", "not_measured"]
     assert judged(boxes_too + np.float32(0.02), boxes_too, Division((BOXES, SCORES))).verdict == "fail"
 
 
@@ -204,8 +204,8 @@ def test_the_worst_part_of_the_worst_input_is_named() -> None:
         actual[1, 5, 3] += np.float32(error)
         cases.append(measure("x", actual, reference, limits=limits))
     entry = judge(merge(cases), limits).judged[0]
-    assert (entry["case"], entry["part"]) == (1, "part [4:12] along axis 1 (scores)")
-    assert entry["value"] == pytest.approx(0.03 / detections(1)[:, 4:].max(), rel=2e-2)
+    assert (entry.case, entry.part) == (1, "part [4:12] along axis 1 (scores)")
+    assert entry.value == pytest.approx(0.03 / detections(1)[:, 4:].max(), rel=2e-2)
 
 
 def test_inputs_whose_outputs_are_divided_and_others_whose_are_not() -> None:
@@ -222,7 +222,7 @@ def test_inputs_whose_outputs_are_divided_and_others_whose_are_not() -> None:
         record = judge(merge(cases), limits)
         assert record.verdict == ("pass" if spoilt is None else "fail")
         if spoilt is not None:
-            assert record.judged[0]["case"] == spoilt
+            assert record.judged[0].case == spoilt
             assert (record.judged[0].part is not None) == (spoilt == 0)
 
 
@@ -250,8 +250,8 @@ def test_nan_in_a_part_is_not_finite_like_anywhere() -> None:
     actual[0, 7, 7] = math.nan
     record = judged(actual, reference, Division((BOXES, SCORES)))
     assert record.verdict == "fail"
-    assert record.judged[0]["value"] == math.inf
-    assert [part["verdict"] for part in record.parts] == ["pass", "fail"]
+    assert record.judged[0].value == math.inf
+    assert [part.verdict for part in record.parts] == ["pass", "fail"]
 
 
 def test_the_text_of_a_failure_speaks_of_the_part() -> None:
@@ -301,7 +301,7 @@ def test_stretches_with_a_clean_gap_between_their_scales_are_found(name: str) ->
     reference, expected = STRETCHES[name]
     record = judged(rounded(reference), reference)
     assert record.verdict == "pass"
-    assert [(tuple(part["ranges"][0]), part["natural"]) for part in record.parts] == [
+    assert [(tuple(part.ranges[0]), part.natural) for part in record.parts] == [
         ((axis, start, stop), natural) for axis, start, stop, natural in expected
     ]
     for axis, start, stop, _ in expected:
@@ -311,7 +311,7 @@ def test_stretches_with_a_clean_gap_between_their_scales_are_found(name: str) ->
         actual[tuple(where)] = 0
         record = judged(actual, reference)
         assert record.verdict == "fail", name
-        assert f"[{start}:{stop}] along axis {axis}" in record.judged[0]["part"]
+        assert f"[{start}:{stop}] along axis {axis}" in str(record.judged[0].part)
 
 
 def unremarkable(seed: int) -> dict[str, NDArray[Any]]:
@@ -367,19 +367,23 @@ def test_logits_beside_a_mask_are_judged_by_their_own_scale(value: float, added:
     sound = judged(rounded(reference), reference)
     assert sound.verdict == "pass"
     rest, sentinels = sound.parts
-    assert (rest["size"], sentinels["size"]) == (np.count_nonzero(~mask), np.count_nonzero(mask))
-    assert rest["peak"] == np.abs(reference[~mask]).max()
-    assert sentinels["part"].startswith("sentinel values up to")
-    (low, bound), (same_bound, high) = rest["band"], sentinels["band"]
+    assert (rest.size, sentinels.size) == (int((~mask).sum()), int(mask.sum()))
+    assert rest.peak == np.abs(reference[~mask]).max()
+    assert str(sentinels.part).startswith("sentinel values up to")
+    assert rest.band
+    assert sentinels.band
+    assert rest.peak
+    assert sentinels.peak
+    (low, bound), (same_bound, high) = rest.band, sentinels.band
     assert (low, bound, high) == (0.0, same_bound, math.inf)
-    assert rest["peak"] <= bound < sentinels["peak"]
+    assert rest.peak <= bound < sentinels.peak
     actual = rounded(reference)
     actual[~mask] = rng(5).permutation(actual[~mask])
     assert relative(np.where(mask, reference, actual), reference) < 0.01
     record = judged(actual, reference)
     assert record.verdict == "fail"
-    assert record.judged[0]["value"] == pytest.approx(relative(actual[~mask], reference[~mask]))
-    assert record.judged[0]["part"].startswith("all but the sentinel values")
+    assert record.judged[0].value == pytest.approx(relative(actual[~mask], reference[~mask]))
+    assert str(record.judged[0].part).startswith("all but the sentinel values")
 
 
 def test_one_masked_element_of_a_few() -> None:
@@ -418,9 +422,9 @@ def test_a_mask_that_ends_where_fp16_ends_has_no_error_at_all() -> None:
     reference, mask = masked(-1e5, share=0.1)
     actual = np.where(mask, np.float32(-65504), rounded(reference))
     _, sentinels = judged(actual, reference).parts
-    assert (sentinels["value"], sentinels["peak"]) == (0.0, 1e5)
+    assert (sentinels.value, sentinels.peak) == (0.0, 1e5)
     _, sentinels = judged(actual, reference, metric="snr_db").parts
-    assert sentinels["value"] == math.inf
+    assert sentinels.value == math.inf
 
 
 def test_a_mask_within_fp16_is_held_to_its_value() -> None:
@@ -435,7 +439,7 @@ def test_every_element_is_of_one_band() -> None:
     reference.flat[zeros], reference.flat[masks], reference.flat[greater] = 0, -1e7, -1e9
     sound = judged(rounded(reference), reference)
     assert (sound.verdict, len(sound.parts)) == ("pass", 3)
-    assert sum(part["size"] for part in sound.parts) == reference.size
+    assert sum(part.size for part in sound.parts) == reference.size
     for places in (zeros, masks, greater):
         actual = rounded(reference)
         actual.flat[places[0]] = 50
@@ -462,7 +466,7 @@ def test_a_part_that_hides_within_its_tolerance_counts_once_the_error_is_more(me
         actual = reference.copy()
         actual[0, 6, 6] += error
         _, scores = judged(actual, reference, Division((BOXES, SCORES)), tol=limit, metric=metric).parts
-        assert (scores["verdict"], scores["value"]) == (verdict, value if value is None else pytest.approx(value))
+        assert (scores.verdict, scores.value) == (verdict, value if value is None else pytest.approx(value))
 
 
 @pytest.mark.parametrize("metric", ["max", "l2", "cosine", "snr_db"])
@@ -481,7 +485,7 @@ def test_the_value_of_a_part_is_what_numpy_gives(metric: str, natural: float | N
         expected += 20 * math.log10(relief)
     else:
         expected /= relief**2 if metric == "cosine" else relief
-    assert record.parts[1]["value"] == pytest.approx(expected, rel=1e-6)
+    assert record.parts[1].value == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_part_that_turns_to_its_opposite_or_to_nothing_by_cosine() -> None:
@@ -490,7 +494,7 @@ def test_a_part_that_turns_to_its_opposite_or_to_nothing_by_cosine() -> None:
         actual = reference.copy()
         actual[:, 4:] *= np.float32(factor)
         _, scores = judged(actual, reference, Division((BOXES, Part(((1, 4, 12),)))), metric="cosine").parts
-        assert scores["value"] == pytest.approx(value, abs=1e-12)
+        assert scores.value == pytest.approx(value, abs=1e-12)
 
 
 @pytest.mark.parametrize("longer", [1e-8, -1e-8])
@@ -502,7 +506,7 @@ def test_the_cosine_of_a_part_has_its_digits_where_the_two_are_all_but_alike(lon
     found = judged(
         actual, reference, Division((Part(((0, 0, 100),)), Part(((0, 100, 200),)))), metric="cosine", tol=0.1
     )
-    assert found.parts[1]["value"] == pytest.approx(0.5e-16, rel=1e-5, abs=0)
+    assert found.parts[1].value == pytest.approx(0.5e-16, rel=1e-5, abs=0)
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
@@ -523,7 +527,7 @@ def test_errors_whose_squares_leave_fp64_fail_in_a_part(metric: str, value: floa
     actual = reference.copy()
     actual[0, 6, 6] = value
     _, scores = judged(actual, reference, Division((BOXES, Part(((1, 4, 12),)))), metric=metric).parts
-    assert scores["verdict"] == "fail"
+    assert scores.verdict == "fail"
 
 
 def test_a_sentinel_within_the_range_must_keep_its_value() -> None:
@@ -623,7 +627,7 @@ def test_masks_upon_masks_and_masks_in_a_part() -> None:
     actual[:, 4:] = np.where(actual[:, 4:] > -5000, 0, actual[:, 4:])
     record = judged(actual, joined, division)
     assert record.verdict == "fail"
-    assert record.judged[0]["part"].endswith("in part [4:10] along axis 1")
+    assert str(record.judged[0].part).endswith("in part [4:10] along axis 1")
 
 
 def test_one_huge_element_hides_nothing() -> None:
@@ -683,9 +687,10 @@ def test_each_sample_of_a_batch_is_judged_as_an_input_of_its_own() -> None:
     assert judged(actual, reference, Division()).verdict == "pass"
     record = judged(actual, reference, division)
     assert record.verdict == "fail"
-    assert (record.judged[0]["sample"], record.judged[0]["value"]) == (1, pytest.approx(2, rel=1e-3))
+    assert record.judged[0].sample == 1
+    assert record.judged[0].value == pytest.approx(2, rel=1e-3)
     assert "sample 1" in sentence(record.judged[0])
-    assert record.parts[0]["sample"] == 1
+    assert record.parts[0].sample == 1
     # What has no scale of its own is held against the whole.
     actual = rounded(reference)
     actual[3] = 0.5
@@ -693,7 +698,7 @@ def test_each_sample_of_a_batch_is_judged_as_an_input_of_its_own() -> None:
     actual[3] = 50
     record = judged(actual, reference, division)
     assert record.verdict == "fail"
-    assert record.judged[0]["note"].startswith("its reference is all zero here: relative to the output's ")
+    assert str(record.judged[0].note).startswith("its reference is all zero here: relative to the output's ")
 
 
 @pytest.mark.parametrize("shape", [(4, 15), (300, 100), (3, 100)])
@@ -709,8 +714,8 @@ def test_samples_and_parts_together() -> None:
     actual[1, :4] += np.float32(0.5)
     record = judged(actual, reference, Division((BOXES, SCORES), batch=(2,)))
     entry = record.judged[0]
-    assert (record.verdict, entry["sample"], entry["part"]) == ("fail", 1, "part [0:4] along axis 1")
-    assert entry["value"] == pytest.approx(relative(actual[1, :4], reference[1, :4]), rel=1e-5)
+    assert (record.verdict, entry.sample, entry.part) == ("fail", 1, "part [0:4] along axis 1")
+    assert entry.value == pytest.approx(relative(actual[1, :4], reference[1, :4]), rel=1e-5)
 
 
 # --- what the user says ----------------------------------------------------------------------------------------------
@@ -736,13 +741,13 @@ def test_the_users_parts() -> None:
     known = Division((BOXES, SCORES), search=True)
     given = Tolerance(max=0.01, parts={"x": [(1, 0, 4), (1, 4, 12)]})
     record = judged(actual, reference, Division(search=True), tol=given)
-    assert (record.verdict, record.judged[0]["part"]) == ("fail", "part [4:12] along axis 1")
+    assert (record.verdict, record.judged[0].part) == ("fail", "part [4:12] along axis 1")
     assert judged(actual, reference, known, tol=Tolerance(max=0.01, parts=None)).verdict == "pass"
     assert judged(actual, reference, known, tol=Tolerance(max=0.01)).verdict == "fail"
     # What the parts leave out is judged with the whole.
     some = Tolerance(max=0.01, parts={"x": [(-2, 4, None)]})
     record = judged(actual, reference, known, tol=some)
-    assert [part["part"] for part in record.parts] == ["part [4:12] along axis 1", "the whole output"]
+    assert [part.part for part in record.parts] == ["part [4:12] along axis 1", "the whole output"]
     wrong = rounded(reference)
     wrong[:, :4] = 0
     assert judged(wrong, reference, known, tol=some).verdict == "fail"

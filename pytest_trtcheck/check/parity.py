@@ -200,8 +200,8 @@ def first_failure(known: Known, actual: Mapping[str, NDArray[Any]], expected: Ma
     for output in compare.judge_all(actual, expected, limits_of(known)):
         name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
-            if is_bad(entry["verdict"]):
-                return f"{entry['metric']} of {name!r} is {entry['value']:.3g}, the limit is {entry['limit']:.3g}"
+            if is_bad(entry.verdict):
+                return f"{entry.metric} of {name!r} is {entry.value:.3g}, the limit is {entry.limit:.3g}"
         if is_bad(output.verdict):
             return f"{name!r} has another shape, type or pattern of NaN"
     return None
@@ -224,7 +224,7 @@ def with_emulation(known: Known, emulated: Outputs) -> ParityRecord:
 def _errors(output: OutputRecord) -> dict[str, float | None]:
     """An output's errors by metric: those that every record has, and those that were judged."""
     usual = {"max": output.max, "l2": output.l2, "abs": output.abs}
-    return {**usual, **{entry["metric"]: entry["value"] for entry in output.judged}}
+    return {**usual, **{entry.metric: entry.value for entry in output.judged}}
 
 
 def not_measured(spec: ParitySpec, reason: str) -> ParityRecord:

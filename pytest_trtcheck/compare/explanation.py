@@ -74,10 +74,10 @@ def _in_full(
     bad = _bad(output)
     for entry in bad[1:]:
         # NaN makes every metric infinite; saying so of each adds nothing.
-        if entry["value"] is None or math.isfinite(entry["value"]):
+        if entry.value is None or math.isfinite(entry.value):
             yield from _row("also", sentence(entry))
     if measurement.size:
-        yield from _row("other metrics", _others(measurement, {entry["metric"] for entry in bad}))
+        yield from _row("other metrics", _others(measurement, {entry.metric for entry in bad}))
         yield from _parts(output)
         yield from _row("over the limit", _share(examination))
         yield from _row("typical error", _typical(measurement))
@@ -92,23 +92,23 @@ def _in_full(
         yield from _row("looks like", f"there, {pattern.text}" if is_of_part else pattern.text)
         if not is_diagnosed or pattern.kind not in OF_PRECISION:
             yield from _row("try", pattern.advice)
-    if any(entry["verdict"] == "error" and entry["metric"] in METRICS for entry in bad):
+    if any(entry.verdict == "error" and entry.metric in METRICS for entry in bad):
         yield from _row("try", f"judge it by a metric that it has: tol={{{output.name!r}: Tolerance(…)}}")
 
 
 def _parts(output: OutputRecord) -> Iterator[str]:
     """Every part of a divided output by the limit that failed; the worst one stands in the headline."""
-    failed = {entry["metric"] for entry in _bad(output)}
-    shown = [part for part in output.parts if part["metric"] in failed and not part["part"].startswith(WHOLE)]
+    failed = {entry.metric for entry in _bad(output)}
+    shown = [part for part in output.parts if part.metric in failed and not str(part.part).startswith(WHOLE)]
     for index, part in enumerate(shown[:_IN_FULL]):
-        text = part["note"] if part["verdict"] == "not_measured" else sentence(replace(part, part=None))
-        yield from _row("" if index else "parts", f"{part['part']}: {text}")
+        text = part.note if part.verdict == "not_measured" else sentence(replace(part, part=None))
+        yield from _row("" if index else "parts", f"{part.part}: {text}")
 
 
 def _bad(output: OutputRecord) -> list[JudgedRecord]:
     """The limits that aren't kept; NaN and infinity come before the metrics that they spoil."""
-    bad = [entry for entry in output.judged if is_bad(entry["verdict"])]
-    return sorted(bad, key=lambda entry: entry["metric"] != "nonfinite")
+    bad = [entry for entry in output.judged if is_bad(entry.verdict)]
+    return sorted(bad, key=lambda entry: entry.metric != "nonfinite")
 
 
 def _headline(measurement: Measurement, output: OutputRecord) -> str:

@@ -148,13 +148,13 @@ def _failed_part(measurement: Measurement, output: OutputRecord) -> PartMeasurem
     """The part that failed, where not the whole output did."""
     if measurement.faults or measurement.nonfinite.different:
         return None
-    worst = next((entry["part"] for entry in output.judged if entry["verdict"] == "fail" and entry.get("part")), None)
+    worst = next((entry.part for entry in output.judged if entry.verdict == "fail" and entry.part), None)
     return next((part for part in measurement.parts if str(part) == worst), None)
 
 
 def worst_case(output: OutputRecord) -> int:
     """The input, of several that were merged, on which a failed output is best looked at; 0 where there was one."""
-    entries = [entry for entry in output.judged if is_bad(entry["verdict"])]
+    entries = [entry for entry in output.judged if is_bad(entry.verdict)]
     cases = [entry.case for entry in entries] + [element.case for element in output.details.worst]
     return next((int(case) for case in cases if case is not None), 0)
 
@@ -168,15 +168,15 @@ def _of_this_run(pair: Pair, measurement: Measurement, case: int | None, limits:
 
 def _beyond(pair: Pair, measurement: Measurement, output: OutputRecord) -> int | None:
     for entry in output.judged:
-        if entry["verdict"] != "fail" or entry["metric"] not in {"max", "abs", "allclose", "mismatches"}:
+        if entry.verdict != "fail" or entry.metric not in {"max", "abs", "allclose", "mismatches"}:
             continue
-        if entry["metric"] == "mismatches":
+        if entry.metric == "mismatches":
             return measurement.mismatches
-        limit = entry["limit"] * (measurement.peak or 1.0 if entry["metric"] == "max" else 1.0)
+        limit = (entry.limit or 0.0) * (measurement.peak or 1.0 if entry.metric == "max" else 1.0)
         beyond = 0
         for each in pair.chunks():
-            allowed = limit
-            if entry["metric"] == "allclose":
+            allowed: Any = limit
+            if entry.metric == "allclose":
                 allowed = limit * (1 + np.nan_to_num(np.abs(pair.read_reference(*each).astype(np.float64)), posinf=0.0))
             beyond += int(np.count_nonzero(pair.errors(*each) > allowed))
         return beyond

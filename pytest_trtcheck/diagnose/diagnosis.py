@@ -127,7 +127,7 @@ class _Diagnosis:
                 judging.magnitude(outputs, total.output, total.metric) for outputs in (lowered_outputs, from_emulated)
             )
             step = self._step(*sizes, lowered=lowered, departed=departed)
-        if any(entry["metric"] in {"shape", "dtype"} for output in total_outputs for entry in output.judged):
+        if any(entry.metric in {"shape", "dtype"} for output in total_outputs for entry in output.judged):
             return None
         errors = Errors(
             total.metric,

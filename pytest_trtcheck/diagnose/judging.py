@@ -48,7 +48,7 @@ def value_of(outputs: Sequence[OutputRecord], output: str, metric: str) -> float
     for each in outputs:
         if each.name == output:
             for entry in each.judged:
-                if entry["metric"] == metric:
-                    value: float | None = entry["value"]
+                if entry.metric == metric:
+                    value: float | None = entry.value
                     return value
     return None

@@ -34,23 +34,11 @@ def _absent(default: Any = None, *, beside: str = "") -> Any:
     return field(default=default, metadata={_ABSENT: beside})
 
 
-class _Keyed:
-    """A record that can be asked by key as well, as the rooms do that make it."""
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The field, or `default` where it is not known."""
-        found = getattr(self, name, None)
-        return default if found is None else found
-
-
 # --- parity ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class JudgedRecord(_Keyed):
+class JudgedRecord:
     """One limit that was applied to an output; `value` is None where the metric could not be computed.
 
     `limit` is None where the output is not even of the reference's shape or dtype; then `metric` says which. `part`
@@ -83,7 +71,7 @@ class PartRecord(JudgedRecord):
 
 
 @dataclass(frozen=True)
-class ElementRecord(_Keyed):
+class ElementRecord:
     """One of the worst elements, and |difference|."""
 
     index: tuple[int, ...]
@@ -99,7 +87,7 @@ class ElementRecord(_Keyed):
 
 
 @dataclass(frozen=True)
-class OutputDetails(_Keyed):
+class OutputDetails:
     """What a report draws from: the worst elements, quantiles and octaves of the error, the metrics of no field.
 
     `error_octaves` are (e, n): n elements with 2^e ≤ |error| < 2^(e+1). `emulated` holds the emulated model's errors by
@@ -162,6 +150,18 @@ class TensorRecord:
     saturated: float | None = None
 
 
+class _Keyed:
+    """A record that can be asked by key as well: the text of a diagnosis reads it as it reads the dictionary."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or `default` where it is not known."""
+        found = getattr(self, name, None)
+        return default if found is None else found
+
+
 @dataclass(frozen=True)
 class BlameRecord(_Keyed):
     """`diagnose.result.Blame` as reports have it; `tensor` is the one to look at first, `summary` the headline."""
@@ -206,7 +206,7 @@ class ParityRecord:
 
 
 @dataclass(frozen=True)
-class BudgetRecord(_Keyed):
+class BudgetRecord:
     """One budget: its limit, what was measured, and the confidence bounds; in ms where it is on a quantile."""
 
     verdict: Verdict
