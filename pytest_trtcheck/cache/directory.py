@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import CacheError
+from pytest_trtcheck.errors import CacheError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +64,8 @@ class CacheDir:
         foreign = sorted({path.name for path in self.root.iterdir()} - _NOBODYS)
         if not foreign:
             return False
-        others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise CacheError(
-            f"{self.root} is not a cache of {_OWNER}: it holds {foreign[0]!r}{others}",
+            f"{self.root} is not a cache of {_OWNER}: it holds {listed(map(repr, foreign), 1)}",
             f"name an empty or a new directory with --trt-cache-dir, such as {self.root / 'trtcheck'}",
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.check.request import Known, Outcome
-from pytest_trtcheck.errors import InputError, ModelError
+from pytest_trtcheck.errors import InputError, ModelError, listed
 from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
 
 if TYPE_CHECKING:
@@ -110,9 +110,8 @@ def refuse_random(model: OnnxModel) -> None:
     """
     if not model.random:
         return
-    more = f" and {len(model.random) - 3} more" if len(model.random) > 3 else ""
     raise ModelError(
-        f"{model.label}: the model is random by itself: {', '.join(model.random[:3])}{more}",
+        f"{model.label}: the model is random by itself: {listed(model.random)}",
         "two runs of it differ, so there is nothing to compare: export it in evaluation mode, or with the random "
         "values as inputs",
     )

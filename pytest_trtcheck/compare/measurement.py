@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.errors import ComparisonError, listed
 from pytest_trtcheck.metrics import Sums
 
 if TYPE_CHECKING:
@@ -307,9 +307,8 @@ def _merged_notes(cases: _Cases) -> tuple[str, ...]:
     found = dict.fromkeys(note for _, each in cases for note in each.notes)
     empty = [(case, each.uncompared) for case, each in cases if each.uncompared]
     if empty and len(empty) < len(cases):
-        case, why = empty[0]
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        found[f"input {case}{more} was not compared: {why}"] = None
+        cases_named = listed((str(case) for case, _ in empty), 1)
+        found[f"input {cases_named} was not compared: {empty[0][1]}"] = None
     return tuple(found)
 
 

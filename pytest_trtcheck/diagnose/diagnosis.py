@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.compare import LimitResult
     from pytest_trtcheck.diagnose.bisection import Engine
     from pytest_trtcheck.diagnose.culprit import Culprit
-    from pytest_trtcheck.diagnose.judging import Judgement
     from pytest_trtcheck.diagnose.subject import Subject
     from pytest_trtcheck.record import OutputRecord
 
@@ -179,7 +179,7 @@ class _Diagnosis:
         except CheckError as error:
             self._missed(f"{what}: {error.headline}")
 
-    def _step(self, by_precision: float, by_engine: float, *, lowered: Judgement, departed: Judgement) -> Step:
+    def _step(self, by_precision: float, by_engine: float, *, lowered: LimitResult, departed: LimitResult) -> Step:
         """Who is to blame, by the size of the two errors: what limit was set has no part in it.
 
         Whether the precision fails by itself decides no more than whether something is left to mend once the engine is.
@@ -199,7 +199,7 @@ class _Diagnosis:
             )
         return "precision"
 
-    def _look_closer(self, lowered: Judgement, emulated: Mapping[str, NDArray[Any]], folder: Path) -> None:
+    def _look_closer(self, lowered: LimitResult, emulated: Mapping[str, NDArray[Any]], folder: Path) -> None:
         step = self.blame.step
         findings = self._trace(folder)
         self.names = Names(self.subject.model.path, findings.pair if findings is not None else None)
@@ -262,7 +262,7 @@ class _Diagnosis:
             # Without it there is still what each operator loses by itself.
             self._missed(f"where NaN or infinity comes from could not be looked at: {type(error).__name__}: {error}")
 
-    def _measure_suspects(self, findings: Findings, lowered: Judgement) -> None:
+    def _measure_suspects(self, findings: Findings, lowered: LimitResult) -> None:
         """Why the operators that lose most do so, and what the likeliest causes do to the outputs by themselves."""
         subject = self.subject
         suspects = [tensor for tensor in findings.ranked() if findings.is_unsound(tensor)][:_TAKEN_APART]
@@ -328,7 +328,7 @@ class _Diagnosis:
             tensors=result.rows(findings.tensors, names, (first.tensor, causes[0].name)),
         )
 
-    def _search(self, findings: Findings, lowered: Judgement) -> tuple[keeping.Kept | None, bool]:
+    def _search(self, findings: Findings, lowered: LimitResult) -> tuple[keeping.Kept | None, bool]:
         """The nodes to keep in FP32, and whether a search that found none went as far as it should."""
         if (lowered.passed and lowered.usage <= self.goal) or self.subject.precision not in _KEEPS:
             # TF32 is a choice for a whole engine: no node can be an exception of it.
@@ -410,7 +410,7 @@ class _Diagnosis:
         self.notes.append(f"it takes {inside} in FP32 to pass: another precision may serve better")
         return None
 
-    def _on_engine(self, nodes: Sequence[str]) -> Judgement | None:
+    def _on_engine(self, nodes: Sequence[str]) -> LimitResult | None:
         """The judgement on all inputs of an engine with these nodes in FP32; None where there was none to be had."""
         if self.engine is None or self.engine.rebuild is None:
             return None
@@ -496,7 +496,7 @@ def _is_local(kept: keeping.Kept, causes: Sequence[trace.Tensor], findings: Find
     return len(kept.causes) <= few and any(findings.stands_out(cause) for cause in causes)
 
 
-def _missed_by(nodes: Sequence[str], emulated: Judgement, on_engine: Judgement | None) -> str:
+def _missed_by(nodes: Sequence[str], emulated: LimitResult, on_engine: LimitResult | None) -> str:
     """What is said of a list that was to be enough."""
     shown = f"keep_fp32={list(nodes)}" if len(nodes) <= _LISTED else f"{len(nodes)} nodes in FP32"
     last = on_engine or emulated

@@ -6,22 +6,19 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.compare import LimitResult as Judgement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.compare import Limits
+    from pytest_trtcheck.compare import LimitResult, Limits
     from pytest_trtcheck.record import OutputRecord
-
-__all__ = ["Judgement", "judge", "magnitude", "value_of"]
 
 
 def judge(
     actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], limits: Limits
-) -> tuple[Judgement, list[OutputRecord]]:
+) -> tuple[LimitResult, list[OutputRecord]]:
     """Judge `actual` by the limits; the limit that is used up most, and what was found of each output."""
     outputs = compare.judge_all(actual, expected, limits)
     return compare.usage(outputs), outputs
@@ -49,6 +46,5 @@ def value_of(outputs: Sequence[OutputRecord], output: str, metric: str) -> float
         if each.name == output:
             for entry in each.judged:
                 if entry.metric == metric:
-                    value: float | None = entry.value
-                    return value
+                    return entry.value
     return None

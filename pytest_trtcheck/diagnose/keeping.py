@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.compare import LimitResult
     from pytest_trtcheck.diagnose.culprit import Findings
-    from pytest_trtcheck.diagnose.judging import Judgement
     from pytest_trtcheck.diagnose.subject import Budget, Subject
     from pytest_trtcheck.diagnose.trace import Tensor
 
@@ -47,7 +47,7 @@ class Kept:
 
     nodes: tuple[str, ...]
     causes: tuple[Tensor, ...]
-    judgement: Judgement
+    judgement: LimitResult
     """What the check becomes, for the inputs that were tried."""
 
 
@@ -65,7 +65,7 @@ class Search:
         # Control flow was unrolled for the one input; whether others take the same way is seen when it is confirmed.
         self.cases = [subject.worst] if findings.pair.unrolled.nodes else _cases(subject)
         self.expected: dict[int, Mapping[str, NDArray[Any]]] = {}
-        self.judged: dict[frozenset[str], Judgement] = {}
+        self.judged: dict[frozenset[str], LimitResult] = {}
         self.goal = 1.0
         self.partly_lowered = PartlyLowered(findings.pair, self.nodes)
 
@@ -101,7 +101,7 @@ class Search:
         causes = tuple(cause for cause, unit in chosen if set(unit) & set(nodes))
         return Kept(tuple(nodes), causes, self.judged[frozenset(nodes)])
 
-    def _holds(self, judgement: Judgement) -> bool:
+    def _holds(self, judgement: LimitResult) -> bool:
         return judgement.passed and judgement.usage <= self.goal
 
     def _suffices(self, kept: Collection[str]) -> bool:
@@ -110,7 +110,7 @@ class Search:
             self.judged[key] = self._judge(self.partly_lowered.nodes - key)
         return self._holds(self.judged[key])
 
-    def _judge(self, lowered: Collection[str]) -> Judgement:
+    def _judge(self, lowered: Collection[str]) -> LimitResult:
         """The input to look at first; the others only if that passes."""
         found = self._lowered(lowered)
         for case in self.cases[1:]:
@@ -119,7 +119,7 @@ class Search:
             found = max(found, self._lowered(lowered, case), key=lambda each: each.usage)
         return found
 
-    def _lowered(self, nodes: Collection[str], case: int | None = None) -> Judgement:
+    def _lowered(self, nodes: Collection[str], case: int | None = None) -> LimitResult:
         self.budget.spend()
         subject = self.subject
         self.progress(f"looking for the nodes to keep in FP32: {len(self.judged)} sets tried")

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.choices import CalibrationMethod
-    from pytest_trtcheck.diagnose.judging import Judgement
+    from pytest_trtcheck.compare import LimitResult
     from pytest_trtcheck.diagnose.subject import Subject
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
 
 
-def keeping(subject: Subject, nodes: Collection[str]) -> Judgement | None:
+def keeping(subject: Subject, nodes: Collection[str]) -> LimitResult | None:
     """The judgement with `nodes` kept in FP32, beyond those that are.
 
     None where nothing is left that is computed in the precision.
@@ -42,7 +42,7 @@ def keeping(subject: Subject, nodes: Collection[str]) -> Judgement | None:
         return None
 
 
-def calibrated(subject: Subject, method: CalibrationMethod) -> Judgement:
+def calibrated(subject: Subject, method: CalibrationMethod) -> LimitResult:
     """The judgement with ranges chosen by another method."""
     given = subject.calibration
     given = given if isinstance(given, Calibration) else Calibration(given)
@@ -58,13 +58,13 @@ def calibrated(subject: Subject, method: CalibrationMethod) -> Judgement:
         return _emulated(subject, lowered)
 
 
-def judge(subject: Subject, runner: Callable[[Case], Mapping[str, NDArray[Any]]]) -> Judgement:
+def judge(subject: Subject, runner: Callable[[Case], Mapping[str, NDArray[Any]]]) -> LimitResult:
     """The judgement on all inputs: the least good one."""
     found = (judging.judge(runner(case), subject.reference(case), subject.limits)[0] for case in subject.cases)
     return max(found, key=lambda each: each.usage)
 
 
-def _emulated(subject: Subject, lowered: Lowered) -> Judgement:
+def _emulated(subject: Subject, lowered: Lowered) -> LimitResult:
     with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
         runner = emulation(subject.model, lowered, subject.precision, Cache(folder))
         with closing(runner):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.metrics import recorded
 from pytest_trtcheck.record import SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
 from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, verdict_word
@@ -153,11 +154,12 @@ def _cost_of(judged: Judgement, value: float | None) -> float:
     """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
     if value is None or math.isnan(value):
         return math.inf
-    if not judged.at_least:
+    metric = recorded(judged.metric, at_least=judged.is_least)
+    if not metric.at_least:
         # Infinity is bad, and still a number: below what could not be computed.
         return max(0.0, min(value, 1e308))
-    if judged.metric in AT_LEAST:
-        return float(10 ** (-max(-6000.0, min(6000.0, value)) / 20))
+    if metric.relative:
+        return metric.relative.inverse(value)
     return min(1 / value, 1e308) if value > 0 else 1e308
 
 

@@ -253,11 +253,6 @@ def _limit_beside(value: float | None, limit: float) -> str:
     return format_limit(limit) if value is None else format_against(value, limit)[1]
 
 
-def _decibels_over(decibels: float) -> float:
-    """How many times stronger than allowed the noise is."""
-    return float(10 ** (min(6000.0, max(-6000.0, decibels)) / 20))
-
-
 def _budget(latency: LatencyRecord, budget: BudgetRecord) -> BudgetView:
     name = (budget.quantile or budget.name or "").removesuffix("_ms")
     is_quantile = re.fullmatch(r"p[0-9.]+", name) is not None
