@@ -164,6 +164,8 @@ class _NotProvedError(Exception):
 
 def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
     """The engine of these checks; a _NotProvedError where they do not prove it, or it is not there to be written."""
+    if checks[0].engine is not None and checks[0].engine.source == "file":
+        raise _NotProvedError("engine= named a file that exists, which nothing was built for")
     objections = [objection for check in checks if (objection := _objection(check) or _chance(check))]
     if objections:
         more = f"; and {len(objections) - 1} more" if len(objections) > 1 else ""
