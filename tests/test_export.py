@@ -615,7 +615,7 @@ def test_what_a_killed_export_left_is_put_back_and_cleaned_up(
     tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
     write(tmp_path, [record], cache)
-    killed = tmp_path / ".trtcheck-export-abc"
+    killed = tmp_path / ".trtcheck-export-model_repository-abc"
     (killed / "old").mkdir(parents=True)
     (killed / "new/half").mkdir(parents=True)
     (tmp_path / "model_repository/conv_fp16").rename(killed / "old/conv_fp16")

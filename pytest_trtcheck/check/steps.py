@@ -187,11 +187,24 @@ def placed(settings: Settings, known: Known) -> Known:
 
 def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
     """An engine that exists with what its file, and what lies beside it, say."""
-    file = existing.file
+    file, stated = existing.file, existing.file.stated_precision
+    if stated is not None and known.request.parity.states_precision and not _are_one(stated, known.precision):
+        raise ModelError(
+            f"{file.label}: precision={known.precision}, and the manifest beside it says {stated}",
+            "leave precision= out, or name the engine of that precision",
+        )
     if not known.request.parity.states_precision and file.stated_precision in PRECISIONS:
         known = known.in_precision(file.stated_precision)
     precision = None if known.has_unknown_precision else known.shown_precision
-    return known.recorded(*file.notes, engine=existing.found_in_file(), precision=precision)
+    notes = list(file.notes)
+    if file.stated_model not in {None, known.model.sha256}:
+        notes.append(f"by its manifest {file.label} was built from another model than {known.model.label} is now")
+    return known.recorded(*notes, engine=existing.found_in_file(), precision=precision)
+
+
+def _are_one(first: str, second: str) -> bool:
+    """Whether two precisions are the same; TensorRT-RTX computes FP32 in TF32."""
+    return first == second or {first, second} == {"fp32", "tf32"}
 
 
 def built(settings: Settings, known: Known) -> Known:

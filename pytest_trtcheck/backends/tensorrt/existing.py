@@ -362,7 +362,9 @@ def precisions_read(label: str, layers: Mapping[str, int]) -> tuple[Precision, .
     rest = next((kind for kind in ("bf16", "fp16") if kind in kinds), None)
     quantized = next((kind for kind in ("int8", "fp8") if kind in kinds), None)
     if quantized is not None:
-        names: tuple[str, ...] = (f"{quantized}+{rest}", quantized) if rest else (quantized,)
+        # The 16-bit rest may be all inside kernels that read 8 bits; then no layer tells of it.
+        pairs = [f"{quantized}+{each}" for each in ("fp16", "bf16") if rest in {each, None}]
+        names: tuple[str, ...] = (*pairs, quantized) if rest else (quantized, *pairs)
     elif rest is not None:
         names = (rest,)
     else:

@@ -83,6 +83,12 @@ class PlanFile:
         """What the manifest says of its precision."""
         return str(self.manifest["precision"]) if self.manifest and self.manifest.get("precision") else None
 
+    @property
+    def stated_model(self) -> str | None:
+        """The SHA-256 of the model that it was built from, by the manifest."""
+        found = (self.manifest or {}).get("model")
+        return str(found["sha256"]) if isinstance(found, dict) and found.get("sha256") else None
+
 
 def dotted(numbers: Sequence[int]) -> str:
     """`(1, 5, 0)` as "1.5.0"."""
