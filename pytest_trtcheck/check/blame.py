@@ -208,9 +208,7 @@ def _diagnosed_file(settings: Settings, known: Known) -> dict[str, Any] | None:
         budget = diagnose.Budget(seconds=seconds, engine_seconds=0.0)
         found = diagnose.diagnose(subject, settings.cache, None, emulated=emulated, budget=budget)
         if found is not None:
-            note = (
-                "this is of the model in that precision, emulated; how the engine's own lowering was made is not known"
-            )
+            note = "of the model in that precision, emulated: how the engine itself was lowered is not known"
             return {**found.to_dict(), "notes": (*found.notes, note)}
     headline = f"emulated, {known.computed_in} keeps the limits, and the file does not"
     return {

@@ -201,7 +201,9 @@ def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
 def _compiled(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine | None:
     """The engine of these checks where it was compiled for another GPU, and all that stands against it is that."""
     gpu = checks[0].compiled_for
-    if not gpu or any(is_bad(check.verdict) or _chance(check) or check.outcome == "failed" for check in checks):
+    if not gpu or {check.compiled_for for check in checks} != {gpu}:
+        return None
+    if any(is_bad(check.verdict) or _chance(check) or check.outcome == "failed" for check in checks):
         return None
     try:
         return _stored(key, checks, cache, gpu)
