@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 EXTRACTED = "engine.plan"
 EXPORT_FORMAT = "pytest-trtcheck export"
+_LARGEST_ONNX = 1 << 31
+"""Bytes that no ONNX file reaches: protobuf ends there."""
 _TAGS: Mapping[bytes, ModuleName] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 _HEADER = struct.Struct("<4sIQQ4B4xI")
 """Tag, the serialization's version, unknown, bytes in all, the release; behind RTX's second tag the targets."""
@@ -113,7 +115,7 @@ def opened(path: Path, label: str, cache: Cache) -> PlanFile:
         return _with_manifest(_plan(path, label, head, size))
     if not size:
         raise ModelError(f"{label}: the engine file is empty", "build it again, or copy it again")
-    model = _onnx(path)
+    model = _onnx(path) if size < _LARGEST_ONNX else None
     if model is None:
         raise ModelError(
             f"{label}: is no serialized engine: it {_what(head)}",
@@ -286,7 +288,7 @@ def _onnx(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, TypeError):
         return None
     return model if model.ir_version and model.graph.node else None
