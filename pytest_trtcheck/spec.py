@@ -211,13 +211,23 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ParitySpec:
-    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed."""
+    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed.
+
+    Parameters
+    ----------
+    engine
+        The file of an engine that exists, which is tested as it is.
+    states_precision
+        Whether the precision was given: of an engine that exists it is read otherwise.
+    """
 
     model: object | None = None
     precision: tuple[Precision, ...] = ("fp16",)
+    states_precision: bool = field(default=False, compare=False)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
     metric: Metric = METRICS["max"]
     reference: object | None = None
+    engine: str | None = None
     calibration: object | None = None
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)

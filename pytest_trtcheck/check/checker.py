@@ -39,7 +39,7 @@ class Checker(Settings):
             nodeid=request.nodeid,
             model=_label(request.model),
             verdict="error",
-            precision=request.precision,
+            precision=request.precision if request.parity.engine is None else None,
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
@@ -67,9 +67,12 @@ class Checker(Settings):
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
-        known = steps.lowered(self, request, steps.model_of(self, request), ())
+        model = steps.model_of(self, request)
+        known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
         known = steps.placed(self, known)
         system = known.running
+        if known.existing is not None and not known.system.runs:
+            raise UnsupportedTargetError(known.system.no_engine, "run it on a machine with that GPU and TensorRT")
         if known.problem is not None and not system.is_emulation:
             raise known.unsupported()
         if system.is_emulation and known.plugin_operators:

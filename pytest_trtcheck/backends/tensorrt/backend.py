@@ -42,7 +42,7 @@ PLAN_FILE = "engine.plan"
 IO_FILE = "io.json"
 _BUILD_FILE = "build.json"
 _TIMING_CACHE = "timing.cache"
-_JIT_CACHE = "jit.cache"
+JIT_CACHE = "jit.cache"
 _CONTENTS = "2"
 """Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
 
@@ -168,7 +168,7 @@ class TensorRT(Backend):
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-        kernels = built.entry.read_extra(_JIT_CACHE) if built.entry else None
+        kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
         return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
@@ -218,7 +218,7 @@ class TensorRT(Backend):
         engine = cast("Engine", runner)
         kernels = None if engine.jit_cache_used else engine.jit_cache()
         if kernels and built.entry:
-            built.entry.write_extra(_JIT_CACHE, kernels)
+            built.entry.write_extra(JIT_CACHE, kernels)
 
     def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as scratch:

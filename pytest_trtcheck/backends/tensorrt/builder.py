@@ -37,7 +37,8 @@ class RequestError(Exception):
 def serve(request: dict[str, Any]) -> None:
     """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
 
-    The task `build` adds `build_s` and `io`, the task `parse` adds `module`, `version` and `provided`.
+    The task `build` adds `build_s` and `io`, the task `parse` adds `module`, `version` and `provided`, and the task
+    `inspect` adds `io` and `layers`.
     """
     _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}}
@@ -52,6 +53,8 @@ def serve(request: dict[str, Any]) -> None:
         try:
             if request["task"] == "parse":
                 _parse_alone(request, answer, say)
+            elif request["task"] == "inspect":
+                _inspect(request, answer)
             else:
                 answer["build_s"], answer["io"] = build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)
@@ -143,6 +146,20 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
     answer["provided"] = sorted(_creators(builder) - before)
     _parse(trt, builder, log, request["model"])
     del libraries
+
+
+def _inspect(request: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Load an engine on the GPU, where its loader may crash, and write down what it is."""
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.backends.tensorrt.module import find_module
+    from pytest_trtcheck.errors import CheckError
+
+    try:
+        engine = Engine(Path(request["model"]), find_module(request["module"]), plugins=request["plugins"])
+        answer |= {"io": engine.io(), "layers": engine.layers_by_precision()}
+    except CheckError as error:
+        raise RequestError("load", [str(error)]) from error
+    Path(request["kernels"]).write_bytes(engine.jit_cache() or b"")
 
 
 def _creators(builder: Any) -> set[str]:

@@ -52,6 +52,10 @@ class Engine:
         What `jit_cache()` gave when the same engine was loaded before: TensorRT-RTX then compiles no kernels.
     plugins
         The plugin libraries that it was built with.
+    profile
+        The index of the optimization profile that it runs under.
+    outer
+        By tensor name, the dtype that callers give and get where the engine has another one.
     timeout_s
         The most seconds that one run may take; None: no limit. A run that exceeds it leaves the process without CUDA.
 
@@ -70,6 +74,8 @@ class Engine:
         *,
         jit_cache: bytes | None = None,
         plugins: Sequence[str] = (),
+        profile: int = 0,
+        outer: Mapping[str, str] | None = None,
         timeout_s: float | None = RUN_TIMEOUT_S,
     ) -> None:
         started = time.perf_counter()
@@ -81,6 +87,8 @@ class Engine:
         """Whether `jit_cache` was accepted; TensorRT-RTX refuses one of another GPU, driver or release."""
         self.end_timing: Callable[[], None] | None = None
         """Ends the `TimedRun` that the engine is being measured by; None when it is not."""
+        self._profile = profile
+        self._outer = outer or {}
         self._closed = False
         self._layers: dict[str, int] | None = None
         self._placed: dict[str, Memory] = {}
@@ -144,6 +152,23 @@ class Engine:
             return self._layers
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def io(self) -> dict[str, list[dict[str, Any]]]:
+        """The "inputs" and "outputs" as plain data: name, dtype (TensorRT's name), shape (-1: open) and, of an input
+        that is open, each profile's (min, opt, max).
+        """
+        count = self._engine.num_optimization_profiles
+
+        def described(spec: TensorSpec) -> dict[str, Any]:
+            spans = [self._range(spec.name, index) for index in range(count)] if spec.range is not None else []
+            return {
+                "name": spec.name,
+                "dtype": self._engine.get_tensor_dtype(spec.name).name,
+                "shape": list(spec.shape),
+                "profiles": [[span.min, span.opt, span.max] for span in spans],
+            }
+
+        return {"inputs": [*map(described, self.inputs)], "outputs": [*map(described, self.outputs)]}
 
     def layer_information(self) -> str:
         """What the engine inspector says of every layer, as JSON."""
@@ -291,7 +316,8 @@ class Engine:
             elements = poisoned_elements(raw, spec.dtype, turn)
             if elements is not None:
                 held[spec.name] = elements
-            outputs[spec.name] = raw.view(spec.dtype).reshape(shape)
+            array = raw.view(spec.dtype).reshape(shape)
+            outputs[spec.name] = array if spec.outer is None else array.astype(spec.outer)
         return outputs, held
 
     def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -306,14 +332,15 @@ class Engine:
                 dtype=numpy_dtype(engine.get_tensor_dtype(name).name, name),
                 shape=shape,
                 on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
-                range=self._range(name) if is_input and -1 in shape else None,
+                range=self._range(name, self._profile) if is_input and -1 in shape else None,
+                outer=np.dtype(self._outer[name]) if name in self._outer else None,
             )
             (inputs if is_input else outputs).append(spec)
         return tuple(inputs), tuple(outputs)
 
-    def _range(self, name: str) -> ShapeRange:
+    def _range(self, name: str, profile: int) -> ShapeRange:
         least, usual, most = (
-            tuple(int(size) for size in shape) for shape in self._engine.get_tensor_profile_shape(name, 0)
+            tuple(int(size) for size in shape) for shape in self._engine.get_tensor_profile_shape(name, profile)
         )
         return ShapeRange(least, usual, most)
 
@@ -336,6 +363,8 @@ class Engine:
             context = engine.create_execution_context(config)
         if context is None:
             raise GpuError(f"{self.module.title} cannot create an execution context")
+        if self._profile and not context.set_optimization_profile_async(self._profile, self.cuda.handle):
+            raise GpuError(f"{self.module.title} refused the optimization profile {self._profile}")
         return context
 
     def check_usable(self) -> None:
