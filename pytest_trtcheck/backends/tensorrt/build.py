@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.backends.tensorrt.support import advice
+from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
 from pytest_trtcheck.errors import ArgumentError, BuildError, GpuError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions
 
@@ -407,4 +407,5 @@ def _failure(
         outcome = "no reason was given"
     reason = f": {outcome}" if outcome else ""
     text = "\n".join([f"{module.title} could not {task}{reason}", *lines])
-    return BuildError(text, "\n  → ".join(advice(text, is_rtx=module.is_rtx)))
+    pieces = advice(text, is_rtx=module.is_rtx) or what_strong_typing_lacks(module)
+    return BuildError(text, "\n  → ".join(pieces))
