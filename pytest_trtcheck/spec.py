@@ -150,7 +150,7 @@ class Calibration:
     """
 
     data: object
-    method: CalibrationMethod = "minmax"
+    method: CalibrationMethod = "auto"
     percentile: float = 99.99
     max_samples: int = 512
 
