@@ -215,9 +215,10 @@ def test_the_note_and_the_record_say_what_was_chosen(tmp_path: Path, precision: 
 def test_each_precision_and_each_set_of_nodes_chooses_for_itself(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     opened = open_model(save(net(), tmp_path / "m.onnx"), [], cache)
+    cases: tuple[tuple[QuantizedName, tuple[str, ...]], ...] = (("int8", ()), ("fp8", ()), ("int8", ("gemm1",)))
     found: list[Any] = [
         lower(opened, precision, cache, keep_fp32=kept, calibration=Calibration(draw(6), "auto")).details["ranges"]
-        for precision, kept in (("int8", ()), ("fp8", ()), ("int8", ("gemm1",)))
+        for precision, kept in cases
     ]
     errors = [str(each["choice"]["errors"]) for each in found]
     assert len(set(errors)) == 3
