@@ -155,7 +155,9 @@ class Calibration:
         A path or glob of .npz/.npy files, a list of those, or an iterable of input mappings.
     method
         `minmax` takes the largest magnitude seen, `percentile` the magnitude below which `percentile` % of the
-        elements lie, `entropy` the clipping threshold with the least KL divergence.
+        elements lie, `mse` the clipping threshold with the least squared error of rounding and clipping together,
+        `entropy` that with the least KL divergence. `auto` chooses among minmax, mse and percentiles (99.9, 99.99 and
+        99.999) by the error of the quantized model's outputs on samples that were held out.
     percentile
         In percent; used by `percentile` alone.
     max_samples
@@ -163,7 +165,7 @@ class Calibration:
     """
 
     data: object
-    method: CalibrationMethod = "minmax"
+    method: CalibrationMethod = "auto"
     percentile: float = 99.99
     max_samples: int = 512
 
