@@ -13,7 +13,7 @@ from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, CheckError, GpuError, ModelError
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.sources import Opening, computes_outputs, open_model
+from pytest_trtcheck.model.sources import Examples, Opening, computes_outputs, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, lower
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
-def named_model(settings: Settings, source: object, folders: Sequence[Path]) -> OnnxModel:
+def named_model(
+    settings: Settings, source: object, folders: Sequence[Path], examples: Examples | None = None
+) -> OnnxModel:
     """The model that a marker or fixture names."""
     if source is None:
         raise ModelError(
             "no model is named", 'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model'
         )
-    return open_model(source, folders, settings.cache)
+    return open_model(source, folders, settings.cache, examples=examples)
 
 
 def model_of(settings: Settings, request: Request) -> OnnxModel:
@@ -59,7 +61,7 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
                 'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
             )
         source = reference
-    model = named_model(settings, source, request.folders)
+    model = named_model(settings, source, request.folders, request.examples)
     return open_model(model, (), settings.cache, request.build_options.custom_ops)
 
 
@@ -72,7 +74,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if request.judge_parity:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases, existing), record=record)
-    return known.recorded(*notes, *known.lowered.notes, cases=len(cases))
+    return known.recorded(*notes, *model.notes, *known.lowered.notes, cases=len(cases))
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -149,7 +151,9 @@ def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyRef
     given = request.parity.reference
     if given is None:
         return Reference(model, settings.cache, settings.reference_provider)
-    return reference_given(given, model, request.folders, settings.cache, settings.reference_provider)
+    return reference_given(
+        given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
+    )
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------

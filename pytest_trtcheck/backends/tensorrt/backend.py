@@ -17,10 +17,10 @@ from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
-from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, available, find_module, hash_plugin
+from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.errors import CheckError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -102,8 +102,8 @@ class TensorRT(Backend):
         if detected is None and requested is None:
             return Emulated("no engine was built: there is no GPU, and --trt-gpu names none to compile for", cls.ships)
         module = cls._installed()
-        if module is None:
-            return Emulated("no engine was built: neither tensorrt nor tensorrt_rtx is installed", cls.ships)
+        if isinstance(module, str):
+            return Emulated(f"no engine was built: {module}", cls.ships)
         if detected is not None:
             return cls(module, Target(detected.compute_capability, here=True), detected.product, detected)
         assert requested is not None
@@ -113,7 +113,8 @@ class TensorRT(Backend):
         return cls(module, Target(requested.compute_capability, here=False), requested.product)
 
     @classmethod
-    def _installed(cls) -> TensorRTModule | None:
+    def _installed(cls) -> TensorRTModule | str:
+        """The module, or why there is none where that is no error."""
         return find_module(*cls.ships)
 
     def versions(self) -> dict[str, str]:
@@ -269,8 +270,11 @@ class Auto(TensorRT):
         """Nothing has to be installed."""
 
     @classmethod
-    def _installed(cls) -> TensorRTModule | None:
-        return available()
+    def _installed(cls) -> TensorRTModule | str:
+        try:
+            return find_module(*cls.ships)
+        except MissingDependencyError as missing:
+            return missing.message
 
 
 def _key_parts(spec: EngineSpec) -> dict[str, str]:

@@ -127,11 +127,11 @@ class Engine:
     @property
     def device_memory_bytes(self) -> int:
         """Device memory that the engine needs beside its inputs and outputs: weights and scratch, in bytes."""
-        scratch = self._engine.device_memory_size_v2
-        try:
-            weights = self._engine.get_engine_stat(self.module.handle.EngineStat.TOTAL_WEIGHTS_SIZE)
-        except AttributeError:  # Releases before the statistics.
-            weights = self.plan_bytes
+        trt, engine = self.module.handle, self._engine
+        scratch = engine.device_memory_size_v2
+        weights = self.plan_bytes
+        if hasattr(trt, "EngineStat") and hasattr(engine, "get_engine_stat"):  # From TensorRT 10.14 on.
+            weights = engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE)
         return int(scratch) + max(int(weights), 0)
 
     def jit_cache(self) -> bytes | None:
@@ -345,27 +345,30 @@ class Engine:
         return ShapeRange(least, usual, most)
 
     def _create_context(self, jit_cache: bytes | None) -> Any:
-        trt, engine = self.module.handle, self._engine
-        config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
-        if config is None or not hasattr(config, "create_runtime_cache"):
-            context = engine.create_execution_context()
+        engine = self._engine
+        if self.module.is_rtx:
+            context = engine.create_execution_context(self._with_kernels(jit_cache))
         else:
-            self._jit = config.create_runtime_cache()
-            if jit_cache:
-                self.jit_cache_used = bool(self._jit.deserialize(jit_cache))
-            config.set_runtime_cache(self._jit)
-            if any(spec.is_dynamic for spec in self.inputs):
-                # The default compiles a shape's kernels in the background and switches to them between two runs,
-                # which would change both outputs and latency in the middle of a check.
-                config.dynamic_shapes_kernel_specialization_strategy = (
-                    trt.DynamicShapesKernelSpecializationStrategy.EAGER
-                )
-            context = engine.create_execution_context(config)
+            context = engine.create_execution_context()
         if context is None:
             raise GpuError(f"{self.module.title} cannot create an execution context")
         if self._profile and not context.set_optimization_profile_async(self._profile, self.cuda.handle):
             raise GpuError(f"{self.module.title} refused the optimization profile {self._profile}")
         return context
+
+    def _with_kernels(self, jit_cache: bytes | None) -> Any:
+        """TensorRT-RTX's settings for a context that keeps the kernels which it compiles, and takes those of before."""
+        config = self._engine.create_runtime_config()
+        self._jit = config.create_runtime_cache()
+        if jit_cache:
+            self.jit_cache_used = bool(self._jit.deserialize(jit_cache))
+        config.set_runtime_cache(self._jit)
+        if any(spec.is_dynamic for spec in self.inputs):
+            # The default compiles a shape's kernels in the background and switches to them between two runs, which
+            # would change both outputs and latency in the middle of a check.
+            strategies = self.module.handle.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return config
 
     def check_usable(self) -> None:
         """Refuse to run when closed, being measured, or without CUDA."""
