@@ -3,7 +3,7 @@
 An engine is code, and its loader trusts it: whose it is, for which GPU, and whether it is whole is found out by reading
 first. The beginning of a plan is laid out as `trtexec --getPlanVersionOnly` reads it (TensorRT's own
 samples/common/sampleEngines.cpp): a tag, the serialization's version, and at byte 24 the four numbers of the release.
-Size and targets were found by building plans of TensorRT-RTX 1.4 to 1.7 for each GPU that these compile for.
+Size and targets were found by building plans of TensorRT-RTX 1.5 to 1.7 for each GPU that these compile for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.backends.tensorrt.module import TITLES
+from pytest_trtcheck.backends.tensorrt.module import TITLES, release_of
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_file
 from pytest_trtcheck.errors import ModelError, listed
 
@@ -227,7 +227,7 @@ def _with_manifest(file: PlanFile) -> PlanFile:
             "SHA-256": (engine["sha256"], file.sha256),
             "size": (f"{engine['bytes']:,} bytes", f"{file.bytes:,} bytes"),
             "builder": (TITLES.get(tensorrt["module"], tensorrt["module"]), TITLES[file.module]),
-            "version": (_release(tensorrt["version"]), dotted(file.version) or _release(tensorrt["version"])),
+            "version": (_as_in_a_plan(tensorrt["version"]), dotted(file.version) or _as_in_a_plan(tensorrt["version"])),
         }
         stated = _capability(str(gpu["compute_capability"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -261,9 +261,9 @@ def _manifest_of(path: Path) -> Path | None:
     return None
 
 
-def _release(version: str) -> str:
+def _as_in_a_plan(version: str) -> str:
     """A version as a plan has it: four numbers, the last of which is kept in one byte."""
-    numbers = [int(part) for part in version.split(".")[:4] if part.isdigit()]
+    numbers = release_of(version)[:4]
     return dotted([*numbers[:3], *(number & 0xFF for number in numbers[3:])])
 
 
