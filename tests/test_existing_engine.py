@@ -121,6 +121,17 @@ def test_what_is_no_engine_for_here_is_an_error_that_says_what_it_is(
     assert "→" in found
 
 
+def test_the_plan_behind_the_metadata_of_ultralytics_is_found(project: Suite, built: Callable[[int], bytes]) -> None:
+    metadata = json.dumps({"description": "Ultralytics YOLO", "stride": 32, "names": {"0": "cat"}}).encode()
+    for name, plan in {"yolo.engine": built(80), "cut.engine": built(80)[:4000]}.items():
+        (project.path / name).write_bytes(len(metadata).to_bytes(4, "little") + metadata + plan)
+    assert message(project, "yolo.engine").startswith("not_measured: yolo.engine: not run")
+    assert "is cut off: it has 4,000 of" in message(project, "cut.engine")
+    file = plan_file.opened(project.path / "yolo.engine", "yolo.engine", Cache(project.path / "cache"))
+    assert file.path.read_bytes() == built(80)
+    assert file.notes == (f"the plan lies behind {4 + len(metadata)} bytes of metadata, as Ultralytics writes it",)
+
+
 def test_a_plan_for_another_gpu_names_both(project: Suite, built: Callable[[int], bytes]) -> None:
     (project.path / "l4.plan").write_bytes(built(89))
     found = message(project, "l4.plan")

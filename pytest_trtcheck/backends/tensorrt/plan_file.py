@@ -106,13 +106,14 @@ def opened(path: Path, label: str, cache: Cache) -> PlanFile:
         It is no engine, it is cut off, or what is said of it elsewhere contradicts the file.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEADER.size)
-        size = path.stat().st_size
+        head, size = _head(path), path.stat().st_size
     except OSError as error:
         raise ModelError(f"{label}: cannot be read: {error.strerror or error}", "name the file of an engine") from error
     if head[:4] in _TAGS:
         return _with_manifest(_plan(path, label, head, size))
+    if (behind := _metadata_bytes(path, head)) is not None:
+        file = _held(label, path.read_bytes()[behind:], cache)
+        return replace(file, notes=(f"the plan lies behind {behind:,} bytes of metadata, as Ultralytics writes it",))
     if not size:
         raise ModelError(f"{label}: the engine file is empty", "build it again, or copy it again")
     model = _onnx(path) if size < _LARGEST_ONNX else None
@@ -122,6 +123,23 @@ def opened(path: Path, label: str, cache: Cache) -> PlanFile:
             "engine= takes what TensorRT serialized (.plan, .engine), or ONNX Runtime's EPContext model (.onnx)",
         )
     return _of_context(path, label, model, cache)
+
+
+def _metadata_bytes(path: Path, head: bytes) -> int | None:
+    """The bytes before the plan where JSON stands there, its length in four bytes first; None where it does not."""
+    if head[4:5] != b"{":
+        return None
+    start = 4 + int.from_bytes(head[:4], "little")
+    with path.open("rb") as file:
+        file.seek(start)
+        return start if file.read(4) in _TAGS else None
+
+
+def _held(label: str, plan: bytes, cache: Cache) -> PlanFile:
+    """The plan that another file holds, as a file of its own."""
+    key = Key("engine_file", label, {"sha256": hash_bytes(plan)})
+    entry = cache.get_or_make(key, lambda folder: (folder / EXTRACTED).write_bytes(plan))
+    return _plan(entry.path / EXTRACTED, label, plan[: _HEADER.size], len(plan))
 
 
 def _plan(path: Path, label: str, head: bytes, size: int) -> PlanFile:
@@ -313,22 +331,21 @@ def _of_context(path: Path, label: str, model: Any, cache: Cache) -> PlanFile:
     if source and "tensorrt" not in source.lower():
         raise ModelError(f"{label}: its engine is one of {source}, not of TensorRT", _OTHER_PROVIDER)
     held = given.get("ep_cache_context", b"")
-    if given.get("embed_mode", 1):
-        digest = hash_bytes(held)
-        entry = cache.get_or_make(
-            Key("engine_file", label, {"sha256": digest}), lambda folder: (folder / EXTRACTED).write_bytes(held)
-        )
-        plan = entry.path / EXTRACTED
-    else:
-        plan = _beside(path, label, texts.get("ep_cache_context", ""))
-    with plan.open("rb") as stream:
-        head = stream.read(_HEADER.size)
+    inside = bool(given.get("embed_mode", 1))
+    plan = None if inside else _beside(path, label, texts.get("ep_cache_context", ""))
+    head = held[: _HEADER.size] if plan is None else _head(plan)
     if head[:4] not in _TAGS:
         raise ModelError(
             f"{label}: its EPContext node holds no engine of TensorRT: it {_what(head) if head else 'is empty'}",
             "let ONNX Runtime write the model again",
         )
-    return _agreeing(_plan(plan, label, head, plan.stat().st_size), texts)
+    file = _held(label, held, cache) if plan is None else _plan(plan, label, head, plan.stat().st_size)
+    return _agreeing(file, texts)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEADER.size)
 
 
 def _beside(path: Path, label: str, named: str) -> Path:
