@@ -288,6 +288,23 @@ def test_an_epcontext_model_that_cannot_be_tested_so_says_why(project: Suite, bu
         assert said in found
 
 
+def test_an_engine_that_is_named_as_the_model_says_how_to_name_it(
+    project: Suite, built: Callable[[int], bytes]
+) -> None:
+    context(project.path / "inside.onnx", built(80))
+    project.write(
+        test_it="""
+@pytest.mark.parametrize("name", ["a100.plan", "inside.onnx"])
+def test_it(name, trt_check):
+    trt_check(name, batch=2)
+"""
+    )
+    run = project.run()
+    assert "a100.plan: is an engine by its name, not a model" in run.checks[0]["message"]
+    assert "inside.onnx: holds an engine (EPContext), not a model" in run.checks[1]["message"]
+    assert all("engine=…" in record["message"] for record in run.checks)
+
+
 def test_what_a_node_says_of_the_gpu_counts_where_the_engine_does_not(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     exact = context(tmp_path / "exact.onnx", trt_plan(), hardware_architecture="86", ep_sdk_version="100300")
