@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CALIBRATION_METHODS",
     "PRECISIONS",
+    "SOURCE",
     "Budget",
     "BuildOptions",
     "Calibration",
@@ -35,6 +37,19 @@ __all__ = [
     "ShapeRange",
     "Tolerance",
 ]
+
+
+class Named(enum.Enum):
+    """What a marker argument may name beside values of its own."""
+
+    SOURCE = "SOURCE"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+SOURCE = Named.SOURCE
+"""As `reference=`: what the model was exported from, computing by itself (PyTorch, Keras)."""
 
 InputMapping: TypeAlias = "Mapping[str, NDArray[Any]]"
 Shape: TypeAlias = tuple[int, ...]

@@ -18,6 +18,7 @@ from pytest_trtcheck.errors import ArgumentError, suggestion
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
 from pytest_trtcheck.spec import (
+    SOURCE,
     Budget,
     LatencySpec,
     ParitySpec,
@@ -188,9 +189,9 @@ def _model(value: object) -> object:
 def _reference(value: object) -> object:
     if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith((".npz", ".npy")):
         raise _wrong("reference", value, "a model or a callable", "recorded outputs can't be a reference yet")
-    if value is None or sources.find(value):
+    if value is None or value is SOURCE or sources.find(value):
         return value
-    raise _wrong("reference", value, "a model (path, bytes, onnx.ModelProto) or a callable from inputs to outputs")
+    raise _wrong("reference", value, "a model, SOURCE, or a callable from inputs to outputs")
 
 
 def _precisions(value: object) -> tuple[Precision, ...]:

@@ -86,7 +86,7 @@ class Checker(Settings):
 
 
 def _label(source: object) -> str:
-    if callable(source):
+    if isinstance(source, (type(lambda: 0), type)):
         return f"{name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 

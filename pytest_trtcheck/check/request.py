@@ -13,6 +13,7 @@ from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.errors import InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model.sources import Examples
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.record import CheckRecord
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec, Precision
@@ -86,6 +87,11 @@ class Request:
     def build_options(self) -> BuildOptions:
         """How TensorRT is to build."""
         return self.options or BuildOptions()
+
+    @property
+    def examples(self) -> Examples:
+        """What a source is told that has no shapes of its own."""
+        return Examples(self.inputs, self.parity.batch[0] or self.default_batch, self.parity.shapes)
 
     def declared_for(self, model: OnnxModel) -> dict[str, ShapeRange]:
         """The shapes that the check is declared for, by input.

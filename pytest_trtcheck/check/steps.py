@@ -13,7 +13,7 @@ from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
-def named_model(settings: Settings, source: object, folders: Sequence[Path]) -> OnnxModel:
+def named_model(
+    settings: Settings, source: object, folders: Sequence[Path], examples: Examples | None = None
+) -> OnnxModel:
     """The model that a marker or fixture names."""
     if source is None:
         raise ModelError(
             "no model is named", 'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model'
         )
-    return open_model(source, folders, settings.cache)
+    return open_model(source, folders, settings.cache, examples=examples)
 
 
 def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel) -> tuple[Request, tuple[str, ...]]:
@@ -56,7 +58,7 @@ def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel)
 
 def model_of(settings: Settings, request: Request) -> OnnxModel:
     """The model that a request names."""
-    model = named_model(settings, request.model, request.folders)
+    model = named_model(settings, request.model, request.folders, request.examples)
     return open_model(model, (), settings.cache, request.build_options.custom_ops)
 
 
@@ -76,7 +78,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
-    return known.recorded(*notes, *known.lowered.notes, cases=len(cases))
+    return known.recorded(*notes, *model.notes, *known.lowered.notes, cases=len(cases))
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -143,7 +145,9 @@ def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyRef
     given = request.parity.reference
     if given is None:
         return Reference(model, settings.cache, settings.reference_provider)
-    return reference_given(given, model, request.folders, settings.cache, settings.reference_provider)
+    return reference_given(
+        given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
+    )
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------

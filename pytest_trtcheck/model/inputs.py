@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Shape, ShapeRange
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
     InputError
         `value` is none of these, or a case does not fit the model: name, dtype, rank, size, or NaN.
     """
-    if isinstance(value, (Mapping, np.ndarray)):
+    if isinstance(value, Mapping) or is_array(value):
         return [_case(value, model, source)]
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         if not value:
@@ -42,13 +43,34 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
     )
 
 
+def first_case(value: object, model: OnnxModel, source: str) -> Case:
+    """The first of the cases in what a test returned; only that one is looked at.
+
+    Raises
+    ------
+    InputError
+        As `cases_from`.
+    """
+    several = not (isinstance(value, Mapping) or is_array(value)) and isinstance(value, Sequence)
+    return cases_from(list(value)[:1] if several else value, model, source)[0]  # type: ignore[call-overload]
+
+
+def of_batch(case: Case, model: OnnxModel, batch: int) -> Case:
+    """The case with `batch` rows in every input that leaves its first dimension open: its own, over and over."""
+    open_first = {spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    return {
+        name: np.resize(array, (batch, *array.shape[1:])) if name in open_first else array
+        for name, array in case.items()
+    }
+
+
 def _described(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{s.name} ({s.dtype}, {list(s.shape)})" for s in specs) or "none"
 
 
 def _case(value: object, model: OnnxModel, source: str) -> Case:
     specs = model.inputs
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         if len(specs) != 1:
             raise InputError(
                 f"{source}: one array for a model of {len(specs)} inputs",
@@ -73,9 +95,9 @@ def _case(value: object, model: OnnxModel, source: str) -> Case:
 
 def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tuple[int, str]]) -> NDArray[Any]:
     where = f"{source}: input {spec.name!r}"
-    if not isinstance(value, (np.ndarray, np.generic)):
+    if not is_array(value):
         raise InputError(f"{where}: expected a numpy array, got {type(value).__name__}", "np.asarray(…) makes one")
-    array = np.asarray(value)
+    array = as_array(value)
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")

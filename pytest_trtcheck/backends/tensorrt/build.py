@@ -256,10 +256,11 @@ def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]
     }
 
 
-# Started safely (-P), the child finds its standard library first, whatever the working folder holds; the paths that
-# only this process has, from conftest files or a source tree, come behind.
+# Without the working folder in its path (Python's -P, which 3.10 lacks), the child finds its standard library first,
+# whatever lies there; the paths that only this process has, from conftest files or a source tree, come behind.
 _BOOTSTRAP = (
-    "import json, sys; request = json.load(sys.stdin); "
+    "import sys; sys.path[:1] = [path for path in sys.path[:1] if path]; "
+    "import json; request = json.load(sys.stdin); "
     "sys.path += [path for path in request['sys_path'] if path not in sys.path]; "
     "from pytest_trtcheck.backends.tensorrt.builder import serve; serve(request)"
 )
@@ -271,7 +272,7 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
     with output.open("wb") as sink:
         child = subprocess.Popen(
             # Warnings of the TensorRT package itself must not become errors because of the caller's settings.
-            [sys.executable, "-P", "-W", "ignore", "-c", _BOOTSTRAP],
+            [sys.executable, "-W", "ignore", "-c", _BOOTSTRAP],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -283,12 +284,9 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
             return f"it did not finish within timeout_s={timeout_s:g} s and was stopped"
         finally:
             _kill_group(child)
-    if child.returncode == 0:
+    reason = _ending(child.returncode)
+    if reason is None:
         return None
-    if child.returncode < 0:
-        reason = f"{_CRASHED} ({_signal_name(-child.returncode)})"
-    else:
-        reason = f"the builder process ended with exit status {child.returncode}"
     said = output.read_text(errors="replace")[-OUTPUT_TAIL:].strip()
     return f"{reason}; its output ends with:\n{said}" if said else reason
 
@@ -296,9 +294,27 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
     """End whatever is left of the builder's process group, when it timed out or the caller was interrupted."""
     if child.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+        if sys.platform == "win32":  # No process groups; the builder starts nothing of its own.
+            child.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+
+
+_WINDOWS_ERROR = 0xC0000000
+"""From here on, an exit status on Windows is the exception that ended the process (NTSTATUS, severity "error")."""
+
+
+def _ending(status: int) -> str | None:
+    """How a process ended that has this exit status; None where that was well."""
+    if status == 0:
+        return None
+    if status < 0:
+        return f"{_CRASHED} ({_signal_name(-status)})"
+    if status >= _WINDOWS_ERROR:
+        return f"{_CRASHED} (0x{status:08X})"
+    return f"the builder process ended with exit status {status}"
 
 
 def _signal_name(number: int) -> str:
@@ -310,7 +326,7 @@ def _signal_name(number: int) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -318,7 +334,7 @@ def _read_json(path: Path) -> Any:
 def _messages(path: Path, target: Target) -> list[tuple[str, str]]:
     """What TensorRT logged, as (severity, text), each text once, in its order."""
     seen: dict[tuple[str, str], None] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             severity, text = json.loads(line)
         except ValueError:

@@ -42,7 +42,7 @@ def serve(request: dict[str, Any]) -> None:
     _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}}
     heard: list[str] = []
-    with Path(request["messages"]).open("w") as sink:
+    with Path(request["messages"]).open("w", encoding="utf-8") as sink:
 
         def say(severity: str, text: str) -> None:
             sink.write(json.dumps([severity, text]) + "\n")
