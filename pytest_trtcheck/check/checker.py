@@ -49,7 +49,10 @@ class Checker(Settings):
         known: Known | None = None
         try:
             model = steps.model_of(self, request)
-            record = replace(record, model=model.label, model_sha256=model.sha256)
+            request, notes = steps.in_its_own_precision(self, request, model)
+            record = replace(
+                record, model=model.label, model_sha256=model.sha256, precision=request.precision, notes=notes
+            )
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
