@@ -6,6 +6,8 @@ A check flows one way: spec → model and inputs → reference and lowered model
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +49,10 @@ class Checker(Settings):
         known: Known | None = None
         try:
             model = steps.model_of(self, request)
-            record = replace(record, model=model.label, model_sha256=model.sha256)
+            request, notes = steps.in_its_own_precision(self, request, model)
+            record = replace(
+                record, model=model.label, model_sha256=model.sha256, precision=request.precision, notes=notes
+            )
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
@@ -86,7 +91,7 @@ class Checker(Settings):
 
 
 def _label(source: object) -> str:
-    if isinstance(source, (type(lambda: 0), type)):
+    if inspect.isroutine(source) or isinstance(source, (type, functools.partial)):
         return f"{name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 

@@ -56,6 +56,8 @@ class Request:
         What to feed, and where it came from; None: generated.
     default_batch
         Taken for open first dimensions that nothing else fixes (files collected without test code).
+    precision_is_default
+        Whether nobody asked for the precision: a model that carries one is then checked in that.
     lowered
         The model in its precision, where it was made before (a replay); None: it is made.
     watch
@@ -73,6 +75,7 @@ class Request:
     calibration: object = None
     options: BuildOptions | None = None
     default_batch: int | None = None
+    precision_is_default: bool = False
     lowered: Lowered | None = None
     watch: Watcher | None = None
 
@@ -201,6 +204,11 @@ class Settings:
         """
         return backends.load(self.backend_of(request)).find(self.requested, self.detected)
 
+    def only_judges(self, request: Request) -> bool:
+        """Whether engines are asked for and no GPU tells what for: whether TensorRT takes the model can be said."""
+        named = self.requested is not None or self.detected is not None
+        return self.build_only and not named and backends.load(self.backend_of(request)).builds
+
     def judged_gpu(self) -> GpuModel | None:
         """The GPU whose budgets apply: the real one, else the one that is named."""
         if self.detected is None:
@@ -254,6 +262,8 @@ class Known:
         Why that cannot build an engine of this model.
     plugin_operators
         The operators that only a plugin library computes.
+    judged_by
+        Who said that the system takes the model.
     built, runner
         The engine or file, and what runs it; the runner is open until the check is made.
     outcome
@@ -272,6 +282,7 @@ class Known:
     system: Backend = field(default_factory=Emulated)
     problem: str | None = None
     plugin_operators: tuple[str, ...] = ()
+    judged_by: str = ""
     built: Built | None = None
     runner: Runner | None = None
     outcome: Outcome | None = None

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, get_args
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import blame, latency, message, parity
 from pytest_trtcheck.check.request import Known
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, CheckError, GpuError, ModelError
+from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples, Opening, computes_outputs, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
-from pytest_trtcheck.precision.lowering import Lowered, lower
+from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
 from pytest_trtcheck.record import CheckRecord, Evidence, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pytest_trtcheck.backends.base import Backend, Built, Runner
+    from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
     from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
     from pytest_trtcheck.backends.tensorrt.plan_file import PlanFile
     from pytest_trtcheck.check.request import Request, Settings
@@ -51,6 +51,15 @@ def named_model(
     return open_model(source, folders, settings.cache, examples=examples)
 
 
+def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel) -> tuple[Request, tuple[str, ...]]:
+    """The request for a model that carries its precision, where none was asked for; and what to say about it."""
+    carried_in = carried(model, settings.cache) if request.precision_is_default else None
+    if carried_in is None:
+        return request, ()
+    note = f"{model.label} carries its precision: checked in {carried_in}, since --trt-precision asks for none"
+    return replace(request, parity=replace(request.parity, precision=(carried_in,))), (note,)
+
+
 def model_of(settings: Settings, request: Request) -> OnnxModel:
     """The model that a request names; beside an engine, the model that its reference is says as much."""
     source, reference = request.model, request.parity.reference
@@ -66,14 +75,22 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
 
 
 def prepared(settings: Settings, request: Request, model: OnnxModel, record: CheckRecord) -> Known:
-    """What a check begins with: inputs, reference and lowered model."""
+    """What a check begins with: inputs, reference and lowered model. Where no engine is built, nothing is fed to it."""
     existing = existing_engine(settings, request)
-    if request.judge_parity:
+    compares = request.judge_parity and not settings.build_only
+    if compares:
         parity.refuse_random(model)
-    cases, notes = _cases(request, model)
-    if request.judge_parity:
+    cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
+    if compares:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases, existing), record=record)
+    if compares and request.parity.reference is None and known.lowered.integers_alone:
+        weights = listed(known.lowered.integers_alone)
+        notes = [
+            *notes,
+            f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
+            'cost was not compared; name the FP32 original, reference="model.onnx"',
+        ]
     return known.recorded(*notes, *model.notes, *known.lowered.notes, cases=len(cases))
 
 
@@ -114,8 +131,7 @@ def lowered(
         return Known(request, model, _lowered(settings, request, model), cases, reference)
     except (ModelError, CalibrationError):
         as_it_is = Lowered(model.path, model.sha256)
-        system = settings.system(request)
-        system.accepts(as_it_is, model.label, request.build_options, settings.cache, will_build=False).require()
+        _accepted(settings, settings.system(request), as_it_is, model, request, will_build=False)
         raise
 
 
@@ -132,6 +148,22 @@ def existing_engine(settings: Settings, request: Request) -> ExistingEngine | No
     file = plan_file.opened(Opening(request.folders, settings.cache).path(named, "engine file"), named, settings.cache)
     gpus = existing.Gpus(settings.requested, settings.detected, settings.no_gpu_reason or "there is no GPU")
     return existing.find(file, settings.backend_of(request), gpus)
+
+
+def _accepted(
+    settings: Settings, system: Backend, lowered: Lowered, model: OnnxModel, request: Request, *, will_build: bool
+) -> Acceptance:
+    """What a system says of a model that it takes; where nothing is compared, all that stands against one is told."""
+    found = system.accepts(
+        lowered,
+        model.label,
+        request.build_options,
+        settings.cache,
+        will_build=will_build and not settings.build_only,
+    )
+    found = found.complete() if settings.build_only else found
+    found.require()
+    return found
 
 
 def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: Precision | None = None) -> Lowered:
@@ -172,15 +204,11 @@ def placed(settings: Settings, known: Known) -> Known:
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, known.precision)
     problem = system.why_not(known.precision, op_types)
-    found = system.accepts(
-        known.lowered,
-        known.model.label,
-        known.request.build_options,
-        settings.cache,
-        will_build=system.builds and problem is None,
+    will_build = system.builds and problem is None
+    found = _accepted(settings, system, known.lowered, known.model, known.request, will_build=will_build)
+    known = replace(
+        known, system=system, problem=problem, plugin_operators=found.plugin_operators, judged_by=found.judged_by
     )
-    found.require()
-    known = replace(known, system=system, problem=problem, plugin_operators=found.plugin_operators)
     notes = found.notes
     if known.computed_in != known.precision:
         why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
@@ -226,21 +254,36 @@ def built(settings: Settings, known: Known) -> Known:
         if named or system.runs or settings.build_only or wanted:
             raise known.unsupported()
         return known.recorded(f"not compiled for {system.builds_for}: {known.problem}")
-    if settings.build_only and not system.builds:
+    if settings.build_only and not system.builds and not settings.only_judges(known.request):
         raise ArgumentError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
     if not system.builds:
         return known
-    with _getting_ready(settings, known):
-        found = system.build(known.spec(system), settings.cache)
+    try:
+        with _getting_ready(settings, known):
+            found = system.build(known.spec(system), settings.cache)
+    except BuildError as error:
+        raise BuildError(error.message, _advice(settings, known, error)) from error
     compiled_for = None if system.runs else system.builds_for
     return replace(known, built=found).recorded(engine=found.record, compiled_for=compiled_for)
 
 
+def _advice(settings: Settings, known: Known, error: BuildError) -> str:
+    """What to do about a build that failed: what the builder's words tell, and what the rules say of the model."""
+    found = known.system.accepts(
+        known.lowered, known.model.label, known.request.build_options, settings.cache, will_build=False
+    )
+    return "\n  → ".join(dict.fromkeys(filter(None, (found.advice, error.hint))))
+
+
 def nothing_compared(settings: Settings, known: Known) -> Known:
-    """All that there is to say where engines are only built."""
+    """All that there is to say where engines are only built, or not even that."""
     del settings
-    what = "built" if known.existing is None else "engine= names a file, nothing was built"
-    return known.recorded(verdict="not_measured", message=f"--trt-build-only: {what}, nothing compared")
+    found = "built, nothing compared"
+    if known.existing is not None:
+        found = "engine= names a file, nothing was built, nothing compared"
+    elif known.built is None:
+        found = f"{known.title}: no problem found by {known.judged_by}; no engine was built: --trt-gpu=A100 builds one"
+    return known.recorded(verdict="not_measured", message=f"--trt-build-only: {found}")
 
 
 @contextmanager

@@ -164,7 +164,7 @@ class TensorFlowOrigin:
         for (name, node), array in zip(wanted.items(), arrays, strict=True):
             value = _in_layout(array, shapes.get(name))
             if value is not None:
-                yield Inner(_path(node, function.layers) or node, name, value)
+                yield Inner(_path(node, function.layers) or node, (name,), value)
 
 
 def require() -> None:
