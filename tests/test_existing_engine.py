@@ -224,10 +224,11 @@ def test_without_a_gpu_nothing_stands_in_for_an_engine(project: Suite, run_every
         ('"conv.onnx", engine="a100.plan", backend="tensorrt", batch=2', "and backend='tensorrt' was asked for"),
         ('engine="a100.plan"', "no model is named, whose outputs the engine's are compared with"),
         ('engine="a100.plan", reference=lambda inputs: inputs', "no model is named"),
+        ('engine="a100.plan", reference=SOURCE', "no model is named"),
     ],
 )
 def test_what_cannot_be_asked_of_an_engine_is_an_error(project: Suite, arguments: str, said: str) -> None:
-    project.write(test_it=f"@trt_parity({arguments})\ndef test_it(): ...\n")
+    project.write(test_it=f"from pytest_trtcheck import SOURCE\n\n@trt_parity({arguments})\ndef test_it(): ...\n")
     (record,) = project.run().checks
     assert record["verdict"] == "error"
     assert said in record["message"]

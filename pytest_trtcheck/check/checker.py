@@ -50,9 +50,8 @@ class Checker(Settings):
         try:
             model = steps.model_of(self, request)
             request, notes = steps.in_its_own_precision(self, request, model)
-            record = replace(
-                record, model=model.label, model_sha256=model.sha256, precision=request.precision, notes=notes
-            )
+            precision = request.precision if request.parity.engine is None else None
+            record = replace(record, model=model.label, model_sha256=model.sha256, precision=precision, notes=notes)
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)

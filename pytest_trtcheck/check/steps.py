@@ -13,7 +13,7 @@ from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.sources import Examples, Opening, computes_outputs, open_model
+from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
@@ -64,7 +64,7 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
     """The model that a request names; beside an engine, the model that its reference is says as much."""
     source, reference = request.model, request.parity.reference
     if source is None and request.parity.engine is not None:
-        if reference is None or computes_outputs(reference):
+        if not is_model(reference):
             raise ModelError(
                 f"engine={request.parity.engine}: no model is named, whose outputs the engine's are compared with",
                 'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
