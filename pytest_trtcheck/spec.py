@@ -207,6 +207,7 @@ class ParitySpec:
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     seed: int = 0
     backend: str | None = None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS
+from pytest_trtcheck.choices import PRECISIONS, quantized_part
 from pytest_trtcheck.errors import ArgumentError, suggestion
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
@@ -40,14 +40,18 @@ def trt_parity(
     batch: object = None,
     shapes: object = None,
     keep_fp32: object = (),
+    exclude: object = (),
     seed: object = 0,
     backend: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
-    judged_by = _metric(metric)
+    judged_by, precisions = _metric(metric), _precisions(precision)
+    excluded = _globs("exclude", exclude)
+    if excluded and not any(map(quantized_part, precisions)):
+        raise _wrong("exclude", exclude, "a precision that quantizes", "name what is not to be lowered in keep_fp32")
     return ParitySpec(
         model=_model(model),
-        precision=_precisions(precision),
+        precision=precisions,
         tol=_tolerance(tol, judged_by),
         metric=judged_by,
         reference=_reference(reference),
@@ -55,6 +59,7 @@ def trt_parity(
         batch=_batches(batch),
         shapes=_shapes(shapes),
         keep_fp32=_globs("keep_fp32", keep_fp32),
+        exclude=excluded,
         seed=_integer("seed", seed, least=0),
         backend=_backend(backend),
     )

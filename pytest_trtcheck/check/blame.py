@@ -130,6 +130,7 @@ def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
         lowered=known.lowered,
         precision=known.computed_in,
         keep_fp32=request.parity.keep_fp32,
+        exclude=request.parity.exclude,
         calibration=request.calibration,
         folders=request.folders,
         cases=known.cases,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import blame, latency, message, parity
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, CheckError, GpuError, ModelError
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
@@ -102,6 +103,7 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
         precision or request.precision,
         settings.cache,
         keep_fp32=request.parity.keep_fp32,
+        exclude=request.parity.exclude,
         calibration=request.calibration,
         folders=request.folders,
     )
@@ -126,7 +128,7 @@ def placed(settings: Settings, known: Known) -> Known:
         It does not.
     """
     system = settings.system(known.request)
-    op_types = known.lowered.op_types(known.model, known.precision)
+    op_types = known.lowered.op_types(known.model, quantized_part(known.precision) or known.precision)
     problem = system.why_not(known.precision, op_types)
     found = system.accepts(
         known.lowered,

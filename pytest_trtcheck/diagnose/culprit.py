@@ -68,6 +68,8 @@ class Culprit:
         that of its result there.
     max_abs
         The largest magnitude in `tensor`, in FP32.
+    part
+        Of a pair, the part that the operator belongs to ("int8", "fp16").
     """
 
     node: str
@@ -80,6 +82,7 @@ class Culprit:
     after: float | None = None
     max_abs: float | None = None
     is_constant: bool = False
+    part: str | None = None
 
 
 class Findings:

@@ -14,7 +14,7 @@ from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision.emulation import emulation
-from pytest_trtcheck.precision.lowering import lower, prepared
+from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by
 from pytest_trtcheck.precision.quantization import calibrate
 from pytest_trtcheck.spec import Calibration
 
@@ -52,6 +52,7 @@ def calibrated(subject: Subject, method: CalibrationMethod) -> LimitResult:
             subject.precision,
             Cache(folder),
             keep_fp32=subject.keep_fp32,
+            exclude=subject.exclude,
             calibration=replace(given, method=method),
             folders=subject.folders,
         )
@@ -87,20 +88,18 @@ def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowere
             key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())
             yield replace(subject.lowered, path=path, key=key, notes=())
         else:
-            yield lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept)
+            yield lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept, exclude=subject.exclude)
 
 
 def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
     """The quantized model with the ranges that are known: calibrating anew would give the same ones."""
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision.quantization import quantize
     from pytest_trtcheck.precision.quantization.plan import points
 
-    precision: Any = subject.precision
     path = prepared(subject.model, kept, Cache(folder / "cache"))
     model = graph.read(path)
     try:
-        plan = points(model, kept)
+        plan = points(model, kept, subject.exclude)
     except ModelError as error:
         raise NothingComputedError(error.message) from error
     found = subject.ranges()
@@ -116,5 +115,5 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
             percentile=found.percentile or 99.99,
         ).amax()
     target = folder / "lowered.onnx"
-    graph.write(quantize.quantize(model, plan, ranges, precision), target)
+    graph.write(quantized_by(model, plan, ranges, subject.precision, kept)[0], target)
     return target

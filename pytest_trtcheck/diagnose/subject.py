@@ -99,8 +99,8 @@ class Subject:
 
     Parameters
     ----------
-    keep_fp32
-        What the check kept in FP32 already.
+    keep_fp32, exclude
+        What the check kept in FP32 already, and what it did not quantize.
     calibration
         What the marker or fixture gave.
     cases
@@ -117,6 +117,7 @@ class Subject:
     worst: int
     limits: Mapping[str, tuple[Limit, ...]]
     reference: AnyReference
+    exclude: tuple[str, ...] = ()
 
     @property
     def case(self) -> Case:

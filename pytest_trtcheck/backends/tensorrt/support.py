@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def unsupported(
     Parameters
     ----------
     op_types
-        The ONNX operator types that the lowered model computes in `precision`.
+        The ONNX operator types that the lowered model computes in `precision`; of a pair, those that are quantized.
     """
     capability = target.compute_capability
     name = "compute capability {}.{}".format(*capability)
@@ -62,7 +63,7 @@ def _rtx(module: TensorRTModule, target: Target, precision: Precision, op_types:
             f"{module.title} does not support compute capability {'{}.{}'.format(*target.compute_capability)}; "
             f"it does {known}"
         )
-    if precision == "int8" and module.release < (1, 7) and CONVOLUTIONS & set(op_types):
+    if quantized_part(precision) == "int8" and module.release < (1, 7) and CONVOLUTIONS & set(op_types):
         kinds = " and ".join(sorted(CONVOLUTIONS & set(op_types)))
         return f"{module.title} has no INT8 {kinds}; TensorRT-RTX 1.7 has"
     turing = target.compute_capability == (7, 5) and module.release >= (1, 7)
@@ -70,7 +71,7 @@ def _rtx(module: TensorRTModule, target: Target, precision: Precision, op_types:
         kinds = ", ".join(sorted(GEMM_OPERATORS & set(op_types)))
         return (
             f"{module.title} has no FP32 matrix products on Turing (SM75), INT8 ones included; the model has {kinds}. "
-            "fp16 works, and so does backend='tensorrt' on the GPU itself"
+            "fp16 and int8+fp16 work, and so does backend='tensorrt' on the GPU itself"
         )
     return None
 
