@@ -9,6 +9,7 @@ from pytest_trtcheck.choices import (
     CALIBRATION_METHODS,
     PRECISIONS,
     CalibrationMethod,
+    HalfName,
     Precision,
 )
 from pytest_trtcheck.metrics import METRICS, Metric
@@ -176,6 +177,10 @@ class BuildOptions:
     custom_ops
         Paths of ONNX Runtime custom-op libraries: where the model has operators of a plugin library that ONNX Runtime
         lacks, the FP32 reference is computed with them. Their bytes are part of the model's identity.
+    io
+        What FP32 inputs and outputs of the model become in the engine: "fp16" or "bf16", for engines that are fed and
+        read in 16 bits. Inputs given as FP32 are rounded to it, and the outputs are compared with the reference of the
+        inputs as they were given. None: they stay FP32.
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
@@ -190,6 +195,7 @@ class BuildOptions:
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     plugins: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
+    io: HalfName | None = None
     timing_cache: bool = True
     timeout_s: float | None = 3600.0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
+
+import numpy as np
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import blame, latency, message, parity
@@ -60,7 +63,17 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if request.judge_parity:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases), record=record)
-    return known.recorded(*notes, *known.lowered.notes, cases=len(cases))
+    return known.recorded(*notes, *known.lowered.notes, *_overflowing(known), cases=len(cases))
+
+
+def _overflowing(known: Known) -> Iterator[str]:
+    """Inputs that a 16-bit type of theirs cannot hold: what the engine is fed is infinite there."""
+    largest = {"fp16": 65504.0, "bf16": 3.39e38}.get(known.request.build_options.io or "", math.inf)
+    for index, case in enumerate(known.cases):
+        for name, array in case.items():
+            peak = np.abs(array[np.isfinite(array)]).max(initial=0) if array.dtype.kind == "f" else 0
+            if peak > largest:
+                yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -106,6 +119,7 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
         exclude=request.parity.exclude,
         calibration=request.calibration,
         folders=request.folders,
+        io=request.build_options.io,
     )
 
 

@@ -14,7 +14,7 @@ from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision.emulation import emulation
-from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by
+from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by, with_half_io
 from pytest_trtcheck.precision.quantization import calibrate
 from pytest_trtcheck.spec import Calibration
 
@@ -55,6 +55,7 @@ def calibrated(subject: Subject, method: CalibrationMethod) -> LimitResult:
             exclude=subject.exclude,
             calibration=replace(given, method=method),
             folders=subject.folders,
+            io=subject.io,
         )
         return _emulated(subject, lowered)
 
@@ -86,9 +87,13 @@ def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowere
         if subject.is_quantized:
             path = _quantized(subject, kept, Path(folder))
             key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())
-            yield replace(subject.lowered, path=path, key=key, notes=())
+            details = {name: found for name, found in subject.lowered.details.items() if name != "io"}
+            lowered = replace(subject.lowered, path=path, key=key, notes=(), details=details)
+            yield with_half_io(subject.model, lowered, subject.io, Cache(folder)) if subject.io else lowered
         else:
-            yield lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept, exclude=subject.exclude)
+            yield lower(
+                subject.model, subject.precision, Cache(folder), keep_fp32=kept, exclude=subject.exclude, io=subject.io
+            )
 
 
 def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:

@@ -7,7 +7,7 @@ and the code of this package that decides it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck.cache import Cache, Key, hash_bytes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from pytest_trtcheck.choices import HalfName
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.quantization.calibration_data import Samples
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
@@ -51,7 +52,8 @@ class Lowered:
     details
         What the lowering decided, as plain data: calibrated ranges, quantized tensors; "arithmetic", a row (node,
         operator, what it is computed in) for each node that does arithmetic; "constants", those of which the type
-        holds too little; "narrowed", whether FP64 became FP32.
+        holds too little; "narrowed", whether FP64 became FP32; "io", a `half_io.HalfIo` where inputs and outputs are
+        16-bit.
     taken_as_it_is
         Whether the user's model carried its precision already.
     """
@@ -82,6 +84,7 @@ def lower(
     exclude: tuple[str, ...] = (),
     calibration: object = None,
     folders: Sequence[Path] = (),
+    io: HalfName | None = None,
 ) -> Lowered:
     """The model in `precision`, from the cache when nothing that decides it has changed.
 
@@ -96,6 +99,8 @@ def lower(
         What the marker or `trt_calibration` gave; needed for int8, fp8 and pairs with them alone.
     folders
         Where relative calibration files are looked up.
+    io
+        The 16-bit type of its inputs and outputs; None: as the model has them.
 
     Raises
     ------
@@ -109,7 +114,42 @@ def lower(
         model, precision, cache, keep_fp32=keep_fp32, exclude=exclude, calibration=calibration, folders=folders
     )
     _refuse_without_computation(model, precision, lowered, (*keep_fp32, *exclude))
-    return lowered
+    return lowered if io is None else with_half_io(model, lowered, io, cache)
+
+
+def with_half_io(model: OnnxModel, lowered: Lowered, kind: HalfName, cache: Cache) -> Lowered:
+    """A lowered model whose FP32 inputs and outputs are 16-bit.
+
+    Raises
+    ------
+    ArgumentError
+        It has none, or there is no such type.
+    """
+    if kind not in HALVES:
+        raise ArgumentError(f"BuildOptions: io={kind!r}: expected one of {', '.join(HALVES)}", "or leave it out")
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import half_io
+
+        read = graph.read(lowered.path)
+        found = half_io.to_half(read, kind)
+        graph.write(read, folder / MODEL_FILE)
+        _write_details(folder, (), {"io": found})
+
+    entry = cache.get_or_make(
+        Key("half_io", model.label, {"lowered": lowered.key, "io": kind, **library_versions()}), make
+    )
+    io = json.loads((entry.path / _DETAILS_FILE).read_text())["io"]
+    if not any(io[1:]):
+        raise ArgumentError(
+            f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32", "leave it out"
+        )
+    note = f"inputs and outputs are {kind}: {listed([*io[1], *io[2]])}"
+    details = {**lowered.details, "io": io}
+    return replace(
+        lowered, path=entry.path / MODEL_FILE, key=entry.key.digest, details=details, notes=(*lowered.notes, note)
+    )
 
 
 def _lowered(

@@ -178,7 +178,7 @@ class BlameRecord(_Keyed):
     confirmed: bool = False
     confirmed_by: str | None = None
     keep_emulated: float | None = None
-    parts: Mapping[str, float | None] | None = None
+    parts: Mapping[str, float | None] | None = _absent()
     calibration: Mapping[str, Any] | None = None
     builds: int = 0
     trials: int = 0

@@ -171,7 +171,10 @@ class TensorRT(Backend):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         kernels = built.entry.read_extra(_JIT_CACHE) if built.entry else None
-        return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
+        options = built.spec.options
+        return Engine(
+            built.path, self.module, jit_cache=kernels, plugins=options.plugins, float_io=options.io is not None
+        )
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """With what the loaded engine takes of the device's memory, and what its layers compute in."""

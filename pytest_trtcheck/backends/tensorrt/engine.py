@@ -52,6 +52,8 @@ class Engine:
         What `jit_cache()` gave when the same engine was loaded before: TensorRT-RTX then compiles no kernels.
     plugins
         The plugin libraries that it was built with.
+    float_io
+        Whether its 16-bit inputs are given, and its 16-bit outputs wanted, as FP32.
     timeout_s
         The most seconds that one run may take; None: no limit. A run that exceeds it leaves the process without CUDA.
 
@@ -70,11 +72,13 @@ class Engine:
         *,
         jit_cache: bytes | None = None,
         plugins: Sequence[str] = (),
+        float_io: bool = False,
         timeout_s: float | None = RUN_TIMEOUT_S,
     ) -> None:
         started = time.perf_counter()
         self.module = module
         self.timeout_s = timeout_s
+        self._float_io = float_io
         self.poisoned = False
         """Whether CUDA cannot be used any more in this process because of a failure here."""
         self.jit_cache_used = False
@@ -176,7 +180,8 @@ class Engine:
                 missing = unwritten(held, again)
                 if missing:
                     raise never_written(missing, {name: outputs[name].shape for name in missing})
-        return outputs
+        halves = [name for name, array in outputs.items() if self._float_io and _is_half(array.dtype)]
+        return outputs | {name: outputs[name].astype(np.float32) for name in halves}
 
     def close(self) -> None:
         """Free all device and host memory of the engine."""
@@ -305,12 +310,14 @@ class Engine:
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+            dtype = numpy_dtype(engine.get_tensor_dtype(name).name, name)
             spec = TensorSpec(
                 name=name,
-                dtype=numpy_dtype(engine.get_tensor_dtype(name).name, name),
+                dtype=dtype,
                 shape=shape,
                 on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
                 range=self._range(name) if is_input and -1 in shape else None,
+                rounds=self._float_io and _is_half(dtype),
             )
             (inputs if is_input else outputs).append(spec)
         return tuple(inputs), tuple(outputs)
@@ -382,3 +389,7 @@ class Engine:
 def _abandon(held: object) -> None:
     """Keep what a broken CUDA context holds, even when Python ends: freeing it can block for ever."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+
+
+def _is_half(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in {"float16", "bfloat16"}

@@ -53,6 +53,8 @@ class TensorSpec:
         Whether TensorRT reads or writes it in host memory, as with shape tensors.
     range
         For an input with a dynamic shape: the shapes that the engine was built for.
+    rounds
+        Whether a 16-bit input takes FP32, and rounds it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class TensorSpec:
     shape: Shape
     on_host: bool = False
     range: ShapeRange | None = None
+    rounds: bool = False
 
     @property
     def is_dynamic(self) -> bool:
@@ -86,7 +89,8 @@ def numpy_dtype(name: str, tensor: str) -> np.dtype[Any]:
 def check_inputs(specs: Sequence[TensorSpec], inputs: InputMapping) -> dict[str, NDArray[Any]]:
     """The arrays of `inputs` as the engine takes them: contiguous, in the order of `specs`.
 
-    FP64 becomes FP32, as TensorRT does with a model's FP64 inputs; any other dtype must be the engine's.
+    FP64 becomes FP32, as TensorRT does with a model's FP64 inputs, and FP32 the type of an input that rounds; any other
+    dtype must be the engine's.
 
     Raises
     ------
@@ -102,6 +106,9 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: InputMapping) -> dict[str,
         array = np.asarray(inputs[spec.name])
         if array.dtype == np.float64 and spec.dtype == np.float32:
             array = array.astype(np.float32)
+        if spec.rounds and array.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                array = array.astype(spec.dtype)
         problems += _misfits(spec, array)
         # ascontiguousarray would turn a scalar into a vector.
         arrays[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
