@@ -214,6 +214,8 @@ class ParitySpec:
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    keep_auto: bool = False
+    """Whether the smallest set of nodes to keep in FP32 is searched."""
     seed: int = 0
     backend: str | None = None
 

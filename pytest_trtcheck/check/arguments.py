@@ -46,7 +46,9 @@ def trt_parity(
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
     judged_by, precisions = _metric(metric), _precisions(precision)
-    excluded = _globs("exclude", exclude)
+    excluded, is_auto = _globs("exclude", exclude), isinstance(keep_fp32, str) and keep_fp32 == "auto"
+    if is_auto and set(precisions) <= {"fp32", "tf32"}:
+        raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
     if excluded and not any(map(quantized_part, precisions)):
         raise _wrong("exclude", exclude, "a precision that quantizes", "name what is not to be lowered in keep_fp32")
     return ParitySpec(
@@ -58,7 +60,8 @@ def trt_parity(
         calibration=calibration,
         batch=_batches(batch),
         shapes=_shapes(shapes),
-        keep_fp32=_globs("keep_fp32", keep_fp32),
+        keep_fp32=() if is_auto else _globs("keep_fp32", keep_fp32),
+        keep_auto=is_auto,
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
         backend=_backend(backend),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.check import blame, latency, message, parity
+from pytest_trtcheck.check import blame, keeping, latency, message, parity
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, CheckError, GpuError, ModelError
@@ -63,6 +63,13 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if request.judge_parity:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases), record=record)
+    if request.judge_parity and request.parity.keep_auto:
+
+        def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
+            parity_spec = replace(request.parity, keep_fp32=nodes)
+            return _lowered(settings, replace(request, parity=parity_spec), model)
+
+        known = keeping.with_fewest(settings, known, keeping_fp32)
     return known.recorded(*notes, *known.lowered.notes, *_overflowing(known), cases=len(cases))
 
 
@@ -296,6 +303,7 @@ def compared(settings: Settings, known: Known) -> Known:
             outcome = parity.judge(known)
     if outcome is None:
         return known
+    outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)

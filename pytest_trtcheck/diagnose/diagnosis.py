@@ -71,6 +71,7 @@ def diagnose(
     emulated: Mapping[str, NDArray[Any]] | None = None,
     budget: Budget | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    search_only: bool = False,
 ) -> Blame | None:
     """Say why a check failed.
 
@@ -84,6 +85,8 @@ def diagnose(
         What the emulation computed from the input to look at, where that is at hand; None: it is computed.
     progress
         Is told, in a line each, what is being done.
+    search_only
+        Whether only the nodes to keep in FP32 are of interest.
 
     Returns
     -------
@@ -100,13 +103,21 @@ def diagnose(
             emulated = runner(subject.case)
     budget = budget or Budget()
     budget.start()
-    return _Diagnosis(subject, cache, engine, budget, progress).run(emulated)
+    return _Diagnosis(subject, cache, engine, budget, progress, search_only=search_only).run(emulated)
 
 
 class _Diagnosis:
     def __init__(
-        self, subject: Subject, cache: Cache, engine: Engine | None, budget: Budget, progress: Callable[[str], None]
+        self,
+        subject: Subject,
+        cache: Cache,
+        engine: Engine | None,
+        budget: Budget,
+        progress: Callable[[str], None],
+        *,
+        search_only: bool,
     ) -> None:
+        self.search_only = search_only
         self.subject, self.cache, self.engine, self.budget, self.progress = subject, cache, engine, budget, progress
         self.notes: list[str] = []
         self.quantized: frozenset[str] | None = None
@@ -211,6 +222,9 @@ class _Diagnosis:
             self._find_causes(findings)
             with self._or_missed("the likeliest causes could not be looked at"):
                 self._measure_suspects(findings, lowered)
+            if self.search_only:
+                self._search(findings, lowered)
+                return
             likely = next((each for each in findings.ranked() if findings.stands_out(each)), None)
             if likely is not None:
                 # The first answer, before it is refined.

@@ -201,6 +201,8 @@ class ParityRecord:
     blame: BlameRecord | None = None
     reason: str | None = None
     tol_source: str | None = None
+    keep_fp32: tuple[str, ...] | None = _absent()
+    """The nodes that `keep_fp32="auto"` found; empty where none are needed."""
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
