@@ -12,9 +12,11 @@ T = TypeVar("T", float, tuple[int, int])
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16"]
 HalfName = Literal["fp16", "bf16"]
 QuantizedName = Literal["int8", "fp8"]
-CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+RangeMethod = Literal["minmax", "entropy", "percentile", "mse"]
+CalibrationMethod = Literal["auto", "minmax", "entropy", "percentile", "mse"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 HALVES: tuple[HalfName, ...] = get_args(HalfName)

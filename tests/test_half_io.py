@@ -97,7 +97,7 @@ def test_what_has_no_16_bit_io_is_an_error(tmp_path: Path) -> None:
 
 def test_an_engine_s_input_rounds_fp32_where_it_was_asked_to() -> None:
     given = {"x": np.array([1 / 3, 1e5], np.float32)}
-    spec = TensorSpec("x", np.dtype(np.float16), (2,), rounds=True)
+    spec = TensorSpec("x", np.dtype(np.float16), (2,), outer=np.dtype(np.float32))
     array = check_inputs([spec], given)["x"]
     assert array.dtype == np.float16
     assert list(array) == [np.float16(1 / 3), np.inf]

@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.pieces import Graph
 
 Kind = Literal[
-    "overflow", "underflow", "saturation", "range", "weights", "cancellation", "rounding", "amplified", "nan", "engine"
+    "overflow",
+    "underflow",
+    "saturation",
+    "range",
+    "weights",
+    "cancellation",
+    "rounding",
+    "amplified",
+    "nan",
+    "engine",
+    "export",
 ]
 _Found = tuple[Kind, str, str]
 """A kind, the tensor to look at, and words."""
@@ -70,6 +80,8 @@ class Culprit:
         The largest magnitude in `tensor`, in FP32.
     part
         Of a pair, the part that the operator belongs to ("int8", "fp16").
+    module
+        Where the model's source has it, for a model that was exported ("blocks.3.mlp.fc1").
     """
 
     node: str
@@ -83,6 +95,7 @@ class Culprit:
     max_abs: float | None = None
     is_constant: bool = False
     part: str | None = None
+    module: str | None = None
 
 
 class Findings:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import Cache, hash_bytes
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.choices import CalibrationMethod
+    from pytest_trtcheck.choices import RangeMethod
     from pytest_trtcheck.compare import LimitResult
     from pytest_trtcheck.diagnose.subject import Subject
     from pytest_trtcheck.model.inputs import Case
@@ -42,7 +43,7 @@ def keeping(subject: Subject, nodes: Collection[str]) -> LimitResult | None:
         return None
 
 
-def calibrated(subject: Subject, method: CalibrationMethod) -> LimitResult:
+def calibrated(subject: Subject, method: RangeMethod) -> LimitResult:
     """The judgement with ranges chosen by another method."""
     given = subject.calibration
     given = given if isinstance(given, Calibration) else Calibration(given)
@@ -118,6 +119,7 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
             subject.samples(),
             method=found.method,
             percentile=found.percentile or 99.99,
+            dtype=quantized_part(subject.precision) or "int8",
         ).amax()
     target = folder / "lowered.onnx"
     graph.write(quantized_by(model, plan, ranges, subject.precision, kept)[0], target)
