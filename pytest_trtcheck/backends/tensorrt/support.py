@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.tensorrt.module import TITLES
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
