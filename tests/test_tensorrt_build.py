@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available, find_module
+from pytest_trtcheck.backends.tensorrt.options import check_options
 from pytest_trtcheck.backends.tensorrt.support import advice, unsupported
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyError, UnsupportedTargetError
@@ -463,7 +464,7 @@ def test_tensorrt_itself_has_the_options_that_rtx_lacks(rtx: TensorRTModule) -> 
     options = BuildOptions(
         optimization_level=5, sparsity=True, version_compatible=True, hardware_compatible="ampere_plus"
     )
-    tensorrt.check_options(module, options)
+    check_options(module, options)
 
 
 def test_a_plugin_that_is_no_library(build: Any, tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ class Settings:
         The GPU in this machine; `no_gpu_reason` says why there is none.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
+    rebuild
+        How many times every engine is built and judged.
     bitwise
         Whether an engine must compute the same bits in every run.
     emulate_too
@@ -172,6 +174,7 @@ class Settings:
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     build_only: bool = False
+    rebuild: int = 1
     bitwise: bool = False
     emulate_too: bool = False
     allowance: Allowance = field(default_factory=Allowance)
@@ -249,6 +252,8 @@ class Known:
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
+    build
+        Which of several builds it is, for messages; empty for the first.
     """
 
     request: Request
@@ -263,6 +268,7 @@ class Known:
     runner: Runner | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
+    build: str = ""
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 
     def recorded(self, *notes: str, **found: Any) -> Known:
@@ -309,7 +315,7 @@ class Known:
     @property
     def title(self) -> str:
         """What messages call it."""
-        return f"{self.model.label} in {self.shown_precision}"
+        return f"{self.model.label} in {self.shown_precision}" + (f" ({self.build})" if self.build else "")
 
     @property
     def running(self) -> Backend:

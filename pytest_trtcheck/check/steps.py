@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from pytest_trtcheck import backends
+from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import blame, latency, message, parity
+from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, CheckError, GpuError, ModelError
 from pytest_trtcheck.latency import baselines
@@ -125,6 +127,7 @@ def placed(settings: Settings, known: Known) -> Known:
     ModelError
         It does not.
     """
+    check_values(known.request.build_options)
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, known.precision)
     problem = system.why_not(known.precision, op_types)
@@ -334,6 +337,11 @@ def kept(settings: Settings, known: Known) -> Known:
     return known
 
 
+def rebuilt(settings: Settings, known: Known) -> Known:
+    """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
+    return judged_again(settings, known, (loaded, inspected, compared, timed), (explained, watched))
+
+
 def concluded(settings: Settings, known: Known) -> Known:
     """The verdict, and what is to be read first; under `--trt-require-gpu`, what no GPU ran or measured fails."""
     parts = [part for part in (known.record.parity, known.record.latency) if part is not None]
@@ -341,5 +349,8 @@ def concluded(settings: Settings, known: Known) -> Known:
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
-BUILDING: Sequence[Step] = (placed, built, nothing_compared)
-CHECKING: Sequence[Step] = (placed, built, loaded, inspected, compared, explained, watched, timed, kept, concluded)
+BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
+CHECKING: Sequence[Step] = (
+    *(placed, built, loaded, inspected, compared),
+    *(explained, watched, timed, kept, rebuilt, concluded),
+)

@@ -14,10 +14,12 @@ import numpy as np
 
 from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt import sparsity
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, available, find_module, hash_plugin
+from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
 from pytest_trtcheck.errors import CheckError
@@ -43,7 +45,7 @@ IO_FILE = "io.json"
 _BUILD_FILE = "build.json"
 _TIMING_CACHE = "timing.cache"
 _JIT_CACHE = "jit.cache"
-_CONTENTS = "2"
+_CONTENTS = "3"
 """Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
 
 
@@ -150,7 +152,7 @@ class TensorRT(Backend):
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engine from the cache, or built into it."""
-        tensorrt.check_options(self.module, spec.options)
+        check_options(self.module, spec.options, spec.precision, self.target)
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
         entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder))
         made = json.loads((entry.path / _BUILD_FILE).read_text())
@@ -161,6 +163,7 @@ class TensorRT(Backend):
             build_s=made["build_s"],
             bytes=made["bytes"],
             sha256=made["sha256"],
+            build_notes=tuple(made["notes"]),
         )
         return Built(spec, entry.path / PLAN_FILE, record, entry)
 
@@ -169,7 +172,15 @@ class TensorRT(Backend):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         kernels = built.entry.read_extra(_JIT_CACHE) if built.entry else None
-        return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
+        options = built.spec.options
+        return Engine(
+            built.path,
+            self.module,
+            jit_cache=kernels,
+            plugins=options.plugins,
+            weights=built.spec.lowered.path if options.strip_weights else None,
+            streaming_mib=options.weight_streaming_mib,
+        )
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """With what the loaded engine takes of the device's memory, and what its layers compute in."""
@@ -179,6 +190,8 @@ class TensorRT(Backend):
             built.record,
             device_memory_bytes=engine.device_memory_bytes,
             layers_by_precision=engine.layers_by_precision(),
+            aux_streams=engine.aux_streams,
+            streamed_bytes=engine.streamed_bytes,
         )
 
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
@@ -199,11 +212,16 @@ class TensorRT(Backend):
         return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
-        """Whether the engine inspector tells of no layer what it computes in, so that nothing proves the precision."""
-        precision = built.spec.precision
-        if precision in {"fp32", "tf32"} or not set(cast("Engine", runner).layers_by_precision()) <= {"unknown"}:
-            return ()
-        return (f"{precision} is stated, not proved: the engine inspector tells no layer's type",)
+        """What the build said, what the options came to, and whether anything proves the precision."""
+        precision, options, engine = built.spec.precision, built.spec.options, cast("Engine", runner)
+        found = list(built.record.build_notes) if built.record else []
+        if options.strip_weights:
+            found.append("the plan holds no weights: it was given those of the typed ONNX file as it was loaded")
+        if options.weight_streaming_mib is not None and not engine.streamed_bytes:
+            found.append("weight streaming: no weight is streamed, all of them stay on the GPU")
+        if precision not in {"fp32", "tf32"} and set(engine.layers_by_precision()) <= {"unknown"}:
+            found.append(f"{precision} is stated, not proved: the engine inspector tells no layer's type")
+        return tuple(found)
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
@@ -239,7 +257,13 @@ class TensorRT(Backend):
             )
             if kept is not None and timings.stat().st_size:
                 kept.write_extra(_TIMING_CACHE, timings.read_bytes())
-        made = {"build_s": plan.build_s, "bytes": plan.bytes, "sha256": hash_file(plan.path)}
+        notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
+        made = {
+            "build_s": plan.build_s,
+            "bytes": plan.bytes,
+            "sha256": hash_file(plan.path),
+            "notes": [note for note in notes if note],
+        }
         (folder / _BUILD_FILE).write_text(json.dumps(made))
         (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
 
@@ -275,8 +299,7 @@ class Auto(TensorRT):
 
 def _key_parts(spec: EngineSpec) -> dict[str, str]:
     """What of it an engine depends on."""
-    apart = {"plugins", "custom_ops", "timeout_s"}
-    chosen = {name: json.dumps(value) for name, value in asdict(spec.options).items() if name not in apart}
+    chosen = {name: json.dumps(value) for name, value in key_parts(spec.options).items()}
     shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(spec.profile.items())}
     return {
         "lowered": spec.lowered.key,
