@@ -19,7 +19,7 @@ from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
-from pytest_trtcheck.record import CheckRecord, Evidence, combine
+from pytest_trtcheck.record import CheckRecord, Evidence, LoweredRecord, combine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,13 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if request.judge_parity:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases), record=record)
-    return known.recorded(*notes, *known.lowered.notes, cases=len(cases))
+    made, spans = known.lowered, known.profile()
+    return known.recorded(
+        *(*notes, *made.notes),
+        cases=len(cases),
+        lowered=LoweredRecord(made.key, request.precision, str(made.path) if made.path == model.path else None),
+        profile={name: (span.min, span.opt, span.max) for name, span in spans.items()},
+    )
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:

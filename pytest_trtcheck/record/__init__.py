@@ -305,6 +305,15 @@ class EngineRecord:
 
 
 @dataclass(frozen=True)
+class LoweredRecord:
+    """The ONNX file in the precision asked for, by its identity; `path` is that of the user's own, taken as it is."""
+
+    key: str
+    precision: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
 class BuildRecord:
     """One of the builds of `--trt-rebuild`, judged alone; `error` is the parity metric on the worst output."""
 
@@ -363,6 +372,9 @@ class CheckRecord:
     """Where the inputs came from: "returned", "trt_inputs", "given" (to `trt_check`) or "generated"."""
     reference: str | None = None
     """What `reference=` named; None: the FP32 model itself."""
+    lowered: LoweredRecord | None = _absent()  # noqa: RUF009 - it is a field
+    profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] | None = _absent()
+    """By input, the least, usual and largest shape that the check is of."""
     build_options: Mapping[str, Any] | None = _absent()
     """The `BuildOptions` that are not the default."""
     parity: ParityRecord | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import format_bytes
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.record import LatencyRecord
 from pytest_trtcheck.report.builds import options
-from pytest_trtcheck.report.text import format_number, one_line, plural
+from pytest_trtcheck.report.text import format_number, one_line
 
 if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord, EngineRecord

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError
+from pytest_trtcheck.errors import MissingDependencyError, plural
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, plots
-from pytest_trtcheck.report.text import format_number, format_optional, one_line, plural, shorten_middle
+from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
     BudgetView,
     Judgement,

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.report.builds import HEADERS, side_by_side
-from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_apart, shorten_middle
+from pytest_trtcheck.report.text import MISSING, columns, one_line, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import (
     VERDICTS,
     budgets,
