@@ -40,7 +40,7 @@ def judged_again(settings: Settings, known: Known, judging: Sequence[Step], expl
     """
     if settings.rebuild == 1:
         return known
-    if known.record.engine is None:
+    if known.record.engine is None or known.existing is not None:
         return known.recorded(f"--trt-rebuild={settings.rebuild}: no engine was built, so none was built again")
     if known.runner is not None:
         known.runner.close()  # Two engines at a time may be more than the GPU holds.

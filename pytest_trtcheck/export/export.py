@@ -27,6 +27,7 @@ from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export import release, triton, typed
 from pytest_trtcheck.export.folder import MANIFEST
 from pytest_trtcheck.export.proof import NotProvedError, parity, require_engine, some
+from pytest_trtcheck.record import is_bad
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = "model_repository"
 """One for each GPU, in a folder of its name: a server loads all of a repository, and no plan of another GPU."""
+TO_PROVE = "to_prove"
+"""Where engines lie that were compiled for a GPU which is not here: nobody is to serve them before a test there did."""
 CONFIG = "config.pbtxt"
 PLAN = "1/model.plan"
 """Where Triton looks for the plan of the version 1 of a model."""
@@ -91,13 +94,20 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written below `folder`, what was not, and the engines of earlier runs that still lie there."""
+    """What was written below `folder`, what was not, and the engines of earlier runs that still lie there.
+
+    Parameters
+    ----------
+    to_prove
+        The engines that were compiled for another GPU, and for which.
+    """
 
     folder: Path
     repository: Path
     written: tuple[Written, ...]
     left_out: tuple[LeftOut, ...]
     older: tuple[str, ...] = ()
+    to_prove: tuple[tuple[Path, str], ...] = ()
     models: tuple[WrittenModel, ...] = ()
     release: Release | None = None
 
@@ -114,6 +124,7 @@ class Exported:
             seen = "proved by engines on a GPU" if model.is_proved else "emulated: no engine of it was run on a GPU"
             lines.append(f"  {model.name}: {model.bytes:,} bytes, {seen}")
         lines += [f"not exported: {each.label} ({each.what} {each.key[:8]}): {each.reason}" for each in self.left_out]
+        lines += [f"to be proved on the {gpu}, by a test with engine={str(plan)!r}" for plan, gpu in self.to_prove]
         if self.older:
             lines.append(f"from an earlier run, and not proved by this one: {', '.join(self.older)}")
         return [*lines, *(self.release.lines() if self.release else ())]
@@ -151,7 +162,7 @@ def write(
         The cache cannot be read.
     """
     checks = sorted(records, key=lambda record: record.nodeid)
-    engines, models, left_out = _proved(checks, cache)
+    engines, compiled, models, left_out = _proved(checks, cache)
     root = Path(folder)
     if not checks:
         return Exported(root, root, (), ())
@@ -161,9 +172,12 @@ def write(
         taken = {name: folders.read_manifest(repository / name) or {} for name in _ours(repository)}
         plan_names, model_names = _names(engines, taken), _names(models)
         plans = {key: repository / name for key, name in plan_names.items()}
+        waiting = {key: repository.with_name(TO_PROVE) / name for key, name in _names(compiled).items()}
         typed_models = {key: root / typed.FOLDER / name for key, name in model_names.items()}
         written: list[Written] = []
         stages = {plans[each.key]: functools.partial(_stage, written, plan_names[each.key], each) for each in engines}
+        for each in compiled:
+            stages[waiting[each.key]] = functools.partial(_stage, [], waiting[each.key].name, each)
         for model in models:
             place = typed_models[model.key]
             stages[place] = functools.partial(typed.stage, place, model, environment)
@@ -186,6 +200,7 @@ def write(
         written=tuple(sorted(written, key=lambda each: each.name)),
         left_out=tuple(sorted(left_out, key=lambda each: (each.label, each.key))),
         older=tuple(name for name in _ours(repository) if name not in plan_names.values()),
+        to_prove=tuple((waiting[each.key] / PLAN, each.compiled_for) for each in compiled),
         models=tuple(WrittenModel(model_names[each.key], sizes[each.key], each.is_proved) for each in models),
         release=found,
     )
@@ -200,7 +215,7 @@ def _below(root: Path, place: Path) -> str:
 
 @dataclass(frozen=True)
 class _Engine:
-    """An engine that all its checks passed."""
+    """An engine that all its checks passed; or, compiled for a GPU that is not here, one that none speaks against."""
 
     key: str
     entry: Entry
@@ -208,6 +223,11 @@ class _Engine:
     sha256: str
     inputs: tuple[triton.Tensor, ...]
     outputs: tuple[triton.Tensor, ...]
+    compiled_for: str = ""
+
+    @property
+    def proved_by(self) -> Sequence[CheckRecord]:
+        return () if self.compiled_for else self.checks
 
     @property
     def made_from(self) -> Mapping[str, str]:
@@ -223,9 +243,12 @@ class _Engine:
         return sorted({check.model for check in self.checks}, key=lambda label: (len(label), label))
 
 
-def _proved(checks: Sequence[CheckRecord], cache: Cache) -> tuple[list[_Engine], list[TypedModel], list[LeftOut]]:
-    """The engines and typed files that the checks of a run prove, and what they do not."""
+def _proved(
+    checks: Sequence[CheckRecord], cache: Cache
+) -> tuple[list[_Engine], list[_Engine], list[TypedModel], list[LeftOut]]:
+    """The engines that the checks of a run prove, those that wait for their GPU, the typed files, and the others."""
     engines: list[_Engine] = []
+    compiled: list[_Engine] = []
     models: list[TypedModel] = []
     left_out: list[LeftOut] = []
     by_key = defaultdict(list)
@@ -237,12 +260,14 @@ def _proved(checks: Sequence[CheckRecord], cache: Cache) -> tuple[list[_Engine],
             engines.append(_engine(key, found, cache))
         except NotProvedError as error:
             left_out.append(LeftOut(_label(found), key, error.objection))
+            if (engine := _compiled(key, found, cache)) is not None:
+                compiled.append(engine)
     for key, found in sorted(typed.by_file(checks).items()):
         try:
             models.append(typed.proved(found, cache))
         except NotProvedError as error:
             left_out.append(LeftOut(_label(found), key, error.objection, "typed ONNX"))
-    return engines, models, left_out
+    return engines, compiled, models, left_out
 
 
 def _label(checks: Sequence[CheckRecord]) -> str:
@@ -251,14 +276,34 @@ def _label(checks: Sequence[CheckRecord]) -> str:
 
 def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
     """The engine of these checks; a NotProvedError where they do not prove it, or it is not there to be written."""
+    if checks[0].engine is not None and checks[0].engine.source == "file":
+        raise NotProvedError("engine= file", "engine= named a file that exists, which nothing was built for")
     require_engine(checks)
+    if any((check.build_options or {}).get("strip_weights") for check in checks):
+        text = "its plan holds no weights, and Triton gives it none: load it with those of its typed ONNX file"
+        raise NotProvedError("no weights", text)
+    return _stored(key, checks, cache)
+
+
+def _compiled(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine | None:
+    """The engine of these checks where it was compiled for another GPU, and all that stands against it is that."""
+    gpu = checks[0].compiled_for
+    if not gpu or {check.compiled_for for check in checks} != {gpu}:
+        return None
+    if any(is_bad(check.verdict) or check.runs > 1 or check.outcome == "failed" for check in checks):
+        return None
+    try:
+        return _stored(key, checks, cache, gpu)
+    except NotProvedError:
+        return None
+
+
+def _stored(key: str, checks: Sequence[CheckRecord], cache: Cache, compiled_for: str = "") -> _Engine:
+    """The engine as the cache has it, if that is the one that was checked."""
     checked = {check.engine and check.engine.sha256 for check in checks}
     differ = "builds differ"
     if len(checked) != 1 or None in checked:
         raise NotProvedError(differ, "it was built more than once during the run, and the builds differ")
-    if any((check.build_options or {}).get("strip_weights") for check in checks):
-        text = "its plan holds no weights, and Triton gives it none: load it with those of its typed ONNX file"
-        raise NotProvedError("no weights", text)
     entry = cache.find("engine", key)
     if entry is None:
         raise NotProvedError("gone", "it is no longer in the cache: it was cleared or damaged after the checks")
@@ -274,7 +319,7 @@ def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
         triton.config("name", inputs, outputs)
     except ArgumentError as error:
         raise NotProvedError("not for Triton", error.message) from error
-    return _Engine(key, entry, checks, sha256, inputs, outputs)
+    return _Engine(key, entry, checks, sha256, inputs, outputs, compiled_for)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -375,9 +420,10 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
         "note": _RTX_NOTE.replace("\n", " ") if parts["module"] == "tensorrt_rtx" else None,
         "inputs": [asdict(tensor) for tensor in engine.inputs],
         "outputs": [asdict(tensor) for tensor in engine.outputs],
-        "proved_by": sorted({check.nodeid for check in engine.checks}),
-        "parity": [parity(check, check.parity) for check in engine.checks if check.parity],
-        "latency": [_latency(check, check.latency) for check in engine.checks if check.latency],
+        "compiled_for": engine.compiled_for or None,
+        "proved_by": sorted({check.nodeid for check in engine.proved_by}),
+        "parity": [parity(check, check.parity) for check in engine.proved_by if check.parity],
+        "latency": [_latency(check, check.latency) for check in engine.proved_by if check.latency],
     }
 
 
@@ -389,6 +435,8 @@ def _latency(check: CheckRecord, latency: LatencyRecord) -> dict[str, Any]:
 def _comments(engine: _Engine) -> list[str]:
     parts = engine.made_from
     title = TITLES.get(parts["module"], parts["module"])
+    if engine.compiled_for:
+        return [f"Built by {title} {parts['tensorrt']} for the {engine.compiled_for}, and proved by nothing yet."]
     comments = [
         f"Written by pytest-trtcheck {__version__}. {MANIFEST} beside this file says which tests proved what.",
         f"Built by {title} {parts['tensorrt']} and proved on {parts.get('gpu')}, compute capability "

@@ -191,6 +191,8 @@ def asked(
     variants: dict[str, Variant] = {}
     groups = defaultdict(list)
     for check in checks:
+        if check.engine and check.engine.source == "file":
+            continue  # What `engine=` names was built elsewhere: there is nothing to export.
         precision = check.lowered.precision if check.lowered else (check.precision or "")
         options = dict(check.build_options or {})
         variant = Variant(check.model, check.model_sha256, precision, gpu, jsonable(check.profile), jsonable(options))
@@ -399,7 +401,7 @@ def _artifact(place: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "model": manifest["model"]["label"],
         "model_sha256": manifest["model"]["sha256"],
         "precision": manifest["precision"],
-        "evidence": manifest["evidence"] if is_typed else "engine",
+        "evidence": manifest["evidence"] if is_typed else "engine" if manifest["proved_by"] else None,
         "gpu": None if is_typed else manifest["gpu"],
         "tensorrt": None if is_typed else manifest["tensorrt"],
         "manifest_sha256": hash_file(place / folders.MANIFEST),

@@ -296,7 +296,7 @@ class OnnxItem(_FileItem, pytest.Function):
             inputs_source="trt_inputs",
             default_batch=1,
         )
-        outcome.run(self, request)
+        outcome.run(self, replace(request, precision_is_default=not settings.is_given(self.config, "trt_precision")))
 
 
 class BundleItem(_FileItem):
