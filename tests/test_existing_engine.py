@@ -328,9 +328,9 @@ def exported(suite: Suite) -> Path:
     suite.write(test_here='@trt_parity("conv.onnx", batch=2)\ndef test_here(): ...\n')
     run = suite.run("--trt-gpu=A100", "--trt-export=out")
     run.result.assert_outcomes(passed=1)
-    plan = suite.path / "out/to_prove/conv_fp16/1/model.plan"
+    plan = suite.path / "out/A100/to_prove/conv_fp16/1/model.plan"
     assert f"to be proved on the A100, by a test with engine={str(plan)!r}" in run.text
-    assert not (suite.path / "out/model_repository").exists()
+    assert not (suite.path / "out/A100/model_repository").exists()
     return plan
 
 
@@ -380,7 +380,7 @@ def test_a_failed_check_leaves_nothing_to_be_proved(suite: Suite) -> None:
     suite.write(test_here='@trt_parity("conv.onnx", batch=2, tol=1e-9)\ndef test_here(): ...\n')
     run = suite.run("--trt-gpu=A100", "--trt-export=out", "--trt-diagnose=0")
     run.result.assert_outcomes(failed=1)
-    assert not (suite.path / "out/to_prove").exists()
+    assert not (suite.path / "out/A100/to_prove").exists()
 
 
 # --- loaded in a process of its own ----------------------------------------------------------------------------------

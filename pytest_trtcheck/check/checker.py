@@ -45,6 +45,7 @@ class Checker(Settings):
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
+            build_options=request.build_options.given() or None,
         )
         known: Known | None = None
         try:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from pytest_trtcheck import backends
+from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import blame, keeping, latency, message, parity
+from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
@@ -22,7 +24,7 @@ from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
-from pytest_trtcheck.record import CheckRecord, Evidence, combine
+from pytest_trtcheck.record import CheckRecord, Evidence, LoweredRecord, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
@@ -102,7 +104,18 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
-    return known.recorded(*notes, *model.notes, *known.lowered.notes, *_overflowing(known), cases=len(cases))
+    return known.recorded(
+        *(*notes, *model.notes, *known.lowered.notes, *_overflowing(known)),
+        cases=len(cases),
+        # What an engine that exists was built from is not known here.
+        lowered=None if existing else _lowered_record(known),
+        profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
+    )
+
+
+def _lowered_record(known: Known) -> LoweredRecord:
+    made = known.lowered
+    return LoweredRecord(made.key, known.precision, str(made.path) if made.path == known.model.path else None)
 
 
 def _overflowing(known: Known) -> Iterator[str]:
@@ -222,6 +235,7 @@ def placed(settings: Settings, known: Known) -> Known:
     ModelError
         It does not.
     """
+    check_values(known.request.build_options)
     if known.existing is not None:
         return _placed_engine(known, known.existing)
     system = settings.system(known.request)
@@ -522,6 +536,11 @@ def kept(settings: Settings, known: Known) -> Known:
     return known
 
 
+def rebuilt(settings: Settings, known: Known) -> Known:
+    """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
+    return judged_again(settings, known, (loaded, inspected, compared, timed), (explained, watched))
+
+
 def concluded(settings: Settings, known: Known) -> Known:
     """The verdict, and what is to be read first; under `--trt-require-gpu`, what no GPU ran or measured fails."""
     parts = [part for part in (known.record.parity, known.record.latency) if part is not None]
@@ -529,5 +548,8 @@ def concluded(settings: Settings, known: Known) -> Known:
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
-BUILDING: Sequence[Step] = (placed, built, nothing_compared)
-CHECKING: Sequence[Step] = (placed, built, loaded, inspected, compared, explained, watched, timed, kept, concluded)
+BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
+CHECKING: Sequence[Step] = (
+    *(placed, built, loaded, inspected, compared),
+    *(explained, watched, timed, kept, rebuilt, concluded),
+)

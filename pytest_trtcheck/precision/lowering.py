@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_trtcheck.cache import Cache, Key, hash_bytes
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
 from pytest_trtcheck.choices import HALVES, PRECISIONS, QUANTIZED, half_part, is_pair, quantized_part
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
 from pytest_trtcheck.model import onnxruntime as ort
@@ -177,8 +177,8 @@ def _lowered(
         details = {_ARITHMETIC: as_fp32} if rows or precision == "tf32" else {}
         if not has_double:
             return Lowered(model.path, model.sha256, details=details)
-        path = _narrowed(model, model.path, cache)
-        return Lowered(path, path.parent.name, narrowed, {**details, "narrowed": True})
+        entry = _narrowed(model, model.path, cache)
+        return Lowered(entry.path / MODEL_FILE, entry.key.digest, narrowed, {**details, "narrowed": True})
     parts = {
         "model": model.sha256,
         "precision": precision,
@@ -417,7 +417,7 @@ def _calibration(
     return _Calibration(given, samples, key_parts)
 
 
-def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
+def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Entry:
     """The file at `path`, which is `model` or was made from it alone, with FP64 as FP32."""
 
     def make(folder: Path) -> None:
@@ -427,14 +427,14 @@ def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
         graph.write(double.to_float(graph.read(path)), folder / MODEL_FILE)
 
     parts = {"model": model.sha256, "given": str(path == model.path), **library_versions()}
-    return cache.get_or_make(Key("narrowed", model.label, parts), make).path / MODEL_FILE
+    return cache.get_or_make(Key("narrowed", model.label, parts), make)
 
 
 def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
     """The FP32 model that is lowered: that behind 16-bit types and Q/DQ, FP64 as FP32, batch normalization folded."""
     source = Reference(model, cache).path()
     if model.has_double:
-        source = _narrowed(model, source, cache)
+        source = _narrowed(model, source, cache).path / MODEL_FILE
     if "BatchNormalization" not in model.op_types:
         return source
     parts = {"model": model.sha256, "keep_fp32": json.dumps(sorted(keep_fp32)), **library_versions()}
