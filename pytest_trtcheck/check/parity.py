@@ -199,7 +199,7 @@ def first_failure(known: Known, actual: Mapping[str, NDArray[Any]], expected: Ma
     for output in compare.judge_all(actual, expected, limits_of(known)):
         name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
-            if is_bad(entry.verdict):
+            if is_bad(entry.verdict) and entry.value is not None and entry.limit is not None:
                 return f"{entry.metric} of {name!r} is {entry.value:.3g}, the limit is {entry.limit:.3g}"
         if is_bad(output.verdict):
             return f"{name!r} has another shape, type or pattern of NaN"

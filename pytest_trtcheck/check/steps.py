@@ -12,11 +12,12 @@ from pytest_trtcheck.check import blame, latency, message, parity
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
+from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
-from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
+from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
 from pytest_trtcheck.record import CheckRecord, Evidence, combine
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel)
     return replace(request, parity=replace(request.parity, precision=(carried_in,))), (note,)
 
 
+def fed_as_recorded(request: Request, model: OnnxModel) -> Request:
+    """The request with the recorded samples that it names read, and their inputs fed where none are given."""
+    if not golden_samples.is_named(request.parity.reference):
+        return request
+    golden = golden_samples.read(request.parity.reference, model, request.folders)
+    if request.inputs is None:
+        request = replace(request, inputs=list(golden.inputs), inputs_source="recorded")
+    return replace(request, parity=replace(request.parity, reference=golden))
+
+
 def model_of(settings: Settings, request: Request) -> OnnxModel:
     """The model that a request names."""
     model = named_model(settings, request.model, request.folders, request.examples)
@@ -71,6 +82,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if compares:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases), record=record)
+    if isinstance(known.reference, GoldenReference):
+        golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if compares and request.parity.reference is None and known.lowered.integers_alone:
         weights = listed(known.lowered.integers_alone)
         notes = [
@@ -78,7 +91,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
-    return known.recorded(*notes, *model.notes, *known.lowered.notes, cases=len(cases))
+    reference = getattr(known.reference, "notes", ())
+    return known.recorded(*notes, *model.notes, *reference, *known.lowered.notes, cases=len(cases))
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -282,10 +296,11 @@ def loaded(settings: Settings, known: Known) -> Known:
 def _refuse_itself(known: Known) -> None:
     """Without a GPU, a model in FP32 that is its own reference can only agree with itself."""
     reference = known.reference
-    is_itself = isinstance(reference, ModelReference) and reference.identity == known.model.sha256
+    is_itself = getattr(reference, "computed_by", None) == known.model.sha256
     if is_itself and computes_the_reference(known.lowered, known.computed_in):
         raise ArgumentError(
-            f"reference= is {known.model.label} itself, and nothing was lowered: it would be compared with itself",
+            f"{known.reference.title} is {known.model.label} itself, and nothing was lowered: it would be compared "
+            "with itself",
             "name another model, or a precision to lower it to",
         )
 
