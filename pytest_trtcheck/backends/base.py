@@ -119,6 +119,8 @@ class Backend(ABC):
     """Whether there is an engine to build, for these shapes alone."""
     is_emulation: ClassVar[bool] = False
     """Whether it is our own emulation, which in FP32 is the reference itself."""
+    is_file: ClassVar[bool] = False
+    """Whether it is an engine that exists: no part of another model is built by it, and nothing stands in for it."""
     is_timed: ClassVar[bool] = False
     """Whether `timed_runs` measures it."""
 
@@ -136,6 +138,11 @@ class Backend(ABC):
     def runs(self) -> bool:
         """Whether what it builds runs here; otherwise the outputs are emulated."""
         return True
+
+    @property
+    def builder(self) -> Backend:
+        """What builds other engines of the same model: for `min_speedup`, and to see who is to blame."""
+        return self
 
     @property
     def builds_for(self) -> str:

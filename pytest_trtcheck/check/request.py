@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck import compare
     from pytest_trtcheck.backends.base import Backend, Built, Runner
+    from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
@@ -251,6 +252,10 @@ class Known:
     ----------
     reference
         What counts as right.
+    existing
+        The engine that `engine=` names.
+    reads_precision
+        Of that engine: whether the precision is what it, or what is said of it, tells. Until then it is unknown.
     system
         What was asked for, as far as this machine has it.
     problem
@@ -272,6 +277,8 @@ class Known:
     lowered: Lowered
     cases: Sequence[Case]
     reference: AnyReference
+    existing: ExistingEngine | None = None
+    reads_precision: bool = False
     system: Backend = field(default_factory=Emulated)
     problem: str | None = None
     plugin_operators: tuple[str, ...] = ()
@@ -281,6 +288,11 @@ class Known:
     outcome: Outcome | None = None
     doubt: str | None = None
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
+
+    def in_precision(self, precision: Precision) -> Known:
+        """The same engine, of which it is known now what it computes in."""
+        parity = replace(self.request.parity, precision=(precision,))
+        return replace(self, request=replace(self.request, parity=parity), reads_precision=True)
 
     def recorded(self, *notes: str, **found: Any) -> Known:
         """The same with fields of the record, and more notes in it."""
@@ -320,12 +332,22 @@ class Known:
     @property
     def shown_precision(self) -> str:
         """The precision as records and messages have it: what is computed in, and what was asked for instead."""
+        if self.has_unknown_precision:
+            return "a precision that is not known"
         computed = self.computed_in
         return computed if computed == self.precision else f"{computed} (asked {self.precision})"
 
     @property
+    def has_unknown_precision(self) -> bool:
+        """Whether it is an engine that exists of which nothing tells, or told yet, what it computes in."""
+        return self.existing is not None and not self.reads_precision and not self.request.parity.states_precision
+
+    @property
     def title(self) -> str:
         """What messages call it."""
+        if self.existing is not None:
+            known = "" if self.has_unknown_precision else f" in {self.shown_precision}"
+            return f"{self.model.label}: the engine {self.existing.file.label}{known}"
         return f"{self.model.label} in {self.shown_precision}"
 
     @property
@@ -349,7 +371,7 @@ class Known:
             self.model,
             lowered or self.lowered,
             precision or (self.computed_in if system.is_emulation else self.precision),
-            self.profile() if system.builds else {},
+            self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
         )
 

@@ -421,7 +421,7 @@ def _quantized(
 ) -> _Made:
     from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import survey
-    from pytest_trtcheck.precision.quantization import calibrate, quantize
+    from pytest_trtcheck.precision.quantization import calibrate, choosing, quantize
     from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
@@ -434,23 +434,34 @@ def _quantized(
         **library_versions(),
     }
     given, samples = calibration.given, calibration.samples
+    if given.method in {"auto", "mse"}:
+        # Its levels, and the model that is judged.
+        parts |= {"precision": precision, "plan": hash_bytes(json.dumps(asdict(plan)).encode())}
+
+    def run(probe: Path) -> ort.OrtRunner:
+        return ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops)
 
     def calibrated(target: Path) -> None:
-        ranges = calibrate.collect(
-            lambda probe: ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops),
-            path,
-            plan,
-            samples,
-            method=given.method,
-            percentile=given.percentile,
-            describe=samples.describe,
-        )
+        if given.method == "auto":
+            task = calibrate.Task(run, path, plan, samples, precision, describe=samples.describe)
+            ranges = choosing.choose(task, model)
+        else:
+            ranges = calibrate.collect(
+                run,
+                path,
+                plan,
+                samples,
+                method=given.method,
+                percentile=given.percentile,
+                dtype=precision,
+                describe=samples.describe,
+            )
         (target / _RANGES_FILE).write_text(ranges.to_json())
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
     quantized = quantize.quantize(read, plan, ranges.amax(), precision)
-    note = f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"
+    note = f"{precision}: {summary(plan)}; {ranges}"
     found = survey.survey(quantized)
     return quantized, [note], {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
 
