@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError
-from pytest_trtcheck.model.sources import in_memory, made, onnx_file, other_file, pytorch
+from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,8 +86,8 @@ class Opening:
     label: str | None = None
     examples: Examples = field(default_factory=Examples)
 
-    def path(self, source: object) -> Path:
-        """Where the file or folder lies that `source` names.
+    def path(self, source: object, what: str = "model file") -> Path:
+        """Where the file or folder lies that `source` names; `what` says what it should be.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Opening:
         for candidate in tried:
             if candidate.exists():
                 return candidate
-        raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
+        raise ModelError(f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}")
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:
         """What a source was turned into: the bytes of an ONNX file, an onnx.ModelProto, a path, or another source.
@@ -115,7 +115,7 @@ class Opening:
         return found.open(source, replace(self, label=label or self.label))
 
 
-SOURCES: tuple[Source, ...] = (onnx_file, in_memory, pytorch)
+SOURCES: tuple[Source, ...] = (onnx_file, in_memory, pytorch, keras_model, saved_model)
 LAST: tuple[Source, ...] = (other_file, made)
 """What takes anything of a type, and is therefore asked behind all others."""
 

@@ -110,6 +110,8 @@ def exported(
 
 
 _TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pytest_trtcheck.scopes"
+"""Metadata of a node that a source of ours writes: JSON, every part of the source that it lies in, outermost first."""
 
 
 def module_path(node: onnx.NodeProto) -> str:
@@ -120,8 +122,11 @@ def module_path(node: onnx.NodeProto) -> str:
 def within(node: onnx.NodeProto) -> tuple[str, ...]:
     """Every part of the source that a node lies in, the outermost first; none where the exporter did not say."""
     import ast
+    import json
 
     for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            return tuple(json.loads(entry.value))
         if entry.key == _TORCH_SCOPES:
             # The last one is the operator itself; shapes are computed outside of all modules.
             scopes = ast.literal_eval(entry.value)[:-1]
