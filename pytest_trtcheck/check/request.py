@@ -270,6 +270,8 @@ class Known:
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
+    fewest, no_fewest
+        The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
     """
 
     request: Request
@@ -287,6 +289,8 @@ class Known:
     runner: Runner | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
+    fewest: tuple[str, ...] | None = None
+    no_fewest: str = ""
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 
     def in_precision(self, precision: Precision) -> Known:

@@ -267,7 +267,8 @@ def _objection(check: CheckRecord) -> str | None:
 
 def _names(engines: Sequence[_Engine]) -> dict[str, str]:
     """A name for each engine's key: the model's file and the precision, and more where that names several."""
-    names = {engine.key: f"{_stem(engine, 1)}_{engine.made_from['precision']}" for engine in engines}
+    # In a URL, as Triton's clients make of a name, a + may be a blank.
+    names = {e.key: f"{_stem(e, 1)}_{e.made_from['precision'].replace('+', '_')}" for e in engines}
     details: tuple[Callable[[_Engine], str], ...] = (_with_folder, _with_batch, _with_key)
     for detail in details:
         counts = Counter(name.casefold() for name in names.values())

@@ -178,6 +178,7 @@ class BlameRecord(_Keyed):
     confirmed: bool = False
     confirmed_by: str | None = None
     keep_emulated: float | None = None
+    parts: Mapping[str, float | None] | None = _absent()
     calibration: Mapping[str, Any] | None = None
     builds: int = 0
     trials: int = 0
@@ -200,6 +201,8 @@ class ParityRecord:
     blame: BlameRecord | None = None
     reason: str | None = None
     tol_source: str | None = None
+    keep_fp32: tuple[str, ...] | None = _absent()
+    """The nodes that `keep_fp32="auto"` found; empty where none are needed."""
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
+from pytest_trtcheck.backends.tensorrt.layers import unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
+from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CheckError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
@@ -170,7 +172,10 @@ class TensorRT(Backend):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
-        return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
+        _, *names = built.spec.lowered.details.get("io", [None])
+        outer = {name: "float32" for listed in names for name in listed}
+        plugins = built.spec.options.plugins
+        return Engine(built.path, self.module, jit_cache=kernels, plugins=plugins, outer=outer)
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """With what the loaded engine takes of the device's memory, and what its layers compute in."""
@@ -185,25 +190,34 @@ class TensorRT(Backend):
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
         """Why the engine does not compute in its precision, by the engine inspector; None when some layers do.
 
-        A model that was taken as it is says itself what it computes in, and FP32 is what any layer may do.
+        Of a pair both parts count. A model that was taken as it is says itself what it computes in, and FP32 is what
+        any layer may do.
         """
         precision = built.spec.precision
         if built.spec.lowered.taken_as_it_is or precision in {"fp32", "tf32"}:
             return None
-        layers = cast("Engine", runner).layers_by_precision()
-        if layers.get(precision) or set(layers) <= {"unknown"}:
+        engine = cast("Engine", runner)
+        layers = engine.layers_by_precision()
+        if set(layers) <= {"unknown"}:
+            return None
+        missing = unproved(layers, engine.tensor_types() if is_pair(precision) else (), precision)
+        if missing is None:
             return None
         if any(np.size(array) == 0 for array in case.values()):
             # TensorRT leaves out what computes no element.
-            return f"the inputs are empty, so that the engine computes nothing in {precision}: give at least one row"
+            return f"the inputs are empty, so that the engine computes nothing in {missing}: give at least one row"
         found = ", ".join(f"{count} in {name}" for name, count in layers.items())
-        return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
+        return f"{missing} did not take effect: the engine inspector lists {found or 'no layers'}"
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """Whether the engine inspector tells of no layer what it computes in, so that nothing proves the precision."""
-        precision = built.spec.precision
-        if precision in {"fp32", "tf32"} or not set(cast("Engine", runner).layers_by_precision()) <= {"unknown"}:
+        precision, engine = built.spec.precision, cast("Engine", runner)
+        if precision in {"fp32", "tf32"}:
             return ()
+        if not set(engine.layers_by_precision()) <= {"unknown"}:
+            if not is_pair(precision) or (rest := half_part(precision)) in engine.tensor_types():
+                return ()
+            return (f"no tensor between the engine's layers is {rest}: what is not quantized was fused with what is",)
         return (f"{precision} is stated, not proved: the engine inspector tells no layer's type",)
 
     def timed_runs(
