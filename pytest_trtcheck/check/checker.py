@@ -21,6 +21,7 @@ from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
+from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,6 +113,8 @@ def _label(source: object) -> str:
 def _reference_label(source: object) -> str | None:
     if source is None:
         return None
+    if source is SOURCE:
+        return SOURCE.name
     if isinstance(source, Golden):
         return source.title
     return name_of(source) if computes_outputs(source) and not is_named(source) else _label(source)

@@ -100,6 +100,9 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+    data = getattr(request.calibration, "data", request.calibration)
+    if model_inputs.shuffles(data):
+        notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
@@ -142,6 +145,9 @@ def _overflowing(known: Known) -> Iterator[str]:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
 
 
+_OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
+
+
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
     """What to feed, and what to say about it."""
     spec = request.parity
@@ -154,7 +160,10 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
             cases = model_inputs.rebatched(cases, model, batch)
         for case in cases:
             request.admit(model, case, source)
-        return cases, []
+        notes = (
+            [f"{source} come from a loader that shuffles: {_OTHERS}"] if model_inputs.shuffles(request.inputs) else []
+        )
+        return cases, notes
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
     notes = [f"inputs were generated (seed {spec.seed})"]
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
