@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import blame, latency, message, parity
@@ -17,10 +18,10 @@ from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
-from pytest_trtcheck.record import CheckRecord, Evidence, combine
+from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Backend, Built, Runner
@@ -59,7 +60,23 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if request.judge_parity:
         parity.refuse_empty(cases)
     known = replace(lowered(settings, request, model, cases), record=record)
-    return known.recorded(*notes, *known.lowered.notes, cases=len(cases))
+    return known.recorded(
+        *notes, *known.lowered.notes, cases=len(cases), calibration=_calibration(known.lowered.details.get("ranges"))
+    )
+
+
+def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated."""
+    if ranges is None:
+        return None
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    if not ranges["choice"]:
+        return found
+    errors = {
+        method: {name: math.inf if error is None else error for name, error in by_output.items()}
+        for method, by_output in ranges["choice"]["errors"].items()
+    }
+    return replace(found, held_out=ranges["choice"]["held_out"], errors=errors)
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
