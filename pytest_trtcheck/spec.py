@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CALIBRATION_METHODS",
     "PRECISIONS",
+    "SOURCE",
     "Budget",
     "BuildOptions",
     "Calibration",
@@ -35,6 +37,19 @@ __all__ = [
     "ShapeRange",
     "Tolerance",
 ]
+
+
+class Named(enum.Enum):
+    """What a marker argument may name beside values of its own."""
+
+    SOURCE = "SOURCE"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+SOURCE = Named.SOURCE
+"""As `reference=`: what the model was exported from, computing by itself (PyTorch, Keras)."""
 
 InputMapping: TypeAlias = "Mapping[str, NDArray[Any]]"
 Shape: TypeAlias = tuple[int, ...]
@@ -198,13 +213,23 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ParitySpec:
-    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed."""
+    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed.
+
+    Parameters
+    ----------
+    engine
+        The file of an engine that exists, which is tested as it is.
+    states_precision
+        Whether the precision was given: of an engine that exists it is read otherwise.
+    """
 
     model: object | None = None
     precision: tuple[Precision, ...] = ("fp16",)
+    states_precision: bool = field(default=False, compare=False)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
     metric: Metric = METRICS["max"]
     reference: object | None = None
+    engine: str | None = None
     calibration: object | None = None
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)

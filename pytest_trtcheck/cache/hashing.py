@@ -84,11 +84,14 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     OSError
         When the file cannot be read.
     """
-    with Path(path).open("rb") as file:
+    with Path(path).open("rb", buffering=0) as file:
         before = stamp(file.fileno())
         if before in _hashes:
             return _hashes[before]
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest.
+        while chunk := file.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+        digest = sha256.hexdigest()
         if settled(before) and stamp(file.fileno()) == before:
             _hashes[before] = digest
     return digest

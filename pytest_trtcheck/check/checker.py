@@ -6,6 +6,8 @@ A check flows one way: spec → model and inputs → reference and lowered model
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +41,7 @@ class Checker(Settings):
             nodeid=request.nodeid,
             model=_label(request.model),
             verdict="error",
-            precision=request.precision,
+            precision=request.precision if request.parity.engine is None else None,
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
@@ -47,7 +49,10 @@ class Checker(Settings):
         known: Known | None = None
         try:
             model = steps.model_of(self, request)
-            record = replace(record, model=model.label, model_sha256=model.sha256)
+            request, notes = steps.in_its_own_precision(self, request, model)
+            record = replace(
+                record, model=model.label, model_sha256=model.sha256, precision=request.precision, notes=notes
+            )
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
@@ -67,9 +72,12 @@ class Checker(Settings):
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
-        known = steps.lowered(self, request, steps.model_of(self, request), ())
+        model = steps.model_of(self, request)
+        known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
         known = steps.placed(self, known)
         system = known.running
+        if known.existing is not None and not known.system.runs:
+            raise UnsupportedTargetError(known.system.no_engine, "run it on a machine with that GPU and TensorRT")
         if known.problem is not None and not system.is_emulation:
             raise known.unsupported()
         if system.is_emulation and known.plugin_operators:
@@ -83,7 +91,7 @@ class Checker(Settings):
 
 
 def _label(source: object) -> str:
-    if callable(source):
+    if inspect.isroutine(source) or isinstance(source, (type, functools.partial)):
         return f"{name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 

@@ -28,7 +28,7 @@ def first_device() -> dict[str, Any]:
     Source of the constants and signatures: cuda.h, CUDA Driver API.
     """
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
         return {"error": f"no CUDA driver: {error}"}
     count, device = ctypes.c_int(), ctypes.c_int()

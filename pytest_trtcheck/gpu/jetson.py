@@ -64,6 +64,6 @@ def _mhz(text: str) -> list[int]:
 def read_text(path: Path) -> str:
     """What a file of the system says; nothing where it cannot be read."""
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

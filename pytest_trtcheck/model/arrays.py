@@ -1,8 +1,9 @@
-"""Arrays by name in a folder of the cache, so that they can be mapped without reading."""
+"""Arrays: made of other libraries' tensors, and by name in a folder of the cache, mapped without being read."""
 
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
 
 
 _TYPES_FILE = "types.json"
+
+
+def is_array(value: object) -> bool:
+    """Whether it is an array, or a tensor of a library that numpy can read: PyTorch's, TensorFlow's, JAX's."""
+    return isinstance(value, (np.ndarray, np.generic)) or (hasattr(value, "__array__") and hasattr(value, "shape"))
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """An array, or a tensor as an array, of bfloat16 and FP8 too; a tensor on a GPU is copied from there."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu().resolve_conj().resolve_neg()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if not name.startswith(("bfloat", "float8")):
+        return np.asarray(tensor.numpy())
+    import ml_dtypes
+
+    bits = tensor.contiguous().view(torch.int16 if name.startswith("bfloat") else torch.uint8)
+    return np.asarray(bits.numpy().view(getattr(ml_dtypes, name)))
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

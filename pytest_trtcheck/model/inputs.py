@@ -6,13 +6,15 @@ A case is one mapping from input name to array: what one inference takes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Shape, ShapeRange
 
 if TYPE_CHECKING:
@@ -29,17 +31,96 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
     InputError
         `value` is none of these, or a case does not fit the model: name, dtype, rank, size, or NaN.
     """
-    if isinstance(value, (Mapping, np.ndarray)):
+    if isinstance(value, Mapping) or is_array(value):
         return [_case(value, model, source)]
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         if not value:
             raise InputError(f"{source}: an empty list of inputs", "give at least one mapping or array")
         return [_case(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+    if is_loader(value):
+        names = [spec.name for spec in model.inputs]
+        cases = [_case(_of_batch_item(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
+        if not cases:
+            raise InputError(f"{source}: the {type(value).__name__} is empty", "give at least one batch")
+        return cases
     raise InputError(
         f"{source}: expected a mapping from input name to array, an array, or a list of them, "
         f"got {type(value).__name__}",
         f"the model's inputs are {_described(model.inputs)}",
     )
+
+
+def is_loader(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether it gives batches each time that it is asked, as a DataLoader or a tf.data.Dataset does."""
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, (Iterator, Mapping, Sequence, str, bytes, Set))
+        and not is_array(value)
+    )
+
+
+def _of_batch_item(item: object, names: Sequence[str]) -> object:
+    """What a loader gave, as a case: labels and whatever else goes along with the inputs are left out."""
+    if isinstance(item, Mapping):
+        return {name: item[name] for name in names if name in item}
+    if isinstance(item, (tuple, list)) and item:
+        return dict(zip(names, item, strict=False))
+    return item
+
+
+def first_items(value: Any) -> list[object]:
+    """The items that inputs are made of, as they were given; of a loader the first one alone.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if isinstance(value, Mapping) or is_array(value) or isinstance(value, (str, bytes)):
+        return [value]
+    found = list(value) if isinstance(value, Sequence) else list(islice(value, 1)) if is_loader(value) else [value]
+    if not found:
+        raise InputError("an empty list of inputs", "give at least one mapping or array")
+    return found
+
+
+def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of one item by input name; a lone array is the first input, a tuple's are the first ones in order.
+
+    Raises
+    ------
+    InputError
+        It holds no arrays.
+    """
+    if is_array(item):
+        item = (item,)
+    if not isinstance(item, (Mapping, tuple, list)):
+        raise InputError(f"expected a mapping from input name to array, or an array, got {type(item).__name__}")
+    pairs = item.items() if isinstance(item, Mapping) else zip(names, item, strict=False)
+    return {str(name): as_array(array) for name, array in pairs if is_array(array)}
+
+
+def first_case(value: object, model: OnnxModel, source: str) -> Case:
+    """The first of the cases in what a test returned; only that one is looked at.
+
+    Raises
+    ------
+    InputError
+        As `cases_from`.
+    """
+    first = first_items(value)[0]
+    if is_loader(value):
+        first = _of_batch_item(first, [spec.name for spec in model.inputs])
+    return cases_from(first, model, source)[0]
+
+
+def of_batch(case: Case, model: OnnxModel, batch: int) -> Case:
+    """The case with `batch` rows in every input that leaves its first dimension open: its own, over and over."""
+    open_first = {spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    return {
+        name: np.resize(array, (batch, *array.shape[1:])) if name in open_first else array
+        for name, array in case.items()
+    }
 
 
 def _described(specs: Sequence[TensorSpec]) -> str:
@@ -48,7 +129,7 @@ def _described(specs: Sequence[TensorSpec]) -> str:
 
 def _case(value: object, model: OnnxModel, source: str) -> Case:
     specs = model.inputs
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         if len(specs) != 1:
             raise InputError(
                 f"{source}: one array for a model of {len(specs)} inputs",
@@ -73,9 +154,9 @@ def _case(value: object, model: OnnxModel, source: str) -> Case:
 
 def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tuple[int, str]]) -> NDArray[Any]:
     where = f"{source}: input {spec.name!r}"
-    if not isinstance(value, (np.ndarray, np.generic)):
+    if not is_array(value):
         raise InputError(f"{where}: expected a numpy array, got {type(value).__name__}", "np.asarray(…) makes one")
-    array = np.asarray(value)
+    array = as_array(value)
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")

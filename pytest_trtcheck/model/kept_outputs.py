@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.model import inputs as model_inputs
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.model.onnxruntime import OrtRunner
+
+class Computing(Protocol):
+    """What computes a model's outputs."""
+
+    def __call__(self, case: dict[str, NDArray[Any]], /) -> dict[str, NDArray[Any]]:
+        """The outputs by name."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 class KeptOutputs:
@@ -31,13 +39,13 @@ class KeptOutputs:
     """
 
     def __init__(
-        self, cache: Cache, kind: str, label: str, parts: Mapping[str, str], open_runner: Callable[[], OrtRunner]
+        self, cache: Cache, kind: str, label: str, parts: Mapping[str, str], open_runner: Callable[[], Computing]
     ) -> None:
         self._cache = cache
         self._entry = kind, label
         self._parts = parts
         self._open_runner = open_runner
-        self._runner: OrtRunner | None = None
+        self._runner: Computing | None = None
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, memory-mapped from the cache."""

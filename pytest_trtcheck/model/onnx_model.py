@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from pytest_trtcheck.model.sources.exported import Origin
     from pytest_trtcheck.spec import Part
 
 Dim = int | str | None
@@ -87,6 +88,10 @@ class OnnxModel:
         Where its graph says that outputs have parts with scales of their own, by output.
     random
         The nodes that make its outputs random.
+    origin
+        What it was exported from, which computes by itself; None for a model that is ONNX.
+    notes
+        What to say about how it was made.
     """
 
     path: Path
@@ -102,6 +107,8 @@ class OnnxModel:
     custom_ops: tuple[str, ...] = ()
     parts: tuple[tuple[str, tuple[Part, ...]], ...] = ()
     random: tuple[str, ...] = ()
+    origin: Origin | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = ()
 
 
 def load(path: Path, label: str | None = None) -> OnnxModel:

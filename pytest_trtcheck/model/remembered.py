@@ -75,7 +75,7 @@ def _model(plain: dict[str, Any]) -> OnnxModel:
         for name in ("inputs", "outputs")
     }
     sets = {name: frozenset(plain[name]) for name in ("op_types", "half_types")}
-    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random")}
+    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random", "notes")}
     parts = tuple((name, tuple(_part(each) for each in found)) for name, found in plain["parts"])
     return OnnxModel(**{**plain, **specs, **sets, **names, "parts": parts})
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import ModelError, name_of
+from pytest_trtcheck.errors import CheckError, ModelError, name_of
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.arrays import as_array
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
 from pytest_trtcheck.precision.identity import code, library_versions
+from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
+    from pytest_trtcheck.model.sources import Examples
+    from pytest_trtcheck.model.sources.exported import Origin
 
 
 class Reference(KeptOutputs):
@@ -112,13 +116,15 @@ class CallableReference:
         Takes a dict from input name to array, and returns a mapping from output name to array.
     checked
         The model that is checked: every output of it has to be there. Float outputs come in its types.
+    title
+        What messages call it, where that is not its name.
     """
 
     identity: str | None = None
 
-    def __init__(self, function: Callable[..., Any], checked: OnnxModel) -> None:
+    def __init__(self, function: Callable[..., Any], checked: OnnxModel, title: str = "") -> None:
         self.name = name_of(function)
-        self.title = f"the reference {self.name}"
+        self.title = title or f"the reference {self.name}"
         self._function = function
         self._checked = checked
 
@@ -133,7 +139,9 @@ class CallableReference:
         try:
             # Copies: what the callable does to its inputs must not reach the engine.
             outputs = dict(self._function({name: np.array(array) for name, array in case.items()}))
-            arrays = {name: np.asarray(value) for name, value in outputs.items()}
+            arrays = {name: as_array(value) for name, value in outputs.items()}
+        except CheckError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"{self.title} failed: {type(error).__name__}: {error}",
@@ -152,25 +160,50 @@ class CallableReference:
         """Nothing is held."""
 
 
-AnyReference: TypeAlias = Reference | ModelReference | CallableReference
+class SourceReference(KeptOutputs):
+    """What the model was exported from, computing by itself: the export is checked too."""
+
+    def __init__(self, origin: Origin, checked: OnnxModel, cache: Cache) -> None:
+        self.title = f"the reference, {origin.title} itself"
+        self.identity: str | None = origin.identity
+        parts = {"source": origin.identity, "export": checked.sha256}
+        super().__init__(
+            cache, "source_outputs", checked.label, parts, lambda: CallableReference(origin, checked, self.title)
+        )
+
+
+AnyReference: TypeAlias = Reference | ModelReference | CallableReference | SourceReference
 
 
 def reference_given(
-    source: object, checked: OnnxModel, folders: Sequence[Path], cache: Cache, provider: Provider = "cpu"
-) -> ModelReference | CallableReference:
-    """The reference that a marker names: another model, or a callable from inputs to outputs.
+    source: object,
+    checked: OnnxModel,
+    folders: Sequence[Path],
+    cache: Cache,
+    provider: Provider = "cpu",
+    *,
+    examples: Examples | None = None,
+) -> ModelReference | CallableReference | SourceReference:
+    """The reference that a marker names: another model, what the model was exported from, or a callable.
 
     A callable that needs no argument makes a model.
 
     Raises
     ------
     ModelError
-        There is no such model, or it does not fit the one that is checked.
+        There is no such model, it does not fit the one that is checked, or that was exported from nothing.
     """
+    if source is SOURCE:
+        if checked.origin is None:
+            raise ModelError(
+                f"reference=SOURCE: {checked.label} is ONNX, and nothing else is known to compute it",
+                "give the PyTorch or Keras model itself as model=, or name another reference",
+            )
+        return SourceReference(checked.origin, checked, cache)
     if callable(source) and computes_outputs(source):
         return CallableReference(source, checked)
     try:
-        other = open_model(source, folders, cache)
+        other = open_model(source, folders, cache, examples=examples)
     except ModelError as error:
         raise ModelError(f"reference: {error.message}", error.hint) from error
     return ModelReference(Reference(other, cache, provider), checked)

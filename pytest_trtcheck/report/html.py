@@ -141,7 +141,7 @@ def save(path: str | os.PathLike[str], run: RunRecord) -> None:
     ReportError
         `path` cannot be written.
     """
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     write_text(path, render(run, written=f"{now:%Y-%m-%d %H:%M} UTC"))
 
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.backends.tensorrt.support import advice
-from pytest_trtcheck.errors import ArgumentError, BuildError, UnsupportedTargetError
+from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
+from pytest_trtcheck.errors import ArgumentError, BuildError, GpuError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
@@ -245,6 +245,51 @@ def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] 
     )
 
 
+INSPECT_TIMEOUT_S = 600.0
+
+
+def inspect(
+    module: TensorRTModule, plan: Path, kernels: Path, *, label: str, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Load an engine in a process of its own, so that a loader which crashes is an error like any other.
+
+    Parameters
+    ----------
+    kernels
+        The file that gets what TensorRT-RTX compiled; empty where there is nothing.
+    label
+        What messages call the engine.
+
+    Returns
+    -------
+    `io`, as `Engine.io` gives it, and `layers`, by the engine inspector: how many compute in which precision.
+
+    Raises
+    ------
+    GpuError
+        It cannot be loaded here; the loader is quoted.
+    """
+    with tempfile.TemporaryDirectory(prefix="trtcheck-inspect-") as scratch:
+        folder = Path(scratch)
+        request = {
+            **_common_request("inspect", plan, folder),
+            "module": module.name,
+            "plugins": list(plugins),
+            "kernels": str(kernels),
+        }
+        outcome = _run_builder(request, folder, INSPECT_TIMEOUT_S)
+        response = _read_json(folder / "response.json")
+    if outcome is None and response is not None and not response["stage"]:
+        return {"io": response["io"], "layers": response["layers"]}
+    said = "\n".join(response["errors"]) if response else ""
+    if outcome is not None:
+        said = outcome.replace("the builder process", "the process that loaded it")
+    raise GpuError(
+        f"{module.title} cannot load {label}: {said or 'it gave no reason'}",
+        "load it with the TensorRT and on the GPU that it was built for, or build it again",
+    )
+
+
 def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]:
     return {
         "task": task,
@@ -256,10 +301,11 @@ def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]
     }
 
 
-# Started safely (-P), the child finds its standard library first, whatever the working folder holds; the paths that
-# only this process has, from conftest files or a source tree, come behind.
+# Without the working folder in its path (Python's -P, which 3.10 lacks), the child finds its standard library first,
+# whatever lies there; the paths that only this process has, from conftest files or a source tree, come behind.
 _BOOTSTRAP = (
-    "import json, sys; request = json.load(sys.stdin); "
+    "import sys; sys.path[:1] = [path for path in sys.path[:1] if path]; "
+    "import json; request = json.load(sys.stdin); "
     "sys.path += [path for path in request['sys_path'] if path not in sys.path]; "
     "from pytest_trtcheck.backends.tensorrt.builder import serve; serve(request)"
 )
@@ -271,7 +317,7 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
     with output.open("wb") as sink:
         child = subprocess.Popen(
             # Warnings of the TensorRT package itself must not become errors because of the caller's settings.
-            [sys.executable, "-P", "-W", "ignore", "-c", _BOOTSTRAP],
+            [sys.executable, "-W", "ignore", "-c", _BOOTSTRAP],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -283,12 +329,9 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
             return f"it did not finish within timeout_s={timeout_s:g} s and was stopped"
         finally:
             _kill_group(child)
-    if child.returncode == 0:
+    reason = _ending(child.returncode)
+    if reason is None:
         return None
-    if child.returncode < 0:
-        reason = f"{_CRASHED} ({_signal_name(-child.returncode)})"
-    else:
-        reason = f"the builder process ended with exit status {child.returncode}"
     said = output.read_text(errors="replace")[-OUTPUT_TAIL:].strip()
     return f"{reason}; its output ends with:\n{said}" if said else reason
 
@@ -296,9 +339,27 @@ def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None)
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
     """End whatever is left of the builder's process group, when it timed out or the caller was interrupted."""
     if child.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+        if sys.platform == "win32":  # No process groups; the builder starts nothing of its own.
+            child.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+
+
+_WINDOWS_ERROR = 0xC0000000
+"""From here on, an exit status on Windows is the exception that ended the process (NTSTATUS, severity "error")."""
+
+
+def _ending(status: int) -> str | None:
+    """How a process ended that has this exit status; None where that was well."""
+    if status == 0:
+        return None
+    if status < 0:
+        return f"{_CRASHED} ({_signal_name(-status)})"
+    if status >= _WINDOWS_ERROR:
+        return f"{_CRASHED} (0x{status:08X})"
+    return f"the builder process ended with exit status {status}"
 
 
 def _signal_name(number: int) -> str:
@@ -310,7 +371,7 @@ def _signal_name(number: int) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -318,7 +379,7 @@ def _read_json(path: Path) -> Any:
 def _messages(path: Path, target: Target) -> list[tuple[str, str]]:
     """What TensorRT logged, as (severity, text), each text once, in its order."""
     seen: dict[tuple[str, str], None] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             severity, text = json.loads(line)
         except ValueError:
@@ -346,4 +407,5 @@ def _failure(
         outcome = "no reason was given"
     reason = f": {outcome}" if outcome else ""
     text = "\n".join([f"{module.title} could not {task}{reason}", *lines])
-    return BuildError(text, "\n  → ".join(advice(text, is_rtx=module.is_rtx)))
+    pieces = advice(text, is_rtx=module.is_rtx) or what_strong_typing_lacks(module)
+    return BuildError(text, "\n  → ".join(pieces))

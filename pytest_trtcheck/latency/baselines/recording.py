@@ -46,7 +46,7 @@ def update(
     ReportError
         A file that is there is no file of baselines, or cannot be written.
     """
-    day = (today or datetime.datetime.now(datetime.UTC).date()).isoformat()
+    day = (today or datetime.datetime.now(datetime.timezone.utc).date()).isoformat()
     root = Path(directory)
     new: dict[tuple[GpuKey, Path], files.Tests] = defaultdict(lambda: defaultdict(dict))
     left_out: list[tuple[str, str]] = []

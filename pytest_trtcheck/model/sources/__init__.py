@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError
-from pytest_trtcheck.model.sources import in_memory, made, onnx_file, other_file
+from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from importlib.metadata import EntryPoint
 
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.spec import Shape, ShapeRange
 
 GROUP = "pytest_trtcheck.sources"
 MODEL_FILE = "model.onnx"
@@ -48,6 +49,23 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Examples:
+    """What a check is to feed, for sources that have no shapes of their own.
+
+    Parameters
+    ----------
+    inputs
+        What the user gave, unchecked: as a test may return it.
+    batch, shapes
+        As the marker has them.
+    """
+
+    inputs: object = None
+    batch: int | None = None
+    shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Opening:
     """What a source is opened with.
 
@@ -59,14 +77,17 @@ class Opening:
         Keeps what was made of a source.
     label
         What messages call the model, where whoever made it has said so.
+    examples
+        What it will be fed.
     """
 
     folders: Sequence[Path]
     cache: Cache
     label: str | None = None
+    examples: Examples = field(default_factory=Examples)
 
-    def path(self, source: object) -> Path:
-        """Where the file or folder lies that `source` names.
+    def path(self, source: object, what: str = "model file") -> Path:
+        """Where the file or folder lies that `source` names; `what` says what it should be.
 
         Raises
         ------
@@ -78,7 +99,7 @@ class Opening:
         for candidate in tried:
             if candidate.exists():
                 return candidate
-        raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
+        raise ModelError(f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}")
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:
         """What a source was turned into: the bytes of an ONNX file, an onnx.ModelProto, a path, or another source.
@@ -94,12 +115,18 @@ class Opening:
         return found.open(source, replace(self, label=label or self.label))
 
 
-SOURCES: tuple[Source, ...] = (onnx_file, in_memory)
+SOURCES: tuple[Source, ...] = (onnx_file, in_memory, pytorch, keras_model, saved_model)
 LAST: tuple[Source, ...] = (other_file, made)
 """What takes anything of a type, and is therefore asked behind all others."""
 
 
-def open_model(source: object, folders: Sequence[Path], cache: Cache, custom_ops: Sequence[str] = ()) -> OnnxModel:
+def open_model(
+    source: object,
+    folders: Sequence[Path],
+    cache: Cache,
+    custom_ops: Sequence[str] = (),
+    examples: Examples | None = None,
+) -> OnnxModel:
     """The model that the user named, whichever source takes it, with the libraries in `custom_ops`.
 
     Parameters
@@ -110,6 +137,8 @@ def open_model(source: object, folders: Sequence[Path], cache: Cache, custom_ops
         Where relative paths are looked up, in this order.
     custom_ops
         Libraries that ONNX Runtime needs to run it.
+    examples
+        What it will be fed.
 
     Raises
     ------
@@ -118,7 +147,9 @@ def open_model(source: object, folders: Sequence[Path], cache: Cache, custom_ops
     """
     from pytest_trtcheck.model.onnx_model import OnnxModel, with_custom_ops
 
-    opened = source if isinstance(source, OnnxModel) else Opening(folders, cache).open(source)
+    if isinstance(source, OnnxModel):
+        return with_custom_ops(source, custom_ops)
+    opened = Opening(folders, cache, examples=examples or Examples()).open(source)
     return with_custom_ops(opened, custom_ops)
 
 
