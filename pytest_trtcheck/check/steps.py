@@ -6,7 +6,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -25,11 +25,11 @@ from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
-from pytest_trtcheck.record import CheckRecord, Evidence, LoweredRecord, combine
+from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -124,6 +124,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
+        calibration=_calibration(known.lowered.details.get("ranges")),
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
@@ -143,6 +144,20 @@ def _overflowing(known: Known) -> Iterator[str]:
             peak = np.abs(array[np.isfinite(array)]).max(initial=0) if array.dtype.kind == "f" else 0
             if peak > largest:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
+
+
+def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated."""
+    if ranges is None:
+        return None
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    if not ranges["choice"]:
+        return found
+    errors = {
+        method: {name: math.inf if error is None else error for name, error in by_output.items()}
+        for method, by_output in ranges["choice"]["errors"].items()
+    }
+    return replace(found, held_out=ranges["choice"]["held_out"], errors=errors)
 
 
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
