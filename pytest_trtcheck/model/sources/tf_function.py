@@ -59,7 +59,7 @@ _SAME: dict[str, tuple[str, ...]] = {
             "Tanh",
         ]
     },
-    "AddV2": ("Add",),
+    "AddV2": ("Add", "LayerNormalization"),
     "AvgPool": ("AveragePool",),
     "BatchMatMulV2": ("MatMul",),
     "BatchMatMulV3": ("MatMul",),
@@ -207,7 +207,10 @@ def versions() -> dict[str, str]:
         "onnx": found("onnx"),
         "opset": str(OPSET),
         "code": hash_code(
-            "model/sources/tf_function.py", "model/sources/keras_model.py", "model/sources/saved_model.py"
+            "model/layer_norm.py",
+            "model/sources/tf_function.py",
+            "model/sources/keras_model.py",
+            "model/sources/saved_model.py",
         ),
     }
 
@@ -303,10 +306,13 @@ def write(path: Path, function: Function, label: str) -> None:
     """
     import onnx
 
+    from pytest_trtcheck.model import layer_norm
+
     with _on_cpu(), failing(f"{label}: can't be exported to ONNX"), _quiet() as said:
         graph = _inlinable(function.frozen.graph.as_graph_def(add_shapes=True))
         proto = _converted(graph, function)
         _refuse_unknown(proto, label, said, function.layers)
+        layer_norm.join(proto)
         _name_dimensions(proto, function)
         for node in all_nodes(proto.graph.node):
             _add_scopes(node, function.layers)
