@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from pytest_trtcheck import __version__
 from pytest_trtcheck.cache import Key, hash_code, hash_file
 from pytest_trtcheck.check import parity
@@ -15,7 +17,8 @@ from pytest_trtcheck.metrics import METRICS, MISMATCHES
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
-from pytest_trtcheck.precision.reference import CallableReference, Reference
+from pytest_trtcheck.model.sources.exported import module_path
+from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
 from pytest_trtcheck.record import BlameRecord, jsonable, typed
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.backends.base import EngineSpec, Runner
     from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.check.parity import Failure
     from pytest_trtcheck.check.request import Known, Settings
 
 
@@ -46,11 +50,19 @@ def blamed(settings: Settings, known: Known) -> Known:
     """A failed check with who is to blame."""
     allowance = settings.allowance
     refusal = allowance.refusal()
-    if refusal is None and (own := _fault_of_the_model(known, settings.cache)) is not None:
-        refusal = f"not diagnosed: {own}"
     if refusal is not None:
         return known.recorded(refusal)
     start = time.monotonic()
+    own = _fault_of_the_model(known, settings.cache)
+    if own is not None and isinstance(known.reference, SourceReference):
+        wrong = _export(known, settings.cache, own)
+        allowance.spent_s += time.monotonic() - start
+        return known.recorded(parity=replace(known.parity, blame=typed(jsonable(wrong), BlameRecord)))
+    if own is not None:
+        label = known.model.label
+        return known.recorded(
+            f"not diagnosed: computed in FP32, {label} itself differs from {known.reference.title}: {own}"
+        )
 
     def find() -> dict[str, Any] | None:
         return _diagnosed(settings, known)
@@ -68,7 +80,17 @@ def blamed(settings: Settings, known: Known) -> Known:
     return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
 
 
-def _fault_of_the_model(known: Known, cache: Cache) -> str | None:
+def _export(known: Known, cache: Cache, own: Failure) -> dict[str, Any]:
+    """What an export gets wrong. What is computed inside is held against it anew each time: the check is rare."""
+    from pytest_trtcheck import diagnose
+
+    limit = None if own.limit is None else float(own.limit)
+    errors = diagnose.Errors(own.metric or "max", limit, own.output, None, None, own.value, export=own.value)
+    case = known.cases[_worst(known)]
+    return diagnose.diagnose_export(known.model, Reference(known.model, cache).path(), case, errors).to_dict()
+
+
+def _fault_of_the_model(known: Known, cache: Cache) -> Failure | None:
     """Where a reference was given: how far the checked model is from it before anything is lowered, if that is too far.
 
     The diagnosis holds the lowered model against the FP32 model that it was made from, and finds what was lost between
@@ -78,8 +100,7 @@ def _fault_of_the_model(known: Known, cache: Cache) -> str | None:
         return None
     case = known.cases[_worst(known)]
     with closing(Reference(known.model, cache)) as own:
-        found = parity.first_failure(known, own(case), known.reference(case))
-    return found and f"computed in FP32, {known.model.label} itself differs from {known.reference.title}: {found}"
+        return parity.first_failure(known, own(case), known.reference(case))
 
 
 def _worst(known: Known) -> int:
@@ -153,7 +174,17 @@ def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
         budget=diagnose.Budget(seconds=seconds, engine_seconds=5 * seconds),
         progress=_timed(f"{known.title}: ", settings.progress),
     )
-    return None if blame is None else blame.to_dict()
+    return None if blame is None else _with_module(known, blame.to_dict())
+
+
+def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
+    """The same with where the source of an exported model has the node that is to blame."""
+    culprit = found["culprit"]
+    if known.model.origin is not None and culprit is not None:
+        nodes = onnx.load(known.model.path, load_external_data=False).graph.node
+        node = next((each for each in nodes if each.name == culprit["node"]), None)
+        culprit["module"] = (node is not None and module_path(node)) or None
+    return found
 
 
 def _timed(before: str, progress: Callable[[str], None]) -> Callable[[str], None]:

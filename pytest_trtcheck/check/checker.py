@@ -6,6 +6,8 @@ A check flows one way: spec → model and inputs → reference and lowered model
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,12 +85,12 @@ class Checker(Settings):
 
 
 def _label(source: object) -> str:
-    if isinstance(source, (type(lambda: 0), type)):
+    if inspect.isroutine(source) or isinstance(source, (type, functools.partial)):
         return f"{name_of(source)}()"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 
 
 def _reference_label(source: object) -> str | None:
-    if source is None:
-        return None
+    if source is None or source is SOURCE:
+        return source and source.name
     return name_of(source) if computes_outputs(source) else _label(source)

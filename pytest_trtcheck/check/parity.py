@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -194,15 +194,31 @@ def _merged(known: Known, by_case: Sequence[Mapping[str, compare.Measurement]]) 
     return {output.name: compare.merge([each[output.name] for each in by_case]) for output in known.model.outputs}
 
 
-def first_failure(known: Known, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> str | None:
-    """The first limit that the outputs of one case exceed, in words; None where they keep all of them."""
+class Failure(NamedTuple):
+    """A limit that is exceeded; without a metric: an output of another shape, type or pattern of NaN."""
+
+    output: str
+    metric: str = ""
+    value: float | None = None
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        if not self.metric:
+            return f"{self.output!r} has another shape, type or pattern of NaN"
+        return f"{self.metric} of {self.output!r} is {self.value:.3g}, the limit is {self.limit:.3g}"
+
+
+def first_failure(
+    known: Known, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+) -> Failure | None:
+    """The first limit that the outputs of one case exceed; None where they keep all of them."""
     for output in compare.judge_all(actual, expected, limits_of(known)):
         name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
             if is_bad(entry.verdict):
-                return f"{entry.metric} of {name!r} is {entry.value:.3g}, the limit is {entry.limit:.3g}"
+                return Failure(name, entry.metric, entry.value, entry.limit)
         if is_bad(output.verdict):
-            return f"{name!r} has another shape, type or pattern of NaN"
+            return Failure(name)
     return None
 
 

@@ -60,8 +60,14 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, notes = _cases(request, model)
     if request.judge_parity:
         parity.refuse_empty(cases)
+    data = getattr(request.calibration, "data", request.calibration)
+    if model_inputs.shuffles(data):
+        notes.append(f"the calibration data comes from a loader that shuffles: {_OTHERS}")
     known = replace(lowered(settings, request, model, cases), record=record)
     return known.recorded(*notes, *model.notes, *known.lowered.notes, cases=len(cases))
+
+
+_OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -76,7 +82,10 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
             cases = model_inputs.rebatched(cases, model, batch)
         for case in cases:
             request.admit(model, case, source)
-        return cases, []
+        notes = (
+            [f"{source} come from a loader that shuffles: {_OTHERS}"] if model_inputs.shuffles(request.inputs) else []
+        )
+        return cases, notes
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
     notes = [f"inputs were generated (seed {spec.seed})"]
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):

@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.pieces import Graph
 
 Kind = Literal[
-    "overflow", "underflow", "saturation", "range", "weights", "cancellation", "rounding", "amplified", "nan", "engine"
+    "overflow",
+    "underflow",
+    "saturation",
+    "range",
+    "weights",
+    "cancellation",
+    "rounding",
+    "amplified",
+    "nan",
+    "engine",
+    "export",
 ]
 _Found = tuple[Kind, str, str]
 """A kind, the tensor to look at, and words."""
@@ -68,6 +78,8 @@ class Culprit:
         that of its result there.
     max_abs
         The largest magnitude in `tensor`, in FP32.
+    module
+        Where the model's source has it, for a model that was exported ("blocks.3.mlp.fc1").
     """
 
     node: str
@@ -80,6 +92,7 @@ class Culprit:
     after: float | None = None
     max_abs: float | None = None
     is_constant: bool = False
+    module: str | None = None
 
 
 class Findings:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.diagnose.naming import Names
     from pytest_trtcheck.diagnose.trace import Tensor
 
-Step = Literal["precision", "engine", "both", "spread"]
+Step = Literal["export", "precision", "engine", "both", "spread"]
 
 MOST_TENSORS = 400
 
@@ -25,6 +25,8 @@ class Errors:
     ----------
     metric, limit, output
         What was judged.
+    export
+        The export, in FP32, against its source; None where that is not what failed.
     lowered
         The emulated lowered model against the FP32 reference.
     engine
@@ -39,6 +41,7 @@ class Errors:
     lowered: float | None
     engine: float | None
     total: float | None
+    export: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Blame:
     Parameters
     ----------
     step
+        "export": the ONNX model is not its source;
         "precision": the lowering; "engine": TensorRT; "both"; "spread": the precision, but no operator in particular.
     headline
         One line for a person.

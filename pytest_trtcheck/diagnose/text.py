@@ -17,6 +17,7 @@ WIDTH = 96
 _LABEL = 13
 _SHOWN = 3
 _WORDS = {
+    "export": "the export",
     "precision": "the precision",
     "engine": "the engine",
     "both": "the precision as well as the engine",
@@ -41,6 +42,8 @@ def _lines(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     if culprit:
         what = "constant" if culprit["is_constant"] else "tensor"
         yield from _row("where", f"{what} {culprit['tensor']!r} at node {culprit['node']!r} ({culprit['op_type']})")
+        if culprit.get("module"):
+            yield from _row("module", culprit["module"])
         yield from _row("what", culprit["detail"])
         yield from _row("jump", _jump(culprit))
         if blame["others"]:
@@ -60,6 +63,8 @@ def _steps(errors: Mapping[str, Any]) -> str:
     shown = {name: number(errors[name]) for name in ("lowered", "engine", "total")}
     limit = f", the limit is {errors['limit']:g}" if errors["limit"] is not None else ""
     metric = f"{errors['metric']} of {errors['output']!r}"
+    if errors.get("export") is not None:
+        return f"{metric}: source → export in FP32 {figure(number(errors['export']))}{limit}"
     if shown["engine"] is None:
         return f"{metric}: FP32 → lowered {figure(shown['lowered'])}{limit}"
     return (

@@ -6,8 +6,9 @@ A case is one mapping from input name to array: what one inference takes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,72 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
         if not value:
             raise InputError(f"{source}: an empty list of inputs", "give at least one mapping or array")
         return [_case(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+    if is_loader(value):
+        names = [spec.name for spec in model.inputs]
+        cases = [_case(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
+        if not cases:
+            raise InputError(f"{source}: the {type(value).__name__} is empty", "give at least one batch")
+        return cases
     raise InputError(
         f"{source}: expected a mapping from input name to array, an array, or a list of them, "
         f"got {type(value).__name__}",
         f"the model's inputs are {_described(model.inputs)}",
     )
+
+
+def is_loader(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether it gives batches each time that it is asked, as a DataLoader or a tf.data.Dataset does."""
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, (Iterator, Mapping, Sequence, str, bytes, Set))
+        and not is_array(value)
+    )
+
+
+def shuffles(loader: object) -> bool:
+    """Whether a DataLoader gives its samples in another order each time."""
+    return "Random" in type(getattr(loader, "sampler", None)).__name__
+
+
+def from_loader(item: object, names: Sequence[str]) -> object:
+    """What a loader gave, as a case: labels and whatever else goes along with the inputs are left out."""
+    if isinstance(item, Mapping):
+        return {name: item[name] for name in names if name in item}
+    if isinstance(item, (tuple, list)) and item:
+        return dict(zip(names, item, strict=False))
+    return item
+
+
+def first_items(value: Any) -> list[object]:
+    """The items that inputs are made of, as they were given; of a loader the first one alone.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if isinstance(value, Mapping) or is_array(value) or isinstance(value, (str, bytes)):
+        return [value]
+    found = list(value) if isinstance(value, Sequence) else list(islice(value, 1)) if is_loader(value) else [value]
+    if not found:
+        raise InputError("an empty list of inputs", "give at least one mapping or array")
+    return found
+
+
+def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of one item by input name; a lone array is the first input, a tuple's are the first ones in order.
+
+    Raises
+    ------
+    InputError
+        It holds no arrays.
+    """
+    if is_array(item):
+        item = (item,)
+    if not isinstance(item, (Mapping, tuple, list)):
+        raise InputError(f"expected a mapping from input name to array, or an array, got {type(item).__name__}")
+    pairs = item.items() if isinstance(item, Mapping) else zip(names, item, strict=False)
+    return {str(name): as_array(array) for name, array in pairs if is_array(array)}
 
 
 def first_case(value: object, model: OnnxModel, source: str) -> Case:
@@ -51,8 +113,10 @@ def first_case(value: object, model: OnnxModel, source: str) -> Case:
     InputError
         As `cases_from`.
     """
-    several = not (isinstance(value, Mapping) or is_array(value)) and isinstance(value, Sequence)
-    return cases_from(list(value)[:1] if several else value, model, source)[0]  # type: ignore[call-overload]
+    first = first_items(value)[0]
+    if is_loader(value):
+        first = from_loader(first, [spec.name for spec in model.inputs])
+    return cases_from(first, model, source)[0]
 
 
 def of_batch(case: Case, model: OnnxModel, batch: int) -> Case:
@@ -417,11 +481,18 @@ def rebatched(cases: Sequence[Case], model: OnnxModel, batch: int) -> list[Case]
     Raises
     ------
     InputError
-        A case holds fewer rows than a batch needs.
+        The first case holds fewer rows than a batch needs.
     """
     batched = [spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
     result: list[Case] = []
-    for case in cases:
+    for index, case in enumerate(cases):
+        short = batch - min((case[name].shape[0] for name in batched), default=batch)
+        if short > 0 and index and all(cases[index - 1][name].shape[0] >= short for name in batched):
+            # The last batch of a loader; its rows go together with some of the batch before.
+            before = cases[index - 1]
+            full = {name: np.concatenate([before[name][-short:], case[name]]) for name in batched}
+            result.append(case | full)
+            continue
         rows = {case[name].shape[0] for name in batched}
         if not batched or rows == {batch}:
             result.append(case)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError
-from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, saved_model
+from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -115,7 +115,7 @@ class Opening:
         return found.open(source, replace(self, label=label or self.label))
 
 
-SOURCES: tuple[Source, ...] = (onnx_file, in_memory, keras_model, saved_model)
+SOURCES: tuple[Source, ...] = (onnx_file, in_memory, pytorch, keras_model, saved_model)
 LAST: tuple[Source, ...] = (other_file, made)
 """What takes anything of a type, and is therefore asked behind all others."""
 

@@ -43,14 +43,14 @@ class Inner:
     ----------
     path
         Where the source has it, in the source's own words: "blocks.3.mlp.fc1".
-    tensor
-        The tensor's name in the export.
+    tensors
+        The tensors of the export that may be it: the one whose shape fits is.
     value
         As the source computes it.
     """
 
     path: str
-    tensor: str
+    tensors: tuple[str, ...]
     value: NDArray[Any]
 
 
@@ -209,7 +209,7 @@ def _prove(model: OnnxModel, cases: Mapping[int | None, Case]) -> list[str]:
                 if batch in {None, BATCHES[0]}:
                     raise ModelError(f"{model.label}: the export is not what {origin.title} computes: {problem}")
                 raise _fixed(model, batch, problem)
-            distances[batch] = {name: _distance(actual[name], expected[name]) for name in actual}
+            distances[batch] = {name: distance(actual[name], expected[name]) for name in actual}
     return list(_compared(model, distances))
 
 
@@ -230,8 +230,8 @@ def _misshapen(expected: Outputs, actual: Outputs) -> str:
     return ""
 
 
-def _distance(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """max|a − e| / max|e| of floats; 0 for anything else, which a near tie may turn over."""
+def distance(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """max|a − e| / max|e| of floats, their infinities aside; 0 for anything else, which a near tie may turn over."""
     import numpy as np
 
     if expected.dtype.kind not in "fV" or not expected.size:
@@ -247,9 +247,9 @@ def _distance(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 def _compared(model: OnnxModel, distances: Mapping[int | None, Mapping[str, float]]) -> Iterator[str]:
     assert model.origin is not None
     first, *others = distances.values()
-    for name, distance in first.items():
+    for name, apart in first.items():
         for other in others:
-            if distance <= SAME and other[name] > OTHER:
+            if apart <= SAME and other[name] > OTHER:
                 raise _fixed(model, BATCHES[1], f"output {name!r} lies {other[name]:.3g} from what it should be")
     name, worst = max(first.items(), key=lambda item: item[1], default=("", 0.0))
     if worst > SAME:

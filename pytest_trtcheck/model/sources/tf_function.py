@@ -160,11 +160,9 @@ class TensorFlowOrigin:
             elements = [frozen.graph.as_graph_element(name) for name in wanted]
             values = frozen.prune(frozen.inputs, elements)(*_tensors(function, case)) if elements else []
             arrays = [_array(value) for value in values]
-        shapes = _shapes(export, case)
         for (name, node), array in zip(wanted.items(), arrays, strict=True):
-            value = _in_layout(array, shapes.get(name))
-            if value is not None:
-                yield Inner(_path(node, function.layers) or node, name, value)
+            for value in _layouts(array):
+                yield Inner(_path(node, function.layers) or node, (name,), value)
 
 
 def require() -> None:
@@ -544,38 +542,17 @@ def _array(value: Any) -> np.ndarray[Any, Any]:
     return np.asarray(value)
 
 
-def _shapes(export: onnx.ModelProto, case: Case) -> dict[str, tuple[int, ...]]:
-    """The shapes that the export's tensors have for a case, as far as ONNX's inference tells."""
-    import onnx
+def _layouts(array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """A value as the export may hold it: channels are its second axis around convolutions, and TensorFlow's last.
 
-    sized = onnx.ModelProto()
-    sized.CopyFrom(export)
-    del sized.graph.value_info[:]
-    for value in sized.graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, case[value.name].shape, strict=True):
-            dim.dim_value = size
-    for value in sized.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True)
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-        if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
-    }
-
-
-def _in_layout(array: np.ndarray[Any, Any], shape: tuple[int, ...] | None) -> np.ndarray[Any, Any] | None:
-    """A value as the export holds it: channels are its second axis around convolutions, and TensorFlow's last.
-
-    None where it can't be told in which layout it is there.
+    None where both have one shape: it could not be told which of them is there.
     """
     import numpy as np
 
     if array.ndim < 3:
-        return array
+        return [array]
     moved = np.moveaxis(array, -1, 1)
-    fits = [each for each in (array, moved) if each.shape == shape]
-    return fits[0] if len(fits) == 1 else None
+    return [array, moved] if array.shape != moved.shape else []
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""An ExportedProgram as the origin of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.errors import ModelError, first_line
+from pytest_trtcheck.model.sources.pytorch.export import why, write
+from pytest_trtcheck.model.sources.pytorch.tensors import array_of, named_outputs, tensor_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import onnx
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.sources.exported import Inner
+
+
+@dataclass
+class Program:
+    """An ExportedProgram as the origin of a model."""
+
+    title: str
+    identity: str
+    load: Callable[[], Any]
+
+    @cached_property
+    def program(self) -> Any:
+        """The program, loaded when it is needed."""
+        return self.load()
+
+    def write(self, path: Path) -> None:
+        """Export it."""
+        names = list(self._outputs(self._leaves()))
+        write(self.program, path, output_names=names, why=lambda error: why(error, self.title))
+
+    def __call__(self, case: Case) -> dict[str, NDArray[Any]]:
+        """Its outputs in FP32, as `Origin` asks for them."""
+        given = iter(case.values())
+        leaves = [
+            tensor_of(next(given)) if type(leaf).__name__ != "int" and hasattr(leaf, "shape") else leaf
+            for leaf in self._leaves()
+        ]
+        return {name: array_of(value) for name, value in self._outputs(leaves).items()}
+
+    def inside(self, case: Case, export: onnx.ModelProto) -> Iterator[Inner]:
+        """Nothing: a program has no modules left that could be watched."""
+        del case, export
+        return iter(())
+
+    def _leaves(self) -> list[Any]:
+        import torch.utils._pytree as pytree
+
+        return list(pytree.tree_leaves(self.program.example_inputs))
+
+    def _outputs(self, leaves: Sequence[Any]) -> dict[str, Any]:
+        import torch
+        import torch.utils._pytree as pytree
+
+        try:
+            args, kwargs = pytree.tree_unflatten(list(leaves), self.program.call_spec.in_spec)
+            with torch.no_grad():
+                return dict(named_outputs(self.program.module()(*args, **kwargs)))
+        except Exception as error:
+            raise ModelError(f"{self.title} failed: {type(error).__name__}: {first_line(error)}") from error
