@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, get_args
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+RangeMethod = Literal["minmax", "entropy", "percentile", "mse"]
+CalibrationMethod = Literal["auto", "minmax", "entropy", "percentile", "mse"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
 MARKERS = ("trt_parity", "trt_latency")

@@ -155,7 +155,9 @@ class Calibration:
         A path or glob of .npz/.npy files, a list of those, or an iterable of input mappings.
     method
         `minmax` takes the largest magnitude seen, `percentile` the magnitude below which `percentile` % of the
-        elements lie, `entropy` the clipping threshold with the least KL divergence.
+        elements lie, `mse` the clipping threshold with the least squared error of rounding and clipping together,
+        `entropy` that with the least KL divergence. `auto` chooses among minmax, mse and percentiles (99.9, 99.99 and
+        99.999) by the error of the quantized model's outputs on samples that were held out.
     percentile
         In percent; used by `percentile` alone.
     max_samples
@@ -163,7 +165,7 @@ class Calibration:
     """
 
     data: object
-    method: CalibrationMethod = "minmax"
+    method: CalibrationMethod = "auto"
     percentile: float = 99.99
     max_samples: int = 512
 
@@ -211,13 +213,23 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ParitySpec:
-    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed."""
+    """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed.
+
+    Parameters
+    ----------
+    engine
+        The file of an engine that exists, which is tested as it is.
+    states_precision
+        Whether the precision was given: of an engine that exists it is read otherwise.
+    """
 
     model: object | None = None
     precision: tuple[Precision, ...] = ("fp16",)
+    states_precision: bool = field(default=False, compare=False)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
     metric: Metric = METRICS["max"]
     reference: object | None = None
+    engine: str | None = None
     calibration: object | None = None
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)

@@ -31,7 +31,7 @@ RAN = 'def test_plain():\n    open("ran", "w").close()\n'
         (("--trt-baseline=file", "--trt-update-baseline"), "no directory"),
         (("--trt-report=same.json", "--trt-html=./same.json"), "give each a file of its own"),
         (("--trt-backend=tensorrt",), "tensorrt is not installed"),
-        (("--trt-build-only",), "name the GPU: --trt-gpu=A100"),
+        (("--trt-build-only", "--trt-backend=onnxruntime"), "take another --trt-backend: onnxruntime builds no engine"),
         (("--trt-build-only", "--trt-gpu=A100", "--trt-backend=onnxruntime"), "onnxruntime builds no engine"),
         (("--trt-gpu=ampere",), "name a product"),
     ],

@@ -666,7 +666,7 @@ def test_a_file_is_read_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch
     time.sleep(0.05)
     before = hash_file(path)
     with monkeypatch.context() as patch:
-        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        patch.setattr(hashlib, "sha256", lambda *_: pytest.fail("read again"))
         assert hash_file(path) == before
     status = path.stat()
     flip(path, 0)

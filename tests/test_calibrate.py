@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.spec import CalibrationMethod, InputMapping
+    from pytest_trtcheck.choices import RangeMethod
+    from pytest_trtcheck.spec import InputMapping
 
 
 class OrtRunner:
@@ -145,14 +146,14 @@ def test_entropy_clips_an_outlier_that_minmax_keeps(tmp_path: Path) -> None:
     assert (entropy.min, entropy.max) == (minmax.min, minmax.max)
 
 
-@pytest.mark.parametrize("method", ["percentile", "entropy"])
-def test_memory_is_bounded_by_more_passes(tmp_path: Path, runners: list[OrtRunner], method: CalibrationMethod) -> None:
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_memory_is_bounded_by_more_passes(tmp_path: Path, runners: list[OrtRunner], method: RangeMethod) -> None:
     path, samples = chain(tmp_path / "m.onnx", layers=6, size=256), draw(64, 128, size=256)
     plan = plan_of(path)
     at_once = collect(OrtRunner, path, plan, samples, method=method)
     assert len(runners) == 2
     tensor = 128 * 256 * 4
-    histogram = 8 * (2048 if method == "entropy" else 1 << 16)
+    histogram = 8 << 16
     runners.clear()
     limit = 2 * (tensor + histogram)
     split = collect(OrtRunner, path, plan, samples, method=method, max_bytes=limit)
@@ -165,9 +166,9 @@ def test_memory_is_bounded_by_more_passes(tmp_path: Path, runners: list[OrtRunne
     assert len(runners) == 1 + 6, "a tensor above the limit goes alone"
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_an_activation_that_is_not_finite_is_named(tmp_path: Path, method: CalibrationMethod, bad: float) -> None:
+def test_an_activation_that_is_not_finite_is_named(tmp_path: Path, method: RangeMethod, bad: float) -> None:
     path, samples = chain(tmp_path / "m.onnx"), draw(400, 400)
     # In the middle, where ONNX Runtime's ReduceMax overlooks a NaN.
     samples[1]["x"][200, 3] = bad
@@ -182,8 +183,8 @@ def test_an_inner_overflow_is_named_where_it_begins(tmp_path: Path) -> None:
         collect(OrtRunner, path, plan_of(path), samples)
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
-def test_a_tensor_that_is_always_zero_has_the_range_zero(tmp_path: Path, method: CalibrationMethod) -> None:
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+def test_a_tensor_that_is_always_zero_has_the_range_zero(tmp_path: Path, method: RangeMethod) -> None:
     path = chain(tmp_path / "m.onnx")
     ranges = collect(OrtRunner, path, plan_of(path), [{"x": np.zeros((2, 8), np.float32)}], method=method)
     assert set(ranges.amax().values()) == {0.0}

@@ -349,7 +349,7 @@ def test_another_calibration_method_that_passes_is_named(bench: Bench) -> None:
     found = blamed(bench, subject)
     assert found.calibration is not None
     methods = {each["method"]: each for each in found.calibration["methods"]}
-    assert set(methods) == {"percentile", "entropy"}
+    assert set(methods) == {"percentile", "entropy", "mse"}
     better = bench.failed(conv_chain(3), "int8", [image()], calibration=Calibration(data, method="percentile"))
     assert methods["percentile"]["value"] == pytest.approx(bench.error(better), rel=1e-3)
     assert methods["percentile"]["passes"] == (bench.error(better) <= 0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +21,14 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
-from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available, find_module
-from pytest_trtcheck.backends.tensorrt.support import advice, unsupported
+from pytest_trtcheck.backends.tensorrt import module as tensorrt_module
+from pytest_trtcheck.backends.tensorrt.backend import Auto
+from pytest_trtcheck.backends.tensorrt.emulated import Emulated
+from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available, find_module, too_old
+from pytest_trtcheck.backends.tensorrt.support import advice, unsupported, what_strong_typing_lacks
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyError, UnsupportedTargetError
+from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.spec import BuildOptions, Precision, ShapeRange
@@ -97,15 +102,49 @@ def test_a_module_that_is_not_installed_names_its_extra(
     assert find_module() == rtx
 
 
-def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "tensorrt.py").write_text("__version__ = '7.2'\nclass OnnxParser: ...\nclass ICudaEngine: ...\n")
+# 8.6 has the parser, and tensors by name, as 10 has them; its bindings are in tests/test_tensorrt_api.py.
+@pytest.mark.parametrize("version", ["7.2", "8.6.1.post1", "9.3.0", "10.0.1"])
+def test_a_tensorrt_that_is_too_old_is_refused_by_its_release(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rtx: TensorRTModule
+) -> None:
+    text = f"__version__ = '{version}'\nclass OnnxParser: ...\nclass ICudaEngine:\n    num_io_tensors = 1\n"
+    (tmp_path / "tensorrt.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    needed = f"tensorrt {version} is too old: TensorRT 10.1 or newer is needed"
     try:
-        with pytest.raises(MissingDependencyError, match=r"tensorrt 7\.2 is too old"):
+        with pytest.raises(MissingDependencyError, match=f"^{re.escape(needed)}"):
             find_module("tensorrt")
+        assert find_module() == rtx
+        # The parser's process takes the other, or says why there is none.
+        model = onnx_models.save(conv(), tmp_path / "model.onnx")
+        assert tensorrt.parse(("tensorrt", "tensorrt_rtx"), model).module == "tensorrt_rtx"
+        assert tensorrt.parse(("tensorrt",), model).errors == (needed,)
     finally:
         sys.modules.pop("tensorrt", None)
+
+
+def test_the_first_releases_that_are_taken() -> None:
+    taken = ["10.1.0", "10.14.1.48.post1", "11.4.0.106", "12.0"]
+    assert [too_old("tensorrt", version) for version in taken] == [None] * 4
+    assert too_old("tensorrt_rtx", "1.5.0.114") is None
+    assert too_old("tensorrt_rtx", "1.4.0.76") == (
+        "tensorrt_rtx 1.4.0.76 is too old: TensorRT-RTX 1.5 or newer is needed"
+    )
+    assert too_old("tensorrt", "unknown") is not None
+
+
+def test_without_a_taken_release_auto_emulates_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> TensorRTModule:
+        raise MissingDependencyError(f"{name} 1 is too old: a newer one is needed")
+
+    monkeypatch.setattr(tensorrt_module, "_load", load)
+    found = Auto.find(find_gpu("T4"), None)
+    assert isinstance(found, Emulated)
+    assert found.no_engine == (
+        "no engine was built: tensorrt 1 is too old: a newer one is needed; "
+        "tensorrt_rtx 1 is too old: a newer one is needed"
+    )
 
 
 # What a target can be served
@@ -200,24 +239,41 @@ def test_rules_by_release(
 
 
 @pytest.mark.parametrize(
-    ("capability", "here", "precision", "expected"),
+    ("version", "capability", "here", "precision", "expected"),
     [
-        ((8, 6), False, "fp16", "builds engines only on the GPU that they run on"),
-        ((7, 5), True, "fp16", None),
-        ((7, 5), True, "int8", None),
-        ((7, 5), True, "bf16", "bf16 needs a GPU from Ampere"),
-        ((8, 6), True, "fp8", "fp8 needs a GPU from Ada"),
-        ((8, 9), True, "fp8", None),
-        ((9, 0), True, "fp8", None),
-        ((7, 0), True, "fp32", "from Turing"),
+        ("10.13.0", (8, 6), False, "fp16", "builds engines only on the GPU that they run on"),
+        ("10.13.0", (7, 5), True, "fp16", None),
+        ("10.13.0", (7, 5), True, "int8", None),
+        ("10.13.0", (7, 5), True, "bf16", "bf16 needs a GPU from Ampere"),
+        ("10.13.0", (8, 6), True, "fp8", "fp8 needs a GPU from Ada"),
+        ("10.13.0", (8, 9), True, "fp8", None),
+        ("10.13.0", (9, 0), True, "fp8", None),
+        ("10.13.0", (7, 0), True, "fp32", "TensorRT 10.13.0 supports GPUs from Turing (compute capability 7.5) on"),
+        ("10.5.0", (7, 0), True, "fp32", "TensorRT 10.1 to 10.4 have Volta; the target has compute capability 7.0"),
+        ("10.4.0", (7, 0), True, "fp16", None),
+        ("10.3.0", (6, 1), True, "fp32", "TensorRT 10.3.0 supports GPUs from Volta (compute capability 7.0) on"),
+        ("11.4.0.106", (7, 5), True, "fp16", None),
+        ("10.7.0", (12, 0), True, "fp16", "TensorRT 10.7.0 knows no Blackwell GPUs: TensorRT 10.8 and later do"),
+        ("10.8.0.43", (12, 0), True, "fp8", None),
+        ("10.3.0", (8, 7), True, "int8", None),
+        ("10.1.0", (9, 0), True, "fp8", "TensorRT 10.1.0 has no FP8 Conv; TensorRT 10.2 has"),
+        ("10.2.0", (9, 0), True, "fp8", None),
     ],
 )
 def test_rules_for_tensorrt_itself(
-    rtx: TensorRTModule, capability: tuple[int, int], here: bool, precision: Precision, expected: str | None
+    version: str, capability: tuple[int, int], here: bool, precision: Precision, expected: str | None
 ) -> None:
-    module = TensorRTModule("tensorrt", "10.13.0", rtx.handle)
+    module = TensorRTModule("tensorrt", version, handle=None)
     reason = unsupported(module, Target(capability, here), precision, {"Conv", "Gemm"})
     assert reason is None if expected is None else (reason is not None and expected in reason)
+
+
+def test_a_failed_build_of_a_release_before_strong_typing_was_complete_says_so() -> None:
+    (said,) = what_strong_typing_lacks(TensorRTModule("tensorrt", "10.3.0", handle=None))
+    assert said.startswith("TensorRT 10.3.0 lacks some layers in strongly typed networks")
+    assert "complete from TensorRT 10.12 on" in said
+    assert what_strong_typing_lacks(TensorRTModule("tensorrt", "10.12.0.36", handle=None)) == []
+    assert what_strong_typing_lacks(TensorRTModule("tensorrt_rtx", "1.5.0.114", handle=None)) == []
 
 
 def test_compiling_for_a_gpu_that_is_not_listed_is_refused_before_the_build(build: Any) -> None:

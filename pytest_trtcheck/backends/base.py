@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -82,12 +82,23 @@ class Acceptance:
         What other systems refuse, and what could not be found out.
     plugin_operators
         The operators that only a plugin computes, and a GPU alone can tell of.
+    judged_by
+        Who said so; empty where nobody was asked.
+    in_full, notes_in_full
+        The refusal and the notes once more, with every node there is, by rule; empty where they say so already.
     """
 
     refusal: str = ""
     advice: str = ""
     notes: tuple[str, ...] = ()
     plugin_operators: tuple[str, ...] = ()
+    judged_by: str = field(default="", compare=False)
+    in_full: str = field(default="", compare=False)
+    notes_in_full: tuple[str, ...] = field(default=(), compare=False)
+
+    def complete(self) -> Acceptance:
+        """The same with all that was found, for who asked for nothing else."""
+        return replace(self, refusal=self.in_full or self.refusal, notes=self.notes_in_full or self.notes)
 
     def require(self) -> None:
         """Raise what stands against the model, a ModelError."""
@@ -109,6 +120,8 @@ class Backend(ABC):
     """Whether there is an engine to build, for these shapes alone."""
     is_emulation: ClassVar[bool] = False
     """Whether it is our own emulation, which in FP32 is the reference itself."""
+    is_file: ClassVar[bool] = False
+    """Whether it is an engine that exists: no part of another model is built by it, and nothing stands in for it."""
     is_timed: ClassVar[bool] = False
     """Whether `timed_runs` measures it."""
 
@@ -126,6 +139,11 @@ class Backend(ABC):
     def runs(self) -> bool:
         """Whether what it builds runs here; otherwise the outputs are emulated."""
         return True
+
+    @property
+    def builder(self) -> Backend:
+        """What builds other engines of the same model: for `min_speedup`, and to see who is to blame."""
+        return self
 
     @property
     def builds_for(self) -> str:

@@ -150,7 +150,7 @@ def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
         folder=folder,
         about=about,
         # The inputs are there as they were fed, so there is no batch to cut them into again.
-        spec=replace(recorded, batch=(None,), shapes=shapes),
+        spec=replace(recorded, batch=(None,), shapes=shapes, engine=_engine(folder, about.get("engine"))),
         options=options_from_json(about["options"]),
         model=model,
         # The key is the content's own: what a bundle says of itself must not name anything in the cache.
@@ -165,6 +165,19 @@ def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
             read_arrays(folder / INPUTS, about["arrays"][INPUTS], case) for case in range(len(about["cases"]["kept"]))
         ),
     )
+
+
+def _engine(folder: Path, stored: Mapping[str, Any] | None) -> str | None:
+    """The engine that exists, which the check was of; None where one was built."""
+    if stored is None:
+        return None
+    path = located(folder, stored)
+    if not path.is_file() or hash_file(path) != stored["sha256"]:
+        raise ModelError(
+            f"{stored['label']}: {path} is not the engine that was recorded (SHA-256 {stored['sha256'][:12]}…)",
+            "put it there, or run the test itself again",
+        )
+    return str(path.resolve())
 
 
 def _model(folder: Path, stored: Mapping[str, Any], label: str) -> OnnxModel:

@@ -21,7 +21,7 @@ def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
     order decides which glob wins.
     """
     return {
-        "precision": list(spec.precision),
+        "precision": list(spec.precision) if spec.engine is None or spec.states_precision else None,
         "tol": _tol_to_json(spec.tol),
         "metric": _metric_to_json(spec.metric),
         "batch": None if spec.batch == (None,) else list(spec.batch),

@@ -216,6 +216,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             "details": lowered.details,
             "taken_as_it_is": lowered.taken_as_it_is,
         },
+        **_store_engine(known, work, bounds, notes),
         "spec": spec_to_json(spec),
         "options": {
             **asdict(options),
@@ -227,6 +228,21 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
         **arrays,
         "notes": notes,
     }
+
+
+def _store_engine(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:
+    """Put an engine that exists into the bundle, or say where it lies; nothing where one was built."""
+    if known.existing is None:
+        return {}
+    file = known.existing.file
+    about = {"label": file.label, "sha256": file.sha256, "bytes": file.bytes}
+    if file.bytes > bounds.model_bytes:
+        notes.append(f"failure bundle: the engine is not in it, the replay needs {file.path.resolve()}")
+        return {"engine": {**about, "path": str(file.path.resolve())}}
+    target = work / "engine" / "engine.plan"
+    target.parent.mkdir()
+    _copy(file.path, target, link=False)
+    return {"engine": {**about, "file": "engine/engine.plan"}}
 
 
 def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:

@@ -33,10 +33,11 @@ from pytest_trtcheck.spec import (
 def trt_parity(
     model: object = None,
     *,
-    precision: object = "fp16",
+    precision: object = None,
     tol: object = None,
     metric: object = "max",
     reference: object = None,
+    engine: object = None,
     calibration: object = None,
     batch: object = None,
     shapes: object = None,
@@ -44,14 +45,18 @@ def trt_parity(
     seed: object = 0,
     backend: object = None,
 ) -> ParitySpec:
-    """Compare the engine's outputs with the FP32 model's; `precision` and `batch` lists parametrize."""
+    """Compare the engine's outputs with the FP32 model's; `precision` (fp16) and `batch` lists parametrize."""
     judged_by = _metric(metric)
+    if engine is not None:
+        _refuse_beside_engine(precision=precision, calibration=calibration, keep_fp32=keep_fp32, backend=backend)
     return ParitySpec(
         model=_model(model),
-        precision=_precisions(precision),
+        precision=_precisions("fp16" if precision is None else precision),
+        states_precision=precision is not None,
         tol=_tolerance(tol, judged_by),
         metric=judged_by,
         reference=_reference(reference),
+        engine=_engine(engine),
         calibration=calibration,
         batch=_batches(batch),
         shapes=_shapes(shapes),
@@ -184,6 +189,28 @@ def _model(value: object) -> object:
     if value is None or sources.find(value):
         return value
     raise _wrong("model", value, sources.titles(), "or give the model by the fixture trt_model")
+
+
+def _engine(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value):
+        return os.fsdecode(value)
+    raise _wrong("engine", value, "the path of a serialized engine (.plan, .engine) or of an EPContext model (.onnx)")
+
+
+def _refuse_beside_engine(*, precision: object, calibration: object, keep_fp32: object, backend: object) -> None:
+    """What decides how an engine is built says nothing of one that exists."""
+    if isinstance(precision, (list, tuple)):
+        raise _wrong("precision", precision, "one precision beside engine=", "leave it out: it is read from the engine")
+    for name, value in {"calibration": calibration, "keep_fp32": keep_fp32}.items():
+        if value is not None and value != ():
+            raise ArgumentError(f"{name}= stands beside engine=, of which nothing is built", f"leave {name}= out")
+    found = _backend(backend)
+    if found not in {None, backends.AUTO} and backends.tensorrt_module(found) is None:
+        raise _wrong(
+            "backend", backend, "tensorrt or tensorrt_rtx beside engine=", "leave it out: the engine's is taken"
+        )
 
 
 def _reference(value: object) -> object:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from pytest_trtcheck import __version__
+from pytest_trtcheck import __version__, compare
 from pytest_trtcheck.cache import Key, hash_code, hash_file
 from pytest_trtcheck.check import parity
+from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.metrics import METRICS, MISMATCHES
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources.exported import module_path
+from pytest_trtcheck.precision.emulation import Emulated
+from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
-from pytest_trtcheck.record import BlameRecord, jsonable, typed
+from pytest_trtcheck.record import BlameRecord, is_bad, jsonable, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import EngineSpec, Runner
+    from pytest_trtcheck.backends.base import Backend, EngineSpec, Runner
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check.parity import Failure
     from pytest_trtcheck.check.request import Known, Settings
+    from pytest_trtcheck.precision.lowering import Lowered
 
 
 _BLAME_FILE = "blame.json"
@@ -50,6 +54,8 @@ def blamed(settings: Settings, known: Known) -> Known:
     """A failed check with who is to blame."""
     allowance = settings.allowance
     refusal = allowance.refusal()
+    if refusal is None and known.existing is not None:
+        refusal = _why_no_lowering(known, settings.cache)
     if refusal is not None:
         return known.recorded(refusal)
     start = time.monotonic()
@@ -65,7 +71,7 @@ def blamed(settings: Settings, known: Known) -> Known:
         )
 
     def find() -> dict[str, Any] | None:
-        return _diagnosed(settings, known)
+        return _diagnosed(settings, known) if known.existing is None else _diagnosed_file(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
     # Nor is what a callable of the user's computed, as the reference or as a metric.
@@ -78,6 +84,19 @@ def blamed(settings: Settings, known: Known) -> Known:
     found = _remembered(known, settings.cache, find) if is_kept else find()
     allowance.spent_s += time.monotonic() - start
     return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
+
+
+def _why_no_lowering(known: Known, cache: Cache) -> str | None:
+    """Why an engine that exists cannot be held against its precision; None where it can."""
+    if known.has_unknown_precision:
+        return "not diagnosed: nothing tells what precision the engine computes in"
+    try:
+        lower(known.model, known.precision, cache)
+    except CheckError as error:
+        return (
+            f"not diagnosed: how the engine was lowered to {known.precision} is not known, and here: {error.headline}"
+        )
+    return None
 
 
 def _export(known: Known, cache: Cache, own: Failure) -> dict[str, Any]:
@@ -185,6 +204,95 @@ def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
         node = next((each for each in nodes if each.name == culprit["node"]), None)
         culprit["module"] = (node is not None and module_path(node)) or None
     return found
+
+
+def _diagnosed_file(settings: Settings, known: Known) -> dict[str, Any] | None:
+    """What is to blame in an engine that was built elsewhere, from a lowering that nobody here knows.
+
+    It is held against this package's own lowering to its precision: emulated, which tells whether the precision as such
+    loses as much, and built here, which tells whether TensorRT does.
+    """
+    from pytest_trtcheck import diagnose
+
+    case, system = known.cases[_worst(known)], known.running.builder
+    expected = known.reference(case)
+    with known.alone():
+        outputs = known.run(case)
+    lowered = lower(known.model, known.precision, settings.cache)
+    with closing(Emulated(known.model, lowered, known.computed_in, settings.cache)) as emulation:
+        emulated = emulation(case)
+    loses = parity.first_failure(known, emulated, expected)
+    if loses is not None:
+        subject = diagnose.Subject(
+            model=known.model,
+            lowered=lowered,
+            precision=known.computed_in,
+            keep_fp32=(),
+            calibration=None,
+            folders=known.request.folders,
+            cases=known.cases,
+            worst=_worst(known),
+            limits=parity.limits_of(known),
+            reference=known.reference,
+        )
+        seconds = settings.allowance.seconds
+        budget = diagnose.Budget(seconds=seconds, engine_seconds=0.0)
+        found = diagnose.diagnose(subject, settings.cache, None, emulated=emulated, budget=budget)
+        if found is not None:
+            note = "of the model in that precision, emulated: how the engine itself was lowered is not known"
+            return {**found.to_dict(), "notes": (*found.notes, note)}
+    headline = f"emulated, {known.computed_in} keeps the limits, and the file does not"
+    return {
+        "step": "engine",
+        "headline": headline,
+        "summary": headline,
+        "errors": _errors_of_steps(known, outputs, emulated, expected),
+        "notes": _built_here(settings, known, system, lowered),
+    }
+
+
+def _built_here(settings: Settings, known: Known, system: Backend, lowered: Lowered) -> list[str]:
+    """Whether an engine that is built here and now, from the same model in the same precision, fails as well."""
+    case = known.cases[_worst(known)]
+    try:
+        built = system.build(known.spec(system, lowered), settings.cache)
+        with known.alone(), system.opened(built) as runner:
+            fails = parity.first_failure(known, runner(case), known.reference(case))
+    except CheckError as error:
+        return [f"no engine of the model could be built here to compare with: {error.headline}"]
+    if fails is None:
+        return [
+            f"an engine built here from {known.model.label} in {known.precision} keeps the limits: the file was built "
+            "from other weights, with other options, or from a lowering that loses more"
+        ]
+    return [
+        f"an engine built here from {known.model.label} in {known.precision} fails as well ({fails}): see to it first"
+    ]
+
+
+def _errors_of_steps(
+    known: Known,
+    outputs: Mapping[str, NDArray[Any]],
+    emulated: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
+) -> dict[str, Any]:
+    """The error of each step by the limit that failed, as `diagnose.result.Errors` has them."""
+    limits = parity.limits_of(known)
+    worst = next(output for output in compare.judge_all(outputs, expected, limits) if is_bad(output.verdict))
+    judged = next(entry for entry in worst.judged if is_bad(entry.verdict))
+
+    def error(actual: Mapping[str, NDArray[Any]], right: Mapping[str, NDArray[Any]]) -> float | None:
+        output = next(each for each in compare.judge_all(actual, right, limits) if each.name == worst.name)
+        return next((entry.value for entry in output.judged if entry.metric == judged.metric), None)
+
+    return {
+        "metric": judged.metric,
+        "limit": judged.limit,
+        "output": worst.name,
+        "lowered": error(emulated, expected),
+        "engine": error(outputs, emulated),
+        "total": judged.value,
+    }
 
 
 def _timed(before: str, progress: Callable[[str], None]) -> Callable[[str], None]:

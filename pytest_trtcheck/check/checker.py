@@ -20,6 +20,7 @@ from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, name_of
 from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
+from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,7 @@ class Checker(Settings):
             nodeid=request.nodeid,
             model=_label(request.model),
             verdict="error",
-            precision=request.precision,
+            precision=request.precision if request.parity.engine is None else None,
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
@@ -49,7 +50,10 @@ class Checker(Settings):
         known: Known | None = None
         try:
             model = steps.model_of(self, request)
-            record = replace(record, model=model.label, model_sha256=model.sha256)
+            request, notes = steps.in_its_own_precision(self, request, model)
+            record = replace(
+                record, model=model.label, model_sha256=model.sha256, precision=request.precision, notes=notes
+            )
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
@@ -69,9 +73,12 @@ class Checker(Settings):
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
-        known = steps.lowered(self, request, steps.model_of(self, request), ())
+        model = steps.model_of(self, request)
+        known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
         known = steps.placed(self, known)
         system = known.running
+        if known.existing is not None and not known.system.runs:
+            raise UnsupportedTargetError(known.system.no_engine, "run it on a machine with that GPU and TensorRT")
         if known.problem is not None and not system.is_emulation:
             raise known.unsupported()
         if system.is_emulation and known.plugin_operators:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck import compare
     from pytest_trtcheck.backends.base import Backend, Built, Runner
+    from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
@@ -55,6 +56,8 @@ class Request:
         What to feed, and where it came from; None: generated.
     default_batch
         Taken for open first dimensions that nothing else fixes (files collected without test code).
+    precision_is_default
+        Whether nobody asked for the precision: a model that carries one is then checked in that.
     lowered
         The model in its precision, where it was made before (a replay); None: it is made.
     watch
@@ -72,6 +75,7 @@ class Request:
     calibration: object = None
     options: BuildOptions | None = None
     default_batch: int | None = None
+    precision_is_default: bool = False
     lowered: Lowered | None = None
     watch: Watcher | None = None
 
@@ -200,6 +204,11 @@ class Settings:
         """
         return backends.load(self.backend_of(request)).find(self.requested, self.detected)
 
+    def only_judges(self, request: Request) -> bool:
+        """Whether engines are asked for and no GPU tells what for: whether TensorRT takes the model can be said."""
+        named = self.requested is not None or self.detected is not None
+        return self.build_only and not named and backends.load(self.backend_of(request)).builds
+
     def judged_gpu(self) -> GpuModel | None:
         """The GPU whose budgets apply: the real one, else the one that is named."""
         if self.detected is None:
@@ -243,12 +252,18 @@ class Known:
     ----------
     reference
         What counts as right.
+    existing
+        The engine that `engine=` names.
+    reads_precision
+        Of that engine: whether the precision is what it, or what is said of it, tells. Until then it is unknown.
     system
         What was asked for, as far as this machine has it.
     problem
         Why that cannot build an engine of this model.
     plugin_operators
         The operators that only a plugin library computes.
+    judged_by
+        Who said that the system takes the model.
     built, runner
         The engine or file, and what runs it; the runner is open until the check is made.
     outcome
@@ -262,14 +277,22 @@ class Known:
     lowered: Lowered
     cases: Sequence[Case]
     reference: AnyReference
+    existing: ExistingEngine | None = None
+    reads_precision: bool = False
     system: Backend = field(default_factory=Emulated)
     problem: str | None = None
     plugin_operators: tuple[str, ...] = ()
+    judged_by: str = ""
     built: Built | None = None
     runner: Runner | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
+
+    def in_precision(self, precision: Precision) -> Known:
+        """The same engine, of which it is known now what it computes in."""
+        parity = replace(self.request.parity, precision=(precision,))
+        return replace(self, request=replace(self.request, parity=parity), reads_precision=True)
 
     def recorded(self, *notes: str, **found: Any) -> Known:
         """The same with fields of the record, and more notes in it."""
@@ -309,12 +332,22 @@ class Known:
     @property
     def shown_precision(self) -> str:
         """The precision as records and messages have it: what is computed in, and what was asked for instead."""
+        if self.has_unknown_precision:
+            return "a precision that is not known"
         computed = self.computed_in
         return computed if computed == self.precision else f"{computed} (asked {self.precision})"
 
     @property
+    def has_unknown_precision(self) -> bool:
+        """Whether it is an engine that exists of which nothing tells, or told yet, what it computes in."""
+        return self.existing is not None and not self.reads_precision and not self.request.parity.states_precision
+
+    @property
     def title(self) -> str:
         """What messages call it."""
+        if self.existing is not None:
+            known = "" if self.has_unknown_precision else f" in {self.shown_precision}"
+            return f"{self.model.label}: the engine {self.existing.file.label}{known}"
         return f"{self.model.label} in {self.shown_precision}"
 
     @property
@@ -338,7 +371,7 @@ class Known:
             self.model,
             lowered or self.lowered,
             precision or (self.computed_in if system.is_emulation else self.precision),
-            self.profile() if system.builds else {},
+            self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
         )
 

@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING, get_args
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import blame, latency, message, parity
 from pytest_trtcheck.check.request import Known
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, CheckError, GpuError, ModelError
+from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.sources import Examples, open_model
+from pytest_trtcheck.model.sources import Examples, Opening, computes_outputs, open_model
+from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
-from pytest_trtcheck.precision.lowering import Lowered, lower
+from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
 from pytest_trtcheck.record import CheckRecord, Evidence, combine
+from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pytest_trtcheck.backends.base import Backend, Built, Runner
+    from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
+    from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
+    from pytest_trtcheck.backends.tensorrt.plan_file import PlanFile
     from pytest_trtcheck.check.request import Request, Settings
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -47,23 +51,49 @@ def named_model(
     return open_model(source, folders, settings.cache, examples=examples)
 
 
+def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel) -> tuple[Request, tuple[str, ...]]:
+    """The request for a model that carries its precision, where none was asked for; and what to say about it."""
+    carried_in = carried(model, settings.cache) if request.precision_is_default else None
+    if carried_in is None:
+        return request, ()
+    note = f"{model.label} carries its precision: checked in {carried_in}, since --trt-precision asks for none"
+    return replace(request, parity=replace(request.parity, precision=(carried_in,))), (note,)
+
+
 def model_of(settings: Settings, request: Request) -> OnnxModel:
-    """The model that a request names."""
-    model = named_model(settings, request.model, request.folders, request.examples)
+    """The model that a request names; beside an engine, the model that its reference is says as much."""
+    source, reference = request.model, request.parity.reference
+    if source is None and request.parity.engine is not None:
+        if reference is None or computes_outputs(reference):
+            raise ModelError(
+                f"engine={request.parity.engine}: no model is named, whose outputs the engine's are compared with",
+                'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
+            )
+        source = reference
+    model = named_model(settings, source, request.folders, request.examples)
     return open_model(model, (), settings.cache, request.build_options.custom_ops)
 
 
 def prepared(settings: Settings, request: Request, model: OnnxModel, record: CheckRecord) -> Known:
-    """What a check begins with: inputs, reference and lowered model."""
-    if request.judge_parity:
+    """What a check begins with: inputs, reference and lowered model. Where no engine is built, nothing is fed to it."""
+    existing = existing_engine(settings, request)
+    compares = request.judge_parity and not settings.build_only
+    if compares:
         parity.refuse_random(model)
-    cases, notes = _cases(request, model)
-    if request.judge_parity:
+    cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
+    if compares:
         parity.refuse_empty(cases)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes.append(f"the calibration data comes from a loader that shuffles: {_OTHERS}")
-    known = replace(lowered(settings, request, model, cases), record=record)
+    known = replace(lowered(settings, request, model, cases, existing), record=record)
+    if compares and request.parity.reference is None and known.lowered.integers_alone:
+        weights = listed(known.lowered.integers_alone)
+        notes = [
+            *notes,
+            f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
+            'cost was not compared; name the FP32 original, reference="model.onnx"',
+        ]
     return known.recorded(*notes, *model.notes, *known.lowered.notes, cases=len(cases))
 
 
@@ -93,16 +123,56 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
     return model_inputs.generate(model, ranges, spec.seed), notes
 
 
-def lowered(settings: Settings, request: Request, model: OnnxModel, cases: Sequence[Case]) -> Known:
+def lowered(
+    settings: Settings,
+    request: Request,
+    model: OnnxModel,
+    cases: Sequence[Case],
+    existing: ExistingEngine | None = None,
+) -> Known:
     """The model in its precision. That TensorRT has no place for a model says more than that it cannot be lowered."""
     reference = _reference(settings, request, model)
+    if existing is not None:
+        # Whoever built it lowered the model, nobody here knows how.
+        as_it_is = Lowered(model.path, model.sha256, taken_as_it_is=True)
+        return Known(request, model, as_it_is, cases, reference, existing, system=existing)
     try:
         return Known(request, model, _lowered(settings, request, model), cases, reference)
     except (ModelError, CalibrationError):
         as_it_is = Lowered(model.path, model.sha256)
-        system = settings.system(request)
-        system.accepts(as_it_is, model.label, request.build_options, settings.cache, will_build=False).require()
+        _accepted(settings, settings.system(request), as_it_is, model, request, will_build=False)
         raise
+
+
+def existing_engine(settings: Settings, request: Request) -> ExistingEngine | None:
+    """The engine that a request names, looked up as models are, and what loads it; None where one is to be built.
+
+    It is read, not loaded: that it is of another TensorRT, or for another GPU, is an error before anything else.
+    """
+    named = request.parity.engine
+    if named is None:
+        return None
+    from pytest_trtcheck.backends.tensorrt import existing, plan_file
+
+    file = plan_file.opened(Opening(request.folders, settings.cache).path(named, "engine file"), named, settings.cache)
+    gpus = existing.Gpus(settings.requested, settings.detected, settings.no_gpu_reason or "there is no GPU")
+    return existing.find(file, settings.backend_of(request), gpus)
+
+
+def _accepted(
+    settings: Settings, system: Backend, lowered: Lowered, model: OnnxModel, request: Request, *, will_build: bool
+) -> Acceptance:
+    """What a system says of a model that it takes; where nothing is compared, all that stands against one is told."""
+    found = system.accepts(
+        lowered,
+        model.label,
+        request.build_options,
+        settings.cache,
+        will_build=will_build and not settings.build_only,
+    )
+    found = found.complete() if settings.build_only else found
+    found.require()
+    return found
 
 
 def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: Precision | None = None) -> Lowered:
@@ -138,24 +208,44 @@ def placed(settings: Settings, known: Known) -> Known:
     ModelError
         It does not.
     """
+    if known.existing is not None:
+        return _placed_engine(known, known.existing)
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, known.precision)
     problem = system.why_not(known.precision, op_types)
-    found = system.accepts(
-        known.lowered,
-        known.model.label,
-        known.request.build_options,
-        settings.cache,
-        will_build=system.builds and problem is None,
+    will_build = system.builds and problem is None
+    found = _accepted(settings, system, known.lowered, known.model, known.request, will_build=will_build)
+    known = replace(
+        known, system=system, problem=problem, plugin_operators=found.plugin_operators, judged_by=found.judged_by
     )
-    found.require()
-    known = replace(known, system=system, problem=problem, plugin_operators=found.plugin_operators)
     notes = found.notes
     if known.computed_in != known.precision:
         why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
         computed = known.computed_in.upper()
         notes = (*notes, f"{system.title} {why}computes in {computed}, and is judged by {computed}'s limit")
     return known.recorded(*notes, precision=known.shown_precision)
+
+
+def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
+    """An engine that exists with what its file, and what lies beside it, say."""
+    file, stated = existing.file, existing.file.stated_precision
+    if stated is not None and known.request.parity.states_precision and not _are_one(stated, known.precision):
+        raise ModelError(
+            f"{file.label}: precision={known.precision}, and the manifest beside it says {stated}",
+            "leave precision= out, or name the engine of that precision",
+        )
+    if not known.request.parity.states_precision and file.stated_precision in PRECISIONS:
+        known = known.in_precision(file.stated_precision)
+    precision = None if known.has_unknown_precision else known.shown_precision
+    notes = list(file.notes)
+    if file.stated_model not in {None, known.model.sha256}:
+        notes.append(f"by its manifest {file.label} was built from another model than {known.model.label} is now")
+    return known.recorded(*notes, engine=existing.found_in_file(), precision=precision)
+
+
+def _are_one(first: str, second: str) -> bool:
+    """Whether two precisions are the same; TensorRT-RTX computes FP32 in TF32."""
+    return first == second or {first, second} == {"fp32", "tf32"}
 
 
 def built(settings: Settings, known: Known) -> Known:
@@ -165,26 +255,44 @@ def built(settings: Settings, known: Known) -> Known:
     this TensorRT-RTX cannot compile says nothing about the TensorRT that is deployed.
     """
     system = known.system
+    if known.existing is not None:
+        return known
     if known.problem is not None:
         named = settings.backend_of(known.request) != backends.AUTO
         wanted = settings.requested is not None and settings.requested.supports(known.precision) is False
         if named or system.runs or settings.build_only or wanted:
             raise known.unsupported()
         return known.recorded(f"not compiled for {system.builds_for}: {known.problem}")
-    if settings.build_only and not system.builds:
+    if settings.build_only and not system.builds and not settings.only_judges(known.request):
         raise ArgumentError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
     if not system.builds:
         return known
-    with _getting_ready(settings, known):
-        found = system.build(known.spec(system), settings.cache)
+    try:
+        with _getting_ready(settings, known):
+            found = system.build(known.spec(system), settings.cache)
+    except BuildError as error:
+        raise BuildError(error.message, _advice(settings, known, error)) from error
     compiled_for = None if system.runs else system.builds_for
     return replace(known, built=found).recorded(engine=found.record, compiled_for=compiled_for)
 
 
+def _advice(settings: Settings, known: Known, error: BuildError) -> str:
+    """What to do about a build that failed: what the builder's words tell, and what the rules say of the model."""
+    found = known.system.accepts(
+        known.lowered, known.model.label, known.request.build_options, settings.cache, will_build=False
+    )
+    return "\n  → ".join(dict.fromkeys(filter(None, (found.advice, error.hint))))
+
+
 def nothing_compared(settings: Settings, known: Known) -> Known:
-    """All that there is to say where engines are only built."""
+    """All that there is to say where engines are only built, or not even that."""
     del settings
-    return known.recorded(verdict="not_measured", message="--trt-build-only: built, nothing compared")
+    found = "built, nothing compared"
+    if known.existing is not None:
+        found = "engine= names a file, nothing was built, nothing compared"
+    elif known.built is None:
+        found = f"{known.title}: no problem found by {known.judged_by}; no engine was built: --trt-gpu=A100 builds one"
+    return known.recorded(verdict="not_measured", message=f"--trt-build-only: {found}")
 
 
 @contextmanager
@@ -228,6 +336,10 @@ def note_broken(settings: Settings, request: Request, error: CheckError) -> None
 def loaded(settings: Settings, known: Known) -> Known:
     """What runs it: the engine, without a GPU its emulation, or neither where there is nothing to learn."""
     system, request = known.running, known.request
+    if known.existing is not None and not known.system.runs:
+        return known.recorded(
+            parity=parity.not_measured(request.parity, known.system.no_engine) if request.judge_parity else None
+        )
     if system.is_emulation:
         if not request.judge_parity:
             return known
@@ -275,7 +387,54 @@ def inspected(settings: Settings, known: Known) -> Known:
     if known.runner is None or known.built is None:
         return known
     engine = known.running.described(known.built, known.runner) or known.record.engine
-    return known.recorded(*known.running.notes(known.built, known.runner), engine=engine)
+    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine)
+    return known if known.existing is None else _with_precision_read(known, known.existing.file)
+
+
+def _with_precision_read(known: Known, file: PlanFile) -> Known:
+    """An engine that exists with what its layers compute in, which what is stated must not contradict.
+
+    Raises
+    ------
+    ModelError, ArgumentError
+        It does; or the engine does not tell, and nothing else does.
+    """
+    from pytest_trtcheck.backends.tensorrt.existing import layers_shown, precisions_read
+
+    engine, spec = known.record.engine, known.request.parity
+    assert engine is not None
+    layers = engine.layers_by_precision or {}
+    read = precisions_read(file.label, layers)
+    stated = known.precision if not known.has_unknown_precision else None
+    if not read:
+        if stated is None and not _decides_alone(spec.tol):
+            raise ArgumentError(
+                f"{file.label}: the engine does not tell what it computes in (it was built without detailed "
+                "profiling), and neither precision= nor tol= is given",
+                "give one, or build it with ProfilingVerbosity.DETAILED (trtexec --profilingVerbosity=detailed)",
+            )
+        shown = "the precision is not known" if stated is None else f"{stated} is stated, not proved"
+        note = f"{shown}: the engine inspector tells no layer's type"
+        return known.recorded(note, engine=replace(engine, proved=False), precision=stated and known.shown_precision)
+    if stated is not None and stated not in read:
+        by = "precision=" if spec.states_precision else "the manifest beside it says "
+        raise ModelError(
+            f"{file.label}: {by}{stated}, and the engine computes in {read[0]}: the engine inspector lists "
+            f"{layers_shown(layers)}",
+            "leave precision= out, or build the engine again" if spec.states_precision else "export the engine again",
+        )
+    if stated is None:
+        exact = read[0]
+        if exact == "fp32":
+            exact = known.system.computes_in("fp32") if known.model.op_types & MATRIX_OPERATORS else "fp32"
+        known = known.in_precision(exact)
+    note = f"{known.computed_in} was read from the engine: {layers_shown(layers)}"
+    return known.recorded(note, engine=replace(engine, proved=True), precision=known.shown_precision)
+
+
+def _decides_alone(tol: object) -> bool:
+    """Whether a tolerance leaves nothing to the default of a precision."""
+    return isinstance(tol, float) or (isinstance(tol, Tolerance) and bool(tol.limits or tol.metrics))
 
 
 def compared(settings: Settings, known: Known) -> Known:
@@ -305,7 +464,7 @@ def explained(settings: Settings, known: Known) -> Known:
     # What a plugin computes, nothing here can compute in pieces.
     if known.outcome.record.verdict == "fail" and not known.outcome.misplaced and not known.plugin_operators:
         known = blame.blamed(settings, known)
-    if known.running.is_emulation or not settings.emulate_too:
+    if known.running.is_emulation or known.existing is not None or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
         return known
@@ -333,9 +492,10 @@ def timed(settings: Settings, known: Known) -> Known:
 
     def built_in(precision: Precision) -> Built:
         other = _lowered(settings, known.request, known.model, precision)
-        return known.system.build(known.spec(known.system, other, precision), settings.cache)
+        return builder.build(known.spec(builder, other, precision), settings.cache)
 
-    record = latency.judge(settings, known, lambda precision: loaded_by(settings, known.system, built_in(precision)))
+    builder = known.system.builder
+    record = latency.judge(settings, known, lambda precision: loaded_by(settings, builder, built_in(precision)))
     return known.recorded(*baselines.notes(record), latency=record)
 
 

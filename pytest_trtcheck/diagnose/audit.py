@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
-from pytest_trtcheck.choices import CALIBRATION_METHODS
+from pytest_trtcheck.choices import RANGE_METHODS
 from pytest_trtcheck.diagnose import relowering
 from pytest_trtcheck.diagnose.subject import BudgetSpent
 from pytest_trtcheck.errors import CheckError
@@ -22,7 +22,6 @@ from pytest_trtcheck.model import pieces
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.pieces import Instruments
-from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -119,10 +118,9 @@ def methods(subject: Subject, budget: Budget, progress: Callable[[str], None]) -
     CheckError
         The calibration data can't be read a second time.
     """
-    given = subject.calibration
-    used = given.method if isinstance(given, Calibration) else Calibration(given).method
+    used = subject.ranges().method
     found = []
-    for method in CALIBRATION_METHODS:
+    for method in RANGE_METHODS:
         if method == used:
             continue
         progress(f"calibrating by {method}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.choices import CalibrationMethod
+    from pytest_trtcheck.choices import RangeMethod
     from pytest_trtcheck.compare import LimitResult
     from pytest_trtcheck.diagnose.subject import Subject
     from pytest_trtcheck.model.inputs import Case
@@ -42,7 +42,7 @@ def keeping(subject: Subject, nodes: Collection[str]) -> LimitResult | None:
         return None
 
 
-def calibrated(subject: Subject, method: CalibrationMethod) -> LimitResult:
+def calibrated(subject: Subject, method: RangeMethod) -> LimitResult:
     """The judgement with ranges chosen by another method."""
     given = subject.calibration
     given = given if isinstance(given, Calibration) else Calibration(given)
@@ -114,6 +114,7 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
             subject.samples(),
             method=found.method,
             percentile=found.percentile or 99.99,
+            dtype=precision,
         ).amax()
     target = folder / "lowered.onnx"
     graph.write(quantize.quantize(model, plan, ranges, precision), target)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord
 
 REPOSITORY = "model_repository"
+TO_PROVE = "to_prove"
+"""Where engines lie that were compiled for a GPU which is not here: nobody is to serve them before a test there did."""
 CONFIG = "config.pbtxt"
 MANIFEST = "manifest.json"
 PLAN = "1/model.plan"
@@ -69,12 +71,19 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written below `folder`, what was not, and the engines of earlier runs that still lie there."""
+    """What was written below `folder`, what was not, and the engines of earlier runs that still lie there.
+
+    Parameters
+    ----------
+    to_prove
+        The engines that were compiled for another GPU, and for which.
+    """
 
     folder: Path
     written: tuple[Written, ...]
     left_out: tuple[LeftOut, ...]
     older: tuple[str, ...] = ()
+    to_prove: tuple[tuple[Written, str], ...] = ()
 
     def lines(self) -> list[str]:
         """All of it in words, for the terminal."""
@@ -85,6 +94,9 @@ class Exported:
             lines.append(f"  {each.name}: {each.bytes:,} bytes, {batches}")
             lines += [f"    {note}" for note in each.notes]
         lines += [f"not exported: {each.label} (engine {each.key[:8]}): {each.reason}" for each in self.left_out]
+        for each, gpu in self.to_prove:
+            plan = self.folder / TO_PROVE / each.name / PLAN
+            lines.append(f"to be proved on the {gpu}, by a test with engine={str(plan)!r}")
         if self.older:
             lines.append(f"from an earlier run, and not proved by this one: {', '.join(self.older)}")
         return lines
@@ -115,19 +127,25 @@ def write(folder: str | os.PathLike[str], records: Iterable[CheckRecord], cache:
         if record.engine:
             by_key[record.engine.key].append(record)
     proved: list[_Engine] = []
+    compiled: list[_Engine] = []
     left_out: list[LeftOut] = []
     for key, checks in sorted(by_key.items()):
         try:
             proved.append(_engine(key, checks, cache))
         except _NotProvedError as reason:
             left_out.append(LeftOut(_label(checks), key, str(reason)))
-    names = _names(proved)
+            if (engine := _compiled(key, checks, cache)) is not None:
+                compiled.append(engine)
+    names, names_to_prove = _names(proved), _names(compiled)
     target = Path(folder)
     with _errors(target):
-        written = _write_all(target, {names[engine.key]: engine for engine in proved}) if proved else ()
+        written = _write_all(target, REPOSITORY, {names[engine.key]: engine for engine in proved}) if proved else ()
+        named = {names_to_prove[engine.key]: engine for engine in compiled}
+        waiting = _write_all(target, TO_PROVE, named) if compiled else ()
         older = tuple(name for name in _ours(target / REPOSITORY) if name not in names.values())
     left_out.sort(key=lambda each: (each.label, each.key))
-    return Exported(target, written, tuple(left_out), older)
+    to_prove = tuple((each, named[each.name].compiled_for) for each in waiting)
+    return Exported(target, written, tuple(left_out), older, to_prove)
 
 
 # --- what is proved --------------------------------------------------------------------------------------------------
@@ -135,7 +153,7 @@ def write(folder: str | os.PathLike[str], records: Iterable[CheckRecord], cache:
 
 @dataclass(frozen=True)
 class _Engine:
-    """An engine that all its checks passed."""
+    """An engine that all its checks passed; or, compiled for a GPU that is not here, one that none speaks against."""
 
     key: str
     entry: Entry
@@ -143,6 +161,11 @@ class _Engine:
     sha256: str
     inputs: tuple[triton.Tensor, ...]
     outputs: tuple[triton.Tensor, ...]
+    compiled_for: str = ""
+
+    @property
+    def proved_by(self) -> Sequence[CheckRecord]:
+        return () if self.compiled_for else self.checks
 
     @property
     def made_from(self) -> Mapping[str, str]:
@@ -164,12 +187,32 @@ class _NotProvedError(Exception):
 
 def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
     """The engine of these checks; a _NotProvedError where they do not prove it, or it is not there to be written."""
+    if checks[0].engine is not None and checks[0].engine.source == "file":
+        raise _NotProvedError("engine= named a file that exists, which nothing was built for")
     objections = [objection for check in checks if (objection := _objection(check) or _chance(check))]
     if objections:
         more = f"; and {len(objections) - 1} more" if len(objections) > 1 else ""
         raise _NotProvedError(objections[0] + more)
     if not any(check.parity for check in checks):
         raise _NotProvedError("its outputs were never compared: no check of it asked for parity")
+    return _stored(key, checks, cache)
+
+
+def _compiled(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine | None:
+    """The engine of these checks where it was compiled for another GPU, and all that stands against it is that."""
+    gpu = checks[0].compiled_for
+    if not gpu or {check.compiled_for for check in checks} != {gpu}:
+        return None
+    if any(is_bad(check.verdict) or _chance(check) or check.outcome == "failed" for check in checks):
+        return None
+    try:
+        return _stored(key, checks, cache, gpu)
+    except _NotProvedError:
+        return None
+
+
+def _stored(key: str, checks: Sequence[CheckRecord], cache: Cache, compiled_for: str = "") -> _Engine:
+    """The engine as the cache has it, if that is the one that was checked."""
     checked = {check.engine and check.engine.sha256 for check in checks}
     if len(checked) != 1 or None in checked:
         raise _NotProvedError("it was built more than once during the run, and the builds differ")
@@ -188,7 +231,7 @@ def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
         triton.config("name", inputs, outputs)
     except ArgumentError as error:
         raise _NotProvedError(error.message) from error
-    return _Engine(key, entry, checks, sha256, inputs, outputs)
+    return _Engine(key, entry, checks, sha256, inputs, outputs, compiled_for)
 
 
 def _chance(check: CheckRecord) -> str | None:
@@ -285,9 +328,10 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
         "note": _RTX_NOTE.replace("\n", " ") if parts["module"] == "tensorrt_rtx" else None,
         "inputs": [asdict(tensor) for tensor in engine.inputs],
         "outputs": [asdict(tensor) for tensor in engine.outputs],
-        "proved_by": sorted({check.nodeid for check in engine.checks}),
-        "parity": [_parity(check, check.parity) for check in engine.checks if check.parity],
-        "latency": [_latency(check, check.latency) for check in engine.checks if check.latency],
+        "compiled_for": engine.compiled_for or None,
+        "proved_by": sorted({check.nodeid for check in engine.proved_by}),
+        "parity": [_parity(check, check.parity) for check in engine.proved_by if check.parity],
+        "latency": [_latency(check, check.latency) for check in engine.proved_by if check.latency],
     }
 
 
@@ -318,6 +362,8 @@ def _without(record: object, *names: str) -> dict[str, Any]:
 def _comments(engine: _Engine) -> list[str]:
     parts = engine.made_from
     title = TITLES.get(parts["module"], parts["module"])
+    if engine.compiled_for:
+        return [f"Built by {title} {parts['tensorrt']} for the {engine.compiled_for}, and proved by nothing yet."]
     comments = [
         f"Written by pytest-trtcheck {__version__}. {MANIFEST} beside this file says which tests proved what.",
         f"Built by {title} {parts['tensorrt']} and proved on {parts.get('gpu')}, compute capability "
@@ -326,14 +372,14 @@ def _comments(engine: _Engine) -> list[str]:
     return [*comments, _RTX_NOTE] if parts["module"] == "tensorrt_rtx" else comments
 
 
-def _write_all(folder: Path, engines: Mapping[str, _Engine]) -> tuple[Written, ...]:
-    repository = folder / REPOSITORY
+def _write_all(folder: Path, place: str, engines: Mapping[str, _Engine]) -> tuple[Written, ...]:
+    repository = folder / place
     repository.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        _finish_what_was_killed(folder)
+        _finish_what_was_killed(folder, repository)
         for name in engines:
             _refuse_foreign(repository / name)
-        with TemporaryDirectory(dir=folder, prefix=f"{_WORK}-") as work:
+        with TemporaryDirectory(dir=folder, prefix=f"{_WORK}-{place}-") as work:
             staged = Path(work, "new")
             written = tuple(_stage(staged / name, name, engine) for name, engine in sorted(engines.items()))
             for each in written:
@@ -375,12 +421,12 @@ def _put(staged: Path, target: Path, old: Path) -> None:
         raise
 
 
-def _finish_what_was_killed(folder: Path) -> None:
+def _finish_what_was_killed(folder: Path, repository: Path) -> None:
     """Put back what a killed export had taken out of its place, and remove its unfinished work."""
-    for work in folder.glob(f"{_WORK}-*"):
+    for work in folder.glob(f"{_WORK}-{repository.name}-*"):
         for taken in (work / "old").glob("*"):
-            if not (folder / REPOSITORY / taken.name).exists():
-                taken.rename(folder / REPOSITORY / taken.name)
+            if not (repository / taken.name).exists():
+                taken.rename(repository / taken.name)
         shutil.rmtree(work)
 
 

@@ -139,8 +139,8 @@ def _computes_layer_norm(
 
     def computed(x: NDArray[Any]) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
-            result: Any = run.run(None, {source: x.astype(np.float32)})[0]
-        return np.asarray(result, np.float64)
+            results: Any = run.run(None, {source: x.astype(np.float32)})
+        return np.asarray(results[0], np.float64)
 
     random = np.random.default_rng(0)
     signs = np.where(np.arange(int(np.prod(inner))) % 2, 1.0, -1.0).reshape(inner) * np.ones(sizes)
@@ -186,11 +186,10 @@ def _replace(
     graph: onnx.GraphProto, pieces: Sequence[onnx.NodeProto], parameters: _Parameters, *, source: str, axes: int
 ) -> None:
     last = pieces[-1]
-    names = [f"{last.name}/{word}" for word in ("scale", "bias")]
-    for name, array in zip(names, parameters, strict=False):
-        graph.initializer.append(numpy_helper.from_array(array, name))
+    weights = {f"{last.name}/scale": parameters.scale, f"{last.name}/bias": parameters.bias}
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     operator = helper.make_node(
-        "LayerNormalization", [source, *names], list(last.output), last.name, axis=-axes, epsilon=parameters.epsilon
+        "LayerNormalization", [source, *weights], list(last.output), last.name, axis=-axes, epsilon=parameters.epsilon
     )
     last.CopyFrom(operator)
     for node in pieces[:-1]:

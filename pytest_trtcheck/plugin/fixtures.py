@@ -134,7 +134,9 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
 
 @pytest.fixture
 def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    """The engine of the marked test: its model, precision and arguments. Where these name a batch: that one."""
+    """The engine of the marked test: its model, precision and arguments. Where these name a batch, that one; where they
+    name an engine that exists, that, which needs a GPU.
+    """
     from pytest_trtcheck.errors import ArgumentError
     from pytest_trtcheck.plugin.items import marked
 
@@ -145,6 +147,10 @@ def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
     if problem is not None:
         raise problem
     spec = found.selected(request.node)
+    checker = _checker(request)
+    if spec.engine is not None and checker.detected is None:
+        reason = f"not measured: the engine {spec.engine} runs on a GPU alone ({checker.no_gpu_reason})"
+        (pytest.fail if checker.require_gpu else pytest.skip)(reason)
     runner = _runner(request, spec.model if spec.model is not None else request.getfixturevalue("trt_model"), spec)
     yield runner
     runner.close()

@@ -269,7 +269,8 @@ class OnnxItem(_FileItem):
         """Check the model as a marked test that returns nothing would."""
         parity = ParitySpec(precision=(self.name,))  # type: ignore[arg-type]  # the option takes no other names
         no_fixtures: Mapping[str, Any] = {}
-        outcome.run(self, outcome.request_for(self, str(self.path), parity, no_fixtures.get, default_batch=1))
+        request = outcome.request_for(self, str(self.path), parity, no_fixtures.get, default_batch=1)
+        outcome.run(self, replace(request, precision_is_default=not settings.is_given(self.config, "trt_precision")))
 
 
 class BundleItem(_FileItem):

@@ -131,10 +131,15 @@ def reports(config: pytest.Config) -> list[Report]:
 def any_given(config: pytest.Config) -> bool:
     """Whether any option is given at all; the defaults need no check."""
     known = dict.fromkeys((*OPTIONS, *(report.option for report in reports(config) if report.option)))
-    return any(
-        config.getoption(option.name, None) is not None or os.environ.get(option.variable) or config.getini(option.name)
-        for option in known
-    )
+    return any(is_given(config, option) for option in known)
+
+
+def is_given(config: pytest.Config, option: str | Option) -> bool:
+    """Whether the user gave an option anywhere."""
+    if isinstance(option, str):
+        option = _BY_NAME[option]
+    named = config.getoption(option.name, None) is not None
+    return named or bool(os.environ.get(option.variable) or config.getini(option.name))
 
 
 def _converted(option: Option, raw: object, where: str) -> Any:

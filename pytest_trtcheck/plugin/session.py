@@ -111,7 +111,8 @@ class Session:
         if not build_only and (not wanted or not backend.builds):
             return
         system = backend.find(self.requested, self.detection.gpu)
-        if not system.builds:
+        judges = build_only and not wanted and self.detection.gpu is None and backend.builds
+        if not system.builds and not judges:
             option = "--trt-build-only" if build_only else f"--trt-gpu={wanted}"
             raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))
 

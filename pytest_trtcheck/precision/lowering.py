@@ -7,6 +7,7 @@ and the code of this package that decides it.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +34,7 @@ _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
 _NOTHING_FOLDED = "nothing"
 _ARITHMETIC = "arithmetic"
+_INTEGERS = "integers_alone"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Lowered:
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     taken_as_it_is: bool = False
+
+    @property
+    def integers_alone(self) -> tuple[str, ...]:
+        """The weights of which the user's file has no floats, where it was taken as it is."""
+        return tuple(self.details.get(_INTEGERS, ()))
 
     def computed_in(self, precision: Precision) -> list[arithmetic.Computation] | None:
         """The nodes that compute in `precision`; None where that was not looked at (FP32 as the model has it)."""
@@ -115,7 +122,7 @@ def _lowered(
     calibration: object,
     folders: Sequence[Path],
 ) -> Lowered:
-    rows = _surveyed(model, cache) if model.has_double or precision == "tf32" else []
+    rows = _surveyed(model, cache)[_ARITHMETIC] if model.has_double or precision == "tf32" else []
     has_double = any(kind == "float64" for _, _, kind in rows)
     narrowed = ("FP64 was taken as FP32, as TensorRT does",) if has_double else ()
     if precision in {"fp32", "tf32"}:
@@ -150,17 +157,22 @@ def _lowered(
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
 
 
-def _surveyed(model: OnnxModel, cache: Cache) -> list[list[str]]:
-    """What each node of the user's model that does arithmetic computes in: rows of `arithmetic.Computation`."""
+def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
+    """What each node of the user's model that does arithmetic computes in: rows of `arithmetic.Computation`.
+
+    Beside them the weights that it has as integers alone.
+    """
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
         from pytest_trtcheck.precision import survey
+        from pytest_trtcheck.precision.quantization import qdq
 
-        _write_details(folder, (), {_ARITHMETIC: survey.survey(graph.read(model.path))})
+        read = graph.read(model.path)
+        _write_details(folder, (), {_ARITHMETIC: survey.survey(read), _INTEGERS: qdq.integers_alone(read)})
 
     entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
-    found: list[list[str]] = json.loads((entry.path / _DETAILS_FILE).read_text())[_ARITHMETIC]
+    found: dict[str, Any] = json.loads((entry.path / _DETAILS_FILE).read_text())
     return found
 
 
@@ -180,7 +192,8 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
     """
     if not (model.has_qdq or model.half_types):
         return None
-    rows = _surveyed(model, cache)
+    surveyed = _surveyed(model, cache)
+    rows = surveyed[_ARITHMETIC]
     found = [arithmetic.Computation(*row) for row in rows]
     operators = arithmetic.operators(found)
     reduced = {each.kind for each in found} - {"fp32", "float64"}
@@ -205,7 +218,18 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
         if mine
         else f"none of its operators computes in {precision}, values are rounded to its grid alone"
     )
-    return Lowered(model.path, model.sha256, (note,), {_ARITHMETIC: rows}, taken_as_it_is=True)
+    details = {_ARITHMETIC: rows, _INTEGERS: surveyed[_INTEGERS]}
+    return Lowered(model.path, model.sha256, (note,), details, taken_as_it_is=True)
+
+
+def carried(model: OnnxModel, cache: Cache) -> Precision | None:
+    """The precision in which a model is taken as it is; None where it has to be lowered."""
+    precisions: tuple[Precision, ...] = ("int8", "fp8", "fp16", "bf16")
+    for precision in precisions:
+        with suppress(NothingComputedError):
+            if _as_it_is(model, precision, (), cache) is not None:
+                return precision
+    return None
 
 
 def _computes_in_another(
@@ -406,7 +430,7 @@ def _quantized(
 ) -> _Made:
     from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import survey
-    from pytest_trtcheck.precision.quantization import calibrate, quantize
+    from pytest_trtcheck.precision.quantization import calibrate, choosing, quantize
     from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
@@ -419,23 +443,34 @@ def _quantized(
         **library_versions(),
     }
     given, samples = calibration.given, calibration.samples
+    if given.method in {"auto", "mse"}:
+        # Its levels, and the model that is judged.
+        parts |= {"precision": precision, "plan": hash_bytes(json.dumps(asdict(plan)).encode())}
+
+    def run(probe: Path) -> ort.OrtRunner:
+        return ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops)
 
     def calibrated(target: Path) -> None:
-        ranges = calibrate.collect(
-            lambda probe: ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops),
-            path,
-            plan,
-            samples,
-            method=given.method,
-            percentile=given.percentile,
-            describe=samples.describe,
-        )
+        if given.method == "auto":
+            task = calibrate.Task(run, path, plan, samples, precision, describe=samples.describe)
+            ranges = choosing.choose(task, model)
+        else:
+            ranges = calibrate.collect(
+                run,
+                path,
+                plan,
+                samples,
+                method=given.method,
+                percentile=given.percentile,
+                dtype=precision,
+                describe=samples.describe,
+            )
         (target / _RANGES_FILE).write_text(ranges.to_json())
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
     quantized = quantize.quantize(read, plan, ranges.amax(), precision)
-    note = f"{precision}: {summary(plan)}; ranges by {given.method} from {ranges.samples} samples"
+    note = f"{precision}: {summary(plan)}; {ranges}"
     found = survey.survey(quantized)
     return quantized, [note], {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
 

@@ -285,7 +285,7 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The engine that was built or taken from the cache."""
+    """The engine that was built or taken from the cache; or that exists, whose key is its SHA-256."""
 
     key: str
     cached: bool
@@ -296,6 +296,16 @@ class EngineRecord:
     layers_by_precision: Mapping[str, int] | None = None
     sha256: str | None = None
     """Of the serialized engine: two builds of one key need not be the same bytes."""
+    source: Literal["file"] | None = _absent()
+    """Where it came from, if it was not built: `engine=` named a file."""
+    file: str | None = _absent(beside="source")
+    """The path, as it was named."""
+    built_by: str | None = _absent(beside="source")
+    """The TensorRT that built it, with the version where the file tells it."""
+    built_for: tuple[str, ...] = _absent((), beside="source")
+    """The compute capabilities that it was compiled for, as far as the file tells, such as "8.6"."""
+    proved: bool | None = _absent(beside="source")
+    """Whether the precision was read from its layers; false: it is stated, or not known. None: it did not run."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
 
 
 def _engine(engine: EngineRecord) -> str:
+    if engine.source == "file":
+        built_for = f" for compute capability {', '.join(engine.built_for)}" if engine.built_for else ""
+        stated = {False: ", precision stated, not proved", True: ", precision read from its layers", None: ""}
+        return (
+            f"from the file {engine.file}, built by {engine.built_by}{built_for}, {format_bytes(engine.bytes)}, "
+            f"SHA-256 {(engine.sha256 or '')[:16]}…{stated[engine.proved]}"
+        )
     built = "taken from the cache" if engine.cached else f"built in {format_number(engine.build_s)} s"
     reason = f" ({engine.miss_reason})" if engine.miss_reason else ""
     return f"{built}{reason}, {format_bytes(engine.bytes)}"

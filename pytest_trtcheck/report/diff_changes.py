@@ -262,6 +262,10 @@ def _engine(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     if targets[0] != targets[1]:
         yield Change("compiled for", "changed", targets[0], targets[1])
         return
+    if "file" in {before.source, after.source} and before.sha256 != after.sha256:
+        words = [engine.file or "built" for engine in (before, after)]
+        hashes = [f"{word} ({(engine.sha256 or '')[:8]})" for word, engine in zip(words, (before, after), strict=True)]
+        yield Change("engine file", "changed", hashes[0], hashes[1])
     yield from _size("engine size", before.bytes, after.bytes)
     yield from _size("device memory", before.device_memory_bytes, after.device_memory_bytes)
     yield from _layers(before.layers_by_precision, after.layers_by_precision, new.precision)

@@ -7,7 +7,7 @@ is installed, only what no family takes stands against the model; what another f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from pytest_trtcheck.backends.tensorrt.support import advice as known_advice
 from pytest_trtcheck.cache import Cache, Key, hash_code
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.tensorrt.build import Parsed
@@ -82,7 +82,7 @@ def acceptance(
 
     entry = cache.get_or_make(Key("acceptance", label, parts), make)
     plain = json.loads((entry.path / _FILE).read_text())
-    return Acceptance(plain["refusal"], plain["advice"], tuple(plain["notes"]), tuple(plain["plugin_operators"]))
+    return Acceptance(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
 
 def _installed(name: str) -> str | None:
@@ -127,69 +127,152 @@ def _judged(
     judging = tuple(family for family in families.FAMILIES if family.module in asked)
     if judge is not None:
         judging = (families.family_of(judge.name, judge.version),)
-        found = _by_module(judge, judging[0], tables[judging[0]][0], parsed)
-    else:
-        found = _by_tables(judging, tables)
+    mend = families.mending(model)
+    shown, in_full = (_Telling(every, mend) for every in (False, True))
+    reason, advice = shown.found(judging, tables, judge, parsed)
+    refused = bool(reason)
     notes = [
         *unasked,
         *_unasked(plugins, foreign, judge),
         *_unknown(judging if judge is None else (), tables),
-        *_other_families(judging, tables, refused=bool(found[0])),
     ]
     needs_gpu = set(parsed.needs_gpu) if parsed is not None else set()
     own = frozenset.union(*(family.plugins for family in judging))
-    reason, advice = found
     return Acceptance(
-        refusal=f"{label}: {reason}" if reason else "",
+        refusal=f"{label}: {reason}" if refused else "",
         advice=advice,
-        notes=tuple(notes),
+        notes=(*notes, *shown.other_families(judging, tables, refused=refused)),
         plugin_operators=tuple(sorted((foreign & (provided | own)) | needs_gpu)),
+        judged_by=_judges(judging, judge, parsed),
+        in_full=f"{label}: {in_full.found(judging, tables, judge, parsed)[0]}" if refused else "",
+        notes_in_full=(*notes, *in_full.other_families(judging, tables, refused=refused)),
     )
+
+
+def _judges(judging: Sequence[Family], judge: TensorRTModule | None, parsed: Parsed | None) -> str:
+    """Who judged: a parser that was asked, and the rules of the families."""
+    rules = f"the rules for {_titles(judging)} ({_sources(judging)})"
+    if parsed is not None and judge is not None:
+        return f"the parser of {judge.title} and {rules}"
+    return rules if judge is not None else f"{rules}; no TensorRT is installed whose parser could be asked"
 
 
 _Found = tuple[str, str]
 """What stands against the model and what to do about it; two empty texts where nothing does."""
 
 
-def _by_module(module: TensorRTModule, family: Family, table: Sequence[Finding], parsed: Parsed | None) -> _Found:
-    """With a TensorRT installed: its parser has the last word on what a parser sees.
+_Tables = "Mapping[Family, tuple[list[Finding], list[str]]]"
 
-    Where that is going to build, and parses then, only what neither its parser nor its builder would notice.
+
+@dataclass(frozen=True)
+class _Telling:
+    """How what was found is told.
+
+    Parameters
+    ----------
+    every
+        Whether all nodes are named, by rule; otherwise the first ones.
+    mend
+        What to quantize with instead, where that is known.
     """
-    who = f"{module.title} does not take the model"
-    known = {"nobody", "builder"} if parsed is not None and family.knows(module.release) else {"nobody"}
-    if parsed is None or not parsed.errors:
-        return _refused(who, [each for each in table if each.seen_by in known])
-    text, advice = _refused(who, table)
-    quoted = "\n".join([f"{module.title} said:", *_listed(parsed.errors)])
-    return (
-        f"{text}\n  {quoted}" if text else f"{who}. {quoted}",
-        advice or "\n  → ".join(known_advice("\n".join(parsed.errors), is_rtx=module.is_rtx)),
-    )
+
+    every: bool
+    mend: str
+
+    def found(
+        self, judging: Sequence[Family], tables: _Tables, judge: TensorRTModule | None, parsed: Parsed | None
+    ) -> _Found:
+        """What stands against the model in the families that are judged."""
+        if judge is None:
+            return self._by_tables(judging, tables)
+        return self._by_module(judge, judging[0], tables[judging[0]][0], parsed)
+
+    def _by_module(
+        self, module: TensorRTModule, family: Family, table: Sequence[Finding], parsed: Parsed | None
+    ) -> _Found:
+        """With a TensorRT installed: its parser has the last word on what a parser sees.
+
+        Where that is going to build, and parses then, only what neither its parser nor its builder would notice.
+        """
+        who = f"{module.title} does not take the model"
+        known = {"nobody", "builder"} if parsed is not None and family.knows(module.release) else {"nobody"}
+        if parsed is None or not parsed.errors:
+            return self._refused(who, [each for each in table if each.seen_by in known])
+        text, advice = self._refused(who, table)
+        quoted = "\n".join([f"{module.title} said:", *self._listed(parsed.errors)])
+        return (
+            f"{text}\n  {quoted}" if text else f"{who}. {quoted}",
+            advice or "\n  → ".join(known_advice("\n".join(parsed.errors), is_rtx=module.is_rtx)),
+        )
+
+    def _by_tables(self, judging: Sequence[Family], tables: _Tables) -> _Found:
+        """With no TensorRT installed: what none of the families takes."""
+        if not all(tables[family][0] for family in judging):
+            return "", ""
+        shared = set.intersection(*({each.node for each in tables[family][0]} for family in judging))
+        first = tables[judging[0]][0]
+        *others, last = (family.title for family in judging)
+        who = f"none of {', '.join(others)} and {last} takes the model" if others else f"{last} does not take the model"
+        said = [each for each in first if each.node in shared] or first
+        return self._refused(f"{who} (by {_sources(judging)})", said)
+
+    def _refused(self, who: str, found: Sequence[Finding]) -> _Found:
+        from pytest_trtcheck.precision.families import is_of_quantization
+
+        if not found:
+            return "", ""
+        text = "\n".join([f"{who}:", *self._findings(found)])
+        mended = [each for each in found if self.mend and is_of_quantization(each)]
+        advice = [self.mend] * bool(mended) + [each.advice for each in found if each not in mended]
+        return text, "\n  → ".join(dict.fromkeys(advice))
+
+    def _findings(self, found: Sequence[Finding]) -> list[str]:
+        if not self.every:
+            return self._listed([str(each) for each in found])
+        return [line for rule, nodes in _by_rule(found).items() for line in _of_rule(rule, nodes)]
+
+    def _listed(self, lines: Sequence[str]) -> list[str]:
+        distinct = list(dict.fromkeys(lines))
+        most = len(distinct) if self.every else _SHOWN
+        shown = [f"    {line}".replace("\n", "\n      ") for line in distinct[:most]]
+        left = len(distinct) - most
+        return [*shown, f"    and {left} more"] if left > 0 else shown
+
+    def other_families(self, judging: Sequence[Family], tables: _Tables, *, refused: bool) -> list[str]:
+        """What families would refuse that are not the one that ships, each text once."""
+        texts: dict[str, list[Family]] = {}
+        for family, (found, _) in tables.items():
+            is_said = family in judging and (refused or len(judging) == 1)
+            if found and not is_said:
+                texts.setdefault(self._briefly(found).replace(family.title, "it"), []).append(family)
+        return [
+            f"{_titles(families)} would not take this model (by {_sources(families)}): {text}"
+            for text, families in texts.items()
+        ]
+
+    def _briefly(self, found: Sequence[Finding]) -> str:
+        if self.every:
+            return "\n".join(["", *self._findings(found)])
+        return f"{found[0]} (and {len(found) - 1} more)" if len(found) > 1 else str(found[0])
 
 
-def _by_tables(judging: Sequence[Family], tables: Mapping[Family, tuple[list[Finding], list[str]]]) -> _Found:
-    """With no TensorRT installed: what none of the families takes."""
-    if not all(tables[family][0] for family in judging):
-        return "", ""
-    shared = set.intersection(*({each.node for each in tables[family][0]} for family in judging))
-    first = tables[judging[0]][0]
-    *others, last = (family.title for family in judging)
-    who = f"none of {', '.join(others)} and {last} takes the model" if others else f"{last} does not take the model"
-    return _refused(f"{who} (by {_sources(judging)})", [each for each in first if each.node in shared] or first)
+def _by_rule(found: Sequence[Finding]) -> dict[str, list[Finding]]:
+    groups: dict[str, list[Finding]] = {}
+    for each in found:
+        groups.setdefault(each.rule, []).append(each)
+    return groups
 
 
-def _refused(who: str, found: Sequence[Finding]) -> _Found:
-    if not found:
-        return "", ""
-    text = "\n".join([f"{who}:", *_listed([str(each) for each in found])])
-    return text, "\n  → ".join(dict.fromkeys(each.advice for each in found))
-
-
-def _listed(lines: Sequence[str]) -> list[str]:
-    shown = [f"    {line}".replace("\n", "\n      ") for line in list(dict.fromkeys(lines))[:_SHOWN]]
-    left = len(set(lines)) - _SHOWN
-    return [*shown, f"    and {left} more"] if left > 0 else shown
+def _of_rule(rule: str, found: Sequence[Finding]) -> Iterator[str]:
+    """A rule with the number of nodes that break it, and each of its problems with the names of all nodes."""
+    count = len({each.node for each in found})
+    yield f"    {rule}, {count} node{'s' * (count != 1)}:"
+    problems: dict[str, dict[str, None]] = {}
+    for each in found:
+        name = f"{each.node!r} ({each.op_type})" if each.op_type else repr(each.node)
+        problems.setdefault(each.problem, {})[name] = None
+    for problem, nodes in problems.items():
+        yield f"      {problem}: {', '.join(nodes)}"
 
 
 def _titles(families: Sequence[Family]) -> str:
@@ -217,20 +300,4 @@ def _unknown(judging: Sequence[Family], tables: Mapping[Family, tuple[list[Findi
         f"{family.table} does not know it, and it is not installed"
         for family in judging
         if tables[family][1]
-    ]
-
-
-def _other_families(
-    judging: Sequence[Family], tables: Mapping[Family, tuple[list[Finding], list[str]]], *, refused: bool
-) -> list[str]:
-    """What families would refuse that are not the one that ships, each text once."""
-    texts: dict[str, list[Family]] = {}
-    for family, (found, _) in tables.items():
-        is_said = family in judging and (refused or len(judging) == 1)
-        if found and not is_said:
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            texts.setdefault(f"{found[0]}{more}".replace(family.title, "it"), []).append(family)
-    return [
-        f"{_titles(families)} would not take this model (by {_sources(families)}): {text}"
-        for text, families in texts.items()
     ]

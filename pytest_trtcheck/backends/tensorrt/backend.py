@@ -17,10 +17,10 @@ from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
-from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, available, find_module, hash_plugin
+from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.errors import CheckError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -42,7 +42,7 @@ PLAN_FILE = "engine.plan"
 IO_FILE = "io.json"
 _BUILD_FILE = "build.json"
 _TIMING_CACHE = "timing.cache"
-_JIT_CACHE = "jit.cache"
+JIT_CACHE = "jit.cache"
 _CONTENTS = "2"
 """Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
 
@@ -102,8 +102,8 @@ class TensorRT(Backend):
         if detected is None and requested is None:
             return Emulated("no engine was built: there is no GPU, and --trt-gpu names none to compile for", cls.ships)
         module = cls._installed()
-        if module is None:
-            return Emulated("no engine was built: neither tensorrt nor tensorrt_rtx is installed", cls.ships)
+        if isinstance(module, str):
+            return Emulated(f"no engine was built: {module}", cls.ships)
         if detected is not None:
             return cls(module, Target(detected.compute_capability, here=True), detected.product, detected)
         assert requested is not None
@@ -113,7 +113,8 @@ class TensorRT(Backend):
         return cls(module, Target(requested.compute_capability, here=False), requested.product)
 
     @classmethod
-    def _installed(cls) -> TensorRTModule | None:
+    def _installed(cls) -> TensorRTModule | str:
+        """The module, or why there is none where that is no error."""
         return find_module(*cls.ships)
 
     def versions(self) -> dict[str, str]:
@@ -168,7 +169,7 @@ class TensorRT(Backend):
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-        kernels = built.entry.read_extra(_JIT_CACHE) if built.entry else None
+        kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
         return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
@@ -218,7 +219,7 @@ class TensorRT(Backend):
         engine = cast("Engine", runner)
         kernels = None if engine.jit_cache_used else engine.jit_cache()
         if kernels and built.entry:
-            built.entry.write_extra(_JIT_CACHE, kernels)
+            built.entry.write_extra(JIT_CACHE, kernels)
 
     def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as scratch:
@@ -269,8 +270,11 @@ class Auto(TensorRT):
         """Nothing has to be installed."""
 
     @classmethod
-    def _installed(cls) -> TensorRTModule | None:
-        return available()
+    def _installed(cls) -> TensorRTModule | str:
+        try:
+            return find_module(*cls.ships)
+        except MissingDependencyError as missing:
+            return missing.message
 
 
 def _key_parts(spec: EngineSpec) -> dict[str, str]:

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.backends.tensorrt.support import advice
-from pytest_trtcheck.errors import ArgumentError, BuildError, UnsupportedTargetError
+from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
+from pytest_trtcheck.errors import ArgumentError, BuildError, GpuError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
@@ -245,6 +245,51 @@ def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] 
     )
 
 
+INSPECT_TIMEOUT_S = 600.0
+
+
+def inspect(
+    module: TensorRTModule, plan: Path, kernels: Path, *, label: str, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Load an engine in a process of its own, so that a loader which crashes is an error like any other.
+
+    Parameters
+    ----------
+    kernels
+        The file that gets what TensorRT-RTX compiled; empty where there is nothing.
+    label
+        What messages call the engine.
+
+    Returns
+    -------
+    `io`, as `Engine.io` gives it, and `layers`, by the engine inspector: how many compute in which precision.
+
+    Raises
+    ------
+    GpuError
+        It cannot be loaded here; the loader is quoted.
+    """
+    with tempfile.TemporaryDirectory(prefix="trtcheck-inspect-") as scratch:
+        folder = Path(scratch)
+        request = {
+            **_common_request("inspect", plan, folder),
+            "module": module.name,
+            "plugins": list(plugins),
+            "kernels": str(kernels),
+        }
+        outcome = _run_builder(request, folder, INSPECT_TIMEOUT_S)
+        response = _read_json(folder / "response.json")
+    if outcome is None and response is not None and not response["stage"]:
+        return {"io": response["io"], "layers": response["layers"]}
+    said = "\n".join(response["errors"]) if response else ""
+    if outcome is not None:
+        said = outcome.replace("the builder process", "the process that loaded it")
+    raise GpuError(
+        f"{module.title} cannot load {label}: {said or 'it gave no reason'}",
+        "load it with the TensorRT and on the GPU that it was built for, or build it again",
+    )
+
+
 def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]:
     return {
         "task": task,
@@ -362,4 +407,5 @@ def _failure(
         outcome = "no reason was given"
     reason = f": {outcome}" if outcome else ""
     text = "\n".join([f"{module.title} could not {task}{reason}", *lines])
-    return BuildError(text, "\n  → ".join(advice(text, is_rtx=module.is_rtx)))
+    pieces = advice(text, is_rtx=module.is_rtx) or what_strong_typing_lacks(module)
+    return BuildError(text, "\n  → ".join(pieces))

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.backends.tensorrt.module import too_old
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -37,7 +39,8 @@ class RequestError(Exception):
 def serve(request: dict[str, Any]) -> None:
     """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
 
-    The task `build` adds `build_s` and `io`, the task `parse` adds `module`, `version` and `provided`.
+    The task `build` adds `build_s` and `io`, the task `parse` adds `module`, `version` and `provided`, and the task
+    `inspect` adds `io` and `layers`.
     """
     _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}}
@@ -52,6 +55,8 @@ def serve(request: dict[str, Any]) -> None:
         try:
             if request["task"] == "parse":
                 _parse_alone(request, answer, say)
+            elif request["task"] == "inspect":
+                _inspect(request, answer)
             else:
                 answer["build_s"], answer["io"] = build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)
@@ -99,7 +104,7 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     _add_profile(builder, network, config, request["profile"])
     timing_cache = _attach_timing_cache(config, request["timing_cache"])
     plan = builder.build_serialized_network(network, config)
-    if plan is None and _is_unlisted_gpu(trt, request):
+    if plan is None and is_rtx and _is_unlisted_gpu(trt, request["target"]):
         # Releases run on GPUs that they do not list (H200 with 1.5), but may build for them only portably.
         say("WARNING", "the build for this GPU, which is not listed, failed; a portable engine is built instead")
         config.num_compute_capabilities = 0
@@ -128,9 +133,10 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
         except (ImportError, OSError, RuntimeError) as error:
             reasons.append(f"{name}: {error}")
             continue
-        if hasattr(trt, "OnnxParser"):
+        reason = too_old(name, trt.__version__)
+        if reason is None:
             break
-        reasons.append(f"{name}: too old")
+        reasons.append(reason)
     else:
         raise RequestError("load", reasons)
     answer |= {"module": name, "version": trt.__version__, "provided": []}
@@ -145,13 +151,27 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
     del libraries
 
 
+def _inspect(request: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Load an engine on the GPU, where its loader may crash, and write down what it is."""
+    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    from pytest_trtcheck.backends.tensorrt.module import find_module
+    from pytest_trtcheck.errors import CheckError
+
+    try:
+        engine = Engine(Path(request["model"]), find_module(request["module"]), plugins=request["plugins"])
+        answer |= {"io": engine.io(), "layers": engine.layers_by_precision()}
+    except CheckError as error:
+        raise RequestError("load", [str(error)]) from error
+    Path(request["kernels"]).write_bytes(engine.jit_cache() or b"")
+
+
 def _creators(builder: Any) -> set[str]:
     """The operators of all plugins that the builder finds: its own registry's, and those of the registries above it."""
     registry = builder.get_plugin_registry()
-    for name in ("all_creators_recursive", "all_creators", "plugin_creator_list"):
-        if hasattr(registry, name):
-            return {str(creator.name) for creator in getattr(registry, name)}
-    return set()
+    creators = registry.all_creators
+    if hasattr(registry, "all_creators_recursive"):  # Not in the first releases of TensorRT 10.
+        creators = registry.all_creators_recursive
+    return {str(creator.name) for creator in creators}
 
 
 def _io(network: Any) -> dict[str, Any]:
@@ -374,8 +394,7 @@ def _save_timing_cache(config: Any, path: Path) -> None:
     part.replace(path)
 
 
-def _is_unlisted_gpu(trt: Any, request: dict[str, Any]) -> bool:
+def _is_unlisted_gpu(trt: Any, target: dict[str, Any]) -> bool:
     """Whether TensorRT-RTX builds for a GPU in this machine that it does not list."""
-    major, minor = request["target"]["compute_capability"]
-    here = request["module"] == "tensorrt_rtx" and request["target"]["here"]
-    return here and not hasattr(trt.ComputeCapability, f"SM{major}{minor}")
+    major, minor = target["compute_capability"]
+    return target["here"] and not hasattr(trt.ComputeCapability, f"SM{major}{minor}")

@@ -52,6 +52,10 @@ class Engine:
         What `jit_cache()` gave when the same engine was loaded before: TensorRT-RTX then compiles no kernels.
     plugins
         The plugin libraries that it was built with.
+    profile
+        The index of the optimization profile that it runs under.
+    outer
+        By tensor name, the dtype that callers give and get where the engine has another one.
     timeout_s
         The most seconds that one run may take; None: no limit. A run that exceeds it leaves the process without CUDA.
 
@@ -70,6 +74,8 @@ class Engine:
         *,
         jit_cache: bytes | None = None,
         plugins: Sequence[str] = (),
+        profile: int = 0,
+        outer: Mapping[str, str] | None = None,
         timeout_s: float | None = RUN_TIMEOUT_S,
     ) -> None:
         started = time.perf_counter()
@@ -81,6 +87,8 @@ class Engine:
         """Whether `jit_cache` was accepted; TensorRT-RTX refuses one of another GPU, driver or release."""
         self.end_timing: Callable[[], None] | None = None
         """Ends the `TimedRun` that the engine is being measured by; None when it is not."""
+        self._profile = profile
+        self._outer = outer or {}
         self._closed = False
         self._layers: dict[str, int] | None = None
         self._placed: dict[str, Memory] = {}
@@ -119,11 +127,11 @@ class Engine:
     @property
     def device_memory_bytes(self) -> int:
         """Device memory that the engine needs beside its inputs and outputs: weights and scratch, in bytes."""
-        scratch = self._engine.device_memory_size_v2
-        try:
-            weights = self._engine.get_engine_stat(self.module.handle.EngineStat.TOTAL_WEIGHTS_SIZE)
-        except AttributeError:  # Releases before the statistics.
-            weights = self.plan_bytes
+        trt, engine = self.module.handle, self._engine
+        scratch = engine.device_memory_size_v2
+        weights = self.plan_bytes
+        if hasattr(trt, "EngineStat") and hasattr(engine, "get_engine_stat"):  # From TensorRT 10.14 on.
+            weights = engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE)
         return int(scratch) + max(int(weights), 0)
 
     def jit_cache(self) -> bytes | None:
@@ -144,6 +152,23 @@ class Engine:
             return self._layers
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def io(self) -> dict[str, list[dict[str, Any]]]:
+        """The "inputs" and "outputs" as plain data: name, dtype (TensorRT's name), shape (-1: open) and, of an input
+        that is open, each profile's (min, opt, max).
+        """
+        count = self._engine.num_optimization_profiles
+
+        def described(spec: TensorSpec) -> dict[str, Any]:
+            spans = [self._range(spec.name, index) for index in range(count)] if spec.range is not None else []
+            return {
+                "name": spec.name,
+                "dtype": self._engine.get_tensor_dtype(spec.name).name,
+                "shape": list(spec.shape),
+                "profiles": [[span.min, span.opt, span.max] for span in spans],
+            }
+
+        return {"inputs": [*map(described, self.inputs)], "outputs": [*map(described, self.outputs)]}
 
     def layer_information(self) -> str:
         """What the engine inspector says of every layer, as JSON."""
@@ -291,7 +316,8 @@ class Engine:
             elements = poisoned_elements(raw, spec.dtype, turn)
             if elements is not None:
                 held[spec.name] = elements
-            outputs[spec.name] = raw.view(spec.dtype).reshape(shape)
+            array = raw.view(spec.dtype).reshape(shape)
+            outputs[spec.name] = array if spec.outer is None else array.astype(spec.outer)
         return outputs, held
 
     def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -306,37 +332,43 @@ class Engine:
                 dtype=numpy_dtype(engine.get_tensor_dtype(name).name, name),
                 shape=shape,
                 on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
-                range=self._range(name) if is_input and -1 in shape else None,
+                range=self._range(name, self._profile) if is_input and -1 in shape else None,
+                outer=np.dtype(self._outer[name]) if name in self._outer else None,
             )
             (inputs if is_input else outputs).append(spec)
         return tuple(inputs), tuple(outputs)
 
-    def _range(self, name: str) -> ShapeRange:
+    def _range(self, name: str, profile: int) -> ShapeRange:
         least, usual, most = (
-            tuple(int(size) for size in shape) for shape in self._engine.get_tensor_profile_shape(name, 0)
+            tuple(int(size) for size in shape) for shape in self._engine.get_tensor_profile_shape(name, profile)
         )
         return ShapeRange(least, usual, most)
 
     def _create_context(self, jit_cache: bytes | None) -> Any:
-        trt, engine = self.module.handle, self._engine
-        config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
-        if config is None or not hasattr(config, "create_runtime_cache"):
-            context = engine.create_execution_context()
+        engine = self._engine
+        if self.module.is_rtx:
+            context = engine.create_execution_context(self._with_kernels(jit_cache))
         else:
-            self._jit = config.create_runtime_cache()
-            if jit_cache:
-                self.jit_cache_used = bool(self._jit.deserialize(jit_cache))
-            config.set_runtime_cache(self._jit)
-            if any(spec.is_dynamic for spec in self.inputs):
-                # The default compiles a shape's kernels in the background and switches to them between two runs,
-                # which would change both outputs and latency in the middle of a check.
-                config.dynamic_shapes_kernel_specialization_strategy = (
-                    trt.DynamicShapesKernelSpecializationStrategy.EAGER
-                )
-            context = engine.create_execution_context(config)
+            context = engine.create_execution_context()
         if context is None:
             raise GpuError(f"{self.module.title} cannot create an execution context")
+        if self._profile and not context.set_optimization_profile_async(self._profile, self.cuda.handle):
+            raise GpuError(f"{self.module.title} refused the optimization profile {self._profile}")
         return context
+
+    def _with_kernels(self, jit_cache: bytes | None) -> Any:
+        """TensorRT-RTX's settings for a context that keeps the kernels which it compiles, and takes those of before."""
+        config = self._engine.create_runtime_config()
+        self._jit = config.create_runtime_cache()
+        if jit_cache:
+            self.jit_cache_used = bool(self._jit.deserialize(jit_cache))
+        config.set_runtime_cache(self._jit)
+        if any(spec.is_dynamic for spec in self.inputs):
+            # The default compiles a shape's kernels in the background and switches to them between two runs, which
+            # would change both outputs and latency in the middle of a check.
+            strategies = self.module.handle.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return config
 
     def check_usable(self) -> None:
         """Refuse to run when closed, being measured, or without CUDA."""

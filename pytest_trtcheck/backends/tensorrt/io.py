@@ -53,6 +53,8 @@ class TensorSpec:
         Whether TensorRT reads or writes it in host memory, as with shape tensors.
     range
         For an input with a dynamic shape: the shapes that the engine was built for.
+    outer
+        The type that callers give and get instead, where that is another one.
     """
 
     name: str
@@ -60,6 +62,7 @@ class TensorSpec:
     shape: Shape
     on_host: bool = False
     range: ShapeRange | None = None
+    outer: np.dtype[Any] | None = None
 
     @property
     def is_dynamic(self) -> bool:
@@ -86,7 +89,8 @@ def numpy_dtype(name: str, tensor: str) -> np.dtype[Any]:
 def check_inputs(specs: Sequence[TensorSpec], inputs: InputMapping) -> dict[str, NDArray[Any]]:
     """The arrays of `inputs` as the engine takes them: contiguous, in the order of `specs`.
 
-    FP64 becomes FP32, as TensorRT does with a model's FP64 inputs; any other dtype must be the engine's.
+    FP64 becomes FP32, as TensorRT does with a model's FP64 inputs, and the outer type of a spec becomes the engine's;
+    any other dtype must be the engine's.
 
     Raises
     ------
@@ -102,6 +106,8 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: InputMapping) -> dict[str,
         array = np.asarray(inputs[spec.name])
         if array.dtype == np.float64 and spec.dtype == np.float32:
             array = array.astype(np.float32)
+        if spec.outer is not None and array.dtype == spec.outer:
+            array = _narrowed(array, spec)
         problems += _misfits(spec, array)
         # ascontiguousarray would turn a scalar into a vector.
         arrays[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
@@ -109,6 +115,16 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: InputMapping) -> dict[str,
         known = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in specs)
         raise InputError("; ".join(problems), f"the engine's inputs are {known}")
     return arrays
+
+
+def _narrowed(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """In the engine's type; an integer that this cannot hold is an error, as no conversion would say so."""
+    if spec.dtype.kind == "i" and array.size:
+        bounds = np.iinfo(spec.dtype)
+        if array.min() < bounds.min or array.max() > bounds.max:
+            raise InputError(f"input {spec.name!r} holds integers beyond {spec.dtype}, which the engine takes")
+    with np.errstate(over="ignore"):  # What is too large becomes infinite, as it does in the engine.
+        return array.astype(spec.dtype)
 
 
 def _misfits(spec: TensorSpec, array: NDArray[Any]) -> list[str]:

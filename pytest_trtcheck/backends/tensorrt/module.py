@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,10 @@ EITHER: tuple[ModuleName, ...] = ("tensorrt", "tensorrt_rtx")
 EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+
+OLDEST: dict[str, tuple[int, int]] = {"tensorrt": (10, 1), "tensorrt_rtx": (1, 5)}
+"""The first release of each that is taken. What a module has does not tell: 8.5 and 8.6 have tensors by name as 10 has,
+and `create_network(0)` makes something else there; 10.0 lacks the size of an engine's memory."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +45,27 @@ class TensorRTModule:
     @property
     def release(self) -> tuple[int, ...]:
         """The leading numbers of the version: (1, 7, 1, 116)."""
-        numbers = []
-        for part in self.version.split("."):
-            if not part.isdigit():
-                break
-            numbers.append(int(part))
-        return tuple(numbers)
+        return release_of(self.version)
 
     def compile_only(self) -> tuple[tuple[int, int], ...]:
         """The compute capabilities that it compiles for with no GPU of that kind in the machine."""
         members = getattr(getattr(self.handle, "ComputeCapability", None), "__members__", {}) if self.is_rtx else {}
         codes = sorted(int(name[2:]) for name in members if name.startswith("SM") and name[2:].isdigit())
         return tuple(divmod(code, 10) for code in codes)
+
+
+def release_of(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, (10, 14, 1, 48) for "10.14.1.48.post1"."""
+    leading = itertools.takewhile(str.isdigit, version.split("."))
+    return tuple(int(part) for part in leading)
+
+
+def too_old(name: str, version: str) -> str | None:
+    """Why this release of a module is not taken; None where it is."""
+    first = OLDEST[name]
+    if release_of(version) >= first:
+        return None
+    return f"{name} {version} is too old: {TITLES[name]} {first[0]}.{first[1]} or newer is needed"
 
 
 @dataclass(frozen=True)
@@ -112,9 +126,10 @@ def _load(name: ModuleName) -> TensorRTModule:
     # Beside ImportError, loading shared libraries raises OSError, and the package's own checks raise RuntimeError.
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(f"{name} is installed but cannot be loaded: {error}") from error
-    if not hasattr(handle, "OnnxParser") or not hasattr(handle.ICudaEngine, "num_io_tensors"):
-        version = getattr(handle, "__version__", "of unknown version")
-        raise MissingDependencyError(f"{name} {version} is too old: TensorRT 10 or newer is needed")
+    if not hasattr(handle, "__version__"):  # An empty folder of that name is a module too.
+        raise MissingDependencyError(f"{name} is installed but cannot be loaded: it has no version")
+    if reason := too_old(name, handle.__version__):
+        raise MissingDependencyError(reason)
     return TensorRTModule(name, handle.__version__, handle)
 
 

@@ -1,7 +1,8 @@
 """What a GPU and a TensorRT release can serve, and what to do about what TensorRT commonly says.
 
 The rules for TensorRT-RTX come from real builds of one-operator models with releases 1.4 to 1.7 for every compute
-capability they compile for (tests/test_tensorrt_build.py repeats them); those for TensorRT from its support matrix.
+capability they compile for (tests/test_tensorrt_build.py repeats them); those for TensorRT from its support matrix and
+release notes. docs/install.md shows them to users.
 """
 
 from __future__ import annotations
@@ -9,18 +10,32 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.backends.tensorrt.module import TITLES
 from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule
+    from pytest_trtcheck.backends.tensorrt.module import ModuleName, Target, TensorRTModule
+    from pytest_trtcheck.gpu.table import ComputeCapability
     from pytest_trtcheck.spec import Precision
 
-OLDEST: tuple[int, int] = (7, 5)
-"""Turing: what TensorRT 10.5 and later and TensorRT-RTX start at."""
 GEMM_OPERATORS = frozenset({"MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+VOLTA, TURING, BLACKWELL = (7, 0), (7, 5), (10, 0)
+NO_VOLTA_FROM = (10, 5)
+"""Release notes of 10.0 to 10.5: Volta is deprecated, and gone from 10.5 on."""
+BLACKWELL_FROM = (10, 8)
+"""Release notes of 10.8."""
+STRONG_TYPING_COMPLETE = (10, 12)
+"""With 10.12 weak typing was deprecated; what strong typing lacks before is found out by the build alone."""
+
+SINCE: tuple[tuple[ModuleName, Precision, frozenset[str], tuple[int, int]], ...] = (
+    # The first release of a module that has these operators in a precision, in strongly typed networks.
+    ("tensorrt", "fp8", CONVOLUTIONS, (10, 2)),  # by issue 3987 of TensorRT's
+    ("tensorrt_rtx", "int8", CONVOLUTIONS, (1, 7)),  # real builds
+)
 
 
 def unsupported(
@@ -35,13 +50,31 @@ def unsupported(
     """
     capability = target.compute_capability
     name = "compute capability {}.{}".format(*capability)
-    if capability < OLDEST:
-        return f"{module.title} supports GPUs from Turing (compute capability 7.5) on; the target has {name}"
+    if reason := _gpu(module, capability):
+        return f"{reason}; the target has {name}"
     first = FIRST_WITH[precision]
     if capability < first:
         generation = "Ampere (compute capability 8.0)" if first == (8, 0) else "Ada (compute capability 8.9)"
         return f"{precision} needs a GPU from {generation} on; the target has {name}"
-    return _rtx(module, target, precision, op_types) if module.is_rtx else _tensorrt(module, target)
+    if reason := _rtx(module, target) if module.is_rtx else _tensorrt(module, target):
+        return reason
+    for name_of, kind, operators, release in SINCE:
+        if module.name == name_of and precision == kind and module.release < release and operators & set(op_types):
+            kinds = " and ".join(sorted(operators & set(op_types)))
+            return f"{module.title} has no {kind.upper()} {kinds}; {TITLES[name_of]} {release[0]}.{release[1]} has"
+    return _on_turing(module, target, precision, op_types) if module.is_rtx else None
+
+
+def _gpu(module: TensorRTModule, capability: ComputeCapability) -> str | None:
+    """Why this release is not for a GPU of this compute capability."""
+    if not module.is_rtx and capability >= BLACKWELL and module.release < BLACKWELL_FROM:
+        return f"{module.title} knows no Blackwell GPUs: TensorRT {BLACKWELL_FROM[0]}.{BLACKWELL_FROM[1]} and later do"
+    has_volta = not module.is_rtx and module.release < NO_VOLTA_FROM
+    if capability >= (VOLTA if has_volta else TURING):
+        return None
+    oldest = "Volta (compute capability 7.0)" if has_volta else "Turing (compute capability 7.5)"
+    volta = "; TensorRT 10.1 to 10.4 have Volta" if capability == VOLTA else ""
+    return f"{module.title} supports GPUs from {oldest} on{volta}"
 
 
 def _tensorrt(module: TensorRTModule, target: Target) -> str | None:
@@ -53,7 +86,7 @@ def _tensorrt(module: TensorRTModule, target: Target) -> str | None:
     return None
 
 
-def _rtx(module: TensorRTModule, target: Target, precision: Precision, op_types: Collection[str]) -> str | None:
+def _rtx(module: TensorRTModule, target: Target) -> str | None:
     listed = module.compile_only()
     # Up to 1.6 a GPU that is not listed was tried; 1.5 is known to run on 9.0. Later releases refuse it.
     if target.compute_capability not in listed and (not target.here or module.release >= (1, 7)):
@@ -62,9 +95,10 @@ def _rtx(module: TensorRTModule, target: Target, precision: Precision, op_types:
             f"{module.title} does not support compute capability {'{}.{}'.format(*target.compute_capability)}; "
             f"it does {known}"
         )
-    if precision == "int8" and module.release < (1, 7) and CONVOLUTIONS & set(op_types):
-        kinds = " and ".join(sorted(CONVOLUTIONS & set(op_types)))
-        return f"{module.title} has no INT8 {kinds}; TensorRT-RTX 1.7 has"
+    return None
+
+
+def _on_turing(module: TensorRTModule, target: Target, precision: Precision, op_types: Collection[str]) -> str | None:
     turing = target.compute_capability == (7, 5) and module.release >= (1, 7)
     if turing and precision in ("fp32", "int8") and GEMM_OPERATORS & set(op_types):
         kinds = ", ".join(sorted(GEMM_OPERATORS & set(op_types)))
@@ -153,6 +187,17 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ),
     (r"takes UINT8 quantization for INT8", "quantize with signed int8 and zero points of 0"),
 )
+
+
+def what_strong_typing_lacks(module: TensorRTModule) -> list[str]:
+    """What to do where a build failed with a release whose strong typing was not complete."""
+    if module.is_rtx or module.release >= STRONG_TYPING_COMPLETE:
+        return []
+    complete = "{}.{}".format(*STRONG_TYPING_COMPLETE)
+    return [
+        f"{module.title} lacks some layers in strongly typed networks, which are complete from TensorRT {complete} on: "
+        f"build with that, or leave the nodes named above in FP32 with keep_fp32=[…]"
+    ]
 
 
 def advice(text: str, *, is_rtx: bool) -> list[str]:

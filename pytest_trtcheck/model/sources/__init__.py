@@ -86,8 +86,8 @@ class Opening:
     label: str | None = None
     examples: Examples = field(default_factory=Examples)
 
-    def path(self, source: object) -> Path:
-        """Where the file or folder lies that `source` names.
+    def path(self, source: object, what: str = "model file") -> Path:
+        """Where the file or folder lies that `source` names; `what` says what it should be.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Opening:
         for candidate in tried:
             if candidate.exists():
                 return candidate
-        raise ModelError(f"{source}: no such model file", f"looked for {' and '.join(map(str, tried))}")
+        raise ModelError(f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}")
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:
         """What a source was turned into: the bytes of an ONNX file, an onnx.ModelProto, a path, or another source.

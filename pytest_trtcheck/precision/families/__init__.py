@@ -6,6 +6,7 @@ without a word and computes as something else.
 
 from pytest_trtcheck.precision.families.family import DLA, FAMILIES, RTX, TENSORRT_10, TENSORRT_11, Family, family_of
 from pytest_trtcheck.precision.families.kernels import NO_KERNEL, without_kernel
+from pytest_trtcheck.precision.families.quantizer import is_of_quantization, mending
 from pytest_trtcheck.precision.families.rules import RULES, Finding, Rule, findings, foreign_nodes
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "family_of",
     "findings",
     "foreign_nodes",
+    "is_of_quantization",
+    "mending",
     "without_kernel",
 ]

@@ -42,6 +42,7 @@ class Finding:
     problem: str
     advice: str
     seen_by: SeenBy = "parser"
+    rule: str = ""
 
     def __str__(self) -> str:
         where = f"node {self.node!r} ({self.op_type})" if self.op_type else f"tensor {self.node!r}"
@@ -54,12 +55,15 @@ class Rule:
 
     Parameters
     ----------
+    title
+        What it is about, in two or three words.
     finds
         What is wrong with a node; None where nothing is.
     families
         The names of the families that it holds for.
     """
 
+    title: str
     finds: Callable[[ir.Node], str | None]
     advice: str
     families: frozenset[str] = _ALL
@@ -166,6 +170,15 @@ def _asymmetric(node: ir.Node) -> str | None:
     shown = np.unique(zero_point[zero_point.astype(np.float32) != 0]).ravel()[:3]
     values = ", ".join(str(int(each)) for each in shown)
     return f"its zero point is not 0 ({values}): TensorRT takes no asymmetric quantization"
+
+
+def _scale(node: ir.Node) -> str | None:
+    scale = _constant(operand(node, 1)) if _is_qdq(node) else None
+    if scale is None or scale.dtype.kind not in "fV" or bool(np.all(scale.astype(np.float32) > 0)):
+        return None
+    wrong = scale.astype(np.float32).ravel()
+    wrong = wrong[~(wrong > 0)]
+    return f"{wrong.size} of its {scale.size} scales {'is' if wrong.size == 1 else 'are'} not above 0 ({wrong[0]:g})"
 
 
 def _computed_zero_point(node: ir.Node) -> str | None:
@@ -420,33 +433,36 @@ def _read_by_name(node: ir.Node) -> str | None:
 
 
 _SYMMETRIC = "quantize symmetrically: signed int8 and zero points of 0"
+_CUT = "cut it off the model, and compute it outside the engine"
+_LEAVE = "leave this node in FP32"
 _EXPORT = "export the model without it, in operators that TensorRT has, or cut it off"
 
 RULES: tuple[Rule, ...] = (
-    Rule(_uint8_quantization, _SYMMETRIC, seen_by="nobody"),
-    Rule(_asymmetric, _SYMMETRIC),
-    Rule(_computed_zero_point, _SYMMETRIC, seen_by="builder"),
-    Rule(_int32_dequantized, "leave the bias in floats (ONNX Runtime's quantizer: QuantizeBias=False)"),
-    Rule(_unsupported_type, "cast to int32, int64 or a float type when exporting"),
-    Rule(_uint8_inside, "cast to int32 or to a float type right behind the input"),
-    Rule(_cast_of_quantized, "use QuantizeLinear and DequantizeLinear", _RTX, "builder"),
+    Rule("quantized to uint8", _uint8_quantization, _SYMMETRIC, seen_by="nobody"),
+    Rule("asymmetric quantization", _asymmetric, _SYMMETRIC),
+    Rule("scale not above 0", _scale, "calibrate with data that reaches this tensor, and look at the weights for NaN"),
+    Rule("computed zero point", _computed_zero_point, _SYMMETRIC, seen_by="builder"),
+    Rule("bias in INT32", _int32_dequantized, "leave it in floats (ONNX Runtime's quantizer: QuantizeBias=False)"),
+    Rule("unsupported type", _unsupported_type, "cast to int32, int64 or a float type when exporting"),
+    Rule("uint8 inside the model", _uint8_inside, "cast to int32 or to a float type right behind the input"),
+    Rule("cast of a quantized type", _cast_of_quantized, "use QuantizeLinear and DequantizeLinear", _RTX, "builder"),
     *(
-        Rule(_no_half_kernel(family, seen_by), "leave this node in FP32", frozenset({family}), seen_by)
+        Rule("no 16-bit kernel", _no_half_kernel(family, seen_by), _LEAVE, frozenset({family}), seen_by)
         for family in sorted(_ALL)
         for seen_by in ("parser", "builder")
     ),
-    Rule(_not_constant, "make it a constant of the model"),
-    Rule(_attributes, _EXPORT),
-    Rule(_documented_attributes, _EXPORT, _TENSORRT),
-    Rule(_scatter_elements, _EXPORT, _RTX),
-    Rule(_more_outputs, _EXPORT),
-    Rule(_ranks, _EXPORT),
-    Rule(_modulo_of_floats, "cast to int64, or take fmod=1"),
-    Rule(_attention, _EXPORT),
-    Rule(_float_attention, "check fp16 or bf16, or export attention in pieces", _RTX, "builder"),
-    Rule(_large_k, f"take {MOST_K} at the most", seen_by="builder"),
-    Rule(_data_dependent_size, "cut it off the model, and compute it outside the engine", _RTX, "builder"),
-    Rule(_read_by_name, _EXPORT, seen_by="nobody"),
+    Rule("not known when the engine is built", _not_constant, "make it a constant of the model"),
+    Rule("unsupported attribute", _attributes, _EXPORT),
+    Rule("unsupported attribute", _documented_attributes, _EXPORT, _TENSORRT),
+    Rule("unsupported attribute", _scatter_elements, _EXPORT, _RTX),
+    Rule("further outputs", _more_outputs, _EXPORT),
+    Rule("unsupported rank", _ranks, _EXPORT),
+    Rule("fmod=0 on floats", _modulo_of_floats, "cast to int64, or take fmod=1"),
+    Rule("unsupported attention", _attention, _EXPORT),
+    Rule("attention in FP32", _float_attention, "check fp16 or bf16, or export attention in pieces", _RTX, "builder"),
+    Rule("large K", _large_k, f"take {MOST_K} at the most", seen_by="builder"),
+    Rule("size that depends on the data", _data_dependent_size, _CUT, _RTX, "builder"),
+    Rule("operator of another domain", _read_by_name, _EXPORT, seen_by="nobody"),
 )
 
 
@@ -467,7 +483,8 @@ def findings(model: ir.Model, family: Family, provided: Collection[str] = ()) ->
         if problem == _NOT_KNOWN:
             unknown[node.op_type] = None
         elif problem is not None:
-            found.append(Finding(node.name or "", node.op_type, problem, f"{_EXPORT}, or name a plugin: plugins=[…]"))
+            advice = f"{_EXPORT}, or name a plugin: plugins=[…]"
+            found.append(Finding(node.name or "", node.op_type, problem, advice, rule="operator that it does not have"))
         found += _by_rules(node, family)
     return found, list(unknown)
 
@@ -494,7 +511,7 @@ def _operator(node: ir.Node, family: Family) -> str | None:
 def _by_rules(node: ir.Node, family: Family) -> Iterator[Finding]:
     for rule in RULES:
         if family.name in rule.families and (problem := rule.finds(node)) is not None:
-            yield Finding(node.name or "", node.op_type, problem, rule.advice, rule.seen_by)
+            yield Finding(node.name or "", node.op_type, problem, rule.advice, rule.seen_by, rule.title)
 
 
 def foreign_nodes(model: ir.Model) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Choosing the ranges of activations from calibration data, in memory that does not grow with the data or the model.
 
 First pass: the model computes the least and the largest value of every tensor itself, and nothing else leaves it.
-`minmax` is done then. For `percentile` and `entropy`, further passes fill histograms over [0, largest magnitude]; each
-pass lets out only so many tensors as fit a byte limit. Samples are run one at a time.
+`minmax` is done then. For the other methods, further passes fill histograms over [0, largest magnitude]; each pass lets
+out only so many tensors as fit a byte limit. Samples are run one at a time.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import math
 import tempfile
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_trtcheck.choices import CALIBRATION_METHODS, RANGE_METHODS
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed
 from pytest_trtcheck.precision.probes import Probes
 from pytest_trtcheck.precision.quantization import histogram as histograms
-from pytest_trtcheck.spec import CALIBRATION_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.choices import RangeMethod
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
-    from pytest_trtcheck.spec import CalibrationMethod, InputMapping
+    from pytest_trtcheck.precision.quantization.quantize import QuantizedName
+    from pytest_trtcheck.spec import InputMapping
 
 MAX_BYTES = 256 << 20
 
@@ -62,20 +66,68 @@ class TensorRange:
 
 
 @dataclass(frozen=True)
+class Method:
+    """A way to choose ranges; `percentile` is None unless it is that."""
+
+    name: RangeMethod
+    percentile: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.percentile is None else f"{self.name} {self.percentile:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How well each method did on samples that its ranges were not chosen from: `choosing` says how it is judged.
+
+    Parameters
+    ----------
+    held_out
+        On how many samples each method was judged; 0 where none could be held out.
+    errors
+        The relative error of each output, by method ("percentile 99.9") and name; None is an error that is not finite.
+    """
+
+    held_out: int
+    errors: Mapping[str, Mapping[str, float | None]]
+
+    def why(self, method: Method) -> str:
+        """Why it is this method, in a few words."""
+        if not self.errors:
+            return "of which none could be held out to choose a method by: give more"
+        if not self.held_out:
+            return "the outputs of which tell nothing to choose a method by"
+        found = sorted((self.worst(name), name) for name in self.errors if name != str(method))
+        others = ", ".join(f"{name} {error:.3g}" for error, name in found)
+        least = f"l2 {self.worst(str(method)):.3g}; {others}"
+        return f"which erred least on {self.held_out} of them that were held out in turn ({least})"
+
+    def worst(self, method: str) -> float:
+        """The error of the output that has the largest by this method; infinite where it is not finite."""
+        return max(math.inf if error is None else error for error in self.errors[method].values())
+
+
+@dataclass(frozen=True)
 class Ranges:
     """The range of every activation tensor of a plan, by tensor name, and what it was chosen from.
 
-    `percentile` is None unless it is the method.
+    `percentile` is None unless it is the method; `choice` is, unless the method was chosen among several.
     """
 
-    method: CalibrationMethod
+    method: RangeMethod
     percentile: float | None
     samples: int
     tensors: Mapping[str, TensorRange]
+    choice: Choice | None = None
 
     def amax(self) -> dict[str, float]:
         """The ranges alone, as `quantize` takes them."""
         return {name: found.amax for name, found in self.tensors.items()}
+
+    def __str__(self) -> str:
+        method = Method(self.method, self.percentile)
+        said = f"ranges by {method} from {self.samples} sample{'s' * (self.samples != 1)}"
+        return f"{said}, {self.choice.why(method)}" if self.choice else said
 
     def to_json(self) -> str:
         """The ranges as JSON; floats survive the round trip exactly."""
@@ -85,7 +137,39 @@ class Ranges:
     def from_json(cls, text: str) -> Ranges:
         """The inverse of `to_json`."""
         fields = json.loads(text)
-        return cls(**{**fields, "tensors": {name: TensorRange(**found) for name, found in fields["tensors"].items()}})
+        choice = fields["choice"] and Choice(**fields["choice"])
+        tensors = {name: TensorRange(**found) for name, found in fields["tensors"].items()}
+        return cls(**{**fields, "tensors": tensors, "choice": choice})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is calibrated, and with what: the fields are `collect`'s arguments."""
+
+    make_runner: Callable[[Path], Runner]
+    model_path: Path
+    plan: QuantizationPlan
+    samples: Iterable[InputMapping]
+    dtype: QuantizedName = "int8"
+    max_bytes: int = MAX_BYTES
+    describe: Callable[[int], str] = "sample {}".format
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Ranges by several methods, by tensor name.
+
+    Parameters
+    ----------
+    whole
+        From all samples.
+    without
+        From those outside each fold: sample i lies in fold i % folds.
+    """
+
+    samples: int
+    whole: Mapping[Method, Mapping[str, TensorRange]]
+    without: Sequence[Mapping[Method, Mapping[str, TensorRange]]]
 
 
 def collect(
@@ -94,8 +178,9 @@ def collect(
     plan: QuantizationPlan,
     samples: Iterable[InputMapping],
     *,
-    method: CalibrationMethod = "minmax",
+    method: RangeMethod = "minmax",
     percentile: float = 99.99,
+    dtype: QuantizedName = "int8",
     max_bytes: int = MAX_BYTES,
     describe: Callable[[int], str] = "sample {}".format,
 ) -> Ranges:
@@ -111,6 +196,8 @@ def collect(
         Input mappings that fit the model. Iterated once for each pass, so a one-shot iterator won't do.
     method, percentile
         As in `spec.Calibration`.
+    dtype
+        What the ranges are for; `mse` alone asks.
     max_bytes
         The most bytes of activations and histograms that a pass may hold; one tensor may be larger than that.
     describe
@@ -123,42 +210,58 @@ def collect(
     ArgumentError
         The method is unknown, or the percentile is not in (0, 100].
     """
-    if method not in CALIBRATION_METHODS:
+    if method not in RANGE_METHODS:
         raise ArgumentError(f"calibration method {method!r} is unknown", f"one of {', '.join(CALIBRATION_METHODS)}")
     if not 0 < percentile <= 100:
         raise ArgumentError(f"calibration percentile {percentile}: expected more than 0 and at most 100 (percent)")
+    wanted = Method(method, percentile if method == "percentile" else None)
+    task = Task(make_runner, model_path, plan, samples, dtype, max_bytes, describe)
+    found = collect_each(task, [wanted])
+    return Ranges(wanted.name, wanted.percentile, found.samples, found.whole[wanted])
+
+
+def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Collected:
+    """The ranges by each of `methods`, in the passes that one takes, and those without each of several folds.
+
+    Errors are those of `collect`.
+    """
+    every = tuple(range(folds))
+    parts = [every, *((*every[:fold], *every[fold + 1 :]) for fold in every if folds > 1)]
+    found: list[dict[Method, dict[str, TensorRange]]] = [{each: {} for each in methods} for _ in parts]
     with tempfile.TemporaryDirectory(prefix="trtcheck-") as folder:
-        probes = Probes(model_path, Path(folder))
-        count, extremes = _extremes(probes, make_runner, plan, samples, describe)
-        if method == "minmax":
-            found = {name: TensorRange(seen.amax, seen.min, seen.max, 0.0) for name, seen in extremes.items()}
-        else:
-            found = {}
-            bins = histograms.ENTROPY_BINS if method == "entropy" else histograms.PERCENTILE_BINS
-            for group in _groups(extremes, max_bytes, bins * 8):
-                again, filled = _histograms(probes, make_runner, group, bins, samples)
+        probes = Probes(task.model_path, Path(folder))
+        count, extremes = _extremes(probes, task, folds)
+        needs_histograms = any(each.name != "minmax" for each in methods)
+        groups = _groups(extremes, task.max_bytes, histograms.BINS * 8 * folds) if needs_histograms else [extremes]
+        for group in groups:
+            filled: Mapping[str, Sequence[histograms.MagnitudeHistogram]] = {}
+            if needs_histograms:
+                again, filled = _histograms(probes, task, group)
                 if again != count:
                     raise CalibrationError(
                         f"calibration data gave {count} samples in the first pass and {again} in a later one",
                         "give something that can be iterated again and again, such as a list or files",
                     )
-                for name, seen in group.items():
-                    found[name] = _clipped(seen, filled.get(name), method, percentile)
-    return Ranges(method, percentile if method == "percentile" else None, count, found)
+            for name, by_fold in group.items():
+                for part, ranges in zip(parts, found, strict=True):
+                    seen = reduce(add, (by_fold[fold] for fold in part))
+                    histogram = reduce(add, (filled[name][fold] for fold in part)) if name in filled else None
+                    for method in methods:
+                        ranges[method][name] = _range(seen, histogram, method, task.dtype)
+    return Collected(count, found[0], found[1:])
 
 
-def _clipped(
-    seen: _Extremes,
-    histogram: histograms.MagnitudeHistogram | None,
-    method: CalibrationMethod,
-    percentile: float,
+def _range(
+    seen: _Extremes, histogram: histograms.MagnitudeHistogram | None, method: Method, dtype: QuantizedName
 ) -> TensorRange:
-    if histogram is None:
+    if method.name == "minmax" or histogram is None or not seen.amax:
         return TensorRange(seen.amax, seen.min, seen.max, 0.0)
-    if method == "entropy":
-        kept = histograms.entropy_bins(histogram)
+    if method.percentile is not None:
+        kept = histograms.percentile_bins(histogram, method.percentile)
+    elif method.name == "mse":
+        kept = histograms.mse_bins(histogram, histograms.levels(dtype))
     else:
-        kept = histograms.percentile_bins(histogram, percentile)
+        kept = histograms.entropy_bins(histogram)
     return TensorRange(histogram.edge(kept), seen.min, seen.max, histogram.share_beyond(kept))
 
 
@@ -174,39 +277,34 @@ class _Extremes:
 
     @property
     def amax(self) -> float:
-        return max(abs(self.min), abs(self.max))
+        return max(abs(self.min), abs(self.max)) if self.size else 0.0
+
+    def __add__(self, other: _Extremes) -> _Extremes:
+        return _Extremes(min(self.min, other.min), max(self.max, other.max), max(self.size, other.size))
 
 
-def _extremes(
-    probes: Probes,
-    make_runner: Callable[[Path], Runner],
-    plan: QuantizationPlan,
-    samples: Iterable[InputMapping],
-    describe: Callable[[int], str],
-) -> tuple[int, dict[str, _Extremes]]:
-    path, outputs = probes.with_extremes(plan.tensors)
-    found = {name: _Extremes() for name in plan.tensors}
+def _extremes(probes: Probes, task: Task, folds: int) -> tuple[int, dict[str, list[_Extremes]]]:
+    """How many samples there are, and of each tensor what each fold has."""
+    path, outputs = probes.with_extremes(task.plan.tensors)
+    found = {name: [_Extremes() for _ in range(folds)] for name in task.plan.tensors}
     count = 0
-    with closing(make_runner(path)) as runner:
-        for index, sample in enumerate(samples):
+    with closing(task.make_runner(path)) as runner:
+        for index, sample in enumerate(task.samples):
             results = runner(sample)
             for name, (least, largest, zero, size) in outputs.items():
                 elements = int(results[size])
                 if not elements:
                     continue
                 if not math.isfinite(float(results[zero])):
-                    raise _not_finite(name, plan, describe(index))
-                seen = found[name]
-                seen.min = min(seen.min, float(results[least]))
-                seen.max = max(seen.max, float(results[largest]))
-                seen.size = max(seen.size, elements)
+                    raise _not_finite(name, task.plan, task.describe(index))
+                found[name][index % folds] += _Extremes(float(results[least]), float(results[largest]), elements)
             count += 1
     if not count:
         raise CalibrationError("the calibration data holds no samples", "give at least one")
     for name, seen in found.items():
-        if not seen.size:
+        if not any(each.size for each in seen):
             raise CalibrationError(
-                f"tensor {name!r} (read by {plan.readers(name)[0]}) was empty for all {count} calibration samples",
+                f"tensor {name!r} (read by {task.plan.readers(name)[0]}) was empty for all {count} calibration samples",
                 "add samples that exercise this part of the model, or name the node in keep_fp32",
             )
     return count, found
@@ -224,33 +322,34 @@ def _not_finite(tensor: str, plan: QuantizationPlan, sample: str) -> Calibration
 
 
 def _histograms(
-    probes: Probes,
-    make_runner: Callable[[Path], Runner],
-    group: Mapping[str, _Extremes],
-    bins: int,
-    samples: Iterable[InputMapping],
-) -> tuple[int, dict[str, histograms.MagnitudeHistogram]]:
-    """How many samples there were, and the histograms of all of them."""
-    # A tensor that is always 0 has no histogram: it has no bin width either.
-    filled = {name: histograms.MagnitudeHistogram(seen.amax, bins) for name, seen in group.items() if seen.amax}
+    probes: Probes, task: Task, group: Mapping[str, Sequence[_Extremes]]
+) -> tuple[int, dict[str, list[histograms.MagnitudeHistogram]]]:
+    """How many samples there were, and the histograms of each fold, all over the same bins."""
+    filled = {}
+    for name, seen in group.items():
+        # A tensor that is always 0 has no histogram: it has no bin width either.
+        if amax := max(each.amax for each in seen):
+            filled[name] = [histograms.MagnitudeHistogram(amax) for _ in seen]
     path, outputs = probes.with_tensors(group)
     count = 0
-    with closing(make_runner(path)) as runner:
-        for sample in samples:
+    with closing(task.make_runner(path)) as runner:
+        for index, sample in enumerate(task.samples):
             results = runner(sample)
-            for name, histogram in filled.items():
-                histogram.add(results.pop(outputs[name]))
+            for name, by_fold in filled.items():
+                by_fold[index % len(by_fold)].add(results.pop(outputs[name]))
             count += 1
     return count, filled
 
 
-def _groups(extremes: Mapping[str, _Extremes], max_bytes: int, histogram_bytes: int) -> Iterator[dict[str, _Extremes]]:
+def _groups(
+    extremes: Mapping[str, list[_Extremes]], max_bytes: int, histogram_bytes: int
+) -> Iterator[dict[str, list[_Extremes]]]:
     """Tensors, in graph order, that fit into `max_bytes` together; a larger one goes alone."""
-    group: dict[str, _Extremes] = {}
+    group: dict[str, list[_Extremes]] = {}
     used = 0
     for name, seen in extremes.items():
         # The array that leaves the model is FP32.
-        needed = seen.size * 4 + histogram_bytes
+        needed = max(each.size for each in seen) * 4 + histogram_bytes
         if group and used + needed > max_bytes:
             yield group
             group, used = {}, 0

@@ -58,6 +58,12 @@ def without(model: ir.Model) -> ir.Model:
     return model
 
 
+def integers_alone(model: ir.Model) -> list[str]:
+    """The weights that a model holds as integers behind a DequantizeLinear: what they were as floats is not known."""
+    dequantized = (node.inputs[0] for node in graphs.all_nodes(model.graph) if node.op_type == "DequantizeLinear")
+    return list(dict.fromkeys(str(value.name) for value in dequantized if value and value.const_value is not None))
+
+
 def _clips_at_zero(quantize: ir.Node) -> bool:
     """Whether the zero point is the least value of the grid, so that nothing below 0 is represented.
 
