@@ -98,6 +98,8 @@ def _label(source: object) -> str:
 
 
 def _reference_label(source: object) -> str | None:
-    if source is None or source is SOURCE:
-        return source and source.name
+    if source is None:
+        return None
+    if source is SOURCE:
+        return SOURCE.name
     return name_of(source) if computes_outputs(source) else _label(source)

@@ -85,7 +85,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         parity.refuse_empty(cases)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
-        notes.append(f"the calibration data comes from a loader that shuffles: {_OTHERS}")
+        notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
     if compares and request.parity.reference is None and known.lowered.integers_alone:
         weights = listed(known.lowered.integers_alone)
