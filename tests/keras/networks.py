@@ -55,7 +55,9 @@ def transformer(blocks: int = 2) -> Any:
         x = layers.LayerNormalization(epsilon=1e-6, name=f"first{block}")(layers.Add()([x, attended]))
         y = layers.Dense(16, name=f"down{block}")(layers.Dense(32, activation="gelu", name=f"up{block}")(x))
         x = layers.LayerNormalization(epsilon=1e-6, name=f"second{block}")(layers.Add()([x, y]))
-    return filled(keras.Model(ids, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D()(x)), name="transformer"))
+    return filled(
+        keras.Model(ids, layers.Dense(4, name="head")(layers.GlobalAveragePooling1D()(x)), name="transformer")
+    )
 
 
 def unnamed() -> Any:

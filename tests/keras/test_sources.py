@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
 
+# Keras and TensorFlow warn of what they do themselves; test_checks.py runs them with warnings as errors.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 FIRST = np.random.default_rng(3)
 
 
@@ -49,13 +52,15 @@ def described(model: OnnxModel) -> tuple[list[Any], list[Any]]:
 @pytest.mark.parametrize("name", networks.MODELS)
 def test_the_export_computes_what_keras_computes(name: str, cache: Cache) -> None:
     model = networks.MODELS[name]()
-    opened = open_model(model, (), cache, examples=Examples(batch=2, shapes={"ids": (2, 7)} if name == "transformer" else {}))
+    opened = open_model(
+        model, (), cache, examples=Examples(batch=2, shapes={"ids": (2, 7)} if name == "transformer" else {})
+    )
     assert not opened.notes
     case = case_for(opened)
     runner = OrtRunner(opened.path, name)
     found = runner(case)
     runner.close()
-    by_keras = model(list(case.values())[0] if len(case) == 1 else case, training=False)
+    by_keras = model(next(iter(case.values())) if len(case) == 1 else case, training=False)
     by_keras = by_keras if isinstance(by_keras, dict) else {opened.outputs[0].name: by_keras}
     assert opened.origin is not None
     itself = opened.origin(case)
@@ -89,9 +94,14 @@ def test_names_types_and_the_batch_are_kept(cache: Cache) -> None:
 def test_it_is_exported_anew_when_weights_or_code_change_and_only_then(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
+    written: list[Any] = []
     write = tf_function.write
-    monkeypatch.setattr(tf_function, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+
+    def counted(path: Path, *rest: Any) -> None:
+        written.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(tf_function, "write", counted)
     model = networks.MODELS["lstm"]()
     first = open_model(model, (), cache)
     assert open_model(model, (), cache) == first
@@ -140,18 +150,16 @@ def test_a_keras_file_is_its_model(cache: Cache, tmp_path: Path) -> None:
     np.testing.assert_allclose(right, networks.cnn()(case["image"], training=False), rtol=1e-5, atol=1e-6)
 
 
-def test_a_layer_of_the_users_own_is_found_where_it_is_registered(cache: Cache, tmp_path: Path) -> None:
+def test_a_layer_of_the_users_own_is_found_where_it_is_registered(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     networks.of_one(networks.Doubled(), (3,)).save(tmp_path / "own.keras")
     opened = open_model("own.keras", (tmp_path,), cache)
     assert opened.origin is not None
     np.testing.assert_array_equal(opened.origin({"x": np.ones((2, 3), np.float32)})["output_0"], np.full((2, 3), 2.0))
     # What it computes stands in code, which may change while the file does not.
-    call = networks.Doubled.call
-    networks.Doubled.call = lambda self, x: x * 3.0
-    try:
-        assert open_model("own.keras", (tmp_path,), cache).sha256 != opened.sha256
-    finally:
-        networks.Doubled.call = call
+    monkeypatch.setattr(networks.Doubled, "call", lambda _, x: x * 3.0)
+    assert open_model("own.keras", (tmp_path,), cache).sha256 != opened.sha256
 
 
 def test_what_keras_cannot_load_is_said(cache: Cache, tmp_path: Path) -> None:
@@ -160,12 +168,14 @@ def test_what_keras_cannot_load_is_said(cache: Cache, tmp_path: Path) -> None:
             return x
 
     networks.of_one(Unregistered(), (3,)).save(tmp_path / "unregistered.keras")
-    with pytest.raises(ModelError, match="unregistered.keras: Keras can't load it: TypeError: Could not locate class") as found:
+    with pytest.raises(
+        ModelError, match=r"unregistered\.keras: Keras can't load it: TypeError: Could not locate class"
+    ) as found:
         open_model("unregistered.keras", (tmp_path,), cache)
     assert "register_keras_serializable" in found.value.hint
     assert "custom_objects" in found.value.hint
     networks.of_one(layers.Lambda(lambda x: x), (3,)).save(tmp_path / "lambda.keras")
-    with pytest.raises(ModelError, match="lambda.keras: Keras can't load it") as found:
+    with pytest.raises(ModelError, match=r"lambda\.keras: Keras can't load it") as found:
         open_model("lambda.keras", (tmp_path,), cache)
     assert "safe_mode=False" in found.value.hint
 

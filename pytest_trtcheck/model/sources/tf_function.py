@@ -307,7 +307,7 @@ def write(path: Path, function: Function, label: str) -> None:
     from pytest_trtcheck.model import layer_norm
 
     with _on_cpu(), failing(f"{label}: can't be exported to ONNX"), _quiet() as said:
-        graph = _inlinable(function.frozen.graph.as_graph_def(add_shapes=True))
+        graph = _inlinable(_without_wrapping(function.frozen.graph.as_graph_def(add_shapes=True), function.frozen))
         proto = _converted(graph, function)
         _refuse_unknown(proto, label, said, function.layers)
         layer_norm.join(proto)
@@ -368,6 +368,39 @@ def _inlinable(graph: Any) -> Any:
     for holder in (*_nodes(graph), *graph.library.function):
         for attribute in ("_XlaMustCompile", "_noinline"):
             holder.attr.pop(attribute, None)
+    return graph
+
+
+def _without_wrapping(graph: Any, frozen: Any) -> Any:
+    """The tf.GraphDef of `frozen`, a table of n rows read at `i` and not at `i + n if i < 0 else i`.
+
+    Keras writes the latter, because TensorFlow takes no negative index; ONNX's Gather does, and means the same by it.
+    What is left tells that an input is an index, and how many rows there are.
+    """
+    import tensorflow as tf
+
+    operations = {each.name: each for each in frozen.graph.get_operations()}
+
+    def value(tensor: Any) -> Any:
+        if tensor.op.type != "StridedSlice":
+            return tf.get_static_value(tensor)
+        # A size, which is an element of a constant shape.
+        shape, begin, end, step = map(tf.get_static_value, tensor.op.inputs)
+        is_element = all(each is not None and each.size == 1 for each in (begin, end, step)) and tensor.shape.rank == 0
+        return shape[begin[0] : end[0] : step[0]].item() if is_element and shape is not None else None
+
+    for node in graph.node:
+        chosen = operations[node.name].inputs[1].op if node.op == "GatherV2" else None
+        if chosen is None or chosen.type not in {"Select", "SelectV2"}:
+            continue
+        less, added, index = chosen.inputs[0].op, chosen.inputs[1].op, chosen.inputs[2]
+        if less.type != "Less" or added.type not in {"Add", "AddV2"}:
+            continue
+        if not less.inputs[0].name == added.inputs[0].name == index.name:
+            continue
+        table, axis = operations[node.name].inputs[0], value(operations[node.name].inputs[2])
+        if value(less.inputs[1]) == 0 and axis == 0 and value(added.inputs[1]) == table.shape[0]:
+            node.input[1] = index.name.removesuffix(":0")
     return graph
 
 
@@ -593,7 +626,16 @@ def failing(what: str) -> Iterator[None]:
     except CheckError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+        raise ModelError(f"{what}: {type(error).__name__}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """The line of an error of Keras or TensorFlow that tells most: their first one often says that there is another."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    telling = (line for line in lines if re.search(r"Could not locate|is not in \[|unsafe|Cannot |not supported", line))
+    usual = (line for line in lines if not re.match(r"Graph execution error|Exception encountered|Detected at", line))
+    found = next(telling, None) or next(usual, None) or type(error).__name__
+    return re.sub(r"^Exception encountered: |\{\{[^}]*\}\} ", "", found).partition(" Full object config")[0]
 
 
 @contextmanager
