@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
+_NOTHING_FOLDED = "nothing"
 _ARITHMETIC = "arithmetic"
 _INTEGERS = "integers_alone"
 
@@ -435,7 +436,9 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
     source = Reference(model, cache).path()
     if model.has_double:
         source = _narrowed(model, source, cache).path / MODEL_FILE
-    if "BatchNormalization" not in model.op_types:
+    # In pieces it is a Mul and an Add behind a convolution.
+    may_fold = "BatchNormalization" in model.op_types or ("Conv" in model.op_types and {"Div", "Mul"} & model.op_types)
+    if not may_fold:
         return source
     parts = {"model": model.sha256, "keep_fp32": json.dumps(sorted(keep_fp32)), **library_versions()}
 
@@ -446,9 +449,15 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
         read = graph.read(source)
         kept = graph.matching_nodes(read, keep_fp32)
         constants.fold_casts(read)
-        graph.write(batch_norm.fold_batch_norm(read, kept), folder / MODEL_FILE)
+        before = read.graph.num_nodes()
+        folded = batch_norm.fold_batch_norm(read, kept)
+        if folded.graph.num_nodes() != before or "BatchNormalization" in model.op_types:
+            graph.write(folded, folder / MODEL_FILE)
+        else:
+            (folder / _NOTHING_FOLDED).touch()
 
-    return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
+    path = cache.get_or_make(Key("folded", model.label, parts), make).path
+    return source if (path / _NOTHING_FOLDED).exists() else path / MODEL_FILE
 
 
 def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any]) -> None:
