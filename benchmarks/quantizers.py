@@ -81,7 +81,7 @@ def ours(precision: Any, method: Any = "auto") -> Tool:
 
 
 def fewest_kept(task: Task) -> Path:
-    """FP16 with `keep_fp32="auto"`: the fewest nodes in FP32 with which the calibration samples pass, as a check has it."""
+    """FP16 with `keep_fp32="auto"`: the fewest nodes in FP32 with which a check on the calibration samples passes."""
     spec = ParitySpec(precision=("fp16",), keep_auto=True)
     request = Request(
         "quantizers", str(task.model), [task.folder], spec, inputs=list(task.samples), inputs_source="given"
