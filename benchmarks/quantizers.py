@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 import zoo  # type: ignore[import-not-found]
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.check.checker import Checker
+from pytest_trtcheck.check.request import Allowance, Request
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model
@@ -86,7 +87,7 @@ def fewest_kept(task: Task) -> Path:
     request = Request(
         "quantizers", str(task.model), [task.folder], spec, inputs=list(task.samples), inputs_source="given"
     )
-    record = Checker(Cache(task.folder)).check(request)
+    record = Checker(Cache(task.folder), allowance=Allowance(seconds=600)).check(request)
     if record.parity is None:
         raise RuntimeError(record.message)
     cache = Cache(task.folder)
