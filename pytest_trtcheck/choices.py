@@ -52,7 +52,7 @@ MARKERS = ("trt_parity", "trt_latency")
 PRECISION, BATCH = "_trt_precision", "_trt_batch"
 """The parameters that lists in a marker become."""
 
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "backend"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backend"]
 
 
 class Option(NamedTuple):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.model.arrays import arrays_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -275,7 +276,7 @@ class RunnerByShape:
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""
-        case = dict(inputs)
+        case = arrays_of(inputs)
         return self._runner(case)(case)
 
     def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRun:
@@ -288,7 +289,7 @@ class RunnerByShape:
         """
         if not self._system.is_timed:
             raise ArgumentError(f"{self._system.title} is not timed", "take another backend=")
-        case = dict(inputs)
+        case = arrays_of(inputs)
         return self._system.timed_runs(self._runner(case), [case], graph=graph)
 
     def _runner(self, case: Case) -> Runner:

@@ -105,4 +105,11 @@ def options_from_json(data: Mapping[str, Any]) -> BuildOptions:
     unknown = [name for name in data if name not in {each.name for each in fields(BuildOptions)}]
     if unknown:
         raise ArgumentError(f"unknown build options: {', '.join(unknown)}", "use the pytest-trtcheck that wrote them")
-    return BuildOptions(**{**data, **{name: tuple(data.get(name, ())) for name in ("plugins", "custom_ops")}})
+    if data.get("configure"):
+        raise ArgumentError(
+            f"the engine was built with configure={data['configure']['name']}, which is code: no bundle holds it",
+            "its models and arrays can be read; to check it again, run the test itself",
+        )
+    return BuildOptions(
+        **{**data, **{name: tuple(data.get(name, ())) for name in ("plugins", "custom_ops", "preview")}}
+    )

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_trtcheck.cache import Cache, Key, hash_bytes
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
 from pytest_trtcheck.choices import HALVES, PRECISIONS, QUANTIZED, half_part, is_pair, quantized_part
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
 from pytest_trtcheck.model import onnxruntime as ort
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
+_NOTHING_FOLDED = "nothing"
 _ARITHMETIC = "arithmetic"
 _INTEGERS = "integers_alone"
 
@@ -177,8 +178,8 @@ def _lowered(
         details = {_ARITHMETIC: as_fp32} if rows or precision == "tf32" else {}
         if not has_double:
             return Lowered(model.path, model.sha256, details=details)
-        path = _narrowed(model, model.path, cache)
-        return Lowered(path, path.parent.name, narrowed, {**details, "narrowed": True})
+        entry = _narrowed(model, model.path, cache)
+        return Lowered(entry.path / MODEL_FILE, entry.key.digest, narrowed, {**details, "narrowed": True})
     parts = {
         "model": model.sha256,
         "precision": precision,
@@ -222,7 +223,7 @@ def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
 
 def _as_given(model: OnnxModel, cache: Cache) -> Path:
     """The user's file, with FP64 as FP32."""
-    return _narrowed(model, model.path, cache) if model.has_double else model.path
+    return _narrowed(model, model.path, cache).path / MODEL_FILE if model.has_double else model.path
 
 
 def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
@@ -417,7 +418,7 @@ def _calibration(
     return _Calibration(given, samples, key_parts)
 
 
-def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
+def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Entry:
     """The file at `path`, which is `model` or was made from it alone, with FP64 as FP32."""
 
     def make(folder: Path) -> None:
@@ -427,15 +428,17 @@ def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
         graph.write(double.to_float(graph.read(path)), folder / MODEL_FILE)
 
     parts = {"model": model.sha256, "given": str(path == model.path), **library_versions()}
-    return cache.get_or_make(Key("narrowed", model.label, parts), make).path / MODEL_FILE
+    return cache.get_or_make(Key("narrowed", model.label, parts), make)
 
 
 def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
     """The FP32 model that is lowered: that behind 16-bit types and Q/DQ, FP64 as FP32, batch normalization folded."""
     source = Reference(model, cache).path()
     if model.has_double:
-        source = _narrowed(model, source, cache)
-    if "BatchNormalization" not in model.op_types:
+        source = _narrowed(model, source, cache).path / MODEL_FILE
+    # In pieces it is a Mul and an Add behind a convolution.
+    may_fold = "BatchNormalization" in model.op_types or ("Conv" in model.op_types and {"Div", "Mul"} & model.op_types)
+    if not may_fold:
         return source
     parts = {"model": model.sha256, "keep_fp32": json.dumps(sorted(keep_fp32)), **library_versions()}
 
@@ -446,9 +449,15 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
         read = graph.read(source)
         kept = graph.matching_nodes(read, keep_fp32)
         constants.fold_casts(read)
-        graph.write(batch_norm.fold_batch_norm(read, kept), folder / MODEL_FILE)
+        before = read.graph.num_nodes()
+        folded = batch_norm.fold_batch_norm(read, kept)
+        if folded.graph.num_nodes() != before or "BatchNormalization" in model.op_types:
+            graph.write(folded, folder / MODEL_FILE)
+        else:
+            (folder / _NOTHING_FOLDED).touch()
 
-    return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
+    path = cache.get_or_make(Key("folded", model.label, parts), make).path
+    return source if (path / _NOTHING_FOLDED).exists() else path / MODEL_FILE
 
 
 def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any]) -> None:
