@@ -495,7 +495,7 @@ class StandIn:
     """Where there is no GPU: an ONNX model that answers in the engine's place, with the layers that it is given."""
 
     jit_cache_used = True
-    device_memory_bytes = 1 << 20
+    device_memory_bytes, aux_streams, streamed_bytes = 1 << 20, 0, 0
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
         self._runner = ort.OrtRunner(model, "stand-in")
