@@ -359,6 +359,7 @@ def test_an_exported_plan_is_known_by_its_manifest(suite: Suite, exported: Path)
         ({"tensorrt": {"version": "1.5.0.114"}}, "version: 1.5.0.114 there"),
         ({"tensorrt": {"module": "tensorrt"}}, "builder: TensorRT there, TensorRT-RTX in the file"),
         ({"gpu": {"compute_capability": "SM89"}}, "compute capability: 8.9 there, 8.0 in the file"),
+        ({"engine": {"made_from": {"strip_weights": "true"}}}, "holds no weights"),
         ({"gpu": None}, "is not understood"),
     ],
 )
