@@ -1,10 +1,11 @@
-"""What can be done with reports apart from a test run: `python -m pytest_trtcheck diff OLD.json NEW.json`."""
+"""What can be done with what a test run wrote: `python -m pytest_trtcheck diff OLD.json NEW.json`."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import CheckError
@@ -32,7 +33,8 @@ any more, or cannot be compared.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m pytest_trtcheck", description="What can be done with the reports of pytest-trtcheck."
+        prog="python -m pytest_trtcheck",
+        description="What can be done with the reports and exports of pytest-trtcheck.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
@@ -49,11 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--fail-on", choices=_FAIL_ON, default="never", help="what exits with 1 (default: %(default)s)"
     )
+    command = commands.add_parser(
+        "release",
+        help="what a folder of --trt-export holds, what is missing and what was altered",
+        description="Look at a folder that --trt-export wrote: every file is held against its SHA-256. With further "
+        "folders, those of other machines, what lies in them is copied into the first one.",
+        epilog="exit status: 0 where nothing is missing, stale or altered; 1 where something is; 2 where a folder "
+        "cannot be read as an export",
+    )
+    command.add_argument("folder", metavar="DIR", help="the release")
+    command.add_argument("others", metavar="OTHER", nargs="*", help="folders to put into it")
     given = parser.parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
+        if given.command == "release":
+            return _release(Path(given.folder), [Path(each) for each in given.others])
         found = _diff(given.old, given.new)
     except CheckError as error:
         print(f"ERROR: {error}", file=sys.stderr)
@@ -68,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(diff_text.lines(found, names, width)))
     bad = given.fail_on != "never" and found.is_worse
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
+
+
+def _release(folder: Path, others: Sequence[Path]) -> int:
+    from pytest_trtcheck.export import release
+
+    found, remarks = release.merge(folder, others) if others else (release.check(folder), [])
+    print("\n".join([*found.lines(details=True), *remarks]))
+    return NOTHING_WORSE if found.is_complete and not remarks else WORSE
 
 
 def _diff(old: str, new: str) -> ReportDiff:

@@ -194,7 +194,10 @@ class Backend(ABC):
         return Acceptance()
 
     def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
-        """Why it cannot compute these operators in a precision; None where nothing is known to stand against it."""
+        """Why it cannot compute these operators in a precision; None where nothing is known to stand against it.
+
+        Of a pair ("int8+fp16") the operators are those that are quantized.
+        """
         del precision, op_types
         return None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.check import steps
 from pytest_trtcheck.check.request import Known, Request, Settings
-from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, name_of
+from pytest_trtcheck.errors import ArgumentError, CheckError, UnsupportedTargetError, name_of
 from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
@@ -46,14 +46,14 @@ class Checker(Settings):
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
+            build_options=request.build_options.given() or None,
         )
         known: Known | None = None
         try:
             model = steps.model_of(self, request)
             request, notes = steps.in_its_own_precision(self, request, model)
-            record = replace(
-                record, model=model.label, model_sha256=model.sha256, precision=request.precision, notes=notes
-            )
+            precision = request.precision if request.parity.engine is None else None
+            record = replace(record, model=model.label, model_sha256=model.sha256, precision=precision, notes=notes)
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
@@ -73,6 +73,11 @@ class Checker(Settings):
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
+        if request.parity.keep_auto:
+            raise ArgumentError(
+                "keep_fp32='auto': there are no inputs yet to judge by",
+                "use it in a check, and name what it found here",
+            )
         model = steps.model_of(self, request)
         known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
         known = steps.placed(self, known)
