@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 import zoo  # type: ignore[import-not-found]
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.check.checker import Checker
+from pytest_trtcheck.check.request import Allowance, Request
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model
@@ -81,12 +82,12 @@ def ours(precision: Any, method: Any = "auto") -> Tool:
 
 
 def fewest_kept(task: Task) -> Path:
-    """FP16 with `keep_fp32="auto"`: the fewest nodes in FP32 with which the calibration samples pass, as a check has it."""
+    """FP16 with `keep_fp32="auto"`: the fewest nodes in FP32 with which a check on the calibration samples passes."""
     spec = ParitySpec(precision=("fp16",), keep_auto=True)
     request = Request(
         "quantizers", str(task.model), [task.folder], spec, inputs=list(task.samples), inputs_source="given"
     )
-    record = Checker(Cache(task.folder)).check(request)
+    record = Checker(Cache(task.folder), allowance=Allowance(seconds=600)).check(request)
     if record.parity is None:
         raise RuntimeError(record.message)
     cache = Cache(task.folder)
