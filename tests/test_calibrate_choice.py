@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization.quantize import QuantizedName
+    from pytest_trtcheck.choices import QuantizedName
     from tests.conftest import Suite
 
     Sample = dict[str, NDArray[Any]]
