@@ -4,7 +4,8 @@ The samples are dealt into folds. Each method's ranges are chosen from all folds
 emulated on that one's samples, and its outputs are held against those of the FP32 model. The error of an output is its
 relative L2 error, that of its worst part where the graph divides it, as in a check: of a few samples, the largest
 single error (`max`) says more about luck than about ranges. A method counts by its worst output, since a check fails by
-that one; of those that err alike, the one that clips least is taken. What is not quantized computes in FP32 here, whatever the precision: all methods lose the same by it.
+that one; of those that err alike, the one that clips least is taken. What is not quantized computes in FP32 here,
+whatever the precision: all methods lose the same by it.
 
 With the method found, the final ranges are chosen from all samples: more data tell more, and the error measured with
 less is, if anything, too large.
