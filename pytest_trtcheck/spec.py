@@ -10,6 +10,7 @@ from pytest_trtcheck.choices import (
     CALIBRATION_METHODS,
     PRECISIONS,
     CalibrationMethod,
+    HalfName,
     Precision,
 )
 from pytest_trtcheck.errors import name_of
@@ -217,6 +218,10 @@ class BuildOptions:
     custom_ops
         Paths of ONNX Runtime custom-op libraries: where the model has operators of a plugin library that ONNX Runtime
         lacks, the FP32 reference is computed with them. Their bytes are part of the model's identity.
+    io
+        What FP32 inputs and outputs of the model become in the engine: "fp16" or "bf16", for engines that are fed and
+        read in 16 bits. Inputs given as FP32 are rounded to it, and the outputs are compared with the reference of the
+        inputs as they were given. None: they stay FP32.
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
@@ -240,6 +245,7 @@ class BuildOptions:
     configure: Callable[..., None] | None = None
     plugins: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
+    io: HalfName | None = None
     timing_cache: bool = True
     timeout_s: float | None = 3600.0
 
@@ -274,6 +280,9 @@ class ParitySpec:
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keep_auto: bool = False
+    """Whether the smallest set of nodes to keep in FP32 is searched."""
     seed: int = 0
     backend: str | None = None
 

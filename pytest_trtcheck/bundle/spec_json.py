@@ -26,7 +26,8 @@ def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
         "metric": _metric_to_json(spec.metric),
         "batch": None if spec.batch == (None,) else list(spec.batch),
         "shapes": {name: shape_to_json(shape) for name, shape in spec.shapes.items()},
-        "keep_fp32": list(spec.keep_fp32),
+        "keep_fp32": "auto" if spec.keep_auto else list(spec.keep_fp32),
+        "exclude": list(spec.exclude),
         "seed": spec.seed,
         "backend": spec.backend,
     }

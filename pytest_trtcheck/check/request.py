@@ -273,6 +273,8 @@ class Known:
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
+    fewest, no_fewest
+        The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
     build
         Which of several builds it is, for messages; empty for the first.
     """
@@ -292,6 +294,8 @@ class Known:
     runner: Runner | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
+    fewest: tuple[str, ...] | None = None
+    no_fewest: str = ""
     build: str = ""
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 

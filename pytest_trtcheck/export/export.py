@@ -346,7 +346,8 @@ def _names(things: Sequence[_Named], taken: Mapping[str, Mapping[str, Any]] | No
     taken
         The manifests of what lies there: a name is free if it is that of the same model and profile.
     """
-    names = {thing.key: f"{_stem(thing, 1)}_{thing.precision}" for thing in things}
+    # In a URL, as Triton's clients make of a name, a + may be a blank.
+    names = {thing.key: f"{_stem(thing, 1)}_{thing.precision.replace('+', '_')}" for thing in things}
     details: tuple[Callable[[Any], str], ...] = (_with_folder, _with_batch, _with_key)
     for detail in details:
         counts = Counter(name.casefold() for name in names.values())

@@ -56,7 +56,7 @@ def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
     return _checker(request).judged_gpu()
 
 
-_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "backend")
+_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "exclude", "backend")
 """What of the arguments of `trt_parity` decides what engine is built."""
 
 
@@ -76,7 +76,8 @@ def trt_build(
 ) -> Iterator[Callable[..., Runner]]:
     """`trt_build(model, precision="fp16", ...)`: the model's engine, from the cache once it was built.
 
-    Takes `calibration`, `shapes`, `keep_fp32`, `backend` and `options` too, and refuses what only a check uses.
+    Takes `calibration`, `shapes`, `keep_fp32`, `exclude`, `backend` and `options` too, and refuses what only a check
+    uses.
 
     The engine is called with a mapping from input name to array and returns one from output name to array. Without a
     GPU it is the emulation, and `engine.evidence` says so.

@@ -18,10 +18,12 @@ from pytest_trtcheck.backends.tensorrt import sparsity
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
+from pytest_trtcheck.backends.tensorrt.layers import unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
+from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CheckError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
@@ -173,12 +175,14 @@ class TensorRT(Backend):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
+        _, *names = built.spec.lowered.details.get("io", [None])
         options = built.spec.options
         return Engine(
             built.path,
             self.module,
             jit_cache=kernels,
             plugins=options.plugins,
+            outer={name: "float32" for listed in names for name in listed},
             weights=built.spec.lowered.path if options.strip_weights else None,
             streaming_mib=options.weight_streaming_mib,
         )
@@ -198,31 +202,34 @@ class TensorRT(Backend):
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
         """Why the engine does not compute in its precision, by the engine inspector; None when some layers do.
 
-        A model that was taken as it is says itself what it computes in, and FP32 is what any layer may do.
+        Of a pair both parts count. A model that was taken as it is says itself what it computes in, and FP32 is what
+        any layer may do.
         """
         precision = built.spec.precision
         if built.spec.lowered.taken_as_it_is or precision in {"fp32", "tf32"}:
             return None
-        layers = cast("Engine", runner).layers_by_precision()
-        if layers.get(precision) or set(layers) <= {"unknown"}:
+        engine = cast("Engine", runner)
+        layers = engine.layers_by_precision()
+        if set(layers) <= {"unknown"}:
+            return None
+        missing = unproved(layers, engine.tensor_types() if is_pair(precision) else (), precision)
+        if missing is None:
             return None
         if any(np.size(array) == 0 for array in case.values()):
             # TensorRT leaves out what computes no element.
-            return f"the inputs are empty, so that the engine computes nothing in {precision}: give at least one row"
+            return f"the inputs are empty, so that the engine computes nothing in {missing}: give at least one row"
         found = ", ".join(f"{count} in {name}" for name, count in layers.items())
-        return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
+        return f"{missing} did not take effect: the engine inspector lists {found or 'no layers'}"
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """What the build said, what the options came to, and whether anything proves the precision."""
-        precision, options, engine = built.spec.precision, built.spec.options, cast("Engine", runner)
+        options, engine = built.spec.options, cast("Engine", runner)
         found = list(built.record.build_notes) if built.record else []
         if options.strip_weights:
             found.append("the plan holds no weights: it was given those of the typed ONNX file as it was loaded")
         if options.weight_streaming_mib is not None and not engine.streamed_bytes:
             found.append("weight streaming: no weight is streamed, all of them stay on the GPU")
-        if precision not in {"fp32", "tf32"} and set(engine.layers_by_precision()) <= {"unknown"}:
-            found.append(f"{precision} is stated, not proved: the engine inspector tells no layer's type")
-        return tuple(found)
+        return (*found, *_proof(built.spec.precision, engine))
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
@@ -299,6 +306,17 @@ class Auto(TensorRT):
             return find_module(*cls.ships)
         except MissingDependencyError as missing:
             return missing.message
+
+
+def _proof(precision: Precision, engine: Engine) -> tuple[str, ...]:
+    """What the engine inspector does not prove of the precision."""
+    if precision in {"fp32", "tf32"}:
+        return ()
+    if set(engine.layers_by_precision()) <= {"unknown"}:
+        return (f"{precision} is stated, not proved: the engine inspector tells no layer's type",)
+    if is_pair(precision) and (rest := half_part(precision)) not in engine.tensor_types():
+        return (f"no tensor between the engine's layers is {rest}: what is not quantized was fused with what is",)
+    return ()
 
 
 def _key_parts(spec: EngineSpec) -> dict[str, str]:

@@ -23,7 +23,7 @@ from pytest_trtcheck.backends.tensorrt.io import (
     poisoned_elements,
     unwritten,
 )
-from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision
+from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision, tensor_types
 from pytest_trtcheck.errors import GpuError, listed
 from pytest_trtcheck.spec import ShapeRange
 
@@ -193,6 +193,10 @@ class Engine:
             return self._layers
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def tensor_types(self) -> frozenset[str]:
+        """The types of the tensors between its layers, by the engine inspector."""
+        return tensor_types(self.layer_information())
 
     def io(self) -> dict[str, list[dict[str, Any]]]:
         """The "inputs" and "outputs" as plain data: name, dtype (TensorRT's name), shape (-1: open) and, of an input
