@@ -223,7 +223,7 @@ def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
 
 def _as_given(model: OnnxModel, cache: Cache) -> Path:
     """The user's file, with FP64 as FP32."""
-    return _narrowed(model, model.path, cache) if model.has_double else model.path
+    return _narrowed(model, model.path, cache).path / MODEL_FILE if model.has_double else model.path
 
 
 def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
