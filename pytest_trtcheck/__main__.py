@@ -1,4 +1,4 @@
-"""What can be done with what a test run wrote: `python -m pytest_trtcheck diff OLD.json NEW.json`."""
+"""What can be done apart from a test run: `python -m pytest_trtcheck diff OLD.json NEW.json`, or `record MODEL`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,7 @@ any more, or cannot be compared.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m pytest_trtcheck",
-        description="What can be done with the reports and exports of pytest-trtcheck.",
+        prog="python -m pytest_trtcheck", description="What pytest-trtcheck does apart from a test run."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
@@ -61,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument("folder", metavar="DIR", help="the release")
     command.add_argument("others", metavar="OTHER", nargs="*", help="folders to put into it")
+    _add_record(commands)
     given = parser.parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
@@ -68,10 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "release":
             return _release(Path(given.folder), [Path(each) for each in given.others])
-        found = _diff(given.old, given.new)
+        return _record(given) if given.command == "record" else _diff(given)
     except CheckError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _diff(given: argparse.Namespace) -> int:
+    found = _changes(given.old, given.new)
     from pytest_trtcheck.report import diff_text
 
     names = given.old, given.new
@@ -92,10 +96,76 @@ def _release(folder: Path, others: Sequence[Path]) -> int:
     return NOTHING_WORSE if found.is_complete and not remarks else WORSE
 
 
-def _diff(old: str, new: str) -> ReportDiff:
+def _changes(old: str, new: str) -> ReportDiff:
     from pytest_trtcheck.report import diff, json_report
 
     return diff.diff(json_report.read(old), json_report.read(new))
+
+
+def _add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "record",
+        help="what a model computes, as the reference of later checks",
+        description="Write what a model computes in FP32 on ONNX Runtime, beside the inputs and the hashes of both, "
+        "into an .npz file: @trt_parity(…, reference='golden.npz') feeds the inputs and compares with the outputs.",
+    )
+    command.add_argument("model", metavar="MODEL", help="the model: a path to what a marker takes too")
+    command.add_argument("-o", "--output", metavar="GOLDEN.npz", required=True, help="the file to write")
+    command.add_argument(
+        "--inputs",
+        metavar="GLOB",
+        help=".npz or .npy files, one sample each (default: generated inputs)",
+        action="append",
+        default=[],
+    )
+    command.add_argument(
+        "--for",
+        dest="used_for",
+        metavar="MODEL",
+        help="the model whose checks they are for, such as one quantized from this; its hash is kept, too",
+        action="append",
+        default=[],
+    )
+    command.add_argument("--batch", type=int, metavar="N", help="the batch of generated inputs (default: 1)")
+    command.add_argument(
+        "--shape", metavar="NAME=1,3,224,224", help="the shape of a generated input", action="append", default=[]
+    )
+    command.add_argument("--seed", type=int, default=0, help="of generated inputs (default: %(default)s)")
+    command.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime computes")
+    command.add_argument(
+        "--custom-ops", metavar="LIBRARY", help="of operators that ONNX Runtime lacks", action="append", default=[]
+    )
+
+
+def _record(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.check.recording import Recording, record
+
+    shapes = dict(map(_shape, given.shape))
+    if given.inputs and (shapes or given.batch is not None or given.seed):
+        raise ArgumentError("record: --batch, --shape and --seed are for generated inputs", "leave them out")
+    if given.batch is not None and given.batch < 1:
+        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1")
+    asked = Recording(
+        model=given.model,
+        output=Path(given.output),
+        inputs=given.inputs,
+        used_for=given.used_for,
+        batch=given.batch,
+        shapes=shapes,
+        seed=given.seed,
+        provider=given.provider,
+        custom_ops=given.custom_ops,
+    )
+    print("\n".join(record(asked)))
+    return NOTHING_WORSE
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    try:
+        return name, tuple(int(size) for size in sizes.split(",") if size.strip())
+    except ValueError:
+        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224") from None
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from pytest_trtcheck import backends, bundle, compare
-from pytest_trtcheck.bundle.arrays import ArrayWriter, read_arrays
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import arguments as markers
 from pytest_trtcheck.check.request import Known, Request
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, ReportError
 from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model.npz import ArrayWriter, read_arrays
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference

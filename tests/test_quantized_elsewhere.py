@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -319,10 +318,12 @@ def test_a_file_that_carries_its_precision_is_checked_in_it(suite: Suite, quanti
     shutil.copy(quantized(**GOOD), suite.path / "good.onnx")
     run = suite.run("good.onnx", "gemm.onnx")
     run.result.assert_outcomes(passed=2)
-    assert {record["model"]: record["precision"] for record in run.checks} == {"good.onnx": "int8", "gemm.onnx": "fp16"}
-    assert "good.onnx carries its precision: checked in int8, since --trt-precision asks for none" in " ".join(
-        run.text.split()
-    )
+    assert {Path(record["model"]).name: record["precision"] for record in run.checks} == {
+        "good.onnx": "int8",
+        "gemm.onnx": "fp16",
+    }
+    wanted = "good.onnx carries its precision: checked in int8, since --trt-precision asks for none"
+    assert any(note.endswith(wanted) for record in run.checks for note in record["notes"])
     asked = suite.run("good.onnx", "--trt-precision=fp16")
     asked.result.assert_outcomes(failed=1)
     assert "carries its precision already" in asked.text
@@ -370,7 +371,7 @@ def test_the_lint_names_every_node_by_rule(suite: Suite, quantized: Any, install
     assert "operator that it does not have, 1 node:" in message
     assert "quantize_static(float_model" in message
     if installed:
-        assert "TensorRT-RTX 1.7.1.116 said:" in message or "TensorRT-RTX" in message
+        assert " said:\n" in message
     else:
         assert "none of TensorRT 10, TensorRT 11 and TensorRT-RTX takes the model" in message
 
@@ -424,12 +425,8 @@ def test_one_familys_problems_are_all_in_the_note(suite: Suite) -> None:
 
 # An original that does not fit
 
-RENAMED = partial(str.replace, "y", "y")
-
 
 def test_an_original_that_does_not_fit_says_what_does_not(quantized: Any, original: Path, tmp_path: Path) -> None:
-    proto = onnx.load(quantized(**GOOD))
-    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
     other = onnx_models.save(onnx_models.gemm_net(), tmp_path / "other.onnx")
     record = check(quantized(**GOOD), tmp_path, reference=str(other))
     assert record.verdict == "error"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.bundle.arrays import read_arrays
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
+from pytest_trtcheck.model.npz import read_arrays
 from pytest_trtcheck.precision.lowering import Lowered
 from pytest_trtcheck.record import TOOL, CheckRecord, Environment, typed
 

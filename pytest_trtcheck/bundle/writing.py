@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.backends.tensorrt.options import plain
-from pytest_trtcheck.bundle.arrays import ArrayWriter, size_bytes
 from pytest_trtcheck.bundle.reading import (
     ARRAY_FILES,
     BUNDLE_FILE,
@@ -35,6 +34,7 @@ from pytest_trtcheck.cache import format_bytes, hash_file
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
+from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import TOOL, is_bad, jsonable
 

@@ -222,11 +222,11 @@ def _refuse_beside_engine(precision: object, backend: object, **of_lowering: obj
 
 
 def _reference(value: object) -> object:
-    if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith((".npz", ".npy")):
-        raise _wrong("reference", value, "a model or a callable", "recorded outputs can't be a reference yet")
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith(".npy"):
+        raise _wrong("reference", value, "recorded outputs as an .npz", "a single array has neither inputs nor names")
     if value is None or value is SOURCE or sources.find(value):
         return value
-    raise _wrong("reference", value, "a model, SOURCE, or a callable from inputs to outputs")
+    raise _wrong("reference", value, "a model, recorded outputs (.npz), SOURCE, or a callable from inputs to outputs")
 
 
 def _precisions(value: object) -> tuple[Precision, ...]:

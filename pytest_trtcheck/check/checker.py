@@ -17,6 +17,7 @@ from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.check import steps
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.errors import ArgumentError, CheckError, UnsupportedTargetError, name_of
+from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
@@ -51,9 +52,16 @@ class Checker(Settings):
         known: Known | None = None
         try:
             model = steps.model_of(self, request)
+            record = replace(record, model=model.label, model_sha256=model.sha256)
             request, notes = steps.in_its_own_precision(self, request, model)
-            precision = request.precision if request.parity.engine is None else None
-            record = replace(record, model=model.label, model_sha256=model.sha256, precision=precision, notes=notes)
+            request = steps.fed_as_recorded(request, model)
+            record = replace(
+                record,
+                precision=request.precision if request.parity.engine is None else None,
+                notes=notes,
+                inputs=request.inputs_source,
+                reference=_reference_label(request.parity.reference),
+            )
             known = steps.prepared(self, request, model, record)
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
@@ -107,4 +115,6 @@ def _reference_label(source: object) -> str | None:
         return None
     if source is SOURCE:
         return SOURCE.name
-    return name_of(source) if computes_outputs(source) else _label(source)
+    if isinstance(source, Golden):
+        return source.title
+    return name_of(source) if computes_outputs(source) and not is_named(source) else _label(source)

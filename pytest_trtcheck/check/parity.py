@@ -218,7 +218,7 @@ def first_failure(
     for output in compare.judge_all(actual, expected, limits_of(known)):
         name = output.name
         for entry in output.judged if is_bad(output.verdict) else ():
-            if is_bad(entry.verdict):
+            if is_bad(entry.verdict) and entry.value is not None and entry.limit is not None:
                 return Failure(name, entry.metric, entry.value, entry.limit)
         if is_bad(output.verdict):
             return Failure(name)

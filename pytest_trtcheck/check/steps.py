@@ -6,7 +6,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -18,17 +18,18 @@ from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
+from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
-from pytest_trtcheck.precision.reference import CallableReference, ModelReference, Reference, reference_given
-from pytest_trtcheck.record import CheckRecord, Evidence, LoweredRecord, combine
+from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
+from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -66,11 +67,21 @@ def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel)
     return replace(request, parity=replace(request.parity, precision=(carried_in,))), (note,)
 
 
+def fed_as_recorded(request: Request, model: OnnxModel) -> Request:
+    """The request with the recorded samples that it names read, and their inputs fed where none are given."""
+    if not golden_samples.is_named(request.parity.reference):
+        return request
+    golden = golden_samples.read(request.parity.reference, model, request.folders)
+    if request.inputs is None:
+        request = replace(request, inputs=list(golden.inputs), inputs_source="recorded")
+    return replace(request, parity=replace(request.parity, reference=golden))
+
+
 def model_of(settings: Settings, request: Request) -> OnnxModel:
     """The model that a request names; beside an engine, the model that its reference is says as much."""
     source, reference = request.model, request.parity.reference
     if source is None and request.parity.engine is not None:
-        if not is_model(reference):
+        if golden_samples.is_named(reference) or not is_model(reference):
             raise ModelError(
                 f"engine={request.parity.engine}: no model is named, whose outputs the engine's are compared with",
                 'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
@@ -93,6 +104,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
+    if isinstance(known.reference, GoldenReference):
+        golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if compares and request.parity.keep_auto:
 
         def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
@@ -107,9 +120,11 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
+    of_reference = getattr(known.reference, "notes", ())
     return known.recorded(
-        *(*notes, *model.notes, *known.lowered.notes, *_overflowing(known)),
+        *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
+        calibration=_calibration(known.lowered.details.get("ranges")),
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
@@ -129,6 +144,20 @@ def _overflowing(known: Known) -> Iterator[str]:
             peak = np.abs(array[np.isfinite(array)]).max(initial=0) if array.dtype.kind == "f" else 0
             if peak > largest:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
+
+
+def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated."""
+    if ranges is None:
+        return None
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    if not ranges["choice"]:
+        return found
+    errors = {
+        method: {name: math.inf if error is None else error for name, error in by_output.items()}
+        for method, by_output in ranges["choice"]["errors"].items()
+    }
+    return replace(found, held_out=ranges["choice"]["held_out"], errors=errors)
 
 
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
@@ -398,10 +427,11 @@ def loaded(settings: Settings, known: Known) -> Known:
 def _refuse_itself(known: Known) -> None:
     """Without a GPU, a model in FP32 that is its own reference can only agree with itself."""
     reference = known.reference
-    is_itself = isinstance(reference, ModelReference) and reference.identity == known.model.sha256
+    is_itself = getattr(reference, "computed_by", None) == known.model.sha256
     if is_itself and computes_the_reference(known.lowered, known.computed_in):
         raise ArgumentError(
-            f"reference= is {known.model.label} itself, and nothing was lowered: it would be compared with itself",
+            f"{known.reference.title} is {known.model.label} itself, and nothing was lowered: it would be compared "
+            "with itself",
             "name another model, or a precision to lower it to",
         )
 

@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import CheckError, ModelError, name_of
+from pytest_trtcheck.errors import CheckError, ModelError, listed, name_of
+from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.arrays import as_array
+from pytest_trtcheck.model.golden import Golden
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
+from pytest_trtcheck.model.names import matched, renamed
 from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
 from pytest_trtcheck.precision.identity import code, library_versions
 from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.model.onnx_model import OnnxModel
+    from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
     from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
     from pytest_trtcheck.model.sources import Examples
     from pytest_trtcheck.model.sources.exported import Origin
@@ -84,9 +87,12 @@ class ModelReference:
         self.model = of.model
         self.title = f"the reference {of.model.label}"
         self.identity: str | None = of.model.sha256
+        self.computed_by = self.identity
         self._of = of
         self._checked = checked
-        _refuse_other_names(of.model, checked)
+        self._inputs, self._outputs = _pairs(of.model, checked)
+        pairs = renamed(self._inputs) + renamed(self._outputs)
+        self.notes = (f"{self.title}: taken by their names, {', '.join(pairs)}",) if pairs else ()
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The checked model's outputs by name, as the other model computes them."""
@@ -101,10 +107,111 @@ class ModelReference:
         self._of.close()
 
     def _taken(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {spec.name: model_inputs.as_float(case[spec.name], spec.dtype) for spec in self.model.inputs}
+        return {
+            spec.name: model_inputs.as_float(case[self._inputs[spec.name]], spec.dtype) for spec in self.model.inputs
+        }
 
     def _fitting(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {spec.name: model_inputs.as_float(outputs[spec.name], spec.dtype) for spec in self._checked.outputs}
+        return {
+            spec.name: model_inputs.as_float(outputs[self._outputs[spec.name]], spec.dtype)
+            for spec in self._checked.outputs
+        }
+
+
+class GoldenReference:
+    """What a model computed once, from the file that it was recorded in. It has no inner tensors.
+
+    Parameters
+    ----------
+    golden
+        The samples; only their inputs have recorded outputs.
+    checked
+        The model that is checked. Float outputs come in its types.
+
+    Raises
+    ------
+    ModelError
+        A sample lacks an output of the checked model, or has one of another shape.
+    """
+
+    def __init__(self, golden: Golden, checked: OnnxModel) -> None:
+        self.golden = golden
+        self.title = f"the reference {golden.title}"
+        self.identity: str | None = golden.sha256
+        self.computed_by = golden.about.model_sha256
+        self._checked = checked
+        pairs = dict.fromkeys(pair for number in range(len(golden.inputs)) for pair in renamed(self._names(number)))
+        taken = (f"{self.title}: taken by their names, {', '.join(pairs)}",) if pairs else ()
+        self.notes: tuple[str, ...] = (*taken, *self._unknown_origin())
+
+    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The recorded outputs by name.
+
+        Raises
+        ------
+        InputError
+            The inputs are none of the recorded ones.
+        """
+        number = golden_samples.which(self.golden, case)
+        if number is None:
+            golden_samples.require(self.golden, [case], "inputs")
+        assert number is not None
+        names, outputs = self._names(number), self.golden.outputs(number)
+        return {
+            spec.name: model_inputs.as_float(outputs[names[spec.name]], spec.dtype) for spec in self._checked.outputs
+        }
+
+    computed = __call__
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _names(self, number: int) -> dict[str, str]:
+        outputs = self.golden.outputs(number)
+        names = matched([spec.name for spec in self._checked.outputs], list(outputs))
+        problems = [f"it has no output {spec.name!r}" for spec in self._checked.outputs if spec.name not in names]
+        problems += [
+            f"its output {name!r} is {outputs[name].dtype} {list(outputs[name].shape)}, the model's {spec.dtype} "
+            f"{list(spec.shape)}"
+            for spec in self._checked.outputs
+            if (name := names.get(spec.name)) and not _holds(spec, outputs[name])
+        ]
+        if problems:
+            raise ModelError(
+                f"{self.title} does not fit {self._checked.label}: {', '.join(problems)}; it has "
+                f"{listed(map(repr, outputs), 10)}",
+                self.golden.again(),
+            )
+        return names
+
+    def _unknown_origin(self) -> tuple[str, ...]:
+        about, label = self.golden.about, self.golden.label
+        if about.model_sha256 is None:
+            return (f"{label} does not say of which model it was recorded: whether it is stale was not checked",)
+        if self._checked.sha256 in {about.model_sha256, *about.used_for}:
+            return ()
+        return (
+            f"{label} was recorded of {about.model}: whether {self._checked.label} was made of that was not checked "
+            "(record --for checks it)",
+        )
+
+
+def _holds(spec: TensorSpec, array: NDArray[Any]) -> bool:
+    """Whether an array may be a tensor that a model declares so."""
+    # A file may say nothing of its outputs' shapes.
+    return _fits_type(array.dtype.name, spec.dtype) and (not spec.shape or _fits_shape(array.shape, spec.shape))
+
+
+def _fits_type(one: str, other: str) -> bool:
+    floats = ("float", "bfloat")
+    same = one == other or (one.startswith(floats) and other.startswith(floats))
+    return same or (other == "str" and one.startswith(("str", "object")))
+
+
+def _fits_shape(one: Sequence[int | str | None], other: Sequence[int | str | None]) -> bool:
+    return len(one) == len(other) and all(
+        a == b or not isinstance(a, int) or not isinstance(b, int) for a, b in zip(one, other, strict=True)
+    )
 
 
 class CallableReference:
@@ -172,7 +279,7 @@ class SourceReference(KeptOutputs):
         )
 
 
-AnyReference: TypeAlias = Reference | ModelReference | CallableReference | SourceReference
+AnyReference: TypeAlias = Reference | ModelReference | GoldenReference | CallableReference | SourceReference
 
 
 def reference_given(
@@ -183,7 +290,7 @@ def reference_given(
     provider: Provider = "cpu",
     *,
     examples: Examples | None = None,
-) -> ModelReference | CallableReference | SourceReference:
+) -> ModelReference | GoldenReference | CallableReference | SourceReference:
     """The reference that a marker names: another model, what the model was exported from, or a callable.
 
     A callable that needs no argument makes a model.
@@ -200,6 +307,8 @@ def reference_given(
                 "give the PyTorch or Keras model itself as model=, or name another reference",
             )
         return SourceReference(checked.origin, checked, cache)
+    if isinstance(source, Golden):
+        return GoldenReference(source, checked)
     if callable(source) and computes_outputs(source):
         return CallableReference(source, checked)
     try:
@@ -209,16 +318,42 @@ def reference_given(
     return ModelReference(Reference(other, cache, provider), checked)
 
 
-def _refuse_other_names(other: OnnxModel, checked: OnnxModel) -> None:
-    needed, given = {spec.name for spec in other.inputs}, {spec.name for spec in checked.inputs}
-    problems = [f"it needs the input {name!r}" for name in sorted(needed - given)]
-    problems += [f"it has no input {name!r}" for name in sorted(given - needed)]
-    problems += [
-        f"it has no output {name!r}"
-        for name in sorted({spec.name for spec in checked.outputs} - {spec.name for spec in other.outputs})
-    ]
+def _pairs(other: OnnxModel, checked: OnnxModel) -> tuple[dict[str, str], dict[str, str]]:
+    """The checked model's name of each input of the other, and the other's of each output of the checked one.
+
+    Raises
+    ------
+    ModelError
+        They do not fit; all that does not is listed.
+    """
+    inputs = matched([spec.name for spec in other.inputs], [spec.name for spec in checked.inputs])
+    outputs = matched([spec.name for spec in checked.outputs], [spec.name for spec in other.outputs])
+    problems = [f"it needs the input {spec.name!r}" for spec in other.inputs if spec.name not in inputs]
+    problems += [f"it has no input {spec.name!r}" for spec in checked.inputs if spec.name not in inputs.values()]
+    problems += [f"it has no output {spec.name!r}" for spec in checked.outputs if spec.name not in outputs]
+    problems += _differing("input", other.inputs, checked.inputs, {ours: its for its, ours in inputs.items()})
+    problems += _differing("output", other.outputs, checked.outputs, outputs)
     if problems:
         raise ModelError(
             f"the reference {other.label} does not fit {checked.label}: {', '.join(problems)}",
-            "inputs and outputs must bear the same names; a callable as reference= can rename them",
+            f"name the model that {checked.label} was made of; inputs and outputs must bear the same names, or those "
+            "with a quantizer's suffix, and have the same shapes and, but for floats, types; a callable as reference= "
+            "can rename and convert them",
         )
+    return inputs, outputs
+
+
+def _differing(
+    kind: str, its: Sequence[TensorSpec], ours: Sequence[TensorSpec], names: Mapping[str, str]
+) -> Iterator[str]:
+    """Tensors of the checked model that are of another shape or type in the other."""
+    by_name = {spec.name: spec for spec in its}
+    for spec in ours:
+        other = by_name.get(names.get(spec.name, ""))
+        # A file may say nothing of its outputs' shapes.
+        if other is None or (not (spec.shape and other.shape) and _fits_type(other.dtype, spec.dtype)):
+            continue
+        if not (_fits_type(other.dtype, spec.dtype) and _fits_shape(other.shape, spec.shape)):
+            yield (
+                f"its {kind} {other.name!r} is {other.dtype} {list(other.shape)}, not {spec.dtype} {list(spec.shape)}"
+            )

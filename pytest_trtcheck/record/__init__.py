@@ -360,6 +360,21 @@ class RebuildRecord:
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """How the ranges of an INT8 or FP8 model were chosen.
+
+    Of `Calibration(method="auto")`, `held_out` is the number of samples that each method was judged on, and `errors`
+    has the relative L2 error of each output by method, such as "percentile 99.9".
+    """
+
+    method: str
+    percentile: float | None
+    samples: int
+    held_out: int | None = _absent()
+    errors: Mapping[str, Mapping[str, float]] | None = _absent()
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
 
@@ -401,6 +416,7 @@ class CheckRecord:
     message: str | None = None
     """The first thing to read when the verdict is not `pass`."""
     notes: tuple[str, ...] = ()
+    calibration: CalibrationRecord | None = _absent()  # noqa: RUF009 - it is a field
     # What is known once the test has ended:
     expected_failure: str | None = _absent()
     """The reason of the test's `xfail` mark."""

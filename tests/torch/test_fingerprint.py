@@ -17,6 +17,7 @@ from tests.torch import networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 CODE = """
 import torch
@@ -174,6 +175,45 @@ def test_a_helper_of_a_helper_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(net)
     exec(compile("def twice(x): return x * 3", "users_helpers.py", "exec"), vars(helpers))
     assert digest(net) != before
+
+
+def test_a_class_that_pytorch_made_of_the_users_is_looked_into() -> None:
+    def parametrized(code: str) -> Any:
+        net = made(code)
+        nn.utils.parametrizations.weight_norm(net.fc)
+        nn.utils.parametrize.register_parametrization(net, "table", nn.Identity())
+        return net
+
+    code = CODE.replace("self.table = torch.ones(3)", "self.table = nn.Parameter(torch.ones(3))")
+    before = digest(parametrized(code))
+    assert digest(parametrized(code)) == before
+    assert digest(parametrized(code.replace("x ** power", "x * power"))) != before
+
+
+def test_a_module_by_the_name_of_one_of_pythons_is_looked_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import importlib.util
+
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    digests = set()
+    for body in ("x + 1", "x + 2"):
+        net = f"import torch\nclass Net(torch.nn.Module):\n    def forward(self, x): return {body}\n"
+        (tmp_path / "colorsys.py").write_text(net)
+        spec = importlib.util.spec_from_file_location("colorsys", tmp_path / "colorsys.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "colorsys", module)
+        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+        spec.loader.exec_module(module)
+        sys.dont_write_bytecode = before
+        digests.add(digest(module.Net()))
+    assert len(digests) == 2
+
+
+def test_a_traced_module_is_known_by_its_code() -> None:
+    digests = [digest(torch.fx.symbolic_trace(made())) for _ in range(2)]
+    assert digests[0] == digests[1]
+    assert digest(torch.fx.symbolic_trace(made(CODE.replace("torch.relu", "torch.tanh")))) != digests[0]
 
 
 def test_what_cannot_be_known_is_said() -> None:

@@ -10,13 +10,14 @@ import json
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.backends.base import Acceptance
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import TensorRTModule, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import advice as known_advice
 from pytest_trtcheck.cache import Cache, Key, hash_code
+from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def acceptance(
 
     entry = cache.get_or_make(Key("acceptance", label, parts), make)
     plain = json.loads((entry.path / _FILE).read_text())
-    return Acceptance(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+    return typed(plain, Acceptance)
 
 
 def _installed(name: str) -> str | None:
@@ -161,7 +162,7 @@ _Found = tuple[str, str]
 """What stands against the model and what to do about it; two empty texts where nothing does."""
 
 
-_Tables = "Mapping[Family, tuple[list[Finding], list[str]]]"
+_Tables: TypeAlias = "Mapping[Family, tuple[list[Finding], list[str]]]"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -31,17 +32,21 @@ class ArrayWriter:
         self._file = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
         self.index: list[dict[str, Any]] = []
 
-    def add(self, case: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write the arrays of one case."""
+    def add(self, case: int, arrays: Mapping[str, NDArray[Any]], folder: str = "") -> None:
+        """Write the arrays of one case; `folder` keeps apart what bears the same names."""
         for number, (name, array) in enumerate(arrays.items()):
             usable = name.isprintable() and 0 < len(name) < 1000 and not name.startswith("#")
-            entry = f"{case}/{name if usable else f'#{number}'}"
+            entry = f"{folder}{case}/{name if usable else f'#{number}'}"
             stored, dtype = _storable(np.asarray(array))
             # A fixed date: the same arrays give the same file.
             info = zipfile.ZipInfo(f"{entry}.npy", (1980, 1, 1, 0, 0, 0))
             with self._file.open(info, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, stored, allow_pickle=False)
             self.index.append({"case": case, "name": name, "entry": entry, "dtype": dtype, "shape": list(array.shape)})
+
+    def add_text(self, name: str, text: str) -> None:
+        """Write a member that is no array."""
+        self._file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
 
     def close(self) -> None:
         """Finish the file."""
@@ -77,6 +82,42 @@ def read_arrays(path: Path, index: list[dict[str, Any]], case: int) -> dict[str,
                     stored = np.lib.format.read_array(stream, allow_pickle=False)
                 found[each["name"]] = _restored(stored, each["dtype"], each["shape"])
         return found
+
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What reading a file that is cut off, damaged, or of another kind can raise."""
+MOST_BYTES = 16 << 30
+"""What the arrays of a file may take together, unpacked: a few kilobytes of zeros can claim any size."""
+
+
+def load_text(path: Path, name: str) -> str | None:
+    """A member that is no array; None where the file has none of this name. One of `UNREADABLE` where it is no .npz."""
+    with zipfile.ZipFile(path) as file:
+        _refuse_too_large(file)
+        return file.read(name).decode() if name in file.namelist() else None
+
+
+def load(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a .npz file by name, or that of a .npy file as `arr_0`; one of `UNREADABLE` where it is neither.
+
+    Nothing is ever unpickled: a pickle can run code.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            _refuse_too_large(file)
+    # Opened here, since numpy leaves a file that it can't read open.
+    with path.open("rb") as stream:
+        loaded = np.load(stream, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"arr_0": loaded}
+        with loaded as archive:
+            return {name: archive[name] for name in archive.files if f"{name}.npy" in archive.zip.namelist()}
+
+
+def _refuse_too_large(file: zipfile.ZipFile) -> None:
+    size = sum(each.file_size for each in file.infolist())
+    if size > MOST_BYTES:
+        raise ValueError(f"its arrays claim {size:,} bytes, more than {MOST_BYTES:,}")
 
 
 def size_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:
