@@ -38,14 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "faults"))
 import zoo  # type: ignore[import-not-found]
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.choices import PRECISIONS
+from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import survey
 from pytest_trtcheck.precision.emulation import rewrite
 from pytest_trtcheck.precision.lowering import lower
-from pytest_trtcheck.spec import Calibration
+from pytest_trtcheck.spec import Calibration, ParitySpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,6 +78,19 @@ def ours(precision: Any, method: Any = "auto") -> Tool:
         return lower(model, precision, cache, calibration=Calibration(list(task.samples), method)).path
 
     return make
+
+
+def fewest_kept(task: Task) -> Path:
+    """FP16 with `keep_fp32="auto"`: the fewest nodes in FP32 with which the calibration samples pass, as a check has it."""
+    spec = ParitySpec(precision=("fp16",), keep_auto=True)
+    request = Request(
+        "quantizers", str(task.model), [task.folder], spec, inputs=list(task.samples), inputs_source="given"
+    )
+    record = Checker(Cache(task.folder)).check(request)
+    if record.parity is None:
+        raise RuntimeError(record.message)
+    cache = Cache(task.folder)
+    return lower(open_model(task.model, [], cache), "fp16", cache, keep_fp32=record.parity.keep_fp32 or ()).path
 
 
 # --- ONNX Runtime's --------------------------------------------------------------------------------------------------
@@ -186,10 +199,9 @@ TOOLS: dict[str, Tool] = {
     "int8+fp16, auto": ours("int8+fp16"),
     "Model Optimizer int8+fp16, entropy": model_optimizer("entropy", "fp16"),
     "fp16": ours("fp16"),
+    "fp16, keep_fp32=auto": fewest_kept,
     "Model Optimizer fp16 (AutoCast)": autocast,
 }
-if "int8+fp16" not in PRECISIONS:
-    del TOOLS["int8+fp16, auto"]
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------

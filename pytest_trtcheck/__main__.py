@@ -50,12 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--fail-on", choices=_FAIL_ON, default="never", help="what exits with 1 (default: %(default)s)"
     )
+    command = commands.add_parser(
+        "release",
+        help="what a folder of --trt-export holds, what is missing and what was altered",
+        description="Look at a folder that --trt-export wrote: every file is held against its SHA-256. With further "
+        "folders, those of other machines, what lies in them is copied into the first one.",
+        epilog="exit status: 0 where nothing is missing, stale or altered; 1 where something is; 2 where a folder "
+        "cannot be read as an export",
+    )
+    command.add_argument("folder", metavar="DIR", help="the release")
+    command.add_argument("others", metavar="OTHER", nargs="*", help="folders to put into it")
     _add_record(commands)
     given = parser.parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
+        if given.command == "release":
+            return _release(Path(given.folder), [Path(each) for each in given.others])
         return _record(given) if given.command == "record" else _diff(given)
     except CheckError as error:
         print(f"ERROR: {error}", file=sys.stderr)
@@ -74,6 +86,14 @@ def _diff(given: argparse.Namespace) -> int:
         print("\n".join(diff_text.lines(found, names, width)))
     bad = given.fail_on != "never" and found.is_worse
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
+
+
+def _release(folder: Path, others: Sequence[Path]) -> int:
+    from pytest_trtcheck.export import release
+
+    found, remarks = release.merge(folder, others) if others else (release.check(folder), [])
+    print("\n".join([*found.lines(details=True), *remarks]))
+    return NOTHING_WORSE if found.is_complete and not remarks else WORSE
 
 
 def _changes(old: str, new: str) -> ReportDiff:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T", float, tuple[int, int])
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16"]
+HalfName = Literal["fp16", "bf16"]
+QuantizedName = Literal["int8", "fp8"]
 RangeMethod = Literal["minmax", "entropy", "percentile", "mse"]
 CalibrationMethod = Literal["auto", "minmax", "entropy", "percentile", "mse"]
 
@@ -12,11 +19,40 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
+HALVES: tuple[HalfName, ...] = get_args(HalfName)
+QUANTIZED: tuple[QuantizedName, ...] = get_args(QuantizedName)
+
+
+def parts_of(precision: str) -> tuple[Any, ...]:
+    """What a precision is made of: of a pair ("int8+fp16") the quantized type and the rest's, otherwise itself."""
+    return tuple(precision.split("+"))
+
+
+def is_pair(precision: str) -> bool:
+    """Whether part of the model is quantized, and the rest computes in 16 bits."""
+    return len(parts_of(precision)) > 1
+
+
+def with_pairs(table: Mapping[str, T]) -> Mapping[Precision, T]:
+    """A table by precision with the pairs in it: each has the larger of its parts' values."""
+    return {precision: max(table[part] for part in parts_of(precision)) for precision in PRECISIONS}
+
+
+def quantized_part(precision: str) -> QuantizedName | None:
+    """The type that a precision quantizes to; None where it does not."""
+    return next((part for part in parts_of(precision) if part in QUANTIZED), None)
+
+
+def half_part(precision: str) -> HalfName | None:
+    """The 16-bit type of what a precision does not quantize; None where that stays in FP32."""
+    return next((part for part in parts_of(precision) if part in HALVES), None)
+
+
 MARKERS = ("trt_parity", "trt_latency")
 PRECISION, BATCH = "_trt_precision", "_trt_batch"
 """The parameters that lists in a marker become."""
 
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "backend"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backend"]
 
 
 class Option(NamedTuple):

@@ -107,6 +107,15 @@ def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     return separator.join(shown[:most]) + (f"{between}and {more} more" if more > 0 else "")
 
 
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "check"), plural(3, "check")
+    ('1 check', '3 checks')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """A question naming the known word that is nearest, or nothing when none is near."""
     import difflib

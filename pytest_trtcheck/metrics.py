@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from pytest_trtcheck.choices import with_pairs
 from pytest_trtcheck.errors import ArgumentError, name_of, suggestion
 from pytest_trtcheck.record import SEVERITY
 
@@ -28,14 +29,16 @@ Kind: TypeAlias = Literal["float", "integer", "bool", "string"]
 Function: TypeAlias = "Callable[[NDArray[Any], NDArray[Any]], float]"
 """From the actual output and its reference, both FP64, to a number."""
 
-DEFAULT_TOLERANCE: Mapping[Precision, float] = {
-    "fp32": 1e-4,
-    "tf32": 5e-3,
-    "fp16": 1e-2,
-    "bf16": 3e-2,
-    "int8": 5e-2,
-    "fp8": 5e-2,
-}
+DEFAULT_TOLERANCE: Mapping[Precision, float] = with_pairs(
+    {
+        "fp32": 1e-4,
+        "tf32": 5e-3,
+        "fp16": 1e-2,
+        "bf16": 3e-2,
+        "int8": 5e-2,
+        "fp8": 5e-2,
+    }
+)
 """The relative error that each precision may cost, from which every metric's default follows."""
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pytest_trtcheck.choices import (
     CALIBRATION_METHODS,
     PRECISIONS,
     CalibrationMethod,
+    HalfName,
     Precision,
 )
+from pytest_trtcheck.errors import name_of
 from pytest_trtcheck.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -170,6 +172,10 @@ class Calibration:
     max_samples: int = 512
 
 
+HardwareCompatible: TypeAlias = Literal["none", "ampere_plus", "same_compute_capability"]
+Tiling: TypeAlias = Literal["none", "fast", "moderate", "full"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How TensorRT builds the engine. Every field is part of the engine's cache key.
@@ -188,11 +194,34 @@ class BuildOptions:
     version_compatible, hardware_compatible
         Whether the engine must run with other TensorRT versions of the same major release; and on which other GPUs:
         `ampere_plus` or `same_compute_capability`.
+    max_aux_streams
+        The most CUDA streams that the engine may use beside its own. None: TensorRT's choice.
+    tiling, l2_limit_mib
+        How long tilings that keep data in the L2 cache are searched (`none`, `fast`, `moderate`, `full`), and how much
+        of that cache, in MiB, they may count on.
+    refit
+        Whether the engine's weights can be replaced.
+    strip_weights
+        Whether the plan holds no weights. To be checked, the engine gets them from the lowered model as it is loaded;
+        whoever ships the plan does the same, with the typed ONNX file that `--trt-export` writes beside it.
+    weight_streaming_mib
+        Weights are streamed from host memory, all but so many MiB of them; `auto`: TensorRT's own budget.
+    dla_core
+        The DLA core that runs what it can; what it cannot runs on the GPU.
+    preview
+        Names of `PreviewFeature` to switch on; with a "-" before it, off.
+    configure
+        A function of a module, called in the builder's process with TensorRT's builder config as the last thing before
+        the build; with the network as well if it takes two arguments. Its file is part of the cache key.
     plugins
         Paths of plugin libraries to load; their bytes are part of the cache key.
     custom_ops
         Paths of ONNX Runtime custom-op libraries: where the model has operators of a plugin library that ONNX Runtime
         lacks, the FP32 reference is computed with them. Their bytes are part of the model's identity.
+    io
+        What FP32 inputs and outputs of the model become in the engine: "fp16" or "bf16", for engines that are fed and
+        read in 16 bits. Inputs given as FP32 are rounded to it, and the outputs are compared with the reference of the
+        inputs as they were given. None: they stay FP32.
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
@@ -204,11 +233,28 @@ class BuildOptions:
     optimization_level: int | None = None
     sparsity: bool = False
     version_compatible: bool = False
-    hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    hardware_compatible: HardwareCompatible = "none"
+    max_aux_streams: int | None = None
+    tiling: Tiling | None = None
+    l2_limit_mib: int | None = None
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming_mib: int | Literal["auto"] | None = None
+    dla_core: int | None = None
+    preview: tuple[str, ...] = ()
+    configure: Callable[..., None] | None = None
     plugins: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
+    io: HalfName | None = None
     timing_cache: bool = True
     timeout_s: float | None = 3600.0
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not the default, as plain data: a function by its module and name."""
+        differ = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
+        if callable(self.configure):
+            differ["configure"] = name_of(self.configure)
+        return differ
 
 
 @dataclass(frozen=True)
@@ -234,6 +280,9 @@ class ParitySpec:
     batch: tuple[int | None, ...] = (None,)
     shapes: Mapping[str, Shape | ShapeRange] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keep_auto: bool = False
+    """Whether the smallest set of nodes to keep in FP32 is searched."""
     seed: int = 0
     backend: str | None = None
 

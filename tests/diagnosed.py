@@ -133,7 +133,8 @@ class Bench:
     def requantized(self, subject: Subject, tensor: str, factor: float) -> Subject:
         """The check with the range of one tensor multiplied by `factor`, as if it had been calibrated wrongly."""
         from pytest_trtcheck.model import graph
-        from pytest_trtcheck.precision.quantization import calibrate, quantize
+        from pytest_trtcheck.precision.lowering import quantized_by
+        from pytest_trtcheck.precision.quantization import calibrate
         from pytest_trtcheck.precision.quantization.plan import points
 
         ranges = subject.ranges()
@@ -142,7 +143,7 @@ class Bench:
         model = graph.read(subject.model.path)
         plan = points(model, subject.keep_fp32)
         path = self.folder / f"requantized-{tensor}-{factor}.onnx"
-        graph.write(quantize.quantize(model, plan, ranges.amax(), "int8"), path)
+        graph.write(quantized_by(model, plan, ranges.amax(), subject.precision, subject.keep_fp32)[0], path)
         import json
 
         details = {**subject.lowered.details, "ranges": json.loads(ranges.to_json())}

@@ -20,13 +20,15 @@ from pytest_trtcheck.precision.quantization.histogram import MagnitudeHistogram,
 from pytest_trtcheck.precision.quantization.plan import points
 from pytest_trtcheck.spec import Calibration
 from tests.onnx_models import FLOAT, model, save, weights
+from tests.test_report_json import validate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization.quantize import QuantizedName
+    from pytest_trtcheck.choices import QuantizedName
+    from tests.conftest import Suite
 
     Sample = dict[str, NDArray[Any]]
 
@@ -222,6 +224,48 @@ def test_each_precision_and_each_set_of_nodes_chooses_for_itself(tmp_path: Path)
     ]
     errors = [str(each["choice"]["errors"]) for each in found]
     assert len(set(errors)) == 3
+
+
+SUITE = """
+import numpy as np
+
+def samples(count):
+    rng = np.random.default_rng(3)
+    return [{"image": rng.random((1, 3, 16, 16), np.float32)} for _ in range(count)]
+
+@trt_parity("conv.onnx", precision="int8", calibration=samples(5), tol=1.0, batch=1)
+def test_chosen(): ...
+
+@trt_parity("conv.onnx", precision="int8", calibration=samples(1), tol=1.0, batch=1)
+def test_single(): ...
+
+@trt_parity("conv.onnx", precision="int8", calibration=Calibration(samples(5), "minmax"), tol=1.0, batch=1)
+def test_named(): ...
+
+@trt_parity("conv.onnx", precision="fp16", batch=1)
+def test_nothing_calibrated(): ...
+"""
+
+
+def test_the_report_says_what_each_method_was_worth(suite: Suite) -> None:
+    suite.write(test_choice="from pytest_trtcheck import Calibration\n" + SUITE)
+    run = suite.run()
+    found: dict[str, Any] = {check["nodeid"].split("::")[-1]: check.get("calibration") for check in run.checks}
+    assert found["test_nothing_calibrated"] is None
+    assert found["test_named"] == {"method": "minmax", "percentile": None, "samples": 5}
+    assert found["test_single"] == {
+        "method": "minmax",
+        "percentile": None,
+        "samples": 1,
+        "held_out": 0,
+        "errors": {},
+    }
+    chosen = found["test_chosen"]
+    assert (chosen["samples"], chosen["held_out"]) == (5, 5)
+    worst = {method: max(each.values()) for method, each in chosen["errors"].items()}
+    name = chosen["method"] + (f" {chosen['percentile']:g}" if chosen["percentile"] else "")
+    assert worst[name] == min(worst.values())
+    validate(run.report)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])

@@ -62,6 +62,10 @@ def test_the_defaults_are_the_contract() -> None:
         "bf16": 3e-2,
         "int8": 5e-2,
         "fp8": 5e-2,
+        "int8+fp16": 5e-2,
+        "int8+bf16": 5e-2,
+        "fp8+fp16": 5e-2,
+        "fp8+bf16": 5e-2,
     }
     assert set(DEFAULT_TOLERANCE) == set(PRECISIONS)
     (limit, unequal) = resolve_limits(None, "max", "int8", ["x"])["x"]

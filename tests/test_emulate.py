@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.families.kernels import HalfName
+    from pytest_trtcheck.choices import HalfName
 
 
 def lowered(path: Path, kind: HalfName, keep_fp32: tuple[str, ...] = ()) -> Path:

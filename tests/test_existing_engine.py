@@ -121,6 +121,17 @@ def test_what_is_no_engine_for_here_is_an_error_that_says_what_it_is(
     assert "→" in found
 
 
+def test_the_plan_behind_the_metadata_of_ultralytics_is_found(project: Suite, built: Callable[[int], bytes]) -> None:
+    metadata = json.dumps({"description": "Ultralytics YOLO", "stride": 32, "names": {"0": "cat"}}).encode()
+    for name, plan in {"yolo.engine": built(80), "cut.engine": built(80)[:4000]}.items():
+        (project.path / name).write_bytes(len(metadata).to_bytes(4, "little") + metadata + plan)
+    assert message(project, "yolo.engine").startswith("not_measured: yolo.engine: not run")
+    assert "is cut off: it has 4,000 of" in message(project, "cut.engine")
+    file = plan_file.opened(project.path / "yolo.engine", "yolo.engine", Cache(project.path / "cache"))
+    assert file.path.read_bytes() == built(80)
+    assert file.notes == (f"the plan lies behind {4 + len(metadata)} bytes of metadata, as Ultralytics writes it",)
+
+
 def test_a_plan_for_another_gpu_names_both(project: Suite, built: Callable[[int], bytes]) -> None:
     (project.path / "l4.plan").write_bytes(built(89))
     found = message(project, "l4.plan")
@@ -213,10 +224,11 @@ def test_without_a_gpu_nothing_stands_in_for_an_engine(project: Suite, run_every
         ('"conv.onnx", engine="a100.plan", backend="tensorrt", batch=2', "and backend='tensorrt' was asked for"),
         ('engine="a100.plan"', "no model is named, whose outputs the engine's are compared with"),
         ('engine="a100.plan", reference=lambda inputs: inputs', "no model is named"),
+        ('engine="a100.plan", reference=SOURCE', "no model is named"),
     ],
 )
 def test_what_cannot_be_asked_of_an_engine_is_an_error(project: Suite, arguments: str, said: str) -> None:
-    project.write(test_it=f"@trt_parity({arguments})\ndef test_it(): ...\n")
+    project.write(test_it=f"from pytest_trtcheck import SOURCE\n\n@trt_parity({arguments})\ndef test_it(): ...\n")
     (record,) = project.run().checks
     assert record["verdict"] == "error"
     assert said in record["message"]
@@ -277,6 +289,23 @@ def test_an_epcontext_model_that_cannot_be_tested_so_says_why(project: Suite, bu
         assert said in found
 
 
+def test_an_engine_that_is_named_as_the_model_says_how_to_name_it(
+    project: Suite, built: Callable[[int], bytes]
+) -> None:
+    context(project.path / "inside.onnx", built(80))
+    project.write(
+        test_it="""
+@pytest.mark.parametrize("name", ["a100.plan", "inside.onnx"])
+def test_it(name, trt_check):
+    trt_check(name, batch=2)
+"""
+    )
+    run = project.run()
+    assert "a100.plan: is an engine by its name, not a model" in run.checks[0]["message"]
+    assert "inside.onnx: holds an engine (EPContext), not a model" in run.checks[1]["message"]
+    assert all("engine=…" in record["message"] for record in run.checks)
+
+
 def test_what_a_node_says_of_the_gpu_counts_where_the_engine_does_not(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     exact = context(tmp_path / "exact.onnx", trt_plan(), hardware_architecture="86", ep_sdk_version="100300")
@@ -299,9 +328,9 @@ def exported(suite: Suite) -> Path:
     suite.write(test_here='@trt_parity("conv.onnx", batch=2)\ndef test_here(): ...\n')
     run = suite.run("--trt-gpu=A100", "--trt-export=out")
     run.result.assert_outcomes(passed=1)
-    plan = suite.path / "out/to_prove/conv_fp16/1/model.plan"
+    plan = suite.path / "out/A100/to_prove/conv_fp16/1/model.plan"
     assert f"to be proved on the A100, by a test with engine={str(plan)!r}" in run.text
-    assert not (suite.path / "out/model_repository").exists()
+    assert not (suite.path / "out/A100/model_repository").exists()
     return plan
 
 
@@ -330,6 +359,7 @@ def test_an_exported_plan_is_known_by_its_manifest(suite: Suite, exported: Path)
         ({"tensorrt": {"version": "1.5.0.114"}}, "version: 1.5.0.114 there"),
         ({"tensorrt": {"module": "tensorrt"}}, "builder: TensorRT there, TensorRT-RTX in the file"),
         ({"gpu": {"compute_capability": "SM89"}}, "compute capability: 8.9 there, 8.0 in the file"),
+        ({"engine": {"made_from": {"strip_weights": "true"}}}, "holds no weights"),
         ({"gpu": None}, "is not understood"),
     ],
 )
@@ -351,7 +381,7 @@ def test_a_failed_check_leaves_nothing_to_be_proved(suite: Suite) -> None:
     suite.write(test_here='@trt_parity("conv.onnx", batch=2, tol=1e-9)\ndef test_here(): ...\n')
     run = suite.run("--trt-gpu=A100", "--trt-export=out", "--trt-diagnose=0")
     run.result.assert_outcomes(failed=1)
-    assert not (suite.path / "out/to_prove").exists()
+    assert not (suite.path / "out/A100/to_prove").exists()
 
 
 # --- loaded in a process of its own ----------------------------------------------------------------------------------
@@ -466,7 +496,7 @@ class StandIn:
     """Where there is no GPU: an ONNX model that answers in the engine's place, with the layers that it is given."""
 
     jit_cache_used = True
-    device_memory_bytes = 1 << 20
+    device_memory_bytes, aux_streams, streamed_bytes = 1 << 20, 0, 0
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
         self._runner = ort.OrtRunner(model, "stand-in")

@@ -248,7 +248,7 @@ def built(
 
 def write(folder: str | Path, records: Sequence[Mapping[str, Any]], cache: Cache) -> export.Exported:
     """Export, by records as a report has them."""
-    return export.write(folder, [typed(each, CheckRecord) for each in records], cache)
+    return export.write(folder, [typed(each, CheckRecord) for each in records], cache, gpu="A100")
 
 
 @pytest.fixture
@@ -264,9 +264,10 @@ def reasons(folder: Path, records: list[dict[str, Any]], cache: Cache) -> str:
     """Why nothing was exported, which nothing must have been."""
     found = write(folder, records, cache)
     assert found.written == ()
-    assert not (folder / "model_repository").exists()
+    assert not list(folder.rglob("model_repository"))
     assert "exported 0 engines" in found.lines()[0]
-    (line,) = [line for line in found.lines()[1:] if not line.startswith("to be proved on the ")]
+    line, released = [line for line in found.lines()[1:] if not line.startswith("to be proved on the ")]
+    assert "release: 0 of " in released
     return line
 
 
@@ -276,10 +277,10 @@ def test_an_engine_is_written_as_triton_and_a_reader_expect_it(
     done = write(tmp_path / "out", [record], cache)
     assert [each.name for each in done.written] == ["conv_fp16"]
     assert done.left_out == ()
-    assert set(files(tmp_path / "out")) == {
-        f"model_repository/conv_fp16/{name}" for name in ("config.pbtxt", "manifest.json", "1/model.plan")
+    assert set(files(tmp_path / "out")) == {"release.json"} | {
+        f"A100/model_repository/conv_fp16/{name}" for name in ("config.pbtxt", "manifest.json", "1/model.plan")
     }
-    folder = tmp_path / "out/model_repository/conv_fp16"
+    folder = tmp_path / "out/A100/model_repository/conv_fp16"
     plan = (folder / "1/model.plan").read_bytes()
     entry = cache.find("engine", record["engine"]["key"])
     assert entry is not None
@@ -316,7 +317,7 @@ def test_a_plan_of_rtx_says_that_tritons_own_backend_does_not_load_it(
     tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
     done = write(tmp_path, [record], cache)
-    folder = tmp_path / "model_repository/conv_fp16"
+    folder = tmp_path / "A100/model_repository/conv_fp16"
     for text in (
         (folder / "config.pbtxt").read_text(),
         json.loads((folder / "manifest.json").read_text())["note"],
@@ -335,8 +336,8 @@ def test_the_same_records_in_any_order_give_the_same_bytes(
         write(tmp_path / name, records, cache)
         write(tmp_path / name, records, cache)
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert len(files(tmp_path / "a")) == 6
-    manifest = json.loads(files(tmp_path / "a")["model_repository/conv_fp16/manifest.json"])
+    assert len(files(tmp_path / "a")) == 7
+    manifest = json.loads(files(tmp_path / "a")["A100/model_repository/conv_fp16/manifest.json"])
     assert manifest["proved_by"] == sorted([record["nodeid"], other["nodeid"]])
 
 
@@ -427,10 +428,9 @@ def test_an_engine_that_left_the_cache_or_was_damaged_is_left_out(tmp_path: Path
     assert "no longer in the cache" in reasons(tmp_path / "out", [record], cache)
 
 
-def test_without_a_single_engine_nothing_is_made(tmp_path: Path, cache: Cache) -> None:
-    emulated = {**json.loads(CheckRecord("a::b", "m", "pass", evidence="emulated").to_json()), "outcome": "passed"}
-    done = write(tmp_path / "out", [emulated], cache)
-    assert done.lines() == [f"exported 0 engines to {tmp_path / 'out/model_repository'}"]
+def test_without_a_single_check_nothing_is_made(tmp_path: Path, cache: Cache) -> None:
+    done = write(tmp_path / "out", [], cache)
+    assert done.lines() == [f"exported 0 engines to {tmp_path / 'out'}"]
     assert not (tmp_path / "out").exists()
 
 
@@ -440,7 +440,7 @@ def test_without_a_single_engine_nothing_is_made(tmp_path: Path, cache: Cache) -
 def config_of(tmp_path: Path, cache: Cache, proto: onnx.ModelProto, **how: Any) -> Any:
     done = write(tmp_path, [built(cache, proto, precision="fp32", **how)], cache)
     (each,) = done.written
-    return parsed((tmp_path / "model_repository" / each.name / "config.pbtxt").read_text())
+    return parsed((tmp_path / "A100/model_repository" / each.name / "config.pbtxt").read_text())
 
 
 def test_a_fixed_batch_is_not_batched(tmp_path: Path, cache: Cache) -> None:
@@ -530,7 +530,7 @@ def test_a_name_is_a_plain_folder_name(
 ) -> None:
     record["model"] = label
     assert names(tmp_path / "out", cache, [record]) == [name]
-    config = parsed((tmp_path / "out/model_repository" / name / "config.pbtxt").read_text())
+    config = parsed((tmp_path / "out/A100/model_repository" / name / "config.pbtxt").read_text())
     assert config.name == name
 
 
@@ -538,14 +538,14 @@ def test_a_name_is_a_plain_folder_name(
 
 
 def test_foreign_files_stay_and_an_update_replaces_ours(tmp_path: Path, record: dict[str, Any], cache: Cache) -> None:
-    theirs = tmp_path / "model_repository/theirs"
+    theirs = tmp_path / "A100/model_repository/theirs"
     theirs.mkdir(parents=True)
     (theirs / "config.pbtxt").write_text("theirs")
     (tmp_path / "notes.txt").write_text("mine")
     write(tmp_path, [record], cache)
     record["latency"]["p50_ms"] = 0.5
     done = write(tmp_path, [record], cache)
-    manifest = json.loads((tmp_path / "model_repository/conv_fp16/manifest.json").read_text())
+    manifest = json.loads((tmp_path / "A100/model_repository/conv_fp16/manifest.json").read_text())
     assert manifest["latency"][0]["p50_ms"] == 0.5
     assert done.older == ()
     assert files(tmp_path)["notes.txt"] == b"mine"
@@ -596,7 +596,7 @@ def test_a_model_that_is_not_as_we_left_it_is_refused_and_nothing_is_written(
     what: str, tmp_path: Path, record: dict[str, Any], cache: Cache
 ) -> None:
     write(tmp_path, [record], cache)
-    SPOILS[what](tmp_path / "model_repository/conv_fp16")
+    SPOILS[what](tmp_path / "A100/model_repository/conv_fp16")
     before = files(tmp_path)
     other = built(cache, onnx_models.conv_net(), precision="bf16")
     with pytest.raises(ReportError, match="conv_fp16") as caught:
@@ -618,10 +618,11 @@ def test_what_a_killed_export_left_is_put_back_and_cleaned_up(
     killed = tmp_path / ".trtcheck-export-model_repository-abc"
     (killed / "old").mkdir(parents=True)
     (killed / "new/half").mkdir(parents=True)
-    (tmp_path / "model_repository/conv_fp16").rename(killed / "old/conv_fp16")
+    (killed / "old/A100/model_repository").mkdir(parents=True)
+    (tmp_path / "A100/model_repository/conv_fp16").rename(killed / "old/A100/model_repository/conv_fp16")
     done = write(tmp_path, [built(cache, onnx_models.conv_net(), precision="bf16")], cache)
     assert done.older == ("conv_fp16",)
-    assert {path.split("/")[1] for path in files(tmp_path)} == {"conv_fp16", "conv_bf16"}
+    assert {path.name for path in (tmp_path / "A100/model_repository").iterdir()} == {"conv_fp16", "conv_bf16"}
     assert not list(tmp_path.glob(".trtcheck*"))
 
 
@@ -655,21 +656,26 @@ def test_many_processes_export_into_one_folder(tmp_path: Path, record: dict[str,
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(files(tmp_path)) == 3
+    assert len(files(tmp_path)) == 4
 
 
 # --- through pytest --------------------------------------------------------------------------------------------------
 
 
-def test_without_a_gpu_nothing_is_exported_and_it_is_said_why(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
+def test_without_a_gpu_no_engine_is_exported_and_it_is_said_why(
+    suite: Suite, run_everywhere: Callable[..., Run]
+) -> None:
     suite.write(test_conv='@trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=2)\ndef test_conv(): ...\n')
     run = run_everywhere("--trt-gpu=A100", "--trt-export=out", f"--trt-cache-dir={suite.path / 'cache'}")
     run.result.assert_outcomes(passed=2)
     assert "exported 0 engines to" in run.text
     assert run.text.count("it was compiled for A100 and never ran: its outputs were emulated on the CPU") == 2
-    assert not (suite.path / "out/model_repository").exists()
+    assert not list((suite.path / "out").rglob("model_repository"))
+    assert "conv_fp16: " in run.text
+    assert run.text.count("emulated: no engine of it was run on a GPU") == 2
+    assert "release: 0 of 2 variants of 1 model; missing: 2 not run on a GPU" in run.text
     # What was compiled for a GPU that is not here waits for a test there.
-    assert {path.parent.parent.name for path in (suite.path / "out/to_prove").glob("*/1/model.plan")} == {
+    assert {path.parent.parent.name for path in (suite.path / "out/A100/to_prove").glob("*/1/model.plan")} == {
         "conv_bf16",
         "conv_fp16",
     }

@@ -16,7 +16,7 @@ from tests import onnx_models
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_trtcheck.precision.families.kernels import HalfName
+    from pytest_trtcheck.choices import HalfName
 
 
 def lower(proto: onnx.ModelProto, tmp_path: Path, kind: HalfName, keep: tuple[str, ...] = ()) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.families.kernels import HalfName
+    from pytest_trtcheck.choices import HalfName
 
 RNG = np.random.default_rng(0)
 FLOAT = TensorProto.FLOAT

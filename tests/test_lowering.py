@@ -534,6 +534,70 @@ def test_batch_norm_behind_a_convolution(what: str, cache: Cache) -> None:
         assert_near(found[name], expected, "fp16")
 
 
+PIECES = {
+    # As tf2onnx writes it, as PyTorch computes it, and with the mean taken off first.
+    "mul add": [("Mul", "f"), ("Add", "h")],
+    "div mul add": [("Div", "r"), ("Mul", "s1"), ("Add", "h")],
+    "sub mul add": [("Sub", "m1"), ("Mul", "f"), ("Add", "b1")],
+    "sub turned": [("Mul", "f"), ("Sub", "-h")],
+}
+
+
+def in_pieces(steps: list[tuple[str, str]], last: str = "n") -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    """Batch normalization of `c`, which has three dimensions, and its constants."""
+    s, b, m, v = (BN[name].astype(np.float64).reshape(-1, 1) for name in "sbmv")
+    root = np.sqrt(v + 1e-5)
+    constants = {"f": s / root, "h": b - m * s / root, "-h": m * s / root - b, "r": root, "s1": s, "m1": m, "b1": b}
+    nodes, value = [], "c"
+    for place, (operator, name) in enumerate(steps):
+        result = last if place == len(steps) - 1 else f"p{place}"
+        nodes.append(N(operator, [value, name], [result], name=f"{operator.lower()}{place}"))
+        value = result
+    return nodes, {name: constants[name].astype(np.float32) for _, name in steps}
+
+
+@pytest.mark.parametrize("steps", PIECES)
+def test_batch_norm_in_pieces_is_folded_as_the_operator_is(steps: str, cache: Cache) -> None:
+    x = np.random.default_rng(6).standard_normal((2, 4, 5)).astype(np.float32)
+    w = onnx_models.weights((4, 4, 1), 7)
+    nodes, constants = in_pieces(PIECES[steps])
+    # What stands behind is no part of it.
+    nodes = [N("Conv", ["x", "w"], ["c"], name="conv"), *nodes, N("Add", ["n", "three"], ["y"], name="behind")]
+    constants |= {"w": w, "three": np.array(3, np.float32)}
+    proto = onnx_models.model(nodes, {"x": (FLOAT, [2, 4, 5])}, {"y": (FLOAT, [2, 4, 5])}, constants)
+    folded = onnx.load(prepared(open_model(proto, (), cache), (), cache))
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Add"]
+    found, _ = computed(proto, "fp16", cache, {"x": x})
+    right = normalized(np.einsum("oi,nix->nox", w[:, :, 0].astype(np.float64), x)) + 3
+    assert_near(found["y"], right, "fp16")
+
+
+@pytest.mark.parametrize(
+    "what", ["kept", "scalar", "shift alone", "by place", "computed", "used twice", "zero divisor"]
+)
+def test_what_is_no_batch_norm_in_pieces_stays(what: str, cache: Cache) -> None:
+    nodes, constants = in_pieces(PIECES["mul add"])
+    constants["w"] = onnx_models.weights((4, 4, 1), 7)
+    last = [N("Mul", ["n", "x"], ["y"], name="last")]
+    if what == "scalar":
+        constants["f"] = np.array(0.125, np.float32)
+    elif what == "shift alone":
+        nodes = [N("Add", ["c", "h"], ["n"], name="add")]
+    elif what == "by place":
+        constants["f"] = np.full((1, 4, 5), 2, np.float32)
+    elif what == "computed":
+        nodes[0].input[1] = "x"
+    elif what == "zero divisor":
+        nodes[0] = N("Div", ["c", "f"], ["p0"], name="mul0")
+        constants["f"] = np.zeros((4, 1), np.float32)
+    elif what == "used twice":
+        last = [N("Add", ["n", "c"], ["y"], name="last")]
+    nodes = [N("Conv", ["x", "w"], ["c"], name="conv"), *nodes, *last]
+    proto = onnx_models.model(nodes, {"x": (FLOAT, [2, 4, 5])}, {"y": (FLOAT, [2, 4, 5])}, constants)
+    model = open_model(proto, (), cache)
+    assert prepared(model, ("mul0",) if what == "kept" else (), cache) == model.path
+
+
 def test_a_scale_for_each_place_is_not_folded(cache: Cache) -> None:
     """Opset 8's "spatial" 0."""
     places = {name: np.repeat(array[:, None], 3, 1) for name, array in BN.items()}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.families.kernels import HalfName
+    from pytest_trtcheck.choices import HalfName
 
 Array: TypeAlias = "NDArray[Any]"
 FLOAT = TensorProto.FLOAT

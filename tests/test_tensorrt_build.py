@@ -25,6 +25,7 @@ from pytest_trtcheck.backends.tensorrt import module as tensorrt_module
 from pytest_trtcheck.backends.tensorrt.backend import Auto
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available, find_module, too_old
+from pytest_trtcheck.backends.tensorrt.options import check_options
 from pytest_trtcheck.backends.tensorrt.support import advice, unsupported, what_strong_typing_lacks
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, BuildError, MissingDependencyError, UnsupportedTargetError
@@ -519,7 +520,7 @@ def test_tensorrt_itself_has_the_options_that_rtx_lacks(rtx: TensorRTModule) -> 
     options = BuildOptions(
         optimization_level=5, sparsity=True, version_compatible=True, hardware_compatible="ampere_plus"
     )
-    tensorrt.check_options(module, options)
+    check_options(module, options)
 
 
 def test_a_plugin_that_is_no_library(build: Any, tmp_path: Path) -> None:

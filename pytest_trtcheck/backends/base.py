@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.model.arrays import arrays_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -193,7 +194,10 @@ class Backend(ABC):
         return Acceptance()
 
     def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
-        """Why it cannot compute these operators in a precision; None where nothing is known to stand against it."""
+        """Why it cannot compute these operators in a precision; None where nothing is known to stand against it.
+
+        Of a pair ("int8+fp16") the operators are those that are quantized.
+        """
         del precision, op_types
         return None
 
@@ -272,7 +276,7 @@ class RunnerByShape:
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""
-        case = dict(inputs)
+        case = arrays_of(inputs)
         return self._runner(case)(case)
 
     def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRun:
@@ -285,7 +289,7 @@ class RunnerByShape:
         """
         if not self._system.is_timed:
             raise ArgumentError(f"{self._system.title} is not timed", "take another backend=")
-        case = dict(inputs)
+        case = arrays_of(inputs)
         return self._system.timed_runs(self._runner(case), [case], graph=graph)
 
     def _runner(self, case: Case) -> Runner:

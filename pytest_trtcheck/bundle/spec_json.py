@@ -26,7 +26,8 @@ def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
         "metric": _metric_to_json(spec.metric),
         "batch": None if spec.batch == (None,) else list(spec.batch),
         "shapes": {name: shape_to_json(shape) for name, shape in spec.shapes.items()},
-        "keep_fp32": list(spec.keep_fp32),
+        "keep_fp32": "auto" if spec.keep_auto else list(spec.keep_fp32),
+        "exclude": list(spec.exclude),
         "seed": spec.seed,
         "backend": spec.backend,
     }
@@ -104,4 +105,11 @@ def options_from_json(data: Mapping[str, Any]) -> BuildOptions:
     unknown = [name for name in data if name not in {each.name for each in fields(BuildOptions)}]
     if unknown:
         raise ArgumentError(f"unknown build options: {', '.join(unknown)}", "use the pytest-trtcheck that wrote them")
-    return BuildOptions(**{**data, **{name: tuple(data.get(name, ())) for name in ("plugins", "custom_ops")}})
+    if data.get("configure"):
+        raise ArgumentError(
+            f"the engine was built with configure={data['configure']['name']}, which is code: no bundle holds it",
+            "its models and arrays can be read; to check it again, run the test itself",
+        )
+    return BuildOptions(
+        **{**data, **{name: tuple(data.get(name, ())) for name in ("plugins", "custom_ops", "preview")}}
+    )

@@ -12,12 +12,13 @@ import shlex
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.backends.tensorrt.options import plain
 from pytest_trtcheck.bundle.reading import (
     ARRAY_FILES,
     BUNDLE_FILE,
@@ -219,7 +220,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
         **_store_engine(known, work, bounds, notes),
         "spec": spec_to_json(spec),
         "options": {
-            **asdict(options),
+            **plain(options),
             "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins],
             "custom_ops": [str(Path(library).absolute()) for library in options.custom_ops],
         },

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS
+from pytest_trtcheck.choices import PRECISIONS, quantized_part
 from pytest_trtcheck.errors import ArgumentError, suggestion
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
@@ -42,16 +42,22 @@ def trt_parity(
     batch: object = None,
     shapes: object = None,
     keep_fp32: object = (),
+    exclude: object = (),
     seed: object = 0,
     backend: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` (fp16) and `batch` lists parametrize."""
-    judged_by = _metric(metric)
+    judged_by, precisions = _metric(metric), _precisions("fp16" if precision is None else precision)
+    excluded, is_auto = _globs("exclude", exclude), isinstance(keep_fp32, str) and keep_fp32 == "auto"
     if engine is not None:
-        _refuse_beside_engine(precision=precision, calibration=calibration, keep_fp32=keep_fp32, backend=backend)
+        _refuse_beside_engine(precision, backend, calibration=calibration, keep_fp32=keep_fp32, exclude=exclude)
+    if is_auto and set(precisions) <= {"fp32", "tf32"}:
+        raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
+    if excluded and not any(map(quantized_part, precisions)):
+        raise _wrong("exclude", exclude, "a precision that quantizes", "name what is not to be lowered in keep_fp32")
     return ParitySpec(
         model=_model(model),
-        precision=_precisions("fp16" if precision is None else precision),
+        precision=precisions,
         states_precision=precision is not None,
         tol=_tolerance(tol, judged_by),
         metric=judged_by,
@@ -60,7 +66,9 @@ def trt_parity(
         calibration=calibration,
         batch=_batches(batch),
         shapes=_shapes(shapes),
-        keep_fp32=_globs("keep_fp32", keep_fp32),
+        keep_fp32=() if is_auto else _globs("keep_fp32", keep_fp32),
+        keep_auto=is_auto,
+        exclude=excluded,
         seed=_integer("seed", seed, least=0),
         backend=_backend(backend),
     )
@@ -199,11 +207,11 @@ def _engine(value: object) -> str | None:
     raise _wrong("engine", value, "the path of a serialized engine (.plan, .engine) or of an EPContext model (.onnx)")
 
 
-def _refuse_beside_engine(*, precision: object, calibration: object, keep_fp32: object, backend: object) -> None:
+def _refuse_beside_engine(precision: object, backend: object, **of_lowering: object) -> None:
     """What decides how an engine is built says nothing of one that exists."""
     if isinstance(precision, (list, tuple)):
         raise _wrong("precision", precision, "one precision beside engine=", "leave it out: it is read from the engine")
-    for name, value in {"calibration": calibration, "keep_fp32": keep_fp32}.items():
+    for name, value in of_lowering.items():
         if value is not None and value != ():
             raise ArgumentError(f"{name}= stands beside engine=, of which nothing is built", f"leave {name}= out")
     found = _backend(backend)

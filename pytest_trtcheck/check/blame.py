@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check.parity import Failure
     from pytest_trtcheck.check.request import Known, Settings
+    from pytest_trtcheck.diagnose import Subject
     from pytest_trtcheck.precision.lowering import Lowered
 
 
@@ -74,14 +75,7 @@ def blamed(settings: Settings, known: Known) -> Known:
         return _diagnosed(settings, known) if known.existing is None else _diagnosed_file(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
-    # Nor is what a callable of the user's computed, as the reference or as a metric.
-    applied = {limit.metric.name for limits in parity.limits_of(known).values() for limit in limits}
-    is_kept = (
-        known.running.is_emulation
-        and not isinstance(known.reference, CallableReference)
-        and applied <= {*METRICS, MISMATCHES.name}
-    )
-    found = _remembered(known, settings.cache, find) if is_kept else find()
+    found = remembered(known, settings.cache, find, worst=_worst(known)) if known.running.is_emulation else find()
     allowance.spent_s += time.monotonic() - start
     return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
 
@@ -127,11 +121,22 @@ def _worst(known: Known) -> int:
     return known.outcome.worst
 
 
-def _remembered(known: Known, cache: Cache, find: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """A diagnosis from the cache: a test that is known to fail is not diagnosed in every run.
+def remembered(
+    known: Known,
+    cache: Cache,
+    find: Callable[[], dict[str, Any] | None],
+    *,
+    kind: str = "blame",
+    worst: int | None = None,
+) -> dict[str, Any] | None:
+    """What a search on the emulation finds, from the cache: a test that is known to fail is not diagnosed in every run.
 
-    One that broke off, or for which there was not enough time, is not kept.
+    One that broke off, or for which there was not enough time (it is not `is_complete`), is not kept. Nor is one with a
+    callable of the user's, as the reference or as a metric: what that computes is no part of any key.
     """
+    applied = {limit.metric.name for limits in parity.limits_of(known).values() for limit in limits}
+    if isinstance(known.reference, CallableReference) or not applied <= {*METRICS, MISMATCHES.name}:
+        return find()
     limits = {
         name: [(each.metric.name, each.metric.axis, each.limit, each.source, asdict(each.division)) for each in applied]
         for name, applied in parity.limits_of(known).items()
@@ -139,10 +144,10 @@ def _remembered(known: Known, cache: Cache, find: Callable[[], dict[str, Any] | 
     parts = {
         "lowered": known.lowered.key,
         "inputs": json.dumps([model_inputs.digest(case) for case in known.cases]),
-        "worst": str(_worst(known)),
+        "worst": str(worst),
         "limits": json.dumps(limits, sort_keys=True),
         "reference": getattr(known.reference, "identity", None) or "",
-        "code": hash_code("diagnose/*.py", "model/pieces.py"),
+        "code": hash_code("diagnose/*.py", "model/pieces.py", "check/keeping.py"),
         "onnxruntime": ort.version(),
         "version": __version__,
     }
@@ -154,29 +159,37 @@ def _remembered(known: Known, cache: Cache, find: Callable[[], dict[str, Any] | 
         (folder / _BLAME_FILE).write_text(json.dumps(jsonable(found)))
 
     try:
-        entry = cache.get_or_make(Key("blame", known.title, parts), make)
+        entry = cache.get_or_make(Key(kind, known.title, parts), make)
     except _Unfinished as unfinished:
         return unfinished.found
     found: dict[str, Any] | None = json.loads((entry.path / _BLAME_FILE).read_text())
     return found
 
 
-def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
+def subject_of(known: Known, worst: int) -> Subject:
+    """The check as a diagnosis takes it; `worst` is the index of the case to look at."""
     from pytest_trtcheck import diagnose
 
-    request, seconds = known.request, settings.allowance.seconds
-    subject = diagnose.Subject(
+    request = known.request
+    return diagnose.Subject(
         model=known.model,
         lowered=known.lowered,
         precision=known.computed_in,
         keep_fp32=request.parity.keep_fp32,
+        exclude=request.parity.exclude,
         calibration=request.calibration,
         folders=request.folders,
         cases=known.cases,
-        worst=_worst(known),
+        worst=worst,
         limits=parity.limits_of(known),
         reference=known.reference,
     )
+
+
+def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
+    from pytest_trtcheck import diagnose
+
+    seconds, subject = settings.allowance.seconds, subject_of(known, _worst(known))
     is_emulation = known.running.is_emulation
     with known.alone():
         outputs = known.run(subject.case)
@@ -191,7 +204,7 @@ def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
         None if is_emulation else engine,
         emulated=outputs if is_emulation else None,
         budget=diagnose.Budget(seconds=seconds, engine_seconds=5 * seconds),
-        progress=_timed(f"{known.title}: ", settings.progress),
+        progress=told(f"{known.title}: ", settings.progress),
     )
     return None if blame is None else _with_module(known, blame.to_dict())
 
@@ -295,7 +308,7 @@ def _errors_of_steps(
     }
 
 
-def _timed(before: str, progress: Callable[[str], None]) -> Callable[[str], None]:
+def told(before: str, progress: Callable[[str], None]) -> Callable[[str], None]:
     """Progress with how long it has taken, once that is long."""
     start = time.monotonic()
 

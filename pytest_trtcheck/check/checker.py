@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.check import steps
 from pytest_trtcheck.check.request import Known, Request, Settings
-from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, name_of
+from pytest_trtcheck.errors import ArgumentError, CheckError, UnsupportedTargetError, name_of
 from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
+from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,7 @@ class Checker(Settings):
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
+            build_options=request.build_options.given() or None,
         )
         known: Known | None = None
         try:
@@ -79,6 +81,11 @@ class Checker(Settings):
 
     def runner(self, request: Request) -> Runner:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
+        if request.parity.keep_auto:
+            raise ArgumentError(
+                "keep_fp32='auto': there are no inputs yet to judge by",
+                "use it in a check, and name what it found here",
+            )
         model = steps.model_of(self, request)
         known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
         known = steps.placed(self, known)
@@ -106,6 +113,8 @@ def _label(source: object) -> str:
 def _reference_label(source: object) -> str | None:
     if source is None:
         return None
+    if source is SOURCE:
+        return SOURCE.name
     if isinstance(source, Golden):
         return source.title
     return name_of(source) if computes_outputs(source) and not is_named(source) else _label(source)

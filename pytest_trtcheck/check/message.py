@@ -46,6 +46,8 @@ def comparison(known: Known) -> str | None:
     differs = "differs from" if outcome.record.verdict == "fail" else "cannot be judged against"
     head = f"{known.title} {differs} {known.reference.title} ({known.running.how})"
     text = compare.explain(outcome.measured, outcome.record.outputs, outcome.found, is_diagnosed=blame is not None)
+    if known.no_fewest:
+        text = f"{known.no_fewest}\n\n{text}"
     if blame is None:
         return f"{head}: {outcome.misplaced}\n\n{text}" if outcome.misplaced else f"{head}\n\n{text}"
     # With the libraries for graphs it takes half a second to load, which a check that passes has no use for.

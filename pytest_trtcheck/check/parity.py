@@ -9,6 +9,7 @@ import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.check.request import Known, Outcome
+from pytest_trtcheck.choices import with_pairs
 from pytest_trtcheck.errors import InputError, ModelError, listed
 from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
 
@@ -29,14 +30,16 @@ SAME = 1e-4
 REPEATS = 3
 """How often an engine runs on the same input, at the least."""
 
-ROUNDING_NOISE: Mapping[Precision, float] = {
-    "fp32": 1e-5,
-    "tf32": 2e-3,
-    "fp16": 2e-3,
-    "bf16": 1.6e-2,
-    "int8": 1e-2,
-    "fp8": 3e-2,
-}
+ROUNDING_NOISE: Mapping[Precision, float] = with_pairs(
+    {
+        "fp32": 1e-5,
+        "tf32": 2e-3,
+        "fp16": 2e-3,
+        "bf16": 1.6e-2,
+        "int8": 1e-2,
+        "fp8": 3e-2,
+    }
+)
 """How far two runs of one engine on one input may lie apart, as max|a − b| / max|a|: about two units in the last place
 of the precision, which a change in the order of additions can cost."""
 

@@ -159,6 +159,8 @@ class Settings:
         The GPU in this machine; `no_gpu_reason` says why there is none.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
+    rebuild
+        How many times every engine is built and judged.
     bitwise
         Whether an engine must compute the same bits in every run.
     emulate_too
@@ -182,6 +184,7 @@ class Settings:
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     build_only: bool = False
+    rebuild: int = 1
     bitwise: bool = False
     emulate_too: bool = False
     allowance: Allowance = field(default_factory=Allowance)
@@ -270,6 +273,10 @@ class Known:
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
+    fewest, no_fewest
+        The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
+    build
+        Which of several builds it is, for messages; empty for the first.
     """
 
     request: Request
@@ -287,6 +294,9 @@ class Known:
     runner: Runner | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
+    fewest: tuple[str, ...] | None = None
+    no_fewest: str = ""
+    build: str = ""
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 
     def in_precision(self, precision: Precision) -> Known:
@@ -345,10 +355,11 @@ class Known:
     @property
     def title(self) -> str:
         """What messages call it."""
+        build = f" ({self.build})" if self.build else ""
         if self.existing is not None:
             known = "" if self.has_unknown_precision else f" in {self.shown_precision}"
             return f"{self.model.label}: the engine {self.existing.file.label}{known}"
-        return f"{self.model.label} in {self.shown_precision}"
+        return f"{self.model.label} in {self.shown_precision}{build}"
 
     @property
     def running(self) -> Backend:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.check import blame, latency, message, parity
+from pytest_trtcheck.backends.tensorrt.options import check_values
+from pytest_trtcheck.check import blame, keeping, latency, message, parity
+from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.sources import Examples, Opening, computes_outputs, open_model
+from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
-from pytest_trtcheck.record import CheckRecord, Evidence, combine
+from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -75,7 +81,7 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
     """The model that a request names; beside an engine, the model that its reference is says as much."""
     source, reference = request.model, request.parity.reference
     if source is None and request.parity.engine is not None:
-        if reference is None or golden_samples.is_named(reference) or computes_outputs(reference):
+        if golden_samples.is_named(reference) or not is_model(reference):
             raise ModelError(
                 f"engine={request.parity.engine}: no model is named, whose outputs the engine's are compared with",
                 'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
@@ -94,9 +100,19 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+    data = getattr(request.calibration, "data", request.calibration)
+    if model_inputs.shuffles(data):
+        notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
+    if compares and request.parity.keep_auto:
+
+        def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
+            parity_spec = replace(request.parity, keep_fp32=nodes)
+            return _lowered(settings, replace(request, parity=parity_spec), model)
+
+        known = keeping.with_fewest(settings, known, keeping_fp32)
     if compares and request.parity.reference is None and known.lowered.integers_alone:
         weights = listed(known.lowered.integers_alone)
         notes = [
@@ -104,8 +120,47 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
-    reference = getattr(known.reference, "notes", ())
-    return known.recorded(*notes, *model.notes, *reference, *known.lowered.notes, cases=len(cases))
+    of_reference = getattr(known.reference, "notes", ())
+    return known.recorded(
+        *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
+        cases=len(cases),
+        calibration=_calibration(known.lowered.details.get("ranges")),
+        # What an engine that exists was built from is not known here.
+        lowered=None if existing else _lowered_record(known),
+        profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
+    )
+
+
+def _lowered_record(known: Known) -> LoweredRecord:
+    made = known.lowered
+    return LoweredRecord(made.key, known.precision, str(made.path) if made.path == known.model.path else None)
+
+
+def _overflowing(known: Known) -> Iterator[str]:
+    """Inputs that a 16-bit type of theirs cannot hold: what the engine is fed is infinite there."""
+    largest = {"fp16": 65504.0, "bf16": 3.39e38}.get(known.request.build_options.io or "", math.inf)
+    for index, case in enumerate(known.cases):
+        for name, array in case.items():
+            peak = np.abs(array[np.isfinite(array)]).max(initial=0) if array.dtype.kind == "f" else 0
+            if peak > largest:
+                yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
+
+
+def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated."""
+    if ranges is None:
+        return None
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    if not ranges["choice"]:
+        return found
+    errors = {
+        method: {name: math.inf if error is None else error for name, error in by_output.items()}
+        for method, by_output in ranges["choice"]["errors"].items()
+    }
+    return replace(found, held_out=ranges["choice"]["held_out"], errors=errors)
+
+
+_OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
 
 
 def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
@@ -120,7 +175,10 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
             cases = model_inputs.rebatched(cases, model, batch)
         for case in cases:
             request.admit(model, case, source)
-        return cases, []
+        notes = (
+            [f"{source} come from a loader that shuffles: {_OTHERS}"] if model_inputs.shuffles(request.inputs) else []
+        )
+        return cases, notes
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
     notes = [f"inputs were generated (seed {spec.seed})"]
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
@@ -188,8 +246,10 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
         precision or request.precision,
         settings.cache,
         keep_fp32=request.parity.keep_fp32,
+        exclude=request.parity.exclude,
         calibration=request.calibration,
         folders=request.folders,
+        io=request.build_options.io,
     )
 
 
@@ -213,10 +273,11 @@ def placed(settings: Settings, known: Known) -> Known:
     ModelError
         It does not.
     """
+    check_values(known.request.build_options)
     if known.existing is not None:
         return _placed_engine(known, known.existing)
     system = settings.system(known.request)
-    op_types = known.lowered.op_types(known.model, known.precision)
+    op_types = known.lowered.op_types(known.model, quantized_part(known.precision) or known.precision)
     problem = system.why_not(known.precision, op_types)
     will_build = system.builds and problem is None
     found = _accepted(settings, system, known.lowered, known.model, known.request, will_build=will_build)
@@ -458,6 +519,7 @@ def compared(settings: Settings, known: Known) -> Known:
             outcome = parity.judge(known)
     if outcome is None:
         return known
+    outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
@@ -513,6 +575,11 @@ def kept(settings: Settings, known: Known) -> Known:
     return known
 
 
+def rebuilt(settings: Settings, known: Known) -> Known:
+    """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
+    return judged_again(settings, known, (loaded, inspected, compared, timed), (explained, watched))
+
+
 def concluded(settings: Settings, known: Known) -> Known:
     """The verdict, and what is to be read first; under `--trt-require-gpu`, what no GPU ran or measured fails."""
     parts = [part for part in (known.record.parity, known.record.latency) if part is not None]
@@ -520,5 +587,8 @@ def concluded(settings: Settings, known: Known) -> Known:
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
-BUILDING: Sequence[Step] = (placed, built, nothing_compared)
-CHECKING: Sequence[Step] = (placed, built, loaded, inspected, compared, explained, watched, timed, kept, concluded)
+BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
+CHECKING: Sequence[Step] = (
+    *(placed, built, loaded, inspected, compared),
+    *(explained, watched, timed, kept, rebuilt, concluded),
+)

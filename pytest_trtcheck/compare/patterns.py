@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck.choices import half_part, is_pair, quantized_part
 from pytest_trtcheck.compare.concentration import concentration
 from pytest_trtcheck.compare.division import offset, within
 from pytest_trtcheck.compare.judge import judge
@@ -203,7 +204,7 @@ def _place(pair: Pair, measurement: Measurement, precision: Precision) -> Iterat
     unit = max([measurement.peak, *(e.error for e in measurement.worst if math.isfinite(e.error))]) or 1.0
     place = concentration(pair, EXPLAINED, unit)
     if place is not None:
-        yield Pattern("place", place, _PLACE_ADVICE.get(precision, _PLACE))
+        yield Pattern("place", place, _PLACE_ADVICE.get(quantized_part(precision) or "", _PLACE))
 
 
 def _of_faults(measurement: Measurement) -> Pattern:
@@ -225,14 +226,14 @@ def _nonfinite(measurement: Measurement, precision: Precision) -> Pattern:
             "look at the model and these inputs first: the FP32 model overflows or divides by zero on them",
         )
     what = f"{counts.nan_actual:,} NaN and {counts.inf_actual:,} infinite elements came out"
-    if precision == "fp16" and measurement.peak > FP16_MAX:
+    if half_part(precision) == "fp16" and measurement.peak > FP16_MAX:
         return Pattern(
             "overflow",
             f"{what}, and the reference reaches {measurement.peak:.4g}: more than the largest FP16 number, 65504",
             "the output does not fit FP16: scale it down in the model, use precision='bf16', or keep the last nodes in "
             "FP32 with keep_fp32=",
         )
-    if precision == "fp16":
+    if half_part(precision) == "fp16":
         return Pattern(
             "overflow",
             f"{what}, though the reference stays within ±{measurement.peak:.4g}: a tensor inside overflowed, or was "
@@ -241,8 +242,8 @@ def _nonfinite(measurement: Measurement, precision: Precision) -> Pattern:
             "keep_fp32= (squares, exponentials, sums over many elements and small constants are the usual ones), or "
             "use precision='bf16', which has FP32's range",
         )
-    if precision in {"int8", "fp8"}:
-        end = "INT8 saturates at ±127 steps" if precision == "int8" else "FP8 (E4M3) saturates at ±448 steps"
+    if (quantized := quantized_part(precision)) is not None:
+        end = "INT8 saturates at ±127 steps" if quantized == "int8" else "FP8 (E4M3) saturates at ±448 steps"
         return Pattern(
             "nonfinite",
             f"{what}, though the reference stays within ±{measurement.peak:.4g}",
@@ -367,7 +368,7 @@ def _clipped(measurement: Measurement, precision: Precision) -> Iterator[Pattern
         return
     if all(expected > 1.05 * actual > 0 for actual, expected in worst):
         advice = "the range chosen in calibration is too small for these inputs: add such inputs to calibration=, or "
-        if precision == "int8":
+        if quantized_part(precision) == "int8":
             advice += "use Calibration(method='minmax'), which never clips what it saw"
         else:
             advice = "a tensor saturates at the end of its type's range: keep its node in FP32 with keep_fp32="
@@ -417,9 +418,16 @@ def _no_pattern(beyond: int | None, measurement: Measurement, precision: Precisi
         return Pattern(
             "few",
             "a few elements are far off, the rest is within the limit",
-            f"look at what is special about their inputs; {_ADVICE[precision]}",
+            f"look at what is special about their inputs; {_advice(precision)}",
         )
-    return Pattern("spread", "the error is spread over the whole output", _ADVICE[precision])
+    return Pattern("spread", "the error is spread over the whole output", _advice(precision))
+
+
+def _advice(precision: Precision) -> str:
+    """Of a pair, that for what is quantized, which costs more."""
+    quantized = quantized_part(precision)
+    text = _ADVICE[quantized or precision]
+    return f"{text}, or let them run in {half_part(precision)} with exclude=" if is_pair(precision) else text
 
 
 _ZERO_REFERENCE = Pattern(
@@ -437,7 +445,7 @@ _PLACE_ADVICE: Mapping[str, str] = {
     "(per-channel weights)",
     "fp8": f"{_PLACE}; a channel whose weights are far larger or smaller than the others' needs a scale of its own",
 }
-_ADVICE: Mapping[Precision, str] = {
+_ADVICE: Mapping[str, str] = {
     "fp32": "FP32 engines differ from the reference by rounding alone: is TF32 on, or the engine built from another "
     "model?",
     "tf32": "TF32 keeps 10 bits of the mantissa of what is multiplied, as FP16 does: is the tolerance one for FP32?",

@@ -78,6 +78,8 @@ class Culprit:
         that of its result there.
     max_abs
         The largest magnitude in `tensor`, in FP32.
+    part
+        Of a pair, the part that the operator belongs to ("int8", "fp16").
     module
         Where the model's source has it, for a model that was exported ("blocks.3.mlp.fc1").
     """
@@ -92,6 +94,7 @@ class Culprit:
     after: float | None = None
     max_abs: float | None = None
     is_constant: bool = False
+    part: str | None = None
     module: str | None = None
 
 

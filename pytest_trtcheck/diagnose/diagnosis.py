@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.choices import half_part, is_pair, quantized_part
 from pytest_trtcheck.diagnose import audit, judging, keeping, models, nonfinite, relowering, result, trace
 from pytest_trtcheck.diagnose.bisection import Bisection
 from pytest_trtcheck.diagnose.culprit import Findings
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.diagnose.subject import Subject
     from pytest_trtcheck.record import OutputRecord
 
-_KEEPS = frozenset({"fp16", "bf16", "int8", "fp8"})
-"""The precisions of which `keep_fp32` makes an exception."""
 _RUINED = frozenset({"overflow", "underflow", "nan"})
 """What is to blame even where so much of it happens that it is no remedy to keep all of that in FP32."""
 _LOCAL_SHARE = 0.25
@@ -72,6 +71,7 @@ def diagnose(
     emulated: Mapping[str, NDArray[Any]] | None = None,
     budget: Budget | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    search_only: bool = False,
 ) -> Blame | None:
     """Say why a check failed.
 
@@ -85,6 +85,8 @@ def diagnose(
         What the emulation computed from the input to look at, where that is at hand; None: it is computed.
     progress
         Is told, in a line each, what is being done.
+    search_only
+        Whether only the nodes to keep in FP32 are of interest.
 
     Returns
     -------
@@ -101,15 +103,24 @@ def diagnose(
             emulated = runner(subject.case)
     budget = budget or Budget()
     budget.start()
-    return _Diagnosis(subject, cache, engine, budget, progress).run(emulated)
+    return _Diagnosis(subject, cache, engine, budget, progress, search_only=search_only).run(emulated)
 
 
 class _Diagnosis:
     def __init__(
-        self, subject: Subject, cache: Cache, engine: Engine | None, budget: Budget, progress: Callable[[str], None]
+        self,
+        subject: Subject,
+        cache: Cache,
+        engine: Engine | None,
+        budget: Budget,
+        progress: Callable[[str], None],
+        *,
+        search_only: bool,
     ) -> None:
+        self.search_only = search_only
         self.subject, self.cache, self.engine, self.budget, self.progress = subject, cache, engine, budget, progress
         self.notes: list[str] = []
+        self.quantized: frozenset[str] | None = None
         self.start = self._paced = time.monotonic()
         self.is_complete = True
 
@@ -188,7 +199,7 @@ class _Diagnosis:
             if math.isfinite(by_engine):
                 self.notes.append("the emulation overflows where the engine does not: the engine rounds less often")
             return "precision"
-        quantized = self.subject.precision in {"int8", "fp8"} or self.subject.model.has_qdq
+        quantized = quantized_part(self.subject.precision) is not None or self.subject.model.has_qdq
         explained = _EXPLAINED_BY_QUANTIZING if quantized else _EXPLAINED_BY_ROUNDING
         if by_engine > explained * by_precision:
             return "engine" if lowered.passed else "both"
@@ -204,16 +215,23 @@ class _Diagnosis:
         findings = self._trace(folder)
         self.names = Names(self.subject.model.path, findings.pair if findings is not None else None)
         if findings is not None:
+            self.quantized = findings.pair.quantized
             self.blame = replace(self.blame, tensors=result.rows(findings.tensors, self.names))
             self._note_tiny_output(findings)
         if step in {"precision", "both"} and findings is not None:
             self._find_causes(findings)
             with self._or_missed("the likeliest causes could not be looked at"):
                 self._measure_suspects(findings, lowered)
+            if self.search_only:
+                self._search(findings, lowered)
+                return
             likely = next((each for each in findings.ranked() if findings.stands_out(each)), None)
             if likely is not None:
                 # The first answer, before it is refined.
                 self.progress(f"so far, {_headline(self._in_users_names(findings.culprit(likely)), 0)}")
+            if is_pair(self.subject.precision):
+                with self._or_missed("the parts of the precision could not be told apart"):
+                    self._measure_parts(findings)
             if findings.pair.spans:
                 self.progress("auditing the calibrated ranges")
                 examined, missed = audit.examine(findings.pair, self.subject, self.names)
@@ -278,6 +296,21 @@ class _Diagnosis:
                 if findings.stands_out(tensor):
                     break
 
+    def _measure_parts(self, findings: Findings) -> None:
+        """Of a pair, what each part does to the outputs by itself."""
+        pair, errors = findings.pair, self.blame.errors
+        nodes = {tensor.node for tensor in findings.tensors}
+        parts = {True: quantized_part(self.subject.precision), False: half_part(self.subject.precision)}
+        found = {}
+        with closing(PartlyLowered(pair, nodes, once=True)) as partly_lowered:
+            for is_quantized, part in parts.items():
+                lowered = {node for node in nodes if (pair.owner(node) in pair.quantized) == is_quantized}
+                outputs = judging.judge(
+                    partly_lowered(self.subject.case, lowered), self.reference, self.subject.limits
+                )[1]
+                found[str(part)] = judging.value_of(outputs, errors.output, errors.metric)
+        self.blame = replace(self.blame, parts=found)
+
     def _note_tiny_output(self, findings: Findings) -> None:
         output = self.blame.errors.output
         tensor = findings.by_name.get(output)
@@ -330,7 +363,7 @@ class _Diagnosis:
 
     def _search(self, findings: Findings, lowered: LimitResult) -> tuple[keeping.Kept | None, bool]:
         """The nodes to keep in FP32, and whether a search that found none went as far as it should."""
-        if (lowered.passed and lowered.usage <= self.goal) or self.subject.precision not in _KEEPS:
+        if (lowered.passed and lowered.usage <= self.goal) or self.subject.precision in {"fp32", "tf32"}:
             # TF32 is a choice for a whole engine: no node can be an exception of it.
             return None, False
         if self.budget.is_over():
@@ -473,7 +506,11 @@ class _Diagnosis:
     def _in_users_names(self, culprit: Culprit) -> Culprit:
         node = self.names.node(culprit.node)
         tensor = self.names.tensor(culprit.tensor, node)
-        return replace(culprit, node=node, op_type=self.names.op_type(node, culprit.op_type), tensor=tensor)
+        part = None
+        if is_pair(self.subject.precision) and self.quantized is not None:
+            part = (quantized_part if culprit.node in self.quantized else half_part)(self.subject.precision)
+        op_type = self.names.op_type(node, culprit.op_type)
+        return replace(culprit, node=node, op_type=op_type, tensor=tensor, part=part)
 
 
 _HEADLINES: Mapping[Step, str] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import TensorProto
 
+from pytest_trtcheck.choices import with_pairs
 from pytest_trtcheck.diagnose import unrolling
 from pytest_trtcheck.diagnose.statistics import BF16, FP16, FloatType, Span
 from pytest_trtcheck.diagnose.unrolling import Unrolled
@@ -35,14 +36,16 @@ _LEVELS: Mapping[int, tuple[float, float]] = {
 _CHANNEL_AXES = {"Conv": 1, "ConvTranspose": 1, "Gemm": -1, "MatMul": -1}
 """Where the operators that have weights by channel put their channels."""
 
-ROUNDOFF: Mapping[Precision, float] = {
-    "fp32": 2.0**-20,
-    "tf32": 2.0**-11,
-    "fp16": 2.0**-11,
-    "bf16": 2.0**-8,
-    "int8": 1e-2,
-    "fp8": 2.0**-4,
-}
+ROUNDOFF: Mapping[Precision, float] = with_pairs(
+    {
+        "fp32": 2.0**-20,
+        "tf32": 2.0**-11,
+        "fp16": 2.0**-11,
+        "bf16": 2.0**-8,
+        "int8": 1e-2,
+        "fp8": 2.0**-4,
+    }
+)
 """The relative error that one sound operator adds, roughly: half a step of the type; what 8-bit steps usually cost."""
 
 
@@ -71,6 +74,12 @@ class Pair:
     held: Mapping[str, FloatType]
     spans: Mapping[str, Span]
     unrolled: Unrolled = field(default_factory=Unrolled)
+
+    @functools.cached_property
+    def quantized(self) -> frozenset[str]:
+        """The lowered model's nodes that read what is quantized."""
+        grids = {node.output[0] for node in self.lowered.nodes if node.op_type == "DequantizeLinear"}
+        return frozenset(self.owner(node.name) for node in self.lowered.nodes if grids & set(node.input))
 
     def owner(self, node: str) -> str:
         """The node, in the models before anything was unrolled, that one of the FP32 graph's is an instance of."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import Cache, hash_bytes
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.precision.emulation import emulation
-from pytest_trtcheck.precision.lowering import lower, prepared
+from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by, with_half_io
 from pytest_trtcheck.precision.quantization import calibrate
 from pytest_trtcheck.spec import Calibration
 
@@ -52,8 +53,10 @@ def calibrated(subject: Subject, method: RangeMethod) -> LimitResult:
             subject.precision,
             Cache(folder),
             keep_fp32=subject.keep_fp32,
+            exclude=subject.exclude,
             calibration=replace(given, method=method),
             folders=subject.folders,
+            io=subject.io,
         )
         return _emulated(subject, lowered)
 
@@ -85,22 +88,24 @@ def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowere
         if subject.is_quantized:
             path = _quantized(subject, kept, Path(folder))
             key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())
-            yield replace(subject.lowered, path=path, key=key, notes=())
+            details = {name: found for name, found in subject.lowered.details.items() if name != "io"}
+            lowered = replace(subject.lowered, path=path, key=key, notes=(), details=details)
+            yield with_half_io(subject.model, lowered, subject.io, Cache(folder)) if subject.io else lowered
         else:
-            yield lower(subject.model, subject.precision, Cache(folder), keep_fp32=kept)
+            yield lower(
+                subject.model, subject.precision, Cache(folder), keep_fp32=kept, exclude=subject.exclude, io=subject.io
+            )
 
 
 def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
     """The quantized model with the ranges that are known: calibrating anew would give the same ones."""
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision.quantization import quantize
     from pytest_trtcheck.precision.quantization.plan import points
 
-    precision: Any = subject.precision
     path = prepared(subject.model, kept, Cache(folder / "cache"))
     model = graph.read(path)
     try:
-        plan = points(model, kept)
+        plan = points(model, kept, subject.exclude)
     except ModelError as error:
         raise NothingComputedError(error.message) from error
     found = subject.ranges()
@@ -114,8 +119,8 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
             subject.samples(),
             method=found.method,
             percentile=found.percentile or 99.99,
-            dtype=precision,
+            dtype=quantized_part(subject.precision) or "int8",
         ).amax()
     target = folder / "lowered.onnx"
-    graph.write(quantize.quantize(model, plan, ranges, precision), target)
+    graph.write(quantized_by(model, plan, ranges, subject.precision, kept)[0], target)
     return target

@@ -76,6 +76,9 @@ class Blame:
         What the failed metric becomes with it by emulation.
     is_complete
         Whether all was looked at that was to be: nothing failed, and neither time nor trials ran out.
+    parts
+        Of a pair ("int8+fp16"), what the failed metric becomes with each part alone: the nodes that are quantized, and
+        those that compute in 16 bits. None for other precisions.
     calibration
         What the audit of the calibration data found; None without one.
     builds
@@ -94,6 +97,7 @@ class Blame:
     confirmed: bool = False
     confirmed_by: Literal["engine", "emulation"] | None = None
     keep_emulated: float | None = None
+    parts: Mapping[str, float | None] | None = None
     calibration: Mapping[str, Any] | None = None
     builds: int = 0
     trials: int = 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from pytest_trtcheck.choices import HalfName
     from pytest_trtcheck.compare import Limit
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -99,8 +100,8 @@ class Subject:
 
     Parameters
     ----------
-    keep_fp32
-        What the check kept in FP32 already.
+    keep_fp32, exclude
+        What the check kept in FP32 already, and what it did not quantize.
     calibration
         What the marker or fixture gave.
     cases
@@ -117,11 +118,18 @@ class Subject:
     worst: int
     limits: Mapping[str, tuple[Limit, ...]]
     reference: AnyReference
+    exclude: tuple[str, ...] = ()
 
     @property
     def case(self) -> Case:
         """The input to look at."""
         return self.cases[self.worst]
+
+    @property
+    def io(self) -> HalfName | None:
+        """The 16-bit type of the lowered model's inputs and outputs; None where they are the model's own."""
+        found: HalfName | None = self.lowered.details.get("io", [None])[0]
+        return found
 
     @property
     def is_quantized(self) -> bool:

@@ -38,10 +38,15 @@ def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
 def _lines(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     yield from _row("to blame", f"{_WORDS[blame['step']]}: {blame['headline']}")
     yield from _row("error", _steps(blame["errors"]))
+    if blame["parts"]:
+        alone = ", ".join(f"{part} alone {figure(number(value))}" for part, value in blame["parts"].items())
+        yield from _row("parts", f"of the two, {alone}")
     culprit = blame["culprit"]
     if culprit:
         what = "constant" if culprit["is_constant"] else "tensor"
-        yield from _row("where", f"{what} {culprit['tensor']!r} at node {culprit['node']!r} ({culprit['op_type']})")
+        part = f", which computes in {culprit['part']}" if culprit.get("part") else ""
+        at = f"node {culprit['node']!r} ({culprit['op_type']}){part}"
+        yield from _row("where", f"{what} {culprit['tensor']!r} at {at}")
         if culprit.get("module"):
             yield from _row("module", culprit["module"])
         yield from _row("what", culprit["detail"])

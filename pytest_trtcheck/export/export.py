@@ -1,47 +1,55 @@
-"""`--trt-export`: the engines that a run proved, as a model repository of the Triton Inference Server.
+"""`--trt-export`: what a run proved, as artifacts: engines for the Triton Inference Server, and the typed ONNX files.
 
 An engine is written when every check of it passed on a GPU, and every test with such a check passed as well. What is
-written are the very bytes that were checked: a build of the same key that differs from them is left out.
+written are the very bytes that were checked: a build of the same key that differs from them is left out. The ONNX file
+that it was built from is written beside it, on machines without a GPU too, and says what was seen of it. The release
+manifest says what of all that was asked for is there.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck import __version__
 from pytest_trtcheck.backends.tensorrt.backend import IO_FILE, PLAN_FILE
 from pytest_trtcheck.backends.tensorrt.module import TITLES
+from pytest_trtcheck.backends.tensorrt.options import key_parts
 from pytest_trtcheck.cache import hash_bytes, hash_file
-from pytest_trtcheck.errors import ArgumentError, ReportError
-from pytest_trtcheck.export import triton
-from pytest_trtcheck.record import is_bad, jsonable
+from pytest_trtcheck.errors import ArgumentError, ReportError, plural
+from pytest_trtcheck.export import folder as folders
+from pytest_trtcheck.export import release, triton, typed
+from pytest_trtcheck.export.folder import MANIFEST
+from pytest_trtcheck.export.proof import NotProvedError, parity, require_engine, some
+from pytest_trtcheck.record import is_bad
+from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pytest_trtcheck.cache import Cache, Entry
-    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord
+    from pytest_trtcheck.export.proof import Objection
+    from pytest_trtcheck.export.release import Release
+    from pytest_trtcheck.export.typed import TypedModel
+    from pytest_trtcheck.record import CheckRecord, Environment, LatencyRecord
 
 REPOSITORY = "model_repository"
+"""One for each GPU, in a folder of its name: a server loads all of a repository, and no plan of another GPU."""
 TO_PROVE = "to_prove"
 """Where engines lie that were compiled for a GPU which is not here: nobody is to serve them before a test there did."""
 CONFIG = "config.pbtxt"
-MANIFEST = "manifest.json"
 PLAN = "1/model.plan"
 """Where Triton looks for the plan of the version 1 of a model."""
-FORMAT = "pytest-trtcheck export"
+FORMAT = folders.FORMATS[0]
 FORMAT_VERSION = 1
 
-_WORK = ".trtcheck-export"
 _LONGEST_STEM = 80
 _RTX_NOTE = (
     "This plan is one of TensorRT-RTX. The TensorRT backend that Triton is released with is linked against TensorRT\n"
@@ -61,12 +69,27 @@ class Written:
 
 
 @dataclass(frozen=True)
+class WrittenModel:
+    """A typed ONNX file that was written, and whether a GPU ran an engine of it."""
+
+    name: str
+    bytes: int
+    is_proved: bool
+
+
+@dataclass(frozen=True)
 class LeftOut:
-    """An engine that was not written, and why."""
+    """What was not written, and why; `what` is "engine" or "typed ONNX"."""
 
     label: str
     key: str
-    reason: str
+    objection: Objection
+    what: str = "engine"
+
+    @property
+    def reason(self) -> str:
+        """Why, in full."""
+        return self.objection.text
 
 
 @dataclass(frozen=True)
@@ -80,39 +103,55 @@ class Exported:
     """
 
     folder: Path
+    repository: Path
     written: tuple[Written, ...]
     left_out: tuple[LeftOut, ...]
     older: tuple[str, ...] = ()
-    to_prove: tuple[tuple[Written, str], ...] = ()
+    to_prove: tuple[tuple[Path, str], ...] = ()
+    models: tuple[WrittenModel, ...] = ()
+    release: Release | None = None
 
     def lines(self) -> list[str]:
         """All of it in words, for the terminal."""
-        count = len(self.written)
-        lines = [f"exported {count} engine{'s' * (count != 1)} to {self.folder / REPOSITORY}"]
+        lines = [f"exported {plural(len(self.written), 'engine')} to {self.repository}"]
         for each in self.written:
             batches = f"batches up to {each.max_batch_size}" if each.max_batch_size else "no dynamic batching"
             lines.append(f"  {each.name}: {each.bytes:,} bytes, {batches}")
             lines += [f"    {note}" for note in each.notes]
-        lines += [f"not exported: {each.label} (engine {each.key[:8]}): {each.reason}" for each in self.left_out]
-        for each, gpu in self.to_prove:
-            plan = self.folder / TO_PROVE / each.name / PLAN
-            lines.append(f"to be proved on the {gpu}, by a test with engine={str(plan)!r}")
+        if self.models:
+            lines.append(f"exported {plural(len(self.models), 'typed ONNX file')} to {self.folder / typed.FOLDER}")
+        for model in self.models:
+            seen = "proved by engines on a GPU" if model.is_proved else "emulated: no engine of it was run on a GPU"
+            lines.append(f"  {model.name}: {model.bytes:,} bytes, {seen}")
+        lines += [f"not exported: {each.label} ({each.what} {each.key[:8]}): {each.reason}" for each in self.left_out]
+        lines += [f"to be proved on the {gpu}, by a test with engine={str(plan)!r}" for plan, gpu in self.to_prove]
         if self.older:
             lines.append(f"from an earlier run, and not proved by this one: {', '.join(self.older)}")
-        return lines
+        return [*lines, *(self.release.lines() if self.release else ())]
 
 
-def write(folder: str | os.PathLike[str], records: Iterable[CheckRecord], cache: Cache) -> Exported:
-    """Write every engine that `records` prove into `folder`, each whole or not at all.
+def write(
+    folder: str | os.PathLike[str],
+    records: Iterable[CheckRecord],
+    cache: Cache,
+    *,
+    gpu: str | None = None,
+    environment: Environment | None = None,
+) -> Exported:
+    """Write what `records` prove into `folder`, each whole or not at all.
 
     Parameters
     ----------
     folder
-        Made when it is not there. The repository is the folder `model_repository` in it.
+        Made when it is not there. The engines are in the folder `model_repository` of their GPU's in it.
     records
         All check records of the run, each with its test's outcome.
     cache
         Where the engines are.
+    gpu
+        The product that was judged; None: there was none.
+    environment
+        Versions, and the GPU that is present.
 
     Raises
     ------
@@ -122,30 +161,53 @@ def write(folder: str | os.PathLike[str], records: Iterable[CheckRecord], cache:
     CacheError
         The cache cannot be read.
     """
-    by_key = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.nodeid):
-        if record.engine:
-            by_key[record.engine.key].append(record)
-    proved: list[_Engine] = []
-    compiled: list[_Engine] = []
-    left_out: list[LeftOut] = []
-    for key, checks in sorted(by_key.items()):
-        try:
-            proved.append(_engine(key, checks, cache))
-        except _NotProvedError as reason:
-            left_out.append(LeftOut(_label(checks), key, str(reason)))
-            if (engine := _compiled(key, checks, cache)) is not None:
-                compiled.append(engine)
-    names, names_to_prove = _names(proved), _names(compiled)
-    target = Path(folder)
-    with _errors(target):
-        written = _write_all(target, REPOSITORY, {names[engine.key]: engine for engine in proved}) if proved else ()
-        named = {names_to_prove[engine.key]: engine for engine in compiled}
-        waiting = _write_all(target, TO_PROVE, named) if compiled else ()
-        older = tuple(name for name in _ours(target / REPOSITORY) if name not in names.values())
-    left_out.sort(key=lambda each: (each.label, each.key))
-    to_prove = tuple((each, named[each.name].compiled_for) for each in waiting)
-    return Exported(target, written, tuple(left_out), older, to_prove)
+    checks = sorted(records, key=lambda record: record.nodeid)
+    engines, compiled, models, left_out = _proved(checks, cache)
+    root = Path(folder)
+    if not checks:
+        return Exported(root, root, (), ())
+    repository = root / release.folder_name(gpu) / REPOSITORY
+    with folders.alone(root):
+        release.require_ours(root)
+        taken = {name: folders.read_manifest(repository / name) or {} for name in _ours(repository)}
+        plan_names, model_names = _names(engines, taken), _names(models)
+        plans = {key: repository / name for key, name in plan_names.items()}
+        waiting = {key: repository.with_name(TO_PROVE) / name for key, name in _names(compiled).items()}
+        typed_models = {key: root / typed.FOLDER / name for key, name in model_names.items()}
+        written: list[Written] = []
+        stages = {plans[each.key]: functools.partial(_stage, written, plan_names[each.key], each) for each in engines}
+        for each in compiled:
+            stages[waiting[each.key]] = functools.partial(_stage, [], waiting[each.key].name, each)
+        for model in models:
+            place = typed_models[model.key]
+            stages[place] = functools.partial(typed.stage, place, model, environment)
+        folders.put_all(root, {_below(root, place): stage for place, stage in stages.items()})
+        told = release.asked(
+            checks,
+            gpu,
+            plans={key: _below(root, place) for key, place in plans.items()},
+            models={key: _below(root, place) for key, place in typed_models.items()},
+            objections={each.key: each.objection for each in left_out},
+        )
+        found = release.update(root, told)
+    sizes = {
+        key: sum(each["bytes"] for each in found.artifacts[_below(root, place)]["files"].values())
+        for key, place in typed_models.items()
+    }
+    return Exported(
+        folder=root,
+        repository=repository,
+        written=tuple(sorted(written, key=lambda each: each.name)),
+        left_out=tuple(sorted(left_out, key=lambda each: (each.label, each.key))),
+        older=tuple(name for name in _ours(repository) if name not in plan_names.values()),
+        to_prove=tuple((waiting[each.key] / PLAN, each.compiled_for) for each in compiled),
+        models=tuple(WrittenModel(model_names[each.key], sizes[each.key], each.is_proved) for each in models),
+        release=found,
+    )
+
+
+def _below(root: Path, place: Path) -> str:
+    return place.relative_to(root).as_posix()
 
 
 # --- what is proved --------------------------------------------------------------------------------------------------
@@ -172,29 +234,54 @@ class _Engine:
         return self.entry.key.parts
 
     @property
+    def precision(self) -> str:
+        return self.made_from["precision"]
+
+    @property
     def models(self) -> list[str]:
         """What the tests called the model, shortest first."""
         return sorted({check.model for check in self.checks}, key=lambda label: (len(label), label))
+
+
+def _proved(
+    checks: Sequence[CheckRecord], cache: Cache
+) -> tuple[list[_Engine], list[_Engine], list[TypedModel], list[LeftOut]]:
+    """The engines that the checks of a run prove, those that wait for their GPU, the typed files, and the others."""
+    engines: list[_Engine] = []
+    compiled: list[_Engine] = []
+    models: list[TypedModel] = []
+    left_out: list[LeftOut] = []
+    by_key = defaultdict(list)
+    for check in checks:
+        if check.engine:
+            by_key[check.engine.key].append(check)
+    for key, found in sorted(by_key.items()):
+        try:
+            engines.append(_engine(key, found, cache))
+        except NotProvedError as error:
+            left_out.append(LeftOut(_label(found), key, error.objection))
+            if (engine := _compiled(key, found, cache)) is not None:
+                compiled.append(engine)
+    for key, found in sorted(typed.by_file(checks).items()):
+        try:
+            models.append(typed.proved(found, cache))
+        except NotProvedError as error:
+            left_out.append(LeftOut(_label(found), key, error.objection, "typed ONNX"))
+    return engines, compiled, models, left_out
 
 
 def _label(checks: Sequence[CheckRecord]) -> str:
     return f"{checks[0].model} {checks[0].precision or ''}".rstrip()
 
 
-class _NotProvedError(Exception):
-    """An engine is left out; the text says why."""
-
-
 def _engine(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine:
-    """The engine of these checks; a _NotProvedError where they do not prove it, or it is not there to be written."""
+    """The engine of these checks; a NotProvedError where they do not prove it, or it is not there to be written."""
     if checks[0].engine is not None and checks[0].engine.source == "file":
-        raise _NotProvedError("engine= named a file that exists, which nothing was built for")
-    objections = [objection for check in checks if (objection := _objection(check) or _chance(check))]
-    if objections:
-        more = f"; and {len(objections) - 1} more" if len(objections) > 1 else ""
-        raise _NotProvedError(objections[0] + more)
-    if not any(check.parity for check in checks):
-        raise _NotProvedError("its outputs were never compared: no check of it asked for parity")
+        raise NotProvedError("engine= file", "engine= named a file that exists, which nothing was built for")
+    require_engine(checks)
+    if any((check.build_options or {}).get("strip_weights") for check in checks):
+        text = "its plan holds no weights, and Triton gives it none: load it with those of its typed ONNX file"
+        raise NotProvedError("no weights", text)
     return _stored(key, checks, cache)
 
 
@@ -203,104 +290,110 @@ def _compiled(key: str, checks: Sequence[CheckRecord], cache: Cache) -> _Engine 
     gpu = checks[0].compiled_for
     if not gpu or {check.compiled_for for check in checks} != {gpu}:
         return None
-    if any(is_bad(check.verdict) or _chance(check) or check.outcome == "failed" for check in checks):
+    if any(is_bad(check.verdict) or check.runs > 1 or check.outcome == "failed" for check in checks):
         return None
     try:
         return _stored(key, checks, cache, gpu)
-    except _NotProvedError:
+    except NotProvedError:
         return None
 
 
 def _stored(key: str, checks: Sequence[CheckRecord], cache: Cache, compiled_for: str = "") -> _Engine:
     """The engine as the cache has it, if that is the one that was checked."""
     checked = {check.engine and check.engine.sha256 for check in checks}
+    differ = "builds differ"
     if len(checked) != 1 or None in checked:
-        raise _NotProvedError("it was built more than once during the run, and the builds differ")
+        raise NotProvedError(differ, "it was built more than once during the run, and the builds differ")
     entry = cache.find("engine", key)
     if entry is None:
-        raise _NotProvedError("it is no longer in the cache: it was cleared or damaged after the checks")
+        raise NotProvedError("gone", "it is no longer in the cache: it was cleared or damaged after the checks")
     try:
         io = json.loads((entry.path / IO_FILE).read_text())
         sha256 = hash_file(entry.path / PLAN_FILE)
     except OSError as error:
-        raise _NotProvedError(f"it cannot be read from the cache: {error.strerror}") from error
+        raise NotProvedError("gone", f"it cannot be read from the cache: {error.strerror}") from error
     if {sha256} != checked:
-        raise _NotProvedError("the cache holds another build of it than the one that was checked")
+        raise NotProvedError(differ, "the cache holds another build of it than the one that was checked")
     inputs, outputs = (tuple(triton.Tensor.of(each) for each in io[side]) for side in ("inputs", "outputs"))
     try:
         triton.config("name", inputs, outputs)
     except ArgumentError as error:
-        raise _NotProvedError(error.message) from error
+        raise NotProvedError("not for Triton", error.message) from error
     return _Engine(key, entry, checks, sha256, inputs, outputs, compiled_for)
-
-
-def _chance(check: CheckRecord) -> str | None:
-    """Why a check that passed proves nothing: it was made until it did."""
-    if check.runs <= 1:
-        return None
-    return f"{check.nodeid}: passed in run {check.runs} of the test alone, so it may not pass the next time"
-
-
-def _objection(check: CheckRecord) -> str | None:
-    """Why one check proves nothing, or proves the engine wrong."""
-    nodeid = check.nodeid
-    why = f": {check.headline}" if check.headline else ""
-    if is_bad(check.verdict):
-        return f"{nodeid}: {check.verdict}{why}"
-    if check.outcome != "passed":
-        if check.verdict == "not_measured":
-            return f"{nodeid}: not measured{why}"
-        ended = "xfailed" if check.expected_failure else check.outcome or "not seen to end"
-        return f"{nodeid}: the check passed, but the test was {ended}"
-    if check.evidence != "engine":
-        how = f"it was compiled for {check.compiled_for} and never ran: " if check.compiled_for else ""
-        return f"{nodeid}: {how}its outputs were emulated on the CPU"
-    for name, part in (("parity", check.parity), ("latency", check.latency)):
-        if part and part.verdict != "pass":
-            reason = f": {part.reason}" if part.reason else ""
-            return f"{nodeid}: {name} {part.verdict.replace('_', ' ')}{reason}"
-    return None if check.verdict == "pass" else f"{nodeid}: not measured"
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _names(engines: Sequence[_Engine]) -> dict[str, str]:
-    """A name for each engine's key: the model's file and the precision, and more where that names several."""
-    names = {engine.key: f"{_stem(engine, 1)}_{engine.made_from['precision']}" for engine in engines}
-    details: tuple[Callable[[_Engine], str], ...] = (_with_folder, _with_batch, _with_key)
+class _Named(Protocol):
+    """What gets a name: an engine or a typed file."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def models(self) -> list[str]: ...
+
+
+def _names(things: Sequence[_Named], taken: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """A name for each thing's key: the model's file and the precision, and more where that names several.
+
+    Parameters
+    ----------
+    taken
+        The manifests of what lies there: a name is free if it is that of the same model and profile.
+    """
+    # In a URL, as Triton's clients make of a name, a + may be a blank.
+    names = {thing.key: f"{_stem(thing, 1)}_{thing.precision.replace('+', '_')}" for thing in things}
+    details: tuple[Callable[[Any], str], ...] = (_with_folder, _with_batch, _with_key)
     for detail in details:
         counts = Counter(name.casefold() for name in names.values())
         groups = defaultdict(list)
-        for engine in engines:
-            if counts[names[engine.key].casefold()] > 1:
-                groups[names[engine.key].casefold()].append(engine)
+        for thing in things:
+            name = names[thing.key]
+            if counts[name.casefold()] > 1 or (
+                detail is not _with_folder and _is_other(thing, (taken or {}).get(name))
+            ):
+                groups[name.casefold()].append(thing)
         for group in groups.values():
-            found = {engine.key: detail(engine) for engine in group}
+            found = {thing.key: detail(thing) for thing in group}
             # A detail that all of them share would make every name longer and none clearer.
-            if len(set(found.values())) > 1:
+            if len(group) == 1 or len(set(found.values())) > 1:
                 names |= {key: f"{more}_{names[key]}" for key, more in found.items() if detail is _with_folder}
                 names |= {key: f"{names[key]}_{more}" for key, more in found.items() if detail is not _with_folder}
     return names
 
 
-def _stem(engine: _Engine, parts: int) -> str:
+def _is_other(thing: Any, manifest: Mapping[str, Any] | None) -> bool:
+    """Whether what lies there is another variant of the same model: it is not replaced."""
+    if manifest is None or manifest["model"]["sha256"] != thing.checks[0].model_sha256:
+        return False
+    mine, theirs = thing.made_from, manifest["engine"]["made_from"]
+    return any(mine.get(part) != theirs.get(part) for part in ("profile", *key_parts(BuildOptions())))
+
+
+def _stem(engine: _Named, parts: int) -> str:
     path = PurePath(engine.models[0])
     text = "_".join([*path.parts[:-1], path.stem][-parts:])
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("._-")[-_LONGEST_STEM:].lstrip("._-") or "model"
 
 
-def _with_folder(engine: _Engine) -> str:
+def _with_folder(engine: _Named) -> str:
     parent = PurePath(engine.models[0]).parent.name
     return re.sub(r"[^A-Za-z0-9.-]+", "_", parent).strip("._-")[-_LONGEST_STEM:].lstrip("._-") or "here"
 
 
-def _with_batch(engine: _Engine) -> str:
+def _with_batch(engine: _Named) -> str:
+    if not isinstance(engine, _Engine):
+        return ""
     least, _, largest = next((found for tensor in engine.inputs if (found := tensor.batches())), (0, 0, 0))
     return "batch" + (str(least) if least == largest else f"{least}-{largest}")
 
 
-def _with_key(engine: _Engine) -> str:
+def _with_key(engine: _Named) -> str:
     return engine.key[:12]
 
 
@@ -330,33 +423,14 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
         "outputs": [asdict(tensor) for tensor in engine.outputs],
         "compiled_for": engine.compiled_for or None,
         "proved_by": sorted({check.nodeid for check in engine.proved_by}),
-        "parity": [_parity(check, check.parity) for check in engine.proved_by if check.parity],
+        "parity": [parity(check, check.parity) for check in engine.proved_by if check.parity],
         "latency": [_latency(check, check.latency) for check in engine.proved_by if check.latency],
-    }
-
-
-def _parity(check: CheckRecord, parity: ParityRecord) -> dict[str, Any]:
-    return {
-        "nodeid": check.nodeid,
-        "cases": check.cases,
-        "inputs": check.inputs,
-        "seed": check.seed,
-        **_of(parity, "metric", "worst", "tol", "tol_source"),
-        "outputs": [_without(output, "worst_index", "verdict", "details") for output in parity.outputs],
     }
 
 
 def _latency(check: CheckRecord, latency: LatencyRecord) -> dict[str, Any]:
     measured = ("gpu", "samples", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "bounds_ms", "budgets")
-    return {"nodeid": check.nodeid, **_of(latency, *measured), "measured": latency.details.measured}
-
-
-def _of(record: object, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in jsonable(record).items() if name in names}
-
-
-def _without(record: object, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in jsonable(record).items() if name not in names}
+    return {"nodeid": check.nodeid, **some(latency, *measured), "measured": latency.details.measured}
 
 
 def _comments(engine: _Engine) -> list[str]:
@@ -372,22 +446,7 @@ def _comments(engine: _Engine) -> list[str]:
     return [*comments, _RTX_NOTE] if parts["module"] == "tensorrt_rtx" else comments
 
 
-def _write_all(folder: Path, place: str, engines: Mapping[str, _Engine]) -> tuple[Written, ...]:
-    repository = folder / place
-    repository.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        _finish_what_was_killed(folder, repository)
-        for name in engines:
-            _refuse_foreign(repository / name)
-        with TemporaryDirectory(dir=folder, prefix=f"{_WORK}-{place}-") as work:
-            staged = Path(work, "new")
-            written = tuple(_stage(staged / name, name, engine) for name, engine in sorted(engines.items()))
-            for each in written:
-                _put(staged / each.name, repository / each.name, Path(work, "old"))
-    return written
-
-
-def _stage(target: Path, name: str, engine: _Engine) -> Written:
+def _stage(written: list[Written], name: str, engine: _Engine, target: Path) -> None:
     """Write one model's folder where Triton does not look."""
     plan = target / PLAN
     plan.parent.mkdir(parents=True)
@@ -396,92 +455,13 @@ def _stage(target: Path, name: str, engine: _Engine) -> Written:
         raise ReportError(f"{name}: the copy of the engine differs from the one in the cache", "export again")
     config, batching = triton.config(name, engine.inputs, engine.outputs, _comments(engine))
     size = plan.stat().st_size
-    manifest = _manifest(name, engine, config, batching, size)
     (target / CONFIG).write_text(config, encoding="ascii", errors="backslashreplace")
-    (target / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="ascii")
-    for file in (plan, target / CONFIG, target / MANIFEST):
-        with file.open("rb+") as stream:
-            os.fsync(stream.fileno())
+    folders.write_manifest(target, _manifest(name, engine, config, batching, size))
     notes = [f"no dynamic batching: {batching.reason}"] if batching.reason else []
     if engine.made_from["module"] == "tensorrt_rtx":
         notes.append("a TensorRT-RTX plan: Triton's released TensorRT backend does not load it")
-    return Written(name, engine.key, size, batching.max, tuple(notes))
-
-
-def _put(staged: Path, target: Path, old: Path) -> None:
-    """Put a finished folder in its place, in one step; what lay there is kept until then."""
-    if target.exists():
-        old.mkdir(exist_ok=True)
-        target.rename(old / target.name)
-    try:
-        staged.rename(target)
-    except OSError:
-        with suppress(OSError):
-            (old / target.name).rename(target)
-        raise
-
-
-def _finish_what_was_killed(folder: Path, repository: Path) -> None:
-    """Put back what a killed export had taken out of its place, and remove its unfinished work."""
-    for work in folder.glob(f"{_WORK}-{repository.name}-*"):
-        for taken in (work / "old").glob("*"):
-            if not (repository / taken.name).exists():
-                taken.rename(repository / taken.name)
-        shutil.rmtree(work)
-
-
-def _refuse_foreign(target: Path) -> None:
-    """A ReportError unless `target` is free, or an export of ours that nobody has touched."""
-    if not os.path.lexists(target):
-        return
-    manifest = None if target.is_symlink() else _read_manifest(target)
-    hint = "move it away, or export to another folder"
-    if manifest is None:
-        raise ReportError(f"{target} exists, and --trt-export did not write it", hint)
-    expected = {CONFIG: manifest["config"]["sha256"], PLAN: manifest["engine"]["sha256"], MANIFEST: None}
-    found = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if not path.is_dir()}
-    for name, path in sorted(found.items()):
-        if name not in expected:
-            raise ReportError(f"{target} holds {name}, which --trt-export did not write", hint)
-        if path.is_symlink() or (expected[name] is not None and hash_file(path) != expected[name]):
-            raise ReportError(f"{path} was changed after --trt-export wrote it", hint)
-
-
-def _read_manifest(target: Path) -> dict[str, Any] | None:
-    """The manifest of an export of ours; None where there is none."""
-    try:
-        manifest = json.loads((target / MANIFEST).read_bytes())
-        ours = manifest["format"] == FORMAT and {"config", "engine"} <= manifest.keys()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return manifest if ours else None
+    written.append(Written(name, engine.key, size, batching.max, tuple(notes)))
 
 
 def _ours(repository: Path) -> list[str]:
-    return sorted(path.parent.name for path in repository.glob(f"*/{MANIFEST}") if _read_manifest(path.parent))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One export into a folder at a time."""
-    from filelock import FileLock
-
-    path = folder / f"{_WORK}.lock"
-    with FileLock(path, mode=0o666):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
-
-
-@contextmanager
-def _errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise ReportError(
-            f"cannot export to {folder}: {error.strerror or error}{where}",
-            "name a folder that can be written to, with room for the engines",
-        ) from error
+    return sorted(path.parent.name for path in repository.glob(f"*/{MANIFEST}") if folders.read_manifest(path.parent))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pytest_trtcheck.choices import with_pairs
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -61,14 +63,16 @@ class GpuModel:
         return None if lowest is None else lowest >= FIRST_WITH[precision]
 
 
-FIRST_WITH: Mapping[Precision, ComputeCapability] = {
-    "fp32": (0, 0),
-    "fp16": (5, 3),
-    "int8": (6, 1),
-    "tf32": (8, 0),
-    "bf16": (8, 0),
-    "fp8": (8, 9),
-}
+FIRST_WITH: Mapping[Precision, ComputeCapability] = with_pairs(
+    {
+        "fp32": (0, 0),
+        "fp16": (5, 3),
+        "int8": (6, 1),
+        "tf32": (8, 0),
+        "bf16": (8, 0),
+        "fp8": (8, 9),
+    }
+)
 """The lowest compute capability whose hardware computes in a precision."""
 
 ARCHITECTURES: Mapping[ComputeCapability, str] = {

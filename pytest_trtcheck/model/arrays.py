@@ -38,6 +38,11 @@ def as_array(value: Any) -> NDArray[Any]:
     return np.asarray(bits.numpy().view(getattr(ml_dtypes, name)))
 
 
+def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Arrays or tensors by name as arrays."""
+    return {name: as_array(value) for name, value in values.items()}
+
+
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays so that `load_arrays` can map them without reading."""
     (folder / "names.json").write_text(json.dumps(list(arrays)))

@@ -39,7 +39,7 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
         return [_case(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
-        cases = [_case(_of_batch_item(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
+        cases = [_case(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
         if not cases:
             raise InputError(f"{source}: the {type(value).__name__} is empty", "give at least one batch")
         return cases
@@ -59,7 +59,12 @@ def is_loader(value: object) -> TypeGuard[Iterable[Any]]:
     )
 
 
-def _of_batch_item(item: object, names: Sequence[str]) -> object:
+def shuffles(loader: object) -> bool:
+    """Whether a DataLoader gives its samples in another order each time."""
+    return "Random" in type(getattr(loader, "sampler", None)).__name__
+
+
+def from_loader(item: object, names: Sequence[str]) -> object:
     """What a loader gave, as a case: labels and whatever else goes along with the inputs are left out."""
     if isinstance(item, Mapping):
         return {name: item[name] for name in names if name in item}
@@ -110,7 +115,7 @@ def first_case(value: object, model: OnnxModel, source: str) -> Case:
     """
     first = first_items(value)[0]
     if is_loader(value):
-        first = _of_batch_item(first, [spec.name for spec in model.inputs])
+        first = from_loader(first, [spec.name for spec in model.inputs])
     return cases_from(first, model, source)[0]
 
 
@@ -476,11 +481,18 @@ def rebatched(cases: Sequence[Case], model: OnnxModel, batch: int) -> list[Case]
     Raises
     ------
     InputError
-        A case holds fewer rows than a batch needs.
+        The first case holds fewer rows than a batch needs.
     """
     batched = [spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
     result: list[Case] = []
-    for case in cases:
+    for index, case in enumerate(cases):
+        short = batch - min((case[name].shape[0] for name in batched), default=batch)
+        if short > 0 and index and all(cases[index - 1][name].shape[0] >= short for name in batched):
+            # The last batch of a loader; its rows go together with some of the batch before.
+            before = cases[index - 1]
+            full = {name: np.concatenate([before[name][-short:], case[name]]) for name in batched}
+            result.append(case | full)
+            continue
         rows = {case[name].shape[0] for name in batched}
         if not batched or rows == {batch}:
             result.append(case)

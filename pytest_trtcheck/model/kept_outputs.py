@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
-from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+from pytest_trtcheck.model.arrays import arrays_of, load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ class KeptOutputs:
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, memory-mapped from the cache."""
-        case = dict(case)
+        case = arrays_of(case)
         parts = {**self._parts, "inputs": model_inputs.digest(case), "onnxruntime": ort.version()}
         entry = self._cache.get_or_make(
             Key(*self._entry, parts), lambda folder: save_arrays(folder, self.computed(case))
@@ -60,7 +60,7 @@ class KeptOutputs:
         """The outputs by name, computed now whatever is cached."""
         if self._runner is None:
             self._runner = self._open_runner()
-        return self._runner(dict(case))
+        return self._runner(arrays_of(case))
 
     def close(self) -> None:
         """Free the session; the next inputs open it again."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Dim = int | str | None
 
+_AN_ENGINE = 'name the model that it was built from, and the engine beside it: @trt_parity("model.onnx", engine=…)'
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -190,12 +192,16 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:
+        if path.suffix in {".plan", ".engine", ".trt"}:
+            raise ModelError(f"{label}: is an engine by its name, not a model", _AN_ENGINE) from error
         raise ModelError(
             f"{label}: not an ONNX model, or cut off ({path.stat().st_size:,} bytes): {error}",
             "export it again, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",
         ) from error
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again")
+    if any(node.op_type == "EPContext" and node.domain == "com.microsoft" for node in proto.graph.node):
+        raise ModelError(f"{label}: holds an engine (EPContext), not a model", _AN_ENGINE)
     return proto
 
 

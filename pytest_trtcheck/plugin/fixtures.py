@@ -56,7 +56,7 @@ def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
     return _checker(request).judged_gpu()
 
 
-_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "backend")
+_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "exclude", "backend")
 """What of the arguments of `trt_parity` decides what engine is built."""
 
 
@@ -67,17 +67,24 @@ def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **o
     return _checker(request).runner(request_for(request.node, model, spec, request.getfixturevalue, **options))
 
 
+# What builds engines asks for `trt_build_options` by name: only then does pytest parametrize a test by it.
+
+
 @pytest.fixture
-def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
+def trt_build(
+    request: pytest.FixtureRequest, trt_build_options: BuildOptions | None
+) -> Iterator[Callable[..., Runner]]:
     """`trt_build(model, precision="fp16", ...)`: the model's engine, from the cache once it was built.
 
-    Takes `calibration`, `shapes`, `keep_fp32`, `backend` and `options` too, and refuses what only a check uses.
+    Takes `calibration`, `shapes`, `keep_fp32`, `exclude`, `backend` and `options` too, and refuses what only a check
+    uses.
 
     The engine is called with a mapping from input name to array and returns one from output name to array. Without a
     GPU it is the emulation, and `engine.evidence` says so.
     """
     from pytest_trtcheck.check.arguments import from_call
 
+    del trt_build_options
     made: list[Runner] = []
 
     def build(
@@ -93,13 +100,14 @@ def trt_build(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]
 
 
 @pytest.fixture
-def trt_reference(request: pytest.FixtureRequest) -> Iterator[Callable[[object], Reference]]:
+def trt_reference(
+    request: pytest.FixtureRequest, trt_build_options: BuildOptions | None
+) -> Iterator[Callable[[object], Reference]]:
     """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
     from pytest_trtcheck.plugin.outcome import folders
 
     checker = _checker(request)
-    options: BuildOptions | None = request.getfixturevalue("trt_build_options")
-    custom_ops = () if options is None else options.custom_ops
+    custom_ops = () if trt_build_options is None else trt_build_options.custom_ops
     made: list[Reference] = []
 
     def reference(model: object) -> Reference:
@@ -112,7 +120,7 @@ def trt_reference(request: pytest.FixtureRequest) -> Iterator[Callable[[object],
 
 
 @pytest.fixture
-def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
+def trt_check(request: pytest.FixtureRequest, trt_build_options: BuildOptions | None) -> Callable[..., CheckRecord]:
     """`trt_check(model, inputs=None, *, precision=…, tol=…, …)`: the check of `trt_parity`, by hand.
 
     Takes the arguments of the marker `trt_parity` (one precision, one batch), fails the test as a marked one fails, and
@@ -121,6 +129,7 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     from pytest_trtcheck.check.arguments import from_call
     from pytest_trtcheck.plugin.outcome import request_for, run
 
+    del trt_build_options
     fixture = request.getfixturevalue
 
     def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
@@ -133,13 +142,14 @@ def trt_check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
 
 
 @pytest.fixture
-def trt_engine(request: pytest.FixtureRequest) -> Iterator[Runner]:
+def trt_engine(request: pytest.FixtureRequest, trt_build_options: BuildOptions | None) -> Iterator[Runner]:
     """The engine of the marked test: its model, precision and arguments. Where these name a batch, that one; where they
     name an engine that exists, that, which needs a GPU.
     """
     from pytest_trtcheck.errors import ArgumentError
     from pytest_trtcheck.plugin.items import marked
 
+    del trt_build_options
     found = marked(request.node)
     if found is None:
         raise ArgumentError("trt_engine: the test has no trt_parity marker", "mark it, or build by hand with trt_build")

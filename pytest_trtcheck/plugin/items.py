@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,7 @@ from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from pytest_trtcheck.check.request import Known
@@ -237,14 +238,31 @@ def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collecto
     return file
 
 
-class OnnxFile(pytest.File):
-    """One model file: a test a precision, named after it."""
+class OnnxFile(pytest.Module):
+    """One model file: a test a precision, named after it; several, where a fixture that it takes is parametrized."""
+
+    def _getobj(self) -> ModuleType:
+        return ModuleType(self.path.stem)
 
     def collect(self) -> Iterable[pytest.Item]:
         """The tests."""
         for precision in settings.value(self.config, "trt_precision"):
-            item: OnnxItem = OnnxItem.from_parent(self, name=precision)
-            yield item
+            setattr(self.obj, precision, _takes)
+            # pytest's own way from a function to its tests, the only one that parametrizes by fixtures.
+            for each in self._genfunctions(precision, _takes):
+                item: OnnxItem = OnnxItem.from_parent(
+                    self,
+                    name=each.name,
+                    originalname=precision,
+                    callspec=getattr(each, "callspec", None),
+                    callobj=_takes,
+                    fixtureinfo=each._fixtureinfo,
+                )
+                yield item
+
+
+def _takes(trt_inputs: object, trt_calibration: object, trt_build_options: object) -> None:
+    """What a test without code asks pytest for."""
 
 
 class BundleFile(pytest.File):
@@ -262,14 +280,22 @@ class _FileItem(pytest.Item):
         return self.path, None, self.nodeid
 
 
-class OnnxItem(_FileItem):
-    """The parity of one model in one precision, on generated inputs."""
+class OnnxItem(_FileItem, pytest.Function):
+    """The parity of one model in one precision, on the inputs of `trt_inputs` or generated ones."""
 
     def runtest(self) -> None:
         """Check the model as a marked test that returns nothing would."""
-        parity = ParitySpec(precision=(self.name,))  # type: ignore[arg-type]  # the option takes no other names
-        no_fixtures: Mapping[str, Any] = {}
-        request = outcome.request_for(self, str(self.path), parity, no_fixtures.get, default_batch=1)
+        parity = ParitySpec(precision=(self.originalname,))  # type: ignore[arg-type]  # the option takes no other names
+        given = self.funcargs.get
+        request = outcome.request_for(
+            self,
+            str(self.path),
+            parity,
+            given,
+            inputs=given("trt_inputs"),
+            inputs_source="trt_inputs",
+            default_batch=1,
+        )
         outcome.run(self, replace(request, precision_is_default=not settings.is_given(self.config, "trt_precision")))
 
 

@@ -38,6 +38,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_cache_show", "flag", "list what the cache holds and exit", default=False),
     Option("trt_cache_clear", "flag", "empty the cache before the tests run", default=False),
     Option("trt_build_only", "flag", "build and cache every engine, compare nothing", default=False),
+    Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
     *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
@@ -144,7 +145,9 @@ def is_given(config: pytest.Config, option: str | Option) -> bool:
 
 def _converted(option: Option, raw: object, where: str) -> Any:
     text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
-    parse = {"flag": _flag, "seconds": _seconds, "size": parse_size, "backend": _backend}.get(option.kind)
+    parse = {"flag": _flag, "seconds": _seconds, "count": _count, "size": parse_size, "backend": _backend}.get(
+        option.kind
+    )
     if parse is not None:
         return parse(text, where)
     if option.kind == "names":
@@ -171,6 +174,12 @@ def _seconds(text: str, where: str) -> float:
     if not 0 <= number < float("inf"):
         raise _wrong(f"{where}: expected a number of seconds from 0 on, got {text!r}")
     return number
+
+
+def _count(text: str, where: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise _wrong(f"{where}: expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _wrong(message: str, hint: str = "") -> ArgumentError:

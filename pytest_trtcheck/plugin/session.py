@@ -103,17 +103,18 @@ class Session:
             A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
         """
         self._check_outputs(values)
-        name, wanted, build_only = values["trt_backend"], values["trt_gpu"], values["trt_build_only"]
-        if not build_only and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
+        name, wanted = values["trt_backend"], values["trt_gpu"]
+        needs = [*["--trt-build-only"] * values["trt_build_only"], *["--trt-rebuild"] * (values["trt_rebuild"] > 1)]
+        if not needs and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
             return
         backend = backends.load(name)
         backend.require()
-        if not build_only and (not wanted or not backend.builds):
+        if not needs and (not wanted or not backend.builds):
             return
         system = backend.find(self.requested, self.detection.gpu)
-        judges = build_only and not wanted and self.detection.gpu is None and backend.builds
-        if not system.builds and not judges:
-            option = "--trt-build-only" if build_only else f"--trt-gpu={wanted}"
+        judges = values["trt_build_only"] and not wanted and self.detection.gpu is None and backend.builds
+        if not system.builds and not (judges and values["trt_rebuild"] == 1):
+            option = needs[0] if needs else f"--trt-gpu={wanted}"
             raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
@@ -226,6 +227,7 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
+            rebuild=self.get("trt_rebuild"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),

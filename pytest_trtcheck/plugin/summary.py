@@ -94,11 +94,11 @@ class Collector:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _export(self, folder: str | None, session: pytest.Session, exitstatus: int) -> None:
+    def _export(self, folder: str | None, run: pytest.Session, exitstatus: int) -> None:
         if not folder:
             return
         why_not = None
-        if exitstatus not in {0, 1, 5} or session.shouldstop or session.shouldfail:
+        if exitstatus not in {0, 1, 5} or run.shouldstop or run.shouldfail:
             # A test that did not run may be the one that fails.
             why_not = "the run was stopped before every test had run"
         elif self._crashed:
@@ -110,15 +110,23 @@ class Collector:
         from pytest_trtcheck.plugin.session import session_of
 
         try:
-            target = self._config.invocation_params.dir / folder
-            self._told += export.write(target, self.records, session_of(self._config).cache).lines()
+            session = session_of(self._config)
+            judged = session.checker.judged_gpu()
+            done = export.write(
+                self._config.invocation_params.dir / folder,
+                self.records,
+                session.cache,
+                gpu=judged.product if judged else None,
+                environment=self._record.environment,
+            )
+            self._told += done.lines()
         except CheckError as error:
             self._problems.append(f"--trt-export: {error}")
 
     def _update_baselines(self) -> None:
+        from pytest_trtcheck.errors import plural
         from pytest_trtcheck.latency import baselines
         from pytest_trtcheck.plugin.session import session_of
-        from pytest_trtcheck.report.text import plural
 
         directory = session_of(self._config).baseline_dir
         if directory is None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_trtcheck.choices import parts_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -37,8 +39,11 @@ def operators(found: Iterable[Computation]) -> list[Computation]:
 def within(found: Iterable[Computation], precision: str) -> list[Computation]:
     """Those that are computed in `precision`; where none is, what rounds to its grid.
 
-    TF32 is what matrix products in FP32 may be computed in.
+    TF32 is what matrix products in FP32 may be computed in. Of a pair it is what either part computes.
     """
+    parts = parts_of(precision)
+    if len(parts) > 1:
+        return [each for part in parts for each in within(found, part)]
     if precision == "tf32":
         return [each for each in found if each.kind == "fp32" and each.op_type in MATRIX_OPERATORS]
     mine = [each for each in found if each.kind == precision]

@@ -6,6 +6,11 @@ the FP32 weights, and into the convolution before it. That is not free: with a v
 folded weights are subnormal FP16 numbers, and the convolution errs 16 times as much as with its weights rounded by
 themselves (3.4e-3 and 2.1e-4; with 10⁶ it is 1.7 times, up to 10⁴ nothing). A TF32 model is not folded: there the
 engine multiplies and adds behind the convolution (layers and results of an H100, TensorRT-RTX 1.5).
+
+TensorFlow's exporter writes it in pieces, as does a PyTorch module that computes its own: a Mul and an Add by
+constants, one value a channel, behind the convolution. Those are folded alike: in FP16 the convolution's result would
+overflow before it is scaled. Layer normalization, whose scale depends on the data, is not: in pieces TensorRT computes
+it piece by piece as well, and nothing of it is ever quantized (`plan`).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import rewriting
-from pytest_trtcheck.precision.constants import stored
+from pytest_trtcheck.precision.constants import constant, stored
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -49,6 +54,10 @@ def fold_batch_norm(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
             _into_mul_add(node, factor, shift, names)
         else:
             _normalize(node, factor, shift, names)
+    for node in list(graphs.all_nodes(model.graph)):
+        if node.op_type == "Conv" and node.name not in keep and (pieces := _pieces(node, keep)) is not None:
+            last, factor, shift = pieces
+            _scale(node, last, factor, shift, names)
     passes.RemoveUnusedNodesPass()(model)
     return model
 
@@ -75,20 +84,77 @@ def _into_convolution(
         return False
     if len(source.uses()) != 1 or source.is_graph_output() or convolution.graph is not node.graph:
         return False
+    return _scale(convolution, node, factor, shift, names)
+
+
+def _pieces(convolution: ir.Node, keep: Collection[str]) -> tuple[ir.Node, NDArray[Any], NDArray[Any]] | None:
+    """The last node of a normalization in pieces behind a convolution, its scale and its shift by channel.
+
+    It is, by constants: a Sub or Add of the mean, or none; a Mul or Div a channel, or several; an Add or Sub, or none.
+    """
+    weight = stored(convolution.inputs[1])
+    if weight is None:
+        return None
+    channels, rank = weight.shape.numpy()[0], len(weight.shape)
+    factor, shift = np.ones(channels), np.zeros(channels)
+    value, last, scaled, is_by_channel = convolution.outputs[0], None, False, False
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        ((node, index),) = value.uses()
+        operator = node.op_type if node.domain in graphs.ONNX_DOMAINS and len(node.inputs) == 2 else ""
+        operand = _by_channel(node.inputs[1 - index], channels, rank) if operator in _AFFINE else None
+        if operand is None or node.name in keep or node.graph is not convolution.graph:
+            break
+        if (operator, index) == ("Div", 1) or (operator in {"Add", "Sub"} and not scaled and last is not None):
+            break
+        if operator in {"Mul", "Div"}:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                by = operand if operator == "Mul" else 1 / operand
+                factor, shift, scaled = factor * by, shift * by, True
+            is_by_channel |= operand.size == channels
+        elif operator == "Add":
+            shift = shift + operand
+        else:
+            sign = 1 if index == 0 else -1
+            factor, shift = sign * factor, sign * (shift - operand)
+        value, last = node.outputs[0], node
+        if scaled and operator in {"Add", "Sub"}:
+            break
+    is_normalization = scaled and is_by_channel and bool(np.isfinite(factor).all() and np.isfinite(shift).all())
+    return (last, factor, shift) if last is not None and is_normalization else None
+
+
+_AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})
+
+
+def _by_channel(value: ir.Value | None, channels: int, rank: int) -> NDArray[np.float64] | None:
+    """An FP32 constant that has one value, or one a channel, of a tensor of this rank; None for another."""
+    tensor = constant(value)
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) > rank:
+        return None
+    shape = tensor.shape.numpy()
+    by_axis = (*[1] * (rank - len(shape)), *shape)
+    if by_axis[1] not in {1, channels} or any(size != 1 for axis, size in enumerate(by_axis) if axis != 1):
+        return None
+    return np.asarray(tensor.numpy(), np.float64).reshape(-1)
+
+
+def _scale(convolution: ir.Node, last: ir.Node, factor: NDArray[Any], shift: NDArray[Any], names: graphs.Names) -> bool:
+    """Work a scale and a shift by channel into a convolution, which then computes what `last` does; if it can be."""
     weight, bias = convolution.inputs[1], graphs.operand(convolution, 2)
     tensor, added = stored(weight), stored(bias)
     if weight is None or tensor is None or (bias is not None and added is None):
         return False
     offset = 0.0 if added is None else np.asarray(added.numpy(), np.float64)
     by_channel = factor.reshape(-1, *[1] * (len(tensor.shape) - 1))
-    name = names.unused(f"{weight.name}_folded_{node.name}")
+    name = names.unused(f"{weight.name}_folded_{last.name}")
     scaled = rewriting.lazy(
         name, ir.DataType.FLOAT, tensor.shape.numpy(), lambda: (tensor.numpy() * by_channel).astype(np.float32)
     )
     convolution.resize_inputs(3)
-    convolution.replace_input_with(1, rewriting.initializer(node.graph, scaled))
-    convolution.replace_input_with(2, _weight(node, names.unused(f"{name}_bias"), offset * factor + shift))
-    _take_over(node, source, names)
+    convolution.replace_input_with(1, rewriting.initializer(convolution.graph, scaled))
+    bias = _weight(convolution, names.unused(f"{name}_bias"), offset * factor + shift)
+    convolution.replace_input_with(2, bias)
+    _take_over(last, convolution.outputs[0], names)
     return True
 
 

@@ -1,5 +1,8 @@
 """Lowering to 16-bit floats: the FP32 model becomes an FP16 or BF16 model, as a strongly typed TensorRT runs it.
 
+So does the rest of a model with Q/DQ nodes ("int8+fp16"). These take the type of what is around them, scales included,
+as ONNX, TensorRT's layers and NVIDIA's Model Optimizer have it.
+
 Every operator whose ONNX schema admits FP16 for a tensor gets that tensor in the 16-bit type; a tensor that the schema
 fixes at FP32 (Resize's scales, NonMaxSuppression's boxes, …) stays as it is, and so does a node that TensorRT has no
 16-bit kernel for (`families.kernels`), which is said. The model's own inputs and outputs stay FP32, with a Cast behind
@@ -21,12 +24,14 @@ import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import constants, families, rewriting, survey
-from pytest_trtcheck.precision.families.kernels import HalfName, halves
+from pytest_trtcheck.precision.families.kernels import halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
+
+    from pytest_trtcheck.choices import HalfName
 
 DTYPES: dict[HalfName, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 LARGEST: dict[HalfName, float] = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}
@@ -94,13 +99,19 @@ class HalfModel:
     without_kernel: Mapping[str, str] = field(default_factory=dict)
 
 
-def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) -> HalfModel:
+QDQ_OPSET = 19
+"""The first opset with 16-bit scales."""
+
+
+def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = (), *, around_qdq: bool = False) -> HalfModel:
     """Lower an FP32 model (as `graph.read` gives it) in place.
 
     Parameters
     ----------
     keep_fp32
         Globs of the names of nodes that stay in FP32.
+    around_qdq
+        Whether the Q/DQ nodes of the model stand between 16-bit values from now on; otherwise they stay FP32.
 
     Raises
     ------
@@ -110,8 +121,8 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
         The model's opset is too old for the type and can't be raised.
     """
     kept = graphs.matching_nodes(model, keep_fp32)
-    if kind == "bf16":
-        model = graphs.at_least_opset(model, 13)
+    if around_qdq or kind == "bf16":
+        model = graphs.at_least_opset(model, QDQ_OPSET if around_qdq else 13)
     constants.fold_casts(model)
     lowering = _Lowering(model, kind)
     sizes = survey.shape_arithmetic(model)
@@ -124,6 +135,8 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = ()) ->
             lowering.left[name] = f"TensorRT has no {kind} kernel for {without_kernel[name]}"
         elif node not in sizes and not _reads_sizes(node, sizes):
             _lower_node(node, model, lowering)
+    if around_qdq:
+        _lower_qdq(model, lowering)
     lowering.connect(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     overflow, underflow = (tuple(lowering.found(what)) for what in ("overflow", "underflow"))
@@ -172,6 +185,15 @@ class _Lowering:
         """The array in the 16-bit type, finite values beyond its range as the largest one."""
         finite = np.isfinite(array)
         return np.where(finite, np.clip(array, -self.largest, self.largest), array).astype(self.dtype.numpy())
+
+    def holds(self, scale: ir.Value | None) -> bool:
+        """Whether the 16-bit type has a number for each of a constant's, none of them 0 or infinite."""
+        tensor = constants.stored(scale)
+        if tensor is None or tensor.dtype != _FLOAT:
+            return False
+        with np.errstate(over="ignore"):
+            held = tensor.numpy().astype(self.dtype.numpy()).astype(np.float32)
+        return bool((np.isfinite(held) & (held != 0)).all())
 
     def note(self, name: str, array: NDArray[Any], readers: Callable[[], tuple[str, ...]]) -> None:
         """Remember a constant that overflows, or of which nothing is left."""
@@ -257,6 +279,25 @@ def _lower_node(node: ir.Node, model: ir.Model, lowering: _Lowering) -> None:
     lowering.half.update(made)
     if made:
         _lower_attributes(node, lowering)
+
+
+def _lower_qdq(model: ir.Model, lowering: _Lowering) -> None:
+    """Let DQ nodes give 16-bit values where all that reads them takes such, and Q nodes read what is 16-bit.
+
+    What a Q reads in FP32 (an input, a node that is kept) it rounds from there: a cast would round twice. A node whose
+    scale the type can't hold stays FP32.
+    """
+    nodes = list(graphs.all_nodes(model.graph))
+    for node in nodes:
+        output = node.outputs[0]
+        if node.op_type == "DequantizeLinear" and not output.is_graph_output():
+            uses = [(user, index) for user, index in output.uses() if user.op_type != "QuantizeLinear"]
+            if uses and all(use in lowering.wants_half for use in uses) and lowering.holds(node.inputs[1]):
+                lowering.half.add(output)
+                lowering.wants_half.add((node, 1))
+    for node in nodes:
+        if node.op_type == "QuantizeLinear" and node.inputs[0] in lowering.half and lowering.holds(node.inputs[1]):
+            lowering.wants_half.update({(node, 0), (node, 1)})
 
 
 def _holds_no_tensors(node: ir.Node) -> bool:

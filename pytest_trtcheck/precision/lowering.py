@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_trtcheck.cache import Cache, Key, hash_bytes
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
+from pytest_trtcheck.choices import HALVES, PRECISIONS, QUANTIZED, half_part, is_pair, quantized_part
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import MODEL_FILE
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from pytest_trtcheck.choices import HalfName
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.quantization.calibration_data import Samples
+    from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
     from pytest_trtcheck.spec import Precision
 
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
+_NOTHING_FOLDED = "nothing"
 _ARITHMETIC = "arithmetic"
 _INTEGERS = "integers_alone"
 
@@ -51,7 +55,8 @@ class Lowered:
     details
         What the lowering decided, as plain data: calibrated ranges, quantized tensors; "arithmetic", a row (node,
         operator, what it is computed in) for each node that does arithmetic; "constants", those of which the type
-        holds too little; "narrowed", whether FP64 became FP32.
+        holds too little; "narrowed", whether FP64 became FP32; "io", a `half_io.HalfIo` where inputs and outputs are
+        16-bit.
     taken_as_it_is
         Whether the user's model carried its precision already.
     """
@@ -67,12 +72,12 @@ class Lowered:
         """The weights of which the user's file has no floats, where it was taken as it is."""
         return tuple(self.details.get(_INTEGERS, ()))
 
-    def computed_in(self, precision: Precision) -> list[arithmetic.Computation] | None:
+    def computed_in(self, precision: str) -> list[arithmetic.Computation] | None:
         """The nodes that compute in `precision`; None where that was not looked at (FP32 as the model has it)."""
         rows = self.details.get(_ARITHMETIC)
         return None if rows is None else arithmetic.within([arithmetic.Computation(*row) for row in rows], precision)
 
-    def op_types(self, model: OnnxModel, precision: Precision) -> frozenset[str]:
+    def op_types(self, model: OnnxModel, precision: str) -> frozenset[str]:
         """The operators of `model` that are computed in the precision; all of them where that is not known."""
         nodes = self.computed_in(precision)
         return model.op_types if nodes is None else frozenset(node.op_type for node in nodes)
@@ -84,8 +89,10 @@ def lower(
     cache: Cache,
     *,
     keep_fp32: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
     calibration: object = None,
     folders: Sequence[Path] = (),
+    io: HalfName | None = None,
 ) -> Lowered:
     """The model in `precision`, from the cache when nothing that decides it has changed.
 
@@ -93,23 +100,64 @@ def lower(
     ----------
     keep_fp32
         Globs of the nodes that are not lowered.
+    exclude
+        Globs of the nodes that are not quantized: they run in what the rest of the model runs in. Of precisions that
+        quantize nothing it says nothing.
     calibration
-        What the marker or `trt_calibration` gave; needed for int8 and fp8 alone.
+        What the marker or `trt_calibration` gave; needed for int8, fp8 and pairs with them alone.
     folders
         Where relative calibration files are looked up.
+    io
+        The 16-bit type of its inputs and outputs; None: as the model has them.
 
     Raises
     ------
     CalibrationError
         INT8 or FP8 without calibration data, or data that does not fit.
     ModelError, ArgumentError
-        The model can't be lowered to this precision; `keep_fp32` names no node.
+        The model can't be lowered to this precision; `keep_fp32` or `exclude` names no node.
     """
-    lowered = _as_it_is(model, precision, keep_fp32, cache) or _lowered(
-        model, precision, cache, keep_fp32=keep_fp32, calibration=calibration, folders=folders
+    exclude = exclude if quantized_part(precision) else ()
+    lowered = _as_it_is(model, precision, (*keep_fp32, *exclude), cache) or _lowered(
+        model, precision, cache, keep_fp32=keep_fp32, exclude=exclude, calibration=calibration, folders=folders
     )
-    _refuse_without_computation(model, precision, lowered, keep_fp32)
-    return lowered
+    _refuse_without_computation(model, precision, lowered, (*keep_fp32, *exclude))
+    return lowered if io is None else with_half_io(model, lowered, io, cache)
+
+
+def with_half_io(model: OnnxModel, lowered: Lowered, kind: HalfName, cache: Cache) -> Lowered:
+    """A lowered model whose FP32 inputs and outputs are 16-bit.
+
+    Raises
+    ------
+    ArgumentError
+        It has none, or there is no such type.
+    """
+    if kind not in HALVES:
+        raise ArgumentError(f"BuildOptions: io={kind!r}: expected one of {', '.join(HALVES)}", "or leave it out")
+
+    def make(folder: Path) -> None:
+        from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import half_io
+
+        read = graph.read(lowered.path)
+        found = half_io.to_half(read, kind)
+        graph.write(read, folder / MODEL_FILE)
+        _write_details(folder, (), {"io": found})
+
+    entry = cache.get_or_make(
+        Key("half_io", model.label, {"lowered": lowered.key, "io": kind, **library_versions()}), make
+    )
+    io = json.loads((entry.path / _DETAILS_FILE).read_text())["io"]
+    if not any(io[1:]):
+        raise ArgumentError(
+            f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32", "leave it out"
+        )
+    note = f"inputs and outputs are {kind}: {listed([*io[1], *io[2]])}"
+    details = {**lowered.details, "io": io}
+    return replace(
+        lowered, path=entry.path / MODEL_FILE, key=entry.key.digest, details=details, notes=(*lowered.notes, note)
+    )
 
 
 def _lowered(
@@ -118,6 +166,7 @@ def _lowered(
     cache: Cache,
     *,
     keep_fp32: tuple[str, ...],
+    exclude: tuple[str, ...],
     calibration: object,
     folders: Sequence[Path],
 ) -> Lowered:
@@ -129,31 +178,52 @@ def _lowered(
         details = {_ARITHMETIC: as_fp32} if rows or precision == "tf32" else {}
         if not has_double:
             return Lowered(model.path, model.sha256, details=details)
-        path = _narrowed(model, model.path, cache)
-        return Lowered(path, path.parent.name, narrowed, {**details, "narrowed": True})
+        entry = _narrowed(model, model.path, cache)
+        return Lowered(entry.path / MODEL_FILE, entry.key.digest, narrowed, {**details, "narrowed": True})
     parts = {
         "model": model.sha256,
         "precision": precision,
         "keep_fp32": json.dumps(sorted(keep_fp32)),
+        "exclude": json.dumps(sorted(exclude)),
         **library_versions(),
     }
-    ranges = _calibration(model, calibration, folders, cache, precision) if precision in {"int8", "fp8"} else None
-    if ranges is not None:
+    # A model that has Q/DQ nodes and is FP32 around them: of a pair, the rest alone is left to be lowered.
+    own_qdq = model.has_qdq and is_pair(precision) and _is_quantized(model, precision, cache)
+    ranges = None
+    if quantized_part(precision) is not None and not own_qdq:
+        ranges = _calibration(model, calibration, folders, cache, precision)
         parts |= ranges.key_parts
+    if own_qdq and exclude:
+        raise ArgumentError(
+            f"exclude: {model.label} brings its Q/DQ nodes with it", "export it without those that are not wanted"
+        )
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
 
-        if ranges is None:
-            made, notes, details = _half(graph.read(prepared(model, keep_fp32, cache)), precision, keep_fp32)
+        if ranges is not None:
+            made, notes, details = _quantized(model, precision, ranges, cache, keep_fp32=keep_fp32, exclude=exclude)
         else:
-            made, notes, details = _quantized(model, precision, keep_fp32, ranges, cache)
+            path = _as_given(model, cache) if own_qdq else prepared(model, keep_fp32, cache)
+            made, notes, details = _half(graph.read(path), precision, keep_fp32)
+            notes[:0] = [f"{model.label} already carries Q/DQ nodes: they are kept as they are"] * own_qdq
         graph.write(made, folder / MODEL_FILE)
         _write_details(folder, notes, details)
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
+
+
+def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
+    """Whether the user's model computes in the type that `precision` quantizes to."""
+    found = [arithmetic.Computation(*row) for row in _surveyed(model, cache)[_ARITHMETIC]]
+    return bool(arithmetic.within(found, quantized_part(precision) or ""))
+
+
+def _as_given(model: OnnxModel, cache: Cache) -> Path:
+    """The user's file, with FP64 as FP32."""
+    return _narrowed(model, model.path, cache).path / MODEL_FILE if model.has_double else model.path
 
 
 def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
@@ -175,7 +245,7 @@ def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
     return found
 
 
-def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...], cache: Cache) -> Lowered | None:
+def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...], cache: Cache) -> Lowered | None:
     """The user's own model where it computes in `precision` already; None where it is FP32, to be lowered.
 
     What its matrix products compute in decides: weights that are stored in fewer bits, or a cast somewhere, make no
@@ -187,7 +257,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
     NothingComputedError
         It computes in another precision.
     ArgumentError
-        `keep_fp32` is given, and nothing is lowered.
+        Nodes are to be `left_out`, and nothing is lowered.
     """
     if not (model.has_qdq or model.half_types):
         return None
@@ -199,18 +269,25 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
     mine = arithmetic.within(operators, precision)
     heavy = arithmetic.heaviest(operators)
     mostly = bool(mine) and 2 * len(arithmetic.within(heavy, precision)) >= len(heavy)
-    is_quantized = precision in {"int8", "fp8"} and bool(arithmetic.within(found, precision))
-    if not reduced or (precision in {"fp16", "bf16"} and reduced == {precision} and not mostly):
+    quantized, rest = quantized_part(precision), half_part(precision)
+    is_quantized = quantized is not None and bool(arithmetic.within(found, quantized))
+    if not reduced or (precision in HALVES and reduced == {precision} and not mostly):
         return None
+    if quantized and rest:
+        if is_quantized and reduced == {quantized} and len(mine) < len(operators):
+            return None
+        mostly = mostly and is_quantized and reduced == {quantized, rest}
+        is_quantized = mostly
     if precision == "fp32" and mostly and len(operators) == len(found):
         return None
     if precision in {"fp32", "tf32"} or not (mostly or is_quantized):
         raise _computes_in_another(model, precision, found, reduced)
     carried = sorted(model.half_types) + (["Q/DQ nodes"] if model.has_qdq else [])
-    if keep_fp32:
+    if left_out:
         raise ArgumentError(
-            f"keep_fp32: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can be kept",
-            "leave keep_fp32 out; export the model with those nodes in FP32, or give the FP32 model",
+            f"keep_fp32, exclude: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can "
+            "be kept",
+            "leave them out; export the model with those nodes in FP32, or give the FP32 model",
         )
     note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; " + (
         f"{len(mine)} of its {len(operators)} nodes that do arithmetic compute in {precision}"
@@ -223,8 +300,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, keep_fp32: tuple[str, ...]
 
 def carried(model: OnnxModel, cache: Cache) -> Precision | None:
     """The precision in which a model is taken as it is; None where it has to be lowered."""
-    precisions: tuple[Precision, ...] = ("int8", "fp8", "fp16", "bf16")
-    for precision in precisions:
+    for precision in (*filter(is_pair, PRECISIONS), *QUANTIZED, *HALVES):
         with suppress(NothingComputedError):
             if _as_it_is(model, precision, (), cache) is not None:
                 return precision
@@ -264,7 +340,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _refuse_without_computation(
-    model: OnnxModel, precision: Precision, lowered: Lowered, keep_fp32: tuple[str, ...]
+    model: OnnxModel, precision: Precision, lowered: Lowered, left_out: tuple[str, ...]
 ) -> None:
     """Only what was computed in the precision asked for can pass.
 
@@ -273,7 +349,8 @@ def _refuse_without_computation(
     NothingComputedError
         No node is computed in `precision`; the message says why not.
     """
-    nodes = lowered.computed_in(precision)
+    # Of a pair, what is quantized counts: without it, it would be another precision. That the rest is none is a note.
+    nodes = lowered.computed_in(quantized_part(precision) or precision)
     if nodes is None or precision == "fp32":
         return
     integers = [name for name, _, kind in lowered.details[_ARITHMETIC] if kind == "integers"]
@@ -302,7 +379,11 @@ def _refuse_without_computation(
     rows = lowered.details[_ARITHMETIC]
     reasons = _grouped((left.get(name, f"computed in {kind}"), name) for name, _, kind in rows)
     lines = "".join(f"\n    {listed(names)}: {reason}" for reason, names in reasons.items())
-    hint = "narrow keep_fp32" if keep_fp32 else "export these nodes as ONNX operators, or check another precision"
+    hint = (
+        "narrow keep_fp32 or exclude"
+        if left_out
+        else "export these nodes as ONNX operators, or check another precision"
+    )
     raise NothingComputedError(f"{precision=}: nothing of {model.label} is computed in {precision}{lines}", hint)
 
 
@@ -337,7 +418,7 @@ def _calibration(
     return _Calibration(given, samples, key_parts)
 
 
-def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
+def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Entry:
     """The file at `path`, which is `model` or was made from it alone, with FP64 as FP32."""
 
     def make(folder: Path) -> None:
@@ -347,15 +428,17 @@ def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Path:
         graph.write(double.to_float(graph.read(path)), folder / MODEL_FILE)
 
     parts = {"model": model.sha256, "given": str(path == model.path), **library_versions()}
-    return cache.get_or_make(Key("narrowed", model.label, parts), make).path / MODEL_FILE
+    return cache.get_or_make(Key("narrowed", model.label, parts), make)
 
 
 def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path:
     """The FP32 model that is lowered: that behind 16-bit types and Q/DQ, FP64 as FP32, batch normalization folded."""
     source = Reference(model, cache).path()
     if model.has_double:
-        source = _narrowed(model, source, cache)
-    if "BatchNormalization" not in model.op_types:
+        source = _narrowed(model, source, cache).path / MODEL_FILE
+    # In pieces it is a Mul and an Add behind a convolution.
+    may_fold = "BatchNormalization" in model.op_types or ("Conv" in model.op_types and {"Div", "Mul"} & model.op_types)
+    if not may_fold:
         return source
     parts = {"model": model.sha256, "keep_fp32": json.dumps(sorted(keep_fp32)), **library_versions()}
 
@@ -366,9 +449,15 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
         read = graph.read(source)
         kept = graph.matching_nodes(read, keep_fp32)
         constants.fold_casts(read)
-        graph.write(batch_norm.fold_batch_norm(read, kept), folder / MODEL_FILE)
+        before = read.graph.num_nodes()
+        folded = batch_norm.fold_batch_norm(read, kept)
+        if folded.graph.num_nodes() != before or "BatchNormalization" in model.op_types:
+            graph.write(folded, folder / MODEL_FILE)
+        else:
+            (folder / _NOTHING_FOLDED).touch()
 
-    return cache.get_or_make(Key("folded", model.label, parts), make).path / MODEL_FILE
+    path = cache.get_or_make(Key("folded", model.label, parts), make).path
+    return source if (path / _NOTHING_FOLDED).exists() else path / MODEL_FILE
 
 
 def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any]) -> None:
@@ -379,23 +468,28 @@ _Made: TypeAlias = "tuple[ir.Model, list[str], dict[str, Any]]"
 """A lowered model, the notes on it, and its details."""
 
 
-def _half(model: ir.Model, precision: Any, keep_fp32: tuple[str, ...]) -> _Made:
+def _half(model: ir.Model, precision: Precision, keep_fp32: tuple[str, ...]) -> _Made:
+    """The model, or what is not quantized of it, in the 16-bit type of `precision`."""
     from pytest_trtcheck.precision import half, survey
 
-    lowered = half.to_half(model, precision, keep_fp32)
-    found = arithmetic.operators(survey.survey(lowered.model))
+    kind = half_part(precision)
+    assert kind is not None
+    lowered = half.to_half(model, kind, keep_fp32, around_qdq=quantized_part(precision) is not None)
+    rows = survey.survey(lowered.model)
+    found = arithmetic.operators(rows)
     notes = [
-        f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {precision} "
-        f"and became ±{half.LARGEST[precision]:g}"
+        f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {kind} "
+        f"and became ±{half.LARGEST[kind]:g}"
         for each in lowered.overflow
     ]
     notes += [
-        f"constant {each.name} ({each.value:.4g}, read by {listed(each.readers)}) is too small for {precision}: "
-        "it became 0"
+        f"constant {each.name} ({each.value:.4g}, read by {listed(each.readers)}) is too small for {kind}: it became 0"
         for each in lowered.underflow
     ]
-    notes += _without_kernel_note(precision, lowered.without_kernel)
+    notes += _without_kernel_note(kind, lowered.without_kernel)
     mine = arithmetic.within(found, precision)
+    if quantized_part(precision) is not None and not arithmetic.within(found, kind):
+        notes.append(f"nothing is left that computes in {kind}: of the pair, the quantized nodes are all there is")
     if 0 < 2 * len(mine) < len(found):
         others = [each for each in found if each not in mine]
         reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)
@@ -404,7 +498,8 @@ def _half(model: ir.Model, precision: Any, keep_fp32: tuple[str, ...]) -> _Made:
             f"{listed(reasons, 5)}"
         )
     constants = {kind: [asdict(each) for each in getattr(lowered, kind)] for kind in ("overflow", "underflow")}
-    return lowered.model, notes, {_ARITHMETIC: found, "left_float": dict(lowered.left), "constants": constants}
+    rows = found if quantized_part(precision) is None else rows
+    return lowered.model, notes, {_ARITHMETIC: rows, "left_float": dict(lowered.left), "constants": constants}
 
 
 def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
@@ -417,33 +512,39 @@ def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
 
 
 def _quantized(
-    model: OnnxModel, precision: Any, keep_fp32: tuple[str, ...], calibration: _Calibration, cache: Cache
+    model: OnnxModel,
+    precision: Precision,
+    calibration: _Calibration,
+    cache: Cache,
+    *,
+    keep_fp32: tuple[str, ...],
+    exclude: tuple[str, ...],
 ) -> _Made:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import survey
-    from pytest_trtcheck.precision.quantization import calibrate, choosing, quantize
+    from pytest_trtcheck.precision.quantization import calibrate, choosing
     from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
     read = graph.read(path)
-    plan = points(read, keep_fp32)
+    plan = points(read, keep_fp32, exclude)
     parts = {
         "model": model.sha256,
         "tensors": hash_bytes(json.dumps(plan.tensors).encode()),
         **calibration.key_parts,
         **library_versions(),
     }
-    given, samples = calibration.given, calibration.samples
+    given, samples, kind = calibration.given, calibration.samples, quantized_part(precision)
+    assert kind is not None
     if given.method in {"auto", "mse"}:
         # Its levels, and the model that is judged.
-        parts |= {"precision": precision, "plan": hash_bytes(json.dumps(asdict(plan)).encode())}
+        parts |= {"precision": kind, "plan": hash_bytes(json.dumps(asdict(plan)).encode())}
 
     def run(probe: Path) -> ort.OrtRunner:
         return ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops)
 
     def calibrated(target: Path) -> None:
         if given.method == "auto":
-            task = calibrate.Task(run, path, plan, samples, precision, describe=samples.describe)
+            task = calibrate.Task(run, path, plan, samples, kind, describe=samples.describe)
             ranges = choosing.choose(task, model)
         else:
             ranges = calibrate.collect(
@@ -453,17 +554,39 @@ def _quantized(
                 samples,
                 method=given.method,
                 percentile=given.percentile,
-                dtype=precision,
+                dtype=kind,
                 describe=samples.describe,
             )
         (target / _RANGES_FILE).write_text(ranges.to_json())
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
-    quantized = quantize.quantize(read, plan, ranges.amax(), precision)
-    note = f"{precision}: {summary(plan)}; {ranges}"
-    found = survey.survey(quantized)
-    return quantized, [note], {"ranges": asdict(ranges), "left_float": dict(plan.left_float), _ARITHMETIC: found}
+    quantized, notes, details = quantized_by(read, plan, ranges.amax(), precision, keep_fp32)
+    rest = half_part(precision)
+    others = f"; {len(arithmetic.within(details[_ARITHMETIC], rest))} others in {rest}" if rest else ""
+    notes.insert(0, f"{precision}: {summary(plan)}{others}; {ranges}")
+    return quantized, notes, {"ranges": asdict(ranges), **details}
+
+
+def quantized_by(
+    model: ir.Model,
+    plan: QuantizationPlan,
+    ranges: Mapping[str, float],
+    precision: Precision,
+    keep_fp32: tuple[str, ...],
+) -> _Made:
+    """The model (used up) with Q/DQ where `plan` says, and of a pair the rest in 16 bits; notes on it, and details."""
+    from pytest_trtcheck.precision import survey
+    from pytest_trtcheck.precision.quantization import quantize
+
+    kind, rest = quantized_part(precision), half_part(precision)
+    assert kind is not None
+    quantized = quantize.quantize(model, plan, ranges, kind, rest)
+    left = dict(plan.left_float)
+    if rest is None:
+        return quantized, [], {"left_float": left, _ARITHMETIC: survey.survey(quantized)}
+    lowered, notes, details = _half(quantized, precision, keep_fp32)
+    return lowered, notes, {**details, "left_float": {**left, **details["left_float"]}}
 
 
 def float_path(model: OnnxModel, lowered: Lowered, keep_fp32: tuple[str, ...], cache: Cache) -> Path:

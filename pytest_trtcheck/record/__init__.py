@@ -178,6 +178,7 @@ class BlameRecord(_Keyed):
     confirmed: bool = False
     confirmed_by: str | None = None
     keep_emulated: float | None = None
+    parts: Mapping[str, float | None] | None = _absent()
     calibration: Mapping[str, Any] | None = None
     builds: int = 0
     trials: int = 0
@@ -200,6 +201,8 @@ class ParityRecord:
     blame: BlameRecord | None = None
     reason: str | None = None
     tol_source: str | None = None
+    keep_fp32: tuple[str, ...] | None = _absent()
+    """The nodes that `keep_fp32="auto"` found; empty where none are needed."""
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -296,6 +299,12 @@ class EngineRecord:
     layers_by_precision: Mapping[str, int] | None = None
     sha256: str | None = None
     """Of the serialized engine: two builds of one key need not be the same bytes."""
+    aux_streams: int | None = _absent()
+    """The CUDA streams that the loaded engine uses beside its own."""
+    streamed_bytes: int | None = _absent()
+    """How many bytes of the weights are streamed from host memory, where that was asked for."""
+    build_notes: tuple[str, ...] = _absent(())
+    """What the builder had to say of what was asked for."""
     source: Literal["file"] | None = _absent()
     """Where it came from, if it was not built: `engine=` named a file."""
     file: str | None = _absent(beside="source")
@@ -306,6 +315,63 @@ class EngineRecord:
     """The compute capabilities that it was compiled for, as far as the file tells, such as "8.6"."""
     proved: bool | None = _absent(beside="source")
     """Whether the precision was read from its layers; false: it is stated, or not known. None: it did not run."""
+
+
+@dataclass(frozen=True)
+class LoweredRecord:
+    """The ONNX file in the precision asked for, by its identity; `path` is that of the user's own, taken as it is."""
+
+    key: str
+    precision: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """One of the builds of `--trt-rebuild`, judged alone; `error` is the parity metric on the worst output."""
+
+    sha256: str | None
+    bytes: int
+    build_s: float
+    verdict: Verdict
+    error: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    device_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RebuildRecord:
+    """Several builds of one engine: how many of them differ, and the least and largest of what was measured."""
+
+    builds: tuple[BuildRecord, ...]
+    """The first is the one in the cache."""
+    engines: int
+    error: tuple[float, float] | None = None
+    p50_ms: tuple[float, float] | None = None
+    p99_ms: tuple[float, float] | None = None
+
+    def text(self, metric: str) -> str:
+        """All of it in a line."""
+        same = "the same bytes each time" if self.engines == 1 else f"{self.engines} different engines"
+        spans = ((metric, self.error, ""), ("p50", self.p50_ms, " ms"), ("p99", self.p99_ms, " ms"))
+        found = [f"{name} {span[0]:.4g} to {span[1]:.4g}{unit}" for name, span, unit in spans if span]
+        return f"{len(self.builds)} builds, {same}: {', '.join(found) or 'none of them ran'}"
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How the ranges of an INT8 or FP8 model were chosen.
+
+    Of `Calibration(method="auto")`, `held_out` is the number of samples that each method was judged on, and `errors`
+    has the relative L2 error of each output by method, such as "percentile 99.9".
+    """
+
+    method: str
+    percentile: float | None
+    samples: int
+    held_out: int | None = _absent()
+    errors: Mapping[str, Mapping[str, float]] | None = _absent()
 
 
 @dataclass(frozen=True)
@@ -334,15 +400,23 @@ class CheckRecord:
     """Where the inputs came from: "returned", "trt_inputs", "given" (to `trt_check`) or "generated"."""
     reference: str | None = None
     """What `reference=` named; None: the FP32 model itself."""
+    lowered: LoweredRecord | None = _absent()  # noqa: RUF009 - it is a field
+    profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] | None = _absent()
+    """By input, the least, usual and largest shape that the check is of."""
+    build_options: Mapping[str, Any] | None = _absent()
+    """The `BuildOptions` that are not the default."""
     parity: ParityRecord | None = None
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What further builds of the engine came to (`--trt-rebuild`)."""
     duration_s: float = 0.0
     runs: int = 1
     """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
     message: str | None = None
     """The first thing to read when the verdict is not `pass`."""
     notes: tuple[str, ...] = ()
+    calibration: CalibrationRecord | None = _absent()  # noqa: RUF009 - it is a field
     # What is known once the test has ended:
     expected_failure: str | None = _absent()
     """The reason of the test's `xfail` mark."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import format_bytes
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.record import LatencyRecord
-from pytest_trtcheck.report.text import format_number, one_line, plural
+from pytest_trtcheck.report.builds import options
+from pytest_trtcheck.report.text import format_number, one_line
 
 if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord, EngineRecord
@@ -25,8 +27,11 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Backend": record.backend,
         "Compiled for": record.compiled_for,
         "Inputs": _inputs(record),
+        "Build options": options(record) if record.build_options else None,
         "Engine": engine and _engine(engine),
         "Device memory": format_bytes(engine.device_memory_bytes) if engine and engine.device_memory_bytes else None,
+        "Auxiliary streams": str(engine.aux_streams) if engine and engine.aux_streams else None,
+        "Weights streamed": format_bytes(engine.streamed_bytes) if engine and engine.streamed_bytes else None,
         "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
         "Latency judged on": latency.gpu,
         "Latency": latency.reason,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_trtcheck.cache import format_bytes
+from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.metrics import recorded
 from pytest_trtcheck.record import SEVERITY, Conditions, Verdict
@@ -285,13 +286,14 @@ def _size(what: str, old: float | None, new: float | None) -> Iterator[Change]:
 def _layers(old: Mapping[str, int] | None, new: Mapping[str, int] | None, precision: str | None) -> Iterator[Change]:
     if not old or not new or old == new:
         return
-    for name in sorted({*old, *new}, key=lambda name: (name != precision, name)):
+    asked = parts_of(precision or "")
+    for name in sorted({*old, *new}, key=lambda name: (name not in asked, name)):
         counts = old.get(name, 0), new.get(name, 0)
         if counts[0] == counts[1]:
             continue
         # Other fusions change every count; that none is left in the precision asked for is another matter.
         direction: Direction = "changed"
-        if name == precision and 0 in counts:
+        if name in asked and 0 in counts:
             direction = "worse" if not counts[1] else "better"
         remark = "no layer runs in it any more" if direction == "worse" else ""
         yield Change(f"layers in {name}", direction, str(counts[0]), str(counts[1]), remark)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.report.diff import KINDS
-from pytest_trtcheck.report.text import columns, markdown_code, markdown_text, one_line, plural, shorten_middle
+from pytest_trtcheck.report.text import columns, markdown_code, markdown_text, one_line, shorten_middle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

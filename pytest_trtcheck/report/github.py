@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.record import Location
-from pytest_trtcheck.report.text import markdown_code, markdown_text, one_line, plural
+from pytest_trtcheck.report.text import markdown_code, markdown_text, one_line
 from pytest_trtcheck.report.view import (
     budgets,
     decisive,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError
+from pytest_trtcheck.errors import MissingDependencyError, plural
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import describe, plots
-from pytest_trtcheck.report.text import format_number, format_optional, one_line, plural, shorten_middle
+from pytest_trtcheck.report import builds, describe, plots
+from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
     BudgetView,
     Judgement,
@@ -178,6 +178,8 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
         "not_measured": not_measured(checks),
         "notes": notes(checks),
         "overview": _overview(rows),
+        "builds": list(builds.side_by_side(checks)),
+        "build_headers": builds.HEADERS,
         "environment": {"GPU": "none", "TensorRT": "not installed"} | run.environment.described(),
         "tool": run.tool,
     }

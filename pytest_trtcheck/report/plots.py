@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.report import svg
-from pytest_trtcheck.report.text import format_number, plural, shorten_middle
+from pytest_trtcheck.report.text import format_number, shorten_middle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

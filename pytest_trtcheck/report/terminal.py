@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pytest_trtcheck.report.text import MISSING, columns, one_line, plural, shorten_apart, shorten_middle
+from pytest_trtcheck.errors import plural
+from pytest_trtcheck.report.builds import HEADERS, side_by_side
+from pytest_trtcheck.report.text import MISSING, columns, one_line, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import (
     VERDICTS,
     budgets,
@@ -104,6 +106,9 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
     for table in tables:
         if table.rows:
             lines += [*table.lines(width), _EMPTY]
+    for compared in side_by_side(checks):
+        table = _Table(HEADERS, ("<", ">", ">", ">", ">", ">", "<"), list(compared.rows))
+        lines += [Line((Segment(compared.title, {"bold": True}),)), *table.lines(width), _EMPTY]
     for text, markup in _remarks(checks):
         wrapped = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
         lines += [Line((Segment(part, markup),)) for part in wrapped]

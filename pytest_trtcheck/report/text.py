@@ -62,15 +62,6 @@ def format_optional(value: float | str | None, digits: int = 3) -> str:
     return MISSING if known is None else format_number(known, digits)
 
 
-def plural(count: int, noun: str) -> str:
-    """A count and its noun.
-
-    >>> plural(1, "check"), plural(3, "check")
-    ('1 check', '3 checks')
-    """
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def one_line(text: str) -> str:
     """`text` without what would break a line or speak to a terminal: control characters become spaces."""
     visible = "".join(" " if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} else c for c in text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.backends.tensorrt.module import find_module
-from pytest_trtcheck.export import triton
+from pytest_trtcheck.export import release, triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,12 +49,28 @@ def test_without_an_engine(): ...
 def test_only_what_passed_is_exported(suite: Suite, run_everywhere: Callable[..., Run], real_gpu: Gpu) -> None:
     suite.write(test_all=TESTS)
     run = run_everywhere("--trt-export=out", f"--trt-cache-dir={suite.path / 'cache'}")
-    repository = suite.path / "out/model_repository"
+    repository = suite.path / "out" / release.folder_name(real_gpu.product) / "model_repository"
     assert sorted(path.name for path in repository.iterdir()) == ["conv_fp16", "conv_tf32"]
     assert "exported 2 engines" in run.text
     assert "test_bf16_is_not_that_exact: fail" in run.text
     assert "test_fails_afterwards: the check passed, but the test was failed" in run.text
+    typed = {
+        path.name: json.loads((path / "manifest.json").read_text()) for path in (suite.path / "out/typed").iterdir()
+    }
+    assert {name: each["evidence"] for name, each in typed.items()} == {
+        "conv_tf32": "engine",
+        "conv_fp16": "engine",
+        "gemm_tf32": "emulated",
+    }
+    released = json.loads((suite.path / "out/release.json").read_text())
+    reasons = {
+        (model["label"], each["precision"]): each["reason"] for model in released["models"] for each in model["missing"]
+    }
+    assert reasons["conv.onnx", "bf16"] == "fail"
+    assert reasons["gemm.onnx", "fp16"] == "test failed"
+    assert reasons["gemm.onnx", "tf32"] == "not run on a GPU"
     for precision in ("tf32", "fp16"):
+        assert typed[f"conv_{precision}"]["judged"][0]["gpu"] == real_gpu.name
         folder = repository / f"conv_{precision}"
         check = run.check(f"test_good[{precision}]")
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())

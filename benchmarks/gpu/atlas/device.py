@@ -87,7 +87,7 @@ def worker() -> None:
         plan = folder / f"{name}.plan"
         request = workers.request(task["model"], str(plan), precision, task["capability"])
         try:
-            build_s, _ = tensorrt_builder.build_here(tensorrt_rtx, request, lambda s, t: heard.append(f"{s}: {t}"))
+            answer = tensorrt_builder.build_here(tensorrt_rtx, request, lambda s, t: heard.append(f"{s}: {t}"))
         except tensorrt_builder.RequestError as error:
             said = [text for text in heard if "ERROR" in text][:3]
             return {"stage": error.stage, "error": "; ".join([*error.errors, *said])[:1500]}
@@ -96,7 +96,7 @@ def worker() -> None:
         load_s = time.perf_counter() - began
         plan.unlink()
         kept: dict[str, Any] = {}
-        record: dict[str, Any] = {"build_s": build_s, "load_s": load_s, "probes": {}}
+        record: dict[str, Any] = {"build_s": answer["build_s"], "load_s": load_s, "probes": {}}
         try:
             with contextlib.suppress(Exception):
                 record["layers"] = engine.layer_information()
@@ -123,7 +123,7 @@ def worker() -> None:
         (folder / f"{name}.json").write_text(json.dumps(record))
         if poisoned:  # This process has no CUDA left.
             os._exit(3)
-        return {"load_s": load_s, "build_s": build_s, "probes": len(record["probes"])}
+        return {"load_s": load_s, "build_s": answer["build_s"], "probes": len(record["probes"])}
 
     workers.serve(measure)
 

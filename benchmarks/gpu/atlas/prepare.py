@@ -55,11 +55,11 @@ def worker() -> None:
         heard: list[str] = []
         request = workers.request(task["model"], task["plan"], task["precision"], task["capability"])
         try:
-            seconds, _ = tensorrt_builder.build_here(tensorrt_rtx, request, lambda s, t: heard.append(f"{s}: {t}"))
+            answer = tensorrt_builder.build_here(tensorrt_rtx, request, lambda s, t: heard.append(f"{s}: {t}"))
         except tensorrt_builder.RequestError as error:
             said = [text for text in heard if "ERROR" in text][:3]
             return {"stage": error.stage, "error": "; ".join([*error.errors, *said])[:1500]}
-        return {"build_s": seconds, "version": tensorrt_rtx.__version__}
+        return {"build_s": answer["build_s"], "version": tensorrt_rtx.__version__}
 
     workers.serve(build)
 

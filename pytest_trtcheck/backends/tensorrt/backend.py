@@ -14,12 +14,16 @@ import numpy as np
 
 from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt import sparsity
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
+from pytest_trtcheck.backends.tensorrt.layers import unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
+from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
+from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CheckError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
@@ -43,7 +47,7 @@ IO_FILE = "io.json"
 _BUILD_FILE = "build.json"
 _TIMING_CACHE = "timing.cache"
 JIT_CACHE = "jit.cache"
-_CONTENTS = "2"
+_CONTENTS = "3"
 """Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
 
 
@@ -151,7 +155,7 @@ class TensorRT(Backend):
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engine from the cache, or built into it."""
-        tensorrt.check_options(self.module, spec.options)
+        check_options(self.module, spec.options, spec.precision, self.target)
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
         entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder))
         made = json.loads((entry.path / _BUILD_FILE).read_text())
@@ -162,6 +166,7 @@ class TensorRT(Backend):
             build_s=made["build_s"],
             bytes=made["bytes"],
             sha256=made["sha256"],
+            build_notes=tuple(made["notes"]),
         )
         return Built(spec, entry.path / PLAN_FILE, record, entry)
 
@@ -170,7 +175,17 @@ class TensorRT(Backend):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
-        return Engine(built.path, self.module, jit_cache=kernels, plugins=built.spec.options.plugins)
+        _, *names = built.spec.lowered.details.get("io", [None])
+        options = built.spec.options
+        return Engine(
+            built.path,
+            self.module,
+            jit_cache=kernels,
+            plugins=options.plugins,
+            outer={name: "float32" for listed in names for name in listed},
+            weights=built.spec.lowered.path if options.strip_weights else None,
+            streaming_mib=options.weight_streaming_mib,
+        )
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """With what the loaded engine takes of the device's memory, and what its layers compute in."""
@@ -180,31 +195,41 @@ class TensorRT(Backend):
             built.record,
             device_memory_bytes=engine.device_memory_bytes,
             layers_by_precision=engine.layers_by_precision(),
+            aux_streams=engine.aux_streams,
+            streamed_bytes=engine.streamed_bytes,
         )
 
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
         """Why the engine does not compute in its precision, by the engine inspector; None when some layers do.
 
-        A model that was taken as it is says itself what it computes in, and FP32 is what any layer may do.
+        Of a pair both parts count. A model that was taken as it is says itself what it computes in, and FP32 is what
+        any layer may do.
         """
         precision = built.spec.precision
         if built.spec.lowered.taken_as_it_is or precision in {"fp32", "tf32"}:
             return None
-        layers = cast("Engine", runner).layers_by_precision()
-        if layers.get(precision) or set(layers) <= {"unknown"}:
+        engine = cast("Engine", runner)
+        layers = engine.layers_by_precision()
+        if set(layers) <= {"unknown"}:
+            return None
+        missing = unproved(layers, engine.tensor_types() if is_pair(precision) else (), precision)
+        if missing is None:
             return None
         if any(np.size(array) == 0 for array in case.values()):
             # TensorRT leaves out what computes no element.
-            return f"the inputs are empty, so that the engine computes nothing in {precision}: give at least one row"
+            return f"the inputs are empty, so that the engine computes nothing in {missing}: give at least one row"
         found = ", ".join(f"{count} in {name}" for name, count in layers.items())
-        return f"{precision} did not take effect: the engine inspector lists {found or 'no layers'}"
+        return f"{missing} did not take effect: the engine inspector lists {found or 'no layers'}"
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
-        """Whether the engine inspector tells of no layer what it computes in, so that nothing proves the precision."""
-        precision = built.spec.precision
-        if precision in {"fp32", "tf32"} or not set(cast("Engine", runner).layers_by_precision()) <= {"unknown"}:
-            return ()
-        return (f"{precision} is stated, not proved: the engine inspector tells no layer's type",)
+        """What the build said, what the options came to, and whether anything proves the precision."""
+        options, engine = built.spec.options, cast("Engine", runner)
+        found = list(built.record.build_notes) if built.record else []
+        if options.strip_weights:
+            found.append("the plan holds no weights: it was given those of the typed ONNX file as it was loaded")
+        if options.weight_streaming_mib is not None and not engine.streamed_bytes:
+            found.append("weight streaming: no weight is streamed, all of them stay on the GPU")
+        return (*found, *_proof(built.spec.precision, engine))
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
@@ -240,7 +265,13 @@ class TensorRT(Backend):
             )
             if kept is not None and timings.stat().st_size:
                 kept.write_extra(_TIMING_CACHE, timings.read_bytes())
-        made = {"build_s": plan.build_s, "bytes": plan.bytes, "sha256": hash_file(plan.path)}
+        notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
+        made = {
+            "build_s": plan.build_s,
+            "bytes": plan.bytes,
+            "sha256": hash_file(plan.path),
+            "notes": [note for note in notes if note],
+        }
         (folder / _BUILD_FILE).write_text(json.dumps(made))
         (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
 
@@ -277,10 +308,20 @@ class Auto(TensorRT):
             return missing.message
 
 
+def _proof(precision: Precision, engine: Engine) -> tuple[str, ...]:
+    """What the engine inspector does not prove of the precision."""
+    if precision in {"fp32", "tf32"}:
+        return ()
+    if set(engine.layers_by_precision()) <= {"unknown"}:
+        return (f"{precision} is stated, not proved: the engine inspector tells no layer's type",)
+    if is_pair(precision) and (rest := half_part(precision)) not in engine.tensor_types():
+        return (f"no tensor between the engine's layers is {rest}: what is not quantized was fused with what is",)
+    return ()
+
+
 def _key_parts(spec: EngineSpec) -> dict[str, str]:
     """What of it an engine depends on."""
-    apart = {"plugins", "custom_ops", "timeout_s"}
-    chosen = {name: json.dumps(value) for name, value in asdict(spec.options).items() if name not in apart}
+    chosen = {name: json.dumps(value) for name, value in key_parts(spec.options).items()}
     shapes = {name: [span.min, span.opt, span.max] for name, span in sorted(spec.profile.items())}
     return {
         "lowered": spec.lowered.key,

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_trtcheck.backends.tensorrt.options import check_options, plain
 from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
-from pytest_trtcheck.errors import ArgumentError, BuildError, GpuError, UnsupportedTargetError
+from pytest_trtcheck.errors import BuildError, GpuError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Plan:
         Seconds for parsing and building; the builder process's start is not in it.
     warnings
         What TensorRT warned of.
+    notes
+        What the builder's process has to say of it beside that.
     io
         Its "inputs" and "outputs", each a list of {name, dtype (TensorRT's name), shape (-1: open), shape_tensor}.
     """
@@ -58,51 +61,8 @@ class Plan:
     bytes: int
     build_s: float
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     io: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-
-def check_options(module: TensorRTModule, options: BuildOptions) -> None:
-    """Refuse build options that are out of range or that `module` does not have.
-
-    TensorRT-RTX 1.4 to 1.7 take `optimization_level` and `sparsity` without a word and build the same bytes.
-
-    Raises
-    ------
-    ArgumentError
-        Naming the option.
-    """
-    if options.workspace_mib is not None and not _is_int(options.workspace_mib, 1, 1 << 40):
-        raise ArgumentError(f"workspace_mib={options.workspace_mib!r} must be a whole number of MiB, at least 1")
-    if options.optimization_level is not None and not _is_int(options.optimization_level, 0, 5):
-        raise ArgumentError(f"optimization_level={options.optimization_level!r} must be a whole number from 0 to 5")
-    timeout = options.timeout_s
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
-        raise ArgumentError(f"timeout_s={timeout!r} must be a number of seconds above 0")
-    if options.hardware_compatible not in ("none", "ampere_plus", "same_compute_capability"):
-        raise ArgumentError(
-            f"hardware_compatible={options.hardware_compatible!r} is unknown",
-            "use none, ampere_plus or same_compute_capability",
-        )
-    for plugin in options.plugins:
-        if not Path(plugin).exists():
-            raise ArgumentError(f"plugin library {plugin} does not exist")
-    if module.is_rtx:
-        given = {
-            "optimization_level": options.optimization_level is not None,
-            "sparsity": options.sparsity,
-            "version_compatible": options.version_compatible,
-            "hardware_compatible": options.hardware_compatible != "none",
-        }
-        lacking = [name for name, is_given in given.items() if is_given]
-        if lacking:
-            raise ArgumentError(
-                f"{module.title} has no build option {', '.join(lacking)}",
-                "leave it out, or build with backend='tensorrt'",
-            )
-
-
-def _is_int(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def build(
@@ -144,7 +104,7 @@ def build(
         The GPU of `target` is not in this machine, and `module` cannot compile for it.
     """
     options = options or BuildOptions()
-    check_options(module, options)
+    check_options(module, options, precision, target)
     if not target.here and target.compute_capability not in module.compile_only():
         raise UnsupportedTargetError(f"{module.title} cannot compile for {target.sm} on a machine without that GPU")
     with tempfile.TemporaryDirectory(prefix="trtcheck-build-") as scratch:
@@ -155,7 +115,7 @@ def build(
             "plan": str(Path(plan_path).resolve()),
             "target": asdict(target),
             "precision": precision,
-            "options": asdict(options),
+            "options": plain(options),
             "profile": {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in (profile or {}).items()},
             "timing_cache": str(timing_cache) if timing_cache and options.timing_cache and not module.is_rtx else None,
         }
@@ -175,6 +135,7 @@ def build(
         bytes=Path(plan_path).stat().st_size,
         build_s=response["build_s"],
         warnings=tuple(text for severity, text in messages if severity == "WARNING"),
+        notes=tuple(response["notes"]),
         io=response["io"],
     )
 

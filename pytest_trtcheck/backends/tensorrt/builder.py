@@ -7,13 +7,15 @@ Messages are written as they come, so that the last of them survive a crash.
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
+import inspect
 import json
 import os
 import re
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +41,11 @@ class RequestError(Exception):
 def serve(request: dict[str, Any]) -> None:
     """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
 
-    The task `build` adds `build_s` and `io`, the task `parse` adds `module`, `version` and `provided`, and the task
-    `inspect` adds `io` and `layers`.
+    The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, and the
+    task `inspect` adds `io` and `layers`.
     """
     _die_with_parent(request["parent"])
-    answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}}
+    answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}, "notes": []}
     heard: list[str] = []
     with Path(request["messages"]).open("w", encoding="utf-8") as sink:
 
@@ -58,7 +60,7 @@ def serve(request: dict[str, Any]) -> None:
             elif request["task"] == "inspect":
                 _inspect(request, answer)
             else:
-                answer["build_s"], answer["io"] = build_here(importlib.import_module(request["module"]), request, say)
+                answer |= build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
@@ -88,8 +90,8 @@ def _die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> tuple[float, dict[str, Any]]:
-    """Parse and build in this process; the seconds that took, and the engine's inputs and outputs."""
+def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> dict[str, Any]:
+    """Parse and build in this process; the seconds that took, the engine's inputs and outputs, and what to note."""
     started = time.perf_counter()
     log = logger(trt, say)
     is_rtx = request["module"] == "tensorrt_rtx"
@@ -100,8 +102,14 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     network = _parse(trt, builder, log, request["model"])
     _tell_unnamed_apart(network, request["profile"])
     config = builder.create_builder_config()
-    _configure(trt, config, request, is_rtx)
+    _configure(trt, config, request)
     _add_profile(builder, network, config, request["profile"])
+    notes = _use_dla(trt, builder, network, config, request["options"]["dla_core"])
+    _call_back(config, network, request["options"]["configure"])
+    # Whatever the user's function said: by these the engine is what the check takes it for.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if is_rtx:
+        _aim(trt, config, request["target"])
     timing_cache = _attach_timing_cache(config, request["timing_cache"])
     plan = builder.build_serialized_network(network, config)
     if plan is None and is_rtx and _is_unlisted_gpu(trt, request["target"]):
@@ -118,10 +126,9 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
         raise RequestError("store the engine of", [str(error)]) from error
     if timing_cache is not None:
         _save_timing_cache(config, Path(request["timing_cache"]))
-    elapsed = time.perf_counter() - started
-    io = _io(network)
+    answer = {"build_s": time.perf_counter() - started, "io": _io(network), "notes": notes}
     del libraries  # They must stay loaded until here.
-    return elapsed, io
+    return answer
 
 
 def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[[str, str], None]) -> None:
@@ -291,19 +298,35 @@ def _parser_error(error: Any) -> str:
     return f"{where}{error.code().name}: {said}{inside} ({error.file()}:{error.line()} {error.func()})"
 
 
-def _configure(trt: Any, config: Any, request: dict[str, Any], is_rtx: bool) -> None:
+def _configure(trt: Any, config: Any, request: dict[str, Any]) -> None:
     options = request["options"]
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     tf32 = request["precision"] == "tf32" if options["tf32"] is None else options["tf32"]
     (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     if options["workspace_mib"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mib"] * MIB)
     if options["optimization_level"] is not None:
         config.builder_optimization_level = options["optimization_level"]
-    if options["sparsity"]:
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    if options["version_compatible"]:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options["max_aux_streams"] is not None:
+        config.max_aux_streams = options["max_aux_streams"]
+    if options["tiling"] is not None:
+        config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, options["tiling"].upper())
+    if options["l2_limit_mib"] is not None:
+        config.l2_limit_for_tiling = options["l2_limit_mib"] * MIB
+    # A stripped plan gets back the weights that it was built with, unless any others are wanted too.
+    identical = options["strip_weights"] and not options["refit"]
+    flags = {
+        "SPARSE_WEIGHTS": options["sparsity"],
+        "VERSION_COMPATIBLE": options["version_compatible"],
+        "REFIT": options["refit"],
+        "STRIP_PLAN": options["strip_weights"],
+        "REFIT_IDENTICAL": identical,
+        "WEIGHT_STREAMING": options["weight_streaming_mib"] is not None,
+    }
+    for name in (name for name, is_wanted in flags.items() if is_wanted):
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    for name in options["preview"]:
+        feature = getattr(trt.PreviewFeature, name.removeprefix("-"))
+        config.set_preview_feature(feature, not name.startswith("-"))
     if options["hardware_compatible"] != "none":
         level = options["hardware_compatible"].upper()
         if not hasattr(trt.HardwareCompatibilityLevel, level):
@@ -312,13 +335,70 @@ def _configure(trt: Any, config: Any, request: dict[str, Any], is_rtx: bool) -> 
     if options["version_compatible"] and options["plugins"]:
         # Such an engine carries its plugins, since the runtime that loads it may not have them.
         config.plugins_to_serialize = [str(Path(path).resolve()) for path in options["plugins"]]
-    if is_rtx:
-        target = request["target"]
-        major, minor = target["compute_capability"]
-        capability = "CURRENT" if target["here"] else f"SM{major}{minor}"
-        config.num_compute_capabilities = 1
-        if not config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0):
-            raise RequestError("configure the build of", [f"the builder refused the target {capability}"])
+
+
+def _aim(trt: Any, config: Any, target: dict[str, Any]) -> None:
+    """Build for the target's GPU alone (TensorRT-RTX)."""
+    major, minor = target["compute_capability"]
+    capability = "CURRENT" if target["here"] else f"SM{major}{minor}"
+    config.num_compute_capabilities = 1
+    if not config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0):
+        raise RequestError("configure the build of", [f"the builder refused the target {capability}"])
+
+
+def _use_dla(trt: Any, builder: Any, network: Any, config: Any, core: int | None) -> list[str]:
+    """Let a DLA run what it can; how much that is. An engine of which it runs nothing is not what was asked for."""
+    if core is None:
+        return []
+    if core >= builder.num_DLA_cores:
+        there = f"this machine has {builder.num_DLA_cores}" if builder.num_DLA_cores else "this machine has no DLA"
+        raise RequestError(f"use dla_core={core} for", [there])
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    fit = sum(config.can_run_on_DLA(layer) for layer in layers)
+    if not fit:
+        raise RequestError(f"use dla_core={core} for", [f"it can run none of the {len(layers)} layers"])
+    return [f"DLA core {core} can run {fit} of {len(layers)} layers, the GPU runs the others"]
+
+
+def _call_back(config: Any, network: Any, found: dict[str, str] | None) -> None:
+    """Let the user's function change the builder config."""
+    if found is None:
+        return
+    stage = f"call configure={found['name']} ({found['file']}) for"
+    try:
+        function = getattr(_module_of(found), found["name"])
+        profiles = config.num_optimization_profiles
+        takes_network = len(inspect.signature(function).parameters) > 1
+        returned = function(config, network) if takes_network else function(config)
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({Path(line.filename).name}:{line.lineno})"
+        raise RequestError(stage, [said]) from error
+    if returned is not None:
+        raise RequestError(
+            stage, [f"it returned {returned!r}: it is to change the config it is given, and return None"]
+        )
+    if config.num_optimization_profiles != profiles:
+        raise RequestError(stage, ["it added an optimization profile: declare shapes= in the marker instead"])
+
+
+def _module_of(found: dict[str, str]) -> Any:
+    """The module of a function: by its name, unless another file goes by it here (several conftest.py do)."""
+    try:
+        module = importlib.import_module(found["module"])
+        if Path(module.__file__ or "").resolve() == Path(found["file"]):
+            return module
+    except ImportError:
+        pass
+    spec = importlib.util.spec_from_file_location(found["module"], found["file"])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _add_profile(builder: Any, network: Any, config: Any, profile: dict[str, list[list[int]]]) -> None:

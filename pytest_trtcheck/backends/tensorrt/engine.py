@@ -7,7 +7,7 @@ import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from pytest_trtcheck.backends.tensorrt.io import (
     poisoned_elements,
     unwritten,
 )
-from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision
-from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision, tensor_types
+from pytest_trtcheck.errors import GpuError, listed
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Engine:
         What `jit_cache()` gave when the same engine was loaded before: TensorRT-RTX then compiles no kernels.
     plugins
         The plugin libraries that it was built with.
+    weights
+        The ONNX file that a plan without weights gets them from.
+    streaming_mib
+        The most of its streamable weights that stay on the GPU, in MiB, of an engine that streams them; `auto`:
+        TensorRT's own choice. None: they are not streamed.
     profile
         The index of the optimization profile that it runs under.
     outer
@@ -74,6 +79,8 @@ class Engine:
         *,
         jit_cache: bytes | None = None,
         plugins: Sequence[str] = (),
+        weights: Path | None = None,
+        streaming_mib: int | Literal["auto"] | None = None,
         profile: int = 0,
         outer: Mapping[str, str] | None = None,
         timeout_s: float | None = RUN_TIMEOUT_S,
@@ -85,6 +92,8 @@ class Engine:
         """Whether CUDA cannot be used any more in this process because of a failure here."""
         self.jit_cache_used = False
         """Whether `jit_cache` was accepted; TensorRT-RTX refuses one of another GPU, driver or release."""
+        self.streamed_bytes: int | None = None
+        """How many bytes of its weights are streamed from host memory; None where streaming was not asked for."""
         self.end_timing: Callable[[], None] | None = None
         """Ends the `TimedRun` that the engine is being measured by; None when it is not."""
         self._profile = profile
@@ -102,14 +111,21 @@ class Engine:
         self.cuda = Cuda()
         try:
             with self.guard("loading the engine"):
-                self._load(plan if isinstance(plan, bytes) else Path(plan).read_bytes(), plugins, jit_cache)
+                self._load(plan if isinstance(plan, bytes) else Path(plan).read_bytes(), plugins)
+                if weights is not None:
+                    self._refit(weights)
+                if streaming_mib is not None:
+                    self._stream(streaming_mib)
+                self.inputs, self.outputs = self._specs()
+                self._context = self._create_context(jit_cache)
+                self._allocator = output_allocator(self.module.handle, self.cuda)
         except BaseException:
             self.close()
             raise
         self.load_s = time.perf_counter() - started
         """Seconds from the serialized engine to one that is ready, kernel compilation by TensorRT-RTX included."""
 
-    def _load(self, serialized: bytes, plugins: Sequence[str], jit_cache: bytes | None) -> None:
+    def _load(self, serialized: bytes, plugins: Sequence[str]) -> None:
         self.plan_bytes = len(serialized)
         self._runtime = self.module.handle.Runtime(self._log.logger)
         self._runtime.engine_host_code_allowed = True  # Version-compatible engines bring their runtime with them.
@@ -120,9 +136,34 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(serialized)
         if self._engine is None:
             raise GpuError(f"{self.module.title} cannot load the engine on this GPU")
-        self.inputs, self.outputs = self._specs()
-        self._context = self._create_context(jit_cache)
-        self._allocator = output_allocator(self.module.handle, self.cuda)
+
+    def _refit(self, weights: Path) -> None:
+        """Give a plan without weights those of the ONNX file that it was built from."""
+        trt = self.module.handle
+        refitter = trt.Refitter(self._engine, self._log.logger)
+        parser = trt.OnnxParserRefitter(refitter, self._log.logger)
+        if not parser.refit_from_file(str(weights)):
+            said = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+            raise GpuError(f"the plan without weights does not take those of {weights}: {'; '.join(said)}")
+        if missing := list(refitter.get_missing_weights()):
+            raise GpuError(f"the plan without weights lacks {listed(missing)}, which {weights} does not give")
+        if not refitter.refit_cuda_engine():
+            raise GpuError("the plan without weights could not be given any")
+
+    def _stream(self, budget_mib: int | Literal["auto"]) -> None:
+        """Say how much of the weights may stay on the GPU; that is to be said before there is a context."""
+        engine = self._engine
+        budget = engine.get_weight_streaming_automatic_budget() if budget_mib == "auto" else budget_mib << 20
+        budget = min(budget, engine.streamable_weights_size)
+        engine.weight_streaming_budget_v2 = budget
+        if engine.weight_streaming_budget_v2 != budget:
+            raise GpuError(f"{self.module.title} refused a weight streaming budget of {budget:,} bytes")
+        self.streamed_bytes = int(engine.streamable_weights_size) - int(budget)
+
+    @property
+    def aux_streams(self) -> int:
+        """How many CUDA streams it uses beside its own."""
+        return int(self._engine.num_aux_streams)
 
     @property
     def device_memory_bytes(self) -> int:
@@ -132,7 +173,7 @@ class Engine:
         weights = self.plan_bytes
         if hasattr(trt, "EngineStat") and hasattr(engine, "get_engine_stat"):  # From TensorRT 10.14 on.
             weights = engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE)
-        return int(scratch) + max(int(weights), 0)
+        return int(scratch) + max(int(weights) - (self.streamed_bytes or 0), 0)
 
     def jit_cache(self) -> bytes | None:
         """TensorRT-RTX's compiled kernels, to be stored beside the engine; None where there are none."""
@@ -152,6 +193,10 @@ class Engine:
             return self._layers
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def tensor_types(self) -> frozenset[str]:
+        """The types of the tensors between its layers, by the engine inspector."""
+        return tensor_types(self.layer_information())
 
     def io(self) -> dict[str, list[dict[str, Any]]]:
         """The "inputs" and "outputs" as plain data: name, dtype (TensorRT's name), shape (-1: open) and, of an input

@@ -198,7 +198,8 @@ def find(file: PlanFile, name: str, gpus: Gpus) -> ExistingEngine:
         )
     requested, detected = gpus.requested, gpus.detected
     module = available(file.module)
-    other = next((found for each in EITHER if each != file.module and (found := available(each))), None)
+    others = (each for each in EITHER if each != file.module)
+    other = available(*others) if module is None else None
     capability = detected.compute_capability if detected else (requested and requested.compute_capability) or (0, 0)
     product = detected.product if detected else requested.product if requested else "this machine"
     refuse_unfit(file, module, other, product, capability)

@@ -7,8 +7,10 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.choices import half_part, is_pair, quantized_part
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 # TensorRT 10 has "Format/Datatype", as "Half" or "Row major linear FP16 format"; 11 has "Datatype" apart from "Format".
 _TYPES: tuple[tuple[str, str], ...] = (
@@ -41,11 +43,42 @@ def layers_by_precision(information: str) -> dict[str, int]:
     ValueError
         It is no such JSON.
     """
+    counts = Counter(_precision(layer) for layer in _layers(information))
+    return dict(counts.most_common())
+
+
+def tensor_types(information: str) -> frozenset[str]:
+    """The types of all tensors between the engine's layers, and at its ends; what it was given is as above."""
+    layers = (layer for layer in _layers(information) if isinstance(layer, dict))
+    return frozenset(name for layer in layers for key in ("Inputs", "Outputs") for name in _types(layer.get(key)))
+
+
+def unproved(layers: Mapping[str, int], types: Collection[str], precision: str) -> str | None:
+    """The part of a precision that did not take effect; None where nothing says so.
+
+    The 16-bit rest of a pair may be all inside kernels that read and write 8 bits, so that no tensor tells of it. It
+    did not take effect where more layers than those compute in FP32 instead.
+
+    Parameters
+    ----------
+    layers, types
+        As `layers_by_precision` and `tensor_types` give them.
+    """
+    quantized, rest = quantized_part(precision), half_part(precision)
+    if not is_pair(precision) or quantized is None:
+        return None if layers.get(precision) else precision
+    if not layers.get(quantized):
+        return quantized
+    in_fp32 = layers.get("fp32", 0) + layers.get("tf32", 0)
+    return rest if rest not in types and in_fp32 > layers[quantized] else None
+
+
+def _layers(information: str) -> list[Any]:
     document = json.loads(information, strict=False)  # Metadata holds bare control characters.
     if not isinstance(document, dict) or not isinstance(document.get("Layers"), list):
         raise ValueError("the engine inspector's JSON has no list of layers")
-    counts = Counter(_precision(layer) for layer in document["Layers"])
-    return dict(counts.most_common())
+    found: list[Any] = document["Layers"]
+    return found
 
 
 def _precision(layer: Any) -> str:

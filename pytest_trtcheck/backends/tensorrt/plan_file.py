@@ -3,7 +3,7 @@
 An engine is code, and its loader trusts it: whose it is, for which GPU, and whether it is whole is found out by reading
 first. The beginning of a plan is laid out as `trtexec --getPlanVersionOnly` reads it (TensorRT's own
 samples/common/sampleEngines.cpp): a tag, the serialization's version, and at byte 24 the four numbers of the release.
-Size and targets were found by building plans of TensorRT-RTX 1.4 to 1.7 for each GPU that these compile for.
+Size and targets were found by building plans of TensorRT-RTX 1.5 to 1.7 for each GPU that these compile for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.backends.tensorrt.module import TITLES
+from pytest_trtcheck.backends.tensorrt.module import TITLES, release_of
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_file
 from pytest_trtcheck.errors import ModelError, listed
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 EXTRACTED = "engine.plan"
 EXPORT_FORMAT = "pytest-trtcheck export"
+_LARGEST_ONNX = 1 << 31
+"""Bytes that no ONNX file reaches: protobuf ends there."""
 _TAGS: Mapping[bytes, ModuleName] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 _HEADER = struct.Struct("<4sIQQ4B4xI")
 """Tag, the serialization's version, unknown, bytes in all, the release; behind RTX's second tag the targets."""
@@ -104,22 +106,40 @@ def opened(path: Path, label: str, cache: Cache) -> PlanFile:
         It is no engine, it is cut off, or what is said of it elsewhere contradicts the file.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEADER.size)
-        size = path.stat().st_size
+        head, size = _head(path), path.stat().st_size
     except OSError as error:
         raise ModelError(f"{label}: cannot be read: {error.strerror or error}", "name the file of an engine") from error
     if head[:4] in _TAGS:
         return _with_manifest(_plan(path, label, head, size))
+    if (behind := _metadata_bytes(path, head)) is not None:
+        file = _held(label, path.read_bytes()[behind:], cache)
+        return replace(file, notes=(f"the plan lies behind {behind:,} bytes of metadata, as Ultralytics writes it",))
     if not size:
         raise ModelError(f"{label}: the engine file is empty", "build it again, or copy it again")
-    model = _onnx(path)
+    model = _onnx(path) if size < _LARGEST_ONNX else None
     if model is None:
         raise ModelError(
             f"{label}: is no serialized engine: it {_what(head)}",
             "engine= takes what TensorRT serialized (.plan, .engine), or ONNX Runtime's EPContext model (.onnx)",
         )
     return _of_context(path, label, model, cache)
+
+
+def _metadata_bytes(path: Path, head: bytes) -> int | None:
+    """The bytes before the plan where JSON stands there, its length in four bytes first; None where it does not."""
+    if head[4:5] != b"{":
+        return None
+    start = 4 + int.from_bytes(head[:4], "little")
+    with path.open("rb") as file:
+        file.seek(start)
+        return start if file.read(4) in _TAGS else None
+
+
+def _held(label: str, plan: bytes, cache: Cache) -> PlanFile:
+    """The plan that another file holds, as a file of its own."""
+    key = Key("engine_file", label, {"sha256": hash_bytes(plan)})
+    entry = cache.get_or_make(key, lambda folder: (folder / EXTRACTED).write_bytes(plan))
+    return _plan(entry.path / EXTRACTED, label, plan[: _HEADER.size], len(plan))
 
 
 def _plan(path: Path, label: str, head: bytes, size: int) -> PlanFile:
@@ -225,7 +245,7 @@ def _with_manifest(file: PlanFile) -> PlanFile:
             "SHA-256": (engine["sha256"], file.sha256),
             "size": (f"{engine['bytes']:,} bytes", f"{file.bytes:,} bytes"),
             "builder": (TITLES.get(tensorrt["module"], tensorrt["module"]), TITLES[file.module]),
-            "version": (_release(tensorrt["version"]), dotted(file.version) or _release(tensorrt["version"])),
+            "version": (_as_in_a_plan(tensorrt["version"]), dotted(file.version) or _as_in_a_plan(tensorrt["version"])),
         }
         stated = _capability(str(gpu["compute_capability"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -240,6 +260,11 @@ def _with_manifest(file: PlanFile) -> PlanFile:
         raise ModelError(
             f"{file.label}: is not the engine that the manifest beside it describes ({place}): {'; '.join(wrong)}",
             "export it again: plan and manifest belong together",
+        )
+    if (engine.get("made_from") or {}).get("strip_weights") == "true":
+        raise ModelError(
+            f"{file.label}: holds no weights, as its manifest says (strip_weights): by itself it computes nothing",
+            "test it as it was built: BuildOptions(strip_weights=True), without engine=",
         )
     targets = file.targets if file.targets is not None or stated is None else (stated,)
     return replace(file, manifest=manifest, targets=targets, notes=(*file.notes, f"described by {place.name}"))
@@ -259,9 +284,9 @@ def _manifest_of(path: Path) -> Path | None:
     return None
 
 
-def _release(version: str) -> str:
+def _as_in_a_plan(version: str) -> str:
     """A version as a plan has it: four numbers, the last of which is kept in one byte."""
-    numbers = [int(part) for part in version.split(".")[:4] if part.isdigit()]
+    numbers = release_of(version)[:4]
     return dotted([*numbers[:3], *(number & 0xFF for number in numbers[3:])])
 
 
@@ -286,7 +311,7 @@ def _onnx(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, TypeError):
         return None
     return model if model.ir_version and model.graph.node else None
@@ -311,22 +336,21 @@ def _of_context(path: Path, label: str, model: Any, cache: Cache) -> PlanFile:
     if source and "tensorrt" not in source.lower():
         raise ModelError(f"{label}: its engine is one of {source}, not of TensorRT", _OTHER_PROVIDER)
     held = given.get("ep_cache_context", b"")
-    if given.get("embed_mode", 1):
-        digest = hash_bytes(held)
-        entry = cache.get_or_make(
-            Key("engine_file", label, {"sha256": digest}), lambda folder: (folder / EXTRACTED).write_bytes(held)
-        )
-        plan = entry.path / EXTRACTED
-    else:
-        plan = _beside(path, label, texts.get("ep_cache_context", ""))
-    with plan.open("rb") as stream:
-        head = stream.read(_HEADER.size)
+    inside = bool(given.get("embed_mode", 1))
+    plan = None if inside else _beside(path, label, texts.get("ep_cache_context", ""))
+    head = held[: _HEADER.size] if plan is None else _head(plan)
     if head[:4] not in _TAGS:
         raise ModelError(
             f"{label}: its EPContext node holds no engine of TensorRT: it {_what(head) if head else 'is empty'}",
             "let ONNX Runtime write the model again",
         )
-    return _agreeing(_plan(plan, label, head, plan.stat().st_size), texts)
+    file = _held(label, held, cache) if plan is None else _plan(plan, label, head, plan.stat().st_size)
+    return _agreeing(file, texts)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEADER.size)
 
 
 def _beside(path: Path, label: str, named: str) -> Path:

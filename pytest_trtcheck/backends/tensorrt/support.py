@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.tensorrt.module import TITLES
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def unsupported(
     Parameters
     ----------
     op_types
-        The ONNX operator types that the lowered model computes in `precision`.
+        The ONNX operator types that the lowered model computes in `precision`; of a pair, those that are quantized.
     """
     capability = target.compute_capability
     name = "compute capability {}.{}".format(*capability)
@@ -59,7 +60,8 @@ def unsupported(
     if reason := _rtx(module, target) if module.is_rtx else _tensorrt(module, target):
         return reason
     for name_of, kind, operators, release in SINCE:
-        if module.name == name_of and precision == kind and module.release < release and operators & set(op_types):
+        asked = kind in {precision, quantized_part(precision)}
+        if module.name == name_of and asked and module.release < release and operators & set(op_types):
             kinds = " and ".join(sorted(operators & set(op_types)))
             return f"{module.title} has no {kind.upper()} {kinds}; {TITLES[name_of]} {release[0]}.{release[1]} has"
     return _on_turing(module, target, precision, op_types) if module.is_rtx else None
@@ -104,7 +106,7 @@ def _on_turing(module: TensorRTModule, target: Target, precision: Precision, op_
         kinds = ", ".join(sorted(GEMM_OPERATORS & set(op_types)))
         return (
             f"{module.title} has no FP32 matrix products on Turing (SM75), INT8 ones included; the model has {kinds}. "
-            "fp16 works, and so does backend='tensorrt' on the GPU itself"
+            "fp16 and int8+fp16 work, and so does backend='tensorrt' on the GPU itself"
         )
     return None
 

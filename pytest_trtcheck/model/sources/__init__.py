@@ -8,6 +8,7 @@ is looked up while tests are collected, so importing a source imports no heavy l
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,6 +168,12 @@ def find(source: object) -> Source | None:
 def computes_outputs(source: object) -> bool:
     """Whether it is no model but a callable from inputs to outputs."""
     return find(source) is made and made.takes_inputs(source)
+
+
+def is_model(source: object) -> bool:
+    """Whether it names a model; arrays that were recorded are none."""
+    recorded = isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith((".npz", ".npy"))
+    return find(source) is not None and not computes_outputs(source) and not recorded
 
 
 def titles() -> str:

@@ -7,6 +7,7 @@ What can't be told apart for sure is listed in `unknown`: such an object must no
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import re
 import sys
 import sysconfig
 import types
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +50,8 @@ _OF_CLASSES = frozenset(
         "__annotate_func__",
         "__annotations_cache__",
         "__parameters__",
+        "__orig_bases__",
+        "__type_params__",
         "_abc_impl",
     }
 )
@@ -76,7 +80,10 @@ class Fingerprint:
 
     def add(self, value: object) -> Fingerprint:
         """Take in an object, and all that it refers to."""
-        self._visit(value)
+        try:
+            self._visit(value)
+        except RecursionError:
+            self.unknown.append(f"a {type(value).__qualname__} that is nested too deeply")
         return self
 
     def digest(self) -> str:
@@ -119,6 +126,8 @@ class Fingerprint:
             self._several("method", value.__func__, value.__self__)
         elif isinstance(value, (staticmethod, classmethod)):
             self._several(kind.__name__, value.__func__)
+        elif isinstance(value, weakref.ref):
+            self._several("weak", value())
         elif isinstance(value, property):
             self._several("property", value.fget, value.fset)
         elif isinstance(value, functools.partial):
@@ -168,14 +177,14 @@ class Fingerprint:
             except ValueError:
                 self._token("empty cell")
         self._several("decorated", getattr(function, "__wrapped__", None))
-        self._named(function.__globals__, set(_names(function.__code__)))
+        self._named(function.__globals__, set(_globals(function.__code__)), set(_names(function.__code__)))
 
-    def _named(self, namespace: Mapping[str, object], names: set[str]) -> None:
+    def _named(self, namespace: Mapping[str, object], names: set[str], attributes: set[str]) -> None:
         """What code reaches by global names, and by the attributes of modules among them."""
         for name in sorted(names):
             if name in namespace:
                 value = namespace[name]
-            elif name in sys.modules and name.partition(".")[0] not in sys.stdlib_module_names:
+            elif name in sys.modules and not _is_stdlib(name.partition(".")[0]):
                 value = sys.modules[name]  # imported inside of the function
             else:
                 continue
@@ -184,12 +193,12 @@ class Fingerprint:
                 self._visit(value)
             elif id(value) not in self._seen:
                 self._visit(value)
-                self._of_module(value, names)
+                self._of_module(value, attributes)
 
     def _of_module(self, module: types.ModuleType, names: set[str]) -> None:
         found = vars(module)
         if not _is_installed(module.__name__):
-            self._named({name: found[name] for name in names if name in found}, names)
+            self._named({name: found[name] for name in names if name in found}, names, names)
             return
         self._packages.add(module.__name__.partition(".")[0])
         for name in sorted(names & set(found)):
@@ -209,6 +218,8 @@ class Fingerprint:
                 if isinstance(each, types.FunctionType) and not _is_installed_function(each):
                     self._token("put in place", name)
                     self._visit(each)
+            # Made at run time by an installed package of a class that is not (parametrizations, for one).
+            self._several("bases", *(each for each in cls.__mro__ if not _is_installed(each.__module__)))
             return
         self._token("class", cls.__qualname__)
         self._several("bases", *cls.__bases__)
@@ -283,6 +294,16 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(each)
 
 
+def _globals(code: types.CodeType) -> Iterator[str]:
+    """The global names that code reads, and the modules that it imports."""
+    for each in dis.get_instructions(code):
+        if each.opname in {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME"}:
+            yield str(each.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _globals(inner)
+
+
 def _bytes_of(torch: Any, tensor: Any) -> memoryview:
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
@@ -295,24 +316,35 @@ def _bytes_of(torch: Any, tensor: Any) -> memoryview:
 def _is_installed(module: str | None) -> bool:
     """Whether a module belongs to Python or to a distribution whose files are listed."""
     top = str(module).partition(".")[0]
-    if top in sys.stdlib_module_names or top == "builtins":
+    if _is_stdlib(top):
         return True
     file = getattr(sys.modules.get(top), "__file__", None)
-    return file is not None and _is_installed_file(file) and (top in _BY_VERSION or _record(top) is not None)
+    return file is not None and _is_of_distribution(file) and (top in _BY_VERSION or _record(top) is not None)
 
 
 @functools.cache
-def _is_installed_file(file: str) -> bool:
-    if {"site-packages", "dist-packages"} & set(Path(file).parts):
+def _is_stdlib(top: str) -> bool:
+    """Whether a module is Python's own; by where it lies, as a user's may bear the same name."""
+    if top in sys.builtin_module_names:
         return True
-    return any(file.startswith(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return top in sys.stdlib_module_names and (file is None or _is_of_python(file))
+
+
+def _is_of_distribution(file: str) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(Path(file).parts))
+
+
+def _is_of_python(file: str) -> bool:
+    folders = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+    return not _is_of_distribution(file) and file.startswith(tuple(folders))
 
 
 def _is_installed_function(function: types.FunctionType) -> bool:
     file = function.__code__.co_filename
-    if file.startswith("<"):  # made at run time, as dataclasses do
-        return _is_installed(function.__module__)
-    return _is_installed_file(file) and _is_installed(function.__module__)
+    if file.startswith("<frozen "):
+        return True
+    return (_is_of_distribution(file) or _is_of_python(file)) and _is_installed(function.__module__)
 
 
 @functools.cache
@@ -336,7 +368,7 @@ def _record(package: str) -> Path | None:
 
 @functools.cache
 def _content_of(package: str) -> str:
-    if package in sys.stdlib_module_names or package == "builtins":
+    if _is_stdlib(package):
         return ""
     if package in _BY_VERSION:
         return str(getattr(sys.modules.get(package), "__version__", ""))

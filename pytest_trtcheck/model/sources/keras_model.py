@@ -120,15 +120,16 @@ def _of_other_modules(config: Any) -> Iterator[str]:
 
 def _loaded(path: Path, label: str) -> Any:
     """The model that the file holds."""
+    from pytest_trtcheck.model.sources import tf_function
+
     _load_keras(label)
     import keras
 
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        said = first_line(error)
         raise ModelError(
-            f"{label}: Keras can't load it: {type(error).__name__}: {said}",
+            f"{label}: Keras can't load it: {type(error).__name__}: {tf_function.said(error)}",
             "decorate the model's own classes and functions by @keras.saving.register_keras_serializable() and import "
             "their module in the test, or give a callable: model=lambda: keras.saving.load_model(…, custom_objects={…}"
             + (", safe_mode=False)" if "safe" in str(error) or "lambda" in str(error).lower() else ")"),

@@ -79,7 +79,7 @@ def _function(folder: Path, name: str | None, label: str) -> Function:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:
         raise ModelError(
-            f"{label}: TensorFlow can't load it: {type(error).__name__}: {first_line(error)}",
+            f"{label}: TensorFlow can't load it: {type(error).__name__}: {tf_function.said(error)}",
             "save it again, or fetch the folder whole: saved_model.pb, and variables/ with all its files",
         ) from error
     return _chosen({key: _of_signature(loaded, key) for key in loaded.signatures}, name, label)

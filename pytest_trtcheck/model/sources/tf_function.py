@@ -59,7 +59,7 @@ _SAME: dict[str, tuple[str, ...]] = {
             "Tanh",
         ]
     },
-    "AddV2": ("Add",),
+    "AddV2": ("Add", "LayerNormalization"),
     "AvgPool": ("AveragePool",),
     "BatchMatMulV2": ("MatMul",),
     "BatchMatMulV3": ("MatMul",),
@@ -160,10 +160,8 @@ class TensorFlowOrigin:
             elements = [frozen.graph.as_graph_element(name) for name in wanted]
             values = frozen.prune(frozen.inputs, elements)(*_tensors(function, case)) if elements else []
             arrays = [_array(value) for value in values]
-        shapes = _shapes(export, case)
         for (name, node), array in zip(wanted.items(), arrays, strict=True):
-            value = _in_layout(array, shapes.get(name))
-            if value is not None:
+            for value in _layouts(array):
                 yield Inner(_path(node, function.layers) or node, (name,), value)
 
 
@@ -207,7 +205,10 @@ def versions() -> dict[str, str]:
         "onnx": found("onnx"),
         "opset": str(OPSET),
         "code": hash_code(
-            "model/sources/tf_function.py", "model/sources/keras_model.py", "model/sources/saved_model.py"
+            "model/layer_norm.py",
+            "model/sources/tf_function.py",
+            "model/sources/keras_model.py",
+            "model/sources/saved_model.py",
         ),
     }
 
@@ -303,10 +304,13 @@ def write(path: Path, function: Function, label: str) -> None:
     """
     import onnx
 
+    from pytest_trtcheck.model import layer_norm
+
     with _on_cpu(), failing(f"{label}: can't be exported to ONNX"), _quiet() as said:
-        graph = _inlinable(function.frozen.graph.as_graph_def(add_shapes=True))
+        graph = _inlinable(_without_wrapping(function.frozen.graph.as_graph_def(add_shapes=True), function.frozen))
         proto = _converted(graph, function)
         _refuse_unknown(proto, label, said, function.layers)
+        layer_norm.join(proto)
         _name_dimensions(proto, function)
         for node in all_nodes(proto.graph.node):
             _add_scopes(node, function.layers)
@@ -364,6 +368,39 @@ def _inlinable(graph: Any) -> Any:
     for holder in (*_nodes(graph), *graph.library.function):
         for attribute in ("_XlaMustCompile", "_noinline"):
             holder.attr.pop(attribute, None)
+    return graph
+
+
+def _without_wrapping(graph: Any, frozen: Any) -> Any:
+    """The tf.GraphDef of `frozen`, a table of n rows read at `i` and not at `i + n if i < 0 else i`.
+
+    Keras writes the latter, because TensorFlow takes no negative index; ONNX's Gather does, and means the same by it.
+    What is left tells that an input is an index, and how many rows there are.
+    """
+    import tensorflow as tf
+
+    operations = {each.name: each for each in frozen.graph.get_operations()}
+
+    def value(tensor: Any) -> Any:
+        if tensor.op.type != "StridedSlice":
+            return tf.get_static_value(tensor)
+        # A size, which is an element of a constant shape.
+        shape, begin, end, step = map(tf.get_static_value, tensor.op.inputs)
+        is_element = all(each is not None and each.size == 1 for each in (begin, end, step)) and tensor.shape.rank == 0
+        return shape[begin[0] : end[0] : step[0]].item() if is_element and shape is not None else None
+
+    for node in graph.node:
+        chosen = operations[node.name].inputs[1].op if node.op == "GatherV2" else None
+        if chosen is None or chosen.type not in {"Select", "SelectV2"}:
+            continue
+        less, added, index = chosen.inputs[0].op, chosen.inputs[1].op, chosen.inputs[2]
+        if less.type != "Less" or added.type not in {"Add", "AddV2"}:
+            continue
+        if not less.inputs[0].name == added.inputs[0].name == index.name:
+            continue
+        table, axis = operations[node.name].inputs[0], value(operations[node.name].inputs[2])
+        if value(less.inputs[1]) == 0 and axis == 0 and value(added.inputs[1]) == table.shape[0]:
+            node.input[1] = index.name.removesuffix(":0")
     return graph
 
 
@@ -538,38 +575,17 @@ def _array(value: Any) -> np.ndarray[Any, Any]:
     return np.asarray(value)
 
 
-def _shapes(export: onnx.ModelProto, case: Case) -> dict[str, tuple[int, ...]]:
-    """The shapes that the export's tensors have for a case, as far as ONNX's inference tells."""
-    import onnx
+def _layouts(array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """A value as the export may hold it: channels are its second axis around convolutions, and TensorFlow's last.
 
-    sized = onnx.ModelProto()
-    sized.CopyFrom(export)
-    del sized.graph.value_info[:]
-    for value in sized.graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, case[value.name].shape, strict=True):
-            dim.dim_value = size
-    for value in sized.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True)
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-        if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
-    }
-
-
-def _in_layout(array: np.ndarray[Any, Any], shape: tuple[int, ...] | None) -> np.ndarray[Any, Any] | None:
-    """A value as the export holds it: channels are its second axis around convolutions, and TensorFlow's last.
-
-    None where it can't be told in which layout it is there.
+    None where both have one shape: it could not be told which of them is there.
     """
     import numpy as np
 
     if array.ndim < 3:
-        return array
+        return [array]
     moved = np.moveaxis(array, -1, 1)
-    fits = [each for each in (array, moved) if each.shape == shape]
-    return fits[0] if len(fits) == 1 else None
+    return [array, moved] if array.shape != moved.shape else []
 
 
 @contextmanager
@@ -610,7 +626,16 @@ def failing(what: str) -> Iterator[None]:
     except CheckError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+        raise ModelError(f"{what}: {type(error).__name__}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """The line of an error of Keras or TensorFlow that tells most: their first one often says that there is another."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    telling = (line for line in lines if re.search(r"Could not locate|is not in \[|unsafe|Cannot |not supported", line))
+    usual = (line for line in lines if not re.match(r"Graph execution error|Exception encountered|Detected at", line))
+    found = next(telling, None) or next(usual, None) or type(error).__name__
+    return re.sub(r"^Exception encountered: |\{\{[^}]*\}\} ", "", found).partition(" Full object config")[0]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def computes_the_reference(lowered: Lowered, precision: Precision) -> bool:
     """Whether the emulation would be the reference itself, so that comparing them says nothing."""
-    return precision == "fp32" and not lowered.details.get("narrowed", False)
+    return precision == "fp32" and not lowered.details.get("narrowed", False) and "io" not in lowered.details
 
 
 def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> OrtRunner:
@@ -43,17 +43,25 @@ class Emulated(KeptOutputs):
 
 
 def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:
-    """The file that `emulation` runs."""
-    if precision == "fp32":
+    """The file that `emulation` runs; its inputs and outputs are the model's own, whatever the engine's are."""
+    if precision == "fp32" and "io" not in lowered.details:
         return lowered.path
     tf32 = precision == "tf32"
     parts = {"lowered": lowered.key, "tf32": str(tf32), **library_versions()}
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
+        from pytest_trtcheck.precision import half_io
         from pytest_trtcheck.precision.emulation import rewrite
 
         emulate = rewrite.emulated_tf32 if tf32 else rewrite.emulated
-        graph.write(emulate(graph.read(lowered.path)), folder / MODEL_FILE)
+        read = graph.read(lowered.path)
+        io = half_io.HalfIo(*lowered.details["io"]) if "io" in lowered.details else None
+        if io is not None:
+            half_io.float_inputs(read, io)
+        read = emulate(read)
+        if io is not None:
+            half_io.float_outputs(read, io)
+        graph.write(read, folder / MODEL_FILE)
 
     return cache.get_or_make(Key("emulated", model.label, parts), make).path / MODEL_FILE

@@ -21,6 +21,7 @@ from pytest_trtcheck.precision import rewriting
 from pytest_trtcheck.precision.emulation import attention, layers, products
 from pytest_trtcheck.precision.emulation.recurrences import RECURRENCES
 from pytest_trtcheck.precision.quantization import qdq
+from pytest_trtcheck.precision.quantization.plan import QUANTIZED_OPERATORS
 from pytest_trtcheck.precision.rewriting import FLOAT, Steps
 
 HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -60,7 +61,11 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     the same weights, no rounding of anything computed.
     """
     wanted = [value.dtype for value in model.graph.outputs]
+    if rounding:
+        # Apart from its bias and its factors, the product of a quantized one is one of integers.
+        layers.spell_out(model, HALF_TYPES, {"Gemm"})
     quantized = {node for node in graphs.all_nodes(model.graph) if _is_quantized(node)}
+    _keep_grids(model)
     qdq.as_arithmetic(model)
     unrounded: set[ir.Value] = set()
     if rounding:
@@ -88,6 +93,23 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
 def _is_quantized(node: ir.Node) -> bool:
     """Whether an operand comes from a DequantizeLinear: such products are sums of integers or of FP8 numbers."""
     return any(graphs.made_by(value, "DequantizeLinear") for value in node.inputs[:2])
+
+
+def _keep_grids(model: ir.Model) -> None:
+    """Let what a product of quantized operands alone reads be the exact steps of its grid.
+
+    TensorRT multiplies the 8-bit numbers and applies the scales to the sum: a 16-bit type between DequantizeLinear and
+    product is a type that nothing is ever stored in.
+    """
+    for node in graphs.all_nodes(model.graph):
+        output = node.outputs[0]
+        uses = output.uses() if node.op_type == "DequantizeLinear" and output.dtype in HALF_TYPES else ()
+        if uses and all(_multiplies_grids(user) and index < 2 for user, index in uses):
+            output.dtype = FLOAT
+
+
+def _multiplies_grids(node: ir.Node) -> bool:
+    return node.op_type in QUANTIZED_OPERATORS and all(graphs.made_by(v, "DequantizeLinear") for v in node.inputs[:2])
 
 
 def _round_behind(value: ir.Value, graph: ir.Graph | ir.Function, kind: ir.DataType) -> None:

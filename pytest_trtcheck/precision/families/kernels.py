@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from pytest_trtcheck.choices import HalfName
     from pytest_trtcheck.precision.families.family import FamilyName
-
-HalfName = Literal["fp16", "bf16"]
 
 
 @dataclass(frozen=True)

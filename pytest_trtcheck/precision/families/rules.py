@@ -17,10 +17,12 @@ import onnx_ir as ir
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.model.graph import ONNX_DOMAINS, operand
 from pytest_trtcheck.precision.families.family import RTX, TENSORRT_10, TENSORRT_11, Family
-from pytest_trtcheck.precision.families.kernels import HalfName, entries_for
+from pytest_trtcheck.precision.families.kernels import entries_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+
+    from pytest_trtcheck.choices import HalfName
 
 SeenBy = Literal["parser", "builder", "nobody"]
 

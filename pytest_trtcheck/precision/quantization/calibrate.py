@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.choices import RangeMethod
+    from pytest_trtcheck.choices import QuantizedName, RangeMethod
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
-    from pytest_trtcheck.precision.quantization.quantize import QuantizedName
     from pytest_trtcheck.spec import InputMapping
 
 MAX_BYTES = 256 << 20

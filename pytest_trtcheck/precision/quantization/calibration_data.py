@@ -19,6 +19,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,6 +30,7 @@ from pytest_trtcheck.cache import Cache, Key, hash_code
 from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import remembered
+from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -133,6 +135,13 @@ def load(source: object, input_specs: Sequence[TensorSpec], base_dirs: Sequence[
 # --- what the user gave, as items ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What a DataLoader gave: inputs, mostly with labels beside them."""
+
+    item: object
+
+
 class _Lazy:
     """Items of an iterable that is iterated anew each time."""
 
@@ -141,17 +150,22 @@ class _Lazy:
         self._base_dirs = base_dirs
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
+        is_loader = model_inputs.is_loader(self._source)
         for index, item in enumerate(self._source):
-            yield from _expanded(item, f"calibration item {index}", self._base_dirs)
+            label = f"calibration item {index}"
+            yield from _expanded(_Batch(item) if is_loader else item, label, self._base_dirs)
 
 
 def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
     data = calibration.data
-    if isinstance(data, (str, os.PathLike, Mapping, np.ndarray)):
+    if isinstance(data, (str, os.PathLike, Mapping)) or is_array(data):
         return _expanded(data, "calibration data", base_dirs)
     if isinstance(data, Iterator):
         # Calibration goes over its data several times, which a generator allows once.
         data = list(islice(data, calibration.max_samples))
+    elif model_inputs.shuffles(data) and isinstance(data, Iterable):
+        # Read once, or each pass would see others.
+        data = [_Batch(each) for each in islice(data, calibration.max_samples)]
     if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):
         return [item for index, each in enumerate(data) for item in _expanded(each, f"calibration[{index}]", base_dirs)]
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray)):
@@ -163,6 +177,8 @@ def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
 
 
 def _expanded(item: object, label: str, base_dirs: Sequence[Path]) -> list[tuple[str, object]]:
+    if isinstance(item, _Batch) and isinstance(item.item, (str, os.PathLike)):
+        item = item.item
     if isinstance(item, (str, os.PathLike)):
         return [(str(path), path) for path in _files(os.fspath(item), base_dirs)]
     return [(label, item)]
@@ -226,6 +242,8 @@ def _loaded(item: object, label: str) -> object:
 
 def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, NDArray[Any]]:
     """The item's arrays by input name: exactly the model's inputs."""
+    if isinstance(item, _Batch):
+        item = model_inputs.from_loader(item.item, [spec.name for spec in specs])
     if not isinstance(item, Mapping):
         if len(specs) != 1:
             raise CalibrationError(
@@ -259,9 +277,9 @@ def _shape_text(spec: TensorSpec) -> str:
 
 
 def _array(value: object, where: str) -> NDArray[Any]:
-    if not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
+    if not is_array(value) and not hasattr(value, "__array__"):
         raise CalibrationError(f"{where}: expected an array, got {type(value).__name__}", "np.asarray(…) makes one")
-    array: NDArray[Any] = np.asarray(value)
+    array = as_array(value)
     if array.dtype.kind == "O":
         raise CalibrationError(f"{where}: holds Python objects, not numbers", "are its rows of different lengths?")
     if array.size == 0:

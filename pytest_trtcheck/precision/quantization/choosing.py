@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.choices import QuantizedName
     from pytest_trtcheck.compare import Limits
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.quantization.calibrate import Collected, Task
-    from pytest_trtcheck.precision.quantization.quantize import QuantizedName
     from pytest_trtcheck.record import JudgedRecord
 
 METHODS = (

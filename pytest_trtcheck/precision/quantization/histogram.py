@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.precision.quantization.quantize import QuantizedName
+    from pytest_trtcheck.choices import QuantizedName
 
 BINS = 1 << 16
 ENTROPY_BINS = 2048

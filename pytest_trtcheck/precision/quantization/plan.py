@@ -26,7 +26,7 @@ from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.constants import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 QUANTIZED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -72,23 +72,26 @@ class QuantizationPlan:
         return tuple(point.node for point in self.activations if point.tensor == tensor)
 
 
-def points(model: ir.Model, keep_fp32: Collection[str] = ()) -> QuantizationPlan:
+def points(model: ir.Model, keep_fp32: Collection[str] = (), exclude: Collection[str] = ()) -> QuantizationPlan:
     """Choose what is quantized in `model` (as `graph.read` gives it); the model is not changed.
 
     Parameters
     ----------
     keep_fp32
         Globs of the names of nodes that stay in FP32: no Q/DQ on any of their operands.
+    exclude
+        Globs of the names of nodes that are not quantized, and run in what the rest of the model runs in.
 
     Raises
     ------
     ArgumentError
-        A glob of `keep_fp32` matches no node.
+        A glob of `keep_fp32` or `exclude` matches no node.
     ModelError
         Nothing is left to quantize: an engine of this precision would be an FP32 engine by another name.
     """
+    excluded = graphs.matching_nodes(model, exclude, "exclude")
     kept = graphs.matching_nodes(model, keep_fp32)
-    planner = _Planner(kept)
+    planner = _Planner({**dict.fromkeys(excluded, "named in exclude"), **dict.fromkeys(kept, "named in keep_fp32")})
     for node in graphs.all_nodes(model.graph):
         if node.domain in graphs.ONNX_DOMAINS and node.op_type in QUANTIZED_OPERATORS:
             planner.visit(node, inner=node.graph is not model.graph)
@@ -106,13 +109,13 @@ def _nothing_to_quantize(planner: _Planner) -> ModelError:
         )
     reasons = listed([f"{node}: {reason}" for node, reason in planner.left_float.items()], 10, "\n    ")
     return ModelError(
-        f"nothing to quantize: every node that could be is left in FP32\n    {reasons}",
-        "narrow keep_fp32, or check this model as fp16 or bf16",
+        f"nothing to quantize: every node that could be is left out\n    {reasons}",
+        "narrow keep_fp32 or exclude, or check this model as fp16 or bf16",
     )
 
 
 class _Planner:
-    def __init__(self, kept: Collection[str]) -> None:
+    def __init__(self, kept: Mapping[str, str]) -> None:
         self.kept = kept
         self.activations: list[ActivationPoint] = []
         self.weights: list[WeightPoint] = []
@@ -121,8 +124,7 @@ class _Planner:
 
     def visit(self, node: ir.Node, *, inner: bool) -> None:
         name = node.name or ""
-        reason = "named in keep_fp32" if name in self.kept else "inside If, Loop or Scan" if inner else ""
-        reason = reason or self._add(node)
+        reason = self.kept.get(name) or ("inside If, Loop or Scan" if inner else self._add(node))
         if reason:
             self.left_float[name] = reason
 

@@ -8,7 +8,7 @@ and TensorRT takes it like the pair ("Explicit Quantization", pre-quantized weig
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -21,30 +21,43 @@ from pytest_trtcheck.precision import rewriting
 from pytest_trtcheck.precision.constants import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.choices import HalfName, QuantizedName
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan, WeightPoint
-
-QuantizedName = Literal["int8", "fp8"]
 
 DTYPES: dict[QuantizedName, ir.DataType] = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 LARGEST: dict[QuantizedName, float] = {"int8": 127.0, "fp8": 448.0}
 """What the largest magnitude of a range becomes. INT8 holds −128 too, but a symmetric range ends at −127."""
 OPSETS: dict[QuantizedName, int] = {"int8": 13, "fp8": 19}
 """The first opset with Q/DQ per axis; with FP8."""
+_HALVES: dict[HalfName, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 _FLOAT8_IR_VERSION = 9
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-def scale_of(amax: float, dtype: QuantizedName) -> np.float32:
+def scale_of(amax: float, dtype: QuantizedName, rest: HalfName | None = None) -> np.float32:
     """The step of a symmetric range: amax / 127 for INT8, amax / 448 for FP8 (E4M3FN).
+
+    Where `rest` is to hold it, it is the next larger number of that type, so that no range gets narrower.
 
     A range of 0 gets the scale 1: TensorRT demands scales above 0, and zeros stay zeros with any scale. A scale is
     never subnormal, since GPUs may take those for 0.
     """
-    return np.float32(max(amax / LARGEST[dtype], _SMALLEST)) if amax else np.float32(1)
+    exact = np.float32(max(amax / LARGEST[dtype], _SMALLEST)) if amax else np.float32(1)
+    return exact if rest is None else _at_least(exact, rest)
+
+
+def _at_least(scale: np.float32, kind: HalfName) -> np.float32:
+    """The least number of a 16-bit type that is not below `scale`; the type's largest where there is none."""
+    largest = ml_dtypes.finfo(_HALVES[kind]).max  # type: ignore[no-untyped-call]
+    nearest = np.asarray(min(scale, np.float32(largest))).astype(_HALVES[kind])
+    if nearest.astype(np.float32) < scale and nearest < largest:
+        # Of numbers above 0, the next one has the next pattern of bits.
+        nearest = (nearest.view(np.uint16) + np.uint16(1)).view(_HALVES[kind])
+    return np.float32(nearest)
 
 
 def quantized(array: NDArray[Any], scale: NDArray[np.float32] | np.float32, dtype: QuantizedName) -> NDArray[Any]:
@@ -56,7 +69,11 @@ def quantized(array: NDArray[Any], scale: NDArray[np.float32] | np.float32, dtyp
 
 
 def quantize(
-    model: ir.Model, plan: QuantizationPlan, ranges: Mapping[str, float], dtype: QuantizedName = "int8"
+    model: ir.Model,
+    plan: QuantizationPlan,
+    ranges: Mapping[str, float],
+    dtype: QuantizedName = "int8",
+    rest: HalfName | None = None,
 ) -> ir.Model:
     """Put Q/DQ where `plan` says.
 
@@ -70,6 +87,8 @@ def quantize(
         For each of `plan.tensors` the largest magnitude that must be represented; larger ones saturate.
     dtype
         "int8", or "fp8" (E4M3FN).
+    rest
+        The 16-bit type that what is not quantized is lowered to afterwards: scales are numbers that it holds.
 
     Returns
     -------
@@ -87,7 +106,7 @@ def quantize(
     model = graphs.at_least_opset(model, OPSETS[dtype])
     if dtype == "fp8":
         model.ir_version = max(model.ir_version, _FLOAT8_IR_VERSION)
-    _Quantizer(model, dtype).run(plan, ranges)
+    _Quantizer(model, dtype, rest).run(plan, ranges)
     passes.RemoveUnusedNodesPass()(model)
     return model
 
@@ -106,7 +125,8 @@ def _check_ranges(plan: QuantizationPlan, ranges: Mapping[str, float]) -> None:
 
 
 class _Quantizer:
-    def __init__(self, model: ir.Model, dtype: QuantizedName) -> None:
+    def __init__(self, model: ir.Model, dtype: QuantizedName, rest: HalfName | None) -> None:
+        self.rest = rest
         self.graph = model.graph
         self.name: QuantizedName = dtype
         self.dtype = DTYPES[dtype]
@@ -119,7 +139,7 @@ class _Quantizer:
         for point in plan.activations:
             value = self._operand(point.node, point.index)
             if (value, None) not in self.dequantized:
-                scale = scale_of(ranges[point.tensor], self.name)
+                scale = scale_of(ranges[point.tensor], self.name, self.rest)
                 self.dequantized[value, None] = self._quantized_activation(value, scale)
             self.nodes[point.node].replace_input_with(point.index, self.dequantized[value, None])
         for weight in plan.weights:
@@ -152,7 +172,7 @@ class _Quantizer:
         assert weight is not None
         shape = weight.shape.numpy()
         axis, name, dtype = point.axis, self.name, self.dtype
-        scales = _channel_scales(weight.numpy(), axis, name, point)
+        scales = _channel_scales(weight.numpy(), point, lambda amax: scale_of(amax, name, self.rest))
         broadcast = scales.reshape([-1 if each == axis else 1 for each in range(len(shape))])
         stored = self._unused(f"{point.tensor}_quantized")
         lazy = rewriting.lazy(stored, dtype, shape, lambda: quantized(weight.numpy(), broadcast, name))
@@ -203,12 +223,14 @@ class _Quantizer:
         return rewriting.initializer(self.graph, ir.Tensor(array, name=self._unused(name)))
 
 
-def _channel_scales(weight: NDArray[Any], axis: int, dtype: QuantizedName, point: WeightPoint) -> NDArray[np.float32]:
-    others = tuple(each for each in range(weight.ndim) if each != axis)
+def _channel_scales(
+    weight: NDArray[Any], point: WeightPoint, scale: Callable[[float], np.float32]
+) -> NDArray[np.float32]:
+    others = tuple(each for each in range(weight.ndim) if each != point.axis)
     amax = np.maximum(weight.max(axis=others), -weight.min(axis=others))
     if not np.isfinite(amax).all():
         raise ModelError(
             f"weight {point.tensor!r} of node {point.node!r} holds NaN or infinity, which no scale can represent",
             "repair the model: its FP32 outputs are NaN or infinite too",
         )
-    return np.array([scale_of(float(channel), dtype) for channel in amax], np.float32)
+    return np.array([scale(float(channel)) for channel in amax], np.float32)

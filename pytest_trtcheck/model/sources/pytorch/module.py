@@ -65,9 +65,16 @@ class Module:
     def inside(self, case: Case, export: onnx.ModelProto) -> Iterator[Inner]:
         """What its modules compute, in the order in which they are done; those that run twice are left out."""
         module = self._on_cpu(in_fp32=True)
-        calls: list[tuple[str, Any]] = []
+        leaving = _leaving(export)
+        done: list[tuple[str, list[NDArray[Any]]]] = []
+
+        def keep(name: str, output: Any) -> None:
+            # Copied now: what is done in place next must not reach it.
+            tensors = [tensor for _, tensor in named_outputs(output) if not tensor.is_nested]
+            done.append((name, [array_of(tensor) for tensor in tensors] if name in leaving else []))
+
         handles = [
-            each.register_forward_hook(lambda _, __, output, name=name: calls.append((name, output)))
+            each.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
             for name, each in module.named_modules()
             if name
         ]
@@ -76,12 +83,13 @@ class Module:
         finally:
             for handle in handles:
                 handle.remove()
-        leaving = _leaving(export)
-        names = [name for name, _ in calls]
-        for name, output in calls:
-            if names.count(name) == 1 and name in leaving:
-                for _, value in named_outputs(output):
-                    yield Inner(name, leaving[name], array_of(value))
+        names = [name for name, _ in done]
+        for name, values in done:
+            shapes = [value.shape for value in values]
+            for value in values:
+                # Of two alike (an LSTM's h and c) it is not known which tensor is which.
+                if names.count(name) == 1 and shapes.count(value.shape) == 1:
+                    yield Inner(name, leaving[name], value)
 
     def _outputs(self, module: Any, case: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         import torch
@@ -189,6 +197,9 @@ def fingerprint() -> Fingerprint:
     def fields(module: Any) -> dict[str, object]:
         own = vars(module)
         deciding = {name: value for name, value in own.items() if not _IDLE.fullmatch(name)}
+        if isinstance(module, torch.fx.GraphModule):
+            # Its graph is a list of nodes that point at each other; the code says the same.
+            deciding["_graph"] = module.code
         # Hooks are kept by numbers that count up through the process.
         return deciding | {name: list(own.get(name, {}).values()) for name in _HOOKS}
 
@@ -205,9 +216,13 @@ def untouched(module: Any) -> Iterator[None]:
         for each in module.modules()
     ]
     module.eval()
+    # PyTorch's short cut through attention leaves padding at 0, and runs none of the modules inside.
+    short_cut = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(short_cut)
         for each, attributes, buffers, contents in each_before:
             vars(each).clear()
             vars(each).update(attributes)

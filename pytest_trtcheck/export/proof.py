@@ -1,0 +1,106 @@
+"""What the checks of a run prove: of an engine, and of the ONNX file that it was built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck.record import is_bad, jsonable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why something is not proved: in a word or two, for lists, and in full."""
+
+    word: str
+    text: str
+
+
+class NotProvedError(Exception):
+    """It is left out; `objection` says why."""
+
+    def __init__(self, word: str, text: str) -> None:
+        super().__init__(text)
+        self.objection = Objection(word, text)
+
+
+def require_sound(checks: Sequence[CheckRecord]) -> None:
+    """See that every check passed, once, in a test that passed, and that one of them compared outputs."""
+    _raise_first([found for check in checks if (found := _unsound(check))])
+    if not any(check.parity for check in checks):
+        raise NotProvedError("nothing compared", "its outputs were never compared: no check of it asked for parity")
+
+
+def require_engine(checks: Sequence[CheckRecord]) -> None:
+    """See that the checks prove an engine: sound, made on a GPU, and nothing that was asked for left unmeasured."""
+    _raise_first([found for check in checks if (found := _unsound(check) or _unmeasured(check))])
+    require_sound(checks)
+
+
+def ran_on_gpu(check: CheckRecord) -> bool:
+    """Whether a GPU ran an engine of it, and its outputs were compared."""
+    return check.evidence == "engine" and check.parity is not None and check.parity.verdict == "pass"
+
+
+def _raise_first(found: Sequence[Objection]) -> None:
+    if found:
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        raise NotProvedError(found[0].word, found[0].text + more)
+
+
+def _unsound(check: CheckRecord) -> Objection | None:
+    """Why one check proves nothing, or proves the opposite."""
+    nodeid = check.nodeid
+    why = f": {check.headline}" if check.headline else ""
+    if is_bad(check.verdict):
+        return Objection(check.verdict, f"{nodeid}: {check.verdict}{why}")
+    if check.outcome != "passed":
+        if check.verdict == "not_measured":
+            return Objection("not measured", f"{nodeid}: not measured{why}")
+        ended = "xfailed" if check.expected_failure else check.outcome or "not seen to end"
+        return Objection(f"test {ended}", f"{nodeid}: the check passed, but the test was {ended}")
+    if check.parity and check.parity.verdict != "pass":
+        return Objection("not measured", f"{nodeid}: parity {_verdict(check.parity)}")
+    if check.runs > 1:
+        # It was made until it passed.
+        text = f"{nodeid}: passed in run {check.runs} of the test alone, so it may not pass the next time"
+        return Objection("rerun", text)
+    return None
+
+
+def _unmeasured(check: CheckRecord) -> Objection | None:
+    """Why one sound check does not prove an engine."""
+    nodeid = check.nodeid
+    if check.evidence != "engine":
+        how = f"it was compiled for {check.compiled_for} and never ran: " if check.compiled_for else ""
+        return Objection("not run on a GPU", f"{nodeid}: {how}its outputs were emulated on the CPU")
+    if check.latency and check.latency.verdict != "pass":
+        return Objection("not measured", f"{nodeid}: latency {_verdict(check.latency)}")
+    return None if check.verdict == "pass" else Objection("not measured", f"{nodeid}: not measured")
+
+
+def _verdict(part: ParityRecord | LatencyRecord) -> str:
+    return part.verdict.replace("_", " ") + (f": {part.reason}" if part.reason else "")
+
+
+def parity(check: CheckRecord, found: ParityRecord) -> dict[str, Any]:
+    """The measured errors of a check, as manifests have them."""
+    hidden = ("worst_index", "verdict", "details")
+    return {
+        "nodeid": check.nodeid,
+        "cases": check.cases,
+        "inputs": check.inputs,
+        "seed": check.seed,
+        **some(found, "metric", "worst", "tol", "tol_source"),
+        "outputs": [{n: v for n, v in jsonable(each).items() if n not in hidden} for each in found.outputs],
+    }
+
+
+def some(record: object, *names: str) -> dict[str, Any]:
+    """Some fields of a record as JSON values."""
+    return {name: value for name, value in jsonable(record).items() if name in names}

@@ -1,0 +1,97 @@
+"""`keep_fp32="auto"`: the smallest set of nodes that lets a check pass is searched, used, said and kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trtcheck import diagnose
+from tests import onnx_models
+from tests.test_precision_pairs import squared
+from tests.trt_models import operator
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+PROJECT = """
+def images(count=2):
+    rng = np.random.default_rng(0)
+    return [{"image": rng.uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
+
+PRECISIONS = ["fp16", "int8+fp16", "int8", "fp32"]
+
+@trt_parity("squared.onnx", precision=PRECISIONS, calibration=images(), keep_fp32="auto", tol=0.05)
+def test_auto():
+    return images()
+"""
+
+
+@pytest.fixture
+def squared_suite(suite: Suite) -> Suite:
+    onnx_models.save(squared(), suite.path / "squared.onnx")
+    return suite
+
+
+def test_what_must_stay_in_fp32_is_found_used_and_said(squared_suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    squared_suite.write(test_auto=PROJECT)
+    run = squared_suite.run()
+    for name in ("[fp16]", "[int8+fp16]"):
+        check = run.check(f"test_auto{name}")
+        assert check["verdict"] == "pass"
+        assert check["parity"]["keep_fp32"] == ["square", "root"]
+        (said,) = [note for note in check["notes"] if "auto" in note]
+        assert "searched by emulation with the 2 inputs (returned)" in said
+        assert said.endswith('keep_fp32=["square", "root"]')
+    alone = run.check("test_auto[int8]")
+    assert alone["parity"]["keep_fp32"] == []
+    assert "keep_fp32='auto': it passes on its 2 inputs (returned) with nothing kept" in alone["notes"]
+    assert run.check("test_auto[fp32]")["verdict"] == "not_measured"
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was searched before")
+
+    monkeypatch.setattr(diagnose, "diagnose", refuse)
+    again = squared_suite.run()
+    assert [check["verdict"] for check in again.checks] == [check["verdict"] for check in run.checks]
+
+
+def test_no_set_is_a_failure_that_says_so(squared_suite: Suite) -> None:
+    squared_suite.write(test_auto=PROJECT.replace("tol=0.05", "tol=1e-9").replace("PRECISIONS,", '"fp16",'))
+    check = squared_suite.run().check("test_auto")
+    assert check["verdict"] == "fail"
+    assert "keep_fp32" not in check["parity"]
+    assert "keep_fp32='auto': no set of nodes was found with which it passes on its 2 inputs" in check["message"]
+
+
+def test_without_time_nothing_is_searched(squared_suite: Suite) -> None:
+    squared_suite.write(test_auto=PROJECT)
+    run = squared_suite.run("--trt-diagnose=0", "--trt-cache-dir=elsewhere")
+    assert "it can't be searched: trt_diagnose is 0" in run.check("test_auto[fp16]")["message"]
+    # What passes with nothing kept needs no search.
+    assert run.check("test_auto[int8]")["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('"squared.onnx", precision="tf32", keep_fp32="auto"', "expected a precision that nodes can be kept out of"),
+        ('"squared.onnx", keep_fp32=["auto"], batch=1', "no node is called 'auto'"),
+        ('"half.onnx", keep_fp32="auto"', "is taken as it is"),
+    ],
+)
+def test_where_nothing_can_be_kept_it_is_an_error(squared_suite: Suite, arguments: str, said: str) -> None:
+    onnx_models.save(operator("Conv", "fp16"), squared_suite.path / "half.onnx")
+    squared_suite.write(test_auto=f"@trt_parity({arguments})\ndef test_auto(): ...\n")
+    run = squared_suite.run()
+    assert {check["verdict"] for check in run.checks} == {"error"}
+    assert said in run.text
+
+
+def test_an_engine_without_inputs_cannot_be_judged(squared_suite: Suite) -> None:
+    squared_suite.write(
+        test_build="def test_build(trt_build):\n    trt_build('squared.onnx', precision='fp16', keep_fp32='auto')\n"
+    )
+    run = squared_suite.run()
+    run.result.assert_outcomes(failed=1)
+    assert "there are no inputs yet to judge by" in run.text

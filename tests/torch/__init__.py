@@ -1,0 +1,1 @@
+"""Tests with a real PyTorch (`tox -e torch`); elsewhere they are skipped."""
