@@ -92,14 +92,12 @@ class _Parameters:
 def _parameters(model: ir.Model) -> Iterator[_Parameters]:
     for node in graphs.all_nodes(model.graph):
         data, scale, zero_point = (operand(node, index) for index in range(3))
+        constant = _is_constant(data)
+        told = _offset(zero_point), constant and _is_weight(node), _size(scale) > 1
         if node.op_type == "QuantizeLinear":
-            grid = node.outputs[0].dtype
-            yield _Parameters(grid, _offset(zero_point), _is_constant(data) and _is_weight(node), _size(scale) > 1)
-        elif node.op_type == "DequantizeLinear" and data is not None:
-            if _is_constant(data) and data.dtype != ir.DataType.INT32:
-                yield _Parameters(
-                    data.dtype, _offset(zero_point), _is_weight(node), _size(scale) > 1, integers_alone=True
-                )
+            yield _Parameters(node.outputs[0].dtype, *told)
+        elif node.op_type == "DequantizeLinear" and data is not None and constant and not _is_bias(data):
+            yield _Parameters(data.dtype, *told, integers_alone=True)
         elif _is_qoperator(node.op_type):
             yield from _of_operator(node)
 
