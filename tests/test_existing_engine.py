@@ -496,6 +496,8 @@ class StandIn:
 
     jit_cache_used = True
     device_memory_bytes = 1 << 20
+    aux_streams = 0
+    streamed_bytes = None
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
         self._runner = ort.OrtRunner(model, "stand-in")

@@ -384,7 +384,10 @@ def test_why_it_is_missing(name: str, tmp_path: Path, cache: Cache) -> None:
     change, reason = REASONS[name]
     write(tmp_path, [checked(cache, **change)], cache)
     assert missing(tmp_path) == {("fp16", "A100", "1-8", reason)}
-    assert not list(tmp_path.rglob("*.plan"))
+    assert not (tmp_path / "A100/model_repository").exists()
+    waiting = [path for path in listed(tmp_path)["artifacts"] if path == "A100/to_prove/conv_fp16"]
+    assert len(waiting) == (name == "compiled")
+    assert all(listed(tmp_path)["artifacts"][path]["evidence"] is None for path in waiting)
 
 
 def test_a_stripped_plan_leaves_its_typed_file(tmp_path: Path, cache: Cache) -> None:
