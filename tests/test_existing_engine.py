@@ -359,6 +359,7 @@ def test_an_exported_plan_is_known_by_its_manifest(suite: Suite, exported: Path)
         ({"tensorrt": {"version": "1.5.0.114"}}, "version: 1.5.0.114 there"),
         ({"tensorrt": {"module": "tensorrt"}}, "builder: TensorRT there, TensorRT-RTX in the file"),
         ({"gpu": {"compute_capability": "SM89"}}, "compute capability: 8.9 there, 8.0 in the file"),
+        ({"engine": {"made_from": {"strip_weights": "true"}}}, "holds no weights"),
         ({"gpu": None}, "is not understood"),
     ],
 )
@@ -495,9 +496,7 @@ class StandIn:
     """Where there is no GPU: an ONNX model that answers in the engine's place, with the layers that it is given."""
 
     jit_cache_used = True
-    device_memory_bytes = 1 << 20
-    aux_streams = 0
-    streamed_bytes = None
+    device_memory_bytes, aux_streams, streamed_bytes = 1 << 20, 0, 0
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
         self._runner = ort.OrtRunner(model, "stand-in")
