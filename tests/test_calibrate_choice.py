@@ -115,6 +115,16 @@ def test_where_rare_values_carry_the_signal_minmax_is_chosen(tmp_path: Path) -> 
     assert min(error for method, error in errors.items() if method.startswith("percentile")) > 0.9
 
 
+@pytest.mark.parametrize(("least", "chosen"), [(0.101, "mse"), (0.099, "percentile 99.9")])
+def test_of_methods_that_err_alike_the_one_that_clips_least_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, chosen: str
+) -> None:
+    values = (0.13, 0.12, 0.15, 0.15, least)
+    errors = {method: {"y": error} for method, error in zip(choosing.METHODS, values, strict=True)}
+    monkeypatch.setattr(choosing, "_errors", lambda *_: errors)
+    assert f"ranges by {chosen} from" in str(choose(net(), draw(4), tmp_path))
+
+
 def test_ranges_are_those_of_the_method_from_all_samples(tmp_path: Path) -> None:
     path = save(net(), tmp_path / "m.onnx")
     samples = draw(11)
@@ -205,7 +215,7 @@ def test_the_note_and_the_record_say_what_was_chosen(tmp_path: Path, precision: 
     chosen = lowered.details["ranges"]
     assert chosen["choice"]["held_out"] == 6
     assert len(chosen["choice"]["errors"]) == len(choosing.METHODS)
-    assert "which erred least on 6 of them that were held out in turn (l2 0.0" in lowered.notes[0]
+    assert "chosen by the error on 6 of them, held out in turn (l2 0.0" in lowered.notes[0]
     assert f"ranges by {chosen['method']}" in lowered.notes[0]
     again = lower(opened, precision, cache, calibration=Calibration(draw(6), "auto"))
     assert again == lowered
@@ -264,7 +274,7 @@ def test_the_report_says_what_each_method_was_worth(suite: Suite) -> None:
     assert (chosen["samples"], chosen["held_out"]) == (5, 5)
     worst = {method: max(each.values()) for method, each in chosen["errors"].items()}
     name = chosen["method"] + (f" {chosen['percentile']:g}" if chosen["percentile"] else "")
-    assert worst[name] == min(worst.values())
+    assert worst[name] <= choosing.ALIKE * min(worst.values())
     validate(run.report)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_trtcheck.backends.tensorrt.module import OLDEST, Target, TensorRTModule
+from pytest_trtcheck.backends.tensorrt.support import BLACKWELL_FROM, SINCE, STRONG_TYPING_COMPLETE, unsupported
 from pytest_trtcheck.check import arguments as markers
 from pytest_trtcheck.choices import PRECISIONS, is_pair, parts_of
 from pytest_trtcheck.metrics import DEFAULT_TOLERANCE, METRICS
@@ -81,3 +83,43 @@ def test_every_fixture_is_documented() -> None:
         for row in table("docs/fixtures.md", header)
     }
     assert documented == {name for name in vars(fixtures) if name.startswith("trt_")}
+
+
+def releases_of(cell: str) -> tuple[str, str]:
+    """The first and the last release of a cell such as "10.1 to 11.4" or "10.3 (JetPack 6), 11.4.1 (…)"."""
+    numbers = re.findall(r"\b1\d\.\d+(?:\.\d+)?\b", cell)
+    return numbers[0], numbers[-1]
+
+
+def test_the_gpus_of_each_tensorrt_are_the_documented_ones() -> None:
+    for name, capabilities, cell in table("docs/install.md", "| GPU | compute capability |"):
+        first, last = releases_of(cell)
+        for capability in capabilities.split(", "):
+            major, minor = map(int, capability.split("."))
+            gpu = Target((major, minor), here=True)
+            for release in (first, last):
+                assert unsupported(TensorRTModule("tensorrt", release, None), gpu, "fp16") is None, name
+            refused = {"10.1 to 10.4": "10.5", "10.8 to 11.4": "10.7"}.get(cell)
+            if refused:
+                assert unsupported(TensorRTModule("tensorrt", refused, None), gpu, "fp16") is not None, name
+
+
+def test_what_there_is_from_a_release_on_is_documented() -> None:
+    rows = {row[0].removeprefix("TensorRT "): row[1] for row in table("docs/install.md", "| from | there is |")}
+    for module, precision, _, release in SINCE:
+        title = ".".join(map(str, release))
+        assert f"{precision} convolutions" in rows[f"TensorRT-RTX {title}" if module == "tensorrt_rtx" else title]
+    assert "Blackwell" in rows[".".join(map(str, BLACKWELL_FROM))]
+    assert "strong typing for all layers" in rows[".".join(map(str, STRONG_TYPING_COMPLETE))]
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    oldest = {name: ".".join(map(str, release)) for name, release in OLDEST.items()}
+    assert f"TensorRT from {oldest['tensorrt']}, TensorRT-RTX from {oldest['tensorrt_rtx']} on" in text
+
+
+def test_every_extra_is_documented() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^([\w-]+) = \[", section, re.MULTILINE))
+    documented = set(re.findall(r"pytest-trtcheck\[([\w-]+)\]", (ROOT / "docs/install.md").read_text(encoding="utf-8")))
+    assert documented - extras == set()
+    assert {"cpu", "cuda", "cuda12", "tensorrt", "tensorrt-cu12", "rtx", "report"} <= documented

@@ -181,7 +181,11 @@ def test_layers_are_counted_and_control_characters_are_endured() -> None:
     assert layers_by_precision(text) == {"fp16": 2, "fp32": 1}
 
 
-@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"Layers": "none"}'])
+def test_an_engine_built_without_profiling_verbosity_tells_of_no_layer() -> None:
+    assert layers_by_precision("") == {}
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"Layers": "none"}'])
 def test_an_inspector_answer_that_is_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"JSON|Expecting"):
         layers_by_precision(text)

@@ -84,6 +84,7 @@ class CacheDir:
         """One process and one thread at a time. What is missing of the cache is created.
 
         The holder removes the lock file, so that they do not pile up. Those who wait look for the file again each time.
+        (Windows deletes no open file: there filelock does it, once it has let go of it.)
         """
         from filelock import FileLock
 

@@ -44,7 +44,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where latency baselines are kept", metavar="DIR"),
     Option("trt_update_baseline", "flag", "record this run's latencies as the baseline", default=False),
-    Option("trt_export", "path", "write every engine whose checks all passed", metavar="DIR"),
+    Option("trt_export", "path", "write the engines and typed ONNX files that the run proved", metavar="DIR"),
     Option(
         "trt_diagnose",
         "seconds",

@@ -49,7 +49,8 @@ def test_options_are_compared_side_by_side(suite: Suite) -> None:
     lines = run.text.splitlines()
     start = lines.index("conv.onnx fp16, test_it.py::test_it")
     rows = [line.split() for line in lines[start + 2 : start + 5]]
-    assert {row[0] for row in rows} == {"default", "max_aux_streams=2", "configure=no_streams"}
+    # Long names are cut where the table would be wider than the terminal.
+    assert sorted(row[0] for row in rows) == ["configur…_streams", "default", "max_aux_streams=2"]
     for row in rows:
         assert float(row[1]) > 0, row
         assert "ms" in row

@@ -298,7 +298,7 @@ def test_what_was_exported_is_tested_as_a_file(suite: Suite, fresh: str, trt: Te
     del trt
     suite.write(test_here='@trt_parity("conv.onnx", batch=2)\ndef test_here(): ...\n')
     suite.run_apart(fresh, "--trt-export=out").result.assert_outcomes(passed=1)
-    (plan,) = (suite.path / "out/model_repository").glob("*/1/model.plan")
+    (plan,) = (suite.path / "out").rglob("model_repository/*/1/model.plan")
     (suite.path / "test_here.py").unlink()
     record = checked(suite, fresh, str(plan))
     assert (record["verdict"], record["precision"]) == ("pass", "fp16")

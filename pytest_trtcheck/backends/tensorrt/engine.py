@@ -105,6 +105,7 @@ class Engine:
         self._runtime: Any = None
         self._engine: Any = None
         self._jit: Any = None
+        self._runtime_config: Any = None
         self._context: Any = None
         self._allocator: Any = None
         self._log = runtime_log(module)
@@ -257,7 +258,7 @@ class Engine:
         self._closed = True
         self._placed = {}
         # In this order: a context must not outlive its engine, nor that its runtime.
-        self._context = self._jit = self._engine = self._allocator = self._runtime = None
+        self._context = self._runtime_config = self._jit = self._engine = self._allocator = self._runtime = None
 
     def _free(self) -> None:
         if self._closed or self.poisoned:
@@ -392,7 +393,9 @@ class Engine:
     def _create_context(self, jit_cache: bytes | None) -> Any:
         engine = self._engine
         if self.module.is_rtx:
-            context = engine.create_execution_context(self._with_kernels(jit_cache))
+            # RTX reads it again when the profile is set, and holds no reference to it: 1.5 died there.
+            self._runtime_config = self._with_kernels(jit_cache)
+            context = engine.create_execution_context(self._runtime_config)
         else:
             context = engine.create_execution_context()
         if context is None:

@@ -41,7 +41,7 @@ def layers_by_precision(information: str) -> dict[str, int]:
     Raises
     ------
     ValueError
-        It is no such JSON.
+        It is neither such JSON nor empty.
     """
     counts = Counter(_precision(layer) for layer in _layers(information))
     return dict(counts.most_common())
@@ -74,6 +74,8 @@ def unproved(layers: Mapping[str, int], types: Collection[str], precision: str) 
 
 
 def _layers(information: str) -> list[Any]:
+    if not information.strip():  # What is said of an engine that was built with no profiling verbosity at all.
+        return []
     document = json.loads(information, strict=False)  # Metadata holds bare control characters.
     if not isinstance(document, dict) or not isinstance(document.get("Layers"), list):
         raise ValueError("the engine inspector's JSON has no list of layers")

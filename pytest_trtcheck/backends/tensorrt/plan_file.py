@@ -261,6 +261,11 @@ def _with_manifest(file: PlanFile) -> PlanFile:
             f"{file.label}: is not the engine that the manifest beside it describes ({place}): {'; '.join(wrong)}",
             "export it again: plan and manifest belong together",
         )
+    if (engine.get("made_from") or {}).get("strip_weights") == "true":
+        raise ModelError(
+            f"{file.label}: holds no weights, as its manifest says (strip_weights): by itself it computes nothing",
+            "test it as it was built: BuildOptions(strip_weights=True), without engine=",
+        )
     targets = file.targets if file.targets is not None or stated is None else (stated,)
     return replace(file, manifest=manifest, targets=targets, notes=(*file.notes, f"described by {place.name}"))
 

@@ -98,8 +98,8 @@ class Choice:
             return "the outputs of which tell nothing to choose a method by"
         found = sorted((self.worst(name), name) for name in self.errors if name != str(method))
         others = ", ".join(f"{name} {error:.3g}" for error, name in found)
-        least = f"l2 {self.worst(str(method)):.3g}; {others}"
-        return f"which erred least on {self.held_out} of them that were held out in turn ({least})"
+        mine = self.worst(str(method))
+        return f"chosen by the error on {self.held_out} of them, held out in turn (l2 {mine:.3g}; {others})"
 
     def worst(self, method: str) -> float:
         """The error of the output that has the largest by this method; infinite where it is not finite."""

@@ -4,7 +4,8 @@ The samples are dealt into folds. Each method's ranges are chosen from all folds
 emulated on that one's samples, and its outputs are held against those of the FP32 model. The error of an output is its
 relative L2 error, that of its worst part where the graph divides it, as in a check: of a few samples, the largest
 single error (`max`) says more about luck than about ranges. A method counts by its worst output, since a check fails by
-that one. What is not quantized computes in FP32 here, whatever the precision: all methods lose the same by it.
+that one; of those that err alike, the one that clips least is taken. What is not quantized computes in FP32 here,
+whatever the precision: all methods lose the same by it.
 
 With the method found, the final ranges are chosen from all samples: more data tell more, and the error measured with
 less is, if anything, too large.
@@ -47,12 +48,14 @@ METHODS = (
     Method("percentile", 99.99),
     Method("percentile", 99.9),
 )
-"""The first of those that err alike is taken. `entropy` takes longer than all of these and was rarely the best."""
+"""The first of those that err alike is taken: what clips less comes first, since other inputs may hold larger values
+than the samples. `entropy` takes longer than all of these together and was rarely the best."""
 FOLDS = 4
 MOST_HELD_OUT = 8
 """Samples that each method is judged on: the cost does not grow with the data beyond that."""
+ALIKE = 1.2
+"""Errors up to so many times the least are alike: so few samples tell no more."""
 _DIGITS = 3
-"""Errors that agree in so many digits are alike: the last ones differ from machine to machine."""
 _EXERCISED = 0.05
 """Scores below this share of their scale tell nothing, as in a check of an 8-bit precision."""
 
@@ -78,7 +81,8 @@ def choose(task: Task, model: OnnxModel) -> Ranges:
     held_out = sorted({index * found.samples // MOST_HELD_OUT for index in range(MOST_HELD_OUT)})
     if found.samples > 1:
         errors = _errors(task, found, held_out, _limits(model, task.dtype))
-    best = min(METHODS, key=lambda each: max(errors.get(each, {}).values(), default=0.0))
+    worst = {method: max(errors.get(method, {}).values(), default=0.0) for method in METHODS}
+    best = next(method for method in METHODS if worst[method] <= ALIKE * min(worst.values()))
     shown = {
         str(method): {name: error if math.isfinite(error) else None for name, error in each.items()}
         for method, each in errors.items()
