@@ -25,7 +25,7 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.export import export, release
 from pytest_trtcheck.model import graph, onnx_model
-from pytest_trtcheck.precision.lowering import lower
+from pytest_trtcheck.precision.lowering import lower, with_half_io
 from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, Library, typed
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
@@ -256,14 +256,23 @@ def cache(store: Path) -> Cache:
 LARGE = {"image": ShapeRange((16, 3, 16, 16), (16, 3, 16, 16), (16, 3, 16, 16))}
 
 
+def model_file(cache: Cache, seed: int = 0) -> tuple[onnx.ModelProto, Path]:
+    """The model of the checks, and where `built` puts it."""
+    proto = onnx_models.conv_net()
+    proto.producer_name = f"exporter {seed}"
+    return proto, cache.root.parent / f"{hashlib.sha256(proto.SerializeToString()).hexdigest()}.onnx"
+
+
+def open_again(cache: Cache) -> onnx_model.OnnxModel:
+    return onnx_model.load(model_file(cache)[1])
+
+
 def checked(
     cache: Cache, precision: str = "fp16", profile: Any = BATCHES, seed: int = 0, **change: Any
 ) -> dict[str, Any]:
     """The record of a check that passed on a GPU, with the file that it was of."""
-    proto = onnx_models.conv_net()
-    proto.producer_name = f"exporter {seed}"
+    proto, path = model_file(cache, seed)
     record = built(cache, proto, precision=precision, profile=profile)
-    path = cache.root.parent / f"{hashlib.sha256(proto.SerializeToString()).hexdigest()}.onnx"
     lowered = lower(onnx_model.load(path), precision, cache)  # type: ignore[arg-type]
     spans = {name: [span.min, span.opt, span.max] for name, span in profile.items()}
     return {**record, "lowered": {"key": lowered.key, "precision": precision}, "profile": spans, **change}
@@ -288,7 +297,7 @@ def listed(folder: Path) -> dict[str, Any]:
     return found
 
 
-def missing(folder: Path) -> set[tuple[str, str, str | None, str]]:
+def missing(folder: Path) -> set[tuple[str, str | None, str | None, str]]:
     """(precision, GPU, batch, reason) of what is missing."""
     return {
         (each["precision"], each["gpu"], each["batch"], each["reason"])
@@ -384,7 +393,10 @@ def test_why_it_is_missing(name: str, tmp_path: Path, cache: Cache) -> None:
     change, reason = REASONS[name]
     write(tmp_path, [checked(cache, **change)], cache)
     assert missing(tmp_path) == {("fp16", "A100", "1-8", reason)}
-    assert not list(tmp_path.rglob("*.plan"))
+    assert not (tmp_path / "A100/model_repository").exists()
+    waiting = [path for path in listed(tmp_path)["artifacts"] if path == "A100/to_prove/conv_fp16"]
+    assert len(waiting) == (name == "compiled")
+    assert all(listed(tmp_path)["artifacts"][path]["evidence"] is None for path in waiting)
 
 
 def test_a_stripped_plan_leaves_its_typed_file(tmp_path: Path, cache: Cache) -> None:
@@ -438,6 +450,30 @@ def test_an_altered_file_is_found(
     # A run that asks for something else says so too.
     write(tmp_path, [checked(cache, "bf16")], cache)
     assert ("fp16", "A100", "1-8", "altered") in missing(tmp_path)
+
+
+def test_what_another_variant_replaced_is_missing(tmp_path: Path, cache: Cache) -> None:
+    """A file of the same name that is lowered otherwise is not the one that the first variant was judged by."""
+    fp16 = checked(cache)
+    write(tmp_path, [fp16], cache, gpu="T4")
+    kept = lower(open_again(cache), "fp16", cache, keep_fp32=("conv1",))
+    other = {**fp16, "lowered": {"key": kept.key, "precision": "fp16"}}
+    write(tmp_path, [other], cache, gpu="A100")
+    assert missing(tmp_path) == {("fp16", "T4", "1-8", "replaced")}
+
+
+def test_16_bit_inputs_are_in_the_name(tmp_path: Path, cache: Cache) -> None:
+    fp16 = checked(cache)
+    write(tmp_path, [fp16], cache)
+    model = open_again(cache)
+    half = with_half_io(model, lower(model, "fp16", cache), "fp16", cache)
+    record = {**fp16, "lowered": {"key": half.key, "precision": "fp16"}, "build_options": {"io": "fp16"}}
+    write(tmp_path, [emulated(record)], cache, gpu=None)
+    assert sorted(path.name for path in (tmp_path / "typed").iterdir()) == ["conv_fp16", "conv_fp16_io-fp16"]
+    found = manifest_of(tmp_path / "typed/conv_fp16_io-fp16")
+    assert found["inputs"][0]["dtype"] == "float16"
+    assert found["evidence"] == "emulated"
+    assert missing(tmp_path) == {("fp16", None, "1-8", "not run on a GPU")}
 
 
 def test_an_export_that_was_removed_is_missing(tmp_path: Path, cache: Cache) -> None:

@@ -188,6 +188,7 @@ def write(
             plans={key: _below(root, place) for key, place in plans.items()},
             models={key: _below(root, place) for key, place in typed_models.items()},
             objections={each.key: each.objection for each in left_out},
+            contents=release.contents(root),
         )
         found = release.update(root, told)
     sizes = {
@@ -337,6 +338,9 @@ class _Named(Protocol):
     @property
     def models(self) -> list[str]: ...
 
+    @property
+    def checks(self) -> Sequence[CheckRecord]: ...
+
 
 def _names(things: Sequence[_Named], taken: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
     """A name for each thing's key: the model's file and the precision, and more where that names several.
@@ -347,7 +351,7 @@ def _names(things: Sequence[_Named], taken: Mapping[str, Mapping[str, Any]] | No
         The manifests of what lies there: a name is free if it is that of the same model and profile.
     """
     # In a URL, as Triton's clients make of a name, a + may be a blank.
-    names = {thing.key: f"{_stem(thing, 1)}_{thing.precision.replace('+', '_')}" for thing in things}
+    names = {thing.key: f"{_stem(thing, 1)}_{thing.precision.replace('+', '_')}{_io(thing)}" for thing in things}
     details: tuple[Callable[[Any], str], ...] = (_with_folder, _with_batch, _with_key)
     for detail in details:
         counts = Counter(name.casefold() for name in names.values())
@@ -379,6 +383,12 @@ def _stem(engine: _Named, parts: int) -> str:
     path = PurePath(engine.models[0])
     text = "_".join([*path.parts[:-1], path.stem][-parts:])
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("._-")[-_LONGEST_STEM:].lstrip("._-") or "model"
+
+
+def _io(thing: _Named) -> str:
+    """What the name says of 16-bit inputs and outputs: they make another interface."""
+    io = (thing.checks[0].build_options or {}).get("io")
+    return f"_io-{io}" if io else ""
 
 
 def _with_folder(engine: _Named) -> str:

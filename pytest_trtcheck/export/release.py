@@ -55,6 +55,8 @@ class Variant:
         The node ids; none for what no test asked for.
     plans, typed
         Where its engine and its typed ONNX file lie in the release.
+    contents
+        The SHA-256 of what lay there when it was written.
     reason, why
         Why it is not whole, in a word or two and in full.
     """
@@ -68,6 +70,7 @@ class Variant:
     tests: tuple[str, ...] = ()
     plans: tuple[str, ...] = ()
     typed: tuple[str, ...] = ()
+    contents: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
     why: str | None = None
 
@@ -175,9 +178,11 @@ class Release:
 def asked(
     checks: Iterable[CheckRecord],
     gpu: str | None,
+    *,
     plans: Mapping[str, str],
     models: Mapping[str, str],
     objections: Mapping[str, Objection],
+    contents: Mapping[str, str],
 ) -> list[Variant]:
     """The variants that the checks of a run are of.
 
@@ -187,6 +192,8 @@ def asked(
         Where engines and typed files were written, by their keys.
     objections
         Why others were not, by theirs.
+    contents
+        What lies in the folder now.
     """
     variants: dict[str, Variant] = {}
     groups = defaultdict(list)
@@ -198,7 +205,18 @@ def asked(
         variant = Variant(check.model, check.model_sha256, precision, gpu, jsonable(check.profile), jsonable(options))
         variants.setdefault(variant.kind, variant)
         groups[variant.kind].append(check)
-    return [_asked(variants[kind], found, plans, models, objections) for kind, found in groups.items()]
+    told = [_asked(variants[kind], found, plans, models, objections) for kind, found in groups.items()]
+    return [replace(each, contents={name: contents[name] for name in (*each.plans, *each.typed)}) for each in told]
+
+
+def contents(root: Path) -> dict[str, str]:
+    """The SHA-256 of each export's plan or model, by the path of its folder."""
+    return {place: _content(manifest) for place, manifest in folders.exports(root).items()}
+
+
+def _content(manifest: Mapping[str, Any]) -> str:
+    file = manifest["file"] if manifest["format"] == typed.FORMAT else manifest["engine"]["file"]
+    return str(manifest["files"][file]["sha256"])
 
 
 def _asked(
@@ -369,15 +387,9 @@ def _still(
             return replace(variant, reason="altered", why=f"{place}: {spoiled[place]}")
         if place not in artifacts:
             return replace(variant, reason="gone", why=f"{place} is not there any more")
-        if _is_other(variant, artifacts[place]):
+        if _content(artifacts[place]) != variant.contents[place]:
             return replace(variant, reason="replaced", why=f"{place} holds what a later run wrote there")
     return variant
-
-
-def _is_other(variant: Variant, manifest: Mapping[str, Any]) -> bool:
-    """Whether an export is of something else than the variant that named it."""
-    told = manifest["model"]["label"], manifest["model"]["sha256"], manifest["precision"]
-    return told != (variant.model, variant.model_sha256, variant.precision)
 
 
 def _holes(variants: Sequence[Variant]) -> Iterator[Variant]:

@@ -16,6 +16,7 @@ from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export.proof import NotProvedError, parity, ran_on_gpu, require_sound
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import MODEL_FILE, open_model
+from pytest_trtcheck.precision.lowering import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +89,7 @@ def proved(checks: Sequence[CheckRecord], cache: Cache) -> TypedModel:
     gone = "the ONNX file that was checked is not there any more as it was"
     given = checks[0].build_options or {}
     # One of our own lies in the cache, which knows whether it is whole; the user's is known by its content.
-    entries = (cache.find(kind, lowered.key) for kind in ("lowered", "narrowed"))
+    entries = (cache.find(kind, lowered.key) for kind in KINDS)
     path = lowered.path or next((entry.path / MODEL_FILE for entry in entries if entry), None)
     if path is None:
         raise NotProvedError("gone", f"{gone}: it was cleared or damaged in the cache")

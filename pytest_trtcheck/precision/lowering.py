@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
     from pytest_trtcheck.spec import Precision
 
+KINDS = ("lowered", "narrowed", "half_io")
+"""What a lowered model of ours is in the cache; its key is the digest there."""
 _DETAILS_FILE = "details.json"
 _RANGES_FILE = "ranges.json"
 _NOTHING_FOLDED = "nothing"
