@@ -145,4 +145,4 @@ def test_the_documentation_names_every_key() -> None:
     for key, part in nested.items():
         assert {each.name for each in fields(part)} <= set(re.findall(r"`(\w+)`", rows[key])), key
     kinds = {row.split("|")[1].strip(" `") for row in lines[lines.index("| `kind` | what went wrong |") + 2 :][:9]}
-    assert kinds | {"engine"} == set(get_args(Kind))
+    assert kinds | {"engine", "export"} == set(get_args(Kind))

@@ -221,6 +221,8 @@ class OnCpu:
     runs: int = 0
     device_memory_bytes: int = 1
     jit_cache_used: bool = True
+    aux_streams: int = 0
+    streamed_bytes: int | None = None
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
         self.runs += 1
@@ -228,6 +230,9 @@ class OnCpu:
 
     def layers_by_precision(self) -> Mapping[str, int]:
         return self.layers
+
+    def tensor_types(self) -> frozenset[str]:
+        return frozenset(self.layers)
 
     def close(self) -> None: ...
 
@@ -345,6 +350,11 @@ def test_an_engine_that_computes_in_another_precision_fails(on_gpu: OnGpu, layer
         ("fp32", {"fp16": 3}, False, False),
         ("tf32", {"fp32": 3}, False, False),
         ("fp16", {"fp32": 3}, True, False),
+        ("int8+fp16", {"int8": 3, "fp16": 2}, False, False),
+        ("int8+fp16", {"int8": 3, "fp32": 2}, False, False),
+        ("int8+fp16", {"fp16": 3}, False, True),
+        ("int8+fp16", {"int8": 3, "fp32": 9}, False, True),
+        ("int8+fp16", {"unknown": 3}, False, False),
     ],
 )
 def test_what_the_inspector_must_list(
@@ -353,6 +363,9 @@ def test_what_the_inspector_must_list(
     class Inspected:
         def layers_by_precision(self) -> Mapping[str, int]:
             return layers
+
+        def tensor_types(self) -> frozenset[str]:
+            return frozenset(layers)
 
     lowered = Lowered(Path("m.onnx"), "key", taken_as_it_is=as_it_is)
     case = {"x": np.ones((1, 4), np.float32)}
