@@ -8,6 +8,7 @@ of NVIDIA's, and are not looked at.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 PLATFORMS = {
@@ -31,7 +33,8 @@ WHEELS = {
 }  # fmt: skip
 """What stands for the sources that an extra names."""
 SOURCES = ("tensorrt", "tensorrt-cu12", "tensorrt-rtx")
-EXTRAS = ("", "cpu", "report", "cuda", "cuda12", "tensorrt", "tensorrt-cu12", "rtx")
+_EXTRAS = _PROJECT.partition("optional-dependencies]")[2].partition("\n[")[0]
+EXTRAS = ("", *re.findall(r"^([\w-]+) = \[", _EXTRAS, re.MULTILINE))
 SHOWN = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -40,7 +43,8 @@ SHOWN = (
     *(w.split(">")[0] for ws in WHEELS.values() for w in ws),
 )
 
-NOT_THERE: dict[tuple[str, str], set[str]] = {}
+ARM = tuple(platform for platform in PLATFORMS if "aarch64" in platform)
+NOT_THERE: dict[tuple[str, str], set[str]] = {(platform, "tensorrt-cu12"): {"3.14"} for platform in ARM}
 """By platform and extra, the Pythons for which the index has no wheels, as docs/install.md says."""
 
 
@@ -70,9 +74,10 @@ def resolve(platform: str, python: str, extra: str) -> tuple[bool, str]:
     return True, ", ".join(f"{name} {versions[name]}" for name in dict.fromkeys(SHOWN) if name in versions)
 
 
-def main() -> int:
-    """Print the table; 1 where it is not as documented."""
-    cells = [(platform, extra, python) for platform in PLATFORMS for extra in EXTRAS for python in PYTHONS]
+def main(*chosen: str) -> int:
+    """Print the table, of all extras or of those chosen; 1 where it is not as documented."""
+    extras = chosen or EXTRAS
+    cells = [(platform, extra, python) for platform in PLATFORMS for extra in extras for python in PYTHONS]
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(lambda cell: resolve(cell[0], cell[2], cell[1]), cells)
         wrong, there = 0, 0
@@ -88,4 +93,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -473,6 +473,7 @@ def test_inputs_become_the_engines_type_where_that_is_asked_for() -> None:
         ({"fp16": 3, "fp32": 1, "other": 2}, "fp16"),
         ({"bf16": 3, "fp16": 1}, "bf16"),
         ({"int8": 3, "fp32": 4}, "int8"),
+        ({"int8": 3, "fp16": 4}, "int8+fp16"),
         ({"fp32": 3}, "fp32"),
         ({"tf32": 3, "fp32": 1}, "tf32"),
         ({"fp8": 1}, "fp8"),
@@ -507,6 +508,9 @@ class StandIn:
 
     def layers_by_precision(self) -> Mapping[str, int]:
         return self._layers
+
+    def tensor_types(self) -> frozenset[str]:
+        return frozenset(self._layers)
 
     def close(self) -> None:
         self._runner.close()
@@ -558,6 +562,16 @@ def test_a_stated_precision_that_the_engine_contradicts_is_an_error(
     assert "precision=fp32, and the engine computes in fp16: the engine inspector lists 4 in fp16" in record["message"]
 
 
+def test_of_a_stated_pair_both_parts_count(project: Suite, answering: Callable[..., None]) -> None:
+    answering(onnx_models.conv_net(), {"int8": 4, "fp16": 2})
+    assert checked(project, ', precision="int8+fp16"')["verdict"] == "pass"
+    assert "int8+fp16" in checked(project, ', precision="int8+bf16"')["message"]
+    answering(onnx_models.conv_net(), {"int8": 4, "fp32": 9})
+    record = checked(project, ', precision="int8+fp16"')
+    assert record["verdict"] == "fail"
+    assert "fp16 did not take effect: the engine inspector lists 4 in int8, 9 in fp32" in record["message"]
+
+
 def test_an_engine_that_does_not_tell_needs_a_precision_or_a_tolerance(
     project: Suite, answering: Callable[..., None]
 ) -> None:
@@ -599,6 +613,15 @@ def test_an_engine_of_other_weights_fails_and_is_to_blame(project: Suite, answer
     assert replayed["verdict"] == "fail"
     assert replayed["engine"]["source"] == "file"
     assert any("the outputs are the recorded ones" in note for note in replayed["notes"])
+
+
+def test_a_file_that_exists_is_not_exported_again(project: Suite, answering: Callable[..., None]) -> None:
+    answering(onnx_models.conv_net(), {"fp16": 4})
+    project.write(test_it=CHECKED.format("a100.plan"))
+    run = project.run(f"--trt-cache-dir={project.path / 'cache'}", "--trt-export=out")
+    run.result.assert_outcomes(passed=1)
+    assert "): engine= named a file that exists" in run.text
+    assert not list((project.path / "out").rglob("model.plan"))
 
 
 def test_of_an_int8_engine_nothing_is_known_to_blame(project: Suite, answering: Callable[..., None]) -> None:

@@ -195,6 +195,24 @@ def test_itself(): ...
     assert "is gemm.onnx itself" in run.check("test_itself")["message"].replace(str(suite.path) + "/", "")
 
 
+def test_a_failure_against_recorded_outputs_is_replayed_and_reported(suite: Suite) -> None:
+    path = suite.path / "gemm.onnx"
+    assert main(["record", str(path), "-o", str(suite.path / "golden.npz")]) == 0
+    suite.write(
+        test_golden='@trt_parity("gemm.onnx", precision="bf16", tol=1e-6, reference="golden.npz")\ndef test_it(): ...\n'
+    )
+    run = suite.run("--trt-bundle=bundles", "--trt-html=report.html")
+    run.result.assert_outcomes(failed=1)
+    (record,) = run.checks
+    assert record["reference"].startswith("golden.npz (recorded 20")
+    assert record["reference"] in (suite.path / "report.html").read_text().replace("&#x27;", "'")
+    (bundle,) = (suite.path / "bundles").glob("*/bundle.json")
+    (suite.path / "golden.npz").unlink()
+    replay = suite.run(str(bundle))
+    assert replay.checks[0]["verdict"] == "fail"
+    assert replay.checks[0]["parity"]["worst"] == record["parity"]["worst"]
+
+
 # What must not pass
 
 

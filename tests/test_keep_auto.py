@@ -88,6 +88,15 @@ def test_where_nothing_can_be_kept_it_is_an_error(squared_suite: Suite, argument
     assert said in run.text
 
 
+def test_an_engine_that_is_only_built_has_the_set_in_it(squared_suite: Suite) -> None:
+    squared_suite.write(test_auto=PROJECT.replace("PRECISIONS,", '"int8+fp16",'))
+    built, judged = squared_suite.run("--trt-build-only", "--trt-gpu=A10"), squared_suite.run("--trt-gpu=A10")
+    (first,), (second,) = built.checks, judged.checks
+    assert any("searched by emulation" in note for note in first["notes"])
+    assert first["engine"] == second["engine"] | {"cached": False, "miss_reason": first["engine"]["miss_reason"]}
+    assert "keep_fp32='auto' was not searched" in squared_suite.run("--trt-build-only").text
+
+
 def test_an_engine_without_inputs_cannot_be_judged(squared_suite: Suite) -> None:
     squared_suite.write(
         test_build="def test_build(trt_build):\n    trt_build('squared.onnx', precision='fp16', keep_fp32='auto')\n"

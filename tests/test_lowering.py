@@ -572,6 +572,19 @@ def test_batch_norm_in_pieces_is_folded_as_the_operator_is(steps: str, cache: Ca
     assert_near(found["y"], right, "fp16")
 
 
+def test_a_result_that_batch_norm_in_pieces_scales_down_does_not_overflow(cache: Cache) -> None:
+    x = np.random.default_rng(6).standard_normal((2, 4, 5)).astype(np.float32)
+    w = onnx_models.weights((4, 4, 1), 7) * np.float32(1e5)
+    small = {"f": np.full((4, 1), 1e-5, np.float32), "h": np.arange(4, dtype=np.float32).reshape(4, 1)}
+    nodes, _ = in_pieces(PIECES["mul add"])
+    nodes = [N("Conv", ["x", "w"], ["c"], name="conv"), *nodes, N("Identity", ["n"], ["y"], name="last")]
+    proto = onnx_models.model(nodes, {"x": (FLOAT, [2, 4, 5])}, {"y": (FLOAT, [2, 4, 5])}, {"w": w, **small})
+    found, _ = computed(proto, "fp16", cache, {"x": x})
+    right = np.einsum("oi,nix->nox", w[:, :, 0].astype(np.float64), x) * small["f"] + small["h"]
+    assert np.abs(right / 1e-5).max() > 65504
+    assert_near(found["y"], right, "fp16")
+
+
 @pytest.mark.parametrize(
     "what", ["kept", "scalar", "shift alone", "by place", "computed", "used twice", "zero divisor"]
 )

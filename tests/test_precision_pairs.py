@@ -110,6 +110,20 @@ def test_a_scale_is_the_next_number_of_the_rest_that_narrows_no_range(
 # The lowered model
 
 
+@pytest.mark.parametrize("precision", ["fp8", *PAIRS])
+def test_fp8_weights_beside_fp16_have_one_scale_each(tmp_path: Path, precision: Precision) -> None:
+    proto = onnx.load(lowered(tmp_path, conv_chain(3), precision).path)
+    arrays = {tensor.name: tensor for tensor in proto.graph.initializer}
+    of_weights = [
+        (list(arrays[node.input[1]].dims), [attribute.name for attribute in node.attribute if attribute.name == "axis"])
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in arrays
+    ]
+    assert of_weights
+    for dims, axis in of_weights:
+        assert (dims, axis) == ([], []) if precision == "fp8+fp16" else (len(dims), axis) == (1, ["axis"])
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_qdq_nodes_are_of_the_type_that_is_around_them(tmp_path: Path, pair: Precision) -> None:
     found = lowered(tmp_path, conv_chain(3), pair)

@@ -177,8 +177,13 @@ def printed_call(advice: str) -> str:
     return str(call)
 
 
-@pytest.mark.parametrize("name", STATIC)
-@pytest.mark.parametrize("installed", [pytest.param(True, marks=needs_rtx, id="rtx"), pytest.param(False, id="tables")])
+@pytest.mark.parametrize(
+    ("name", "installed"),
+    [
+        *(pytest.param(name, True, marks=needs_rtx, id=f"{name}-rtx") for name in STATIC),
+        *(pytest.param(name, False, id=f"{name}-tables") for name in ("defaults", "QOperator", "dynamic")),
+    ],
+)
 @pytest.mark.usefixtures("who")
 def test_the_options_that_mend_it_are_printed_and_mend_it(
     name: str, installed: bool, quantized: Any, judged: Any, original: Path

@@ -38,10 +38,36 @@ OLDEST, NEWEST, NEWEST_RTX = "10.1.0", "11.4.0.106", "rtx 1.7.1.116"
 
 NOT_TENSORRTS = {"__members__", "__version__", "getCreators", "getPluginCreators"}
 """What `hasattr` and `getattr` look for in other things: enums, any module, plugin libraries."""
-COMPUTED = {"ComputeCapability", "HardwareCompatibilityLevel"}
-"""The enums of which members are taken by a computed name; `test_names_that_are_computed` checks those."""
-UNTYPED = ("creator.name",)
-"""What the bindings give no type: the elements of a registry's list of creators."""
+COMPUTED = {
+    "BuilderFlag",
+    "ComputeCapability",
+    "HardwareCompatibilityLevel",
+    "PreviewFeature",
+    "TilingOptimizationLevel",
+}
+"""The enums of which members are taken by a computed name; `test_names_that_are_computed` checks those. Names of
+`PreviewFeature` are the user's, and looked up there."""
+COMPUTED_OF_OTHERS = {"options", "module.handle", "_module_of(found)"}
+UNTYPED = (
+    "creator.name",  # The bindings say nothing of what a registry's list holds.
+    *("model.graph.node", "node.attribute"),  # ONNX's
+    *("spec.name", "spec.dtype", "spec.shape"),  # a model's input, or output
+)
+"""What has no type and needs none."""
+
+OPTIONS = {
+    "workspace_mib": 64,
+    "optimization_level": 3,
+    "sparsity": True,
+    "version_compatible": True,
+    "max_aux_streams": 1,
+    "tiling": "full",
+    "l2_limit_mib": 1,
+    "refit": True,
+    "strip_weights": True,
+    "weight_streaming_mib": 0,
+}
+"""Build options that need something of the release."""
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +133,42 @@ def planted(tmp_path: Path) -> Callable[[str, str, str], Path]:
 # What the backends use
 
 
+REFUSED = """
+import json, sys
+from pytest_trtcheck.backends.tensorrt.module import find_module
+from pytest_trtcheck.backends.tensorrt.options import check_options
+from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.spec import BuildOptions
+module, refused = find_module(sys.argv[1]), []
+for name, value in json.loads(sys.argv[2]).items():
+    try:
+        check_options(module, BuildOptions(**{name: value}))
+    except ArgumentError:
+        refused.append(name)
+print(json.dumps(refused))
+"""
+
+
+def refused(found: Release) -> set[str]:
+    """The build options that the plugin refuses with a release."""
+    return set(json.loads(found.run(REFUSED, found.name, json.dumps(OPTIONS))))
+
+
 @pytest.mark.parametrize("title", TAKEN)
-def test_a_release_has_all_that_the_backends_use(title: str, stubs: Callable[[str], Path], tmp_path: Path) -> None:
-    assert source.check(ROOT, stubs(title), tmp_path, is_rtx=title.startswith("rtx ")) == []
+def test_a_release_has_all_that_the_backends_use(
+    title: str, release: Callable[[str], Release], stubs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    is_rtx = title.startswith("rtx ")
+    assert source.check(ROOT, stubs(title), tmp_path, is_rtx=is_rtx, refused=refused(release(title))) == []
+
+
+def test_build_options_are_refused_where_the_release_has_them_not(release: Callable[[str], Release]) -> None:
+    for title in (OLDEST, "10.7.0"):
+        assert refused(release(title)) == {"tiling", "l2_limit_mib"}
+    for title in ("10.8.0.43", NEWEST):
+        assert refused(release(title)) == set()
+    of_rtx = {"optimization_level", "sparsity", "version_compatible", "tiling", "l2_limit_mib"}
+    assert refused(release(NEWEST_RTX)) == of_rtx
 
 
 def test_no_use_is_left_out(stubs: Callable[[str], Path], tmp_path: Path) -> None:
@@ -131,7 +190,21 @@ def test_names_in_quotes_are_of_some_release(stubs: Callable[[str], Path]) -> No
 
 
 def test_names_that_are_computed(release: Callable[[str], Release]) -> None:
-    assert source.computed(ROOT) == COMPUTED
+    assert source.computed(ROOT) == COMPUTED | COMPUTED_OF_OTHERS
+    flags = json.dumps(sorted(source.flags(ROOT)))
+    assert "SPARSE_WEIGHTS" in flags
+    lacking = (
+        "import {0} as trt, sys, json; print([f for f in json.loads(sys.argv[1]) if not hasattr(trt.BuilderFlag, f)])"
+    )
+    for title in (OLDEST, NEWEST, NEWEST_RTX):
+        found = release(title)
+        assert found.run(lacking.format(found.name), flags).strip() == "[]"
+    tiling = (
+        "import tensorrt as trt; from typing import get_args; from pytest_trtcheck.spec import Tiling;"
+        "print([each for each in get_args(Tiling) if not hasattr(trt.TilingOptimizationLevel, each.upper())])"
+    )
+    for title in ("10.8.0.43", NEWEST):
+        assert release(title).run(tiling).strip() == "[]"
     ask = (
         "import tensorrt as trt, json; from pytest_trtcheck.backends.tensorrt.io import DTYPES;"
         "print(json.dumps([[name for name in DTYPES if not hasattr(trt.DataType, name)],"
@@ -224,6 +297,7 @@ PLANTS = {
     "a keyword": (NEWEST, "ignore_mismatch=False", "ignore_errors=False", "Unexpected keyword argument"),
     "a type": (NEWEST, "parser.parse_from_file(model)", "parser.parse_from_file(0)", "incompatible type"),
     "a result": (NEWEST, "builder.create_optimization_profile()", "builder.create_builder_config()", "set_shape"),
+    "an option that is not refused": ("10.7.0", CONFIG, "config.tiling_optimization_level = None", "tiling_optim"),
     "not behind is_rtx": (NEWEST, "if is_rtx:", "if not is_rtx:", '"IBuilderConfig" has no attribute'),
 }
 

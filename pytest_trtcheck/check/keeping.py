@@ -45,6 +45,8 @@ def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, 
             f"keep_fp32='auto': {known.model.label} brings its precision with it and is taken as it is",
             "leave keep_fp32 out, or give the FP32 model",
         )
+    if not known.cases:
+        return known.recorded("keep_fp32='auto' was not searched: no engine is built here that it could be for")
     found = blame.remembered(known, settings.cache, lambda: _search(settings, known), kind="keep_auto") or {}
     inputs = f"{len(known.cases)} input{'s' * (len(known.cases) != 1)} ({request.inputs_source})"
     if found["nodes"] is None:

@@ -18,7 +18,7 @@ from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, Report
 from pytest_trtcheck.model import golden, npz
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
-from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.precision.reference import ModelReference, Reference
 
 if TYPE_CHECKING:
@@ -93,13 +93,16 @@ def record(asked: Recording) -> list[str]:
         raise ArgumentError(f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix")
     with tempfile.TemporaryDirectory(prefix="trtcheck-record-") as scratch:
         cache, here = Cache(Path(scratch)), [Path.cwd()]
-        model = open_model(asked.model, here, cache, asked.custom_ops)
+        read = dict(_read(asked.inputs))
+        examples = Examples(list(read.values()) or None, asked.batch, asked.shapes)
+        model = open_model(asked.model, here, cache, asked.custom_ops, examples=examples)
         parity.refuse_random(model)
-        cases = _read(asked.inputs, model) if asked.inputs else _generated(asked, model)
+        given = (model_inputs.cases_from(arrays, model, path) for path, arrays in read.items())
+        cases = [case for found in given for case in found] or _generated(asked, model)
         parity.refuse_empty(cases)
         notes: list[str] = []
         with closing(Reference(model, cache, asked.provider)) as reference:
-            others = [open_model(each, here, cache, asked.custom_ops) for each in asked.used_for]
+            others = [open_model(each, here, cache, asked.custom_ops, examples=examples) for each in asked.used_for]
             for each in others:
                 ModelReference(reference, each)  # refuses one that does not fit
             about = golden.About(
@@ -146,15 +149,14 @@ def _generated(asked: Recording, model: OnnxModel) -> list[Case]:
     return model_inputs.generate(model, ranges, asked.seed)
 
 
-def _read(globs: Sequence[str], model: OnnxModel) -> list[Case]:
-    cases: list[Case] = []
+def _read(globs: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """What each file holds, by its path."""
     for each in globs:
         paths = sorted(glob.glob(str(Path(each).expanduser()), recursive=True))  # noqa: PTH207 - takes absolute ones
         if not paths:
             raise InputError(f"--inputs={each}: no file matches", f"looked in {Path.cwd()}")
         for path in paths:
-            cases += model_inputs.cases_from(_arrays(Path(path)), model, path)
-    return cases
+            yield path, _arrays(Path(path))
 
 
 def _arrays(path: Path) -> object:

@@ -106,7 +106,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     known = replace(lowered(settings, request, model, cases, existing), record=record)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
-    if compares and request.parity.keep_auto:
+    if request.judge_parity and request.parity.keep_auto:
 
         def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
             parity_spec = replace(request.parity, keep_fp32=nodes)

@@ -27,6 +27,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Backend": record.backend,
         "Compiled for": record.compiled_for,
         "Inputs": _inputs(record),
+        "Reference": record.reference,
         "Build options": options(record) if record.build_options else None,
         "Engine": engine and _engine(engine),
         "Device memory": format_bytes(engine.device_memory_bytes) if engine and engine.device_memory_bytes else None,

@@ -37,13 +37,13 @@ def cnn() -> Any:
     return filled(keras.Model(image, layers.Dense(5, activation="softmax", name="probs")(x), name="cnn"))
 
 
-def several() -> Any:
+def several(name: str = "several") -> Any:
     """Two inputs of two types and two outputs, in dictionaries."""
     numbers, words = keras.Input((6,), name="numbers"), keras.Input((4,), dtype="int32", name="words")
     x = layers.GlobalAveragePooling1D()(layers.Embedding(20, 8, name="embedding")(words))
     x = layers.Dense(16, activation="relu", name="hidden")(layers.Concatenate()([x, numbers]))
     outputs = {"score": layers.Dense(3, name="score")(x), "label": layers.Dense(3, name="label")(x)}
-    return filled(keras.Model({"numbers": numbers, "words": words}, outputs, name="several"))
+    return filled(keras.Model({"numbers": numbers, "words": words}, outputs, name=name))
 
 
 def transformer(blocks: int = 2) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.errors import MissingDependencyError, ModelError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
 from pytest_trtcheck.model.sources import Examples, open_model, tf_function
 from tests.keras import networks
@@ -206,6 +207,22 @@ def test_a_batch_that_the_model_fixes_is_said(cache: Cache) -> None:
 
     with pytest.raises(ModelError, match="<Keras model one>: the export fixes the batch at 2: with 3 rows"):
         open_model(networks.of_one(Fixing(), (4,)), (), cache)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_another_backend_is_said(backend: str, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(ModelError, match=f"<Keras model cnn>: Keras computes with {backend} in this process") as found:
+        open_model(networks.cnn(), (), cache)
+    assert "KERAS_BACKEND=tensorflow" in found.value.hint
+
+
+def test_what_is_not_installed_is_said(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks.saved_module(tmp_path / "module", "score")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="tensorflow and keras and tf2onnx are not installed") as found:
+        open_model("module", (tmp_path,), cache)
+    assert "pytest-trtcheck[tensorflow]" in found.value.hint
 
 
 # --- SavedModels -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 ROOT = Path(__file__).parents[2]
 BACKEND = Path("pytest_trtcheck/backends/tensorrt")
@@ -57,13 +61,16 @@ class Problem:
         return f"{self.file}:{self.line}: {self.said}"
 
 
-def check(source: Path, stubs: Path, scratch: Path, *, is_rtx: bool) -> list[Problem]:
-    """What the backends in the tree `source` use that the release described by `stubs` has not, or has otherwise."""
+def check(source: Path, stubs: Path, scratch: Path, *, is_rtx: bool, refused: Collection[str] = ()) -> list[Problem]:
+    """What the backends in the tree `source` use that the release described by `stubs` has not, or has otherwise.
+
+    What is behind an `if` for one of the build options that are `refused` with this release is never reached.
+    """
     tree = _typed_copy(source, stubs, scratch)
     errors = [problem for problem in _mypy(tree, stubs) if problem.said.startswith("error: ")]
-    if is_rtx:
-        return errors
-    apart = {path.name: _lines_of_rtx(path) for path in _files(tree)}
+    apart = {path.name: _lines_behind(path, refused) for path in _files(tree)}
+    if not is_rtx:
+        apart = {path.name: apart[path.name] | _lines_of_rtx(path) for path in _files(tree)}
     return [error for error in errors if error.line not in apart[error.file]]
 
 
@@ -145,6 +152,29 @@ def _lines_of_rtx(path: Path) -> set[int]:
         for node in guarded
         if isinstance(node, ast.stmt)
         for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+
+
+def _lines_behind(path: Path, options: Collection[str]) -> set[int]:
+    """The lines of `if options["NAME"] …:` for build options that are refused before."""
+    asked = tuple(f"options['{name}']" for name in options)
+    return {
+        line
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.If) and ast.unparse(node.test).startswith(asked) and asked
+        for each in node.body
+        for line in range(each.lineno, (each.end_lineno or 0) + 1)
+    }
+
+
+def flags(source: Path) -> set[str]:
+    """The builder flags that the builder sets by a computed name: the keys of its table `flags`."""
+    return {
+        key.value
+        for node in ast.walk(ast.parse((source / BACKEND / "builder.py").read_text()))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "flags" and isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from pytest_trtcheck.backends.tensorrt.io import DTYPES
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, TensorRTModule, available, hash_plugin
 from pytest_trtcheck.backends.tensorrt.plan_file import PlanFile, refuse_unfit
 from pytest_trtcheck.cache import Key, hash_bytes
+from pytest_trtcheck.choices import is_pair
 from pytest_trtcheck.errors import ArgumentError, GpuError, InputError, ModelError
 from pytest_trtcheck.record import EngineRecord
 from pytest_trtcheck.spec import PRECISIONS, Precision
@@ -151,9 +152,11 @@ class ExistingEngine(TensorRT):
         )
 
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
-        """None: what it computes in was read from itself."""
-        del built, runner, case
-        return None
+        """Why it does not compute in a pair that was stated for it; all else is read from its layers."""
+        if not is_pair(built.spec.precision):
+            return None
+        spec = replace(built.spec, lowered=replace(built.spec.lowered, taken_as_it_is=False))
+        return super().doubt(replace(built, spec=spec), runner, case)
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """What is converted on the way in and out."""

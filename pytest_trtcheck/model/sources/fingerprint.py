@@ -56,6 +56,8 @@ _OF_CLASSES = frozenset(
     }
 )
 """What a class's namespace holds beside what it computes."""
+_LARGE = 1 << 18
+"""Bytes from which another thread is worth it."""
 _BY_VERSION = frozenset({"torch", "numpy", "onnx", "onnxscript"})
 """Packages whose version says all: releases that nobody edits."""
 
@@ -75,7 +77,7 @@ class Fingerprint:
         self._digest = hashlib.sha256(sys.version.encode())
         self._seen: dict[int, int] = {}
         self._alive: list[object] = []
-        self._blobs: list[Callable[[], memoryview]] = []
+        self._blobs: list[tuple[int, Callable[[], memoryview]]] = []
         self._packages: set[str] = set()
 
     def add(self, value: object) -> Fingerprint:
@@ -89,10 +91,11 @@ class Fingerprint:
     def digest(self) -> str:
         """Of all that was taken in, in hex."""
         total = self._digest.copy()
-        # Weights are nearly all of the work, and hashing them leaves Python's lock.
+        # Weights are nearly all of the work, and hashing large ones leaves Python's lock.
         with ThreadPoolExecutor(2, "trtcheck-hash") as pool:
-            for each in pool.map(lambda blob: hashlib.sha256(blob()).digest(), self._blobs):
-                total.update(each)
+            digests = [pool.submit(_hashed, blob) if size >= _LARGE else _hashed(blob) for size, blob in self._blobs]
+            for each in digests:
+                total.update(each if isinstance(each, bytes) else each.result())
         for package in sorted(self._packages):
             total.update(f"{package}\0{_content_of(package)}".encode())
         return total.hexdigest()
@@ -118,7 +121,12 @@ class Fingerprint:
 
     def _look(self, value: Any) -> None:  # noqa: PLR0912 - one case a kind of object
         kind = type(value)
-        if isinstance(value, types.CodeType):
+        if isinstance(value, dict):
+            self._token("dict", kind.__qualname__, len(value))
+            for key, item in value.items():
+                self._visit(key)
+                self._visit(item)
+        elif isinstance(value, types.CodeType):
             self._code(value)
         elif isinstance(value, types.FunctionType):
             self._function(value)
@@ -140,11 +148,6 @@ class Fingerprint:
             self._class(value)
         elif isinstance(value, (list, tuple)) and kind in {list, tuple}:
             self._several(kind.__name__, *value)
-        elif isinstance(value, dict):
-            self._token("dict", kind.__qualname__, len(value))
-            for key, item in value.items():
-                self._visit(key)
-                self._visit(item)
         elif isinstance(value, (set, frozenset)):
             # The order of a set is that of this process alone.
             members = [Fingerprint(self._fields).add(each) for each in value]
@@ -242,7 +245,7 @@ class Fingerprint:
             if value.layout != torch.strided or value.is_quantized:
                 self.unknown.append(f"a tensor of layout {value.layout}")
                 return True
-            self._blobs.append(lambda: _bytes_of(torch, value))
+            self._blobs.append((value.nbytes, lambda: _bytes_of(torch, value)))
             return True
         if torch is not None and isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
             self._token(type(value).__name__, value)
@@ -252,7 +255,7 @@ class Fingerprint:
             if value.dtype.hasobject:
                 self._several("items", *value.ravel().tolist())
             else:
-                self._blobs.append(lambda: memoryview(value.tobytes()))
+                self._blobs.append((value.nbytes, lambda: memoryview(value.tobytes())))
             return True
         return False
 
@@ -279,6 +282,10 @@ class Fingerprint:
             self.unknown.append(f"a {kind.__qualname__}")
             return
         self._several("reduced", *(reduced[:3] if isinstance(reduced, tuple) else (reduced,)))
+
+
+def _hashed(blob: Callable[[], memoryview]) -> bytes:
+    return hashlib.sha256(blob()).digest()
 
 
 def _slots(cls: type) -> tuple[str, ...]:

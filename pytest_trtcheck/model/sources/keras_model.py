@@ -70,7 +70,6 @@ def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
     from pytest_trtcheck.cache import hash_file
     from pytest_trtcheck.model.sources import exported, tf_function
 
-    tf_function.require()
     foreign = list(dict.fromkeys(_of_other_modules(_config(path, label))))
     if foreign:
         # What such a layer computes stands in code that the file does not hold.
@@ -148,7 +147,8 @@ def _load_keras(label: str) -> None:
     """
     from pytest_trtcheck.model.sources import tf_function
 
-    tf_function.load_tensorflow()
+    if "keras" not in sys.modules:
+        tf_function.load_tensorflow()
     import keras
 
     backend = keras.backend.backend()
@@ -157,6 +157,7 @@ def _load_keras(label: str) -> None:
             f"{label}: Keras computes with {backend} in this process, and models are exported through TensorFlow",
             "set KERAS_BACKEND=tensorflow in the environment of the tests: a .keras file is the same for every backend",
         )
+    tf_function.load_tensorflow()
 
 
 # --- what it computes ------------------------------------------------------------------------------------------------

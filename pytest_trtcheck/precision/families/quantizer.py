@@ -26,6 +26,7 @@ ORT_PRODUCER = "onnx.quantize"
 _PYTORCH = "pytorch"
 _RULES = frozenset({"quantized to uint8", "asymmetric quantization", "bias in INT32", "uint8 inside the model"})
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "Gather", "EmbedLayerNormalization"})
 _LARGER = frozenset({ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.UINT4})
 
 
@@ -57,7 +58,7 @@ def mending(model: ir.Model) -> str:
     options = {
         "ActivationSymmetric": ("True", wide or any(each.offset for each in activations)),
         "WeightSymmetric": ("True", any(each.offset for each in weights)),
-        "AddQDQPairToWeight": ("True", is_dynamic or any(each.integers_alone for each in weights)),
+        "AddQDQPairToWeight": ("True", is_dynamic or any(each.integers_alone for each in used)),
         "QuantizeBias": ("False", is_dynamic or is_qoperator or _has_quantized_bias(model)),
     }
     extra = ", ".join(f'"{name}": {value}' for name, (value, wanted) in options.items() if wanted)
@@ -91,12 +92,12 @@ class _Parameters:
 def _parameters(model: ir.Model) -> Iterator[_Parameters]:
     for node in graphs.all_nodes(model.graph):
         data, scale, zero_point = (operand(node, index) for index in range(3))
+        constant = _is_constant(data)
+        told = _offset(zero_point), constant and _is_weight(node), _size(scale) > 1
         if node.op_type == "QuantizeLinear":
-            grid = node.outputs[0].dtype
-            yield _Parameters(grid, _offset(zero_point), _is_constant(data), _size(scale) > 1)
-        elif node.op_type == "DequantizeLinear" and data is not None:
-            if _is_constant(data) and data.dtype != ir.DataType.INT32:
-                yield _Parameters(data.dtype, _offset(zero_point), True, _size(scale) > 1, integers_alone=True)
+            yield _Parameters(node.outputs[0].dtype, *told)
+        elif node.op_type == "DequantizeLinear" and data is not None and constant and not _is_bias(data):
+            yield _Parameters(data.dtype, *told, integers_alone=True)
         elif _is_qoperator(node.op_type):
             yield from _of_operator(node)
 
@@ -116,6 +117,12 @@ def _of_operator(node: ir.Node) -> Iterator[_Parameters]:
 
 def _is_qoperator(op_type: str) -> bool:
     return op_type.startswith("QLinear") or op_type in {"QGemm", "QAttention"}
+
+
+def _is_weight(node: ir.Node) -> bool:
+    """Whether what a Q or DQ node gives is a weight; the quantizer takes other constants for activations."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    return any(user.op_type in _WEIGHTED or (user.op_type == "DequantizeLinear" and _is_weight(user)) for user in users)
 
 
 def _has_quantized_bias(model: ir.Model) -> bool:
