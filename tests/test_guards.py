@@ -220,6 +220,8 @@ class OnCpu:
     spoiled: Callable[[int, Outputs], Outputs]
     runs: int = 0
     device_memory_bytes: int = 1
+    aux_streams: int = 0
+    streamed_bytes: int | None = None
     jit_cache_used: bool = True
     aux_streams: int = 0
     streamed_bytes: int | None = None
