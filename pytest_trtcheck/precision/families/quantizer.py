@@ -95,7 +95,8 @@ def _parameters(model: ir.Model) -> Iterator[_Parameters]:
         constant = _is_constant(data)
         told = _offset(zero_point), constant and _is_weight(node), _size(scale) > 1
         if node.op_type == "QuantizeLinear":
-            yield _Parameters(node.outputs[0].dtype, *told)
+            # Of 16 bits, onnxruntime up to 1.23 writes its own domain's operator, whose result has no known type.
+            yield _Parameters(node.outputs[0].dtype if zero_point is None else zero_point.dtype, *told)
         elif node.op_type == "DequantizeLinear" and data is not None and constant and not _is_bias(data):
             yield _Parameters(data.dtype, *told, integers_alone=True)
         elif _is_qoperator(node.op_type):
