@@ -223,8 +223,6 @@ class OnCpu:
     aux_streams: int = 0
     streamed_bytes: int | None = None
     jit_cache_used: bool = True
-    aux_streams: int = 0
-    streamed_bytes: int | None = None
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
         self.runs += 1
