@@ -267,7 +267,7 @@ def test_junit_carries_the_record(suite: Suite) -> None:
 
 def test_markers_are_documented(suite: Suite) -> None:
     text = suite.run("--markers").text
-    assert "@pytest.mark.trt_parity(model, precision='fp16'" in text
+    assert "@pytest.mark.trt_parity(model, precision, tol, metric='max'" in text
     assert "@pytest.mark.trt_latency(p50_ms" in text
 
 

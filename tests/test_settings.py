@@ -31,10 +31,12 @@ def test_marker_signatures_are_the_contract() -> None:
         "tol",
         "metric",
         "reference",
+        "engine",
         "calibration",
         "batch",
         "shapes",
         "keep_fp32",
+        "exclude",
         "seed",
         "backend",
     ]
@@ -168,7 +170,7 @@ def test_any_arguments_give_a_spec_or_an_argument_error(arguments: dict[str, Any
 
 def test_marker_help_comes_from_the_signature() -> None:
     text = markers.marker_help("trt_parity")
-    assert text.startswith("trt_parity(model, precision='fp16', tol, metric='max',")
+    assert text.startswith("trt_parity(model, precision, tol, metric='max', reference, engine,")
     assert "\n" not in text
 
 

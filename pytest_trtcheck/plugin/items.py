@@ -64,7 +64,7 @@ class Marked:
             "trt_check in one"
         )
         refused = f"trt markers don't work on {item.name!r}"
-        if not isinstance(item, pytest.Function):
+        if not isinstance(item, pytest.Function) or isinstance(item, _FileItem):
             return ArgumentError(f"{refused} ({type(item).__name__}): only test functions are run", instead)
         unittest = sys.modules.get("unittest")
         if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
