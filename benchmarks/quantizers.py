@@ -343,8 +343,8 @@ def beside(row: Mapping[str, Any]) -> list[str]:
     for _, tools, ours in BESIDE:
         best = min(tools, key=lambda tool: worst(row.get(tool, {})))
         text = cell(best, row)
-        if ours and best in row:
-            error, own = worst(row[best]), min(worst(row.get(tool, {})) for tool in ours)
+        error, own = (min(worst(row.get(tool, {})) for tool in each) for each in (tools, ours or tools))
+        if ours and math.isfinite(error):
             verdict = "better" if own * SAME < error else "worse" if own > error * SAME else "equal"
             text += f": {verdict}"
         cells.append(text)
@@ -411,6 +411,10 @@ def main() -> None:
         wanted = [tool for tool in arguments.tools or TOOLS if not (arguments.missing and tool in row)]
         for tool, result in compare(subjects[name], wanted, arguments) if wanted else ():
             row[tool] = result
+            missing = {each: [other for other in TOOLS if other not in done] for each, done in table.items()}
+            report["not_run"] = {each: tools for each, tools in missing.items() if tools}
+                each: left for each in table if (left := [tool for tool in TOOLS if tool not in table[each]])
+            }
             if arguments.json:
                 arguments.json.write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
     print(as_markdown(table))
