@@ -413,8 +413,6 @@ def main() -> None:
             row[tool] = result
             missing = {each: [other for other in TOOLS if other not in done] for each, done in table.items()}
             report["not_run"] = {each: tools for each, tools in missing.items() if tools}
-                each: left for each in table if (left := [tool for tool in TOOLS if tool not in table[each]])
-            }
             if arguments.json:
                 arguments.json.write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
     print(as_markdown(table))
