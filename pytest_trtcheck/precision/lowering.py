@@ -510,8 +510,8 @@ def _type_of_qdq(precision: Precision) -> HalfName | None:
     """The 16-bit type of a pair's Q/DQ nodes, and of the operators that read them; None: they stay FP32.
 
     An operator's type is that of its products. FP8's codes reach 448, and the products of many of them soon 65,504:
-    TensorRT-RTX 1.5 on an H100 multiplies by the scales behind that, and in FP16 every model of ten came out infinite or
-    wrong (docs/measured).
+    TensorRT-RTX 1.5 on an H100 multiplies by the scales behind that, and in FP16 all of ten models came out wrong
+    (docs/measured).
     """
     return None if precision == "fp8+fp16" else half_part(precision)
 
