@@ -2,6 +2,10 @@
 
 Ranked candidates, more and more of them, then as few as possible. The second half is delta debugging (A. Zeller and
 R. Hildebrandt, IEEE TSE 28(2), 2002), on candidates in order of rank.
+
+Rank finds few operators that lose much. Where many lose a little each, one that is kept by itself gains nothing: the
+operators around it round what it reads and what it hands on. Then it takes whole stretches of the graph, and the search
+goes the other way: all is kept, and neighbours are lowered together as long as that holds.
 """
 
 from __future__ import annotations
@@ -54,10 +58,21 @@ class Kept:
 class Search:
     """The search for the nodes that must stay in FP32; it is closed when nothing more is to be found.
 
-    `findings` learn what the likeliest nodes contribute.
+    `findings` learn what the likeliest nodes contribute. With `in_stretches`, stretches of the graph are looked for
+    where the worst operators are not enough, of up to half of the model.
     """
 
-    def __init__(self, subject: Subject, findings: Findings, budget: Budget, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        findings: Findings,
+        budget: Budget,
+        progress: Callable[[str], None],
+        *,
+        in_stretches: bool = False,
+    ) -> None:
+        self.in_stretches = in_stretches
+        self.most_kept = max(MOST_KEPT, len(findings.pair.reference.nodes) // 2) if in_stretches else MOST_KEPT
         self.subject, self.findings, self.budget, self.progress = subject, findings, budget, progress
         lossy = (tensor.node for tensor in findings.tensors if tensor.own > 0)
         caused = (node for cause in findings.causes.values() for node in cause.chain)
@@ -80,11 +95,10 @@ class Search:
         """
         self.goal = goal
         try:
-            everything = self._lowered(self.nodes)
-            if self._holds(everything):
+            if self._suffices(()):
                 return None
             if not self.findings.contributions:
-                self._locate(everything.usage)
+                self._locate(self.judged[frozenset()].usage)
         except BudgetSpent:
             return None
         # Each set of nodes once: an operator with several results is one candidate.
@@ -94,12 +108,23 @@ class Search:
             units.setdefault(frozenset(unit), (tensor, unit))
         chosen = fewest(list(units.values())[:MOST_TRIED], lambda some: self._suffices([n for _, u in some for n in u]))
         if chosen is None:
-            return None
+            return self._stretches() if self.in_stretches else None
         nodes = list(dict.fromkeys(node for _, unit in chosen for node in unit))
         if len(nodes) > len(chosen):
             nodes = without_needless(nodes, self._suffices)
         causes = tuple(cause for cause, unit in chosen if set(unit) & set(nodes))
         return Kept(tuple(nodes), causes, self.judged[frozenset(nodes)])
+
+    def _stretches(self) -> Kept | None:
+        """What must stay in FP32 of all there is, or of the smallest set that is known to be enough."""
+        enough = (kept for kept, judgement in self.judged.items() if self._holds(judgement))
+        known = min(enough, key=len, default=frozenset(self.nodes))
+        nodes = [node for node in self.nodes if node in known]
+        nodes = without_needless(nodes, self._suffices, math.ceil(len(nodes) / _GROUPS))
+        judgement = self.judged.get(frozenset(nodes))
+        if judgement is None:
+            return None
+        return Kept(tuple(nodes), tuple(each for each in self.findings.ranked() if each.node in nodes), judgement)
 
     def _holds(self, judgement: LimitResult) -> bool:
         return judgement.passed and judgement.usage <= self.goal
@@ -211,14 +236,16 @@ def fewest(candidates: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> 
     return found
 
 
-def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> list[T]:
-    """`items`, which suffice, less those that can be left out one at a time."""
+def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool], most: int = 1) -> list[T]:
+    """`items`, which suffice, less those that can be left out: `most` neighbours at a time, then ever fewer."""
     found = list(items)
     try:
-        for item in reversed(items):
-            rest = [each for each in found if each != item]
-            if rest and suffices(rest):
-                found = rest
+        while most:
+            for start in reversed(range(0, len(found), most)):
+                rest = found[:start] + found[start + most :]
+                if rest and suffices(rest):
+                    found = rest
+            most //= 2
     except BudgetSpent:
         pass
     return found
