@@ -26,7 +26,7 @@ def test_row():
     return [{"values": rng.uniform(-1, 1, (1, 64)).astype(np.float32)} for _ in range(2)]
 """
 SOUND = (("Mul", 1.25), ("Mul", 0.8))
-OFFSET = (("Add", 1000.0), *10 * (("Mul", -1.1), ("Mul", -1 / 1.1)), ("Sub", 1000.0))
+OFFSET = (("Add", 1000.0), *45 * (("Mul", -1.1), ("Mul", -1 / 1.1)), ("Sub", 1000.0))
 """FP16 has steps of 0.5 there; none of them loses more than `SOUND` does but the last, by what it is handed."""
 UP, DOWN = 2 * (("Mul", 1000.0),), 2 * (("Div", 1000.0),)
 """Between the inner two is what FP16 does not hold."""
@@ -95,9 +95,9 @@ def row(steps: Sequence[tuple[str, float]]) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("steps", "needed"),
     [
-        pytest.param((*20 * SOUND, *OFFSET, *20 * SOUND), range(40, 40 + len(OFFSET)), id="chain"),
+        pytest.param((*30 * SOUND, *OFFSET, *30 * SOUND), range(60, 60 + len(OFFSET)), id="chain"),
         # More than the worst that are tried together.
-        pytest.param(50 * (*SOUND, *UP, *DOWN), [i for n in range(50) for i in (6 * n + 3, 6 * n + 4)], id="scattered"),
+        pytest.param(42 * (*SOUND, *UP, *DOWN), [i for n in range(42) for i in (6 * n + 3, 6 * n + 4)], id="scattered"),
     ],
 )
 def test_many_nodes_are_found_wherever_they_are(
