@@ -215,7 +215,7 @@ def test_the_note_and_the_record_say_what_was_chosen(tmp_path: Path, precision: 
     chosen = lowered.details["ranges"]
     assert chosen["choice"]["held_out"] == 6
     assert len(chosen["choice"]["errors"]) == len(choosing.METHODS)
-    assert "chosen by the error on 6 of them, held out in turn (l2 0.0" in lowered.notes[0]
+    assert f"from 6 samples, chosen of {len(choosing.METHODS)} methods by the error on held-out" in lowered.notes[0]
     assert f"ranges by {chosen['method']}" in lowered.notes[0]
     again = lower(opened, precision, cache, calibration=Calibration(draw(6), "auto"))
     assert again == lowered

@@ -72,9 +72,13 @@ def test_a_declared_gpu_that_is_not_there_is_a_session_error(suite: Suite) -> No
 def test_latency_budgets(suite: Suite, fresh: str) -> None:
     suite.write(
         test_latency="""
-@trt_latency(p50_ms={"default": 1000.0}, p99_ms=1000.0, min_qps=1.0, memory_mib=100000)
+@trt_latency(p50_ms={"default": 1000.0}, min_qps=1.0, memory_mib=100000)
 @trt_parity("conv.onnx", batch=8)
 def test_generous(): ...
+
+@trt_latency(p99_ms=1000.0)
+@trt_parity("conv.onnx", batch=8)
+def test_tail(): ...
 
 @trt_latency(p50_ms=1e-5)
 @trt_parity("conv.onnx", batch=8)
@@ -98,8 +102,11 @@ def test_speedup(): ...
 """
     )
     run = suite.run_apart(fresh)
-    run.result.assert_outcomes(passed=4, failed=2)
     verdicts = {record["nodeid"].partition("::")[2]: record["latency"]["verdict"] for record in run.checks}
+    # On a shared host the runs of a 15 µs engine may depend on each other for so long that nothing tells of its tail.
+    tail = verdicts.pop("test_tail")
+    assert tail in {"pass", "inconclusive"}
+    run.result.assert_outcomes(passed=4 + (tail == "pass"), failed=2 + (tail != "pass"))
     assert verdicts == {
         "test_generous": "pass",
         "test_impossible": "fail",

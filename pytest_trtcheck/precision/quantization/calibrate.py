@@ -90,16 +90,13 @@ class Choice:
     held_out: int
     errors: Mapping[str, Mapping[str, float | None]]
 
-    def why(self, method: Method) -> str:
-        """Why it is this method, in a few words."""
+    def why(self) -> str:
+        """Why it is this method, in a few words; the record has the errors."""
         if not self.errors:
             return "of which none could be held out to choose a method by: give more"
         if not self.held_out:
             return "the outputs of which tell nothing to choose a method by"
-        found = sorted((self.worst(name), name) for name in self.errors if name != str(method))
-        others = ", ".join(f"{name} {error:.3g}" for error, name in found)
-        mine = self.worst(str(method))
-        return f"chosen by the error on {self.held_out} of them, held out in turn (l2 {mine:.3g}; {others})"
+        return f"chosen of {len(self.errors)} methods by the error on held-out samples"
 
     def worst(self, method: str) -> float:
         """The error of the output that has the largest by this method; infinite where it is not finite."""
@@ -126,7 +123,7 @@ class Ranges:
     def __str__(self) -> str:
         method = Method(self.method, self.percentile)
         said = f"ranges by {method} from {self.samples} sample{'s' * (self.samples != 1)}"
-        return f"{said}, {self.choice.why(method)}" if self.choice else said
+        return f"{said}, {self.choice.why()}" if self.choice else said
 
     def to_json(self) -> str:
         """The ranges as JSON; floats survive the round trip exactly."""
