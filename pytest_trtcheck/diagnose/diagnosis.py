@@ -415,10 +415,9 @@ class _Diagnosis:
             missed = _missed_by(nodes, emulated, on_engine)
             # So much closer must the next one come to what the search sees.
             goal = _MARGIN * found.judgement.usage / last.usage
-            if not 0 < goal < search.goal:
-                break
             self.progress("looking for more nodes to keep in FP32, since these were not enough")
-            found = search.find(goal)
+            again = search.find(goal) if 0 < goal < search.goal and not self.budget.is_over() else None
+            found = again or (search.larger(found) if search.in_stretches else None)
         if missed:
             self.notes.append(missed)
 

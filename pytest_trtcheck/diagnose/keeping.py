@@ -20,7 +20,7 @@ from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.diagnose.subject import BudgetSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,6 +36,8 @@ MOST_KEPT = 40
 MOST_TRIED = 2 * MOST_KEPT
 """So many candidates are tried together at most, since some of them turn out not to matter."""
 _GROUPS = 8
+_LARGER = 1.1
+"""So many times as many nodes has the set that is tried where one was not enough after all."""
 _LOCATING_RUNS = 40
 """Runs that find out where in the graph the error is made, before the search begins."""
 _LOCATING_SHARE = 0.25
@@ -116,15 +118,19 @@ class Search:
         return Kept(tuple(nodes), causes, self.judged[frozenset(nodes)])
 
     def _stretches(self) -> Kept | None:
-        """What must stay in FP32 of all there is, or of the smallest set that is known to be enough."""
-        enough = (kept for kept, judgement in self.judged.items() if self._holds(judgement))
-        known = min(enough, key=len, default=frozenset(self.nodes))
-        nodes = [node for node in self.nodes if node in known]
-        nodes = without_needless(nodes, self._suffices, math.ceil(len(nodes) / _GROUPS))
-        judgement = self.judged.get(frozenset(nodes))
-        if judgement is None:
-            return None
-        return Kept(tuple(nodes), tuple(each for each in self.findings.ranked() if each.node in nodes), judgement)
+        """What must stay in FP32 of all there is."""
+        nodes = without_needless(self.nodes, self._suffices, math.ceil(len(self.nodes) / _GROUPS))
+        return self._kept(nodes) if len(nodes) < len(self.nodes) else None
+
+    def larger(self, kept: Kept) -> Kept | None:
+        """The next larger set that was enough: where errors are chaotic, the one found may not be when lowered."""
+        least = _LARGER * len(kept.nodes)
+        enough = [each for each, judgement in self.judged.items() if len(each) >= least and judgement.passed]
+        return self._kept(min(enough, key=len)) if enough else None
+
+    def _kept(self, nodes: Collection[str]) -> Kept:
+        causes = tuple(each for each in self.findings.ranked() if each.node in nodes)
+        return Kept(tuple(sorted(nodes)), causes, self.judged[frozenset(nodes)])
 
     def _holds(self, judgement: LimitResult) -> bool:
         return judgement.passed and judgement.usage <= self.goal
@@ -229,15 +235,16 @@ def fewest(candidates: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> 
                 found = list(candidates[:middle])
             else:
                 failed = middle
-        for smaller in _smaller(found, suffices):
-            found = smaller
     except BudgetSpent:
-        pass
-    return found
+        return found
+    return without_needless(found, suffices, math.ceil(len(found) / 2))
 
 
 def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool], most: int = 1) -> list[T]:
-    """`items`, which suffice, less those that can be left out: `most` neighbours at a time, then ever fewer."""
+    """`items`, which suffice, less those that can be left out: `most` neighbours at a time, then ever fewer.
+
+    The last ones go first: the lowest ranks, or what comes late in the graph, are the likeliest to be of no use.
+    """
     found = list(items)
     try:
         while most:
@@ -249,22 +256,3 @@ def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool]
     except BudgetSpent:
         pass
     return found
-
-
-def _smaller(items: list[T], suffices: Callable[[Sequence[T]], bool]) -> Iterable[list[T]]:
-    """Ever smaller sets that suffice."""
-    parts = 2
-    while len(items) >= 2:
-        size = -(-len(items) // parts)
-        # The lowest ranks are the likeliest to be of no use.
-        for start in reversed(range(0, len(items), size)):
-            rest = items[:start] + items[start + size :]
-            if rest and suffices(rest):
-                items = rest
-                parts = max(parts - 1, 2)
-                yield items
-                break
-        else:
-            if size == 1:
-                return
-            parts = min(2 * parts, len(items))
