@@ -20,7 +20,7 @@ import pytest
 from pytest_trtcheck import Tolerance, trt_parity
 
 FOLDER = Path(os.environ.get("MODELS", "models"))
-PRECISIONS = ["tf32", "fp16", "bf16", "fp8", "int8"]
+PRECISIONS = ["tf32", "fp16", "bf16", "fp8", "int8", "fp8+fp16", "fp8+bf16", "int8+fp16", "int8+bf16"]
 
 
 def image(*shape: int) -> Any:

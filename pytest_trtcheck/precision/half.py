@@ -111,7 +111,8 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = (), *,
     keep_fp32
         Globs of the names of nodes that stay in FP32.
     around_qdq
-        Whether the Q/DQ nodes of the model stand between 16-bit values from now on; otherwise they stay FP32.
+        Whether the Q/DQ nodes of the model stand between 16-bit values from now on; otherwise they and the operators
+        that read them stay FP32.
 
     Raises
     ------
@@ -133,6 +134,8 @@ def to_half(model: ir.Model, kind: HalfName, keep_fp32: Collection[str] = (), *,
             lowering.left[name] = "named in keep_fp32"
         elif name in without_kernel:
             lowering.left[name] = f"TensorRT has no {kind} kernel for {without_kernel[name]}"
+        elif not around_qdq and _reads_dequantized(node):
+            lowering.left[name] = f"its products do not fit {kind}"
         elif node not in sizes and not _reads_sizes(node, sizes):
             _lower_node(node, model, lowering)
     if around_qdq:
@@ -147,6 +150,11 @@ def _reads_sizes(node: ir.Node, sizes: Collection[ir.Node]) -> bool:
     """Whether the node makes integers of sizes, of which FP16 holds none beyond 2048 for certain, BF16 256."""
     source = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs and node.inputs[0] else None
     return source in sizes
+
+
+def _reads_dequantized(node: ir.Node) -> bool:
+    producers = (value.producer() for value in node.inputs if value is not None)
+    return any(each is not None and each.op_type == "DequantizeLinear" for each in producers)
 
 
 class _Lowering:

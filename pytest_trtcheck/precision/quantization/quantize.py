@@ -88,7 +88,7 @@ def quantize(
     dtype
         "int8", or "fp8" (E4M3FN).
     rest
-        The 16-bit type that what is not quantized is lowered to afterwards: scales are numbers that it holds.
+        The 16-bit type that Q/DQ nodes are lowered to afterwards: scales are numbers that it holds.
 
     Returns
     -------
@@ -173,18 +173,12 @@ class _Quantizer:
         shape = weight.shape.numpy()
         axis, name, dtype = point.axis, self.name, self.dtype
         scales = _channel_scales(weight.numpy(), point, lambda amax: scale_of(amax, name, self.rest))
-        if (name, self.rest) == ("fp8", "fp16"):
-            # TensorRT-RTX 1.5 on an H100 holds a product in FP16 before it multiplies by scales per channel, and FP8's
-            # codes reach 448: it overflows. One scale, as NVIDIA's FP8 recipe has it, is multiplied before.
-            scales = np.asarray(scales.max())
-        broadcast = scales.reshape([-1 if each == axis else 1 for each in range(len(shape))]) if scales.ndim else scales
+        broadcast = scales.reshape([-1 if each == axis else 1 for each in range(len(shape))])
         stored = self._unused(f"{point.tensor}_quantized")
         lazy = rewriting.lazy(stored, dtype, shape, lambda: quantized(weight.numpy(), broadcast, name))
         integers = rewriting.initializer(self.graph, lazy)
-        of_channels = {"axis": axis} if scales.ndim else {}
-        zero_point = self._zero_point(scales.size if scales.ndim else None)
-        operands = [integers, self._initializer(f"{point.tensor}_scale", scales), zero_point]
-        node = self._node("DequantizeLinear", operands, point.tensor, ir.Shape(shape), ir.DataType.FLOAT, **of_channels)
+        operands = [integers, self._initializer(f"{point.tensor}_scale", scales), self._zero_point(len(scales))]
+        node = self._node("DequantizeLinear", operands, point.tensor, ir.Shape(shape), axis=axis)
         self.graph.insert_before(self.graph[0], node)
         return node.outputs[0]
 
