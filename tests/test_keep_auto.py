@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from pytest_trtcheck import diagnose
 from tests import onnx_models
@@ -12,7 +15,21 @@ from tests.test_precision_pairs import squared
 from tests.trt_models import operator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.conftest import Suite
+
+ROW = """
+@trt_parity("row.onnx", precision="fp16", keep_fp32="auto", tol=0.05)
+def test_row():
+    rng = np.random.default_rng(0)
+    return [{"values": rng.uniform(-1, 1, (1, 64)).astype(np.float32)} for _ in range(2)]
+"""
+SOUND = (("Mul", 1.25), ("Mul", 0.8))
+OFFSET = (("Add", 1000.0), *45 * (("Mul", -1.1), ("Mul", -1 / 1.1)), ("Sub", 1000.0))
+"""FP16 has steps of 0.5 there; none of them loses more than `SOUND` does but the last, by what it is handed."""
+UP, DOWN = 2 * (("Mul", 1000.0),), 2 * (("Div", 1000.0),)
+"""Between the inner two is what FP16 does not hold."""
 
 PROJECT = """
 def images(count=2):
@@ -62,6 +79,43 @@ def test_no_set_is_a_failure_that_says_so(squared_suite: Suite) -> None:
     assert check["verdict"] == "fail"
     assert "keep_fp32" not in check["parity"]
     assert "keep_fp32='auto': no set of nodes was found with which it passes on its 2 inputs" in check["message"]
+
+
+def row(steps: Sequence[tuple[str, float]]) -> onnx.ModelProto:
+    """`values` [1, 64] through one operator after the other, each with a constant."""
+    nodes = [
+        helper.make_node(op, [f"x{index}" if index else "values", f"c{index}"], [f"x{index + 1}"], f"{op}{index}")
+        for index, (op, _) in enumerate(steps)
+    ]
+    shape = (onnx.TensorProto.FLOAT, [1, 64])
+    constants = {f"c{index}": np.array(value, np.float32) for index, (_, value) in enumerate(steps)}
+    return onnx_models.model(nodes, {"values": shape}, {f"x{len(steps)}": shape}, constants)
+
+
+@pytest.mark.parametrize(
+    ("steps", "needed"),
+    [
+        pytest.param((*30 * SOUND, *OFFSET, *30 * SOUND), range(60, 60 + len(OFFSET)), id="chain"),
+        # More than the worst that are tried together.
+        pytest.param(42 * (*SOUND, *UP, *DOWN), [i for n in range(42) for i in (6 * n + 3, 6 * n + 4)], id="scattered"),
+    ],
+)
+def test_many_nodes_are_found_wherever_they_are(
+    suite: Suite, steps: Sequence[tuple[str, float]], needed: Sequence[int]
+) -> None:
+    onnx_models.save(row(steps), suite.path / "row.onnx")
+    suite.write(test_row=ROW)
+    check = suite.run("--trt-diagnose=300").check("test_row")
+    assert check["verdict"] == "pass"
+    assert check["parity"]["keep_fp32"] == [f"{steps[index][0]}{index}" for index in needed]
+
+
+def test_a_set_of_most_of_the_model_is_none(suite: Suite) -> None:
+    onnx_models.save(row(10 * (*UP, *SOUND, *SOUND, *DOWN)), suite.path / "row.onnx")
+    suite.write(test_row=ROW)
+    check = suite.run("--trt-diagnose=300").check("test_row")
+    assert check["verdict"] == "fail"
+    assert "60 nodes in FP32 are the fewest that were found to be enough, of 80" in " ".join(check["message"].split())
 
 
 def test_without_time_nothing_is_searched(squared_suite: Suite) -> None:

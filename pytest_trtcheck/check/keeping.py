@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pytest_trtcheck.precision.lowering import Lowered
 
 
+_TRIALS = 1000
+"""Sets of nodes that are tried: time is what ends a search of a large model."""
+
+
 def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, ...]], Lowered]) -> Known:
     """The check with as few nodes in FP32 as let it pass; as it was where none are needed, or no set was found.
 
@@ -80,7 +84,7 @@ def _search(settings: Settings, known: Known) -> dict[str, Any]:
     found = diagnose.diagnose(
         blame.subject_of(known, usages.index(max(usages))),
         settings.cache,
-        budget=diagnose.Budget(seconds=allowance.seconds),
+        budget=diagnose.Budget(seconds=allowance.seconds, trials=_TRIALS),
         progress=blame.told(f"{known.title}: ", settings.progress),
         search_only=True,
     )

@@ -371,13 +371,16 @@ class _Diagnosis:
             return None, False
         self.progress("looking for the nodes to keep in FP32")
         with self._or_missed("the search for nodes to keep in FP32 ended"):
-            with closing(keeping.Search(self.subject, findings, self.budget, self._pace)) as search:
+            with closing(
+                keeping.Search(self.subject, findings, self.budget, self._pace, in_stretches=self.search_only)
+            ) as search:
                 kept = search.find(self.goal)
                 if kept is not None and self._can_keep(kept):
                     self._advise(kept, search)
             is_over = self.budget.is_over()
             if kept is None:
-                why = "the budget is spent" if is_over else f"the {keeping.MOST_TRIED} worst are not enough"
+                failed = f"the {keeping.MOST_TRIED} worst are not enough" if not self.search_only else "all are needed"
+                why = "the budget is spent" if is_over else failed
                 self.notes.append(f"no set of nodes to keep in FP32 was found: {why}")
             if is_over:
                 self.is_complete = False
@@ -389,7 +392,7 @@ class _Diagnosis:
         found: keeping.Kept | None = kept
         missed = ""
         for _ in range(_MOST_REBUILT):
-            nodes = self._worth_naming(found) if found is not None else None
+            nodes = self._worth_naming(found, search) if found is not None else None
             if found is None or nodes is None:
                 break
             self.progress(f"confirming {len(nodes)} nodes to keep in FP32")
@@ -412,10 +415,9 @@ class _Diagnosis:
             missed = _missed_by(nodes, emulated, on_engine)
             # So much closer must the next one come to what the search sees.
             goal = _MARGIN * found.judgement.usage / last.usage
-            if not 0 < goal < search.goal or self.budget.is_over():
-                break
             self.progress("looking for more nodes to keep in FP32, since these were not enough")
-            found = search.find(goal)
+            again = search.find(goal) if 0 < goal < search.goal and not self.budget.is_over() else None
+            found = again or (search.larger(found) if search.in_stretches else None)
         if missed:
             self.notes.append(missed)
 
@@ -433,14 +435,19 @@ class _Diagnosis:
         self.notes.append(f"keep_fp32 has no effect: {subject.model.label} brings its own precision with it")
         return False
 
-    def _worth_naming(self, kept: keeping.Kept) -> tuple[str, ...] | None:
+    def _worth_naming(self, kept: keeping.Kept, search: keeping.Search) -> tuple[str, ...] | None:
         """What `keep_fp32` has to name; None where that is too much to be advice."""
         found = self.names.keep(kept.nodes)
-        if max(len(found), len(kept.nodes)) <= keeping.MOST_KEPT:
+        if max(len(found), len(kept.nodes)) <= search.most_kept:
             return found
         # One node here may be all that is inside it there.
         inside = f"{len(found)} nodes" if len(kept.nodes) > 1 else f"the {len(found)} nodes in {kept.nodes[0]!r}"
-        self.notes.append(f"it takes {inside} in FP32 to pass: another precision may serve better")
+        self.notes.append(
+            f"{inside} in FP32 are the fewest that were found to be enough, of {len(search.nodes)} that lose anything: "
+            "the error is spread over the graph, another precision or limit may serve better"
+            if self.search_only
+            else f"it takes {inside} in FP32 to pass: another precision may serve better"
+        )
         return None
 
     def _on_engine(self, nodes: Sequence[str]) -> LimitResult | None:

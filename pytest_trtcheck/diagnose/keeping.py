@@ -2,6 +2,10 @@
 
 Ranked candidates, more and more of them, then as few as possible. The second half is delta debugging (A. Zeller and
 R. Hildebrandt, IEEE TSE 28(2), 2002), on candidates in order of rank.
+
+Rank finds few operators that lose much. Where many lose a little each, one that is kept by itself gains nothing: the
+operators around it round what it reads and what it hands on. Then it takes whole stretches of the graph, and the search
+goes the other way: all is kept, and neighbours are lowered together as long as that holds.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.diagnose.subject import BudgetSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,6 +36,8 @@ MOST_KEPT = 40
 MOST_TRIED = 2 * MOST_KEPT
 """So many candidates are tried together at most, since some of them turn out not to matter."""
 _GROUPS = 8
+_LARGER = 1.1
+"""So many times as many nodes has the set that is tried where one was not enough after all."""
 _LOCATING_RUNS = 40
 """Runs that find out where in the graph the error is made, before the search begins."""
 _LOCATING_SHARE = 0.25
@@ -54,10 +60,21 @@ class Kept:
 class Search:
     """The search for the nodes that must stay in FP32; it is closed when nothing more is to be found.
 
-    `findings` learn what the likeliest nodes contribute.
+    `findings` learn what the likeliest nodes contribute. With `in_stretches`, stretches of the graph are looked for
+    where the worst operators are not enough, of up to half of the model.
     """
 
-    def __init__(self, subject: Subject, findings: Findings, budget: Budget, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        findings: Findings,
+        budget: Budget,
+        progress: Callable[[str], None],
+        *,
+        in_stretches: bool = False,
+    ) -> None:
+        self.in_stretches = in_stretches
+        self.most_kept = max(MOST_KEPT, len(findings.pair.reference.nodes) // 2) if in_stretches else MOST_KEPT
         self.subject, self.findings, self.budget, self.progress = subject, findings, budget, progress
         lossy = (tensor.node for tensor in findings.tensors if tensor.own > 0)
         caused = (node for cause in findings.causes.values() for node in cause.chain)
@@ -80,11 +97,10 @@ class Search:
         """
         self.goal = goal
         try:
-            everything = self._lowered(self.nodes)
-            if self._holds(everything):
+            if self._suffices(()):
                 return None
             if not self.findings.contributions:
-                self._locate(everything.usage)
+                self._locate(self.judged[frozenset()].usage)
         except BudgetSpent:
             return None
         # Each set of nodes once: an operator with several results is one candidate.
@@ -94,12 +110,27 @@ class Search:
             units.setdefault(frozenset(unit), (tensor, unit))
         chosen = fewest(list(units.values())[:MOST_TRIED], lambda some: self._suffices([n for _, u in some for n in u]))
         if chosen is None:
-            return None
+            return self._stretches() if self.in_stretches else None
         nodes = list(dict.fromkeys(node for _, unit in chosen for node in unit))
         if len(nodes) > len(chosen):
             nodes = without_needless(nodes, self._suffices)
         causes = tuple(cause for cause, unit in chosen if set(unit) & set(nodes))
         return Kept(tuple(nodes), causes, self.judged[frozenset(nodes)])
+
+    def _stretches(self) -> Kept | None:
+        """What must stay in FP32 of all there is."""
+        nodes = without_needless(self.nodes, self._suffices, math.ceil(len(self.nodes) / _GROUPS))
+        return self._kept(nodes) if len(nodes) < len(self.nodes) else None
+
+    def larger(self, kept: Kept) -> Kept | None:
+        """The next larger set that was enough: where errors are chaotic, the one found may not be when lowered."""
+        least = _LARGER * len(kept.nodes)
+        enough = [each for each, judgement in self.judged.items() if len(each) >= least and judgement.passed]
+        return self._kept(min(enough, key=len)) if enough else None
+
+    def _kept(self, nodes: Collection[str]) -> Kept:
+        causes = tuple(each for each in self.findings.ranked() if each.node in nodes)
+        return Kept(tuple(sorted(nodes)), causes, self.judged[frozenset(nodes)])
 
     def _holds(self, judgement: LimitResult) -> bool:
         return judgement.passed and judgement.usage <= self.goal
@@ -204,40 +235,24 @@ def fewest(candidates: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> 
                 found = list(candidates[:middle])
             else:
                 failed = middle
-        for smaller in _smaller(found, suffices):
-            found = smaller
     except BudgetSpent:
-        pass
-    return found
+        return found
+    return without_needless(found, suffices, math.ceil(len(found) / 2))
 
 
-def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> list[T]:
-    """`items`, which suffice, less those that can be left out one at a time."""
+def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool], most: int = 1) -> list[T]:
+    """`items`, which suffice, less those that can be left out: `most` neighbours at a time, then ever fewer.
+
+    The last ones go first: the lowest ranks, or what comes late in the graph, are the likeliest to be of no use.
+    """
     found = list(items)
     try:
-        for item in reversed(items):
-            rest = [each for each in found if each != item]
-            if rest and suffices(rest):
-                found = rest
+        while most:
+            for start in reversed(range(0, len(found), most)):
+                rest = found[:start] + found[start + most :]
+                if rest and suffices(rest):
+                    found = rest
+            most //= 2
     except BudgetSpent:
         pass
     return found
-
-
-def _smaller(items: list[T], suffices: Callable[[Sequence[T]], bool]) -> Iterable[list[T]]:
-    """Ever smaller sets that suffice."""
-    parts = 2
-    while len(items) >= 2:
-        size = -(-len(items) // parts)
-        # The lowest ranks are the likeliest to be of no use.
-        for start in reversed(range(0, len(items), size)):
-            rest = items[:start] + items[start + size :]
-            if rest and suffices(rest):
-                items = rest
-                parts = max(parts - 1, 2)
-                yield items
-                break
-        else:
-            if size == 1:
-                return
-            parts = min(2 * parts, len(items))
