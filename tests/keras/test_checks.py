@@ -5,6 +5,7 @@ Each in a process of its own, where warnings are errors: TensorFlow cannot be im
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,12 @@ from tests.keras import networks
 
 if TYPE_CHECKING:
     from tests.conftest import Suite
+
+
+@pytest.fixture(autouse=True)
+def networks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
 
 # What Keras and TensorFlow warn of at import is no matter of the plugin; what comes while it works is.
 HEAD = """

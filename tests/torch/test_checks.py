@@ -5,6 +5,7 @@ Each in a process of its own: PyTorch cannot be imported twice in one, which is 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,12 @@ from tests.conftest import RUNS
 
 if TYPE_CHECKING:
     from tests.conftest import Suite
+
+
+@pytest.fixture(autouse=True)
+def networks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
 
 HEAD = """
 import torch
