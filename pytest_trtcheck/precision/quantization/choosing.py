@@ -48,13 +48,11 @@ METHODS = (
     Method("percentile", 99.99),
     Method("percentile", 99.9),
 )
-"""The first of those that err alike is taken: what clips less comes first, since other inputs may hold larger values
+"""Of those that err the same the first is taken: what clips less comes first, since other inputs may hold larger values
 than the samples. `entropy` takes longer than all of these together and was rarely the best."""
 FOLDS = 4
 MOST_HELD_OUT = 8
 """Samples that each method is judged on: the cost does not grow with the data beyond that."""
-ALIKE = 1.2
-"""Errors up to so many times the least are alike: so few samples tell no more."""
 _DIGITS = 3
 _EXERCISED = 0.05
 """Scores below this share of their scale tell nothing, as in a check of an 8-bit precision."""
@@ -82,7 +80,7 @@ def choose(task: Task, model: OnnxModel) -> Ranges:
     if found.samples > 1:
         errors = _errors(task, found, held_out, _limits(model, task.dtype))
     worst = {method: max(errors.get(method, {}).values(), default=0.0) for method in METHODS}
-    best = next(method for method in METHODS if worst[method] <= ALIKE * min(worst.values()))
+    best = min(METHODS, key=lambda method: worst[method])
     shown = {
         str(method): {name: error if math.isfinite(error) else None for name, error in each.items()}
         for method, each in errors.items()
