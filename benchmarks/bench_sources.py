@@ -4,8 +4,8 @@
 
 A module has to be read whole each time: that its weights are those which were exported is what the cache stands on.
 Each process imports PyTorch and makes the module first, then opens the export by its path and the module in turn; what
-counts is the median of the differences of such pairs, and of the first pair of each process. The limit is 50 ms of
-processor time: on a machine with nothing else to do, the wall time is no longer than that.
+counts is the median of the differences of such pairs, and of the first pair of each process. The limit is 50 ms; the
+processor's time stands beside it, since other work on the machine makes the wall time longer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from pytest_trtcheck.model.sources import Examples, open_model
 
 LIMIT_MS = 50.0
 CASES = ("mobilenet_v3_small", "resnet18", "resnet50")
-LIMITED = ("mobilenet_v3_small", "resnet18")
-"""The limit is for models of ordinary size; beyond it the time is that of reading the weights."""
 
 
 def milliseconds(pairs: int, case: str, folder: Path) -> dict[str, Any]:
@@ -103,10 +101,10 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": version("torch"),
         "machine": platform.machine(),
-        "limits": {"added_processor_ms": LIMIT_MS},
+        "limits": {"added_wall_ms": LIMIT_MS},
         "results": results,
         "within_limits": all(
-            results[case][f"{which}_added_processor_ms"] <= LIMIT_MS for case in LIMITED for which in ("first", "later")
+            results[case][f"{which}_added_wall_ms"] <= LIMIT_MS for case in CASES for which in ("first", "later")
         ),
     }
     text = json.dumps(report, indent=2)
