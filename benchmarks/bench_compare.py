@@ -9,7 +9,6 @@ tracemalloc counts it, in a run of its own, since tracing slows the clock.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import reports  # type: ignore[import-not-found]  # beside this script
 from numpy.typing import NDArray
 
 from pytest_trtcheck.compare import Division, Limit, measure
@@ -136,10 +136,7 @@ def main() -> None:
             for each in results.values()
         ),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports  # type: ignore[import-not-found]  # beside this script
 
 TIME_LIMIT_RATIO = 10.0
 MEMORY_LIMIT_RATIO = 2.0
@@ -158,10 +159,7 @@ def main() -> None:
         "within_limits": ratios["blame_time"] <= TIME_LIMIT_RATIO
         and max(ratios["blame_memory"], ratios["search_memory"]) <= MEMORY_LIMIT_RATIO,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ are every value that the FP32 model computes, added up: what a runtime that free
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import networks  # type: ignore[import-not-found]  # beside this script
 import numpy as np
 import onnx
+import reports  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.model import onnxruntime as ort
@@ -176,10 +176,7 @@ def main() -> None:
         "results": results,
         "within_limits": all(each[name] <= limit for each in results.values() for name, limit in LIMITS.items()),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

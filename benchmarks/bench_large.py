@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import networks  # type: ignore[import-not-found]  # beside this script
 import numpy as np
+import reports  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.cache.manifest import read_manifest
@@ -112,10 +113,7 @@ def main() -> None:
         "machine": platform.machine(),
         "results": results,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.model.sources import Examples, open_model
@@ -107,10 +108,7 @@ def main() -> None:
             results[case][f"{which}_added_wall_ms"] <= LIMIT_MS for case in CASES for which in ("first", "later")
         ),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

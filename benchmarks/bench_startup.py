@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import reports  # type: ignore[import-not-found]  # beside this script
+
 LIMIT_MS = 5.0
 TEST_FILES, TESTS_PER_FILE = 20, 50
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "hypothesis", "ml_dtypes")
@@ -136,10 +138,7 @@ def main() -> None:
             for each in results.values()
         ),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

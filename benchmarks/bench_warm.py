@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import networks  # type: ignore[import-not-found]  # beside this script
 import numpy as np
+import reports  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck import gpu
 from pytest_trtcheck.cache import Cache
@@ -180,10 +181,7 @@ def main() -> None:
             max(each["first_overhead_ms"], each["later_overhead_ms"]) <= LIMIT_MS for each in results.values()
         ),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    reports.keep(report, arguments.json)
 
 
 if __name__ == "__main__":

@@ -236,18 +236,7 @@ def _diagnosed_file(settings: Settings, known: Known) -> dict[str, Any] | None:
         emulated = emulation(case)
     loses = parity.first_failure(known, emulated, expected)
     if loses is not None:
-        subject = diagnose.Subject(
-            model=known.model,
-            lowered=lowered,
-            precision=known.computed_in,
-            keep_fp32=(),
-            calibration=None,
-            folders=known.request.folders,
-            cases=known.cases,
-            worst=_worst(known),
-            limits=parity.limits_of(known),
-            reference=known.reference,
-        )
+        subject = replace(subject_of(known, _worst(known)), lowered=lowered, calibration=None)
         seconds = settings.allowance.seconds
         budget = diagnose.Budget(seconds=seconds, engine_seconds=0.0)
         found = diagnose.diagnose(subject, settings.cache, None, emulated=emulated, budget=budget)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.check import blame, parity
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, plural
 from pytest_trtcheck.precision.emulation import emulation
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, 
     if not known.cases:
         return known.recorded("keep_fp32='auto' was not searched: no engine is built here that it could be for")
     found = blame.remembered(known, settings.cache, lambda: _search(settings, known), kind="keep_auto") or {}
-    inputs = f"{len(known.cases)} input{'s' * (len(known.cases) != 1)} ({request.inputs_source})"
+    inputs = f"{plural(len(known.cases), 'input')} ({request.inputs_source})"
     if found["nodes"] is None:
         note = f"keep_fp32='auto': no set of nodes was found with which it passes on its {inputs}: {found['why']}"
         return replace(known, no_fewest=note).recorded(note)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import parity
-from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, ReportError, first_line
+from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, ReportError, first_line, plural
 from pytest_trtcheck.model import golden, npz
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
@@ -117,7 +117,7 @@ def record(asked: Recording) -> list[str]:
                 golden.write(asked.output, about, _computed(reference, cases, notes))
             except OSError as error:
                 raise ReportError(f"cannot write {asked.output}: {error.strerror or error}") from error
-    count = f"{len(cases)} sample{'s' * (len(cases) != 1)}"
+    count = plural(len(cases), "sample")
     told = [f"{asked.output}: {count} of {asked.model} in FP32, computed on {about.computed_on}"]
     if golden.is_lowered(model):
         told.append(f"{asked.model} carries its precision: recorded is the FP32 model behind it")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.errors import InputError, plural
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Shape, ShapeRange
 
@@ -500,7 +500,7 @@ def rebatched(cases: Sequence[Case], model: OnnxModel, batch: int) -> list[Case]
         total = min(rows)
         if total < batch:
             raise InputError(
-                f"batch={batch}: the inputs hold {total} row{'s' * (total != 1)}", "return at least one batch of rows"
+                f"batch={batch}: the inputs hold {plural(total, 'row')}", "return at least one batch of rows"
             )
         starts = dict.fromkeys([*range(0, total - batch + 1, batch), total - batch])
         result += [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
 from pytest_trtcheck.choices import HALVES, PRECISIONS, QUANTIZED, half_part, is_pair, quantized_part
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed, plural
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision import arithmetic
@@ -329,9 +329,7 @@ def _computes_in_another(
 def _by_kind(found: Sequence[arithmetic.Computation]) -> str:
     """How many nodes compute in what, with the first of their names: "5 nodes in fp16 (a, b, c and 2 more)"."""
     nodes = _grouped((each.kind, each.node) for each in found)
-    return ", ".join(
-        f"{len(names)} node{'s' * (len(names) != 1)} in {kind} ({listed(names)})" for kind, names in nodes.items()
-    )
+    return ", ".join(f"{plural(len(names), 'node')} in {kind} ({listed(names)})" for kind, names in nodes.items())
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from tests import onnx_models
 from tests.test_existing_engine import altered, context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.gpu.device import Gpu
@@ -198,22 +198,34 @@ def test_a_plan_of_another_model_or_for_other_shapes_is_an_error(
     assert "profile 0: image (1, 3, 16, 16) to (4, 3, 16, 16)" in record["message"]
 
 
-def test_of_several_profiles_the_one_that_fits_is_taken(
-    suite: Suite, fresh: str, trt: TensorRTModule, real_gpu: Gpu
+def write_plan(
+    path: Path,
+    trt: TensorRTModule,
+    proto: onnx.ModelProto,
+    *,
+    batches: Sequence[tuple[int, int]] = (),
+    verbosity: str = "DETAILED",
 ) -> None:
+    """An engine as others may build theirs: with a profile for each range of batches, or telling nothing of itself."""
     module = trt.handle
     logger = module.Logger(module.Logger.ERROR)
     builder = module.Builder(logger)
     flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
-    assert module.OnnxParser(network, logger).parse(half(onnx_models.conv_net()).SerializeToString())
+    assert module.OnnxParser(network, logger).parse(proto.SerializeToString())
     config = builder.create_builder_config()
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    for low, high in ((1, 1), (2, 4)):
+    config.profiling_verbosity = getattr(module.ProfilingVerbosity, verbosity)
+    for low, high in batches:
         profile = builder.create_optimization_profile()
         profile.set_shape("image", (low, 3, 16, 16), (low, 3, 16, 16), (high, 3, 16, 16))
         config.add_optimization_profile(profile)
-    (suite.path / "it.plan").write_bytes(memoryview(builder.build_serialized_network(network, config)))
+    path.write_bytes(memoryview(builder.build_serialized_network(network, config)))
+
+
+def test_of_several_profiles_the_one_that_fits_is_taken(
+    suite: Suite, fresh: str, trt: TensorRTModule, real_gpu: Gpu
+) -> None:
+    write_plan(suite.path / "it.plan", trt, half(onnx_models.conv_net()), batches=((1, 1), (2, 4)))
     suite.write(test_it='@trt_parity("conv.onnx", batch=[1, 3], engine="it.plan")\ndef test_it(): ...\n')
     run = suite.run_apart(fresh)
     run.result.assert_outcomes(passed=2)
@@ -223,15 +235,7 @@ def test_of_several_profiles_the_one_that_fits_is_taken(
 def test_an_engine_that_does_not_tell_its_precision(
     suite: Suite, fresh: str, trt: TensorRTModule, real_gpu: Gpu
 ) -> None:
-    module = trt.handle
-    logger = module.Logger(module.Logger.ERROR)
-    builder = module.Builder(logger)
-    flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    assert module.OnnxParser(network, logger).parse(half(onnx_models.conv_net(batch=2)).SerializeToString())
-    config = builder.create_builder_config()
-    config.profiling_verbosity = module.ProfilingVerbosity.NONE
-    (suite.path / "it.plan").write_bytes(memoryview(builder.build_serialized_network(network, config)))
+    write_plan(suite.path / "it.plan", trt, half(onnx_models.conv_net(batch=2)), verbosity="NONE")
     assert "neither precision= nor tol= is given" in checked(suite, fresh, "it.plan")["message"]
     record = checked(suite, fresh, "it.plan", ', precision="fp16"')
     assert (record["verdict"], record["engine"]["proved"]) == ("pass", False)

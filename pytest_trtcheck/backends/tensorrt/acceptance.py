@@ -17,6 +17,7 @@ from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import TensorRTModule, hash_plugin
 from pytest_trtcheck.backends.tensorrt.support import advice as known_advice
 from pytest_trtcheck.cache import Cache, Key, hash_code
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def _by_rule(found: Sequence[Finding]) -> dict[str, list[Finding]]:
 def _of_rule(rule: str, found: Sequence[Finding]) -> Iterator[str]:
     """A rule with the number of nodes that break it, and each of its problems with the names of all nodes."""
     count = len({each.node for each in found})
-    yield f"    {rule}, {count} node{'s' * (count != 1)}:"
+    yield f"    {rule}, {plural(count, 'node')}:"
     problems: dict[str, dict[str, None]] = {}
     for each in found:
         name = f"{each.node!r} ({each.op_type})" if each.op_type else repr(each.node)

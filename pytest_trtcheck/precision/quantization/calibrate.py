@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck.choices import CALIBRATION_METHODS, RANGE_METHODS
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed, plural
 from pytest_trtcheck.precision.probes import Probes
 from pytest_trtcheck.precision.quantization import histogram as histograms
 
@@ -122,7 +122,7 @@ class Ranges:
 
     def __str__(self) -> str:
         method = Method(self.method, self.percentile)
-        said = f"ranges by {method} from {self.samples} sample{'s' * (self.samples != 1)}"
+        said = f"ranges by {method} from {plural(self.samples, 'sample')}"
         return f"{said}, {self.choice.why()}" if self.choice else said
 
     def to_json(self) -> str:
