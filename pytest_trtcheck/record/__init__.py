@@ -428,6 +428,8 @@ class CheckRecord:
     outcome: str | None = _absent()
     """How pytest's test ended: "passed", "failed" or "skipped" (an expected failure is "skipped")."""
     location: Location | None = _absent()  # noqa: RUF009 - it is a field
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that it ran on."""
 
     @property
     def headline(self) -> str:
@@ -498,15 +500,28 @@ class Environment:
         return {name: text for name, text in known.items() if text}
 
 
+@dataclass(frozen=True)
+class MachineRecord:
+    """One of the machines whose reports were merged: what it is called there, its report's path, where it ran."""
+
+    name: str
+    file: str
+    environment: Environment
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict."""
+    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
+
+    Of reports that were merged, `environment` is what their machines have in common.
+    """
 
     schema_version: int = SCHEMA_VERSION
     tool: Library = Library()
     environment: Environment
     checks: tuple[CheckRecord, ...]
     summary: Mapping[str, int] = field(default_factory=dict)
+    machines: tuple[MachineRecord, ...] = _absent(())
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
