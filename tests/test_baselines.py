@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_trtcheck import gpu, latency
+from pytest_trtcheck import baselines, gpu, latency
+from pytest_trtcheck.baselines import MIN_SLOWDOWN, Baseline, GpuKey
+from pytest_trtcheck.baselines.files import path_of, rounded
 from pytest_trtcheck.check.latency import conditions_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.gpu.device import Gpu
-from pytest_trtcheck.latency import baselines
-from pytest_trtcheck.latency.baselines import MIN_SLOWDOWN, Baseline, GpuKey
-from pytest_trtcheck.latency.baselines.distribution import Distribution
-from pytest_trtcheck.latency.baselines.files import path_of, rounded
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import (
     BudgetRecord,
     CheckRecord,

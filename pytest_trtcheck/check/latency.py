@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pytest_trtcheck import baselines, latency
 from pytest_trtcheck import gpu as gpus
-from pytest_trtcheck import latency
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
-from pytest_trtcheck.latency import baselines
-from pytest_trtcheck.latency.baselines.distribution import Distribution
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import Conditions, LatencyDetails, LatencyRecord
 
 if TYPE_CHECKING:

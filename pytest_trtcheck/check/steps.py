@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from pytest_trtcheck import backends
+from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import blame, keeping, latency, message, parity
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
-from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model

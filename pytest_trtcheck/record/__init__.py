@@ -258,7 +258,7 @@ class LatencyDetails:
     qps: float | None = _absent()
     samples_ms: tuple[float, ...] = _absent(())
     distribution: Mapping[str, Any] | None = _absent()
-    """`latency.baselines.distribution.Distribution` reads it."""
+    """`latency.distribution.Distribution` reads it."""
     budget_keys: Mapping[str, str] | None = _absent()
     conditions: Conditions | None = _absent()  # noqa: RUF009 - it is a field
     disturbances: tuple[str, ...] = _absent((), beside="conditions")

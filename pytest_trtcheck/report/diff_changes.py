@@ -17,7 +17,7 @@ from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_trtcheck.latency.baselines.distribution import Distribution
+    from pytest_trtcheck.latency.distribution import Distribution
     from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
@@ -201,7 +201,7 @@ def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
     if old.cuda_graph != new.cuda_graph:
         words = ["as a CUDA graph" if details.cuda_graph else "without a CUDA graph" for details in (old, new)]
         return f"not compared: launched {words[0]} before, {words[1]} now"
-    from pytest_trtcheck.latency.baselines import other_clocks
+    from pytest_trtcheck.latency.comparison import other_clocks
 
     clocks = other_clocks(old.conditions or Conditions(), new.conditions or Conditions())
     return f"not compared: {'; '.join(clocks)}" if clocks else ""
@@ -212,7 +212,7 @@ def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) ->
     before, after = _distribution(old, nodeid), _distribution(new, nodeid)
     if before is None or after is None:
         return "untested", "could not be tested: a report has no distribution", 0.0
-    from pytest_trtcheck.latency.baselines.comparison import compare
+    from pytest_trtcheck.latency.comparison import compare
 
     slower, faster = compare(after, before, name=name), compare(before, after, name=name)
     allowed = 1 + slower.min_slowdown
@@ -238,7 +238,7 @@ def _distribution(latency: LatencyRecord, nodeid: str) -> Distribution | None:
     data = latency.details.distribution
     if data is None:
         return None
-    from pytest_trtcheck.latency.baselines.distribution import Distribution
+    from pytest_trtcheck.latency.distribution import Distribution
 
     try:
         return Distribution.from_json(data)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baselines.distribution import Distribution
+from pytest_trtcheck.latency.distribution import Distribution
+from pytest_trtcheck.record import Conditions
 from pytest_trtcheck.record.files import write_text
 
 if TYPE_CHECKING:
     import os
-
-    from pytest_trtcheck.record import Conditions
 
 FORMAT = 1
 _DIGITS = 4
@@ -85,6 +84,11 @@ class Baseline:
     sm_mhz: int | None = None
     power_limit_w: float | None = None
     power_mode: str | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """How the GPU was set up."""
+        return Conditions(sm_mhz=self.sm_mhz, power_limit_w=self.power_limit_w, power_mode=self.power_mode)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a file: rounded, bounds outwards."""

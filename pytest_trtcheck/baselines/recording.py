@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.baselines import files
+from pytest_trtcheck.baselines.files import Baseline, GpuKey
+from pytest_trtcheck.baselines.latency import MIN_SLOWDOWN, NAME
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baselines import files
-from pytest_trtcheck.latency.baselines.comparison import MIN_SLOWDOWN, NAME
-from pytest_trtcheck.latency.baselines.distribution import Distribution
-from pytest_trtcheck.latency.baselines.files import Baseline, GpuKey
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import Conditions, is_bad
 
 if TYPE_CHECKING:
