@@ -1,6 +1,7 @@
 """The files that baselines are kept in: one a GPU and test file, made to be reviewed.
 
     DIR/H200-sm90/tests/test_detector.py.json
+    DIR/emulated/tests/test_detector.py.json
 
 Keys are sorted and numbers rounded, so that recording a test again changes the lines of that test and no others.
 """
@@ -10,162 +11,149 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.baselines.errors import ErrorBaseline
+from pytest_trtcheck.baselines.latency import LatencyBaseline
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.distribution import Distribution
-from pytest_trtcheck.record import Conditions
 from pytest_trtcheck.record.files import write_text
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
-FORMAT = 1
-_DIGITS = 4
-_EXPANDED = 4
-"""Levels of a file that get a line for each key: below, in a test's figures, a line holds a whole mapping."""
+    from pytest_trtcheck.record import GpuRecord
+
+FORMAT = 2
+MAX_BYTES = 64 << 20
+"""A file that is larger is none of ours: that of a thousand checks of ten outputs has a tenth of it."""
+_EXPANDED = 5
+"""Levels of a file that get a line for each key: below, in a check's figures, a line holds a whole mapping."""
+_LOCK = ".trtcheck-baselines.lock"
 
 _RECORD_AGAIN = "restore the file, or delete it and record it again: --trt-update-baseline"
 
 
 @dataclass(frozen=True, order=True)
-class GpuKey:
-    """A GPU as baselines tell it apart: `name` as the driver prints it, `compute_capability` as in "9.0"."""
+class Place:
+    """Where a check ran, as baselines tell it apart.
+
+    Parameters
+    ----------
+    name
+        A GPU's as the driver prints it; of what no GPU of this machine ran, the evidence: "emulated", "server", …
+    compute_capability
+        Of the GPU, as in "9.0"; empty where it is none.
+    """
 
     name: str
-    compute_capability: str
+    compute_capability: str = ""
 
     @classmethod
-    def of(cls, conditions: Conditions) -> GpuKey:
-        """The GPU that was measured."""
-        return cls(conditions.gpu or "", conditions.compute_capability or "")
+    def of(cls, gpu: GpuRecord | None, evidence: str | None) -> Place:
+        """Where it ran."""
+        if gpu is None:
+            return cls(evidence or "unknown")
+        return cls(gpu.name or "", gpu.compute_capability or "")
 
     @property
     def folder(self) -> str:
         """The folder of its baselines, such as "A100-SXM4-80GB-sm80"."""
         name = re.sub(r"[^A-Za-z0-9.]+", "-", self.name.removeprefix("NVIDIA ")).strip("-.")
-        return f"{name or 'GPU'}-sm{self.compute_capability.replace('.', '')}"
+        return f"{name or 'GPU'}-sm{self.compute_capability.replace('.', '')}" if self.compute_capability else name
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.name} (compute capability {self.compute_capability})" if self.compute_capability else self.name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What was recorded of one test on one GPU.
+@dataclass(frozen=True, order=True)
+class CheckKey:
+    """A check as baselines tell it apart. The node id holds the batch, where a test has several."""
 
-    Parameters
-    ----------
-    model, model_sha256
-        The model's name, and the hash of what was measured.
-    input_shapes
-        By input name.
-    measured
-        "GPU time" or "latency with transfers".
-    cuda_graph
-        Whether the runs were launched as a CUDA graph.
-    recorded
-        The day, as in "2025-11-21".
-    tensorrt, driver
-        What it was recorded with, such as "tensorrt_rtx 1.7.1.116".
-    sm_mhz, power_limit_w, power_mode
-        The GPU's clock while it was measured, its power limit, and what nvpmodel set; None where that was not told.
-    """
-
-    model: str
-    model_sha256: str | None
-    input_shapes: Mapping[str, tuple[int, ...]]
-    measured: str
-    cuda_graph: bool
-    recorded: str
-    tensorrt: str
-    driver: str | None
-    distribution: Distribution
-    sm_mhz: int | None = None
-    power_limit_w: float | None = None
-    power_mode: str | None = None
+    place: Place
+    nodeid: str
+    precision: str
+    backend: str
+    evidence: str
 
     @property
-    def conditions(self) -> Conditions:
-        """How the GPU was set up."""
-        return Conditions(sm_mhz=self.sm_mhz, power_limit_w=self.power_limit_w, power_mode=self.power_mode)
+    def label(self) -> str:
+        """What stands in a file below the node id."""
+        return f"{self.precision}, {self.backend}, {self.evidence}"
+
+    @property
+    def path(self) -> Path:
+        """Where it stands, below the directory of all."""
+        return Path(self.place.folder) / path_of(self.nodeid)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was recorded of one check, each for itself: what could not be trusted this time stays as it was."""
+
+    latency: LatencyBaseline | None = None
+    errors: ErrorBaseline | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a file: rounded, bounds outwards."""
-        distribution = self.distribution.to_json()
-        return {
-            "cuda_graph": self.cuda_graph,
-            "distribution": {
-                "bounds_ms": {
-                    name: [rounded(low, ROUND_FLOOR), rounded(high, ROUND_CEILING)]
-                    for name, (low, high) in distribution["bounds_ms"].items()
-                },
-                # Never more sure than it was.
-                "confidence": rounded(distribution["confidence"], ROUND_FLOOR),
-                "quantiles_ms": {q: rounded(value) for q, value in distribution["quantiles_ms"].items()},
-                "samples": distribution["samples"],
-            },
-            "driver": self.driver,
-            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
-            "measured": self.measured,
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "power_limit_w": None if self.power_limit_w is None else rounded(self.power_limit_w),
-            "power_mode": self.power_mode,
-            "recorded": self.recorded,
-            "sm_mhz": self.sm_mhz,
-            "tensorrt": self.tensorrt,
-        }
+        """As it stands in a file."""
+        parts = {"errors": self.errors, "latency": self.latency}
+        return {name: part.to_json() for name, part in parts.items() if part is not None}
 
     @classmethod
-    def from_json(cls, data: Any) -> Baseline:
+    def from_json(cls, data: Any) -> Entry:
         """From what `to_json` gave.
 
         Raises
         ------
-        ReportError, KeyError, TypeError, ValueError, AttributeError
+        ReportError, KeyError, TypeError, ValueError, AttributeError, OverflowError
             It is something else.
         """
-        distribution = dict(data["distribution"])
-        # A file's keys are in the order of their text.
-        distribution["quantiles_ms"] = dict(
-            sorted(distribution["quantiles_ms"].items(), key=lambda item: float(item[0]))
-        )
-        texts = {name: data[name] for name in ("model", "measured", "recorded", "tensorrt")}
-        if not all(isinstance(text, str) for text in texts.values()):
-            raise TypeError("model, measured, recorded and tensorrt are texts")
-        if not isinstance(data["cuda_graph"], bool):
-            raise TypeError("cuda_graph is true or false")
-        # Files of earlier versions lack these.
-        sm_mhz, power_limit_w, power_mode = (data.get(name) for name in ("sm_mhz", "power_limit_w", "power_mode"))
-        if power_mode is not None and not isinstance(power_mode, str):
-            raise TypeError("power_mode is a text or null")
+        if unknown := set(data) - {"errors", "latency"}:
+            raise ValueError(f"{min(unknown)!r} is no part of a baseline")
+        latency, errors = data.get("latency"), data.get("errors")
         return cls(
-            **texts,
-            model_sha256=data["model_sha256"],
-            input_shapes={str(name): tuple(map(int, shape)) for name, shape in data["input_shapes"].items()},
-            cuda_graph=data["cuda_graph"],
-            driver=data["driver"],
-            distribution=Distribution.from_json(distribution),
-            sm_mhz=None if sm_mhz is None else int(sm_mhz),
-            power_limit_w=None if power_limit_w is None else float(power_limit_w),
-            power_mode=power_mode,
+            None if latency is None else LatencyBaseline.from_json(latency),
+            None if errors is None else ErrorBaseline.from_json(errors),
         )
+
+
+Tests = dict[str, dict[str, Entry]]
+"""By node id, and by `CheckKey.label`."""
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Every baseline of a directory, by GPU, node id and precision."""
+    """The baselines of a directory. A file is read when a check of it is made: a damaged one is their error."""
 
-    by_test: Mapping[tuple[GpuKey, str, str], Baseline]
+    root: Path
+    _read: dict[Path, tuple[Place, Tests] | ReportError] = field(default_factory=dict, compare=False, repr=False)
 
-    def find(self, gpu: GpuKey, nodeid: str, precision: str) -> Baseline | None:
-        """The baseline of a test on a GPU. The node id holds the batch, where a test has several."""
-        return self.by_test.get((gpu, nodeid, precision))
+    def find(self, key: CheckKey) -> Entry:
+        """What was recorded of a check; an empty entry where nothing was.
+
+        Raises
+        ------
+        ReportError
+            Its file cannot be read, or is no file of baselines.
+        """
+        path = self.root / key.path
+        if path not in self._read:
+            try:
+                self._read[path] = load(path, key.place)
+            except ReportError as error:
+                self._read[path] = error
+        found = self._read[path]
+        if isinstance(found, ReportError):
+            raise found
+        return found[1].get(key.nodeid, {}).get(key.label, Entry())
 
 
-def read(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Baselines:
-    """Read every baseline below a directory.
+def opened(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Baselines:
+    """The baselines below a directory.
 
     Parameters
     ----------
@@ -175,7 +163,7 @@ def read(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Basel
     Raises
     ------
     ReportError
-        A file cannot be read, or is no file of baselines; it is named.
+        It is no directory.
     """
     root = Path(directory)
     if not root.is_dir() and (must_exist or root.exists()):
@@ -183,63 +171,78 @@ def read(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Basel
             f"--trt-baseline={directory}: there is no such directory",
             "name the directory with the baselines, or record them: --trt-update-baseline",
         )
-    found: dict[tuple[GpuKey, str, str], Baseline] = {}
-    origins: dict[tuple[GpuKey, str, str], Path] = {}
-    for path in sorted(root.rglob("*.json")):
-        gpu, tests = load(path)
-        for nodeid, by_precision in tests.items():
-            for precision, data in by_precision.items():
-                key = gpu, nodeid, precision
-                if key in found:
-                    raise ReportError(
-                        f"{nodeid} in {precision} has a baseline in {origins[key]} and in {path}", "delete one of them"
-                    )
-                found[key], origins[key] = Baseline.from_json(data), path
-    return Baselines(found)
+    return Baselines(root)
 
 
-Tests = dict[str, dict[str, Any]]
-"""By node id and precision: what `Baseline.to_json` gives."""
-
-
-def load(path: Path) -> tuple[GpuKey, Tests]:
-    """One file, checked in whole.
+def load(path: Path, place: Place) -> tuple[Place, Tests]:
+    """One file, checked in whole; without tests where there is none.
 
     Raises
     ------
     ReportError
-        It cannot be read, or is no file of baselines.
+        It cannot be read, is no file of baselines, or is one of another place.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"cannot read the baselines in {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is no file of baselines: {error}", _RECORD_AGAIN) from error
-    if isinstance(document, dict) and document.get("format") not in {None, FORMAT}:
+    document = _document(path)
+    if document is None:
+        return place, {}
+    if isinstance(document, dict) and document.get("format") not in (None, FORMAT):
         raise ReportError(
             f"{path} has format {document['format']!r}; this version reads {FORMAT}",
-            "use the version of pytest-trtcheck that wrote it, or record it again: --trt-update-baseline",
+            "use the version of pytest-trtcheck that wrote it, or delete it and record it again: --trt-update-baseline",
         )
     where = ""
     try:
         if document["format"] != FORMAT:
             raise ValueError("format is null")
-        gpu = GpuKey(str(document["gpu"]["name"]), str(document["gpu"]["compute_capability"]))
-        tests: Tests = {str(nodeid): dict(entries) for nodeid, entries in document["tests"].items()}
-        for nodeid, entries in tests.items():
-            for precision, data in entries.items():
-                where = f", {nodeid} in {precision}"
-                Baseline.from_json(data)
+        owner = Place(str(document["ran_on"]["name"]), str(document["ran_on"]["compute_capability"]))
+        tests: Tests = {}
+        for nodeid, entries in document["tests"].items():
+            tests[nodeid] = {}
+            for label, data in entries.items():
+                where = f", {nodeid} in {label}"
+                tests[nodeid][label] = Entry.from_json(data)
     except ReportError as error:
         raise ReportError(f"{path}{where}: {error.message}", _RECORD_AGAIN) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ReportError(f"{path}{where} is no file of baselines: {problem}", _RECORD_AGAIN) from error
-    return gpu, tests
+    if owner != place:
+        raise ReportError(f"{path} holds the baselines of {owner}, not of {place}", "move it into another directory")
+    return owner, tests
 
 
-def write(path: Path, gpu: GpuKey, tests: Tests) -> None:
+def _document(path: Path) -> Any:
+    """The JSON in a file, None where there is none; whatever stands in it, reading it ends."""
+    try:
+        if not path.exists():
+            return None
+        if not path.is_file():
+            raise ReportError(f"{path} is no file of baselines: it is no regular file", "remove it")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ReportError(f"{path} is no file of baselines: it has {size} bytes", _RECORD_AGAIN)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
+    except OSError as error:
+        raise ReportError(f"cannot read the baselines in {path}: {error.strerror or error}") from error
+    except RecursionError:
+        raise ReportError(f"{path} is no file of baselines: it is nested too deeply", _RECORD_AGAIN) from None
+    except ValueError as error:
+        raise ReportError(f"{path} is no file of baselines: {error}", _RECORD_AGAIN) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What a merge by hand left in twice is not for us to choose from."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no figure")
+
+
+def write(path: Path, place: Place, tests: Tests) -> None:
     """Write one file, whole or not at all.
 
     Raises
@@ -249,10 +252,39 @@ def write(path: Path, gpu: GpuKey, tests: Tests) -> None:
     """
     document = {
         "format": FORMAT,
-        "gpu": {"compute_capability": gpu.compute_capability, "name": gpu.name},
-        "tests": tests,
+        "ran_on": {"compute_capability": place.compute_capability, "name": place.name},
+        "tests": {
+            nodeid: {label: entry.to_json() for label, entry in entries.items()} for nodeid, entries in tests.items()
+        },
     }
     write_text(path, _dump(document) + "\n", "the baselines in")
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """One run at a time updates a directory: two that read the same file and write it would lose one's baselines.
+
+    Raises
+    ------
+    ReportError
+        It cannot be written to.
+    """
+    from filelock import FileLock
+
+    path = root / _LOCK
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(path, mode=0o666):
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+    except OSError as error:
+        raise ReportError(
+            f"cannot write the baselines in {root}: {error.strerror or error}",
+            "name a directory that can be written to",
+        ) from error
 
 
 def path_of(nodeid: str) -> Path:
@@ -260,12 +292,6 @@ def path_of(nodeid: str) -> Path:
     parts = [part for part in nodeid.partition("::")[0].replace("\\", "/").split("/") if part not in {"", "."}]
     safe = [re.sub(r"[^\w.+@ -]", "_", "_up" if part == ".." else part) for part in parts]
     return Path(*safe[:-1], f"{safe[-1] if safe else 'tests'}.json")
-
-
-def rounded(value: float, rounding: str = ROUND_HALF_EVEN) -> float:
-    """`value` with four significant digits. What was rounded once stays as it is."""
-    context = Context(prec=_DIGITS, rounding=rounding)
-    return float(context.create_decimal(repr(float(value))))
 
 
 def _dump(value: object, level: int = 0) -> str:

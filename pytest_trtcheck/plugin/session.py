@@ -196,18 +196,18 @@ class Session:
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
-        """What `--trt-baseline` names, read; None without it.
+        """What `--trt-baseline` names; None without it.
 
         Raises
         ------
         ReportError
-            The directory is not there, or a file in it cannot be read.
+            The directory is not there.
         """
         if self.baseline_dir is None:
             return None
         from pytest_trtcheck import baselines
 
-        return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+        return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
     def checker(self) -> Checker:

@@ -10,7 +10,7 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.metrics import recorded
-from pytest_trtcheck.record import SEVERITY, Conditions, Verdict
+from pytest_trtcheck.record import BASELINE, SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
 from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, verdict_word
 
@@ -108,7 +108,12 @@ def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
 
 
 def _by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
-    return {(judged.output or "", judged.metric): judged for judged in judgements(record)}
+    # What a baseline allowed is no limit of the test's: that an error rose is a change of verdict.
+    return {
+        (judged.output or "", judged.metric): judged
+        for judged in judgements(record)
+        if not (judged.source or "").startswith(BASELINE)
+    }
 
 
 def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterator[Change]:
@@ -152,16 +157,7 @@ def _cost(judged: Judgement) -> float:
 
 
 def _cost_of(judged: Judgement, value: float | None) -> float:
-    """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
-    if value is None or math.isnan(value):
-        return math.inf
-    metric = recorded(judged.metric, at_least=judged.is_least)
-    if not metric.at_least:
-        # Infinity is bad, and still a number: below what could not be computed.
-        return max(0.0, min(value, 1e308))
-    if metric.relative:
-        return metric.relative.inverse(value)
-    return min(1 / value, 1e308) if value > 0 else 1e308
+    return recorded(judged.metric, at_least=judged.is_least).cost(value)
 
 
 def _value(judged: Judgement) -> str:
