@@ -493,6 +493,16 @@ class Environment:
         return {name: text for name, text in known.items() if text}
 
 
+@dataclass(frozen=True)
+class MissingRecord:
+    """A test that was to check something and left no record, and why."""
+
+    nodeid: str
+    reason: str
+    outcome: str | None = None
+    """How pytest's test ended: "passed", "failed" or "skipped"; None: it did not end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that a JSON report says of a run: its checks by node id, and how many came to each verdict."""
@@ -502,6 +512,11 @@ class RunRecord:
     environment: Environment
     checks: tuple[CheckRecord, ...]
     summary: Mapping[str, int] = field(default_factory=dict)
+    planned: int | None = None
+    """How many tests were to check something: those of `checks` and those of `missing`."""
+    missing: tuple[MissingRecord, ...] = ()
+    stopped: str | None = None
+    """Why the run ended before every test had run."""
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pytest_trtcheck.report.view import (
     emulated,
     inconclusive,
     labels,
+    missing,
     not_measured,
     notes,
     ordered,
@@ -75,7 +76,10 @@ class Line:
 
 def write(run: Run) -> list[Line]:
     """The summary, to be shown."""
-    return summary_lines(run.record.checks, run.width)
+    lines = summary_lines(run.record.checks, run.width)
+    if said := missing(run.record):
+        lines += _wrapped(said, run.width, _MARKUP["error"])
+    return lines
 
 
 def show(lines: Iterable[Line | str], writer: Writer) -> None:
@@ -110,10 +114,14 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
         table = _Table(HEADERS, ("<", ">", ">", ">", ">", ">", "<"), list(compared.rows))
         lines += [Line((Segment(compared.title, {"bold": True}),)), *table.lines(width), _EMPTY]
     for text, markup in _remarks(checks):
-        wrapped = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-        lines += [Line((Segment(part, markup),)) for part in wrapped]
+        lines += _wrapped(text, width, markup)
     lines.append(_totals(checks))
     return lines
+
+
+def _wrapped(text: str, width: int, markup: Mapping[str, bool]) -> list[Line]:
+    parts = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+    return [Line((Segment(part, markup),)) for part in parts]
 
 
 @dataclass(frozen=True)
