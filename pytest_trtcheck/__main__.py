@@ -106,7 +106,7 @@ def _diff(given: argparse.Namespace) -> int:
 
 def _merge(given: argparse.Namespace) -> int:
     from pytest_trtcheck.report import html, json_report, merge, terminal
-    from pytest_trtcheck.report.view import failed
+    from pytest_trtcheck.report.view import failed, missing
 
     if given.html:
         html.require()
@@ -117,7 +117,8 @@ def _merge(given: argparse.Namespace) -> int:
         html.save(given.html, found)
     width = shutil.get_terminal_size((terminal.DEFAULT_WIDTH, 24)).columns
     print(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, width)))
-    bad = not found.checks or any(map(failed, found.checks)) or (given.require_all and merge.gaps(found))
+    bad = not found.checks or missing(found) or any(map(failed, found.checks))
+    bad = bad or (given.require_all and merge.gaps(found))
     return WORSE if bad else NOTHING_WORSE
 
 

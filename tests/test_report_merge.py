@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import __main__
-from pytest_trtcheck.record import Environment, GpuRecord, Library, RunRecord
+from pytest_trtcheck.record import Environment, GpuRecord, Library, MissingRecord, RunRecord
 from pytest_trtcheck.report import html, json_report, merge
 from pytest_trtcheck.report.text import columns
 
@@ -78,7 +78,7 @@ def test_two_real_runs_become_one_report(suite: Suite, merging: Merging) -> None
     assert re.search(
         r"test_gemm: gemm.onnx in bf16 differs .*\((no\s+GPU,\s+for\s+(L4|A100)(,\s+)?){2}\)", text, re.DOTALL
     )
-    assert "no GPU, for A100: 1 check not in its report, 2 checks emulated, not run on a GPU" in text
+    assert "no GPU, for A100: lacks 1 check of others, 2 checks emulated, not run on a GPU" in text
     assert text.endswith("5 checks: 3 pass, 2 fail\n")
     written: dict[str, Any] = json.loads(Path("fleet.json").read_text())
     pytest.importorskip("jsonschema", reason="validating the report needs jsonschema").validate(written, SCHEMA)
@@ -104,7 +104,7 @@ def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_require
     whole = on("Tesla T4", PASSING)
     part = on("NVIDIA L4", replace(PASSING, checks=PASSING.checks[1:]))
     status, text = merging(whole, part)
-    assert (status, "L4: 1 check not in its report" in text) == (0, True)
+    assert (status, "L4: lacks 1 check of others" in text) == (0, True)
     assert merging(whole, part, options=("--require-all",))[0] == 1
     assert merging(whole, on("NVIDIA L4", PASSING), options=("--require-all",))[0] == 0
     status, text = merging(whole, on(None, PASSING), options=("--require-all",))
@@ -115,7 +115,19 @@ def test_reports_without_a_check_are_no_pass(merging: Merging) -> None:
     status, text = merging(on("Tesla T4", replace(PASSING, checks=())))
     assert (status, "no report holds a check" in text) == (1, True)
     status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", replace(PASSING, checks=())))
-    assert (status, f"L4: {len(PASSING.checks)} checks not in its report" in text) == (0, True)
+    assert (status, f"L4: lacks {len(PASSING.checks)} checks of others" in text) == (0, True)
+
+
+def test_a_run_that_was_cut_short_fails(merging: Merging) -> None:
+    cut = replace(
+        PASSING, missing=(MissingRecord("t.py::test_z", "its process died"),), planned=len(PASSING.checks) + 1
+    )
+    status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", cut), options=("-o", "merged.json"))
+    assert status == 1
+    assert f"L4: not in this report: 1 of {len(PASSING.checks) + 1} tests with checks: t.py::test_z (its" in text
+    assert merging("merged.json")[0] == 1
+    skipped = replace(cut, missing=(MissingRecord("t.py::test_z", "skipped: no time", "skipped"),))
+    assert merging(on("Tesla T4", PASSING), on("NVIDIA L4", skipped))[0] == 0
 
 
 def test_machines_of_one_kind_are_told_apart() -> None:

@@ -617,6 +617,18 @@ class MachineRecord:
     environment: Environment
 
 
+@dataclass(frozen=True)
+class MissingRecord:
+    """A test that was to check something and left no record, and why."""
+
+    nodeid: str
+    reason: str
+    outcome: str | None = None
+    """How pytest's test ended: "passed", "failed" or "skipped"; None: it did not end."""
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that lacks it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
@@ -629,6 +641,11 @@ class RunRecord:
     environment: Environment
     checks: tuple[CheckRecord, ...]
     summary: Mapping[str, int] = field(default_factory=dict)
+    planned: int | None = _absent()
+    """How many tests were to check something: those of `checks` and those of `missing`."""
+    missing: tuple[MissingRecord, ...] = _absent((), beside="planned")
+    stopped: str | None = _absent(beside="planned")
+    """Why the run ended before every test had run."""
     machines: tuple[MachineRecord, ...] = _absent(())
 
 

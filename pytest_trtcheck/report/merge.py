@@ -12,7 +12,17 @@ from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.record import CheckRecord, Environment, MachineRecord, RunRecord, jsonable
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
 from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
-from pytest_trtcheck.report.view import WORDS, counts, decisive, emulated, failed, ordered, short_names, verdict_word
+from pytest_trtcheck.report.view import (
+    WORDS,
+    counts,
+    decisive,
+    emulated,
+    failed,
+    missing,
+    ordered,
+    short_names,
+    verdict_word,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,25 +49,33 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
             raise ReportError(f"{name} is the same report as {other}", "name each machine's report once")
     parts = [part for name, run in reports for part in _parts(name, run)]
     machines = _named_apart([machine for machine, _ in parts])
-    checks = [
-        replace(check, machine=machine.name)
-        for machine, (_, found) in zip(machines, parts, strict=True)
-        for check in found
-    ]
+    named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
+    checks = [replace(check, machine=name) for name, run in named for check in run.checks]
+    unrecorded = [replace(each, machine=name) for name, run in named for each in run.missing]
     return RunRecord(
         tool=reports[0][1].tool,
         environment=_in_common([machine.environment for machine in machines]),
         checks=tuple(ordered(checks)),
         summary=counts(checks),
         machines=tuple(machines),
+        missing=tuple(unrecorded),
+        planned=sum(run.planned or len(run.checks) for _, run in named),
+        stopped="; ".join(f"{name}: {run.stopped}" for name, run in named if run.stopped) or None,
     )
 
 
-def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, list[CheckRecord]]]:
+def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
     if not run.machines:
-        yield MachineRecord(_machine(run.environment), name, run.environment), list(run.checks)
+        yield MachineRecord(_machine(run.environment), name, run.environment), run
     for machine in run.machines:
-        yield machine, [check for check in run.checks if check.machine == machine.name]
+        yield machine, _of(machine, run)
+
+
+def _of(machine: MachineRecord, run: RunRecord) -> RunRecord:
+    """What a merged report holds of one machine."""
+    checks = tuple(check for check in run.checks if check.machine == machine.name)
+    unrecorded = tuple(each for each in run.missing if each.machine == machine.name)
+    return replace(run, checks=checks, missing=unrecorded, planned=len(checks) + len(unrecorded), stopped=None)
 
 
 def _machine(environment: Environment) -> str:
@@ -143,18 +161,20 @@ def _cell(checks: Sequence[CheckRecord]) -> Cell:
 
 
 def gaps(run: RunRecord) -> list[str]:
-    """What is not known of a machine: checks that its report does not hold, or that no GPU ran or measured there."""
+    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured."""
     if not run.checks:
         return ["no report holds a check"]
     everywhere = {(check.nodeid, check.precision) for check in run.checks}
     found = []
     for machine in run.machines:
-        own = [check for check in run.checks if check.machine == machine.name]
+        part = _of(machine, run)
+        own, unrecorded = part.checks, missing(part)
         absent = len(everywhere - {(check.nodeid, check.precision) for check in own})
         unmeasured = sum(check.verdict == "not_measured" for check in own)
         unrun = len(emulated(own))
         said = [
-            *([f"{plural(absent, 'check')} not in its report"] if absent else []),
+            *([unrecorded] if unrecorded else []),
+            *([f"lacks {plural(absent, 'check')} of others"] if absent else []),
             *([f"{plural(unmeasured, 'check')} not measured"] if unmeasured else []),
             *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
         ]

@@ -17,6 +17,7 @@ from pytest_trtcheck.report.view import (
     emulated,
     inconclusive,
     labels,
+    missing,
     not_measured,
     notes,
     ordered,
@@ -75,7 +76,10 @@ class Line:
 
 def write(run: Run) -> list[Line]:
     """The summary, to be shown."""
-    return summary_lines(run.record.checks, run.width)
+    lines = summary_lines(run.record.checks, run.width)
+    if said := missing(run.record):
+        lines += _wrapped(said, run.width, _MARKUP["error"])
+    return lines
 
 
 def show(lines: Iterable[Line | str], writer: Writer) -> None:
@@ -110,7 +114,7 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
         table = Table(HEADERS, ("<", ">", ">", ">", ">", ">", "<"), list(compared.rows))
         lines += [Line((Segment(compared.title, {"bold": True}),)), *table.lines(width), _EMPTY]
     for text, markup in _remarks(checks):
-        lines += [Line((Segment(part, markup),)) for part in wrapped(text, width)]
+        lines += _wrapped(text, width, markup)
     lines.append(totals(checks))
     return lines
 
@@ -118,6 +122,10 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
 def wrapped(text: str, width: int) -> list[str]:
     """A paragraph in lines, the first of which stands out."""
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _wrapped(text: str, width: int, markup: Mapping[str, bool]) -> list[Line]:
+    return [Line((Segment(part, markup),)) for part in wrapped(text, width)]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
+from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.metrics import METRICS, rank, recorded
 from pytest_trtcheck.record import BudgetRecord, JudgedRecord, Verdict, is_bad
 from pytest_trtcheck.report.text import format_against, format_limit, format_optional, one_line
@@ -16,7 +17,7 @@ from pytest_trtcheck.report.text import format_against, format_limit, format_opt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, RunRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, MissingRecord, ParityRecord, RunRecord
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
@@ -136,7 +137,10 @@ class BudgetView:
         return f"{'≥' if self.at_least else '≤'} {_limit_beside(self.value, self.limit)} {self.unit}".rstrip()
 
 
-def ordered(records: Iterable[CheckRecord]) -> list[CheckRecord]:
+Tested = TypeVar("Tested", "CheckRecord", "MissingRecord")
+
+
+def ordered(records: Iterable[Tested]) -> list[Tested]:
     """The records by node id, numbers in it by value, so that every way of running the tests reports the same."""
     return sorted(records, key=lambda record: natural(record.nodeid))
 
@@ -244,6 +248,15 @@ def inconclusive(records: Iterable[CheckRecord]) -> list[tuple[str, int]]:
 def notes(records: Iterable[CheckRecord]) -> list[tuple[str, int]]:
     """Every note once, with the number of checks that carry it, in order of first appearance."""
     return list(Counter(one_line(note) for record in records for note in record.notes).items())
+
+
+def missing(run: RunRecord) -> str | None:
+    """What is said of the tests that left no record; nothing of those that were skipped, which pytest says."""
+    absent = [each for each in run.missing if each.outcome != "skipped"]
+    if not absent:
+        return None
+    shown = listed((one_line(f"{each.nodeid} ({each.reason})") for each in absent), separator="; ")
+    return f"not in this report: {len(absent)} of {plural(run.planned or len(absent), 'test')} with checks: {shown}"
 
 
 def emulated(records: Iterable[CheckRecord]) -> list[CheckRecord]:
