@@ -117,9 +117,8 @@ def _merge(given: argparse.Namespace) -> int:
         html.save(given.html, found)
     width = shutil.get_terminal_size((terminal.DEFAULT_WIDTH, 24)).columns
     print(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, width)))
-    bad = not found.checks or missing(found) or any(map(failed, found.checks))
-    bad = bad or (given.require_all and merge.gaps(found))
-    return WORSE if bad else NOTHING_WORSE
+    is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
+    return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
 
 
 def _release(folder: Path, others: Sequence[Path]) -> int:
