@@ -25,7 +25,7 @@ from pytest_trtcheck.spec import ShapeRange
 from tests import another_tensorrt, onnx_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -508,6 +508,10 @@ class StandIn:
 
     def layers_by_precision(self) -> Mapping[str, int]:
         return self._layers
+
+    def layer_records(self, computing: Collection[str] | None) -> tuple[LayerRecord, ...]:
+        del computing
+        return ()
 
     def tensor_types(self) -> frozenset[str]:
         return frozenset(self._layers)

@@ -159,6 +159,8 @@ class Settings:
         The GPU in this machine; `no_gpu_reason` says why there is none.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
+    layers
+        Whether the layers of every engine that runs are timed, not only of those that are measured.
     rebuild
         How many times every engine is built and judged.
     bitwise
@@ -184,6 +186,7 @@ class Settings:
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     build_only: bool = False
+    layers: bool = False
     rebuild: int = 1
     bitwise: bool = False
     emulate_too: bool = False
