@@ -579,9 +579,9 @@ def kept(settings: Settings, known: Known) -> Known:
 
 
 def profiled(settings: Settings, known: Known) -> Known:
-    """What each layer takes, where latency was measured or it is asked for; last of all, so that it disturbs nothing."""
+    """What each layer takes, where latency was measured or it is asked for: last of all, to disturb nothing."""
     engine, latency = known.record.engine, known.record.latency
-    wanted = settings.layers or (latency is not None and latency.samples > 0)
+    wanted = settings.time_layers or (latency is not None and latency.samples > 0)
     if not wanted or engine is None or known.runner is None or known.running.gpu is None:
         return known
     with known.alone():

@@ -29,9 +29,9 @@ NAME = "baseline"
 MIN_SLOWDOWN = 0.03
 """A slowdown of the median that is surely above this fails: a loss of 5 % is to be seen in spite of the uncertainty of
 both runs, and runs of one engine on a card that is left alone differ by less (docs/baselines.md)."""
-SURELY_BELOW = 0.06
-"""Where it cannot be told whether the slowdown is above `MIN_SLOWDOWN`, it passes if it looks to be below that, and is
-surely below this."""
+SURELY_BELOW = 2.0
+"""Where it cannot be told whether the slowdown is above the least that fails, it passes if it looks to be below that,
+and is surely below so many times that."""
 BETWEEN_REPORTS = 0.05
 """The least slowdown between two reports that is worth a person's attention, by default: below it lies what differs
 between two runs of the same engine."""
@@ -92,6 +92,14 @@ def compare(
         f"now {_words(now)}; baseline {_words(baseline)}"
     )
     return Comparison(decision, ratio, lower, upper, min_slowdown, message)
+
+
+def decided(found: Comparison) -> Verdict:
+    """`pass`, `fail` or `inconclusive`, by what the bounds say."""
+    if found.decision != "undecided":
+        return found.decision
+    sure = found.upper is not None and found.upper <= 1 + SURELY_BELOW * found.min_slowdown
+    return "pass" if sure and found.ratio <= 1 + found.min_slowdown else "inconclusive"
 
 
 def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) -> bool:
@@ -189,7 +197,7 @@ def judge(
         return _not_judged(record, what if updating else f"{what}; {RECORD_AGAIN}")
     now = Distribution.from_json(record.details.distribution)
     found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN)
-    verdict = _verdict(found)
+    verdict = decided(found)
     text = f"{found.message}, recorded {_recorded(baseline, record)}"
     disturbances = record.details.disturbances
     if verdict != "pass" and updating:
@@ -221,13 +229,6 @@ def notes(record: LatencyRecord) -> tuple[str, ...]:
         for entry in record.budgets
         if entry.name == NAME and entry.verdict == "not_measured" and record.verdict != "not_measured"
     )
-
-
-def _verdict(found: Comparison) -> Verdict:
-    if found.decision != "undecided":
-        return found.decision
-    seems_fine = found.ratio <= 1 + MIN_SLOWDOWN and found.upper is not None and found.upper <= 1 + SURELY_BELOW
-    return "pass" if seems_fine else "inconclusive"
 
 
 def _not_judged(record: LatencyRecord, text: str) -> LatencyRecord:
