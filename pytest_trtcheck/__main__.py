@@ -121,12 +121,13 @@ def _add_upgrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     command.add_argument("old", metavar="OLD.json", help="the report of before")
     command.add_argument("new", metavar="NEW.json", help="the report of after")
+    shown = "(default: %(default)s)"
     ratios = {
-        "error-ratio": (limits.error_ratio, 1.0, "an error may become at most so many times as large"),
-        "error-share": (limits.error_share, 0.0, "and may always rise by this share of its limit"),
-        "slowdown": (limits.slowdown, 0.0, "a quantile of latency may rise by this share"),
-        "layer-slowdown": (limits.layer_slowdown, 0.0, "layers may take longer by this share"),
-        "layer-share": (limits.layer_share, 0.0, "and may always take longer by this share of the engine's time"),
+        "error-ratio": (None, 1.0, "an error may become so many times as large (default: as for baselines, 1.5)"),
+        "error-share": (None, 0.0, "and may always rise by this share of its limit (default: 0.05)"),
+        "slowdown": (limits.slowdown, 0.0, f"a quantile of latency may rise by this share {shown}"),
+        "layer-slowdown": (limits.layer_slowdown, 0.0, f"layers may take longer by this share {shown}"),
+        "layer-share": (limits.layer_share, 0.0, f"and always by this share of the engine's time {shown}"),
     }
     for name, (default, least, meaning) in ratios.items():
         command.add_argument(
@@ -134,7 +135,7 @@ def _add_upgrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             type=lambda text, least=least: _number(text, least),  # type: ignore[misc]
             default=default,
             metavar="X",
-            help=f"{meaning} (default: %(default)s)",
+            help=meaning,
         )
     command.add_argument(
         "--allow", type=_allowed, default=frozenset(), metavar="LIST", help="what need not be compared"

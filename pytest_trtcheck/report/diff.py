@@ -183,7 +183,7 @@ def _badness(check: CheckDiff) -> tuple[int, int, float]:
 
 def obstacles(old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord]) -> tuple[str, ...]:
     """Why two records of one check cannot be compared; empty where nothing stands against it."""
-    found = [_other_model(old, new), *_other_inputs(old, new)]
+    found = [_other_model(old, new), _other_reference(old, new), *_other_inputs(old, new)]
     evidence = old.evidence, new.evidence
     if None not in evidence and evidence[0] != evidence[1]:
         found.append(f"other evidence: {evidence[0]} before, {evidence[1]} now")
@@ -200,10 +200,21 @@ def _other_model(old: CheckRecord, new: CheckRecord) -> str | None:
     if None not in hashes:
         if hashes[0] == hashes[1]:
             return None
-        short = [str(each)[:_SHOWN_SHA] for each in hashes]
-        return f"another model: sha256 {short[0]}… before, {short[1]}… now"
+        return f"another model: {_hashes(hashes)}"
     # A model that could not be opened has no hash; then its name has to do.
     return None if old.model == new.model else f"another model: {old.model} before, {new.model} now"
+
+
+def _other_reference(old: CheckRecord, new: CheckRecord) -> str | None:
+    hashes = old.reference_sha256, new.reference_sha256
+    if None not in hashes and hashes[0] != hashes[1]:
+        return f"another reference: {_hashes(hashes)}"
+    return None if old.reference == new.reference else f"another reference: {old.reference} before, {new.reference} now"
+
+
+def _hashes(pair: tuple[str | None, str | None]) -> str:
+    before, now = (str(each)[:_SHOWN_SHA] for each in pair)
+    return f"sha256 {before}… before, {now}… now"
 
 
 def _other_inputs(old: CheckRecord, new: CheckRecord) -> list[str]:
@@ -217,6 +228,9 @@ def _other_inputs(old: CheckRecord, new: CheckRecord) -> list[str]:
         found.append(f"other inputs: {old.cases} before, {new.cases} now")
     if old.inputs == "generated" and old.seed != new.seed:
         found.append(f"other inputs: seed {old.seed} before, {new.seed} now")
+    hashes = old.inputs_sha256, new.inputs_sha256
+    if not found and None not in hashes and hashes[0] != hashes[1]:
+        found.append(f"other inputs: {_hashes(hashes)}")
     shapes = _conditions(old).input_shapes, _conditions(new).input_shapes
     if not found and None not in shapes and shapes[0] != shapes[1]:
         before, now = ({name: list(shape) for name, shape in (each or {}).items()} for each in shapes)

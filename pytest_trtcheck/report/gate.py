@@ -36,6 +36,10 @@ class Judged:
         counted = [each.outcome for each in self.findings if each.kind is None or each.kind not in allowed]
         return max(counted, key=OUTCOMES.index, default="not compared")
 
+    def is_allowed(self, allowed: Collection[Allowable]) -> bool:
+        """Whether something was not compared, and need not be."""
+        return any(each.kind in allowed for each in self.findings)
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -47,6 +51,8 @@ class Gate:
     limits: Limits
     compared: int
     """How many checks had something compared."""
+    partly: int
+    """Of how many something was not compared, which was allowed."""
     counts: Counter[Outcome] = field(default_factory=Counter)
 
     @property
@@ -96,10 +102,11 @@ def judge(old: RunRecord, new: RunRecord, limits: Limits, *, downgrade: bool = F
         added=tuple(diff.subject(key, two) for key, (one, two) in found.items() if two and not one),
         limits=limits,
         compared=sum(any(each.outcome != "not compared" for each in check.findings) for check in judged),
+        partly=sum(check.is_allowed(limits.allowed) for check in judged),
+        # A check of which nothing was compared, and need not be, is none.
         counts=Counter(
             outcome
             for check, outcome in zip(judged, outcomes, strict=True)
-            # A check of which nothing was compared, and need not be, is none.
             if outcome != "not compared" or any(each.kind not in limits.allowed for each in check.findings)
         ),
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
-from pytest_trtcheck.compare.rises import RATIO, SHARE, rise
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.record import SEVERITY, combine
 from pytest_trtcheck.report import diff, diff_changes, gate_layers
 from pytest_trtcheck.report.text import format_number, format_optional
-from pytest_trtcheck.report.view import parts, verdict_word
+from pytest_trtcheck.report.view import decisive, parts, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -40,7 +39,8 @@ class Limits:
     Parameters
     ----------
     error_ratio, error_share
-        An error fails that is more than so many times what it was, and by more than this share of its limit.
+        An error fails that is more than so many times what it was, and by more than this share of its limit. None: as
+        for baselines (`baselines.errors.rises`), whose rule it is.
     slowdown
         The share by which a quantile of latency may rise.
     layer_slowdown, layer_share
@@ -49,8 +49,8 @@ class Limits:
         What need not be compared.
     """
 
-    error_ratio: float = RATIO
-    error_share: float = SHARE
+    error_ratio: float | None = None
+    error_share: float | None = None
     slowdown: float = 0.05
     layer_slowdown: float = 0.25
     layer_share: float = 0.02
@@ -147,37 +147,51 @@ def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: b
     if is_emulated:
         text = "emulated in both: TensorRT did not run, and these errors say nothing of it"
         yield Finding("error", "not compared", text, "emulated")
-    found = []
     for place, one in before.items():
-        what = " ".join(filter(None, place))
         two = after.get(place)
-        if two is None:
-            yield Finding("error", "not compared", f"{what} is not judged any more", "not-measured")
-            continue
-        known = [diff_changes.cost_of(each, each.limit) for each in (one, two) if each.limit is not None]
-        builds = _builds(old) if one.metric == old.parity.metric and one.value == old.parity.worst else ()
-        risen = rise(
-            diff_changes.cost(one),
-            diff_changes.cost(two),
-            min(known, default=None),
-            builds=builds,
-            ratio=limits.error_ratio,
-            share=limits.error_share,
-        )
-        text = f"{what} {diff_changes.value_text(one)} → {diff_changes.value_text(two)}"
-        if one.limit != two.limit:
-            text = f"{text}, limit {diff_changes.limit_text(one)} → {diff_changes.limit_text(two)}"
-        if risen.rose:
-            yield Finding("error", "fail", f"{text} (beyond {risen.rule})")
-        else:
-            found.append(text)
-    if found:
-        yield Finding("error", "pass", listed(found, 3, "; "))
+        if two is None or two.limit != one.limit:
+            now = "is not judged any more" if two is None else f"was judged by {diff_changes.limit_text(one)}"
+            now += "" if two is None else f", and is by {diff_changes.limit_text(two)}"
+            yield Finding("error", "not compared", f"{' '.join(filter(None, place))} {now}", "not-comparable")
+    yield from _rises(old, new, limits)
 
 
-def _builds(check: CheckRecord) -> Sequence[float]:
-    """The errors of the builds of `--trt-rebuild`."""
-    return [build.error for build in check.rebuild.builds if build.error is not None] if check.rebuild else ()
+def _rises(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
+    from pytest_trtcheck.baselines import errors
+
+    assert old.parity is not None
+    builds, engines = errors.of_builds(old)
+    builds = builds or [errors.figures(old.parity)]
+    values = {
+        output: {
+            name: tuple(build[output][name] for build in builds if name in build.get(output, {})) for name in found
+        }
+        for output, found in builds[0].items()
+    }
+    if new.rebuild and not any(build.errors for build in new.rebuild.builds):
+        new = replace(new, rebuild=None)
+    before = errors.ErrorBaseline(
+        model=old.model,
+        model_sha256=old.model_sha256,
+        inputs_sha256=old.inputs_sha256,
+        reference_sha256=old.reference_sha256,
+        recorded="",
+        engines=engines,
+        made_with={},
+        values=values,
+    )
+    given = {"ratio": limits.error_ratio, "share": limits.error_share}
+    risen, count = errors.rises(before, new, **{name: value for name, value in given.items() if value is not None})
+    for each in risen:
+        now = "not computed" if each.value is None else format_number(each.value)
+        text = f"{each.output} {each.metric} {format_number(each.before)} → {now}"
+        yield Finding("error", "fail", f"{text}, allowed {format_number(each.allowed)}")
+    if not count:
+        yield Finding("error", "not compared", "no error is a number in both reports", "not-measured")
+    elif not risen:
+        one, two = decisive(old), decisive(new)
+        words = f", the largest {one.metric} {one.value_text} → {two.value_text}" if one and two else ""
+        yield Finding("error", "pass", f"{plural(count, 'error')} of the outputs, none risen{words}")
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -210,7 +224,7 @@ def _latency(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Fin
 def _quantile(
     name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str, limits: Limits, *, counts: bool
 ) -> Finding:
-    from pytest_trtcheck.latency.baselines import comparison
+    from pytest_trtcheck.latency import comparison
 
     before, after = diff_changes.distribution_of(old, nodeid), diff_changes.distribution_of(new, nodeid)
     assert before is not None

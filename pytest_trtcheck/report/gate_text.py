@@ -23,7 +23,7 @@ from pytest_trtcheck.report.gate_questions import OUTCOMES
 from pytest_trtcheck.report.text import markdown_code, markdown_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.report.gate import Gate, Judged
     from pytest_trtcheck.report.gate_questions import Finding, Outcome
@@ -36,6 +36,8 @@ _PAD = max(len("precision"), len("latency"))
 def headline(gate: Gate) -> str:
     """The verdict, and what the checks came to, in one line."""
     found = [f"{gate.counts[outcome]} {outcome}" for outcome in reversed(OUTCOMES) if gate.counts[outcome]]
+    if gate.partly:
+        found.append(f"{gate.partly} not compared in full, which {', '.join(sorted(gate.limits.allowed))} allows")
     if gate.added:
         found.append(f"{len(gate.added)} only in the new report, not judged")
     if not gate.compared:
@@ -56,21 +58,41 @@ def lines(gate: Gate, names: tuple[str, str], width: int = DEFAULT_WIDTH) -> lis
         checks = [check for check in gate.checks if check.outcome(gate.limits.allowed) == outcome]
         if checks:
             text += ["", f"{outcome} ({plural(len(checks), 'check')})"]
-            for check in checks[:LISTED]:
-                text += [name_line(check.subject, width), *_answers(gate, check, width)]
-            text += more(len(checks))
+            for reasons, members in _alike(gate, checks).items():
+                text += wrapped("; ".join(reasons), width, "  ") if reasons else []
+                for check in members[:LISTED]:
+                    text += [name_line(check.subject, width), *_answers(gate, check, width)]
+                text += more(len(members))
     return [*text, "", *wrapped(headline(gate), width)]
 
 
+def _alike(gate: Gate, checks: Sequence[Judged]) -> dict[tuple[str, ...], list[Judged]]:
+    """By what was not compared: after a change of the GPU every check has the same reason."""
+    found: dict[tuple[str, ...], list[Judged]] = {}
+    for check in checks:
+        texts = [f"{_label(gate, each)}: {each.text}" for each in check.findings if each.outcome == "not compared"]
+        found.setdefault(tuple(texts), []).append(check)
+    return found
+
+
 def _answers(gate: Gate, check: Judged, width: int) -> Iterator[str]:
-    for each in check.findings:
-        word = _word(gate, each)
-        # The heading says it of the others.
-        mark = "" if word == check.outcome(gate.limits.allowed) else f"{word}: "
+    """What is worse or cannot be told, and beside it what changed; of what passes, that it does."""
+    told = [each for each in check.findings if each.outcome not in {"pass", "not compared"}]
+    if check.outcome(gate.limits.allowed) == "pass":
+        return
+    for each in told:
         first = f"    {each.question:<{_PAD}}  "
+        mark = "" if each.outcome == check.outcome(gate.limits.allowed) else f"{each.outcome}: "
         yield from wrapped(f"{mark}{each.text}", width, first, " " * len(first))
-    for text in check.information:
-        yield from wrapped(text, width, f"    {'':<{_PAD}}  ", " " * (_PAD + 6))
+    if passed := dict.fromkeys(each.question for each in check.findings if each.outcome == "pass"):
+        yield from wrapped(f"pass: {', '.join(passed)}", width, " " * 4)
+    if check.information and told:
+        yield from wrapped("; ".join(check.information), width, " " * 4)
+
+
+def _label(gate: Gate, each: Finding) -> str:
+    allowed = f" (allowed: {each.kind})" if _word(gate, each) == _ALLOWED else ""
+    return f"{each.question} not compared{allowed}" if each.question != "comparable" else f"not comparable{allowed}"
 
 
 def markdown(gate: Gate, names: tuple[str, str], limit: int = SUMMARY_LIMIT) -> str:
