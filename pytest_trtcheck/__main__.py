@@ -34,8 +34,8 @@ _UPGRADE_CODES = """\
 exit status:
   0  nothing became worse beyond the limits
   1  something did, or was not compared and need not be by no --allow
-  2  the two reports do not fit together, a file cannot be read as a report, or
-     the arguments are wrong
+  2  the two reports do not fit together (nothing in them can be compared), a
+     file cannot be read as a report, or the arguments are wrong
   3  nothing is surely worse, and of something that cannot be told
 
 what --allow takes, separated by commas:

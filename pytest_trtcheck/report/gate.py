@@ -57,13 +57,13 @@ class Gate:
 
     @property
     def fits(self) -> bool:
-        """Whether the reports fit together: at least one of the checks that are in both is comparable."""
-        return any(each.question != "comparable" for check in self.checks for each in check.findings)
+        """Whether the reports fit together: anything in them could be compared."""
+        return self.compared > 0
 
     @property
     def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
         """What was not compared, and was not allowed, fails it; so does that nothing was."""
-        if not self.compared or self.counts["fail"] or self.counts["not compared"]:
+        if not self.fits or self.counts["fail"] or self.counts["not compared"]:
             return "fail"
         return "inconclusive" if self.counts["inconclusive"] else "pass"
 

@@ -355,9 +355,9 @@ def information(old: CheckRecord, new: CheckRecord) -> Iterator[str]:
     for name, (one, two) in sizes.items():
         if one is not None and two is not None and one != two:
             yield f"{name} {format_bytes(one)} → {format_bytes(two)}" + (f" ({two / one - 1:+.0%})" if one else "")
-    # From the cache comes what an earlier build took.
-    if before.build_s and after.build_s:
-        yield f"built in {format_number(before.build_s)} → {format_number(after.build_s)} s"
+    seconds = [format_number(engine.build_s) for engine in (before, after)]
+    if seconds[0] != seconds[1]:
+        yield f"built in {seconds[0]} → {seconds[1]} s"
     numbers = len(before.layers), len(after.layers)
     groups = gate_layers.groups(before.layers, after.layers)
     otherwise = sum(group.is_fused_otherwise for group in groups)

@@ -40,7 +40,7 @@ def headline(gate: Gate) -> str:
         found.append(f"{gate.partly} not compared in full, which {', '.join(sorted(gate.limits.allowed))} allows")
     if gate.added:
         found.append(f"{len(gate.added)} only in the new report, not judged")
-    if not gate.compared:
+    if not gate.fits:
         found.append("nothing was compared")
     return f"upgrade: {gate.verdict} ({', '.join(found)})"
 
@@ -60,9 +60,10 @@ def lines(gate: Gate, names: tuple[str, str], width: int = DEFAULT_WIDTH) -> lis
             text += ["", f"{outcome} ({plural(len(checks), 'check')})"]
             for reasons, members in _alike(gate, checks).items():
                 text += wrapped("; ".join(reasons), width, "  ") if reasons else []
+                indent = "    " if reasons else "  "
                 for check in members[:LISTED]:
-                    text += [name_line(check.subject, width), *_answers(gate, check, width)]
-                text += more(len(members))
+                    text += [name_line(check.subject, width, indent=indent), *_answers(gate, check, width)]
+                text += more(len(members), indent)
     return [*text, "", *wrapped(headline(gate), width)]
 
 
@@ -81,13 +82,13 @@ def _answers(gate: Gate, check: Judged, width: int) -> Iterator[str]:
     if check.outcome(gate.limits.allowed) == "pass":
         return
     for each in told:
-        first = f"    {each.question:<{_PAD}}  "
+        first = f"      {each.question:<{_PAD}}  "
         mark = "" if each.outcome == check.outcome(gate.limits.allowed) else f"{each.outcome}: "
         yield from wrapped(f"{mark}{each.text}", width, first, " " * len(first))
     if passed := dict.fromkeys(each.question for each in check.findings if each.outcome == "pass"):
-        yield from wrapped(f"pass: {', '.join(passed)}", width, " " * 4)
+        yield from wrapped(f"pass: {', '.join(passed)}", width, " " * 6)
     if check.information and told:
-        yield from wrapped("; ".join(check.information), width, " " * 4)
+        yield from wrapped("; ".join(check.information), width, " " * 6)
 
 
 def _label(gate: Gate, each: Finding) -> str:
