@@ -41,6 +41,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
     Option("trt_layers", "flag", "time the layers of every engine that runs", default=False),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
+    Option("trt_require_evidence", "path", "fail what did not pass on a GPU in this report", metavar="REPORT"),
+    Option(
+        "trt_evidence_key",
+        "text",
+        "a file or variable whose secret signs the JSON report, and verifies that of --trt-require-evidence",
+        metavar="FILE|ENV",
+    ),
     *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where baselines of errors and latency are kept", metavar="DIR"),

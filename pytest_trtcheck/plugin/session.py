@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
+    from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.record import Environment
 
+_SHORTEST_KEY = 16
+"""Bytes: a secret that nobody guesses, of 128 bits."""
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -87,6 +91,7 @@ class Session:
         if values["trt_gpu"]:
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        _ = session_of(config).evidence, session_of(config).evidence_key
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
         if not hasattr(config, "workerinput"):
@@ -219,6 +224,50 @@ class Session:
         return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
+    def evidence_key(self) -> bytes | None:
+        """What `--trt-evidence-key` names: the content of a file, else the value of an environment variable.
+
+        Raises
+        ------
+        ArgumentError
+            It is neither, or too short to be a secret.
+        """
+        named = self.get("trt_evidence_key")
+        if not named:
+            return None
+        path = self._path(named)
+        try:
+            key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
+        except OSError as error:
+            raise ArgumentError(f"--trt-evidence-key={named}: cannot be read: {error.strerror}") from error
+        if len(key) < _SHORTEST_KEY:
+            found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
+            raise ArgumentError(
+                f"--trt-evidence-key={named}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more"
+            )
+        return key
+
+    @functools.cached_property
+    def evidence(self) -> EvidenceReport | None:
+        """What `--trt-require-evidence` names, read and verified.
+
+        Raises
+        ------
+        ReportError, ArgumentError
+            It is no report, or not signed with the key; or no GPU is named that the checks are for.
+        """
+        named = self.get("trt_require_evidence")
+        if not named:
+            return None
+        from pytest_trtcheck.check.evidence import EvidenceReport
+        from pytest_trtcheck.report import json_report
+
+        if self.requested is None and self.detection.gpu is None:
+            raise ArgumentError("--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4")
+        run = json_report.read(self._path(named), self.evidence_key)
+        return EvidenceReport(named, run, signed=self.evidence_key is not None)
+
+    @functools.cached_property
     def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.check.checker import Checker
@@ -235,6 +284,7 @@ class Session:
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
+            evidence=self.evidence,
             build_only=self.get("trt_build_only"),
             time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
