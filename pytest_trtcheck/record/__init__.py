@@ -572,6 +572,8 @@ class CheckRecord:
     outcome: str | None = _absent()
     """How pytest's test ended: "passed", "failed" or "skipped" (an expected failure is "skipped")."""
     location: Location | None = _absent()  # noqa: RUF009 - it is a field
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that it ran on."""
 
     @property
     def headline(self) -> str:
@@ -632,15 +634,45 @@ class Environment:
         return {name: text for name, text in known.items() if text}
 
 
+@dataclass(frozen=True)
+class MachineRecord:
+    """One of the machines whose reports were merged: what it is called there, its report's path, where it ran."""
+
+    name: str
+    file: str
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class MissingRecord:
+    """A test that was to check something and left no record, and why."""
+
+    nodeid: str
+    reason: str
+    outcome: str | None = None
+    """How pytest's test ended: "passed", "failed" or "skipped"; None: it did not end."""
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that lacks it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict."""
+    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
+
+    Of reports that were merged, `environment` is what their machines have in common.
+    """
 
     schema_version: int = SCHEMA_VERSION
     tool: Library = Library()
     environment: Environment
     checks: tuple[CheckRecord, ...]
     summary: Mapping[str, int] = field(default_factory=dict)
+    planned: int | None = _absent()
+    """How many tests were to check something: those of `checks` and those of `missing`."""
+    missing: tuple[MissingRecord, ...] = _absent((), beside="planned")
+    stopped: str | None = _absent(beside="planned")
+    """Why the run ended before every test had run."""
+    machines: tuple[MachineRecord, ...] = _absent(())
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
