@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "release":
             return _release(Path(given.folder), [Path(each) for each in given.others])
         if given.command == gate_command.NAME:
-            return gate_command.run(given)
+            return gate_command.run(given, _width())
         if given.command == "merge":
             return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)
@@ -102,14 +102,13 @@ def _diff(given: argparse.Namespace) -> int:
     if given.markdown:
         print(diff_text.markdown(found, names), end="")
     else:
-        width = max(60, shutil.get_terminal_size((diff_text.DEFAULT_WIDTH, 24)).columns)
-        print("\n".join(diff_text.lines(found, names, width)))
+        print("\n".join(diff_text.lines(found, names, _width())))
     bad = given.fail_on != "never" and found.is_worse
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
 
 
 def _merge(given: argparse.Namespace) -> int:
-    from pytest_trtcheck.report import html, json_report, merge, terminal
+    from pytest_trtcheck.report import html, json_report, merge
     from pytest_trtcheck.report.view import failed, missing
 
     if given.html:
@@ -119,11 +118,15 @@ def _merge(given: argparse.Namespace) -> int:
         json_report.save(given.output, found)
     if given.html:
         html.save(given.html, found)
-    width = shutil.get_terminal_size((terminal.DEFAULT_WIDTH, 24)).columns
-    print(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, width)))
-    bad = not found.checks or missing(found) or any(map(failed, found.checks))
-    bad = bad or (given.require_all and merge.gaps(found))
-    return WORSE if bad else NOTHING_WORSE
+    print(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
+    is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
+    return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+
+
+def _width() -> int:
+    from pytest_trtcheck.report.diff_text import DEFAULT_WIDTH
+
+    return max(60, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
 
 
 def _release(folder: Path, others: Sequence[Path]) -> int:

@@ -119,9 +119,8 @@ def test_reports_without_a_check_are_no_pass(merging: Merging) -> None:
 
 
 def test_a_run_that_was_cut_short_fails(merging: Merging) -> None:
-    cut = replace(
-        PASSING, missing=(MissingRecord("t.py::test_z", "its process died"),), planned=len(PASSING.checks) + 1
-    )
+    dead = MissingRecord("t.py::test_z", "its process died")
+    cut = replace(PASSING, missing=(dead,), planned=len(PASSING.checks) + 1)
     status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", cut), options=("-o", "merged.json"))
     assert status == 1
     assert f"L4: not in this report: 1 of {len(PASSING.checks) + 1} tests with checks: t.py::test_z (its" in text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 
 from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.report.gate_questions import ALLOWABLE, Limits
@@ -84,8 +83,8 @@ def _allowed(text: str) -> frozenset[str]:
     return names
 
 
-def run(given: argparse.Namespace) -> int:
-    """Judge, and print; the exit status.
+def run(given: argparse.Namespace, width: int) -> int:
+    """Judge, and print in lines of at most `width` columns; the exit status.
 
     Raises
     ------
@@ -94,7 +93,6 @@ def run(given: argparse.Namespace) -> int:
     """
     from pytest_trtcheck.record.files import write_text
     from pytest_trtcheck.report import gate, gate_text, json_report
-    from pytest_trtcheck.report.diff_text import DEFAULT_WIDTH
 
     names = given.old, given.new
     limits = Limits(
@@ -110,7 +108,6 @@ def run(given: argparse.Namespace) -> int:
     if given.markdown:
         print(gate_text.markdown(found, names), end="")
     else:
-        width = max(60, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
         print("\n".join(gate_text.lines(found, names, width)))
     if given.json:
         text = json.dumps(jsonable(gate_text.data(found, names, status)), indent=2, allow_nan=False, ensure_ascii=False)
