@@ -37,6 +37,7 @@ from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import TOOL, is_bad, jsonable
+from pytest_trtcheck.record.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -182,7 +183,7 @@ def folder_name(nodeid: str) -> str:
 def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
     """Whether `folder` holds the bundle of the same failure: a test that is run again does not fill the disk."""
     try:
-        found = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / BUNDLE_FILE)
         same: bool = found["content_sha256"] == about["content_sha256"]
         return same and next(problems(folder, found), None) is None
     except (OSError, ValueError, TypeError, KeyError):

@@ -212,6 +212,10 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
 
     if not path.exists():
         raise ModelError(f"{label}: no such file", f"looked for {path}")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it") from error
     if not path.is_file():
         raise ModelError(f"{label}: is {'a directory' if path.is_dir() else 'a pipe or a device'}, not an ONNX file")
     try:

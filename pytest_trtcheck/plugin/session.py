@@ -12,7 +12,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -267,4 +267,4 @@ def _show(config: pytest.Config, line: str) -> None:
         return
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         reporter.ensure_newline()
-        reporter.write_line(f"trtcheck: {line} …", light=True)
+        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)

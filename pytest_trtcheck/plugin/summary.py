@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.errors import CheckError, first_line, unforeseen
+from pytest_trtcheck.errors import CheckError, first_line, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
@@ -258,6 +258,6 @@ class Collector:
             terminalreporter.section("inference checks")
             terminal.show(self._shown, terminalreporter)
         for line in self._told:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(visible(line))
         for problem in self._problems:
-            terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)
+            terminalreporter.write_line(visible(f"ERROR: {problem}"), red=True, bold=True)

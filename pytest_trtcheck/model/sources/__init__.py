@@ -98,8 +98,10 @@ class Opening:
         path = Path(str(source)).expanduser()
         tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(self.folders)]
         for candidate in tried:
-            if candidate.exists():
+            if candidate.is_file() or candidate.is_dir():
                 return candidate
+            if candidate.exists():
+                raise ModelError(f"{source}: is a pipe or a device, no {what}")
         raise ModelError(f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}")
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:
