@@ -60,6 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument("folder", metavar="DIR", help="the release")
     command.add_argument("others", metavar="OTHER", nargs="*", help="folders to put into it")
+    command = commands.add_parser(
+        "merge",
+        help="the reports of many machines as one: model × GPU, one verdict",
+        description="Join JSON reports (--trt-report) of many machines: a table of models and machines, one verdict, "
+        "one exit status.",
+        epilog="exit status: 0 where no check of any report failed; 1 where one did, was an error or inconclusive, or, "
+        "with --require-all, is not in every report, was not measured or was emulated; 2 where a file cannot be read "
+        "as a report",
+    )
+    command.add_argument("reports", metavar="REPORT.json", nargs="+", help="a machine's report, or a merged one")
+    command.add_argument("-o", "--output", metavar="FILE.json", help="write the merged report")
+    command.add_argument("--html", metavar="FILE.html", help="write it as one page")
+    command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
+    command.add_argument("--require-all", action="store_true", help="every check run and measured on the GPU of each")
     _add_record(commands)
     given = parser.parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
@@ -68,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "release":
             return _release(Path(given.folder), [Path(each) for each in given.others])
+        if given.command == "merge":
+            return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)
     except CheckError as error:
         print(visible(f"ERROR: {error}"), file=sys.stderr)
@@ -86,6 +102,23 @@ def _diff(given: argparse.Namespace) -> int:
         print("\n".join(diff_text.lines(found, names, width)))
     bad = given.fail_on != "never" and found.is_worse
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
+
+
+def _merge(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.report import html, json_report, merge, terminal
+    from pytest_trtcheck.report.view import failed, missing
+
+    if given.html:
+        html.require()
+    found = merge.merge([(each, json_report.read(each)) for each in given.reports])
+    if given.output:
+        json_report.save(given.output, found)
+    if given.html:
+        html.save(given.html, found)
+    width = shutil.get_terminal_size((terminal.DEFAULT_WIDTH, 24)).columns
+    print(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, width)))
+    is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
+    return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
 
 
 def _release(folder: Path, others: Sequence[Path]) -> int:

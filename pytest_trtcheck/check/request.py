@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pytest_trtcheck import compare
     from pytest_trtcheck.backends.base import Backend, Built, Runner
     from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
+    from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
-    from pytest_trtcheck.latency.baselines import Baselines
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import Provider

@@ -222,6 +222,14 @@ def digest(case: Mapping[str, NDArray[Any]]) -> str:
     return total.hexdigest()
 
 
+def digest_of(cases: Iterable[Case]) -> str:
+    """Identity of several cases, in their order."""
+    total = hashlib.sha256()
+    for case in cases:
+        total.update(digest(case).encode())
+    return total.hexdigest()
+
+
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 

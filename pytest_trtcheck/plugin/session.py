@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_trtcheck.backends.base import Backend
+    from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu.device import Detection
-    from pytest_trtcheck.latency.baselines import Baselines
     from pytest_trtcheck.record import Environment
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -205,18 +205,18 @@ class Session:
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
-        """What `--trt-baseline` names, read; None without it.
+        """What `--trt-baseline` names; None without it.
 
         Raises
         ------
         ReportError
-            The directory is not there, or a file in it cannot be read.
+            The directory is not there.
         """
         if self.baseline_dir is None:
             return None
-        from pytest_trtcheck.latency import baselines
+        from pytest_trtcheck import baselines
 
-        return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+        return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
     def checker(self) -> Checker:

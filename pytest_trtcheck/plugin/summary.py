@@ -186,8 +186,8 @@ class Collector:
             self._problems.append(f"--trt-export: {error}")
 
     def _update_baselines(self) -> None:
+        from pytest_trtcheck import baselines
         from pytest_trtcheck.errors import plural
-        from pytest_trtcheck.latency import baselines
         from pytest_trtcheck.plugin.session import session_of
 
         directory = session_of(self._config).baseline_dir

@@ -10,14 +10,14 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.metrics import recorded
-from pytest_trtcheck.record import SEVERITY, Conditions, Verdict
+from pytest_trtcheck.record import BASELINE, SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
 from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_trtcheck.latency.baselines.distribution import Distribution
+    from pytest_trtcheck.latency.distribution import Distribution
     from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
@@ -108,7 +108,12 @@ def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
 
 
 def _by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
-    return {(judged.output or "", judged.metric): judged for judged in judgements(record)}
+    # What a baseline allowed is no limit of the test's: that an error rose is a change of verdict.
+    return {
+        (judged.output or "", judged.metric): judged
+        for judged in judgements(record)
+        if not (judged.source or "").startswith(BASELINE)
+    }
 
 
 def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterator[Change]:
@@ -152,16 +157,7 @@ def _cost(judged: Judgement) -> float:
 
 
 def _cost_of(judged: Judgement, value: float | None) -> float:
-    """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
-    if value is None or math.isnan(value):
-        return math.inf
-    metric = recorded(judged.metric, at_least=judged.is_least)
-    if not metric.at_least:
-        # Infinity is bad, and still a number: below what could not be computed.
-        return max(0.0, min(value, 1e308))
-    if metric.relative:
-        return metric.relative.inverse(value)
-    return min(1 / value, 1e308) if value > 0 else 1e308
+    return recorded(judged.metric, at_least=judged.is_least).cost(value)
 
 
 def _value(judged: Judgement) -> str:
@@ -201,7 +197,7 @@ def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
     if old.cuda_graph != new.cuda_graph:
         words = ["as a CUDA graph" if details.cuda_graph else "without a CUDA graph" for details in (old, new)]
         return f"not compared: launched {words[0]} before, {words[1]} now"
-    from pytest_trtcheck.latency.baselines import other_clocks
+    from pytest_trtcheck.latency.comparison import other_clocks
 
     clocks = other_clocks(old.conditions or Conditions(), new.conditions or Conditions())
     return f"not compared: {'; '.join(clocks)}" if clocks else ""
@@ -212,7 +208,7 @@ def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) ->
     before, after = _distribution(old, nodeid), _distribution(new, nodeid)
     if before is None or after is None:
         return "untested", "could not be tested: a report has no distribution", 0.0
-    from pytest_trtcheck.latency.baselines.comparison import compare
+    from pytest_trtcheck.latency.comparison import compare
 
     slower, faster = compare(after, before, name=name), compare(before, after, name=name)
     allowed = 1 + slower.min_slowdown
@@ -238,7 +234,7 @@ def _distribution(latency: LatencyRecord, nodeid: str) -> Distribution | None:
     data = latency.details.distribution
     if data is None:
         return None
-    from pytest_trtcheck.latency.baselines.distribution import Distribution
+    from pytest_trtcheck.latency.distribution import Distribution
 
     try:
         return Distribution.from_json(data)

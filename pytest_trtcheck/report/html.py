@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.errors import MissingDependencyError, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, plots
+from pytest_trtcheck.report import builds, describe, merge, plots
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
+    WORDS,
     BudgetView,
     Judgement,
     budgets,
@@ -38,12 +39,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from pytest_trtcheck.record import CheckRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.report.merge import Cell
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_NAME = 56
-_WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
-"""Verdicts, the ones to look at first come first."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Row:
     @property
     def rank(self) -> int:
         """What sorts the verdicts: the ones to look at first come first."""
-        return _WORDS.index(self.word)
+        return WORDS.index(self.word)
 
     @property
     def used(self) -> float | None:
@@ -171,10 +171,12 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
     words = Counter(row.word for row in rows)
     return {
         "rows": rows,
-        "words": [(word, words[word]) for word in _WORDS if words[word]],
+        "words": [(word, words[word]) for word in WORDS if words[word]],
         "bad": sum(failed(record) for record in checks),
         "precisions": sorted({record.precision for record in checks if record.precision}),
         "evidences": sorted({record.evidence for record in checks if record.evidence}),
+        "machines": [machine.name for machine in run.machines],
+        "fleet": _fleet(run, rows),
         "emulated": len(emulated(checks)),
         "not_measured": not_measured(checks),
         "notes": [*((said, 1) for said in [missing(run)] if said), *notes(checks)],
@@ -184,6 +186,15 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
         "environment": {"GPU": "none", "TensorRT": "not installed"} | run.environment.described(),
         "tool": run.tool,
     }
+
+
+def _fleet(run: RunRecord, rows: Sequence[Row]) -> list[tuple[str, str | None, list[tuple[Cell, int | None]]]]:
+    """Models and machines of a merged report: each cell with the place of its worst check among the rows."""
+    places = {id(row.record): place for place, row in enumerate(rows, 1)}
+    return [
+        (row.model, row.precision, [(cell, places.get(id(cell.worst))) for cell in row.cells])
+        for row in merge.fleet(run)
+    ]
 
 
 def _jinja() -> Environment:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord, LatencyRecord, MissingRecord, ParityRecord, RunRecord
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
+"""What `verdict_word` says, the ones to look at first come first."""
 AT_LEAST = frozenset(metric.name for metric in METRICS.values() if metric.at_least)
 """Built-in metrics whose limit is the least they may be: they are in decibels."""
 
@@ -211,7 +213,7 @@ def labels(records: Sequence[CheckRecord]) -> list[str]:
     The model's file name, with as many parent directories as it takes to name one model; checks that would still look
     the same get the parameters of their test, or its name.
     """
-    names = _short_names({record.model for record in records})
+    names = short_names({record.model for record in records})
     plain = [names[record.model] for record in records]
     rows = [(name, record.precision, record.evidence) for name, record in zip(plain, records, strict=True)]
     repeated = {row for row, count in Counter(rows).items() if count > 1}
@@ -287,7 +289,7 @@ def _budget(latency: LatencyRecord, budget: BudgetRecord) -> BudgetView:
     )
 
 
-def _short_names(models: Iterable[str]) -> dict[str, str]:
+def short_names(models: Iterable[str]) -> dict[str, str]:
     """Each model by the shortest tail of its path that no other model shares."""
     parts = {model: [one_line(part) for part in PurePath(model).parts] or [model] for model in models}
     depth = {model: 2 if PurePath(model).stem in _GENERIC_STEMS else 1 for model in parts}
