@@ -17,7 +17,7 @@ from pytest_trtcheck import bundle
 from pytest_trtcheck.cache import Cache, format_bytes
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ModelError, ReportError, visible
-from pytest_trtcheck.model import memory, npz, onnx_model
+from pytest_trtcheck.model import graph, memory, npz, onnx_model
 from pytest_trtcheck.record.files import read_json
 from pytest_trtcheck.report import json_report
 from pytest_trtcheck.spec import ParitySpec
@@ -251,3 +251,31 @@ def test_a_message_that_nobody_can_read_is_cut() -> None:
 def test_text_of_every_language_stays() -> None:
     for text in ("naïve 模型 ✓ 👩‍🔬 می‌خواهم a\tb\n", ""):
         assert visible(text) == text
+
+
+# --- files with hard links -------------------------------------------------------------------------------------------
+
+
+def test_data_files_may_have_hard_links(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own, of which a package manager keeps a second name; and a bundle leaves those of the cache alone."""
+    monkeypatch.setattr(graph, "EXTERNAL_DATA_THRESHOLD", 0)
+    onnx.save(
+        onnx_models.conv_net(),
+        suite.path / "linked.onnx",
+        save_as_external_data=True,
+        location="linked.data",
+        size_threshold=0,
+    )
+    (suite.path / "again").hardlink_to(suite.path / "linked.data")
+    suite.write(
+        test_linked="@trt_parity('linked.onnx', batch=1, precision=['fp16', 'int8'], tol=1e-9)\ndef test_a(): ...\n"
+    )
+    suite.write(
+        conftest="@pytest.fixture\ndef trt_calibration(): return [{'image': np.ones((1, 3, 16, 16), np.float32)}]\n"
+    )
+    for _ in range(2):
+        run = suite.run("--trt-bundle=bundles", "--trt-cache-dir=cache")
+        assert [each["verdict"] for each in run.checks] == ["fail", "fail"], run.text
+    assert list(suite.path.rglob("cache/**/*.data"))
+    assert all(path.stat().st_nlink == 1 for path in suite.path.rglob("cache/**/*") if path.is_file())
+    assert len(list((suite.path / "bundles").rglob("*.data"))) == 4

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -196,7 +195,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
     notes: list[str] = []
     stored = _store(model.path, work / "model", bounds)
     same = lowered.path == model.path
-    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds, link=True)
+    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds)
     for what, each in {"model": stored, "lowered model": stored_lowered}.items():
         if "path" in each and not (same and what == "lowered model"):
             notes.append(
@@ -243,15 +242,14 @@ def _store_engine(known: Known, work: Path, bounds: Bounds, notes: list[str]) ->
         return {"engine": {**about, "path": str(file.path.resolve())}}
     target = work / "engine" / "engine.plan"
     target.parent.mkdir()
-    _copy(file.path, target, link=False)
+    shutil.copyfile(file.path, target)
     return {"engine": {**about, "file": "engine/engine.plan"}}
 
 
-def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
+def _store(path: Path, folder: Path, bounds: Bounds) -> dict[str, Any]:
     """Put a model into the bundle with its external data; where it is too large, say where it lies.
 
-    Only our own files in the cache, which nobody writes into, may be linked: exporting a model again writes into the
-    file that is there, and would change a linked one in the bundle.
+    Nothing is linked: exporting a model again writes into the file that is there, and libraries refuse linked files.
     """
     external = onnx_model.external_files(path)
     total = path.stat().st_size + sum(file.stat().st_size for file in {file.resolve() for file in external.values()})
@@ -262,16 +260,8 @@ def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> d
         target = folder / location
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            _copy(file.resolve(), target, link=link)
+            shutil.copyfile(file.resolve(), target)
     return {"file": f"{folder.name}/{name}", "bytes": total}
-
-
-def _copy(source: Path, target: Path, *, link: bool) -> None:
-    if link:
-        with suppress(OSError):
-            target.hardlink_to(source)
-            return
-    shutil.copyfile(source, target)
 
 
 def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:

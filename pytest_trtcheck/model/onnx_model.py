@@ -207,6 +207,29 @@ def external_files(path: Path, label: str | None = None) -> dict[str, Path]:
     return _external_files(_parse(path, label), path.parent, label)
 
 
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The graph of the model at `path`, its external data by absolute paths.
+
+    They were looked at here, so that no library has to: some refuse a file that has hard links, which package managers
+    and copies that save space make of every file.
+
+    Raises
+    ------
+    ModelError
+        As `load` does.
+    """
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    proto = _parse(path, str(path))
+    external = [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
+    files = _external_files(proto, path.parent, str(path)) if external else {}
+    for tensor in external:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(files[entry.value].absolute())
+    return proto
+
+
 def _parse(path: Path, label: str) -> onnx.ModelProto:
     import onnx
 
