@@ -236,6 +236,7 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
+            time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),

@@ -305,6 +305,28 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
+class LayerRecord:
+    """A layer of an engine, by the engine inspector; what it takes, by TensorRT's profiler.
+
+    What a field tells is not told everywhere: a layer may name no ONNX node, and one that was never timed has no time.
+    """
+
+    name: str
+    kind: str | None = _absent()
+    """TensorRT's word for it, such as "CaskConvolution"."""
+    precision: str | None = _absent()
+    """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
+    nodes: tuple[str, ...] = _absent(())
+    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    moves: tuple[str, ...] = _absent(())
+    """Those that only move, convert or choose values."""
+    time_ms: float | None = _absent()
+    """The median of what it took in a run, beside others that were timed too."""
+    bounds_ms: tuple[float, float] | None = _absent()
+    """Confidence bounds of that."""
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """The engine that was built or taken from the cache; or that exists, whose key is its SHA-256."""
 
@@ -315,6 +337,10 @@ class EngineRecord:
     bytes: int
     device_memory_bytes: int | None = None
     layers_by_precision: Mapping[str, int] | None = None
+    layers: tuple[LayerRecord, ...] = _absent(())
+    """Every layer, in the order of the engine, as far as the engine inspector tells."""
+    layers_untimed: str | None = _absent()
+    """Why the layers have no times, where they were to be timed."""
     sha256: str | None = None
     """Of the serialized engine: two builds of one key need not be the same bytes."""
     aux_streams: int | None = _absent()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, plural, visible
+from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, merge, plots
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from pytest_trtcheck.record import CheckRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.record import CheckRecord, LayerRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
     from pytest_trtcheck.report.merge import Cell
     from pytest_trtcheck.report.view import Run
 
@@ -48,15 +48,18 @@ _LONGEST_NAME = 56
 
 @dataclass(frozen=True)
 class Room:
-    """How much of a check the page has room for: outputs, tensors and points of a curve, characters of a message."""
+    """How much of a check the page has room for: outputs, tensors and points of a curve, layers, characters of a
+    message.
+    """
 
     outputs: int
     tensors: int
     points: int
+    layers: int
     message: int
 
 
-_ROOMS = (Room(12, 5, 160, 4000), Room(4, 3, 80, 900), Room(2, 2, 50, 200))
+_ROOMS = (Room(12, 5, 160, 10, 4000), Room(4, 3, 80, 5, 900), Room(2, 2, 50, 0, 200))
 _LARGEST_PAGE = 950_000
 """In bytes. A page that is larger says less of each check, as long as that helps: it should be small enough to mail."""
 
@@ -85,6 +88,8 @@ class Row:
     outputs_left_out: int
     blame: BlameRecord
     tensors: Sequence[TensorRecord]
+    layers: Sequence[tuple[LayerRecord, float]]
+    layers_left_out: int
     message: str
 
     @property
@@ -213,6 +218,8 @@ def _jinja() -> Environment:
     environment.filters["sortable"] = _sortable
     environment.filters["value"] = _element
     environment.globals["plural"] = plural
+    environment.globals["listed"] = listed
+    environment.globals["shortened"] = lambda text: shorten_middle(one_line(text), _LONGEST_NAME)
     return environment
 
 
@@ -231,6 +238,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
     )
     shown = all_outputs[: room.outputs]
     measured = budgets(record)
+    timed = _slowest(record)
     message = record.message or ""
     return Row(
         record=record,
@@ -245,8 +253,17 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         outputs_left_out=len(all_outputs) - len(shown),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
+        layers=timed[: room.layers],
+        layers_left_out=max(0, len(timed) - room.layers),
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
     )
+
+
+def _slowest(record: CheckRecord) -> list[tuple[LayerRecord, float]]:
+    """The layers that were timed, each with its share of the time of all, the one that takes longest first."""
+    layers = [layer for layer in (record.engine.layers if record.engine else ()) if layer.time_ms is not None]
+    total = sum(layer.time_ms or 0.0 for layer in layers) or 1.0
+    return sorted(((layer, (layer.time_ms or 0.0) / total) for layer in layers), key=lambda pair: -pair[1])
 
 
 def _by_output(record: CheckRecord) -> dict[str | None, Judgement]:
