@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +76,15 @@ class Session:
     def _cache_dir(cls, config: pytest.Config) -> Path:
         given = settings.value(config, "trt_cache_dir")
         if given:
-            return Path(config.invocation_params.dir, given).expanduser()
+            return settings.path(config, given)
         import platformdirs
 
-        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        try:
+            found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        except RuntimeError:
+            found = Path("~")
+        # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
+        return found if found.is_absolute() else Path(tempfile.gettempdir(), f"pytest-trtcheck-{os.getuid()}")
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
@@ -146,7 +153,7 @@ class Session:
                         path.unlink()
 
     def _path(self, given: str) -> Path:
-        return Path(self.config.invocation_params.dir, given).expanduser()
+        return settings.path(self.config, given)
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -159,7 +166,7 @@ class Session:
             return None
         from pytest_trtcheck.bundle import Writer
 
-        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+        return Writer(self._path(shown), shown, nodeid)
 
     def environment(self, backend: str | None) -> Environment:
         """Versions and GPU; `backend` names the TensorRT module that was used."""
@@ -201,7 +208,7 @@ class Session:
     def baseline_dir(self) -> Path | None:
         """Where `--trt-baseline` keeps baselines."""
         given = self.get("trt_baseline")
-        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+        return self._path(given) if given else None
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:

@@ -175,7 +175,7 @@ class Collector:
             session = session_of(self._config)
             judged = session.checker.judged_gpu()
             done = export.write(
-                self._config.invocation_params.dir / folder,
+                settings.path(self._config, folder),
                 self.records,
                 session.cache,
                 gpu=judged.product if judged else None,
@@ -211,7 +211,7 @@ class Collector:
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         run = Run(
             self._record,
-            path and self._config.invocation_params.dir / path,
+            settings.path(self._config, path) if path else None,
             self._config.rootpath,
             reporter._tw.fullwidth if reporter else 80,
         )

@@ -14,6 +14,14 @@ from pytest_trtcheck.errors import ReportError
 _MOST_JSON_BYTES = 1 << 30
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with the home directory for `~`; as it is where there is none, as for a container's nameless user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A regular file, open for reading; an OSError if it is none: opening a pipe that nobody writes to has no end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
