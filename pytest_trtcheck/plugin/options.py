@@ -17,6 +17,7 @@ from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pytest
 
@@ -125,6 +126,13 @@ def value(config: pytest.Config, option: str | Option) -> Any:
     if isinstance(option, str):
         option = _BY_NAME[option]
     return resolve(option, config.getoption(option.name, None), config.getini(option.name))
+
+
+def path(config: pytest.Config, given: str) -> Path:
+    """What an option of the kind "path" names: relative ones are below the directory that pytest was called in."""
+    from pytest_trtcheck.record.files import expanded
+
+    return config.invocation_params.dir / expanded(given)
 
 
 def flag(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -78,10 +79,15 @@ class Session:
     def _cache_dir(cls, config: pytest.Config) -> Path:
         given = settings.value(config, "trt_cache_dir")
         if given:
-            return Path(config.invocation_params.dir, given).expanduser()
+            return settings.path(config, given)
         import platformdirs
 
-        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        try:
+            found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        except RuntimeError:
+            found = Path("~")
+        # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
+        return found if found.is_absolute() else Path(tempfile.gettempdir(), f"pytest-trtcheck-{os.getuid()}")
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
@@ -151,7 +157,7 @@ class Session:
                         path.unlink()
 
     def _path(self, given: str) -> Path:
-        return Path(self.config.invocation_params.dir, given).expanduser()
+        return settings.path(self.config, given)
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -164,7 +170,7 @@ class Session:
             return None
         from pytest_trtcheck.bundle import Writer
 
-        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+        return Writer(self._path(shown), shown, nodeid)
 
     def environment(self, backend: str | None) -> Environment:
         """Versions and GPU; `backend` names the TensorRT module that was used."""
@@ -206,7 +212,7 @@ class Session:
     def baseline_dir(self) -> Path | None:
         """Where `--trt-baseline` keeps baselines."""
         given = self.get("trt_baseline")
-        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+        return self._path(given) if given else None
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
@@ -318,4 +324,4 @@ def _show(config: pytest.Config, line: str) -> None:
         return
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         reporter.ensure_newline()
-        reporter.write_line(f"trtcheck: {line} …", light=True)
+        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
