@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pytest_trtcheck.backends.base import Acceptance, Backend
@@ -18,17 +18,18 @@ from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.model import onnxruntime as ort
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Built, Machine, Runner, TimedRuns
     from pytest_trtcheck.backends.onnxruntime.options import Counterparts
+    from pytest_trtcheck.backends.tensorrt.module import ModuleName
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence, PartitionRecord
-    from pytest_trtcheck.spec import BuildOptions, InputMapping
+    from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class OrtProvider(Backend):
     says: ClassVar[str]
     """As messages call it, before the version."""
     counterparts: ClassVar[Counterparts]
+    ships: ClassVar[tuple[ModuleName, ...]] = ()
+    """The TensorRT that it hands models to."""
 
     @property
     def title(self) -> str:
@@ -66,16 +69,30 @@ class OrtProvider(Backend):
         """On the GPU that is here; without one, the emulation of the precision stands in."""
         cls.require()
         if machine.detected is None:
-            return cls._stand_in(f"{cls.says} did not run: {machine.no_gpu}")
-        return cls._on(machine.detected)
+            why = f"{cls.full_name()} did not run: {cls.without_gpu(machine.no_gpu)}"
+            return EmulatedProvider(why, cls.ships, provider=cls)
+        return cls(machine.detected)
 
     @classmethod
-    def _on(cls, gpu: Gpu) -> Backend:
-        return cls(gpu)
+    def without_gpu(cls, why: str) -> str:
+        """Why it does not run where there is no GPU."""
+        return why
 
     @classmethod
-    def _stand_in(cls, why: str) -> Backend:
-        return EmulatedProvider(why)
+    def refusal(cls, precision: Precision) -> str | None:
+        """Why it cannot compute in a precision, wherever it runs."""
+        del precision
+        return None
+
+    def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
+        """What it can't anywhere."""
+        del op_types
+        return self.refusal(precision)
+
+    @classmethod
+    def full_name(cls) -> str:
+        """As messages call it before it is known to be there."""
+        return f"ONNX Runtime's {cls.says}"
 
     def versions(self) -> dict[str, str]:
         """ONNX Runtime, and the CUDA that it was built for."""
@@ -160,8 +177,35 @@ def _with_what_ran(groups: Sequence[placement.Group] | None, profile: placement.
 
 @dataclass(frozen=True)
 class EmulatedProvider(Emulated):
-    """What stands in for a provider that takes more than TensorRT does."""
+    """What stands in for a provider where no GPU is; what that refuses is refused here too.
 
-    def accepts(self, *_: object, **__: object) -> Acceptance:
-        """Nothing is known to stand against a model."""
-        return Acceptance()
+    Parameters
+    ----------
+    provider
+        What it stands for.
+    """
+
+    provider: type[OrtProvider] = field(kw_only=True)
+
+    @property
+    def builds_for(self) -> str:
+        """The provider."""
+        return self.provider.full_name()
+
+    def accepts(
+        self, lowered: Lowered, label: str, options: BuildOptions, cache: Cache, *, will_build: bool
+    ) -> Acceptance:
+        """By its options; and by TensorRT's parser or the tables, where the provider is of TensorRT."""
+        self.provider.counterparts.of(options, self.provider.full_name())
+        if not self.ships:
+            return Acceptance()
+        return super().accepts(lowered, label, options, cache, will_build=will_build)
+
+    def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
+        """As the provider."""
+        return self.provider.refusal(precision) or super().why_not(precision, op_types)
+
+    def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
+        """Why the provider did not run."""
+        del built, runner
+        return (self.no_engine,)

@@ -17,7 +17,6 @@ from pytest_trtcheck.backends.onnxruntime.options import profile_shapes
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import plan_file
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
-from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.layers import unproved
 from pytest_trtcheck.backends.tensorrt.module import available, hash_plugin
 from pytest_trtcheck.cache import Key, hash_file
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pytest_trtcheck.backends.base import Acceptance, Backend, EngineSpec, Runner
+    from pytest_trtcheck.backends.base import Acceptance, EngineSpec, Runner
     from pytest_trtcheck.backends.onnxruntime.session import ProviderRunner
-    from pytest_trtcheck.backends.tensorrt.module import ModuleName
     from pytest_trtcheck.cache import Cache, Entry
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
@@ -49,8 +47,6 @@ class CompilingProvider(OrtProvider):
     """A provider that hands subgraphs to TensorRT, which builds an engine of each."""
 
     builds: ClassVar[bool] = True
-    module: ClassVar[ModuleName]
-    """TensorRT's own package, which tells what an engine's layers compute in, where it is installed."""
     prefix: ClassVar[str]
     """Before the names of the provider's options."""
     compile_by: ClassVar[str]
@@ -66,11 +62,7 @@ class CompilingProvider(OrtProvider):
         """Its options are looked at; what TensorRT does not take would fall back, and is an error as it is there."""
         del will_build
         self.options(options)
-        return acceptance(lowered, label, (self.module,), options, cache)
-
-    @classmethod
-    def _stand_in(cls, why: str) -> Backend:
-        return Emulated(why, (cls.module,))
+        return acceptance(lowered, label, self.ships, options, cache)
 
     def versions(self) -> dict[str, str]:
         """ONNX Runtime and what the engines are of."""
@@ -141,9 +133,9 @@ class CompilingProvider(OrtProvider):
 
     def _layers(self, folder: Path, cache: Cache) -> tuple[dict[str, int] | None, str]:
         """What the engine's layers compute in, by TensorRT's own inspector; or None, and why nothing tells."""
-        module = available(self.module)
+        module = available(*self.ships)
         if module is None:
-            return None, f"{self.module} is not installed, whose engine inspector would tell"
+            return None, f"{self.ships[0]} is not installed, whose engine inspector would tell"
         try:
             file = plan_file.opened(folder / building.CONTEXT, building.CONTEXT, cache)
             if file.version and file.version[:3] != module.release[:3]:

@@ -11,7 +11,7 @@ from pytest_trtcheck.backends.onnxruntime.options import Counterparts, as_is
 from pytest_trtcheck.choices import quantized_part
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_trtcheck.backends.base import Built, Runner
     from pytest_trtcheck.model.inputs import Case
@@ -39,18 +39,18 @@ class OrtCuda(OrtProvider):
     @classmethod
     def require(cls) -> None:
         """See that onnxruntime-gpu is installed, and finds the CUDA that it was built for."""
-        installed.require_provider(cls.provider, cls.says)
+        installed.require_provider(cls.provider, cls.full_name())
         cuda = installed.cuda_version()
         installed.require_library(
             _LIBRARY,
-            f"ONNX Runtime's {cls.says}",
+            cls.full_name(),
             f"this onnxruntime-gpu is built for CUDA {cuda}: pip install 'onnxruntime-gpu[cuda,cudnn]', or a PyTorch "
             f"for that CUDA, which brings the same libraries",
         )
 
-    def why_not(self, precision: Precision, op_types: Collection[str]) -> str | None:
+    @classmethod
+    def refusal(cls, precision: Precision) -> str | None:
         """INT8 and FP8 are computed in float there: the Q/DQ nodes round, and what lies between them does not."""
-        del op_types
         if (kind := quantized_part(precision)) is None:
             return None
         return (

@@ -10,6 +10,7 @@ import functools
 import importlib
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,8 +43,10 @@ with contextlib.redirect_stdout(io.StringIO()):
             found["tensorrt"] = ctypes.CDLL(name).getInferLibVersion()
 print(json.dumps(found))
 """
+# "[ONNXRuntimeError] : 1 : FAIL : " and "/onnxruntime_src/….cc:12 void f(int) ".
+_ORIGIN = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(?:cc|h):\d+ .*?\) )")
 _PROBE_TIMEOUT_S = 120
-DRIVER = ("libcuda.so.1", "nvcuda.dll")
+DRIVER = ("libcuda.so.1", "libnvidia-ml.so.1", "nvcuda.dll", "nvml.dll")
 """The libraries that come with a GPU's driver alone."""
 
 
@@ -138,6 +141,8 @@ def cuda_version() -> str:
 
 
 def quoted(error: Exception) -> str:
-    """What ONNX Runtime said, without the places in its own source."""
+    """What ONNX Runtime said, without its codes and the places in its own source."""
     text = first_line(error)
-    return text.rpartition(" : ")[2] if text.startswith("[ONNXRuntimeError]") else text
+    while text != (shorter := _ORIGIN.sub("", text)):
+        text = shorter
+    return text

@@ -66,7 +66,7 @@ def _no_counterpart(title: str, name: str, value: object, why: str) -> ArgumentE
 
 def as_is(name: str) -> Written:
     """The value under another name; True is 1."""
-    return lambda value: {name: str(int(value)) if isinstance(value, bool) else str(value)}
+    return lambda value: {name: str(int(value))}
 
 
 def mib(name: str) -> Written:

@@ -76,9 +76,10 @@ def open_session(path: Path, options: Any, providers: Sequence[tuple[str, Mappin
         # Else it retries on the CPU, having printed what went wrong.
         session = module.InferenceSession(str(path), options, enable_fallback=0, **chosen)
     except Exception as error:
+        lacks = "NOT_IMPLEMENTED" in str(error)
         raise ModelError(
-            f"{label}: ONNX Runtime cannot load it there: {installed.quoted(error)}",
-            "an operator or type that the provider lacks is named above; keep_fp32= leaves nodes as they are",
+            f"{label}: ONNX Runtime cannot load it: {installed.quoted(error)}",
+            "no provider has that operator in that type: keep it out of the precision with keep_fp32=" * lacks,
         ) from error
     for name, _ in providers[:1]:
         if name not in session.get_providers():

@@ -32,10 +32,15 @@ _LIBRARY = "onnxruntime_providers_tensorrt"
 _TIMINGS, _TIMINGS_NAME = "timings", "timings.name"
 
 
+_ON = "True"
+"""This provider takes no 1."""
+_ENGINES = "engines"
+
+
 def _hardware(value: str) -> dict[str, str]:
     if value != "ampere_plus":
         raise ValueError("it has Ampere and later alone, 'ampere_plus'")
-    return {"trt_engine_hw_compatible": "1"}
+    return {"trt_engine_hw_compatible": _ON}
 
 
 def _preview(names: Sequence[str]) -> dict[str, str]:
@@ -60,7 +65,7 @@ class OrtTensorRT(CompilingProvider):
     provider: ClassVar[str] = _PROVIDER
     says: ClassVar[str] = "TensorRT provider"
     how: ClassVar[str] = "on the GPU by ONNX Runtime's TensorRT provider"
-    module: ClassVar[ModuleName] = "tensorrt"
+    ships: ClassVar[tuple[ModuleName, ...]] = ("tensorrt",)
     prefix: ClassVar[str] = "trt"
     compile_by: ClassVar[str] = f"{__name__}:compile_model"
     counterparts: ClassVar[Counterparts] = Counterparts(
@@ -68,10 +73,10 @@ class OrtTensorRT(CompilingProvider):
             "tf32": _tf32,
             "workspace_mib": mib("trt_max_workspace_size"),
             "optimization_level": as_is("trt_builder_optimization_level"),
-            "sparsity": as_is("trt_sparsity_enable"),
+            "sparsity": lambda value: {"trt_sparsity_enable": str(value)},
             "hardware_compatible": _hardware,
             "max_aux_streams": as_is("trt_auxiliary_streams"),
-            "dla_core": lambda core: {"trt_dla_enable": "1", "trt_dla_core": str(core)},
+            "dla_core": lambda core: {"trt_dla_enable": _ON, "trt_dla_core": str(core)},
             "preview": _preview,
             "plugins": lambda paths: {
                 "trt_extra_plugin_lib_paths": ";".join(str(Path(each).resolve()) for each in paths)
@@ -83,12 +88,12 @@ class OrtTensorRT(CompilingProvider):
     @classmethod
     def require(cls) -> None:
         """See that onnxruntime-gpu is installed, and finds CUDA and TensorRT 10."""
-        installed.require_provider(cls.provider, cls.says)
+        installed.require_provider(cls.provider, cls.full_name())
         there = available("tensorrt")
         beside = f"; {there.title} is installed" if there and there.release[0] != 10 else ""
         installed.require_library(
             _LIBRARY,
-            f"ONNX Runtime's {cls.says}",
+            cls.full_name(),
             f"it links TensorRT 10 (libnvinfer.so.10){beside}: pip install 'tensorrt<11', and for CUDA "
             f"{installed.cuda_version()} 'onnxruntime-gpu[cuda,cudnn]' or a PyTorch for it",
         )
@@ -104,7 +109,7 @@ class OrtTensorRT(CompilingProvider):
             return [(self.provider, options)]
         assert built.entry is not None
         shapes = profile_shapes(built.spec.profile, f"{self.prefix}_profile")
-        return providers({**options, **shapes, **_engine_cache(str(built.entry.path))})
+        return providers({**options, **shapes, **_engine_cache(str(built.entry.path / _ENGINES))})
 
     @contextmanager
     def _timings(self, spec: EngineSpec, cache: Cache) -> Iterator[dict[str, str]]:
@@ -140,23 +145,23 @@ def providers(options: Mapping[str, str]) -> list[tuple[str, Mapping[str, str]]]
 
 
 def _engine_cache(folder: str) -> dict[str, str]:
-    return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+    return {"trt_engine_cache_enable": _ON, "trt_engine_cache_path": folder}
 
 
 def compile_model(request: dict[str, Any]) -> Any:
     """In the builder's process: the session that builds, with its engines and an EPContext model in "folder"."""
     options = {
         **request["options"],
-        # A path that leads out of the EPContext model's folder is refused.
-        **_engine_cache(""),
-        "trt_dump_ep_context_model": "1",
+        # Below the EPContext model's folder: a path that leads out of it is refused.
+        **_engine_cache(_ENGINES),
+        "trt_dump_ep_context_model": _ON,
         "trt_ep_context_file_path": str(Path(request["folder"], building.CONTEXT)),
         "trt_ep_context_embed_mode": "0",
         # With detailed profiling verbosity, the engine tells what its layers compute in.
-        "trt_detailed_build_log": "1",
+        "trt_detailed_build_log": _ON,
     }
     if _TIMINGS in request:
-        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": request[_TIMINGS]}
+        options |= {"trt_timing_cache_enable": _ON, "trt_timing_cache_path": request[_TIMINGS]}
     asked = session_options(dict([placement.RECORD]), request["custom_ops"])
     return open_session(Path(request["model"]), asked, providers(options), "the build")
 

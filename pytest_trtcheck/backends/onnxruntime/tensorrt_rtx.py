@@ -53,7 +53,7 @@ class OrtTensorRTRtx(CompilingProvider):
     provider: ClassVar[str] = _PROVIDER
     says: ClassVar[str] = _SAYS
     how: ClassVar[str] = "on the GPU by ONNX Runtime's TensorRT-RTX provider"
-    module: ClassVar[ModuleName] = "tensorrt_rtx"
+    ships: ClassVar[tuple[ModuleName, ...]] = ("tensorrt_rtx",)
     prefix: ClassVar[str] = "nv"
     compile_by: ClassVar[str] = f"{__name__}:compile_model"
     counterparts: ClassVar[Counterparts] = Counterparts(
@@ -74,6 +74,12 @@ class OrtTensorRTRtx(CompilingProvider):
                 f"ONNX Runtime's {_SAYS} cannot be registered: {problem}",
                 "install the onnxruntime that the plugin's release notes name, and CUDA 13 or 12 as its name says",
             )
+
+    @classmethod
+    def without_gpu(cls, why: str) -> str:
+        """What the plugin says."""
+        told = f"cannot be registered: {problem}" if (problem := register()) else "registers and shows no device"
+        return f"its plugin {version()} {told} ({why})"
 
     @classmethod
     def find(cls, machine: Machine) -> Backend:
