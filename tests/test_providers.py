@@ -95,7 +95,7 @@ def spec_of(found: OnnxModel, **changes: Any) -> EngineSpec:
 def test_each_is_known_by_either_spelling(name: str) -> None:
     assert backends.find_name(name.replace("-", "_")) == backends.find_name(name) == name
     assert backends.load(name) is ALL[name]
-    assert ALL[name].name == name
+    assert str(ALL[name].name) == name
     assert backends.find_name("onnxruntime") == backends.EMULATED == "onnxruntime"
 
 
@@ -148,6 +148,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     return install
 
 
+@pytest.mark.skipif(not hasattr(onnxruntime, "register_execution_provider_library"), reason="it takes no plugins yet")
 def test_a_plugin_that_is_no_library_is_an_error_that_quotes_the_loader(
     plugin: Callable[[str], None], tmp_path: Path
 ) -> None:
