@@ -97,7 +97,7 @@ def divided() -> onnx.ModelProto:
         helper.make_node("Mul", ["a", "det"], ["c"], name="scaled"),
         helper.make_node("Add", ["c", "h"], ["y"], name="sum"),
     ]
-    inputs = {"x": (FLOAT, ["n", 8]), "d": (FLOAT, [8, 8])}
+    inputs: dict[str, tuple[int, list[int | str]]] = {"x": (FLOAT, ["n", 8]), "d": (FLOAT, [8, 8])}
     return model(nodes, inputs, {"y": (FLOAT, ["n", 8])}, {"w": weights((8, 8), 1)})
 
 
@@ -194,7 +194,7 @@ def test_tensorrt_refuses_an_option_that_it_does_not_know(released: Released, mo
 
 def test_the_names_are_in_the_library_and_none_that_would_be_mapped_is_left_out(ort_gpu: Path) -> None:
     held = (ort_gpu / "onnxruntime" / "capi" / "libonnxruntime_providers_tensorrt.so").read_bytes()
-    named = {name for name in re.findall(rb"\btrt_[a-z0-9_]+\b", held)}
+    named = set(re.findall(rb"\btrt_[a-z0-9_]+\b", held))
     given = dict(_written(OrtTensorRT))
     assert {name.encode() for name in given} <= named
     assert not {b"trt_tf32_enable", b"trt_refit_enable", b"trt_version_compatible"} & named
