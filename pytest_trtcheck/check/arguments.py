@@ -45,6 +45,7 @@ def trt_parity(
     exclude: object = (),
     seed: object = 0,
     backend: object = None,
+    max_subgraphs: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` (fp16) and `batch` lists parametrize."""
     judged_by, precisions = _metric(metric), _precisions("fp16" if precision is None else precision)
@@ -71,6 +72,7 @@ def trt_parity(
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
         backend=_backend(backend),
+        max_subgraphs=None if max_subgraphs is None else _integer("max_subgraphs", max_subgraphs, least=1),
     )
 
 

@@ -399,6 +399,7 @@ class Known:
             precision or (self.computed_in if system.is_emulation else self.precision),
             self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
+            self.request.parity.max_subgraphs,
         )
 
     def alone(self) -> AbstractContextManager[None]:

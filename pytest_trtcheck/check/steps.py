@@ -522,12 +522,25 @@ def compared(settings: Settings, known: Known) -> Known:
             )
         if known.request.judge_parity or doubt:
             outcome = parity.judge(known)
+    known = _with_partition(known)
     if outcome is None:
         return known
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
+
+
+def _with_partition(known: Known) -> Known:
+    """With how the system divided the model; what was asked of that and could not be looked at is said."""
+    assert known.built is not None
+    assert known.runner is not None
+    found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
+    if found is not None:
+        return known.recorded(partition=found)
+    if most is None:
+        return known
+    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
 
 
 def explained(settings: Settings, known: Known) -> Known:
