@@ -27,6 +27,8 @@ _OWN = {
     "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
     "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
     EMULATED: "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
+    "torch": "pytest_trtcheck.backends.torch:Torch",
+    "torch-compile": "pytest_trtcheck.backends.torch:TorchCompile",
 }
 _ALIASES = {"emulated": EMULATED}
 NAMES = tuple(_OWN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from pytest_trtcheck.backends.base import Backend, Built
-from pytest_trtcheck.errors import ArgumentError, InputError, MissingDependencyError, UnsupportedTargetError
+from pytest_trtcheck.errors import InputError, MissingDependencyError, UnsupportedTargetError
 from pytest_trtcheck.latency.samples import Samples
 from pytest_trtcheck.model.inputs import as_float
+from pytest_trtcheck.model.sources.pytorch.export import quiet
 from pytest_trtcheck.model.sources.pytorch.module import Module
 from pytest_trtcheck.model.sources.pytorch.program import Program
+from pytest_trtcheck.model.sources.pytorch.tensors import named_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -48,12 +50,15 @@ class Torch(Backend):
     Parameters
     ----------
     gpu
-        The GPU that it runs on; None: the CPU, and `why_cpu` says why.
+        The GPU that it runs on; None: the CPU.
+    why_cpu
+        Why it runs there although there is a GPU.
     """
 
     gpu: Gpu | None = None
     why_cpu: str = ""
 
+    evidence: ClassVar[Evidence] = "provider"
     name: ClassVar[str] = "torch"
     mode: ClassVar[str] = "eager"
     compiles: ClassVar[bool] = False
@@ -69,11 +74,6 @@ class Torch(Backend):
     def how(self) -> str:
         """Where it ran."""
         return f"by {self.title} on the {'CPU' if self.gpu is None else 'GPU'}"
-
-    @property
-    def evidence(self) -> Evidence:
-        """Another library's kernels on the GPU; on a CPU no GPU's."""
-        return "emulated" if self.gpu is None else "provider"
 
     @property
     def device(self) -> str:
@@ -93,12 +93,11 @@ class Torch(Backend):
         """On the GPU that is here, if PyTorch can use it."""
         cls.require()
         if machine.detected is None:
-            return cls(None, machine.no_gpu_reason)
+            return cls()
         import torch
 
-        if not torch.cuda.is_available():
-            return cls(None, f"PyTorch {torch.__version__} has no CUDA device: it ran on the CPU")
-        return cls(machine.detected)
+        why_not = None if torch.cuda.is_available() else f"PyTorch {torch.__version__} can't use the GPU that is here"
+        return cls(None, why_not) if why_not else cls(machine.detected)
 
     def versions(self) -> dict[str, str]:
         """PyTorch."""
@@ -132,6 +131,10 @@ class Torch(Backend):
             return f"{where} has no TF32"
         return None
 
+    def is_the_source(self, precision: Precision) -> bool:
+        """On the CPU in FP32, eagerly."""
+        return self.gpu is None and precision == "fp32" and not self.compiles
+
     def load(self, built: Built) -> Runner:
         """A copy of the module on the device, in its precision."""
         return TorchRunner(self, built)
@@ -153,17 +156,19 @@ class Torch(Backend):
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """What ran it, and what was not taken."""
-        where = f"on the CPU ({self.why_cpu})" if self.gpu is None else f"on {self.gpu.name}"
+        del runner
+        where = f"on {self.gpu.name}" if self.gpu else f"on the CPU{self.why_cpu and f': {self.why_cpu}'}"
         kind = _TYPES[built.spec.precision]
         tf32 = f", TF32 {'on' if built.spec.precision == 'tf32' else 'off'}" if kind == "float32" and self.gpu else ""
-        found = [f"{built.spec.model.label} ran as the module itself by PyTorch {metadata.version('torch')}, {self.mode}, in {kind}{tf32}, {where}"]
+        version = self.versions()["torch"]
+        found = [f"run by PyTorch {version} ({self.mode}) as the module itself, in {kind}{tf32}, {where}"]
         if given := sorted(built.spec.options.given()):
             found.append(f"{self.title} knows no BuildOptions: {', '.join(given)} had no effect on it")
         return tuple(found)
 
-    def costs(self, built: Built, runner: Runner) -> dict[str, float]:
+    def costs(self, built: Built, runner: Runner, instances: int = 1) -> dict[str, float]:
         """What it took of the GPU's memory at the most, and how long `torch.compile` took."""
-        del built
+        del built, instances
         own = cast("TorchRunner", runner)
         known = {"memory_mib": own.memory_mib, "build_s": own.compile_s}
         return {name: value for name, value in known.items() if value is not None}
@@ -219,7 +224,7 @@ class TorchRunner:
             self._eager: Running | None = model.origin.running(self.device, getattr(torch, _TYPES[precision]))
         self.running: Running | None = self._eager
         if system.compiles:
-            # What was compiled for another copy of the same class counts against a limit, behind which it runs eagerly.
+            # What was compiled of other copies counts against a limit, behind which it would run eagerly.
             torch.compiler.reset()
             self.running = replace(self._eager, module=torch.compile(self._eager.module))
 
@@ -231,7 +236,7 @@ class TorchRunner:
         """
         import torch
 
-        cuda, mha = torch.backends.cuda.matmul, torch.backends.mha
+        mha = torch.backends.mha
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, mha.get_fastpath_enabled()
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
@@ -243,11 +248,10 @@ class TorchRunner:
             torch.set_float32_matmul_precision(before[0])
             torch.backends.cudnn.allow_tf32 = before[1]
             mha.set_fastpath_enabled(before[2])
-            del cuda
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""
-        running = self._open()
+        running = self.opened()
         with self.settings(), self._first():
             outputs = running.outputs(dict(inputs))
         return {name: as_float(array, self._types.get(name, array.dtype.name)) for name, array in outputs.items()}
@@ -267,7 +271,8 @@ class TorchRunner:
         import torch
 
         compiled, started = _compiled_graphs(), time.perf_counter()
-        yield
+        with quiet():
+            yield
         self._is_first = False
         self.graphs = _compiled_graphs() - compiled
         if self.graphs:
@@ -275,7 +280,8 @@ class TorchRunner:
         if self.on_gpu:
             self.memory_mib = (torch.cuda.max_memory_allocated() - self._held_before) / 2**20
 
-    def _open(self) -> Running:
+    def opened(self) -> Running:
+        """What runs, unless it was closed."""
         if self.running is None:
             raise RuntimeError("the runner is closed")
         return self.running
@@ -289,6 +295,158 @@ class TorchRunner:
             import torch
 
             torch.cuda.empty_cache()
+
+
+class TimedModule:
+    """A module made ready for measuring: on a GPU by CUDA events on a stream of its own, on a CPU by the host's clock.
+
+    Parameters
+    ----------
+    cases
+        Inputs of equal shapes, used in turn; they lie on the device.
+    transfers
+        Whether each run copies its inputs to the device and its outputs back, from and to page-locked memory.
+
+    Raises
+    ------
+    InputError
+        There is no input, or they differ in shape.
+    """
+
+    graph: bool | None = None
+    graph_reason: str | None = None
+
+    def __init__(self, runner: TorchRunner, cases: Sequence[InputMapping], *, transfers: bool = False) -> None:
+        import torch
+
+        self._running = runner.opened()
+        self._runner = runner
+        if not cases:
+            raise InputError("there are no inputs to measure with")
+        if len({tuple(np.shape(array) for array in case.values()) for case in cases}) > 1:
+            raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
+        self._transfers = transfers and runner.on_gpu
+        self._sets = [self._running.tensors(dict(case)) for case in cases]
+        self._pinned = [{n: t.cpu().pin_memory() for n, t in each.items()} for each in self._sets if self._transfers]
+        self._next = 0
+        self._stream = torch.cuda.Stream(0) if runner.on_gpu else None
+        runner(cases[0])  # What a first run of this shape sets up, or compiles, is not measured.
+
+    @property
+    def measured(self) -> str:
+        """By which clock."""
+        return "GPU time" if self._runner.on_gpu else "host time on the CPU"
+
+    def run(self, n: int) -> Samples:
+        """Measure `n` runs, on a GPU behind one that is not counted: before it the GPU was idle."""
+        if n < 1:
+            raise ValueError("at least one run must be measured")
+        # As users have it: with PyTorch's own short cuts.
+        with self._runner.settings(exact=False):
+            return self._on_gpu(n) if self._stream is not None else self._on_cpu(n)
+
+    def _on_cpu(self, n: int) -> Samples:
+        ends = np.empty(n + 1)
+        run_ms = np.empty(n)
+        ends[0] = time.perf_counter()
+        for index in range(n):
+            started = time.perf_counter()
+            self._compute()
+            ends[index + 1] = time.perf_counter()
+            run_ms[index] = 1000 * (ends[index + 1] - started)
+        return Samples(run_ms, None, run_ms if self._transfers else None, 1000 * np.diff(ends))
+
+    def _on_gpu(self, n: int) -> Samples:
+        import torch
+
+        run_ms, latency_ms, enqueue_ms, ends_ms = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(4)] for _ in range(IN_FLIGHT)]
+        before_first = torch.cuda.Event(enable_timing=True)
+
+        def collect(index: int) -> None:
+            start, ready, done, end = events[index % IN_FLIGHT]
+            end.synchronize()
+            if index > 0:
+                run_ms[index - 1] = ready.elapsed_time(done)
+                latency_ms[index - 1] = start.elapsed_time(end)
+                ends_ms[index - 1] = before_first.elapsed_time(end)
+
+        try:
+            with torch.cuda.stream(self._stream):
+                for index in range(n + 1):
+                    if index >= IN_FLIGHT:
+                        collect(index - IN_FLIGHT)
+                    took_ms = self._launched(*events[index % IN_FLIGHT])
+                    if index == 0:
+                        before_first.record()
+                    else:
+                        enqueue_ms[index - 1] = took_ms
+                for index in range(max(n + 1 - IN_FLIGHT, 0), n + 1):
+                    collect(index)
+        except RuntimeError as error:
+            raise self._running.failure(error, self._sets[0]) from error
+        intervals_ms = np.diff(ends_ms, prepend=0.0)
+        return Samples(run_ms, enqueue_ms, latency_ms if self._transfers else None, intervals_ms)
+
+    def _launched(self, start: Any, ready: Any, done: Any, end: Any) -> float:
+        """Put one run with its events on the stream; the host's milliseconds for the module's part of that."""
+        start.record()
+        for name, pinned in (self._pinned[self._next] if self._transfers else {}).items():
+            self._sets[self._next][name].copy_(pinned, non_blocking=True)
+        ready.record()
+        began = time.perf_counter()
+        outputs = self._compute()
+        took = time.perf_counter() - began
+        done.record()
+        if self._transfers:
+            for _, tensor in named_outputs(outputs):
+                tensor.to("cpu", non_blocking=True)
+        end.record()
+        return 1000 * took
+
+    def _compute(self) -> Any:
+        turn, self._next = self._next, (self._next + 1) % len(self._sets)
+        return self._running.call(self._sets[turn])
+
+    def launch(self) -> None:
+        """Put one run on the stream, or on a CPU make it."""
+        import torch
+
+        with self._runner.settings(exact=False), torch.cuda.stream(self._stream):
+            self._compute()
+
+    def mark(self) -> Any:
+        """A point in time behind all that was launched; a difference of two is in milliseconds."""
+        if self._stream is None:
+            return 1000 * time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        event.synchronize()
+        return _Mark(event)
+
+    def close(self) -> None:
+        """Free the inputs."""
+        self._sets, self._pinned = [], []
+
+    def __enter__(self) -> TimedModule:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A CUDA event of PyTorch's, whose differences are in milliseconds."""
+
+    event: Any
+
+    def __sub__(self, other: _Mark) -> float:
+        return float(other.event.elapsed_time(self.event))
 
 
 def _compiled_graphs() -> int:

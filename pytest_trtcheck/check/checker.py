@@ -87,8 +87,10 @@ class Checker(Settings):
                 "keep_fp32='auto': there are no inputs yet to judge by",
                 "use it in a check, and name what it found here",
             )
-        model = steps.model_of(self, request)
-        known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
+        model, existing = steps.model_of(self, request), steps.existing_engine(self, request)
+        if existing is None:
+            self.system(request).admit(model, request.parity, request.build_options)
+        known = steps.lowered(self, request, model, (), existing)
         known = steps.placed(self, known)
         system = known.running
         if known.existing is not None and not known.system.runs:

@@ -24,7 +24,13 @@ from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_mode
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
-from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
+from pytest_trtcheck.precision.reference import (
+    CallableReference,
+    GoldenReference,
+    Reference,
+    SourceReference,
+    reference_given,
+)
 from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
@@ -94,6 +100,8 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
 def prepared(settings: Settings, request: Request, model: OnnxModel, record: CheckRecord) -> Known:
     """What a check begins with: inputs, reference and lowered model. Where no engine is built, nothing is fed to it."""
     existing = existing_engine(settings, request)
+    if existing is None:
+        settings.system(request).admit(model, request.parity, request.build_options)
     compares = request.judge_parity and not settings.build_only
     if compares:
         parity.refuse_random(model)
@@ -416,6 +424,12 @@ def loaded(settings: Settings, known: Known) -> Known:
         if reason is not None:
             return known.recorded(parity=parity.not_measured(request.parity, reason))
         _refuse_itself(known)
+    if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
+        raise ArgumentError(
+            f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
+            "compared with itself",
+            "leave reference= out: the export's outputs on ONNX Runtime are the reference then",
+        )
     _refuse_wrong_evidence(system)
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None

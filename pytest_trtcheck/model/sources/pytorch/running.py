@@ -83,7 +83,7 @@ class Running:
 
         found: dict[str, int] = {}
 
-        class Seen(TorchDispatchMode):
+        class Seen(TorchDispatchMode):  # type: ignore[misc]  # its types are not at hand
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 given = func(*args, **(kwargs or {}))
                 for leaf in pytree.tree_leaves(given):
