@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.base import RunnerByShape
-from pytest_trtcheck.check import steps
+from pytest_trtcheck.check import message, steps
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.errors import ArgumentError, CheckError, UnsupportedTargetError, name_of
 from pytest_trtcheck.model.golden import Golden, is_named
@@ -49,6 +49,7 @@ class Checker(Settings):
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
             build_options=request.build_options.given() or None,
+            system=request.parity.backend if request.parity.is_compared else None,
         )
         known: Known | None = None
         try:
@@ -69,7 +70,7 @@ class Checker(Settings):
             record = known.record
         except CheckError as error:
             steps.note_broken(self, request, error)
-            record = replace(known.record if known else record, verdict="error", message=str(error))
+            record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
             if known is not None:
                 known.close()

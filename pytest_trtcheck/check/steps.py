@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -15,8 +16,17 @@ from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import blame, keeping, latency, message, parity
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
-from pytest_trtcheck.choices import quantized_part
-from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
+from pytest_trtcheck.choices import half_part, quantized_part
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    BuildError,
+    CalibrationError,
+    CheckError,
+    GpuError,
+    ModelError,
+    UnsupportedTargetError,
+    listed,
+)
 from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
@@ -337,7 +347,7 @@ def built(settings: Settings, known: Known) -> Known:
             raise known.unsupported()
         return known.recorded(f"not compiled for {system.builds_for}: {known.problem}")
     if settings.build_only and not system.builds and not settings.only_judges(known.request):
-        raise ArgumentError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
+        raise UnsupportedTargetError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
     if not system.builds:
         return known
     try:
@@ -433,8 +443,10 @@ def loaded(settings: Settings, known: Known) -> Known:
     _refuse_wrong_evidence(system)
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
+    started = time.perf_counter()
     runner = loaded_by(settings, system, found)
-    return replace(known, built=found, runner=runner).recorded(
+    load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
+    return replace(known, built=found, runner=runner, load_ms=load_ms).recorded(
         backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
     )
 
@@ -542,6 +554,23 @@ def compared(settings: Settings, known: Known) -> Known:
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
 
 
+def costed(settings: Settings, known: Known) -> Known:
+    """What it takes beside time, once it has run; of an engine that does not run here, what building it told."""
+    del settings
+    engine = known.record.engine
+    found: dict[str, float | None] = {}
+    if engine is not None:
+        memory = engine.device_memory_bytes
+        found |= {"engine_mib": engine.bytes / 2**20, "memory_mib": None if memory is None else memory / 2**20}
+        found["build_s"] = engine.build_s if engine.source is None else None
+    if known.runner is not None and known.built is not None:
+        instances = known.request.latency.instances if known.request.latency else 1
+        found |= known.running.costs(known.built, known.runner, instances)
+        found["load_ms"] = known.load_ms
+    costs = {name: value for name, value in found.items() if value is not None}
+    return known.recorded(costs=costs or None)
+
+
 def explained(settings: Settings, known: Known) -> Known:
     """Who is to blame for a failure; beside an engine's errors, those that its emulation has."""
     if known.outcome is None or known.doubt is not None:
@@ -571,17 +600,57 @@ def watched(settings: Settings, known: Known) -> Known:
 
 
 def timed(settings: Settings, known: Known) -> Known:
-    """How fast it is."""
-    if known.request.latency is None:
+    """How fast it is; of several systems each is measured, whether a budget holds or not."""
+    spec = known.request.latency or (latency.COMPARED if known.request.parity.is_compared else None)
+    if spec is None:
         return known
 
-    def built_in(precision: Precision) -> Built:
-        other = _lowered(settings, known.request, known.model, precision)
-        return builder.build(known.spec(builder, other, precision), settings.cache)
+    def load_again() -> Runner:
+        assert known.built is not None
+        assert known.runner is not None
+        known.running.keep(known.built, known.runner)
+        return loaded_by(settings, known.running, known.built)
 
-    builder = known.system.builder
-    record = latency.judge(settings, known, lambda precision: loaded_by(settings, builder, built_in(precision)))
-    return known.recorded(*baselines.notes(record), latency=record)
+    record = latency.judge(settings, known, spec, lambda name: _rival(settings, known, name), load_again)
+    missed = [
+        f"{entry.name} was not measured: {entry.text}"
+        for entry in record.budgets
+        if entry.verdict == "not_measured" != record.verdict and entry.name != baselines.NAME
+    ]
+    return known.recorded(*baselines.notes(record), *missed, latency=record)
+
+
+def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
+    """What `min_speedup` compares with: the model's engine in another precision, or another system.
+
+    Raises
+    ------
+    UnsupportedTargetError
+        That can't be measured beside it.
+    """
+    if name in PRECISIONS:
+        return _loaded_rival(settings, known, known.system.builder, name)
+    try:
+        system = backends.load(name).find(settings.machine)
+    except CheckError as error:
+        raise UnsupportedTargetError(error.message, error.hint) from error
+    if system.name == known.running.name:
+        raise UnsupportedTargetError(f"{system.title} is what was checked itself")
+    if not system.is_timed or system.gpu is None or known.running.gpu is None:
+        slow = system if system.gpu is None else known.running
+        raise UnsupportedTargetError(f"{slow.title} is not measured on the GPU here")
+    precision = known.computed_in
+    if system.why_not(precision, known.model.op_types) is not None:
+        precision = half_part(precision) or "fp32"
+    plain = replace(known.request.parity, precision=(precision,), keep_fp32=(), keep_auto=False, exclude=())
+    system.admit(known.model, plain, known.request.build_options)
+    return _loaded_rival(settings, known, system, precision)
+
+
+def _loaded_rival(settings: Settings, known: Known, system: Backend, precision: Precision) -> latency.Rival:
+    lowered = _lowered(settings, known.request, known.model, precision)
+    built = system.build(known.spec(system, lowered, precision), settings.cache)
+    return latency.Rival(system, loaded_by(settings, system, built), f"{system.title} in {precision}")
 
 
 def kept(settings: Settings, known: Known) -> Known:
@@ -594,7 +663,7 @@ def kept(settings: Settings, known: Known) -> Known:
 
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, timed), (explained, watched))
+    return judged_again(settings, known, (loaded, inspected, compared, costed, timed), (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
@@ -606,6 +675,6 @@ def concluded(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared),
+    *(placed, built, loaded, inspected, compared, costed),
     *(explained, watched, timed, kept, rebuilt, concluded),
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.errors import MissingDependencyError, plural
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, plots
+from pytest_trtcheck.report import builds, describe, plots, systems
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
     BudgetView,
@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from pytest_trtcheck.record import CheckRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.record import (
+        CheckRecord,
+        ComparisonRecord,
+        OutputDetails,
+        OutputRecord,
+        RunRecord,
+        TensorRecord,
+    )
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -178,11 +185,19 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
         "not_measured": not_measured(checks),
         "notes": notes(checks),
         "overview": _overview(rows),
+        "systems": [_compared(each) for each in systems.compared(checks)],
+        "system_headers": systems.HEADERS,
         "builds": list(builds.side_by_side(checks)),
         "build_headers": builds.HEADERS,
         "environment": {"GPU": "none", "TensorRT": "not installed"} | run.environment.described(),
         "tool": run.tool,
     }
+
+
+def _compared(comparison: ComparisonRecord) -> dict[str, Any]:
+    """A table of systems: the verdict beside each, what is missing under it."""
+    rows = [(systems.cells(row), row.verdict.replace("_", " ")) for row in comparison.systems]
+    return {"title": systems.title(comparison), "rows": rows, "remarks": systems.remarks(comparison)}
 
 
 def _jinja() -> Environment:

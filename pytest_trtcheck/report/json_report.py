@@ -23,6 +23,7 @@ from pytest_trtcheck.record import (
     typed,
 )
 from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.view import counts, ordered
 
 if TYPE_CHECKING:
@@ -95,7 +96,13 @@ def document(records: Iterable[CheckRecord], environment: Environment) -> RunRec
     """The report of a run: its checks ordered by node id, and how many came to each verdict."""
     checks = ordered(records)
     tool = Library(TOOL, version=version("pytest_trtcheck"))
-    return RunRecord(tool=tool, environment=environment, checks=tuple(checks), summary=counts(checks))
+    return RunRecord(
+        tool=tool,
+        environment=environment,
+        checks=tuple(checks),
+        comparisons=systems.compared(checks),
+        summary=counts(checks),
+    )
 
 
 def write(run: Run) -> Iterable[str]:

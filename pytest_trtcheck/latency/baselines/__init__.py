@@ -2,6 +2,7 @@
 
 from pytest_trtcheck.latency.baselines.comparison import (
     MIN_SLOWDOWN,
+    NAME,
     differences,
     enough,
     judge,
@@ -13,6 +14,7 @@ from pytest_trtcheck.latency.baselines.recording import Updated, update
 
 __all__ = [
     "MIN_SLOWDOWN",
+    "NAME",
     "Baseline",
     "Baselines",
     "GpuKey",
