@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
 from pytest_trtcheck.backends.base import Backend, Built
 from pytest_trtcheck.errors import InputError, MissingDependencyError, UnsupportedTargetError
-from pytest_trtcheck.latency.samples import Samples
+from pytest_trtcheck.latency.samples import HostTimed, Samples
 from pytest_trtcheck.model.inputs import as_float
 from pytest_trtcheck.model.sources.pytorch.export import quiet
 from pytest_trtcheck.model.sources.pytorch.module import Module
@@ -25,12 +26,12 @@ from pytest_trtcheck.model.sources.pytorch.program import Program
 from pytest_trtcheck.model.sources.pytorch.tensors import named_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Machine, Runner
+    from pytest_trtcheck.backends.base import Machine, Runner, TimedRuns
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -175,10 +176,19 @@ class Torch(Backend):
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
-    ) -> TimedModule:
+    ) -> TimedRuns:
         """By CUDA events, or on a CPU by the host's clock."""
         del graph
-        return TimedModule(cast("TorchRunner", runner), cases, transfers=transfers)
+        own = cast("TorchRunner", runner)
+        if not cases:
+            raise InputError("there are no inputs to measure with")
+        if len({tuple(np.shape(array) for array in case.values()) for case in cases}) > 1:
+            raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
+        own(cases[0])  # What a first run of this shape sets up, or compiles, is not measured.
+        turns = cycle([own.opened().tensors(dict(case)) for case in cases])
+        if self.gpu is None:
+            return HostTimed(lambda: own.compute(next(turns)), "host time on the CPU")
+        return TimedModule(own, turns, transfers=transfers)
 
 
 @dataclass(frozen=True)
@@ -256,6 +266,11 @@ class TorchRunner:
             outputs = running.outputs(dict(inputs))
         return {name: as_float(array, self._types.get(name, array.dtype.name)) for name, array in outputs.items()}
 
+    def compute(self, tensors: Mapping[str, Any]) -> Any:
+        """One run on tensors that are there, as users have it: with PyTorch's own short cuts."""
+        with self.settings(exact=False):
+            return self.opened().call(tensors)
+
     def types(self, case: Case) -> dict[str, int]:
         """How many tensors of which float type one eager run gives."""
         assert self._eager is not None
@@ -298,67 +313,39 @@ class TorchRunner:
 
 
 class TimedModule:
-    """A module made ready for measuring: on a GPU by CUDA events on a stream of its own, on a CPU by the host's clock.
+    """A module on the GPU made ready for measuring: by CUDA events, on a stream of its own.
 
     Parameters
     ----------
-    cases
-        Inputs of equal shapes, used in turn; they lie on the device.
+    turns
+        Inputs on the device, used in turn.
     transfers
         Whether each run copies its inputs to the device and its outputs back, from and to page-locked memory.
-
-    Raises
-    ------
-    InputError
-        There is no input, or they differ in shape.
     """
 
-    graph: bool | None = None
-    graph_reason: str | None = None
+    measured: ClassVar[str] = "GPU time"
+    graph: None = None
+    graph_reason: None = None
 
-    def __init__(self, runner: TorchRunner, cases: Sequence[InputMapping], *, transfers: bool = False) -> None:
+    def __init__(self, runner: TorchRunner, turns: Iterator[Mapping[str, Any]], *, transfers: bool) -> None:
         import torch
 
-        self._running = runner.opened()
-        self._runner = runner
-        if not cases:
-            raise InputError("there are no inputs to measure with")
-        if len({tuple(np.shape(array) for array in case.values()) for case in cases}) > 1:
-            raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
-        self._transfers = transfers and runner.on_gpu
-        self._sets = [self._running.tensors(dict(case)) for case in cases]
-        self._pinned = [{n: t.cpu().pin_memory() for n, t in each.items()} for each in self._sets if self._transfers]
-        self._next = 0
-        self._stream = torch.cuda.Stream(0) if runner.on_gpu else None
-        runner(cases[0])  # What a first run of this shape sets up, or compiles, is not measured.
-
-    @property
-    def measured(self) -> str:
-        """By which clock."""
-        return "GPU time" if self._runner.on_gpu else "host time on the CPU"
+        self._runner, self._turns, self._transfers = runner, turns, transfers
+        self._pinned: dict[int, dict[str, Any]] = {}
+        self._stream = torch.cuda.Stream()
 
     def run(self, n: int) -> Samples:
-        """Measure `n` runs, on a GPU behind one that is not counted: before it the GPU was idle."""
-        if n < 1:
-            raise ValueError("at least one run must be measured")
-        # As users have it: with PyTorch's own short cuts.
-        with self._runner.settings(exact=False):
-            return self._on_gpu(n) if self._stream is not None else self._on_cpu(n)
+        """Measure `n` runs, behind one that is not counted: before it the GPU was idle.
 
-    def _on_cpu(self, n: int) -> Samples:
-        ends = np.empty(n + 1)
-        run_ms = np.empty(n)
-        ends[0] = time.perf_counter()
-        for index in range(n):
-            started = time.perf_counter()
-            self._compute()
-            ends[index + 1] = time.perf_counter()
-            run_ms[index] = 1000 * (ends[index + 1] - started)
-        return Samples(run_ms, None, run_ms if self._transfers else None, 1000 * np.diff(ends))
-
-    def _on_gpu(self, n: int) -> Samples:
+        Raises
+        ------
+        GpuError, ModelError
+            A run failed.
+        """
         import torch
 
+        if n < 1:
+            raise ValueError("at least one run must be measured")
         run_ms, latency_ms, enqueue_ms, ends_ms = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(4)] for _ in range(IN_FLIGHT)]
         before_first = torch.cuda.Event(enable_timing=True)
@@ -372,7 +359,7 @@ class TimedModule:
                 ends_ms[index - 1] = before_first.elapsed_time(end)
 
         try:
-            with torch.cuda.stream(self._stream):
+            with self._runner.settings(exact=False), torch.cuda.stream(self._stream):
                 for index in range(n + 1):
                     if index >= IN_FLIGHT:
                         collect(index - IN_FLIGHT)
@@ -384,18 +371,19 @@ class TimedModule:
                 for index in range(max(n + 1 - IN_FLIGHT, 0), n + 1):
                     collect(index)
         except RuntimeError as error:
-            raise self._running.failure(error, self._sets[0]) from error
+            raise self._runner.opened().failure(error, {}) from error
         intervals_ms = np.diff(ends_ms, prepend=0.0)
         return Samples(run_ms, enqueue_ms, latency_ms if self._transfers else None, intervals_ms)
 
     def _launched(self, start: Any, ready: Any, done: Any, end: Any) -> float:
         """Put one run with its events on the stream; the host's milliseconds for the module's part of that."""
+        tensors = next(self._turns)
         start.record()
-        for name, pinned in (self._pinned[self._next] if self._transfers else {}).items():
-            self._sets[self._next][name].copy_(pinned, non_blocking=True)
+        for name, pinned in self._on_host(tensors).items():
+            tensors[name].copy_(pinned, non_blocking=True)
         ready.record()
         began = time.perf_counter()
-        outputs = self._compute()
+        outputs = self._runner.opened().call(tensors)
         took = time.perf_counter() - began
         done.record()
         if self._transfers:
@@ -404,21 +392,23 @@ class TimedModule:
         end.record()
         return 1000 * took
 
-    def _compute(self) -> Any:
-        turn, self._next = self._next, (self._next + 1) % len(self._sets)
-        return self._running.call(self._sets[turn])
+    def _on_host(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """What is copied to the device before a run, in page-locked memory."""
+        if not self._transfers:
+            return {}
+        if id(tensors) not in self._pinned:
+            self._pinned[id(tensors)] = {name: each.cpu().pin_memory() for name, each in tensors.items()}
+        return self._pinned[id(tensors)]
 
     def launch(self) -> None:
-        """Put one run on the stream, or on a CPU make it."""
+        """Put one run on the stream."""
         import torch
 
-        with self._runner.settings(exact=False), torch.cuda.stream(self._stream):
-            self._compute()
+        with torch.cuda.stream(self._stream):
+            self._runner.compute(next(self._turns))
 
     def mark(self) -> Any:
         """A point in time behind all that was launched; a difference of two is in milliseconds."""
-        if self._stream is None:
-            return 1000 * time.perf_counter()
         import torch
 
         event = torch.cuda.Event(enable_timing=True)
@@ -427,8 +417,8 @@ class TimedModule:
         return _Mark(event)
 
     def close(self) -> None:
-        """Free the inputs."""
-        self._sets, self._pinned = [], []
+        """Free what is page-locked."""
+        self._pinned = {}
 
     def __enter__(self) -> TimedModule:
         return self
