@@ -6,6 +6,7 @@ hold TensorRT against, and in FP32 on a CPU it checks the export.
 
 from __future__ import annotations
 
+import importlib
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,10 +94,13 @@ class Torch(Backend):
     def find(cls, machine: Machine) -> Backend:
         """On the GPU that is here, if PyTorch can use it."""
         cls.require()
-        if machine.detected is None:
-            return cls()
         import torch
 
+        if cls.compiles:
+            # Takes seconds, which are no part of loading a model.
+            importlib.import_module("torch._inductor.compile_fx")
+        if machine.detected is None:
+            return cls()
         why_not = None if torch.cuda.is_available() else f"PyTorch {torch.__version__} can't use the GPU that is here"
         return cls(None, why_not) if why_not else cls(machine.detected)
 

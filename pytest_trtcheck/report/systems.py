@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.record import ComparisonRecord, SystemRecord
 from pytest_trtcheck.report.text import MISSING, format_number, one_line
-from pytest_trtcheck.report.view import decisive, verdict_word
+from pytest_trtcheck.report.view import decisive, natural, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ HEADERS = ("system", "error", "p50 ms", "p99 ms", "QPS", "MiB", "engine", "build
 
 
 def compared(records: Sequence[CheckRecord]) -> tuple[ComparisonRecord, ...]:
-    """A comparison of each check that several backends were to run, in the records' order."""
+    """A comparison of each check that several backends were to run, in the records' order; by name in each."""
     groups = defaultdict(list)
     for record in records:
         if record.system is not None:
             groups[_test(record), record.model, _asked(record)].append(record)
     return tuple(
-        ComparisonRecord(test, model, precision, tuple(map(_row, found)))
+        ComparisonRecord(test, model, precision, tuple(sorted(map(_row, found), key=lambda row: natural(row.system))))
         for (test, model, precision), found in groups.items()
     )
 
