@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck import baselines, latency
 from pytest_trtcheck import gpu as gpus
-from pytest_trtcheck import latency
+from pytest_trtcheck.check.baseline import key_of
 from pytest_trtcheck.errors import UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
-from pytest_trtcheck.latency import baselines
-from pytest_trtcheck.latency.baselines.distribution import Distribution
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import BudgetRecord, Conditions, LatencyDetails, LatencyRecord
 from pytest_trtcheck.spec import LatencySpec
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.base import Backend, Runner, TimedRuns
+    from pytest_trtcheck.baselines import LatencyBaseline
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.gpu.state import GpuState
-    from pytest_trtcheck.latency.baselines import Baseline
     from pytest_trtcheck.model.inputs import Case
 
 WARM_UP_S = 0.2
@@ -167,7 +167,7 @@ def judge(
     shapes = {name: array.shape for name, array in known.cases[0].items()}
     alike = [case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes]
     conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
-    baseline = _baseline(settings, known, conditions)
+    baseline = _baseline(settings, known)
     costs = known.record.costs or {}
     unmeasured = dict.fromkeys(set(COSTS) & set(budgets.limits) - set(costs), f"{system.title} does not tell it")
     with ExitStack() as opened:
@@ -222,14 +222,14 @@ def _no_budget(known: Known, spec: LatencySpec, model: GpuModel | None) -> str:
     return f"no budget for {model.product if model else 'a GPU that is not known; name it with --trt-gpu'}"
 
 
-def _baseline(settings: Settings, known: Known, conditions: Conditions) -> Baseline | None:
+def _baseline(settings: Settings, known: Known) -> LatencyBaseline | None:
     if settings.baselines is None or known.running.gpu is None:
         return None
-    return settings.baselines.find(baselines.GpuKey.of(conditions), known.request.nodeid, known.precision)
+    return settings.baselines.find(key_of(known)).latency
 
 
 def _is_enough(
-    settings: Settings, known: Known, baseline: Baseline | None, conditions: Conditions
+    settings: Settings, known: Known, baseline: LatencyBaseline | None, conditions: Conditions
 ) -> Callable[[latency.Series, float], bool] | None:
     """Whether samples are enough for a baseline, where there is one to serve."""
     if settings.update_baselines:

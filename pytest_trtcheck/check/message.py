@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.errors import CheckError, UnsupportedTargetError
-from pytest_trtcheck.latency import baselines
+from pytest_trtcheck.record import BASELINE
 
 if TYPE_CHECKING:
     from pytest_trtcheck.check.request import Known
@@ -30,7 +30,7 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
     asked = {name: part for name, part in parts.items() if name != "latency" or known.request.latency}
     missing = [f"{name} not measured" for name, part in asked.items() if part and part.verdict == "not_measured"]
     if not missing and record.latency is not None:
-        entries = [each for each in record.latency.budgets if each.name != baselines.NAME]
+        entries = [each for each in record.latency.budgets if each.name != BASELINE]
         missing += [f"{each.name} not measured ({each.text})" for each in entries if each.verdict == "not_measured"]
     if record.evidence is not None and record.gpu_ran is not True:
         where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"

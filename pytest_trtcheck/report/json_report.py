@@ -18,6 +18,7 @@ from pytest_trtcheck.record import (
     Environment,
     GpuRecord,
     Library,
+    MissingRecord,
     RunRecord,
     jsonable,
     typed,
@@ -92,16 +93,24 @@ def version(module: str) -> str | None:
     return None
 
 
-def document(records: Iterable[CheckRecord], environment: Environment) -> RunRecord:
-    """The report of a run: its checks ordered by node id, and how many came to each verdict."""
-    checks = ordered(records)
-    tool = Library(TOOL, version=version("pytest_trtcheck"))
+def document(
+    records: Iterable[CheckRecord],
+    environment: Environment,
+    missing: Iterable[MissingRecord] = (),
+    stopped: str | None = None,
+) -> RunRecord:
+    """The report of a run: its checks ordered by node id, how many came to each verdict, and what is not in it."""
+    checks, absent = ordered(records), ordered(missing)
+    planned = {each.nodeid for each in checks} | {each.nodeid for each in absent}
     return RunRecord(
-        tool=tool,
+        tool=Library(TOOL, version=version("pytest_trtcheck")),
         environment=environment,
         checks=tuple(checks),
         comparisons=systems.compared(checks),
         summary=counts(checks),
+        planned=len(planned),
+        missing=tuple(absent),
+        stopped=stopped,
     )
 
 

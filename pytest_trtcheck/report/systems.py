@@ -25,10 +25,10 @@ def compared(records: Sequence[CheckRecord]) -> tuple[ComparisonRecord, ...]:
     groups = defaultdict(list)
     for record in records:
         if record.system is not None:
-            groups[_test(record), record.model, _asked(record)].append(record)
+            groups[_test(record), record.model, _asked(record), record.machine].append(record)
     return tuple(
-        ComparisonRecord(test, model, precision, tuple(sorted(map(_row, found), key=lambda row: natural(row.system))))
-        for (test, model, precision), found in groups.items()
+        ComparisonRecord(*told, systems=tuple(sorted(map(_row, found), key=lambda row: natural(row.system))))
+        for told, found in groups.items()
     )
 
 
@@ -98,7 +98,8 @@ def cells(row: SystemRecord) -> tuple[str, ...]:
 def title(comparison: ComparisonRecord) -> str:
     """What a table is headed with."""
     name = PurePath(one_line(comparison.model)).name
-    return f"{name} {comparison.precision or ''}".rstrip() + f", {one_line(comparison.test)}"
+    where = f" on {one_line(comparison.machine)}" if comparison.machine else ""
+    return f"{name} {comparison.precision or ''}".rstrip() + f", {one_line(comparison.test)}{where}"
 
 
 def remarks(comparison: ComparisonRecord) -> list[str]:
