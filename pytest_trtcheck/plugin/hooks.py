@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
+from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.errors import visible
 from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _REFUSED = pytest.StashKey[list[str]]()
 
+_RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
+"""Fixtures that run a backend."""
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
 
@@ -67,7 +70,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         if settings.value(config, "trt_cache_show"):
             from pytest_trtcheck.plugin.session import Session
 
-            print(Session.make(config).cache.describe())
+            print(visible(Session.make(config).cache.describe()))
             return 0
     return None
 
@@ -94,7 +97,7 @@ def _usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if _is_ours(error):
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(visible(str(error))) from error
         raise
 
 
@@ -158,9 +161,11 @@ def pytest_make_collect_report(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize a marked test that names several precisions or batches."""
+    """Parametrize a marked test that names several precisions or batches, and what checks by several backends."""
     found = _marked(metafunc.definition)
     if found is None:
+        if not _RUN.isdisjoint(metafunc.fixturenames):
+            by_backend(metafunc)
         return
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
@@ -168,6 +173,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if len(found.parity.batch) > 1:
         metafunc.fixturenames.append(BATCH)
         metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
+    if found.parity.engine is None:
+        by_backend(metafunc, found.parity.backends)
+
+
+def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
+    """Parametrize by the backends that a marker lists, else by those of `--trt-backend`, where they are several."""
+    names = listed or settings.value(metafunc.config, "trt_backend")
+    if len(names) > 1:
+        metafunc.fixturenames.append(BACKEND)
+        metafunc.parametrize(BACKEND, names)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -186,7 +201,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if refused:
         terminalreporter.section("tests that can't be checked", red=True, bold=True)
         for text in refused:
-            terminalreporter.write_line(f"ERROR {text}")
+            terminalreporter.write_line(visible(f"ERROR {text}"))
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -257,5 +272,5 @@ def pytest_runtest_makereport(
         del report.wasxfail
     if report.outcome == "failed":
         # A traceback of our internals helps nobody.
-        report.longrepr = str(error)
+        report.longrepr = visible(str(error))
     return report
