@@ -167,15 +167,23 @@ def render(run: RunRecord, written: str = "") -> str:
     MissingDependencyError
         jinja2 is not installed.
     """
-    template = _jinja().get_template("report.html")
     checks = ordered(run.checks)
     for room in _ROOMS:
-        page = template.render(
-            **_contents(run, checks, room), written=written, style=_asset("style.css"), script=_asset("script.js")
-        )
+        page = filled("report.html", **_contents(run, checks, room), written=written, script=_asset("script.js"))
         if len(page.encode()) <= _LARGEST_PAGE:
             break
     return page
+
+
+def filled(template: str, **contents: Any) -> str:
+    """A page of ours, with what it is filled with; every text is escaped.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    return _jinja().get_template(template).render(**contents, style=_asset("style.css"))
 
 
 def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
