@@ -141,7 +141,15 @@ def of_builds(record: CheckRecord) -> tuple[list[Figures], int]:
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
-def allowed(costs: Sequence[float], limit: float, *, engines: int, compared: int) -> float:
+def allowed(
+    costs: Sequence[float],
+    limit: float,
+    *,
+    engines: int,
+    compared: int,
+    ratio: float = RISE,
+    share: float = RISE_SHARE,
+) -> float:
     """The most that an error may cost without having risen.
 
     Of at least three builds that are not all the same engine, the bound below which a further build's error lies with a
@@ -156,11 +164,13 @@ def allowed(costs: Sequence[float], limit: float, *, engines: int, compared: int
         What the tolerance's limit costs; above 0.
     compared
         How many errors are held against theirs, over all builds of today.
+    ratio, share
+        Where the spread is not known: the factor by which an error has to rise, and the share of its limit.
     """
     most, count = max(costs), len(costs)
     limit = limit if math.isfinite(limit) else 0.0
     if count < ENOUGH_BUILDS or engines < 2:
-        return max(RISE * most, most + RISE_SHARE * limit)
+        return max(ratio * most, most + share * limit)
     logs = [math.log(max(cost, LEAST_SHARE * LEAST_SHARE * limit, 1e-300)) for cost in costs]
     degrees = USUAL_BUILDS + count - 1
     pooled = (USUAL_BUILDS * USUAL_SPREAD**2 + (count - 1) * variance(logs)) / degrees
@@ -177,8 +187,13 @@ def _by_chance(before: float, now: float, rows: int, compared: int) -> bool:
     return 1 - binomial_cdf(counts[1] - 1, sum(counts), 0.5) > ALPHA / compared
 
 
-def rises(baseline: ErrorBaseline, record: CheckRecord) -> tuple[list[RiseRecord], int]:
-    """The errors that rose, the one that rose by most first, and how many were held against theirs."""
+def rises(
+    baseline: ErrorBaseline, record: CheckRecord, *, ratio: float = RISE, share: float = RISE_SHARE
+) -> tuple[list[RiseRecord], int]:
+    """The errors that rose, the one that rose by most first, and how many were held against theirs.
+
+    `ratio` and `share` are as in `allowed`.
+    """
     assert record.parity is not None
     builds, _ = of_builds(record)
     limits = judged(record.parity.outputs)
@@ -192,7 +207,8 @@ def rises(baseline: ErrorBaseline, record: CheckRecord) -> tuple[list[RiseRecord
         metric = recorded(entry.metric, at_least=bool(entry.at_least))
         costs = [metric.cost(value) for value in before]
         compared = len(pairs) * len(builds)
-        most = allowed(costs, metric.cost(entry.limit), engines=baseline.engines, compared=compared)
+        limit = metric.cost(entry.limit)
+        most = allowed(costs, limit, engines=baseline.engines, compared=compared, ratio=ratio, share=share)
         value = max(values, key=metric.cost)
         chance = entry.rows and value is not None and _by_chance(max(before), value, entry.rows, compared)
         if metric.cost(value) > most and not chance:

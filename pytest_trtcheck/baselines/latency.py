@@ -7,7 +7,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.baselines.digits import rounded
-from pytest_trtcheck.latency.comparison import Comparison, compare, other_clocks
+from pytest_trtcheck.latency.comparison import compare, decided, other_clocks
 from pytest_trtcheck.latency.distribution import RECORD_AGAIN, Distribution
 from pytest_trtcheck.latency.stats import SETTLING_S, Series, settling
 from pytest_trtcheck.record import (
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 MIN_SLOWDOWN = 0.03
 """A slowdown of the median that is surely above this fails: a loss of 5 % is to be seen in spite of the uncertainty of
 both runs, and runs of one engine on a card that is left alone differ by less (docs/baselines.md)."""
-SURELY_BELOW = 0.06
-"""Where it cannot be told whether the slowdown is above `MIN_SLOWDOWN`, it passes if it looks to be below that, and is
-surely below this."""
 TIGHT = 0.01
 """While a baseline is recorded, samples are taken until the median's bounds are so close to each other."""
 
@@ -216,7 +213,7 @@ def judge(
         return _not_judged(record, what if updating else f"{what}; {RECORD_AGAIN}")
     now = Distribution.from_json(record.details.distribution)
     found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN)
-    verdict = _verdict(found)
+    verdict = decided(found)
     text = f"{found.message}, recorded {_recorded(baseline, record)}"
     disturbances = record.details.disturbances
     if verdict != "pass" and updating:
@@ -248,13 +245,6 @@ def notes(record: LatencyRecord) -> tuple[str, ...]:
         for entry in record.budgets
         if entry.name == BASELINE and entry.verdict == "not_measured" and record.verdict != "not_measured"
     )
-
-
-def _verdict(found: Comparison) -> Verdict:
-    if found.decision != "undecided":
-        return found.decision
-    seems_fine = found.ratio <= 1 + MIN_SLOWDOWN and found.upper is not None and found.upper <= 1 + SURELY_BELOW
-    return "pass" if seems_fine else "inconclusive"
 
 
 def _not_judged(record: LatencyRecord, text: str) -> LatencyRecord:

@@ -161,6 +161,8 @@ class Settings:
         The Triton server that `--trt-triton-url` names.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
+    time_layers
+        Whether the layers of every engine that runs are timed, not only of those that are measured.
     rebuild
         How many times every engine is built and judged.
     bitwise
@@ -187,6 +189,7 @@ class Settings:
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     build_only: bool = False
+    time_layers: bool = False
     rebuild: int = 1
     bitwise: bool = False
     emulate_too: bool = False

@@ -588,9 +588,19 @@ def kept(settings: Settings, known: Known) -> Known:
     return known
 
 
+def profiled(settings: Settings, known: Known) -> Known:
+    """What each layer takes, where latency was measured or it is asked for: last of all, to disturb nothing."""
+    engine, latency = known.record.engine, known.record.latency
+    wanted = settings.time_layers or (latency is not None and latency.samples > 0)
+    if not wanted or engine is None or known.runner is None or known.running.gpu is None:
+        return known
+    with known.alone():
+        return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
+
+
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, timed), (explained, watched))
+    return judged_again(settings, known, (loaded, inspected, compared, timed, profiled), (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
@@ -603,5 +613,5 @@ def concluded(settings: Settings, known: Known) -> Known:
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared),
-    *(explained, watched, timed, kept, rebuilt, held, concluded),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded),
 )

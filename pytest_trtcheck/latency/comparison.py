@@ -16,11 +16,15 @@ from pytest_trtcheck.latency.verdict import QUANTILES, Decision
 
 if TYPE_CHECKING:
     from pytest_trtcheck.latency.distribution import Distribution
-    from pytest_trtcheck.record import Conditions
+    from pytest_trtcheck.record import Conditions, Verdict
 
 BETWEEN_REPORTS = 0.05
 """The least slowdown between two reports that is worth a person's attention, by default: below it lies what differs
 between two runs of the same engine."""
+
+SURELY_BELOW = 2.0
+"""Where it cannot be told whether the slowdown is above the least that fails, it passes if it looks to be below that,
+and is surely below so many times that."""
 
 OTHER_CLOCK = 0.1
 """SM clocks that differ by more than this are another GPU's, as it were: boost moves them by less under one load."""
@@ -75,6 +79,14 @@ def compare(
         f"now {_words(now)}; baseline {_words(baseline)}"
     )
     return Comparison(decision, ratio, lower, upper, min_slowdown, message)
+
+
+def decided(found: Comparison) -> Verdict:
+    """`pass`, `fail` or `inconclusive`, by what the bounds say."""
+    if found.decision != "undecided":
+        return found.decision
+    sure = found.upper is not None and found.upper <= 1 + SURELY_BELOW * found.min_slowdown
+    return "pass" if sure and found.ratio <= 1 + found.min_slowdown else "inconclusive"
 
 
 def other_clocks(then: Conditions, now: Conditions) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,15 @@ class Session:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
 
+    def remove_earlier_reports(self) -> None:
+        """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
+        for report in settings.reports(self.config):
+            if report.option is not None and (given := settings.value(self.config, report.option)):
+                path = self._path(given).resolve()
+                if path.is_file() and Path("/dev") not in path.parents:
+                    with suppress(OSError):
+                        path.unlink()
+
     def _path(self, given: str) -> Path:
         return Path(self.config.invocation_params.dir, given).expanduser()
 
@@ -227,6 +236,7 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
+            time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),

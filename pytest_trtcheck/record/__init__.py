@@ -305,6 +305,28 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
+class LayerRecord:
+    """A layer of an engine, by the engine inspector; what it takes, by TensorRT's profiler.
+
+    What a field tells is not told everywhere: a layer may name no ONNX node, and one that was never timed has no time.
+    """
+
+    name: str
+    kind: str | None = _absent()
+    """TensorRT's word for it, such as "CaskConvolution"."""
+    precision: str | None = _absent()
+    """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
+    nodes: tuple[str, ...] = _absent(())
+    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    moves: tuple[str, ...] = _absent(())
+    """Those that only move, convert or choose values."""
+    time_ms: float | None = _absent()
+    """The median of what it took in a run, beside others that were timed too."""
+    bounds_ms: tuple[float, float] | None = _absent()
+    """Confidence bounds of that."""
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """The engine that was built or taken from the cache; or that exists, whose key is its SHA-256."""
 
@@ -315,6 +337,10 @@ class EngineRecord:
     bytes: int
     device_memory_bytes: int | None = None
     layers_by_precision: Mapping[str, int] | None = None
+    layers: tuple[LayerRecord, ...] = _absent(())
+    """Every layer, in the order of the engine, as far as the engine inspector tells."""
+    layers_untimed: str | None = _absent()
+    """Why the layers have no times, where they were to be timed."""
     sha256: str | None = None
     """Of the serialized engine: two builds of one key need not be the same bytes."""
     aux_streams: int | None = _absent()
@@ -546,6 +572,8 @@ class CheckRecord:
     outcome: str | None = _absent()
     """How pytest's test ended: "passed", "failed" or "skipped" (an expected failure is "skipped")."""
     location: Location | None = _absent()  # noqa: RUF009 - it is a field
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that it ran on."""
 
     @property
     def headline(self) -> str:
@@ -606,15 +634,45 @@ class Environment:
         return {name: text for name, text in known.items() if text}
 
 
+@dataclass(frozen=True)
+class MachineRecord:
+    """One of the machines whose reports were merged: what it is called there, its report's path, where it ran."""
+
+    name: str
+    file: str
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class MissingRecord:
+    """A test that was to check something and left no record, and why."""
+
+    nodeid: str
+    reason: str
+    outcome: str | None = None
+    """How pytest's test ended: "passed", "failed" or "skipped"; None: it did not end."""
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that lacks it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict."""
+    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
+
+    Of reports that were merged, `environment` is what their machines have in common.
+    """
 
     schema_version: int = SCHEMA_VERSION
     tool: Library = Library()
     environment: Environment
     checks: tuple[CheckRecord, ...]
     summary: Mapping[str, int] = field(default_factory=dict)
+    planned: int | None = _absent()
+    """How many tests were to check something: those of `checks` and those of `missing`."""
+    missing: tuple[MissingRecord, ...] = _absent((), beside="planned")
+    stopped: str | None = _absent(beside="planned")
+    """Why the run ended before every test had run."""
+    machines: tuple[MachineRecord, ...] = _absent(())
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

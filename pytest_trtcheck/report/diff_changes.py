@@ -95,7 +95,7 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
 
 
 def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
-    before, after = _by_place(old), _by_place(new)
+    before, after = by_place(old), by_place(new)
     for place in dict.fromkeys((*before, *after)):
         what = " ".join(place)
         one, two = before.get(place), after.get(place)
@@ -104,10 +104,11 @@ def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
             continue
         yield from _error(what, one, two)
         if one.limit != two.limit:
-            yield Change(f"{what} limit", "changed", _limit(one), _limit(two))
+            yield Change(f"{what} limit", "changed", limit_text(one), limit_text(two))
 
 
-def _by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
+def by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
+    """The limits that were applied, by output and metric."""
     # What a baseline allowed is no limit of the test's: that an error rose is a change of verdict.
     return {
         (judged.output or "", judged.metric): judged
@@ -129,10 +130,10 @@ def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterat
 
 
 def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
-    before, after = _cost(old), _cost(new)
+    before, after = cost(old), cost(new)
     if before == after:
         return
-    limits = [_cost_of(each, each.limit) for each in (old, new) if each.limit is not None]
+    limits = [cost_of(each, each.limit) for each in (old, new) if each.limit is not None]
     scale = min((limit for limit in limits if math.isfinite(limit)), default=0.0)
     low, high = sorted((before, after))
     if old.verdict == new.verdict and not (high > ERROR_RATIO * low and high - low > ERROR_SHARE * scale):
@@ -141,30 +142,34 @@ def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
     remark = f"×{format_number(factor if after > before else 1 / factor)}" if math.isfinite(factor) else ""
     if old.metric in AT_LEAST and old.value is not None and new.value is not None:
         remark = f"{new.value - old.value:+.1f} dB"
-    limit = f"limit {_limit(new)}" if new.limit is not None else ""
+    limit = f"limit {limit_text(new)}" if new.limit is not None else ""
     yield Change(
         what,
         "worse" if after > before else "better",
-        _value(old),
-        _value(new),
+        value_text(old),
+        value_text(new),
         ", ".join(filter(None, (remark, limit))),
         weight=math.log(min(factor, 1e300)),
     )
 
 
-def _cost(judged: Judgement) -> float:
-    return _cost_of(judged, judged.value)
+def cost(judged: Judgement) -> float:
+    """`cost_of` its value."""
+    return cost_of(judged, judged.value)
 
 
-def _cost_of(judged: Judgement, value: float | None) -> float:
+def cost_of(judged: Judgement, value: float | None) -> float:
+    """What a value costs: the larger, the worse."""
     return recorded(judged.metric, at_least=judged.is_least).cost(value)
 
 
-def _value(judged: Judgement) -> str:
+def value_text(judged: Judgement) -> str:
+    """Its value, or that there is none."""
     return "not computed" if judged.value is None else judged.value_text
 
 
-def _limit(judged: Judgement) -> str:
+def limit_text(judged: Judgement) -> str:
+    """Its limit, with its sign."""
     sign = "≥" if judged.at_least else "≤"
     return MISSING if judged.limit is None else f"{sign} {format_limit(judged.limit)}"
 
@@ -176,7 +181,7 @@ def _latency(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     before, after = old.latency, new.latency
     if before is None or after is None or not before.samples or not after.samples:
         return
-    other_way = _other_way(before.details, after.details)
+    other_way = measured_otherwise(before.details, after.details)
     # The median, and whatever else has a budget.
     budgeted = {budget.quantile for latency in (before, after) for budget in latency.budgets}
     for name in ("p50_ms", *(f"{each}_ms" for each in ("p90", "p95", "p99") if each in budgeted)):
@@ -190,7 +195,7 @@ def _latency(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
             yield Change(name.removesuffix("_ms"), direction, texts[0], texts[1], remark, weight=weight)
 
 
-def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
+def measured_otherwise(old: LatencyDetails, new: LatencyDetails) -> str:
     """Why two latencies were measured in different ways; empty where they were not."""
     if old.measured != new.measured:
         return f"not compared: {old.measured} before, {new.measured} now"
@@ -205,7 +210,7 @@ def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
 
 def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) -> tuple[Direction, str, float] | None:
     """Whether a quantile is significantly another one: the direction, how sure that is, and its weight."""
-    before, after = _distribution(old, nodeid), _distribution(new, nodeid)
+    before, after = distribution_of(old, nodeid), distribution_of(new, nodeid)
     if before is None or after is None:
         return "untested", "could not be tested: a report has no distribution", 0.0
     from pytest_trtcheck.latency.comparison import compare
@@ -230,7 +235,14 @@ def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) ->
     return direction, remark, weight
 
 
-def _distribution(latency: LatencyRecord, nodeid: str) -> Distribution | None:
+def distribution_of(latency: LatencyRecord, nodeid: str) -> Distribution | None:
+    """The distribution in a report; None where there is none.
+
+    Raises
+    ------
+    ReportError
+        It is none.
+    """
     data = latency.details.distribution
     if data is None:
         return None
