@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_mode
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
+from pytest_trtcheck.precision.quantization import coverage
 from pytest_trtcheck.precision.reference import (
     CallableReference,
     GoldenReference,
@@ -45,7 +46,7 @@ from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evi
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -139,12 +140,15 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
     of_reference = getattr(known.reference, "notes", ())
+    calibration = _calibration(known)
+    if calibration is not None and calibration.inputs:
+        notes = [*notes, *coverage.notes(calibration.inputs, request.inputs_source)]
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
-        calibration=_calibration(known.lowered.details.get("ranges")),
+        calibration=calibration,
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
@@ -166,11 +170,15 @@ def _overflowing(known: Known) -> Iterator[str]:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
 
 
-def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
-    """How the ranges were chosen, where the model was calibrated."""
+def _calibration(known: Known) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated, and whether that was with data as it is fed."""
+    ranges = known.lowered.details.get("ranges")
     if ranges is None:
         return None
-    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
+    if seen:
+        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
     if not ranges["choice"]:
         return found
     errors = {
