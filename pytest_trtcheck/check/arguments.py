@@ -24,6 +24,8 @@ from pytest_trtcheck.spec import (
     ParitySpec,
     PartsArgument,
     Precision,
+    Ranges,
+    Search,
     Shape,
     ShapeRange,
     Tolerance,
@@ -44,6 +46,7 @@ def trt_parity(
     keep_fp32: object = (),
     exclude: object = (),
     seed: object = 0,
+    search: object = None,
     backend: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` (fp16) and `batch` lists parametrize."""
@@ -70,6 +73,7 @@ def trt_parity(
         keep_auto=is_auto,
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
+        search=_search(search),
         backend=_backend(backend),
     )
 
@@ -252,6 +256,42 @@ def _integer(name: str, value: object, *, least: int) -> int:
     if number < least:
         raise _wrong(name, value, f"an integer of at least {least}")
     return number
+
+
+def _search(value: object) -> Search | None:
+    if value is None:
+        return None
+    if isinstance(value, Search):
+        return Search(
+            _integer("search: tries", value.tries, least=1),
+            ranges("search: ranges", value.ranges),
+            _positive("search: seconds", value.seconds),
+        )
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong("search", value, "how many inputs to try, or a Search", "Search(tries=2000, ranges=(0, 1))")
+    return Search(_integer("search", value, least=1))
+
+
+def ranges(name: str, value: object) -> Ranges:
+    """The (low, high) of every floating-point input, or by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _range(f"{name}[{key!r}]", each) for key, each in value.items()}
+    return _range(name, value)
+
+
+def _range(name: str, value: object) -> tuple[float, float]:
+    ends = [_real(each) for each in value] if isinstance(value, (list, tuple)) else []
+    if len(ends) != len(("low", "high")) or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+        raise _wrong(name, value, "(low, high), two numbers of which the first is not the larger one")
+    return ends[0], ends[1]
 
 
 def _real(value: object) -> float | None:

@@ -60,6 +60,8 @@ class Request:
         Whether nobody asked for the precision: a model that carries one is then checked in that.
     lowered
         The model in its precision, where it was made before (a replay); None: it is made.
+    search_folder
+        Where inputs are kept that a search found, and are taken from; None: nowhere.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
     """
@@ -77,6 +79,7 @@ class Request:
     default_batch: int | None = None
     precision_is_default: bool = False
     lowered: Lowered | None = None
+    search_folder: Path | None = None
     watch: Watcher | None = None
 
     @property
@@ -163,6 +166,8 @@ class Settings:
         The GPUs of the ini key `trt_gpus`.
     rebuild
         How many times every engine is built and judged.
+    search
+        How many inputs are tried in every check to find its worst one; None: as the check says.
     bitwise
         Whether an engine must compute the same bits in every run.
     emulate_too
@@ -188,6 +193,7 @@ class Settings:
     require_gpu: bool = False
     build_only: bool = False
     rebuild: int = 1
+    search: int | None = None
     bitwise: bool = False
     emulate_too: bool = False
     allowance: Allowance = field(default_factory=Allowance)
@@ -283,6 +289,8 @@ class Known:
         Why what it computes does not count, whatever comes out.
     fewest, no_fewest
         The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
+    kept_from
+        The first of the cases that an earlier search kept; None: there are none.
     build
         Which of several builds it is, for messages; empty for the first.
     """
@@ -304,6 +312,7 @@ class Known:
     doubt: str | None = None
     fewest: tuple[str, ...] | None = None
     no_fewest: str = ""
+    kept_from: int | None = None
     build: str = ""
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, keeping, latency, message, parity
+from pytest_trtcheck.check import blame, keeping, kept_inputs, latency, message, parity
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.check.search import searched
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
 from pytest_trtcheck.latency import baselines
@@ -100,10 +101,14 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+        own = len(cases)
+        cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
+    if compares and len(cases) > own:
+        known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if request.judge_parity and request.parity.keep_auto:
@@ -184,6 +189,20 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), notes
+
+
+def _with_kept(request: Request, model: OnnxModel, cases: list[Case], notes: list[str]) -> tuple[list[Case], list[str]]:
+    """The cases, and behind them those that a search found earlier."""
+    path = kept_inputs.file_of(request, model)
+    found = kept_inputs.read(path, model)
+    if path is None or not found:
+        return cases, notes
+    shown = kept_inputs.shown(path)
+    if isinstance(request.parity.reference, golden_samples.Golden):
+        return cases, [*notes, f"the inputs kept in {shown} were not judged: the reference has no outputs of them"]
+    kept_inputs.check_shapes(path, request.declared_for(model) | model_inputs.profile(model, {}, cases), found)
+    which = f"inputs [{len(cases)}]" + (f" to [{len(cases) + len(found) - 1}]" if len(found) > 1 else "")
+    return [*cases, *found], [*notes, f"{which} come from {shown}, where an earlier search kept what it found"]
 
 
 def lowered(
@@ -592,6 +611,6 @@ def concluded(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared),
+    *(placed, built, loaded, inspected, compared, searched),
     *(explained, watched, timed, kept, rebuilt, concluded),
 )

@@ -165,13 +165,11 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")
-    elif (
-        array.dtype.kind == "V" and array.dtype.type is np.void and array.dtype.itemsize == _dtype(spec.dtype).itemsize
-    ):
+    elif array.dtype.type is np.void and array.dtype.itemsize == dtype_of(spec.dtype).itemsize:
         # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
-        array = array.view(_dtype(spec.dtype))
+        array = array.view(dtype_of(spec.dtype))
     elif array.dtype.name != spec.dtype:
-        beyond_numpy = _dtype(spec.dtype).type.__module__ == "ml_dtypes"
+        beyond_numpy = dtype_of(spec.dtype).type.__module__ == "ml_dtypes"
         convert = f"array.astype(ml_dtypes.{spec.dtype})" if beyond_numpy else f"array.astype({spec.dtype!r})"
         raise InputError(f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}")
     if array.ndim != len(spec.shape):
@@ -204,7 +202,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
         return array
     import ml_dtypes
 
-    wanted = _dtype(dtype)
+    wanted = dtype_of(dtype)
     largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
     with np.errstate(over="ignore"):
         bounded = np.where(np.isfinite(array), np.clip(array.astype(np.float64), -largest, largest), array)
@@ -440,21 +438,22 @@ def generate(model: OnnxModel, ranges: Mapping[str, ShapeRange], seed: int) -> l
 def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
     if spec.dtype == "str":
         raise InputError(f"input {spec.name!r}: strings can't be generated", "return real inputs from the test")
-    name, dtype = spec.name.lower(), _dtype(spec.dtype)
+    name, dtype = spec.name.lower(), dtype_of(spec.dtype)
     if "mask" in name:
         return _mask(shape).astype(dtype)
     if spec.dtype.startswith(("float", "bfloat")):
         return rng.random(shape, dtype=np.float32).astype(dtype)
     if "position" in name and shape:
         return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
-    return rng.integers(0, _integer_limit(spec, name), shape).astype(dtype)
+    return rng.integers(0, integer_limit(spec, name), shape).astype(dtype)
 
 
-def _integer_limit(spec: TensorSpec, name: str) -> int:
+def integer_limit(spec: TensorSpec, name: str) -> int:
+    """Below what generated integers of an input stay, whose name is given in lower case."""
     if spec.dtype == "bool" or (spec.index_limit is None and ("token_type" in name or "segment" in name)):
         return 2
     limit = spec.index_limit or (256 if spec.dtype == "uint8" else 128)
-    return min(limit, int(np.iinfo(_dtype(spec.dtype)).max) + 1)
+    return min(limit, int(np.iinfo(dtype_of(spec.dtype)).max) + 1)
 
 
 def _mask(shape: Shape) -> NDArray[Any]:
@@ -464,7 +463,8 @@ def _mask(shape: Shape) -> NDArray[Any]:
     return mask
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The dtype of numpy, or of ml_dtypes, that bears a name."""
     if name in np.sctypeDict:
         return np.dtype(name)
     import ml_dtypes

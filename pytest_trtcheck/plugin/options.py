@@ -39,6 +39,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_cache_clear", "flag", "empty the cache before the tests run", default=False),
     Option("trt_build_only", "flag", "build and cache every engine, compare nothing", default=False),
     Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
+    Option("trt_search", "count", "search the worst input of every check, by so many tries", metavar="N"),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
     *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),

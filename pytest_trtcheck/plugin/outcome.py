@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
+SEARCH_FOLDER = "trtcheck_inputs"
+"""Where, beside the test, inputs are kept that a search found."""
 RUNS = "trtcheck.runs"
 """The property that says of a test which was run again how often it ran."""
 
@@ -82,6 +84,7 @@ def request_for(
         parity=parity,
         inputs=inputs,
         inputs_source=inputs_source if inputs is not None else "generated",
+        search_folder=item.path.parent / SEARCH_FOLDER,
         calibration=parity.calibration if parity.calibration is not None else fixture("trt_calibration"),
         **{"options": fixture("trt_build_options"), **more},
     )

@@ -228,6 +228,7 @@ class Session:
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
             rebuild=self.get("trt_rebuild"),
+            search=self.get("trt_search"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 from pytest_trtcheck.errors import ReportError
+
+
+def file_name(nodeid: str) -> str:
+    """A node id as the name of a file or folder: letters, digits, `.`, `_` and `-`, at most 100 of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", nodeid).strip("-.") or "check"
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
 
 
 def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
