@@ -5,8 +5,8 @@
 Five models whose inputs have 64 to 256 elements fail in FP16 or INT8 on about one uniform input in a million, and err
 more the nearer an input comes to that. Each is lowered and emulated as any check's is. How large the region is, is
 counted: `--share` uniform inputs (four million) are run, and those beyond the limit counted. Then, for each seed, the
-first `--tries` uniform inputs are judged, and a check with `search=` of as many tries is made. The search has to find the
-region every time, and none of the uniform inputs may lie in it.
+first `--tries` uniform inputs are judged, and a check with `search=` of as many tries is made. The search has to find
+the region every time, and none of the uniform inputs may lie in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +34,8 @@ from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx
     from numpy.typing import NDArray
 
@@ -67,13 +68,13 @@ class Planted:
 def unit(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     """Directions along which a uniform input has mean 0 once 0.5 is taken away, and variance 1."""
     weights = rng.normal(size=shape)
-    return (weights / np.linalg.norm(weights, axis=0) * np.sqrt(12)).astype(np.float32)
+    return np.asarray(weights / np.linalg.norm(weights, axis=0) * np.sqrt(12), np.float32)
 
 
 def model(size: int, nodes: list[tuple[str, str, str]], outputs: int, **weights: Any) -> onnx.ModelProto:
     """A graph of nodes written as ("MatMul", "x w", "z"), from `x` [N, size] to `y` [N, outputs]."""
     made = [
-        helper.make_node(op, names.split(), [result], f"{op}_{index}", **({"axis": -1} if op == "Concat" else {}))
+        helper.make_node(op, names.split(), [result], f"{op}_{index}")
         for index, (op, names, result) in enumerate(nodes)
     ]
     floats = TensorProto.FLOAT
@@ -116,7 +117,7 @@ def overflow() -> Planted:
 
 
 def saturation() -> Planted:
-    """INT8 cuts off what lies beyond the largest activation that calibration saw: one feature of sixteen is an outlier."""
+    """INT8 cuts off what lies beyond the largest activation of the calibration: one feature of 16 is an outlier."""
     rng = np.random.default_rng(2)
     size, hidden = 128, 16
     first = unit(rng, size, hidden)

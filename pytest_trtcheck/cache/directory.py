@@ -168,3 +168,10 @@ def format_bytes(count: float) -> str:
             return f"{size:.1f} {unit}" if unit != "B" else f"{count:g} B"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def user_folder() -> Path:
+    """Where the cache lies unless somebody says otherwise."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("pytest-trtcheck"))

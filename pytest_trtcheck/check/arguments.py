@@ -68,7 +68,7 @@ def trt_parity(
         engine=_engine(engine),
         calibration=calibration,
         batch=_batches(batch),
-        shapes=_shapes(shapes),
+        shapes=shapes_of("shapes", shapes),
         keep_fp32=() if is_auto else _globs("keep_fp32", keep_fp32),
         keep_auto=is_auto,
         exclude=excluded,
@@ -264,7 +264,7 @@ def _search(value: object) -> Search | None:
     if isinstance(value, Search):
         return Search(
             _integer("search: tries", value.tries, least=1),
-            ranges("search: ranges", value.ranges),
+            ranges_of("search: ranges", value.ranges),
             _positive("search: seconds", value.seconds),
         )
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -272,7 +272,7 @@ def _search(value: object) -> Search | None:
     return Search(_integer("search", value, least=1))
 
 
-def ranges(name: str, value: object) -> Ranges:
+def ranges_of(name: str, value: object) -> Ranges:
     """The (low, high) of every floating-point input, or by input name.
 
     Raises
@@ -432,14 +432,21 @@ def _shape(name: str, value: object) -> Shape:
     return tuple(_integer(name, size, least=0) for size in value)
 
 
-def _shapes(value: object) -> dict[str, Shape | ShapeRange]:
+def shapes_of(argument: str, value: object) -> dict[str, Shape | ShapeRange]:
+    """A shape, or (min, opt, max), by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _wrong("shapes", value, "a mapping from input name to shape, or to (min, opt, max)")
+        raise _wrong(argument, value, "a mapping from input name to shape, or to (min, opt, max)")
     result: dict[str, Shape | ShapeRange] = {}
     for key, given in value.items():
-        name = f"shapes[{key!r}]"
+        name = f"{argument}[{key!r}]"
         if isinstance(given, (list, tuple)) and given and all(isinstance(item, (list, tuple)) for item in given):
             if len(given) != len(get_args(Literal["min", "opt", "max"])):
                 raise _wrong(name, given, "three shapes (min, opt, max)")

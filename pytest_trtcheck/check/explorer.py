@@ -3,8 +3,8 @@
 Three ways take turns, and the one that gains more is asked more often. An evolution strategy, CMA-ES with a diagonal
 covariance (Ros and Hansen, 2008, https://doi.org/10.1007/978-3-540-87700-4_30), follows what grows along many variables
 at once. Changes of a few variables, or of a stretch of them, find what hangs on those alone; they fall mostly on the
-variables whose changes were felt before. A plane through the logarithms of all that was seen tells, where rounding makes
-each single score jump, which way they rise.
+variables whose changes were felt before. And a plane through the logarithms of many scores tells which way they rise,
+where rounding makes each single one jump.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ class Explorer:
             return
         if self._asked == "mutants":
             self._feel(scores)
-        elif self._asked == "strategy" and self._strategy is not None and not self._strategy.learn(scores, self.best, self.best_score):
-            self._strategy = None
+        elif self._asked == "strategy" and self._strategy is not None:
+            goes_on = self._strategy.learn(scores, self.best, self.best_score)
+            self._strategy = self._strategy if goes_on else None
         gain = math.log(self.best_score / self._before) if self.best_score > self._before > 0 else 0.0
         self._gains[self._asked] = 0.8 * self._gains[self._asked] + 0.2 * min(10 * gain, 1.0) + 1e-3
 
@@ -112,7 +113,7 @@ class Explorer:
 
     def _along(self) -> Points:
         """Steps from the best points in the direction in which scores rise, through all that was seen or the latest."""
-        count = min(len(self._logs), _MOST_FITTED if self._rng.random() < 0.5 else 64 + self._size // 2)
+        count = min(len(self._logs), _MOST_FITTED if self._rng.random() < 0.25 else 64 + self._size // 2)
         seen, logs = self._seen[-count:].astype(np.float64), self._logs[-count:]
         if count < _STARTS or not logs.std():
             return self._mutated()
@@ -134,13 +135,14 @@ class Explorer:
             direction = slope / top
             if self._rng.random() < 0.5:
                 # Some of the variables alone, those more likely that count more.
-                direction = np.where(self._rng.random(self._size) < np.abs(direction) ** self._rng.random(), direction, 0)
+                chances = np.abs(direction) ** self._rng.random()
+                direction = np.where(self._rng.random(self._size) < chances, direction, 0.0)
             points.append(np.clip(start + direction * 10 ** self._rng.uniform(-2, 0.7), 0.0, 1.0))
         return np.array(points)
 
     def _parent(self) -> tuple[Points, float]:
         """One of the best points, and its score."""
-        if self._rng.random() < 0.5 or len(self._logs) < _TOP:
+        if self._rng.random() < 0.25 or len(self._logs) < _TOP:
             return self.best, self.best_score
         index = int(self._rng.choice(np.argsort(-self._logs)[:_TOP]))
         return self._seen[index].astype(np.float64), math.exp(self._logs[index])

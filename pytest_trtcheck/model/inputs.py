@@ -223,13 +223,18 @@ def digest(case: Mapping[str, NDArray[Any]]) -> str:
 
 
 def shape_ranges(
-    model: OnnxModel, batch: int | None, shapes: Mapping[str, Shape | ShapeRange], *, default_batch: int | None = None
+    model: OnnxModel,
+    batch: int | None,
+    shapes: Mapping[str, Shape | ShapeRange],
+    *,
+    default_batch: int | None = None,
+    otherwise: str = "return real inputs from the test",
 ) -> dict[str, ShapeRange]:
     """The shapes that `batch` and `shapes` ask for, for every input of `model`.
 
     `batch` fixes the first dimension of every input that leaves it open, inside what `shapes` declares. Once one input
     fixes a symbolic dimension, it is fixed in the others too. `default_batch` is taken for open first dimensions that
-    nothing else fixes.
+    nothing else fixes. `otherwise` is what may be done instead, for the error.
 
     Raises
     ------
@@ -269,7 +274,7 @@ def shape_ranges(
             f"{model.label}: these dimensions are free: {', '.join(free)}",
             f"fix them: batch=1 for first dimensions, shapes={{{example.name!r}: "
             f"{tuple(dim if isinstance(dim, int) else '…' for dim in example.shape)}}} for the others, "
-            "or return real inputs from the test",
+            f"or {otherwise}",
         )
     return ranges
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
-from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.cache import Cache, user_folder
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.plugin import options as settings
 
@@ -75,9 +75,7 @@ class Session:
         given = settings.value(config, "trt_cache_dir")
         if given:
             return Path(config.invocation_params.dir, given).expanduser()
-        import platformdirs
-
-        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        return user_folder()
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
