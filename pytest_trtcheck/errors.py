@@ -6,6 +6,7 @@ these. The plugin prints them without a traceback. They pickle, because xdist wo
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,6 +93,62 @@ class ComparisonError(CheckError):
 
 class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
+
+
+class UnforeseenError(CheckError):
+    """What no other class is for: an exception of another library, of the user's code, or of ours."""
+
+
+def unforeseen(error: Exception, doing: str) -> CheckError:
+    """An exception that is none of ours, in words; the traceback goes to the log.
+
+    Parameters
+    ----------
+    doing
+        What could not be done, with the file or test in it.
+    """
+    import logging
+    import traceback
+    from pathlib import PureWindowsPath
+
+    if isinstance(error, CheckError):
+        return error
+    logging.getLogger(__package__).debug("%s", doing, exc_info=error)
+    if isinstance(error, MemoryError):
+        return UnforeseenError(
+            f"{doing}: out of memory{f' ({error})' if str(error) else ''}", "give smaller inputs, batch= or shapes="
+        )
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    ours = [(path, line) for path, line in frames if __package__ in path.parts]
+    places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
+    return UnforeseenError(
+        f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})",
+        "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
+        "traceback that --log-level=DEBUG shows",
+    )
+
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_LONGEST = 200_000
+
+
+def visible(text: str) -> str:
+    r"""`text` as a terminal or a page may show it, whoever wrote it: nothing in it commands or hides.
+
+    Control characters but line breaks and tabs, marks that turn the direction of writing, invisible ones, and bytes of
+    a file name that are no UTF-8 are escaped as Python does. The middle of what nobody can read to its end is left out.
+
+    >>> print(visible("a\x1b[31mb\u202ec"))
+    a\x1b[31mb\u202ec
+    """
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
+    return text if text.isprintable() else _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(said: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ __all__ = ["Inputs", "inputs"]
 
 _WHOLE = 1024
 """Elements up to which Hypothesis draws an array element by element: its buffer holds some thousand."""
+_WIDTHS: dict[int, Literal[16, 32, 64]] = {2: 16, 4: 32, 8: 64}
 _SPECIAL = 8
 """Elements of a larger array that are drawn one by one."""
 
@@ -70,6 +71,7 @@ def inputs(
     shapes: Mapping[str, Shape | tuple[Shape, Shape, Shape]] | None = None,
     batch: int | tuple[int, int] | None = None,
     ranges: Ranges = None,
+    smallest: float | None = None,
     allow_infinity: bool = False,
     allow_nan: bool = False,
 ) -> SearchStrategy[Inputs]:
@@ -90,6 +92,9 @@ def inputs(
     ranges
         (low, high) of every floating-point input, or of each input by name. By default floats are drawn from 0 to 1,
         integers that index a table stay inside it, masks are 0 or 1, and other integers are drawn from 0 to 127.
+    smallest
+        Numbers that lie nearer to 0 are 0; None: a thousandth of the largest of the range. A model that is fed nothing
+        but 1e-16 computes what no type of 16 bits holds.
     allow_infinity, allow_nan
         Whether infinities and NaN are drawn beside finite numbers. A check refuses inputs that are NaN.
 
@@ -112,6 +117,8 @@ def inputs(
 
     declared = arguments.shapes_of("strategies.inputs: shapes", shapes)
     least, most = _batch(batch)
+    if smallest is not None and not (isinstance(smallest, (int, float)) and 0 <= smallest < float("inf")):
+        raise ArgumentError(f"strategies.inputs: smallest={smallest!r}: expected a number of at least 0")
     chosen = arguments.ranges_of("strategies.inputs: ranges", ranges)
     beside = Path(sys._getframe(1).f_globals.get("__file__") or ".").resolve().parent
 
@@ -121,7 +128,8 @@ def inputs(
         opened = open_model(model, (beside, place.root), place.cache, examples=examples)
         spans = _spans(opened, (least, most), declared)
         rows = None if least is None or most is None else (least, most)
-        return _Drawing(opened, spans, chosen, rows, nan=allow_nan, infinity=allow_infinity).strategy()
+        special = [float("nan")] * allow_nan + [float("inf"), float("-inf")] * allow_infinity
+        return _Drawing(opened, spans, chosen, rows, smallest=smallest, special=special).strategy()
 
     return st.deferred(made)
 
@@ -163,8 +171,10 @@ class _Drawing:
         As they were given.
     batch
         The least and most rows of open first dimensions; None: as `shapes` says.
-    nan, infinity
-        Whether such numbers are drawn too.
+    smallest
+        What lies nearer to 0 is 0; None: by the range.
+    special
+        Numbers that are drawn beside the finite ones.
     """
 
     def __init__(
@@ -174,13 +184,13 @@ class _Drawing:
         ranges: Ranges,
         batch: tuple[int, int] | None,
         *,
-        nan: bool,
-        infinity: bool,
+        smallest: float | None,
+        special: list[float],
     ) -> None:
         declared = values.declared(model, ranges, "strategies.inputs: ranges")
         self._model, self._shapes, self._batch = model, shapes, batch
         self._values = {spec.name: declared.get(spec.name) or values.generated(spec) for spec in model.inputs}
-        self._special = [float("nan")] * nan + [float("inf"), float("-inf")] * infinity
+        self._smallest, self._special = smallest, special
         self._profile = {spec.name: shapes[spec.name] for spec in model.inputs if spec.free_dims()}
         self._sizes = self._named_sizes()
 
@@ -242,7 +252,7 @@ class _Drawing:
         dtype = model_inputs.dtype_of(spec.dtype)
         # Hypothesis knows numpy's own types alone.
         plain = dtype if dtype.type.__module__ == "numpy" else np.dtype(np.float32)
-        finite = _numbers(dtype, plain, self._values[spec.name])
+        finite = _numbers(dtype, plain, self._values[spec.name], self._smallest)
         every = st.one_of(finite, st.sampled_from(self._special)) if self._special and plain.kind == "f" else finite
         size = int(np.prod(shape, dtype=np.int64))
 
@@ -262,7 +272,7 @@ class _Drawing:
         return drawn if plain == dtype else drawn.map(lambda array: array.astype(dtype))
 
 
-def _numbers(dtype: np.dtype[Any], plain: np.dtype[Any], span: Span) -> SearchStrategy[Any]:
+def _numbers(dtype: np.dtype[Any], plain: np.dtype[Any], span: Span, smallest: float | None) -> SearchStrategy[Any]:
     """Finite numbers of a range, the ends rounded to the type."""
     from hypothesis import strategies as st
 
@@ -271,4 +281,6 @@ def _numbers(dtype: np.dtype[Any], plain: np.dtype[Any], span: Span) -> SearchSt
     if plain.kind != "f":
         return st.integers(int(span.low), int(span.high))
     low, high = (float(np.asarray(end).astype(dtype)) for end in span)
-    return st.floats(low, high, width=min(64, 8 * plain.itemsize))
+    drawn = st.floats(low, high, width=_WIDTHS[plain.itemsize])
+    least = max(abs(low), abs(high)) / 1000 if smallest is None else smallest
+    return drawn.map(lambda value: 0.0 if abs(value) < least else value) if low <= 0 <= high and least else drawn

@@ -12,7 +12,7 @@ import shutil
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import CacheError, listed
@@ -174,4 +174,9 @@ def user_folder() -> Path:
     """Where the cache lies unless somebody says otherwise."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+    try:
+        found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+    except RuntimeError:
+        found = Path("~")
+    # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
+    return found if found.is_absolute() else Path(gettempdir(), f"pytest-trtcheck-{os.getuid()}")

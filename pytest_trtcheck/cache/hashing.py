@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -10,6 +11,8 @@ import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +38,7 @@ def stamp(file: Path | int) -> Stamp:
     """The stamp of a regular file, given by its path (links are not followed) or open; an OSError if it is none."""
     status = os.fstat(file) if isinstance(file, int) else file.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise IsADirectoryError("not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -84,7 +87,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     OSError
         When the file cannot be read.
     """
-    with Path(path).open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         before = stamp(file.fileno())
         if before in _hashes:
             return _hashes[before]

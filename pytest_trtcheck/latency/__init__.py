@@ -1,4 +1,4 @@
-"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier run (`baselines`)."""
+"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier one (`comparison`)."""
 
 from pytest_trtcheck.latency.stats import CONFIDENCE, Bounds, Series, min_samples
 from pytest_trtcheck.latency.verdict import (
@@ -11,6 +11,7 @@ from pytest_trtcheck.latency.verdict import (
     conclude,
     decide,
     decide_exact,
+    decide_median,
     decide_qps,
     decide_speedup,
     to_record,
@@ -29,6 +30,7 @@ __all__ = [
     "conclude",
     "decide",
     "decide_exact",
+    "decide_median",
     "decide_qps",
     "decide_speedup",
     "min_samples",

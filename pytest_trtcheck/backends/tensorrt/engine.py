@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import re
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.backends.tensorrt.builder import load_plugin
-from pytest_trtcheck.backends.tensorrt.callbacks import output_allocator, runtime_log
+from pytest_trtcheck.backends.tensorrt.callbacks import layer_profiler, output_allocator, runtime_log
 from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, is_cuda_error, poisoned
 from pytest_trtcheck.backends.tensorrt.io import (
     TensorSpec,
@@ -23,19 +24,25 @@ from pytest_trtcheck.backends.tensorrt.io import (
     poisoned_elements,
     unwritten,
 )
-from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision, tensor_types
+from pytest_trtcheck.backends.tensorrt.layers import described, layers_by_precision, tensor_types
 from pytest_trtcheck.errors import GpuError, listed
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
+    from pytest_trtcheck.record import LayerRecord
     from pytest_trtcheck.spec import InputMapping, Shape
 
 RUN_TIMEOUT_S = 120.0
+PROFILED_RUNS, UNCOUNTED_RUNS = 50, 5
+"""How many runs layers are timed in, behind some that are not counted."""
+PROFILED_S = 2.0
+"""The most seconds for that, once there are runs enough to bound a median."""
+FEWEST_RUNS = 12
 _OUT_OF_MEMORY = re.compile(r"(?i)OUT_OF_MEMORY|out ?of ?memory|MEM_ALLOC_FAILED|cudaErrorMemoryAllocation")
 
 
@@ -108,6 +115,7 @@ class Engine:
         self._runtime_config: Any = None
         self._context: Any = None
         self._allocator: Any = None
+        self._profiler: Any = None
         self._log = runtime_log(module)
         self.cuda = Cuda()
         try:
@@ -161,6 +169,22 @@ class Engine:
             raise GpuError(f"{self.module.title} refused a weight streaming budget of {budget:,} bytes")
         self.streamed_bytes = int(engine.streamable_weights_size) - int(budget)
 
+    def another(self) -> Engine:
+        """The same engine once more: with a context, a stream and memory of its own. It is closed before this one."""
+        self.check_usable()
+        other = copy.copy(self)
+        other._placed, other._on_demand = {}, set()
+        other._context = other._allocator = None
+        other.cuda = Cuda()
+        try:
+            with other.guard("making another context of the engine"):
+                other._context = other._create_context(self.jit_cache())
+                other._allocator = output_allocator(self.module.handle, other.cuda)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
     @property
     def aux_streams(self) -> int:
         """How many CUDA streams it uses beside its own."""
@@ -170,11 +194,15 @@ class Engine:
     def device_memory_bytes(self) -> int:
         """Device memory that the engine needs beside its inputs and outputs: weights and scratch, in bytes."""
         trt, engine = self.module.handle, self._engine
-        scratch = engine.device_memory_size_v2
         weights = self.plan_bytes
         if hasattr(trt, "EngineStat") and hasattr(engine, "get_engine_stat"):  # From TensorRT 10.14 on.
             weights = engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE)
-        return int(scratch) + max(int(weights) - (self.streamed_bytes or 0), 0)
+        return self.context_bytes + max(int(weights) - (self.streamed_bytes or 0), 0)
+
+    @property
+    def context_bytes(self) -> int:
+        """What of that is one context's scratch memory."""
+        return int(self._engine.device_memory_size_v2)
 
     def jit_cache(self) -> bytes | None:
         """TensorRT-RTX's compiled kernels, to be stored beside the engine; None where there are none."""
@@ -194,6 +222,50 @@ class Engine:
             return self._layers
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def layer_records(self, computing: Collection[str] | None = None) -> tuple[LayerRecord, ...]:
+        """Its layers, by the engine inspector; `computing` are the ONNX nodes that do arithmetic, None: not known."""
+        return described(self.layer_information(), computing)
+
+    def layer_times(self, inputs: InputMapping) -> list[list[tuple[str, float]]]:
+        """What each layer took, by TensorRT's profiler: of each run the layers' names and milliseconds.
+
+        The profiler puts events between the layers, and stays: behind this, the engine is for nothing that is measured.
+
+        Raises
+        ------
+        InputError
+            The inputs do not fit the engine.
+        GpuError
+            A run failed, or nothing was said of one.
+        """
+        arrays = check_inputs(self.inputs, inputs)
+        self.check_usable()
+        runs: list[list[tuple[str, float]]] = []
+        with self.guard("timing the layers"):
+            self.set_shapes(arrays)
+            self.upload(arrays, self._placed)
+            self.place_outputs(self._placed)
+            self.leave_outputs_as_they_are()
+            self._profiler = layer_profiler(self.module.handle)
+            self._context.enqueue_emits_profile = False  # It is to be said when a run has ended.
+            self._context.profiler = self._profiler
+            until = time.monotonic() + PROFILED_S
+            while len(runs) < UNCOUNTED_RUNS + PROFILED_RUNS:
+                self._profiler.taken = []
+                self.enqueue()
+                self.cuda.wait(self.timeout_s)
+                if not self._context.report_to_profiler() or not self._profiler.taken:
+                    raise GpuError(f"{self.module.title} tells its profiler of no layer")
+                runs.append(self._profiler.taken)
+                if len(runs) >= UNCOUNTED_RUNS + FEWEST_RUNS and time.monotonic() > until:
+                    break
+        return runs[UNCOUNTED_RUNS:]
+
+    @property
+    def is_profiled(self) -> bool:
+        """Whether its layers were timed, and each run tells of them."""
+        return self._profiler is not None
 
     def tensor_types(self) -> frozenset[str]:
         """The types of the tensors between its layers, by the engine inspector."""
@@ -259,6 +331,7 @@ class Engine:
         self._placed = {}
         # In this order: a context must not outlive its engine, nor that its runtime.
         self._context = self._runtime_config = self._jit = self._engine = self._allocator = self._runtime = None
+        self._profiler = None
 
     def _free(self) -> None:
         if self._closed or self.poisoned:

@@ -14,7 +14,6 @@ Every input of a file or mapping must come to the same number of samples. An arr
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import zipfile
 import zlib
@@ -31,6 +30,7 @@ from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import remembered
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ class Samples:
 
     def digest(self) -> str:
         """Identity of the samples, of every byte. Reads all of them."""
-        total = hashlib.sha256()
-        for sample in self:
-            total.update(model_inputs.digest(sample).encode())
-        return total.hexdigest()
+        return model_inputs.digest_of(self)
 
     def _labelled(self) -> Iterator[tuple[str, Sample]]:
         return islice(self._unlimited(), self.limit)
@@ -185,7 +182,7 @@ def _expanded(item: object, label: str, base_dirs: Sequence[Path]) -> list[tuple
 
 
 def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
-    wanted = Path(os.fsdecode(pattern)).expanduser()
+    wanted = expanded(os.fsdecode(pattern))
     folders = [Path()] if wanted.is_absolute() else list(base_dirs) or [Path()]
     for folder in folders:
         path = folder / wanted
