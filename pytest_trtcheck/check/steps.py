@@ -13,10 +13,11 @@ import numpy as np
 
 from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity
+from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.check.search import searched
 from pytest_trtcheck.choices import half_part, quantized_part
 from pytest_trtcheck.errors import (
     ArgumentError,
@@ -119,10 +120,14 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+        own = len(cases)
+        cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
+    if compares and len(cases) > own:
+        known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if request.judge_parity and request.parity.keep_auto:
@@ -214,6 +219,20 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
     return model_inputs.generate(model, ranges, spec.seed), notes
 
 
+def _with_kept(request: Request, model: OnnxModel, cases: list[Case], notes: list[str]) -> tuple[list[Case], list[str]]:
+    """The cases, and behind them those that a search found earlier."""
+    path = kept_inputs.file_of(request, model)
+    found = kept_inputs.read(path, model)
+    if path is None or not found:
+        return cases, notes
+    shown = kept_inputs.shown(path)
+    if isinstance(request.parity.reference, golden_samples.Golden):
+        return cases, [*notes, f"the inputs kept in {shown} were not judged: the reference has no outputs of them"]
+    kept_inputs.check_shapes(path, request.declared_for(model) | model_inputs.profile(model, {}, cases), found)
+    which = f"inputs [{len(cases)}]" + (f" to [{len(cases) + len(found) - 1}]" if len(found) > 1 else "")
+    return [*cases, *found], [*notes, f"{which} come from {shown}, where an earlier search kept what it found"]
+
+
 def lowered(
     settings: Settings,
     request: Request,
@@ -282,11 +301,19 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
 
 def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyReference:
     given = request.parity.reference
-    if given is None:
-        return Reference(model, settings.cache, settings.reference_provider)
-    return reference_given(
-        given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
-    )
+
+    def made() -> AnyReference:
+        if given is None:
+            return Reference(model, settings.cache, settings.reference_provider)
+        return reference_given(
+            given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
+        )
+
+    if settings.kept_open is None:
+        return made()
+    found: AnyReference = settings.kept_open.get(("reference", model.sha256, id(given)), made)
+    found.keeps = False
+    return found
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -417,7 +444,10 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
     """What runs a built engine; none does once one has broken CUDA in this process."""
     if settings.broken and system.gpu is not None:
         raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
-    return system.load(built)
+    if settings.kept_open is None:
+        return system.load(built)
+    found: Runner = settings.kept_open.get((system.name, built.path), lambda: system.load(built))
+    return found
 
 
 def note_broken(settings: Settings, request: Request, error: CheckError) -> None:
@@ -727,6 +757,6 @@ def proved(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared, costed),
+    *(placed, built, loaded, inspected, compared, searched, costed),
     *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )
