@@ -22,6 +22,7 @@ from pytest_trtcheck.record import (
     GpuRecord,
     LayerRecord,
     Library,
+    MissingRecord,
     RebuildRecord,
     RunRecord,
     jsonable,
@@ -31,6 +32,7 @@ from pytest_trtcheck.report import gate_layers, gate_text
 from pytest_trtcheck.report.gate import Gate, judge
 from pytest_trtcheck.report.gate_questions import ALLOWABLE, Limits
 from pytest_trtcheck.report.json_report import read, save
+from pytest_trtcheck.report.merge import merge
 from pytest_trtcheck.report.text import columns
 from tests.test_report_diff import LEAVES, _walk, check, latency, output, parity, report
 
@@ -162,7 +164,8 @@ def test_a_median_that_is_ten_percent_slower(noise: float, verdict: str) -> None
 
 
 def test_what_disturbed_a_measurement_makes_it_inconclusive_on_either_side() -> None:
-    slow, disturbed = latency(1.1, 1), {"disturbances": ["another process"]}
+    disturbed: dict[str, Any]
+    slow, disturbed = latency(1.1, 1), {"disturbances": ("another process",)}
     assert upgrade(before(), after(latency=slow)).verdict == "fail"
     assert upgrade(before(), after(latency=latency(1.1, 1, **disturbed))).verdict == "inconclusive"
     # The old one looked slower than it was, and hides as much.
@@ -357,6 +360,45 @@ def test_checks_of_one_test_on_several_backends_are_paired_by_backend() -> None:
     new = [after(backend=name, parity=parity(output(value=value))) for name, value in (("b", 0.005), ("a", 0.001))]
     assert upgrade(old, new).verdict == "pass"
     assert upgrade(old[:1], [replace(after(), backend="c", parity=parity(output(value=0.001)))]).verdict == "pass"
+
+
+def test_a_test_that_left_no_record_in_the_new_report_is_a_loss_with_its_reason() -> None:
+    def without(nodeid: str) -> RunRecord:
+        missing = (MissingRecord(nodeid, "the worker died", "failed"),)
+        return replace(report(after(), tensorrt="1.7.1.116"), missing=missing, planned=2)
+
+    old = report(before(), before(nodeid="t.py::gone"))
+    gate = judge(old, without("t.py::gone"), Limits())
+    assert gate.verdict == "fail"
+    assert gate.checks[0].findings[0].text == "the new report has no such check: the worker died"
+    unknown = judge(report(before()), without("t.py::new"), Limits())
+    assert unknown.verdict == "fail", "the old report does not know it either, and it was to check something"
+    assert any("t.py::new (the worker died)" in line for line in gate_text.lines(unknown, ("a", "b"), 200))
+    assert judge(report(before()), without("t.py::new"), Limits(allowed=frozenset({"missing"}))).verdict == "pass"
+
+
+def test_merged_reports_are_held_against_each_other_machine_by_machine() -> None:
+    def fleet(tensorrt: str, *checks: CheckRecord) -> RunRecord:
+        gpus = GpuRecord("NVIDIA A100", None, "8.0"), GpuRecord("NVIDIA L4", None, "8.9")
+        parts = [
+            (f"{gpu.name}.json", replace(run, environment=replace(run.environment, gpu=gpu)))
+            for gpu, run in zip(gpus, [report(each, tensorrt=tensorrt) for each in checks], strict=True)
+        ]
+        return merge(parts)
+
+    def slow(p50_ms: float) -> CheckRecord:
+        return after(latency=latency(p50_ms, 1), engine=None)
+
+    old = fleet("1.5", *(before(latency=latency(p50_ms), engine=None) for p50_ms in (1.0, 3.0)))
+    assert judge(old, fleet("1.7", slow(1.0), slow(3.0)), Limits()).verdict == "pass"
+    gate = judge(old, fleet("1.7", slow(1.0), slow(3.6)), Limits())
+    assert [(check.subject.where, check.outcome(frozenset())) for check in gate.checks] == [
+        ("L4", "fail"),
+        ("A100", "pass"),
+    ]
+    assert {change.name for change in gate.environment} == {"TensorRT (A100)", "TensorRT (L4)"}
+    with pytest.raises(ArgumentError, match="older TensorRT"):
+        judge(fleet("1.7", slow(1.0), slow(3.0)), old, Limits())
 
 
 # --- reports that do not fit -----------------------------------------------------------------------------------------

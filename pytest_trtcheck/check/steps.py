@@ -12,7 +12,7 @@ import numpy as np
 
 from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, keeping, latency, message, parity
+from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
@@ -25,7 +25,7 @@ from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
-from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
+from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine, is_bad
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
@@ -615,8 +615,29 @@ def concluded(settings: Settings, known: Known) -> Known:
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
+def proved(settings: Settings, known: Known) -> Known:
+    """Under `--trt-require-evidence`, whether the same check passed on a GPU: what did not, fails."""
+    if settings.evidence is None:
+        return known
+    model = settings.judged_gpu()
+    assert model is not None
+    spec = known.request.latency
+    limits = latency.budgets_for(spec, model, settings.extra_gpus).limits if spec else {}
+    # A speedup's name says over what, as the budgets of a record do.
+    speedups = {f"min_speedup[{name}]": limit for name, limit in ((spec and spec.min_speedup) or {}).items()}
+    built_by = " ".join(next(iter(known.system.versions().items()))) if known.built and known.system.builds else None
+    wanted = evidence.Wanted(known.record, model, {**limits, **speedups}, built_by, settings.extra_gpus)
+    found = evidence.proof(wanted, settings.evidence)
+    if not isinstance(found, str):
+        return known.recorded(proof=found)
+    reason = f"--trt-require-evidence={settings.evidence.file}: {found}"
+    if is_bad(known.record.verdict):
+        return known.recorded(reason)
+    return known.recorded(verdict="fail", message="\n".join(filter(None, (reason, known.record.message))))
+
+
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared),
-    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

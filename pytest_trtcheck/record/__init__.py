@@ -559,6 +559,17 @@ class BaselineRecord:
 
 
 @dataclass(frozen=True)
+class ProofRecord:
+    """Where the same check passed on a GPU: the report, and what it ran on there; `signed`: its signature holds."""
+
+    file: str
+    gpu: str | None
+    tensorrt: str | None
+    driver: str | None
+    signed: bool
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
 
@@ -611,6 +622,8 @@ class CheckRecord:
     calibration: CalibrationRecord | None = _absent()  # noqa: RUF009 - it is a field
     baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What the errors were held against; the latency's is among its budgets."""
+    proof: ProofRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What `--trt-require-evidence` found."""
     # What is known once the test has ended:
     expected_failure: str | None = _absent()
     """The reason of the test's `xfail` mark."""

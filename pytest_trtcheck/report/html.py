@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, listed, plural
+from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, merge, plots
@@ -212,6 +212,7 @@ def _jinja() -> Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters["number"] = format_optional
     environment.filters["sortable"] = _sortable
