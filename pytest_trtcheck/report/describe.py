@@ -41,13 +41,8 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Auxiliary streams": str(engine.aux_streams) if engine and engine.aux_streams else None,
         "Weights streamed": format_bytes(engine.streamed_bytes) if engine and engine.streamed_bytes else None,
         "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
-<<<<<<< HEAD
-        "Partition": record.partition.text if record.partition else None,
-        "Layers not timed": engine and engine.layers_untimed,
-=======
         "Layers not timed": engine and engine.layers_untimed,
         "Partition": record.partition.text if record.partition else None,
->>>>>>> main
         "Latency judged on": latency.gpu,
         "Latency": latency.reason,
         "Held back": ", ".join(latency.details.held_back),
