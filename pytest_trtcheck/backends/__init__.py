@@ -30,6 +30,8 @@ _OWN = {
     "onnxruntime-cuda": "pytest_trtcheck.backends.onnxruntime.cuda:OrtCuda",
     "onnxruntime-tensorrt": "pytest_trtcheck.backends.onnxruntime.tensorrt:OrtTensorRT",
     "onnxruntime-tensorrt-rtx": "pytest_trtcheck.backends.onnxruntime.tensorrt_rtx:OrtTensorRTRtx",
+    "torch": "pytest_trtcheck.backends.torch:Torch",
+    "torch-compile": "pytest_trtcheck.backends.torch:TorchCompile",
 }
 _ALIASES = {"emulated": EMULATED}
 NAMES = tuple(_OWN)

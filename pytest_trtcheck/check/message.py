@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.errors import CheckError, UnsupportedTargetError
+from pytest_trtcheck.record import BASELINE
 
 if TYPE_CHECKING:
     from pytest_trtcheck.check.request import Known
+    from pytest_trtcheck.record import CheckRecord
 
 
 def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
@@ -22,7 +26,12 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
             if part is not None and part.reason and part.verdict == record.verdict != "pass"
         ]
         found = "\n".join(filter(None, [found, *(each for each in reasons if each not in (found or ""))])) or None
-    missing = [f"{name} not measured" for name, part in parts.items() if part and part.verdict == "not_measured"]
+    # What is measured to be compared alone was not asked for.
+    asked = {name: part for name, part in parts.items() if name != "latency" or known.request.latency}
+    missing = [f"{name} not measured" for name, part in asked.items() if part and part.verdict == "not_measured"]
+    if not missing and record.latency is not None:
+        entries = [each for each in record.latency.budgets if each.name != BASELINE]
+        missing += [f"{each.name} not measured ({each.text})" for each in entries if each.verdict == "not_measured"]
     if record.evidence is not None and record.gpu_ran is not True:
         where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"
         missing.append(f"parity was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
@@ -30,6 +39,15 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
         return {"message": found}
     refused = f"--trt-require-gpu: {', '.join(missing)}"
     return {"verdict": "fail", "message": f"{refused}\n{found}" if found else refused}
+
+
+def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> CheckRecord:
+    """A check that could not be made. Of several systems that are compared, one that can't serve it is no error."""
+    if record.system is None or not isinstance(error, UnsupportedTargetError):
+        return replace(record, verdict="error", message=str(error))
+    if require_gpu:
+        return replace(record, verdict="fail", message=f"--trt-require-gpu: {record.system} was not measured: {error}")
+    return replace(record, verdict="not_measured", message=str(error))
 
 
 def comparison(known: Known) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
-from pytest_trtcheck.errors import InputError, UnsupportedTargetError
+from pytest_trtcheck.errors import CheckError, InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples
@@ -214,8 +214,15 @@ class Settings:
         ------
         MissingDependencyError
             What was asked for by name is not installed.
+        UnsupportedTargetError
+            The same, where it is one of several that are compared.
         """
-        return backends.load(self.backend_of(request)).find(self.machine)
+        try:
+            return backends.load(self.backend_of(request)).find(self.machine)
+        except CheckError as error:
+            if not request.parity.is_compared:
+                raise
+            raise UnsupportedTargetError(error.message, error.hint) from error
 
     @property
     def machine(self) -> Machine:
@@ -284,6 +291,8 @@ class Known:
         Who said that the system takes the model.
     built, runner
         The engine or file, and what runs it; the runner is open until the check is made.
+    load_ms
+        How long loading it took, where that says something.
     outcome
         What the comparison found.
     doubt
@@ -307,6 +316,7 @@ class Known:
     judged_by: str = ""
     built: Built | None = None
     runner: Runner | None = None
+    load_ms: float | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
     fewest: tuple[str, ...] | None = None

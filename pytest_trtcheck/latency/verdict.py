@@ -226,6 +226,12 @@ def decide_exact(name: str, value: float, limit: float) -> BudgetResult:
     return replace(_result(name, limit, Bounds(value, value, value), None), exact=True)
 
 
+def decide_median(name: str, samples: Samples, limit: float, *, confidence: float = CONFIDENCE) -> BudgetResult:
+    """Judge the median of what was measured a few times, such as `load_ms`, by order statistics."""
+    found = quantile_bounds(samples, 0.5, confidence)
+    return _result(name, limit, found, _shortage(found, 0.5, confidence, found.samples))
+
+
 def combine_decisions(results: Sequence[BudgetResult]) -> LatencyDecision:
     """Several budgets as one decision."""
     decisions = {one.decision for one in results}

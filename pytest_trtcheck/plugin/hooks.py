@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
+from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
 from pytest_trtcheck.errors import visible
 from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _REFUSED = pytest.StashKey[list[str]]()
 
+_RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
+"""Fixtures that run a backend."""
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
 
@@ -159,9 +161,11 @@ def pytest_make_collect_report(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize a marked test that names several precisions or batches."""
+    """Parametrize a marked test that names several precisions or batches, and what checks by several backends."""
     found = _marked(metafunc.definition)
     if found is None:
+        if not _RUN.isdisjoint(metafunc.fixturenames):
+            by_backend(metafunc)
         return
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
@@ -169,6 +173,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if len(found.parity.batch) > 1:
         metafunc.fixturenames.append(BATCH)
         metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
+    if found.parity.engine is None:
+        by_backend(metafunc, found.parity.backends)
+
+
+def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
+    """Parametrize by the backends that a marker lists, else by those of `--trt-backend`, where they are several."""
+    names = listed or settings.value(metafunc.config, "trt_backend")
+    if len(names) > 1:
+        metafunc.fixturenames.append(BACKEND)
+        metafunc.parametrize(BACKEND, names)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 OPTIONS: tuple[Option, ...] = (
     Option("trt_gpu", "text", "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …", metavar="GPU"),
-    Option("trt_backend", "backend", "what runs or builds the engines", default="auto", choices=backends.NAMES),
+    Option(
+        "trt_backend",
+        "backends",
+        "what runs or builds the engines; several, separated by commas, are compared",
+        default="auto",
+        choices=backends.NAMES,
+        metavar="LIST",
+    ),
     Option(
         "trt_precision",
         "names",
@@ -161,7 +168,7 @@ def is_given(config: pytest.Config, option: str | Option) -> bool:
 
 def _converted(option: Option, raw: object, where: str) -> Any:
     text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
-    parse = {"flag": _flag, "seconds": _seconds, "count": _count, "size": parse_size, "backend": _backend}.get(
+    parse = {"flag": _flag, "seconds": _seconds, "count": _count, "size": parse_size, "backends": _backends}.get(
         option.kind
     )
     if parse is not None:
@@ -212,8 +219,11 @@ def _one_of(text: str, choices: Sequence[str], where: str) -> str:
     raise _wrong(f"{where}: {text!r} is none of {', '.join(choices)}", suggestion(text, choices))
 
 
-def _backend(text: str, where: str) -> str:
-    return backends.find_name(text.strip()) or _one_of(text, backends.names(), where)
+def _backends(text: str, where: str) -> tuple[str, ...]:
+    given = text.replace(",", " ").split()
+    if not given:
+        raise _wrong(f"{where}: names no backend")
+    return tuple(dict.fromkeys(backends.find_name(each) or _one_of(each, backends.names(), where) for each in given))
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

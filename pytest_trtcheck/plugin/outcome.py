@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pytest_trtcheck.choices import BACKEND
 from pytest_trtcheck.errors import CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def folders(item: pytest.Item) -> tuple[Path, ...]:
     return (item.path.parent, item.config.rootpath)
 
 
+def parameters(item: pytest.Item) -> dict[str, Any]:
+    """What a test is parametrized with."""
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
 def request_for(
     item: pytest.Item,
     model: object,
@@ -74,7 +80,12 @@ def request_for(
 ) -> Request:
     """What a test asks to be checked, with what the fixtures that users override say."""
     from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.plugin import options
 
+    listed = parameters(item).get(BACKEND)
+    if listed is not None and parity.backend is None:
+        compared = parity.backends or options.value(item.config, "trt_backend")
+        parity = replace(parity, backend=listed, backends=compared)
     return Request(
         nodeid=item.nodeid,
         model=model,

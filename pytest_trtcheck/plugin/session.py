@@ -14,7 +14,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -114,7 +114,18 @@ class Session:
             A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
         """
         self._check_outputs(values)
-        name, wanted = values["trt_backend"], values["trt_gpu"]
+        refusals = []
+        for name in values["trt_backend"]:
+            try:
+                self._check_backend(name, values)
+            except CheckError as error:
+                refusals.append(error)
+        # Of several, what one can't do is a row in the table of all.
+        if len(refusals) == len(values["trt_backend"]):
+            raise refusals[0]
+
+    def _check_backend(self, name: str, values: Mapping[str, Any]) -> None:
+        wanted = values["trt_gpu"]
         needs = [*["--trt-build-only"] * values["trt_build_only"], *["--trt-rebuild"] * (values["trt_rebuild"] > 1)]
         if not needs and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
             return
@@ -282,7 +293,7 @@ class Session:
         reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,
-            backend=self.get("trt_backend"),
+            backend=self.get("trt_backend")[0] if len(self.get("trt_backend")) == 1 else backends.AUTO,
             reference_provider=self.get("trt_reference"),
             requested=self.requested,
             detected=self.detection.gpu,

@@ -268,6 +268,10 @@ class LatencyDetails:
     min_ms: float | None = _absent()
     max_ms: float | None = _absent()
     measured: str | None = _absent()
+    instances: int | None = _absent()
+    """How many ran at once, where it was more than one."""
+    load_samples_ms: tuple[float, ...] = _absent(())
+    """What loading it took, again and again, where `load_ms` has a budget."""
     cuda_graph: bool | None = _absent()
     cuda_graph_reason: str | None = _absent(beside="cuda_graph")
     gpu_p50_ms: float | None = _absent()
@@ -586,6 +590,8 @@ class CheckRecord:
     verdict: Verdict
     model_sha256: str | None = None
     precision: str | None = None
+    system: str | None = _absent()
+    """Where several backends are compared: the one that this check is of, whatever ran in the end."""
     backend: str | None = None
     evidence: str | None = None
     gpu_ran: GpuRan | None = _absent()  # noqa: RUF009 - it is a field
@@ -611,6 +617,8 @@ class CheckRecord:
     engine: EngineRecord | None = None
     partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
     """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
+    costs: Mapping[str, float] | None = _absent()
+    """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
     rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What further builds of the engine came to (`--trt-rebuild`)."""
     duration_s: float = 0.0
@@ -713,6 +721,37 @@ class MissingRecord:
     """In a merged report, the name of the machine that lacks it."""
 
 
+@dataclass(frozen=True)
+class SystemRecord:
+    """One of several systems that the same check was made with; a figure is None where it was not measured."""
+
+    system: str
+    nodeid: str
+    verdict: Verdict
+    metric: str | None = None
+    error: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    qps: float | None = None
+    memory_mib: float | None = None
+    engine_mib: float | None = None
+    build_s: float | None = None
+    load_ms: float | None = None
+    missing: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """Several systems side by side: one test, model and precision, and in a merged report one machine."""
+
+    test: str
+    model: str
+    precision: str | None
+    machine: str | None = _absent()
+    systems: tuple[SystemRecord, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
@@ -724,6 +763,8 @@ class RunRecord:
     tool: Library = Library()
     environment: Environment
     checks: tuple[CheckRecord, ...]
+    comparisons: tuple[ComparisonRecord, ...] = _absent(())
+    """Of checks that several backends were to run."""
     summary: Mapping[str, int] = field(default_factory=dict)
     planned: int | None = _absent()
     """How many tests were to check something: those of `checks` and those of `missing`."""

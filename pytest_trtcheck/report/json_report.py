@@ -25,6 +25,7 @@ from pytest_trtcheck.record import (
     typed,
 )
 from pytest_trtcheck.record.files import read_json, write_text
+from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.view import counts, ordered
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def document(
         tool=Library(TOOL, version=version("pytest_trtcheck")),
         environment=environment,
         checks=tuple(checks),
+        comparisons=systems.compared(checks),
         summary=counts(checks),
         planned=len(planned),
         missing=tuple(absent),
