@@ -18,6 +18,7 @@ from pytest_trtcheck.report.text import format_number, format_optional, one_line
 from pytest_trtcheck.report.view import (
     BudgetView,
     Judgement,
+    ScoreView,
     budgets,
     decisive,
     emulated,
@@ -27,6 +28,7 @@ from pytest_trtcheck.report.view import (
     not_measured,
     notes,
     ordered,
+    scored,
     verdict_word,
 )
 
@@ -82,6 +84,7 @@ class Row:
     facts: Sequence[tuple[str, str]]
     outputs: Sequence[tuple[OutputRecord, Judgement | None]]
     outputs_left_out: int
+    score: ScoreView | None
     blame: BlameRecord
     tensors: Sequence[TensorRecord]
     message: str
@@ -230,6 +233,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         facts=describe.check(record),
         outputs=shown,
         outputs_left_out=len(all_outputs) - len(shown),
+        score=scored(record),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
