@@ -22,10 +22,10 @@ from tests.onnx_models import FLOAT
 from tests.test_parity import require_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.conftest import Run, Suite
+    from tests.conftest import Suite
 
 HEAD = """
 from pytest_trtcheck import Case
@@ -62,7 +62,8 @@ def task(suite: Suite) -> Suite:
     return suite
 
 
-def test_verdicts_follow_what_the_model_gets_right(task: Suite, run_everywhere: Callable[..., Run]) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+def test_verdicts_follow_what_the_model_gets_right(task: Suite, workers: tuple[str, ...]) -> None:
     task.write(
         test_task=f"""{HEAD}
 @trt_parity("good.onnx", score=top1, max_drop=0.01)
@@ -92,7 +93,7 @@ def test_by_hand(trt_check):
 def test_an_error_rate(): return batches()
 """
     )
-    run = run_everywhere("--trt-html=r.html", "--junitxml=r.xml")
+    run = (task.run_apart if workers else task.run)(*workers, "--trt-html=r.html", "--junitxml=r.xml")
     require_schema(run.report)
     passed = {"test_sound", "test_better_than_the_reference", "test_by_hand", "test_an_error_rate"}
     verdicts = {check["nodeid"].split("::")[1]: check["verdict"] for check in run.checks}

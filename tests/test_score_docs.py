@@ -78,11 +78,11 @@ def map_(folder: Path, shift: float) -> None:
         N("Squeeze", ["column", "last"], ["scores"]),
     ]
     linear(folder / "detector.onnx", [6, 5], {"boxes": [6, 4], "scores": [6]}, nodes, 40 * shift)
-    corners = RNG.random((200, 6, 2)) * 100
-    boxes = np.concatenate([corners, corners + 20 + RNG.random((200, 6, 2)) * 20], axis=2)
+    corners = RNG.random((400, 6, 2)) * 100
+    boxes = np.concatenate([corners, corners + 20 + RNG.random((400, 6, 2)) * 20], axis=2)
     found = boxes + RNG.normal(0, 2, boxes.shape)
     found[:, 5] += 200  # what is not there
-    scores = np.concatenate([0.5 + RNG.random((200, 5)) / 2, RNG.random((200, 1)) * 0.7], axis=1)
+    scores = np.concatenate([0.5 + RNG.random((400, 5)) / 2, RNG.random((400, 1)) * 0.7], axis=1)
     images = np.concatenate([found, scores[..., None]], axis=2).astype(np.float32)
     np.savez(folder / "objects.npz", image=images, boxes=boxes[:, :5])
 

@@ -224,8 +224,8 @@ def _changed(found: _Scored, before: Any, after: Any, lower_is_better: bool) -> 
 def _plain(item: Any) -> float | str:
     if isinstance(item, (int, float, np.number, np.bool_)):
         return float(item)
-    text = repr(item)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    text = " ".join(repr(item).split())
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _reason(known: Known, spec: ScoreSpec, drop: Drop, needed: int | None) -> str | None:

@@ -577,7 +577,12 @@ def explained(settings: Settings, known: Known) -> Known:
         return known
     # What a plugin computes, nothing here can compute in pieces.
     if known.outcome.record.verdict == "fail" and not known.outcome.misplaced and not known.plugin_operators:
-        known = blame.blamed(settings, known)
+        if any(map(parity.is_joint, parity.limits_of(known).values())):
+            known = known.recorded(
+                "not diagnosed: detections are compared as sets, which no tensor inside the model is"
+            )
+        else:
+            known = blame.blamed(settings, known)
     if known.running.is_emulation or known.existing is not None or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
