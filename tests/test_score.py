@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pytest_trtcheck.check import arguments
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.model import labelled
 from pytest_trtcheck.model.onnx_model import load
-from pytest_trtcheck.report import diff
+from pytest_trtcheck.report import diff, gate_questions
 from pytest_trtcheck.report.json_report import read as load_report
 from pytest_trtcheck.spec import Case
 from tests import onnx_models
@@ -310,16 +311,25 @@ def test_both(): return batches(broken=80)
 
 
 def test_a_diff_tells_a_drop_that_grew(task: Suite) -> None:
-    reports = []
+    records = []
     for broken in (0, 60, 70):
         mark = BAD.replace("0.01", "0.2")
         task.write(test_task=f"{HEAD}\n@trt_parity({mark})\ndef test_it(): return batches(broken={broken})\n")
         task.run()
-        reports.append(load_report(task.path / "report.json"))
+        records.append(load_report(task.path / "report.json"))
+    # As if the engine had become worse: what is planted in the inputs would be other inputs.
+    (check,) = records[0].checks
+    reports = [replace(records[0], checks=(replace(check, score=each.checks[0].score),)) for each in records]
     worse = diff.diff(reports[0], reports[1])
     assert [(each.what, each.direction) for each in worse.checks[0].changes] == [("top1 drop", "worse")]
     assert diff.diff(reports[1], reports[0]).checks[0].kind == "better"
     assert not diff.diff(reports[1], reports[2]).checks
+    answers = [
+        gate_questions.answers(*(run.checks[0] for run in pair), pair, gate_questions.Limits())
+        for pair in ((reports[0], reports[1]), (reports[1], reports[2]), (reports[1], reports[0]))
+    ]
+    outcomes = [[each.outcome for each in found if "top1" in each.text] for found in answers]
+    assert outcomes == [["fail"], ["pass"], ["pass"]]
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from pytest_trtcheck import backends
+from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, keeping, latency, message, parity, scoring
+from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity, scoring
+from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
@@ -27,7 +28,6 @@ from pytest_trtcheck.errors import (
     ModelError,
     listed,
 )
-from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import labelled
@@ -141,6 +141,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
+        inputs_sha256=model_inputs.digest_of(cases) if cases else None,
+        reference_sha256=getattr(known.reference, "identity", None),
         calibration=_calibration(known.lowered.details.get("ranges")),
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
@@ -631,9 +633,19 @@ def kept(settings: Settings, known: Known) -> Known:
     return known
 
 
+def profiled(settings: Settings, known: Known) -> Known:
+    """What each layer takes, where latency was measured or it is asked for: last of all, to disturb nothing."""
+    engine, latency = known.record.engine, known.record.latency
+    wanted = settings.time_layers or (latency is not None and latency.samples > 0)
+    if not wanted or engine is None or known.runner is None or known.running.gpu is None:
+        return known
+    with known.alone():
+        return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
+
+
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, scored, timed), (explained, watched))
+    return judged_again(settings, known, (loaded, inspected, compared, scored, timed, profiled), (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
@@ -642,8 +654,29 @@ def concluded(settings: Settings, known: Known) -> Known:
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
+def proved(settings: Settings, known: Known) -> Known:
+    """Under `--trt-require-evidence`, whether the same check passed on a GPU: what did not, fails."""
+    if settings.evidence is None:
+        return known
+    model = settings.judged_gpu()
+    assert model is not None
+    spec = known.request.latency
+    limits = latency.budgets_for(spec, model, settings.extra_gpus).limits if spec else {}
+    # A speedup's name says over what, as the budgets of a record do.
+    speedups = {f"min_speedup[{name}]": limit for name, limit in ((spec and spec.min_speedup) or {}).items()}
+    built_by = " ".join(next(iter(known.system.versions().items()))) if known.built and known.system.builds else None
+    wanted = evidence.Wanted(known.record, model, {**limits, **speedups}, built_by, settings.extra_gpus)
+    found = evidence.proof(wanted, settings.evidence)
+    if not isinstance(found, str):
+        return known.recorded(proof=found)
+    reason = f"--trt-require-evidence={settings.evidence.file}: {found}"
+    if is_bad(known.record.verdict):
+        return known.recorded(reason)
+    return known.recorded(verdict="fail", message="\n".join(filter(None, (reason, known.record.message))))
+
+
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared, scored),
-    *(explained, watched, timed, kept, rebuilt, concluded),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

@@ -1,4 +1,4 @@
-"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier run (`baselines`)."""
+"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier one (`comparison`)."""
 
 from pytest_trtcheck.latency.stats import CONFIDENCE, Bounds, Series, min_samples
 from pytest_trtcheck.latency.verdict import (

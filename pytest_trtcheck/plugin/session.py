@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
+import os
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_trtcheck.backends.base import Backend
+    from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
+    from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
-    from pytest_trtcheck.latency.baselines import Baselines
     from pytest_trtcheck.record import Environment
 
+_SHORTEST_KEY = 16
+"""Bytes: a secret that nobody guesses, of 128 bits."""
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -87,6 +91,7 @@ class Session:
         if values["trt_gpu"]:
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        _ = session_of(config).evidence, session_of(config).evidence_key
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
         if not hasattr(config, "workerinput"):
@@ -135,6 +140,15 @@ class Session:
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
+
+    def remove_earlier_reports(self) -> None:
+        """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
+        for report in settings.reports(self.config):
+            if report.option is not None and (given := settings.value(self.config, report.option)):
+                path = self._path(given).resolve()
+                if path.is_file() and Path("/dev") not in path.parents:
+                    with suppress(OSError):
+                        path.unlink()
 
     def _path(self, given: str) -> Path:
         return Path(self.config.invocation_params.dir, given).expanduser()
@@ -196,18 +210,62 @@ class Session:
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
-        """What `--trt-baseline` names, read; None without it.
+        """What `--trt-baseline` names; None without it.
 
         Raises
         ------
         ReportError
-            The directory is not there, or a file in it cannot be read.
+            The directory is not there.
         """
         if self.baseline_dir is None:
             return None
-        from pytest_trtcheck.latency import baselines
+        from pytest_trtcheck import baselines
 
-        return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+        return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+
+    @functools.cached_property
+    def evidence_key(self) -> bytes | None:
+        """What `--trt-evidence-key` names: the content of a file, else the value of an environment variable.
+
+        Raises
+        ------
+        ArgumentError
+            It is neither, or too short to be a secret.
+        """
+        named = self.get("trt_evidence_key")
+        if not named:
+            return None
+        path = self._path(named)
+        try:
+            key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
+        except OSError as error:
+            raise ArgumentError(f"--trt-evidence-key={named}: cannot be read: {error.strerror}") from error
+        if len(key) < _SHORTEST_KEY:
+            found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
+            raise ArgumentError(
+                f"--trt-evidence-key={named}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more"
+            )
+        return key
+
+    @functools.cached_property
+    def evidence(self) -> EvidenceReport | None:
+        """What `--trt-require-evidence` names, read and verified.
+
+        Raises
+        ------
+        ReportError, ArgumentError
+            It is no report, or not signed with the key; or no GPU is named that the checks are for.
+        """
+        named = self.get("trt_require_evidence")
+        if not named:
+            return None
+        from pytest_trtcheck.check.evidence import EvidenceReport
+        from pytest_trtcheck.report import json_report
+
+        if self.requested is None and self.detection.gpu is None:
+            raise ArgumentError("--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4")
+        run = json_report.read(self._path(named), self.evidence_key)
+        return EvidenceReport(named, run, signed=self.evidence_key is not None)
 
     @functools.cached_property
     def checker(self) -> Checker:
@@ -226,7 +284,9 @@ class Session:
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
+            evidence=self.evidence,
             build_only=self.get("trt_build_only"),
+            time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
