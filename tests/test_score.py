@@ -324,10 +324,9 @@ def test_a_diff_tells_a_drop_that_grew(task: Suite) -> None:
     assert [(each.what, each.direction) for each in worse.checks[0].changes] == [("top1 drop", "worse")]
     assert diff.diff(reports[1], reports[0]).checks[0].kind == "better"
     assert not diff.diff(reports[1], reports[2]).checks
-    answers = [
-        gate_questions.answers(*(run.checks[0] for run in pair), pair, gate_questions.Limits())
-        for pair in ((reports[0], reports[1]), (reports[1], reports[2]), (reports[1], reports[0]))
-    ]
+    pairs = ((reports[0], reports[1]), (reports[1], reports[2]), (reports[1], reports[0]))
+    limits = gate_questions.Limits()
+    answers = [gate_questions.answers(one.checks[0], two.checks[0], (one, two), limits) for one, two in pairs]
     outcomes = [[each.outcome for each in found if "top1" in each.text] for found in answers]
     assert outcomes == [["fail"], ["pass"], ["pass"]]
 

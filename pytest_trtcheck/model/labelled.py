@@ -84,7 +84,7 @@ def held(value: Any, model: OnnxModel, source: str) -> tuple[Sequence[model_inpu
             yield case
 
     is_there = isinstance(value, (Case, Mapping, Sequence)) or is_array(value)
-    return (list(cases()) if is_there else Held(cases())), labels
+    return (list(cases()) if is_there else Held(cases(), MEMORY_BYTES)), labels
 
 
 def _divided(item: Any, names: Sequence[str]) -> tuple[Any, Any]:
@@ -111,7 +111,7 @@ class Held(Sequence["model_inputs.Case"]):
         Are taken one at a time.
     """
 
-    def __init__(self, cases: Iterable[model_inputs.Case], most: int = MEMORY_BYTES) -> None:
+    def __init__(self, cases: Iterable[model_inputs.Case], most: int) -> None:
         self._room = most
         self._end = 0
         self._cases: list[Mapping[str, Any]] = []
