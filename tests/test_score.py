@@ -52,14 +52,18 @@ def batches(count=2000, broken=0, size=100):
 BAD = '"bad.onnx", reference="good.onnx", score=top1, max_drop=0.01'
 
 
-@pytest.fixture
-def task(suite: Suite) -> Suite:
+def write_models(folder: Path) -> None:
     """Two classifiers: `bad.onnx` is wrong about what it is told to be wrong about."""
     for name, wrong in (("good", 0.0), ("bad", 50.0)):
         weights = np.vstack([np.eye(10), wrong * np.eye(10)[:1]]).astype(np.float32)
         node = helper.make_node("Gemm", ["x", "w"], ["logits"], name="classify")
         proto = onnx_models.model([node], {"x": (FLOAT, ["N", 11])}, {"logits": (FLOAT, ["N", 10])}, {"w": weights})
-        onnx_models.save(proto, suite.path / f"{name}.onnx")
+        onnx_models.save(proto, folder / f"{name}.onnx")
+
+
+@pytest.fixture
+def task(suite: Suite) -> Suite:
+    write_models(suite.path)
     return suite
 
 

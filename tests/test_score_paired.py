@@ -161,6 +161,10 @@ def test_items_are_compared_by_what_they_hold() -> None:
     twin = (np.array([0.9, 0.2]), [True, False], {"boxes": np.zeros((2, 4))})
     found = drop_of_aggregate([item, item], [twin, other], lambda items: float(np.mean([i[0].mean() for i in items])))
     assert found.changed == 1
+    assert paired.same(np.array([1.0, np.nan]), np.array([1.0, np.nan]))
+    assert paired.same(["a"], ["a"])
+    assert not paired.same("a", "b")
+    assert not paired.same(np.array([1.0]), "b")
 
 
 def test_the_words_read_as_they_were_judged() -> None:

@@ -108,7 +108,7 @@ def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:
 
 
 def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, where: str) -> Any:
-    """One item a sample: FP64 numbers, or with an aggregate whatever they are."""
+    """One item a sample: finite FP64 numbers, or with an aggregate, which has to cope with them, whatever they are."""
     name = name_of(spec.function)
     try:
         given = spec.function(dict(outputs), case)
@@ -127,19 +127,20 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
         given = np.asarray([given])
     if not isinstance(given, (np.ndarray, list, tuple)):
         raise ComparisonError(f"score {name} gave a {type(given).__name__} {where}", _WHAT)
-    if spec.aggregate is not None and not (isinstance(given, np.ndarray) and given.dtype.kind in "fiub"):
-        return list(given)
+    if spec.aggregate is not None:
+        # A copy: a view would keep all of the outputs.
+        return np.array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else list(given)
     try:
-        items = np.asarray(given, np.float64)
+        items = np.array(given, np.float64)
     except (TypeError, ValueError):
         items = np.asarray(None)
-    if spec.aggregate is None and items.ndim != 1:
+    if items.ndim != 1:
         kinds = ", ".join(sorted({type(item).__name__ for item in given})) or "nothing"
         shown = f"shape {list(items.shape)}" if items.ndim else f"items that are no numbers ({kinds})"
         raise ComparisonError(
             f"score {name} gave {shown} {where}", f"{_WHAT}, a number; what is no number needs an aggregate="
         )
-    bad = ~np.isfinite(items.reshape(len(items), -1)).all(axis=1)
+    bad = ~np.isfinite(items)
     if bad.any():
         sample = int(np.argmax(bad))
         raise ComparisonError(

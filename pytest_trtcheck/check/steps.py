@@ -27,6 +27,7 @@ from pytest_trtcheck.errors import (
     InputError,
     ModelError,
     listed,
+    plural,
 )
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
@@ -566,10 +567,10 @@ def compared(settings: Settings, known: Known) -> Known:
 
 def scored(settings: Settings, known: Known) -> Known:
     """How well it still does its task; of what does not compute the same twice, nothing can be said."""
-    del settings
     spec = known.request.parity.score
     if spec is None or known.runner is None or known.doubt is not None:
         return known
+    settings.progress(f"{known.title}: scoring {plural(len(known.cases), 'case')}")
     return known.recorded(score=scoring.judge(known, spec))
 
 

@@ -217,7 +217,8 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     try:
-        return bool(np.array_equal(first, second))
+        is_float = np.asarray(first).dtype.kind == "f"
+        return bool(np.array_equal(first, second, equal_nan=is_float and np.asarray(second).dtype.kind == "f"))
     except Exception:
         return first is second
 
