@@ -62,6 +62,8 @@ def searched(settings: Settings, known: Known) -> Known:
         return known.recorded("no worse input was searched: the check does not pass on its own ones")
     if isinstance(known.reference, GoldenReference):
         return _impossible(known, "the reference has outputs of the recorded inputs alone", named)
+    if known.request.parity.score is not None:
+        return _impossible(known, "a score needs labels, and an input that a search makes has none", named)
     space, held = space_of(known, asked)
     if not space.size:
         return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})", named)
