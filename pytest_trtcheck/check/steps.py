@@ -364,7 +364,8 @@ def placed(settings: Settings, known: Known) -> Known:
     )
     notes = found.notes
     if known.computed_in != known.precision:
-        why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
+        is_rtx = known.computed_in == "tf32" and system.evidence == "engine"
+        why = "has no FP32 matrix products: it " if is_rtx else ""
         computed = known.computed_in.upper()
         notes = (*notes, f"{system.title} {why}computes in {computed}, and is judged by {computed}'s limit")
     return known.recorded(*notes, precision=known.shown_precision)
