@@ -287,6 +287,8 @@ class ParitySpec:
     """Whether the smallest set of nodes to keep in FP32 is searched."""
     seed: int = 0
     backend: str | None = None
+    max_subgraphs: int | None = None
+    """Into how many subgraphs a provider of ONNX Runtime may divide the model; None: nothing may be left out."""
     backends: tuple[str, ...] = ()
 
     @property

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.lowering import Lowered
-    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan
+    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan, PartitionRecord
     from pytest_trtcheck.spec import BuildOptions, InputMapping, ParitySpec, Precision, Shape, ShapeRange
 
 
@@ -101,6 +101,8 @@ class EngineSpec:
     precision: Precision
     profile: Mapping[str, ShapeRange]
     options: BuildOptions
+    max_subgraphs: int | None = None
+    """Into how many subgraphs a system that divides models may divide it; no matter of what is built."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,11 @@ class Backend(ABC):
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
         """Why it does not compute what was asked for, whatever comes out; None where nothing says so."""
         del built, runner, case
+        return None
+
+    def partition(self, built: Built, runner: Runner) -> PartitionRecord | None:
+        """How it divided the model among several providers, once `doubt` has looked; None where it does not."""
+        del built, runner
         return None
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:

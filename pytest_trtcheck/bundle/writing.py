@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +36,7 @@ from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import TOOL, is_bad, jsonable
+from pytest_trtcheck.record.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -182,7 +182,7 @@ def folder_name(nodeid: str) -> str:
 def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
     """Whether `folder` holds the bundle of the same failure: a test that is run again does not fill the disk."""
     try:
-        found = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / BUNDLE_FILE)
         same: bool = found["content_sha256"] == about["content_sha256"]
         return same and next(problems(folder, found), None) is None
     except (OSError, ValueError, TypeError, KeyError):
@@ -195,7 +195,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
     notes: list[str] = []
     stored = _store(model.path, work / "model", bounds)
     same = lowered.path == model.path
-    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds, link=True)
+    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds)
     for what, each in {"model": stored, "lowered model": stored_lowered}.items():
         if "path" in each and not (same and what == "lowered model"):
             notes.append(
@@ -242,15 +242,14 @@ def _store_engine(known: Known, work: Path, bounds: Bounds, notes: list[str]) ->
         return {"engine": {**about, "path": str(file.path.resolve())}}
     target = work / "engine" / "engine.plan"
     target.parent.mkdir()
-    _copy(file.path, target, link=False)
+    shutil.copyfile(file.path, target)
     return {"engine": {**about, "file": "engine/engine.plan"}}
 
 
-def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
+def _store(path: Path, folder: Path, bounds: Bounds) -> dict[str, Any]:
     """Put a model into the bundle with its external data; where it is too large, say where it lies.
 
-    Only our own files in the cache, which nobody writes into, may be linked: exporting a model again writes into the
-    file that is there, and would change a linked one in the bundle.
+    Nothing is linked: exporting a model again writes into the file that is there, and libraries refuse linked files.
     """
     external = onnx_model.external_files(path)
     total = path.stat().st_size + sum(file.stat().st_size for file in {file.resolve() for file in external.values()})
@@ -261,16 +260,8 @@ def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> d
         target = folder / location
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            _copy(file.resolve(), target, link=link)
+            shutil.copyfile(file.resolve(), target)
     return {"file": f"{folder.name}/{name}", "bytes": total}
-
-
-def _copy(source: Path, target: Path, *, link: bool) -> None:
-    if link:
-        with suppress(OSError):
-            target.hardlink_to(source)
-            return
-    shutil.copyfile(source, target)
 
 
 def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:

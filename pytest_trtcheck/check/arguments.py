@@ -45,6 +45,7 @@ def trt_parity(
     exclude: object = (),
     seed: object = 0,
     backend: object = None,
+    max_subgraphs: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` (fp16) and `batch` lists parametrize."""
     listed_backends = _backends(backend)
@@ -71,6 +72,7 @@ def trt_parity(
         keep_auto=is_auto,
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
+        max_subgraphs=None if max_subgraphs is None else _integer("max_subgraphs", max_subgraphs, least=1),
         backend=listed_backends[0] if len(listed_backends) == 1 else None,
         backends=listed_backends,
     )

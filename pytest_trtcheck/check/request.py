@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
@@ -163,6 +164,8 @@ class Settings:
         The GPUs of the ini key `trt_gpus`.
     time_layers
         Whether the layers of every engine that runs are timed, not only of those that are measured.
+    evidence
+        What every check must have passed in, on a GPU; None: nothing.
     rebuild
         How many times every engine is built and judged.
     bitwise
@@ -188,6 +191,7 @@ class Settings:
     triton_url: str | None = None
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
+    evidence: EvidenceReport | None = None
     build_only: bool = False
     time_layers: bool = False
     rebuild: int = 1
@@ -405,6 +409,7 @@ class Known:
             precision or (self.computed_in if system.is_emulation else self.precision),
             self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
+            self.request.parity.max_subgraphs,
         )
 
     def alone(self) -> AbstractContextManager[None]:

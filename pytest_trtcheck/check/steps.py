@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, keeping, latency, message, parity
+from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
@@ -41,7 +41,7 @@ from pytest_trtcheck.precision.reference import (
     SourceReference,
     reference_given,
 )
-from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
+from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine, is_bad
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
@@ -548,12 +548,25 @@ def compared(settings: Settings, known: Known) -> Known:
             )
         if known.request.judge_parity or doubt:
             outcome = parity.judge(known)
+    known = _with_partition(known)
     if outcome is None:
         return known
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
+
+
+def _with_partition(known: Known) -> Known:
+    """With how the system divided the model; what was asked of that and could not be looked at is said."""
+    assert known.built is not None
+    assert known.runner is not None
+    found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
+    if found is not None:
+        return known.recorded(partition=found)
+    if most is None:
+        return known
+    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
 
 
 def costed(settings: Settings, known: Known) -> Known:
@@ -685,8 +698,27 @@ def concluded(settings: Settings, known: Known) -> Known:
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
+def proved(settings: Settings, known: Known) -> Known:
+    """Under `--trt-require-evidence`, whether the same check passed on a GPU: what did not, fails."""
+    if settings.evidence is None:
+        return known
+    model = settings.judged_gpu()
+    assert model is not None
+    spec = known.request.latency
+    limits = latency.budgets_for(spec, model, settings.extra_gpus).limits if spec else {}
+    built_by = " ".join(next(iter(known.system.versions().items()))) if known.built and known.system.builds else None
+    wanted = evidence.Wanted(known.record, model, limits, built_by, settings.extra_gpus)
+    found = evidence.proof(wanted, settings.evidence)
+    if not isinstance(found, str):
+        return known.recorded(proof=found)
+    reason = f"--trt-require-evidence={settings.evidence.file}: {found}"
+    if is_bad(known.record.verdict):
+        return known.recorded(reason)
+    return known.recorded(verdict="fail", message="\n".join(filter(None, (reason, known.record.message))))
+
+
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared, costed),
-    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

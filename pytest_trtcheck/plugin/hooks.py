@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.errors import visible
 from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
@@ -69,7 +70,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         if settings.value(config, "trt_cache_show"):
             from pytest_trtcheck.plugin.session import Session
 
-            print(Session.make(config).cache.describe())
+            print(visible(Session.make(config).cache.describe()))
             return 0
     return None
 
@@ -96,7 +97,7 @@ def _usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if _is_ours(error):
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(visible(str(error))) from error
         raise
 
 
@@ -200,7 +201,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if refused:
         terminalreporter.section("tests that can't be checked", red=True, bold=True)
         for text in refused:
-            terminalreporter.write_line(f"ERROR {text}")
+            terminalreporter.write_line(visible(f"ERROR {text}"))
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -271,5 +272,5 @@ def pytest_runtest_makereport(
         del report.wasxfail
     if report.outcome == "failed":
         # A traceback of our internals helps nobody.
-        report.longrepr = str(error)
+        report.longrepr = visible(str(error))
     return report

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_trtcheck.check import arguments
 from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
-from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError, unforeseen
 from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
@@ -320,9 +320,9 @@ class BundleItem(_FileItem):
             loaded = bundle.read(self.path)
             if session.detection.gpu is not None and not backends.load(backend).is_emulation:
                 bundle.check_plugins(loaded)
-        except CheckError as error:
-            outcome.refuse(self, error)
-        parity = replace(loaded.spec, reference=loaded.recorded_reference())
+            parity = replace(loaded.spec, reference=loaded.recorded_reference())
+        except Exception as error:
+            outcome.refuse(self, unforeseen(error, str(self.path)))
         if backend != backends.AUTO:
             parity = replace(parity, backend=None)
 

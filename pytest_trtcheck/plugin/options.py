@@ -17,6 +17,7 @@ from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pytest
 
@@ -48,6 +49,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
     Option("trt_layers", "flag", "time the layers of every engine that runs", default=False),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
+    Option("trt_require_evidence", "path", "fail what did not pass on a GPU in this report", metavar="REPORT"),
+    Option(
+        "trt_evidence_key",
+        "text",
+        "a file or variable whose secret signs the JSON report, and verifies that of --trt-require-evidence",
+        metavar="FILE|ENV",
+    ),
     *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where baselines of errors and latency are kept", metavar="DIR"),
@@ -125,6 +133,13 @@ def value(config: pytest.Config, option: str | Option) -> Any:
     if isinstance(option, str):
         option = _BY_NAME[option]
     return resolve(option, config.getoption(option.name, None), config.getini(option.name))
+
+
+def path(config: pytest.Config, given: str) -> Path:
+    """What an option of the kind "path" names: relative ones are below the directory that pytest was called in."""
+    from pytest_trtcheck.record.files import expanded
+
+    return config.invocation_params.dir / expanded(given)
 
 
 def flag(name: str) -> str:

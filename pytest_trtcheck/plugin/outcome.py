@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_trtcheck.choices import BACKEND
-from pytest_trtcheck.errors import CheckError, CheckFailed
+from pytest_trtcheck.errors import CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
 
 def conclude(record: CheckRecord, *, inconclusive: str) -> None:
     """Turn a verdict into pytest's outcome: only `pass` passes."""
-    message = record.message or record.verdict
+    message = visible(record.message or record.verdict)
     if record.verdict == "pass":
         return
     if record.verdict == "error":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
+    from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.record import Environment
 
+_SHORTEST_KEY = 16
+"""Bytes: a secret that nobody guesses, of 128 bits."""
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -74,10 +79,15 @@ class Session:
     def _cache_dir(cls, config: pytest.Config) -> Path:
         given = settings.value(config, "trt_cache_dir")
         if given:
-            return Path(config.invocation_params.dir, given).expanduser()
+            return settings.path(config, given)
         import platformdirs
 
-        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        try:
+            found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+        except RuntimeError:
+            found = Path("~")
+        # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
+        return found if found.is_absolute() else Path(tempfile.gettempdir(), f"pytest-trtcheck-{os.getuid()}")
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
@@ -87,6 +97,7 @@ class Session:
         if values["trt_gpu"]:
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        _ = session_of(config).evidence, session_of(config).evidence_key
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
         if not hasattr(config, "workerinput"):
@@ -157,7 +168,7 @@ class Session:
                         path.unlink()
 
     def _path(self, given: str) -> Path:
-        return Path(self.config.invocation_params.dir, given).expanduser()
+        return settings.path(self.config, given)
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -170,7 +181,7 @@ class Session:
             return None
         from pytest_trtcheck.bundle import Writer
 
-        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+        return Writer(self._path(shown), shown, nodeid)
 
     def environment(self, backend: str | None) -> Environment:
         """Versions and GPU; `backend` names the TensorRT module that was used."""
@@ -212,7 +223,7 @@ class Session:
     def baseline_dir(self) -> Path | None:
         """Where `--trt-baseline` keeps baselines."""
         given = self.get("trt_baseline")
-        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+        return self._path(given) if given else None
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
@@ -228,6 +239,50 @@ class Session:
         from pytest_trtcheck import baselines
 
         return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+
+    @functools.cached_property
+    def evidence_key(self) -> bytes | None:
+        """What `--trt-evidence-key` names: the content of a file, else the value of an environment variable.
+
+        Raises
+        ------
+        ArgumentError
+            It is neither, or too short to be a secret.
+        """
+        named = self.get("trt_evidence_key")
+        if not named:
+            return None
+        path = self._path(named)
+        try:
+            key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
+        except OSError as error:
+            raise ArgumentError(f"--trt-evidence-key={named}: cannot be read: {error.strerror}") from error
+        if len(key) < _SHORTEST_KEY:
+            found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
+            raise ArgumentError(
+                f"--trt-evidence-key={named}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more"
+            )
+        return key
+
+    @functools.cached_property
+    def evidence(self) -> EvidenceReport | None:
+        """What `--trt-require-evidence` names, read and verified.
+
+        Raises
+        ------
+        ReportError, ArgumentError
+            It is no report, or not signed with the key; or no GPU is named that the checks are for.
+        """
+        named = self.get("trt_require_evidence")
+        if not named:
+            return None
+        from pytest_trtcheck.check.evidence import EvidenceReport
+        from pytest_trtcheck.report import json_report
+
+        if self.requested is None and self.detection.gpu is None:
+            raise ArgumentError("--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4")
+        run = json_report.read(self._path(named), self.evidence_key)
+        return EvidenceReport(named, run, signed=self.evidence_key is not None)
 
     @functools.cached_property
     def checker(self) -> Checker:
@@ -246,6 +301,7 @@ class Session:
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
+            evidence=self.evidence,
             build_only=self.get("trt_build_only"),
             time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
@@ -279,4 +335,4 @@ def _show(config: pytest.Config, line: str) -> None:
         return
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         reporter.ensure_newline()
-        reporter.write_line(f"trtcheck: {line} …", light=True)
+        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)

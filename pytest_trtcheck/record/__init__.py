@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from pytest_trtcheck.errors import ReportError, first_line
+from pytest_trtcheck.errors import ReportError, first_line, listed, plural
 
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "error", "inconclusive", "not_measured"]
@@ -366,6 +366,49 @@ class EngineRecord:
 
 
 @dataclass(frozen=True)
+class NodeRecord:
+    """A node, and the provider of ONNX Runtime that computes it."""
+
+    name: str
+    op_type: str
+    provider: str
+
+
+@dataclass(frozen=True)
+class PartitionRecord:
+    """How ONNX Runtime divided a model among its providers."""
+
+    provider: str
+    nodes: int
+    """That the provider computes."""
+    subgraphs: tuple[int, ...] = _absent(())
+    """How many nodes each subgraph has that it compiled; none of a provider that runs node by node."""
+    elsewhere: tuple[NodeRecord, ...] = ()
+    """The nodes that other providers compute."""
+    shapes_on_cpu: int = 0
+    """Further nodes, on the CPU, that compute from shapes and constants alone."""
+    kernels: Mapping[str, int] | None = _absent()
+    """How many of its nodes compute in which type, by ONNX Runtime's profile of a run."""
+
+    @property
+    def text(self) -> str:
+        """All of it in a line."""
+        sizes = ", ".join(plural(count, "node") for count in self.subgraphs)
+        parts = [f"{plural(len(self.subgraphs), 'subgraph')} ({sizes})" if sizes else plural(self.nodes, "node")]
+        if self.kernels:
+            parts.append(", ".join(f"{count} in {kind}" for kind, count in self.kernels.items()))
+        parts.append(f"{len(self.elsewhere)} elsewhere: {nodes_shown(self.elsewhere)}" if self.elsewhere else "")
+        parts.append(f"{plural(self.shapes_on_cpu, 'node')} of shapes on the CPU" if self.shapes_on_cpu else "")
+        return f"{self.provider}: {'; '.join(filter(None, parts))}"
+
+
+def nodes_shown(nodes: Sequence[NodeRecord]) -> str:
+    """Nodes for messages: name, operator and provider of the first of them."""
+    named = (f"{node.name or 'unnamed'} ({node.op_type}, {node.provider})" for node in nodes)
+    return listed(named, 5)
+
+
+@dataclass(frozen=True)
 class LoweredRecord:
     """The ONNX file in the precision asked for, by its identity; `path` is that of the user's own, taken as it is."""
 
@@ -520,6 +563,17 @@ class BaselineRecord:
 
 
 @dataclass(frozen=True)
+class ProofRecord:
+    """Where the same check passed on a GPU: the report, and what it ran on there; `signed`: its signature holds."""
+
+    file: str
+    gpu: str | None
+    tensorrt: str | None
+    driver: str | None
+    signed: bool
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
 
@@ -561,6 +615,8 @@ class CheckRecord:
     parity: ParityRecord | None = None
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
     costs: Mapping[str, float] | None = _absent()
     """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
     rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
@@ -574,6 +630,8 @@ class CheckRecord:
     calibration: CalibrationRecord | None = _absent()  # noqa: RUF009 - it is a field
     baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What the errors were held against; the latency's is among its budgets."""
+    proof: ProofRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What `--trt-require-evidence` found."""
     # What is known once the test has ended:
     expected_failure: str | None = _absent()
     """The reason of the test's `xfail` mark."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, listed, plural
+from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, merge, plots, systems
@@ -167,15 +167,23 @@ def render(run: RunRecord, written: str = "") -> str:
     MissingDependencyError
         jinja2 is not installed.
     """
-    template = _jinja().get_template("report.html")
     checks = ordered(run.checks)
     for room in _ROOMS:
-        page = template.render(
-            **_contents(run, checks, room), written=written, style=_asset("style.css"), script=_asset("script.js")
-        )
+        page = filled("report.html", **_contents(run, checks, room), written=written, script=_asset("script.js"))
         if len(page.encode()) <= _LARGEST_PAGE:
             break
     return page
+
+
+def filled(template: str, **contents: Any) -> str:
+    """A page of ours, with what it is filled with; every text is escaped.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    return _jinja().get_template(template).render(**contents, style=_asset("style.css"))
 
 
 def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
@@ -228,6 +236,7 @@ def _jinja() -> Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters["number"] = format_optional
     environment.filters["sortable"] = _sortable

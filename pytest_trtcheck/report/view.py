@@ -51,12 +51,15 @@ class Run:
         Where node ids are relative to.
     width
         Of the terminal, in columns.
+    key
+        What the JSON report is signed with; None: it is not.
     """
 
     record: RunRecord
     path: Path | None = None
     rootdir: Path = Path()
     width: int = 80
+    key: bytes | None = None
 
 
 @dataclass(frozen=True)
