@@ -228,7 +228,7 @@ def test_random(trt_check):
     for name in ("test_export[fp32]", "test_export[fp16]"):
         blame = checks[name]["parity"]["blame"]
         assert (blame["step"], blame["culprit"]["module"]) == ("export", "blocks.3.mlp.fc1")
-    assert checks["test_precision"]["parity"]["blame"]["step"] == "precision"
+    assert checks["test_precision"]["parity"]["blame"]["step"] == "spread"
     assert "would be compared with itself" in checks["test_itself"]["message"]
     assert "conv.onnx comes from no PyTorch model" in checks["test_onnx"]["message"]
     assert "is not deterministic: 3 runs on the same input" in checks["test_random"]["message"]
