@@ -108,7 +108,7 @@ def test_systems_side_by_side_and_faster_than_pytorch(suite: Suite) -> None:
 def test_listed(): return X
 
 @trt_parity(network, precision="fp16")
-@trt_latency(min_speedup={"torch": 1.01, "torch-compile": 0.01}, max_seconds=10)
+@trt_latency(min_speedup={"torch": 0.01, "torch-compile": 0.01}, max_seconds=10)
 def test_faster(): return X
 
 @trt_parity(network, precision="fp16")
@@ -116,7 +116,7 @@ def test_faster(): return X
 def test_not_that_fast(): return X
 
 @trt_parity(network, precision="fp16", backend="torch")
-@trt_latency(min_speedup={"fp32": 1.01, "torch": 2})
+@trt_latency(min_speedup={"fp32": 0.01, "torch": 2})
 def test_itself(): return X
 """
     )
