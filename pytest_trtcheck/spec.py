@@ -172,6 +172,30 @@ class Calibration:
     max_samples: int = 512
 
 
+Ranges: TypeAlias = "tuple[float, float] | Mapping[str, tuple[float, float]] | None"
+"""The least and largest value: of every floating-point input, or by input name."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long the worst input of a check is searched, and among which.
+
+    Parameters
+    ----------
+    tries
+        At most so many inputs are tried; of a model with an open batch dimension, single rows.
+    ranges
+        The least and largest value, as (low, high): of every floating-point input, or by input name. What is not named
+        has the span of the check's own inputs; where those are generated, what they are drawn from.
+    seconds
+        The most that the tries may take.
+    """
+
+    tries: int = 1000
+    ranges: Ranges = field(default=None, hash=False)
+    seconds: float = 60.0
+
+
 HardwareCompatible: TypeAlias = Literal["none", "ampere_plus", "same_compute_capability"]
 Tiling: TypeAlias = Literal["none", "fast", "moderate", "full"]
 
@@ -286,6 +310,7 @@ class ParitySpec:
     keep_auto: bool = False
     """Whether the smallest set of nodes to keep in FP32 is searched."""
     seed: int = 0
+    search: Search | None = None
     backend: str | None = None
     max_subgraphs: int | None = None
     """Into how many subgraphs a provider of ONNX Runtime may divide the model; None: nothing may be left out."""

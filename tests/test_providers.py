@@ -37,6 +37,7 @@ from pytest_trtcheck.precision.lowering import Lowered
 from pytest_trtcheck.record import NodeRecord, PartitionRecord
 from pytest_trtcheck.spec import BuildOptions, ShapeRange
 from tests.onnx_models import FLOAT, model, save, weights
+from tests.providers.models import reshaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,22 +58,6 @@ GPU = Gpu(
     memory_bytes=24 << 30,
 )
 HERE, NOWHERE = Machine(detected=GPU), Machine(no_gpu="there is no GPU")
-
-
-def reshaped() -> Any:
-    """x → MatMul → Relu → flattened, the shape computed from x's own."""
-    from onnx import helper
-
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
-        helper.make_node("Relu", ["a"], ["b"], name="relu"),
-        helper.make_node("Shape", ["b"], ["s"], name="shape"),
-        helper.make_node("Gather", ["s", "zero"], ["n"], name="first"),
-        helper.make_node("Concat", ["n", "rest"], ["t"], name="together", axis=0),
-        helper.make_node("Reshape", ["b", "t"], ["y"], name="reshape"),
-    ]
-    values = {"w": weights((8, 8), 1), "zero": np.array([0]), "rest": np.array([-1])}
-    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, ["n", 8])}, values)
 
 
 @pytest.fixture

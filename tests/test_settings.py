@@ -39,6 +39,7 @@ def test_marker_signatures_are_the_contract() -> None:
         "exclude",
         "seed",
         "backend",
+        "max_subgraphs",
     ]
     assert list(inspect.signature(markers.trt_latency).parameters) == (
         [

@@ -24,6 +24,8 @@ from pytest_trtcheck.spec import (
     ParitySpec,
     PartsArgument,
     Precision,
+    Ranges,
+    Search,
     Shape,
     ShapeRange,
     Tolerance,
@@ -44,6 +46,7 @@ def trt_parity(
     keep_fp32: object = (),
     exclude: object = (),
     seed: object = 0,
+    search: object = None,
     backend: object = None,
     max_subgraphs: object = None,
 ) -> ParitySpec:
@@ -67,11 +70,12 @@ def trt_parity(
         engine=_engine(engine),
         calibration=calibration,
         batch=_batches(batch),
-        shapes=_shapes(shapes),
+        shapes=shapes_of("shapes", shapes),
         keep_fp32=() if is_auto else _globs("keep_fp32", keep_fp32),
         keep_auto=is_auto,
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
+        search=_search(search),
         max_subgraphs=None if max_subgraphs is None else _integer("max_subgraphs", max_subgraphs, least=1),
         backend=listed_backends[0] if len(listed_backends) == 1 else None,
         backends=listed_backends,
@@ -272,6 +276,42 @@ def _integer(name: str, value: object, *, least: int) -> int:
     return number
 
 
+def _search(value: object) -> Search | None:
+    if value is None:
+        return None
+    if isinstance(value, Search):
+        return Search(
+            _integer("search: tries", value.tries, least=1),
+            ranges_of("search: ranges", value.ranges),
+            _positive("search: seconds", value.seconds),
+        )
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong("search", value, "how many inputs to try, or a Search", "Search(tries=2000, ranges=(0, 1))")
+    return Search(_integer("search", value, least=1))
+
+
+def ranges_of(name: str, value: object) -> Ranges:
+    """The (low, high) of every floating-point input, or by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _range(f"{name}[{key!r}]", each) for key, each in value.items()}
+    return _range(name, value)
+
+
+def _range(name: str, value: object) -> tuple[float, float]:
+    ends = [_real(each) for each in value] if isinstance(value, (list, tuple)) else []
+    if len(ends) != len(("low", "high")) or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+        raise _wrong(name, value, "(low, high), two numbers of which the first is not the larger one")
+    return ends[0], ends[1]
+
+
 def _real(value: object) -> float | None:
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         return None
@@ -410,14 +450,21 @@ def _shape(name: str, value: object) -> Shape:
     return tuple(_integer(name, size, least=0) for size in value)
 
 
-def _shapes(value: object) -> dict[str, Shape | ShapeRange]:
+def shapes_of(argument: str, value: object) -> dict[str, Shape | ShapeRange]:
+    """A shape, or (min, opt, max), by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _wrong("shapes", value, "a mapping from input name to shape, or to (min, opt, max)")
+        raise _wrong(argument, value, "a mapping from input name to shape, or to (min, opt, max)")
     result: dict[str, Shape | ShapeRange] = {}
     for key, given in value.items():
-        name = f"shapes[{key!r}]"
+        name = f"{argument}[{key!r}]"
         if isinstance(given, (list, tuple)) and given and all(isinstance(item, (list, tuple)) for item in given):
             if len(given) != len(get_args(Literal["min", "opt", "max"])):
                 raise _wrong(name, given, "three shapes (min, opt, max)")

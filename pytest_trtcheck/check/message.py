@@ -50,6 +50,21 @@ def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> Che
     return replace(record, verdict="not_measured", message=str(error))
 
 
+def _found_by(known: Known, case: int) -> str:
+    """How the input that fails came about, where a search found it; empty where the check brought it."""
+    found = known.record.search
+    if found is None or found.changed is None:
+        is_kept = known.kept_from is not None and case >= known.kept_from
+        return f"input {case}, which an earlier search found and kept, fails" if is_kept else ""
+    kept = f"it is kept in {found.kept}, and judged in each later run" if found.kept else "it was not kept"
+    if found.kept and found.kept.startswith("not kept"):
+        kept = found.kept
+    return (
+        f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
+        f"{found.elements:,} elements differ from the check's own first input; {kept}"
+    )
+
+
 def comparison(known: Known) -> str | None:
     """What a comparison that did not pass says: who is to blame, and where the outputs differ."""
     outcome = known.outcome
@@ -62,6 +77,8 @@ def comparison(known: Known) -> str | None:
     blame = known.record.parity.blame if known.record.parity else None
     differs = "differs from" if outcome.record.verdict == "fail" else "cannot be judged against"
     head = f"{known.title} {differs} {known.reference.title} ({known.running.how})"
+    if found_by := _found_by(known, outcome.worst):
+        head = f"{found_by}\n\n{head}"
     text = compare.explain(outcome.measured, outcome.record.outputs, outcome.found, is_diagnosed=blame is not None)
     if known.no_fewest:
         text = f"{known.no_fewest}\n\n{text}"

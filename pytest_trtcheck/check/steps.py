@@ -7,16 +7,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity
+from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.check.search import searched
 from pytest_trtcheck.choices import half_part, quantized_part
 from pytest_trtcheck.errors import (
     ArgumentError,
@@ -34,6 +35,7 @@ from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_mode
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
+from pytest_trtcheck.precision.quantization import coverage
 from pytest_trtcheck.precision.reference import (
     CallableReference,
     GoldenReference,
@@ -45,7 +47,7 @@ from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evi
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -118,10 +120,14 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+        own = len(cases)
+        cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), record=record)
+    if compares and len(cases) > own:
+        known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if request.judge_parity and request.parity.keep_auto:
@@ -139,12 +145,15 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
     of_reference = getattr(known.reference, "notes", ())
+    calibration = _calibration(known)
+    if calibration is not None and calibration.inputs:
+        notes = [*notes, *coverage.notes(calibration.inputs, request.inputs_source)]
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
-        calibration=_calibration(known.lowered.details.get("ranges")),
+        calibration=calibration,
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
@@ -166,11 +175,15 @@ def _overflowing(known: Known) -> Iterator[str]:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
 
 
-def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
-    """How the ranges were chosen, where the model was calibrated."""
+def _calibration(known: Known) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated, and whether that was with data as it is fed."""
+    ranges = known.lowered.details.get("ranges")
     if ranges is None:
         return None
-    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
+    if seen:
+        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
     if not ranges["choice"]:
         return found
     errors = {
@@ -204,6 +217,20 @@ def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), notes
+
+
+def _with_kept(request: Request, model: OnnxModel, cases: list[Case], notes: list[str]) -> tuple[list[Case], list[str]]:
+    """The cases, and behind them those that a search found earlier."""
+    path = kept_inputs.file_of(request, model)
+    found = kept_inputs.read(path, model)
+    if path is None or not found:
+        return cases, notes
+    shown = kept_inputs.shown(path)
+    if isinstance(request.parity.reference, golden_samples.Golden):
+        return cases, [*notes, f"the inputs kept in {shown} were not judged: the reference has no outputs of them"]
+    kept_inputs.check_shapes(path, request.declared_for(model) | model_inputs.profile(model, {}, cases), found)
+    which = f"inputs [{len(cases)}]" + (f" to [{len(cases) + len(found) - 1}]" if len(found) > 1 else "")
+    return [*cases, *found], [*notes, f"{which} come from {shown}, where an earlier search kept what it found"]
 
 
 def lowered(
@@ -274,11 +301,19 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
 
 def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyReference:
     given = request.parity.reference
-    if given is None:
-        return Reference(model, settings.cache, settings.reference_provider)
-    return reference_given(
-        given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
-    )
+
+    def made() -> AnyReference:
+        if given is None:
+            return Reference(model, settings.cache, settings.reference_provider)
+        return reference_given(
+            given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
+        )
+
+    if settings.kept_open is None:
+        return made()
+    found: AnyReference = settings.kept_open.get(("reference", model.sha256, id(given)), made)
+    found.keeps = False
+    return found
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -409,7 +444,10 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
     """What runs a built engine; none does once one has broken CUDA in this process."""
     if settings.broken and system.gpu is not None:
         raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
-    return system.load(built)
+    if settings.kept_open is None:
+        return system.load(built)
+    found: Runner = settings.kept_open.get((system.name, built.path), lambda: system.load(built))
+    return found
 
 
 def note_broken(settings: Settings, request: Request, error: CheckError) -> None:
@@ -719,6 +757,6 @@ def proved(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared, costed),
+    *(placed, built, loaded, inspected, compared, searched, costed),
     *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

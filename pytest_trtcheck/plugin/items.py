@@ -69,8 +69,8 @@ class Marked:
         unittest = sys.modules.get("unittest")
         if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
             return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
-        if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
-            return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+        if (unfed := _why_not_fed(item)) is not None:
+            return unfed
         several = {PRECISION: self.parity.precision, BATCH: self.parity.batch, BACKEND: self.parity.backends}
         for name, listed in several.items():
             if len(listed) > 1 and name not in outcome.parameters(item):
@@ -79,6 +79,18 @@ class Marked:
                     "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
                 )
         return None
+
+
+def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
+    """Why nothing comes of what the test returns; None where it does."""
+    if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
+        return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+    if getattr(item.obj, "is_hypothesis_test", False):
+        return ArgumentError(
+            f"trt markers don't work on {item.name!r}: @given runs it many times, and what it returns is not fed",
+            "take the marker away, and call the fixture trt_check in the test",
+        )
+    return None
 
 
 _MARKED: pytest.StashKey[tuple[list[pytest.Mark], Marked]] = pytest.StashKey()

@@ -574,6 +574,38 @@ class ProofRecord:
 
 
 @dataclass(frozen=True)
+class SearchRecord:
+    """What the search for a check's worst input came to. A try is one input; with an open batch dimension, one row.
+
+    `usage` is how much of its limit the worst input found uses (above 1 the check fails); `output`, `metric`, `value`
+    and `limit` are those of the limit that is used most. `found_at` is the try that it was, from 1 on. `own_usage` is
+    that of the check's own inputs.
+    """
+
+    tries: int
+    asked: int
+    seconds: float
+    usage: float
+    own_usage: float
+    found_at: int | None = None
+    output: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    limit: float | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By input, the values among which was searched."""
+    held: tuple[str, ...] = ()
+    """The inputs that were left as the check's own have them."""
+    unusable: int = 0
+    """Tries whose reference is NaN or infinite where that of the check's own inputs is not."""
+    changed: int | None = _absent()
+    """Of an input that fails: how many elements differ from the check's own first input, once it was shrunk."""
+    elements: int | None = _absent(beside="changed")
+    kept: str | None = _absent(beside="changed")
+    """The file that keeps it."""
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
 
@@ -621,6 +653,11 @@ class CheckRecord:
     """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
     rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What further builds of the engine came to (`--trt-rebuild`)."""
+    search: SearchRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What the search for the worst input came to (`search=`, `--trt-search`)."""
+    examples: int | None = _absent()
+    """Of a test under Hypothesis's `@given`: how many examples were checked. The record is that of the worst, of a
+    failure that of the minimal failing one."""
     duration_s: float = 0.0
     runs: int = 1
     """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
