@@ -206,6 +206,7 @@ class Collector:
         path = settings.value(self._config, report.option) if report.option else None
         if report.of_tests or (not path if report.option else not (self.records or self._missing)):
             return
+        from pytest_trtcheck.plugin.session import session_of
         from pytest_trtcheck.report.view import Run
 
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
@@ -214,6 +215,7 @@ class Collector:
             settings.path(self._config, path) if path else None,
             self._config.rootpath,
             reporter._tw.fullwidth if reporter else 80,
+            session_of(self._config).evidence_key,
         )
         for line in report.writer.write(run):
             self._shown.append(line)

@@ -300,8 +300,8 @@ def _capability(text: str) -> tuple[int, int] | None:
 
 _DOMAIN, _OPERATOR = "com.microsoft", "EPContext"
 _OTHER_PROVIDER = (
-    "engine= tests one engine that is the whole model; test such a model by ONNX Runtime itself, for which there is no "
-    "backend yet"
+    "engine= tests one engine that is the whole model; what ONNX Runtime divides is checked from the model itself: "
+    "backend='onnxruntime-tensorrt'"
 )
 
 
