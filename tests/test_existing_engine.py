@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import existing, plan_file
 from pytest_trtcheck.backends.tensorrt.io import TensorSpec, check_inputs
@@ -634,8 +635,8 @@ def test_of_an_int8_engine_nothing_is_known_to_blame(project: Suite, answering: 
 
 def test_an_engine_that_was_changed_meanwhile_is_not_loaded(project: Suite, tmp_path: Path) -> None:
     file = plan_file.opened(project.path / "a100.plan", "a100.plan", Cache(tmp_path / "cache"))
-    gpus = existing.Gpus(find_gpu("A100"), None, "none")
-    system = existing.find(file, "auto", gpus)
+    machine = Machine(find_gpu("A100"), no_gpu="none")
+    system = existing.find(file, "auto", machine)
     shutil.copyfile(project.path / "conv.onnx", project.path / "a100.plan")
     made: Any = SimpleNamespace(path=file.path, entry=SimpleNamespace(path=tmp_path))
     with pytest.raises(GpuError, match="was changed on disk during the check"):

@@ -46,9 +46,43 @@ class Unsteady(PlainOrt):
 class Boasting(PlainOrt):
     name = "boasting"
     evidence = "engine"
+
+
+class Claiming(PlainOrt):
+    name = "claiming"
+    evidence = "provider"
+    gpu_ran = True
+
+
+class Runs:
+    measured, graph, graph_reason = "a request", None, None
+
+    def run(self, n):
+        import numpy as np
+        from pytest_trtcheck.latency.samples import Samples
+
+        took = np.random.default_rng(n).normal(2.0, 0.01, n)
+        return Samples(took, None, None, took)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class Remote(PlainOrt):
+    name = "remote"
+    evidence = "server"
+    gpu_ran = "unknown"
+    is_timed = True
+
+    def timed_runs(self, runner, cases, **_):
+        return Runs()
 """
 ENTRIES = ENTRY.replace("project.entry-points.", "").replace('"', "") + (
     "wrong = ort_plain:Wrong\nunsteady = ort_plain:Unsteady\nboasting = ort_plain:Boasting\n"
+    "claiming = ort_plain:Claiming\nremote = ort_plain:Remote\n"
     "gone = no_such_module:Gone\ntensorrt = ort_plain:PlainOrt\n"
 )
 CHECK = """
@@ -113,11 +147,36 @@ def test_one_that_computes_something_else_each_time_fails(installed: Suite) -> N
     assert "is not deterministic" in run.checks[0]["message"]
 
 
-def test_no_gpu_is_claimed_where_none_ran(installed: Suite) -> None:
-    installed.write(test_it=CHECK.format(backend="boasting"))
+@pytest.mark.parametrize(("backend", "claim"), [("boasting", "evidence = 'engine'"), ("claiming", "gpu_ran = True")])
+def test_no_gpu_is_claimed_where_none_ran(installed: Suite, backend: str, claim: str) -> None:
+    installed.write(test_it=CHECK.format(backend=backend))
     (record,) = installed.run().checks
-    assert record["verdict"] == "error"
-    assert "backend 'boasting' says evidence = 'engine'" in record["message"]
+    assert (record["verdict"], record["gpu_ran"]) == ("error", False)
+    assert claim in record["message"]
+    assert "names no GPU that it ran on" in record["message"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "named", "verdict"),
+    [
+        ("3", None, "pass"),
+        ("1", None, "fail"),
+        ('{"T4": 3}', None, "not_measured"),
+        ('{"T4": 3, "default": 1}', None, "fail"),
+        ('{"T4": 3, "default": 1}', "T4", "pass"),
+    ],
+)
+def test_what_runs_elsewhere_is_timed_and_judged_by_what_is_said_of_it(
+    installed: Suite, budget: str, named: str | None, verdict: str
+) -> None:
+    installed.write(test_it=f"@trt_latency(p50_ms={budget}, max_seconds=1)" + CHECK.format(backend="remote"))
+    options = [f"--trt-gpu={named}"] if named else []
+    (record,) = installed.run(*options).checks
+    assert (record["evidence"], record["gpu_ran"], record["parity"]["verdict"]) == ("server", "unknown", "pass")
+    assert (record["latency"]["verdict"], record["latency"]["gpu"]) == (verdict, named)
+    (refused,) = installed.run("--trt-require-gpu", *options).checks
+    assert refused["verdict"] == "fail"
+    assert verdict == "fail" or "on a GPU or not" in refused["message"]
 
 
 def test_nothing_of_it_is_imported_before_a_test_asks(installed: Suite) -> None:

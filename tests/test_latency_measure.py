@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from pytest_trtcheck.backends.tensorrt.timing import Samples
 from pytest_trtcheck.check import latency as measure
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu
+from pytest_trtcheck.latency.samples import Samples
 from pytest_trtcheck.record import CheckRecord, Conditions, LatencyRecord
 from pytest_trtcheck.spec import LatencySpec
 from tests import fake_nvml
@@ -43,6 +43,8 @@ class Runs:
     graph_reason: str | None = None
     ran: int = 0
 
+    measured = "GPU time"
+
     @property
     def graph(self) -> bool:
         return self.graph_reason is None
@@ -55,6 +57,8 @@ class Runs:
 
 class Simulated:
     """A system as far as measuring needs one: its engines are their runs."""
+
+    lock_name = f"GPU-simulated-{os.getpid()}"
 
     @contextmanager
     def timed_runs(self, engine: Runs, *_: Any, **__: Any) -> Iterator[Runs]:

@@ -19,6 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import builder as tensorrt_builder
 from pytest_trtcheck.backends.tensorrt import module as tensorrt_module
@@ -140,7 +141,7 @@ def test_without_a_taken_release_auto_emulates_and_says_why(monkeypatch: pytest.
         raise MissingDependencyError(f"{name} 1 is too old: a newer one is needed")
 
     monkeypatch.setattr(tensorrt_module, "_load", load)
-    found = Auto.find(find_gpu("T4"), None)
+    found = Auto.find(Machine(find_gpu("T4")))
     assert isinstance(found, Emulated)
     assert found.no_engine == (
         "no engine was built: tensorrt 1 is too old: a newer one is needed; "

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.backend import Auto, TensorRT
 from pytest_trtcheck.backends.tensorrt.timing import TimedRun
 from pytest_trtcheck.cache import Cache
@@ -112,7 +112,7 @@ def compared(engine: Any, bare: BareLoop, case: dict[str, NDArray[Any]], *, grap
         bare.run(20, graph=graph)
     with TimedRun(engine, [case], graph=graph) as timed:
         for _ in range(ROUNDS):
-            ours += timed.run(RUNS).gpu_ms.tolist()
+            ours += timed.run(RUNS).run_ms.tolist()
             theirs += bare.run(RUNS, graph=graph)
     medians = statistics.median(ours), statistics.median(theirs)
     return {
@@ -137,7 +137,7 @@ def main() -> None:
         model = open_model(str(arguments.model.resolve()), (), cache)
         lowered = lower(model, arguments.precision, cache)
         case = model_inputs.generate(model, model_inputs.shape_ranges(model, BATCH, {}), 0)[0]
-        system = Auto.find(None, gpu)
+        system = Auto.find(Machine(detected=gpu))
         if not isinstance(system, TensorRT):
             raise SystemExit(system.no_engine)
         profile = model_inputs.profile(model, {}, [case])

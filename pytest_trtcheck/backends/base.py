@@ -15,17 +15,18 @@ from pytest_trtcheck.model.arrays import arrays_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+    from types import TracebackType
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
     from pytest_trtcheck.cache import Cache, Entry
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.latency.samples import Samples
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.lowering import Lowered
-    from pytest_trtcheck.record import EngineRecord, Evidence
+    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan
     from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision, Shape, ShapeRange
 
 
@@ -37,6 +38,58 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free what the runner holds (device memory, sessions); calling it twice is harmless."""
+
+
+class TimedRuns(Protocol):
+    """A runner made ready for measuring, within a `with` block."""
+
+    @property
+    def measured(self) -> str:
+        """What a run is said to take, such as "GPU time"."""
+
+    @property
+    def graph(self) -> bool | None:
+        """Whether the runs are launched as CUDA graphs; None of a system that has no say in it."""
+
+    @property
+    def graph_reason(self) -> str | None:
+        """Why they are not."""
+
+    def run(self, n: int) -> Samples:
+        """Measure `n` runs; a GpuError where one fails."""
+
+    def launch(self) -> None:
+        """Put one run on its way; where that can't be told from the run, make it."""
+
+    def mark(self) -> Any:
+        """A point in time behind all that was launched; a difference of two is in milliseconds."""
+
+    def close(self) -> None:
+        """Free what measuring took; the runner can be called again."""
+
+    def __enter__(self) -> TimedRuns: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a system finds: the GPU that `--trt-gpu` names, the one that is here, and where servers are.
+
+    Parameters
+    ----------
+    no_gpu
+        Why no GPU is here.
+    triton_url
+        The Triton server that `--trt-triton-url` names.
+    """
+
+    requested: GpuModel | None = None
+    detected: Gpu | None = None
+    no_gpu: str = "there is no GPU"
+    triton_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +166,8 @@ class Backend(ABC):
     """
 
     evidence: ClassVar[Evidence] = "emulated"
-    """`engine` where a GPU runs TensorRT, and nothing else."""
+    """`engine` where a GPU runs TensorRT, and nothing else; `provider` where a library runs the lowered model on a GPU
+    or as it is; `server` where somebody else's machine does."""
     gpu: Gpu | None = None
     """The GPU that it runs on, which is then held alone for each run."""
     builds: ClassVar[bool] = False
@@ -134,6 +188,16 @@ class Backend(ABC):
     @abstractmethod
     def title(self) -> str:
         """As messages have it, with the version."""
+
+    @property
+    def gpu_ran(self) -> GpuRan:
+        """Whether a GPU computes what it gives; "unknown" where somebody else's word is all there is."""
+        return self.gpu is not None
+
+    @property
+    def lock_name(self) -> str | None:
+        """What is held alone while it runs or is measured: the GPU; None where nothing need be."""
+        return None if self.gpu is None else self.gpu.lock_name
 
     @property
     def runs(self) -> bool:
@@ -165,20 +229,15 @@ class Backend(ABC):
         """See that what it needs is installed; otherwise a MissingDependencyError says how to install it."""
 
     @classmethod
-    def find(cls, requested: GpuModel | None, detected: Gpu | None) -> Backend:
+    def find(cls, machine: Machine) -> Backend:
         """The system on this machine, or what stands in for it there.
-
-        Parameters
-        ----------
-        requested, detected
-            The GPU that `--trt-gpu` names, and the one that is here.
 
         Raises
         ------
         MissingDependencyError
             What it needs is not installed.
         """
-        del requested, detected
+        del machine
         cls.require()
         return cls()
 
@@ -235,7 +294,7 @@ class Backend(ABC):
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
-    ) -> TimedRun:
+    ) -> TimedRuns:
         """Prepare measuring with inputs of equal shapes, used in turn; it must be closed before the next call."""
         raise NotImplementedError
 
@@ -279,7 +338,7 @@ class RunnerByShape:
         case = arrays_of(inputs)
         return self._runner(case)(case)
 
-    def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRun:
+    def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRuns:
         """Prepare measuring with these inputs; what it gives must be closed before the next call.
 
         Raises

@@ -44,6 +44,7 @@ class Checker(Settings):
             model=_label(request.model),
             verdict="error",
             precision=request.precision if request.parity.engine is None else None,
+            gpu_ran=False,
             seed=request.parity.seed,
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),

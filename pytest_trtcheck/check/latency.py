@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Backend, Runner
-    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.backends.base import Backend, Runner, TimedRuns
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
@@ -87,8 +86,8 @@ class Budgets:
         return {name: limit for name, limit in self.limits.items() if name in latency.QUANTILES}
 
 
-def budgets_for(spec: LatencySpec, model: GpuModel, extra: Sequence[GpuModel]) -> Budgets:
-    """What of `spec` applies to a GPU."""
+def budgets_for(spec: LatencySpec, model: GpuModel | None, extra: Sequence[GpuModel]) -> Budgets:
+    """What of `spec` applies to a GPU; where nobody knows which one it is, what holds for any."""
     limits: dict[str, float] = {}
     keys: dict[str, str] = {}
     for name, budget in spec.budgets().items():
@@ -114,28 +113,27 @@ def judge(settings: Settings, known: Known, load: Callable[[Precision], Runner])
     """
     spec, system = known.request.latency, known.running
     assert spec is not None
-    if known.runner is None or system.gpu is None or not system.is_timed:
+    if known.runner is None or system.gpu_ran is False or not system.is_timed:
         named = settings.requested.product if settings.requested else None
         where = f"no {named or 'GPU'} in this machine" if settings.detected is None else "no engine ran"
         return LatencyRecord("not_measured", where, named)
-    model = settings.judged_gpu()
-    assert model is not None
+    # Of a machine that is not this one, only what was said of it is known.
+    model = settings.judged_gpu() if system.gpu else settings.requested
+    product = model.product if model else None
     budgets = budgets_for(spec, model, settings.extra_gpus)
     if not budgets.limits and not spec.min_speedup and settings.baselines is None:
-        what = f"no budget for {model.product}"
+        what = f"no budget for {product or 'a GPU that is not known; name it with --trt-gpu'}"
         if not spec.budgets():
             what = "trt_latency names no budget, and there is no baseline to compare with (--trt-baseline=DIR)"
-        return LatencyRecord("not_measured", what, model.product)
+        return LatencyRecord("not_measured", what, product)
     sizes = _sizes_mib(known.record.engine)
     if untold := {"memory_mib", "engine_mib"} & set(budgets.limits) - set(sizes):
-        return LatencyRecord(
-            "not_measured", f"{system.title} does not tell {' and '.join(sorted(untold))}", model.product
-        )
+        return LatencyRecord("not_measured", f"{system.title} does not tell {' and '.join(sorted(untold))}", product)
     shapes = {name: array.shape for name, array in known.cases[0].items()}
     alike = [case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes]
     conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
     baseline = None
-    if settings.baselines is not None:
+    if settings.baselines is not None and system.gpu is not None:
         key = baselines.GpuKey.of(conditions)
         baseline = settings.baselines.find(key, known.request.nodeid, known.precision)
     is_enough = None
@@ -147,7 +145,7 @@ def judge(settings: Settings, known: Known, load: Callable[[Precision], Runner])
         slower = {name: opened.enter_context(closing(load(cast("Precision", name)))) for name in spec.min_speedup or {}}
         subject = Subject(system, known.runner, alike, sizes, slower, conditions, is_enough)
         record = measure(subject, spec, budgets, system.gpu, model)
-    if settings.baselines is None:
+    if settings.baselines is None or system.gpu is None:
         return record
     return baselines.judge(record, baseline, model_sha256=known.model.sha256, updating=settings.update_baselines)
 
@@ -159,7 +157,7 @@ def _sizes_mib(engine: EngineRecord | None) -> dict[str, float]:
     return {name: size / 2**20 for name, size in sizes.items() if size is not None}
 
 
-def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
+def conditions_of(gpu: Gpu | None, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
     """Under what a latency is measured.
 
     Parameters
@@ -170,23 +168,59 @@ def conditions_of(gpu: Gpu, tensorrt: tuple[str, str], shapes: Mapping[str, Sequ
         Of the inputs, by name.
     """
     return Conditions(
-        **gpu.conditions(),
+        **(gpu.conditions() if gpu else {}),
         tensorrt=" ".join(tensorrt),
         input_shapes={name: tuple(shape) for name, shape in sorted(shapes.items())},
     )
 
 
-def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, model: GpuModel) -> LatencyRecord:
-    """Measure `subject` on the GPU in this machine and judge it.
+def measure(
+    subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu | None, model: GpuModel | None
+) -> LatencyRecord:
+    """Measure `subject` and judge it.
 
-    Nobody else of ours uses the GPU meanwhile. What slowed it down all the same makes a failure inconclusive.
+    Nobody else of ours uses the GPU or server meanwhile. What slowed the GPU in this machine down all the same makes a
+    failure inconclusive; nobody watches a GPU elsewhere.
 
     Raises
     ------
     GpuError
         The engine failed, or the GPU was not to be had in time.
     """
-    with gpu_lock(gpu.lock_name), GpuMonitor(gpu) as monitor:
+    name = subject.system.lock_name
+    with nullcontext() if name is None else gpu_lock(name):
+        taken, seen = _watched(subject, spec, budgets, gpu)
+    return latency.to_record(
+        taken.samples_ms,
+        taken.decision,
+        gpu=model.product if model else None,
+        disturbances=seen.disturbances,
+        remarks=(*seen.held_back, *_remarks(taken.details)),
+        clocks=seen.clocks,
+        details={
+            **taken.details,
+            "budget_keys": dict(budgets.keys),
+            "conditions": replace(subject.conditions, **seen.conditions),
+            "disturbances": seen.disturbances,
+            "held_back": seen.held_back,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of a GPU while it was measured on: nothing of one that is not in this machine."""
+
+    disturbances: tuple[str, ...] = ()
+    held_back: tuple[str, ...] = ()
+    clocks: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _watched(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu | None) -> tuple[_Taken, _Seen]:
+    if gpu is None:
+        return _sample(subject, spec, budgets, None), _Seen()
+    with GpuMonitor(gpu) as monitor:
         before = monitor.idle()
         taken = _sample(subject, spec, budgets, monitor.snapshot)
         after = while_running(taken.states, monitor.snapshot(since=before))
@@ -195,28 +229,13 @@ def measure(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu, mod
         idle_after = None if is_settled else monitor.idle()
     own = family(process.pid for process in after.processes or ())
     disturbed = disturbances(before, after, own, idle_after)
-    limits = held_back(after)
-    return latency.to_record(
-        taken.samples_ms,
-        taken.decision,
-        gpu=model.product,
-        disturbances=disturbed,
-        remarks=(*limits, *_remarks(taken.details)),
-        clocks=clocks_record(before, after),
-        details={
-            **taken.details,
-            "budget_keys": dict(budgets.keys),
-            "conditions": replace(subject.conditions, **after.conditions()),
-            "disturbances": tuple(disturbed),
-            "held_back": tuple(limits),
-        },
-    )
+    return taken, _Seen(tuple(disturbed), tuple(held_back(after)), clocks_record(before, after), after.conditions())
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:
     """What of the measurement makes an engine slower than it need be."""
     found = []
-    if not details["cuda_graph"]:
+    if details["cuda_graph"] is False:
         found.append(f"without a CUDA graph: {details['cuda_graph_reason']}")
     if details["enqueue_bound"]:
         found.append(
@@ -234,7 +253,9 @@ class _Taken:
     states: Sequence[GpuState]
 
 
-def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: Callable[[], GpuState]) -> _Taken:
+def _sample(
+    subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: Callable[[], GpuState] | None
+) -> _Taken:
     quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
     others = len(subject.slower) + ("min_qps" in budgets.limits) + (subject.is_enough is not None)
     plan = latency.LookPlan(quantiles, others)
@@ -244,25 +265,27 @@ def _sample(subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: 
         _warm_up(timed)
         deadline = time.monotonic() + spec.max_seconds
         look = 1
-        states = []
+        states: list[GpuState] = []
         while True:
             series.extend(timed, _chunk(series))
             is_over = time.monotonic() > deadline
             if is_over or plan.is_due(look, len(series), series.total_ms):
-                states.append(look_at_gpu())
+                states += [look_at_gpu()] if look_at_gpu else []
                 confidence, judged = plan.confidence_at(look), series.judged()
                 decision = _decide(series, judged, budgets, subject.sizes_mib, confidence)
                 is_decided = decision.decision != "undecided"
                 if is_over or (is_decided and (subject.is_enough is None or subject.is_enough(judged, confidence))):
                     break
                 look += 1
-        graph, graph_reason = timed.graph, timed.graph_reason
+        measured, graph, graph_reason = timed.measured, timed.graph, timed.graph_reason
     if subject.slower:
         _interleave(subject, spec, pairs, series)
         speedups = _decide_speedups(pairs, spec.min_speedup or {}, confidence)
         decision = latency.combine_decisions([*decision.results, *speedups])
     details = {
-        **_details(series, judged.values, graph=graph, graph_reason=graph_reason),
+        **_details(series, judged.values, measured),
+        "cuda_graph": graph,
+        "cuda_graph_reason": graph_reason,
         "distribution": Distribution.of(judged, confidence).to_json(),
     }
     return _Taken(judged, decision, details, states)
@@ -273,7 +296,7 @@ class _Runs:
 
     def __init__(self, *, transfers: bool) -> None:
         self._transfers = transfers
-        self.gpu_ms: list[float] = []
+        self.run_ms: list[float] = []
         self.latency_ms: list[float] = []
         self.enqueue_ms: list[float] = []
         self.intervals_ms: list[float] = []
@@ -281,16 +304,17 @@ class _Runs:
         self.total_ms = 0.0
 
     def __len__(self) -> int:
-        return len(self.gpu_ms)
+        return len(self.run_ms)
 
     def judged(self) -> latency.Series:
-        """What budgets speak of: GPU time, or host latency where transfers were asked for."""
-        return latency.Series(self.latency_ms if self._transfers else self.gpu_ms)
+        """What budgets speak of: the runs' time, or host latency where transfers were asked for."""
+        return latency.Series(self.latency_ms if self._transfers else self.run_ms)
 
-    def extend(self, timed: TimedRun, count: int) -> None:
+    def extend(self, timed: TimedRuns, count: int) -> None:
         taken = timed.run(count)
-        self.gpu_ms += taken.gpu_ms.tolist()
-        self.enqueue_ms += taken.enqueue_ms.tolist()
+        self.run_ms += taken.run_ms.tolist()
+        if taken.enqueue_ms is not None:
+            self.enqueue_ms += taken.enqueue_ms.tolist()
         if taken.latency_ms is not None:
             self.latency_ms += taken.latency_ms.tolist()
         self.intervals_ms += taken.interval_ms.tolist()
@@ -301,11 +325,11 @@ def _chunk(series: _Runs) -> int:
     """How many runs fit into one call, so that the deadline is kept."""
     if not len(series):
         return 5
-    typical = max(float(np.median(series.gpu_ms[-50:])), 1e-3)
+    typical = max(float(np.median(series.run_ms[-50:])), 1e-3)
     return int(min(max(_CHUNK_MS / typical, 5), 2000))
 
 
-def _warm_up(timed: TimedRun) -> None:
+def _warm_up(timed: TimedRuns) -> None:
     until = time.monotonic() + WARM_UP_S
     while time.monotonic() < until:
         timed.run(5)
@@ -326,7 +350,7 @@ def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs],
             while len(own) < 400 and time.monotonic() < deadline:
                 pairs[name].extend(theirs, count)
                 own.extend(ours, count)
-            pairs[name].partner_ms = own.gpu_ms
+            pairs[name].partner_ms = own.run_ms
 
 
 def _decide(
@@ -348,20 +372,19 @@ def _decide_speedups(
     for precision, factor in limits.items():
         pair = pairs[precision]
         if pair.partner_ms:
-            result = latency.decide_speedup(pair.gpu_ms, pair.partner_ms, factor, confidence=confidence)
+            result = latency.decide_speedup(pair.run_ms, pair.partner_ms, factor, confidence=confidence)
             yield replace(result, name=f"min_speedup[{precision}]")
 
 
-def _details(series: _Runs, judged: NDArray[np.float64], *, graph: bool, graph_reason: str | None) -> dict[str, Any]:
-    gpu_ms, enqueue_ms = float(np.median(series.gpu_ms)), float(np.median(series.enqueue_ms))
+def _details(series: _Runs, judged: NDArray[np.float64], measured: str) -> dict[str, Any]:
+    run_ms = float(np.median(series.run_ms))
+    enqueue_ms = float(np.median(series.enqueue_ms)) if series.enqueue_ms else None
     shown = judged[:: max(1, len(judged) // _SHOWN_SAMPLES)][:_SHOWN_SAMPLES]
     return {
-        "measured": "latency with transfers" if series.latency_ms else "GPU time",
-        "cuda_graph": graph,
-        "cuda_graph_reason": graph_reason,
-        "gpu_p50_ms": gpu_ms,
+        "measured": "latency with transfers" if series.latency_ms else measured,
+        "gpu_p50_ms": run_ms,
         "enqueue_p50_ms": enqueue_ms,
-        "enqueue_bound": enqueue_ms >= ENQUEUE_SHARE * gpu_ms,
+        "enqueue_bound": enqueue_ms is not None and enqueue_ms >= ENQUEUE_SHARE * run_ms,
         "qps": 1000.0 * len(series) / series.total_ms,
         "samples_ms": tuple(round(float(value), 6) for value in shown),
     }

@@ -23,10 +23,9 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
         ]
         found = "\n".join(filter(None, [found, *(each for each in reasons if each not in (found or ""))])) or None
     missing = [f"{name} not measured" for name, part in parts.items() if part and part.verdict == "not_measured"]
-    if record.evidence is not None and record.evidence != "engine":
-        missing.append(
-            "parity was " + ("emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}")
-        )
+    if record.evidence is not None and record.gpu_ran is not True:
+        where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"
+        missing.append(f"parity was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
     if not require_gpu or not missing or record.verdict in {"fail", "error"}:
         return {"message": found}
     refused = f"--trt-require-gpu: {', '.join(missing)}"

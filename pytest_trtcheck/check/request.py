@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.errors import InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
@@ -157,6 +157,8 @@ class Settings:
         The GPU that `--trt-gpu` names.
     detected
         The GPU in this machine; `no_gpu_reason` says why there is none.
+    triton_url
+        The Triton server that `--trt-triton-url` names.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
     rebuild
@@ -181,6 +183,7 @@ class Settings:
     requested: GpuModel | None = None
     detected: Gpu | None = None
     no_gpu_reason: str | None = None
+    triton_url: str | None = None
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     build_only: bool = False
@@ -205,7 +208,12 @@ class Settings:
         MissingDependencyError
             What was asked for by name is not installed.
         """
-        return backends.load(self.backend_of(request)).find(self.requested, self.detected)
+        return backends.load(self.backend_of(request)).find(self.machine)
+
+    @property
+    def machine(self) -> Machine:
+        """What systems under test find."""
+        return Machine(self.requested, self.detected, self.no_gpu_reason or Machine.no_gpu, self.triton_url)
 
     def only_judges(self, request: Request) -> bool:
         """Whether engines are asked for and no GPU tells what for: whether TensorRT takes the model can be said."""
@@ -387,9 +395,12 @@ class Known:
         )
 
     def alone(self) -> AbstractContextManager[None]:
-        """The lock of the GPU that runs it. To be held for a run at a time: others measure while an engine is built."""
-        gpu = self.running.gpu
-        return nullcontext() if gpu is None else gpu_lock(gpu.lock_name)
+        """The lock of the GPU or server that runs it, to be held for a run at a time.
+
+        Others measure while an engine is built.
+        """
+        name = self.running.lock_name
+        return nullcontext() if name is None else gpu_lock(name)
 
     def unsupported(self) -> UnsupportedTargetError:
         """The error for its problem."""

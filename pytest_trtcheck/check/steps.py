@@ -218,8 +218,7 @@ def existing_engine(settings: Settings, request: Request) -> ExistingEngine | No
     from pytest_trtcheck.backends.tensorrt import existing, plan_file
 
     file = plan_file.opened(Opening(request.folders, settings.cache).path(named, "engine file"), named, settings.cache)
-    gpus = existing.Gpus(settings.requested, settings.detected, settings.no_gpu_reason or "there is no GPU")
-    return existing.find(file, settings.backend_of(request), gpus)
+    return existing.find(file, settings.backend_of(request), settings.machine)
 
 
 def _accepted(
@@ -421,7 +420,9 @@ def loaded(settings: Settings, known: Known) -> Known:
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
     runner = loaded_by(settings, system, found)
-    return replace(known, built=found, runner=runner).recorded(backend=system.name, evidence=system.evidence)
+    return replace(known, built=found, runner=runner).recorded(
+        backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
+    )
 
 
 def _refuse_itself(known: Known) -> None:
@@ -438,10 +439,12 @@ def _refuse_itself(known: Known) -> None:
 
 def _refuse_wrong_evidence(system: Backend) -> None:
     """No system of another package's may count as a GPU's work where there was none."""
-    if system.evidence not in get_args(Evidence) or (system.evidence == "engine" and system.gpu is None):
+    claims = system.evidence == "engine" or system.gpu_ran is True
+    if system.evidence not in get_args(Evidence) or (claims and system.gpu is None):
         raise ArgumentError(
-            f"backend {system.name!r} says evidence = {system.evidence!r}, and names no GPU that it ran on",
-            "say 'emulated', or set `gpu` to the machine's",
+            f"backend {system.name!r} says evidence = {system.evidence!r} and gpu_ran = {system.gpu_ran!r}, and names "
+            "no GPU that it ran on",
+            "say 'provider' or 'emulated', or set `gpu` to the machine's",
         )
 
 

@@ -94,8 +94,12 @@ def fits(key: GpuModel, gpu: GpuModel) -> int | None:
     return 3 if key.architecture == gpu.architecture else None
 
 
-def pick(mapping: Mapping[str, Value], gpu: GpuModel, extra: Sequence[GpuModel] = ()) -> tuple[str, Value] | None:
+def pick(
+    mapping: Mapping[str, Value], gpu: GpuModel | None, extra: Sequence[GpuModel] = ()
+) -> tuple[str, Value] | None:
     """The entry for a GPU: by product, else family, compute capability, architecture, or "default".
+
+    None is a GPU that is not known: "default" alone fits it.
 
     Returns
     -------
@@ -103,7 +107,7 @@ def pick(mapping: Mapping[str, Value], gpu: GpuModel, extra: Sequence[GpuModel] 
     """
     best: tuple[int, str] | None = None
     for key in mapping:
-        rank = 4 if _is_default(key) else fits(find_gpu(key, extra), gpu)
+        rank = 4 if _is_default(key) else fits(find_gpu(key, extra), gpu) if gpu else None
         if rank is not None and (best is None or rank < best[0]):
             best = rank, key
     return None if best is None else (best[1], mapping[best[1]])

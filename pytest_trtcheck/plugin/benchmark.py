@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Runner
-    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    from pytest_trtcheck.backends.base import Runner, TimedRuns
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.spec import InputMapping
 
@@ -29,7 +28,7 @@ class GpuClock:
     __name__ = "gpu_time"
 
     def __init__(self) -> None:
-        self.timed: TimedRun | None = None
+        self.timed: TimedRuns | None = None
         self._last: Any = None
         self._seconds = 0.0
 

@@ -111,7 +111,7 @@ class Session:
         backend.require()
         if not needs and (not wanted or not backend.builds):
             return
-        system = backend.find(self.requested, self.detection.gpu)
+        system = backend.find(self.checker.machine)
         judges = values["trt_build_only"] and not wanted and self.detection.gpu is None and backend.builds
         if not system.builds and not (judges and values["trt_rebuild"] == 1):
             option = needs[0] if needs else f"--trt-gpu={wanted}"

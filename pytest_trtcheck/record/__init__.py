@@ -16,7 +16,10 @@ from pytest_trtcheck.errors import ReportError, first_line
 
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "error", "inconclusive", "not_measured"]
-Evidence = Literal["engine", "emulated"]
+Evidence = Literal["engine", "provider", "server", "emulated"]
+"""Where the compared outputs came from: a GPU ran TensorRT; a library ran the lowered model (ONNX Runtime's providers,
+PyTorch); a server did; or the precision's arithmetic was computed on a CPU."""
+GpuRan = bool | Literal["unknown"]
 
 SCHEMA_VERSION = 1
 TOOL = "pytest-trtcheck"
@@ -393,6 +396,8 @@ class CheckRecord:
     precision: str | None = None
     backend: str | None = None
     evidence: str | None = None
+    gpu_ran: GpuRan | None = _absent()  # noqa: RUF009 - it is a field
+    """Whether a GPU computed the outputs; "unknown" where a server's word is all there is."""
     compiled_for: str | None = None
     cases: int = 0
     seed: int | None = None

@@ -13,7 +13,13 @@ from pytest_trtcheck.report.text import format_number, one_line
 if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord, EngineRecord
 
-_EVIDENCE = {"engine": "engine: a GPU ran TensorRT", "emulated": "emulated on CPU, not run on a GPU"}
+_EVIDENCE = {
+    "engine": "engine: a GPU ran TensorRT",
+    "provider": "provider: a library ran the model in its precision",
+    "server": "server: a server computed the outputs",
+    "emulated": "emulated on CPU, not run on a GPU",
+}
+_GPU_RAN = {False: ", not on a GPU", "unknown": ", on a GPU or not"}
 
 
 def check(record: CheckRecord) -> list[tuple[str, str]]:
@@ -23,7 +29,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
     facts = {
         "Model": record.model,
         "SHA-256": f"{record.model_sha256[:16]}…" if record.model_sha256 else None,
-        "Evidence": _EVIDENCE.get(record.evidence or ""),
+        "Evidence": _evidence(record),
         "Backend": record.backend,
         "Compiled for": record.compiled_for,
         "Inputs": _inputs(record),
@@ -41,6 +47,12 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Took": f"{format_number(record.duration_s)} s" if record.duration_s else None,
     }
     return [(name, one_line(value)) for name, value in facts.items() if value]
+
+
+def _evidence(record: CheckRecord) -> str | None:
+    words = _EVIDENCE.get(record.evidence or "")
+    told = record.evidence not in {"provider", "server"} or record.gpu_ran in {None, True}
+    return words if told else f"{words}{_GPU_RAN[record.gpu_ran]}"
 
 
 def _engine(engine: EngineRecord) -> str:

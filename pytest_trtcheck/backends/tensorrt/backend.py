@@ -31,12 +31,11 @@ from pytest_trtcheck.record import EngineRecord
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.base import Machine, Runner
     from pytest_trtcheck.backends.tensorrt.build import Plan
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.backends.tensorrt.module import ModuleName, TensorRTModule
     from pytest_trtcheck.backends.tensorrt.timing import TimedRun
-    from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence
@@ -101,8 +100,9 @@ class TensorRT(Backend):
         find_module(*cls.ships)
 
     @classmethod
-    def find(cls, requested: GpuModel | None, detected: Gpu | None) -> Backend:
+    def find(cls, machine: Machine) -> Backend:
         """For the GPU that is here, else for the one that is named; emulated where neither tells what to build for."""
+        requested, detected = machine.requested, machine.detected
         if detected is None and requested is None:
             return Emulated("no engine was built: there is no GPU, and --trt-gpu names none to compile for", cls.ships)
         module = cls._installed()

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from pytest_trtcheck.backends.base import Backend, Runner
+    from pytest_trtcheck.backends.base import Backend, Machine, Runner
     from pytest_trtcheck.cache import Cache
-    from pytest_trtcheck.gpu import GpuModel
-    from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ShapeRange
@@ -172,16 +170,7 @@ class ExistingEngine(TensorRT):
         return (f"inputs and outputs were converted: {', '.join(changed)}",) if changed else ()
 
 
-@dataclass(frozen=True)
-class Gpus:
-    """The GPU that `--trt-gpu` names, and the one that is here; `no_gpu` says why there is none."""
-
-    requested: GpuModel | None
-    detected: Gpu | None
-    no_gpu: str
-
-
-def find(file: PlanFile, name: str, gpus: Gpus) -> ExistingEngine:
+def find(file: PlanFile, name: str, machine: Machine) -> ExistingEngine:
     """What loads an engine, on this machine.
 
     Parameters
@@ -199,7 +188,7 @@ def find(file: PlanFile, name: str, gpus: Gpus) -> ExistingEngine:
             f"{file.label}: is an engine of {file.builder}, and backend={name!r} was asked for",
             f"leave the backend out, or name {file.module}",
         )
-    requested, detected = gpus.requested, gpus.detected
+    requested, detected = machine.requested, machine.detected
     module = available(file.module)
     others = (each for each in EITHER if each != file.module)
     other = available(*others) if module is None else None
@@ -208,7 +197,7 @@ def find(file: PlanFile, name: str, gpus: Gpus) -> ExistingEngine:
     refuse_unfit(file, module, other, product, capability)
     why_not = ""
     if detected is None:
-        why_not = f"an engine runs on a GPU alone, and nothing stands in for it: {gpus.no_gpu}"
+        why_not = f"an engine runs on a GPU alone, and nothing stands in for it: {machine.no_gpu}"
     elif module is None:
         why_not = f"it takes {file.builder}, and no TensorRT is installed"
     elif name == backends.EMULATED:

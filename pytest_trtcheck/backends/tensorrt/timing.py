@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pytest_trtcheck.backends.tensorrt.cuda import Cuda
 from pytest_trtcheck.backends.tensorrt.io import check_inputs
 from pytest_trtcheck.errors import GpuError, InputError
+from pytest_trtcheck.latency.samples import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
-
-    from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.tensorrt.cuda import Graph, Memory
     from pytest_trtcheck.backends.tensorrt.engine import Engine
@@ -24,29 +22,6 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 2
 """Runs on the stream at a time: one that the GPU computes, and one that is ready when it has done so."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What `n` runs took. Every array has shape (n,) and dtype float64; times are in milliseconds.
-
-    Parameters
-    ----------
-    gpu_ms
-        Between CUDA events around the engine's work.
-    enqueue_ms
-        Host time of putting that work on the stream. Where it exceeds `gpu_ms`, the GPU waits for the host and
-        `gpu_ms` holds that waiting.
-    latency_ms
-        The inputs' copy to the device, the engine's work and the outputs' copy back; None without transfers.
-    interval_ms
-        From the end of the run before to the end of each: the run, and what lay between the two.
-    """
-
-    gpu_ms: NDArray[np.float64]
-    enqueue_ms: NDArray[np.float64]
-    latency_ms: NDArray[np.float64] | None
-    interval_ms: NDArray[np.float64]
 
 
 class TimedRun:
@@ -68,6 +43,8 @@ class TimedRun:
     GpuError
         A run failed.
     """
+
+    measured: ClassVar[str] = "GPU time"
 
     def __init__(
         self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
