@@ -17,7 +17,6 @@ from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CalibrationError, CheckError, GpuError, ModelError, listed
-from pytest_trtcheck.latency import baselines
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
@@ -25,7 +24,7 @@ from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
-from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine
+from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, ServerRecord, combine
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
@@ -106,7 +105,9 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     known = replace(lowered(settings, request, model, cases, existing), record=record)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
-    if request.judge_parity and request.parity.keep_auto:
+    if known.system.is_server and request.parity.keep_auto:
+        notes = [*notes, "keep_fp32='auto' was not searched: the server has a model of its own"]
+    elif request.judge_parity and request.parity.keep_auto:
 
         def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
             parity_spec = replace(request.parity, keep_fp32=nodes)
@@ -125,8 +126,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
         calibration=_calibration(known.lowered.details.get("ranges")),
-        # What an engine that exists was built from is not known here.
-        lowered=None if existing else _lowered_record(known),
+        # What was made elsewhere was lowered by others.
+        lowered=None if known.is_given else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
     )
 
@@ -195,10 +196,11 @@ def lowered(
 ) -> Known:
     """The model in its precision. That TensorRT has no place for a model says more than that it cannot be lowered."""
     reference = _reference(settings, request, model)
-    if existing is not None:
+    if existing is not None or settings.is_served(request):
         # Whoever built it lowered the model, nobody here knows how.
         as_it_is = Lowered(model.path, model.sha256, taken_as_it_is=True)
-        return Known(request, model, as_it_is, cases, reference, existing, system=existing)
+        system = existing or settings.system(request)
+        return Known(request, model, as_it_is, cases, reference, existing, system=system)
     try:
         return Known(request, model, _lowered(settings, request, model), cases, reference)
     except (ModelError, CalibrationError):
@@ -275,6 +277,8 @@ def placed(settings: Settings, known: Known) -> Known:
     check_values(known.request.build_options)
     if known.existing is not None:
         return _placed_engine(known, known.existing)
+    if known.system.is_server:
+        return _placed_on_server(known)
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, quantized_part(known.precision) or known.precision)
     problem = system.why_not(known.precision, op_types)
@@ -306,6 +310,25 @@ def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
     if file.stated_model not in {None, known.model.sha256}:
         notes.append(f"by its manifest {file.label} was built from another model than {known.model.label} is now")
     return known.recorded(*notes, engine=existing.found_in_file(), precision=precision)
+
+
+def _placed_on_server(known: Known) -> Known:
+    """A served model with the precision that is said of it: no server tells what it computes in.
+
+    Raises
+    ------
+    ArgumentError
+        Neither is a precision said, nor what decides without one.
+    """
+    if known.has_unknown_precision:
+        if known.request.judge_parity and not _decides_alone(known.request.parity.tol):
+            raise ArgumentError(
+                f"{known.model.label}: what {known.system.title} computes in is not known, and neither precision= nor "
+                "tol= is given",
+                'say what it was built in, @trt_parity("model.onnx", precision="fp16"), or give a limit, tol=',
+            )
+        return known.recorded("the precision is not known: a server does not tell", precision=None)
+    return known.recorded(f"{known.precision} is stated, not proved: a server does not tell what it computes in")
 
 
 def _are_one(first: str, second: str) -> bool:
@@ -457,7 +480,8 @@ def inspected(settings: Settings, known: Known) -> Known:
     if known.runner is None or known.built is None:
         return known
     engine = known.running.described(known.built, known.runner) or known.record.engine
-    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine)
+    serving = known.running.serving(known.runner)
+    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine, server=serving)
     return known if known.existing is None else _with_precision_read(known, known.existing.file)
 
 
@@ -522,10 +546,29 @@ def compared(settings: Settings, known: Known) -> Known:
             outcome = parity.judge(known)
     if outcome is None:
         return known
+    if outcome.record.verdict == "pass":
+        known, doubt = _at_once(known, doubt)
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
+
+
+def _at_once(known: Known, doubt: str | None) -> tuple[Known, str | None]:
+    """Whether requests that are made together give what each gives alone, of what takes several at once."""
+    assert known.runner is not None
+    with known.alone():
+        found = known.running.at_once(known.runner, known.cases)
+    if found is None:
+        return known, doubt
+    apart = max(map(parity.apart, found.alone, found.together), default=0.0)
+    note = f"{found.note}; an answer lies up to {apart:.3g} from that of the same request alone"
+    server = known.record.server
+    if server is not None:
+        batches = None if found.batches is None else {str(size): count for size, count in found.batches.items()}
+        server = replace(server, at_once=len(found.together), difference=apart, batches=batches)
+    known = known.recorded(note, server=server)
+    return known, doubt or parity.unlike_alone(known, found)
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -535,7 +578,7 @@ def explained(settings: Settings, known: Known) -> Known:
     # What a plugin computes, nothing here can compute in pieces.
     if known.outcome.record.verdict == "fail" and not known.outcome.misplaced and not known.plugin_operators:
         known = blame.blamed(settings, known)
-    if known.running.is_emulation or known.existing is not None or not settings.emulate_too:
+    if known.running.is_emulation or known.is_given or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
         return known
@@ -556,18 +599,31 @@ def watched(settings: Settings, known: Known) -> Known:
         return known.recorded(str(error))
 
 
+def _refuse_the_same(known: Known, other: ServerRecord | None, precision: Precision) -> None:
+    """What a served model is compared with for speed must not be that model itself."""
+    own = known.record.server
+    if own is not None and other is not None and (own.model, own.version) == (other.model, other.version):
+        raise ArgumentError(
+            f"min_speedup={{{precision!r}: …}}: the server's model {own.model!r} would be compared with itself",
+            "name the models by their precision: --trt-triton-url=http://localhost:8000/{model}_{precision}",
+        )
+
+
 def timed(settings: Settings, known: Known) -> Known:
     """How fast it is."""
     if known.request.latency is None:
         return known
 
-    def built_in(precision: Precision) -> Built:
-        other = _lowered(settings, known.request, known.model, precision)
-        return builder.build(known.spec(builder, other, precision), settings.cache)
+    def loaded_in(precision: Precision) -> Runner:
+        other = None if builder.is_server else _lowered(settings, known.request, known.model, precision)
+        built = builder.build(known.spec(builder, other, precision), settings.cache)
+        runner = loaded_by(settings, builder, built)
+        _refuse_the_same(known, builder.serving(runner), precision)
+        return runner
 
     builder = known.system.builder
-    record = latency.judge(settings, known, lambda precision: loaded_by(settings, builder, built_in(precision)))
-    return known.recorded(*baselines.notes(record), latency=record)
+    record = latency.judge(settings, known, loaded_in)
+    return known.recorded(*latency.notes(record), latency=record)
 
 
 def kept(settings: Settings, known: Known) -> Known:

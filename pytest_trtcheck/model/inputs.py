@@ -166,12 +166,14 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")
     elif (
-        array.dtype.kind == "V" and array.dtype.type is np.void and array.dtype.itemsize == _dtype(spec.dtype).itemsize
+        array.dtype.kind == "V"
+        and array.dtype.type is np.void
+        and array.dtype.itemsize == numpy_dtype(spec.dtype).itemsize
     ):
         # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
-        array = array.view(_dtype(spec.dtype))
+        array = array.view(numpy_dtype(spec.dtype))
     elif array.dtype.name != spec.dtype:
-        beyond_numpy = _dtype(spec.dtype).type.__module__ == "ml_dtypes"
+        beyond_numpy = numpy_dtype(spec.dtype).type.__module__ == "ml_dtypes"
         convert = f"array.astype(ml_dtypes.{spec.dtype})" if beyond_numpy else f"array.astype({spec.dtype!r})"
         raise InputError(f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}")
     if array.ndim != len(spec.shape):
@@ -204,7 +206,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
         return array
     import ml_dtypes
 
-    wanted = _dtype(dtype)
+    wanted = numpy_dtype(dtype)
     largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
     with np.errstate(over="ignore"):
         bounded = np.where(np.isfinite(array), np.clip(array.astype(np.float64), -largest, largest), array)
@@ -440,7 +442,7 @@ def generate(model: OnnxModel, ranges: Mapping[str, ShapeRange], seed: int) -> l
 def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
     if spec.dtype == "str":
         raise InputError(f"input {spec.name!r}: strings can't be generated", "return real inputs from the test")
-    name, dtype = spec.name.lower(), _dtype(spec.dtype)
+    name, dtype = spec.name.lower(), numpy_dtype(spec.dtype)
     if "mask" in name:
         return _mask(shape).astype(dtype)
     if spec.dtype.startswith(("float", "bfloat")):
@@ -454,7 +456,7 @@ def _integer_limit(spec: TensorSpec, name: str) -> int:
     if spec.dtype == "bool" or (spec.index_limit is None and ("token_type" in name or "segment" in name)):
         return 2
     limit = spec.index_limit or (256 if spec.dtype == "uint8" else 128)
-    return min(limit, int(np.iinfo(_dtype(spec.dtype)).max) + 1)
+    return min(limit, int(np.iinfo(numpy_dtype(spec.dtype)).max) + 1)
 
 
 def _mask(shape: Shape) -> NDArray[Any]:
@@ -464,7 +466,8 @@ def _mask(shape: Shape) -> NDArray[Any]:
     return mask
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The type of a name such as "float32" or "bfloat16"."""
     if name in np.sctypeDict:
         return np.dtype(name)
     import ml_dtypes

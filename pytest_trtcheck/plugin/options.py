@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OPTIONS: tuple[Option, ...] = (
     Option("trt_gpu", "text", "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …", metavar="GPU"),
     Option("trt_backend", "backend", "what runs or builds the engines", default="auto", choices=backends.NAMES),
+    Option("trt_triton_url", "text", "the Triton server that --trt-backend=triton asks", metavar="URL"),
     Option(
         "trt_precision",
         "names",
@@ -53,6 +54,13 @@ OPTIONS: tuple[Option, ...] = (
         metavar="SECONDS",
     ),
     Option("trt_collect", "lines", "globs of .onnx files to collect as tests", default=(), ini_only=True),
+    Option(
+        "trt_triton_models",
+        "lines",
+        "what the Triton server calls which models, one a line: 'models/detector.onnx = detector_fp16/2'",
+        default=(),
+        ini_only=True,
+    ),
     Option("trt_gpus", "lines", "GPUs of your own, one a line: 'MyBoard = 8.7'", default=(), ini_only=True),
     Option("trt_cache_size", "size", "the most the cache may hold, such as '20 GiB'", default="20 GiB", ini_only=True),
     Option(

@@ -246,6 +246,32 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class LoadRecord:
+    """Throughput and latency with so many requests under way at once, over the last windows that were measured.
+
+    Parameters
+    ----------
+    requests, qps
+        The requests that were answered, and how many a second.
+    stable
+        Whether throughput and latency stood still over these windows.
+    windows
+        How many it took.
+    client_cores
+        The processor time that sending and receiving took on this side, in cores: near 1 it is the client that is slow.
+    """
+
+    concurrency: int
+    requests: int
+    qps: float
+    p50_ms: float | None
+    p99_ms: float | None
+    stable: bool
+    windows: int
+    client_cores: float
+
+
+@dataclass(frozen=True)
 class LatencyDetails:
     """How a latency was measured, and what a report draws from."""
 
@@ -262,6 +288,10 @@ class LatencyDetails:
     samples_ms: tuple[float, ...] = _absent(())
     distribution: Mapping[str, Any] | None = _absent()
     """`latency.baselines.distribution.Distribution` reads it."""
+    load: tuple[LoadRecord, ...] = _absent(())
+    """Of a server: by the number of requests at once, 1, 2, 4, …"""
+    load_ended: str | None = _absent()
+    """Why no more of them were tried."""
     budget_keys: Mapping[str, str] | None = _absent()
     conditions: Conditions | None = _absent()  # noqa: RUF009 - it is a field
     disturbances: tuple[str, ...] = _absent((), beside="conditions")
@@ -318,6 +348,40 @@ class EngineRecord:
     """The compute capabilities that it was compiled for, as far as the file tells, such as "8.6"."""
     proved: bool | None = _absent(beside="source")
     """Whether the precision was read from its layers; false: it is stated, or not known. None: it did not run."""
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """The served model that was checked, as the server describes it.
+
+    Parameters
+    ----------
+    server
+        Name and version, such as "triton 2.51.0".
+    platform
+        What runs the model there, such as `tensorrt_plan`.
+    at_once, difference
+        How many requests were sent at once, and how far an answer then lay from that of the same request alone, as
+        max|a - b| / max|a|.
+    batches
+        What the server counted meanwhile: how many executions there were, by batch size.
+    proved
+        Whether the precision was proved: a server does not tell.
+    """
+
+    url: str
+    server: str
+    model: str
+    version: str
+    platform: str
+    max_batch_size: int
+    at_once: int | None = None
+    difference: float | None = None
+    batches: Mapping[str, int] | None = None
+    proved: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.server} at {self.url}: model {self.model!r}, version {self.version} ({self.platform})"
 
 
 @dataclass(frozen=True)
@@ -413,6 +477,8 @@ class CheckRecord:
     parity: ParityRecord | None = None
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    server: ServerRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """The served model that gave the outputs."""
     rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What further builds of the engine came to (`--trt-rebuild`)."""
     duration_s: float = 0.0

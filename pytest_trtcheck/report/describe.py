@@ -31,6 +31,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "SHA-256": f"{record.model_sha256[:16]}…" if record.model_sha256 else None,
         "Evidence": _evidence(record),
         "Backend": record.backend,
+        "Server": str(record.server) if record.server else None,
         "Compiled for": record.compiled_for,
         "Inputs": _inputs(record),
         "Reference": record.reference,

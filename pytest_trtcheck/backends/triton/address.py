@@ -30,8 +30,8 @@ class Address:
     server
         Host and port.
     model
-        The served model's name; `{model}` in it stands for the stem of the model's file, `{precision}` for the precision
-        that is asked for.
+        The served model's name; in it `{model}` stands for the stem of the model's file, and `{precision}` for the
+        precision that is asked for. None: the stem, or what `--trt-export` calls the engine, `{model}_{precision}`.
     version
         Of the model; None: the highest that is served.
     timeout_s
@@ -40,7 +40,7 @@ class Address:
 
     scheme: str
     server: str
-    model: str = "{model}"
+    model: str | None = None
     version: str | None = None
     timeout_s: float = TIMEOUT_S
 
@@ -67,8 +67,8 @@ class Address:
             names = [name for name in names[2:] if name != "versions"]
         if len(names) > 2 or (len(names) == 2 and not names[1].isdecimal()):
             raise _wrong(text, "its path is a model, or a model and the number of a version")
-        model = names[0] if names else cls.model
-        for field in re.findall(r"{(.*?)}", model):
+        model = names[0] if names else None
+        for field in re.findall(r"{(.*?)}", model or ""):
             if field not in _FIELDS:
                 raise _wrong(text, f"{{{field}}} stands for nothing; {' and '.join(map('{{{}}}'.format, _FIELDS))} do")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -90,11 +90,14 @@ class Address:
         """Whether the connection is by TLS."""
         return self.scheme.endswith("s")
 
-    def name_of(self, label: str, precision: Precision) -> str:
-        """What the server calls the model that messages call `label`."""
+    def names_of(self, label: str, precision: Precision) -> tuple[str, ...]:
+        """What the server may call the model that messages call `label`; the first that it has counts."""
         stem = PurePosixPath(label.replace("\\", "/")).name
         stem = re.sub(r"\.(onnx|pt2|keras)$", "", stem)
-        return self.model.replace("{model}", stem).replace("{precision}", precision)
+        names = ("{model}", "{model}_{precision}") if self.model is None else (self.model,)
+        return tuple(
+            name.replace("{model}", stem).replace("{precision}", precision.replace("+", "_")) for name in names
+        )
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.server}"
@@ -104,7 +107,7 @@ def _timeout(text: str, query: str) -> float:
     given = dict(parse_qsl(query, keep_blank_values=True))
     seconds = given.pop("timeout", TIMEOUT_S)
     if given:
-        raise _wrong(text, f"of what may stand behind the ?, {', '.join(given)} is unknown, and timeout=SECONDS is known")
+        raise _wrong(text, f"behind the ? stands timeout=SECONDS, not {', '.join(given)}")
     try:
         number = float(seconds)
     except ValueError:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
-from pytest_trtcheck.errors import MissingDependencyError, ServerError, first_line, listed, suggestion
+from pytest_trtcheck.errors import InputError, MissingDependencyError, ServerError, first_line, listed, suggestion
+from pytest_trtcheck.model.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ class Tensor:
 
     @property
     def dtype(self) -> str:
-        """numpy's name of its type."""
+        """Numpy's name of its type."""
         return DTYPES.get(self.datatype, self.datatype)
 
     def __str__(self) -> str:
@@ -105,7 +106,8 @@ class Connection:
         self.address = address
         self._is_grpc = address.protocol == "grpc"
         self._module = library(address.protocol)
-        limits = {} if self._is_grpc else {"connection_timeout": address.timeout_s, "network_timeout": address.timeout_s}
+        names = () if self._is_grpc else ("connection_timeout", "network_timeout")
+        limits = dict.fromkeys(names, address.timeout_s)
         with self._said():
             self._client = self._module.InferenceServerClient(address.server, ssl=address.is_encrypted, **limits)
 
@@ -115,16 +117,17 @@ class Connection:
 
     # --- what the server says of itself ---
 
-    def find(self, name: str, version: str | None) -> ServedModel:
-        """A model that is ready, in the version that is named or the highest one.
+    def find(self, names: Sequence[str], version: str | None) -> ServedModel:
+        """The first of some models that the server has, in the version that is named or the highest one.
 
         Raises
         ------
         ServerError
             The server does not answer, or serves no such model; those that it serves are listed.
         """
-        told = self._ask("get_server_metadata")
+        told = self._ask("get_server_metadata", hint=_WHICH_PORT)
         index = self._index()
+        name = next((name for name in names if any(each["name"] == name for each in index or ())), names[0])
         found = self._asked_for(name, version, index)
         config = self._ask("get_model_config", name, found)
         config = config.get("config", config)
@@ -143,22 +146,19 @@ class Connection:
             f"{told.get('name', 'triton')} {told.get('version', '')}".strip(),
             config.get("platform") or config.get("backend") or metadata.get("platform", ""),
             int(config.get("max_batch_size", 0)),
-            "dynamic_batching" in config or "sequence_batching" in config,
+            "dynamic_batching" in config,
             inputs,
             outputs,
         )
 
-    def _asked_for(self, name: str, version: str | None, index: Sequence[Mapping[str, Any]]) -> str:
+    def _asked_for(self, name: str, version: str | None, index: Sequence[Mapping[str, Any]] | None) -> str:
         """The version to take, which is ready."""
-        mine = [each for each in index if each["name"] == name]
-        ready = sorted({each["name"] for each in index if each.get("state") == "READY"})
+        mine = [each for each in index or () if each["name"] == name]
+        ready = sorted({each["name"] for each in index or () if each.get("state") == "READY"})
         shown = f"it serves {listed(ready, 20)}" if ready else "it serves no model that is ready"
-        if index and not mine:
-            raise self._error(
-                f"serves no model {name!r}: {shown}",
-                f"{suggestion(name, ready)} name the model in the URL: {self.address}/NAME, or in the ini key "
-                "trt_triton_models".strip(),
-            )
+        if index is not None and not mine:
+            how = f"name it in the URL, {self.address}/NAME, or in the ini key trt_triton_models"
+            raise self._error(f"serves no model {name!r}: {shown}", f"{suggestion(name, ready)} {how}".strip())
         versions = [each["version"] for each in mine if each.get("state") == "READY" and each.get("version")]
         if mine and not versions:
             reasons = {each["reason"] for each in mine if each.get("reason")}
@@ -175,13 +175,14 @@ class Connection:
             raise self._error(f"model {name!r} is not ready", "see the server's log")
         return chosen
 
-    def _index(self) -> Sequence[Mapping[str, Any]]:
-        """The models that the server knows; none where it has no such extension."""
+    def _index(self) -> Sequence[Mapping[str, Any]] | None:
+        """The models that the server knows; None where it has no such extension."""
         try:
             found = self._ask("get_model_repository_index")
         except ServerError:
-            return ()
-        return found.get("models", ()) if isinstance(found, dict) else found
+            return None
+        models: Sequence[Mapping[str, Any]] = found.get("models", ()) if isinstance(found, dict) else found
+        return models
 
     def counts(self, name: str = "", version: str = "") -> Counts | None:
         """What was counted of a model, or of all of them; None where the server keeps no statistics."""
@@ -204,19 +205,34 @@ class Connection:
     # --- inference ---
 
     def prepared(self, model: ServedModel, inputs: InputMapping) -> list[Any]:
-        """Inputs as the client sends them, in the server's types and ranks."""
+        """Inputs as the client sends them, in the server's types and ranks.
+
+        Raises
+        ------
+        InputError
+            The server takes no batch of that size, or a value does not fit the type that it takes.
+        """
         found = []
         for tensor in model.inputs:
             if tensor.name not in inputs and tensor.optional:
                 continue
             array = np.asarray(inputs[tensor.name])
+            if model.max_batch_size and array.shape[:1] > (model.max_batch_size,):
+                raise InputError(
+                    f"input {tensor.name!r} has a batch of {array.shape[0]}, and Triton serves model {model.name!r} in "
+                    f"batches of at most {model.max_batch_size} (max_batch_size)",
+                    "give smaller inputs, or batch= at most that",
+                )
             if array.ndim + 1 == len(tensor.shape) and tensor.shape[-1] == 1:
                 array = array[..., np.newaxis]  # Triton has no scalars: `dims: [ 1 ]` with a reshape stands for one.
-            dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
-            array = np.ascontiguousarray(array, dtype)
+            sent = np.ascontiguousarray(array, numpy_dtype(tensor.dtype))
+            if array.dtype.kind in "iu" and not np.array_equal(sent, array):
+                raise InputError(
+                    f"input {tensor.name!r} has values that {tensor.dtype} cannot hold, which Triton takes"
+                )
             # The client takes BF16 as FP32, whose upper half it sends: of what is BF16 already, nothing is lost.
-            sent = array.astype(np.float32) if tensor.datatype == "BF16" else array
-            found.append(self._module.InferInput(tensor.name, array.shape, tensor.datatype).set_data_from_numpy(sent))
+            sent = sent.astype(np.float32) if tensor.datatype == "BF16" else sent
+            found.append(self._module.InferInput(tensor.name, sent.shape, tensor.datatype).set_data_from_numpy(sent))
         return found
 
     def infer(self, model: ServedModel, prepared: Sequence[Any]) -> Any:
@@ -230,28 +246,44 @@ class Connection:
         with self._said(f"model {model.name!r}"):
             return self._client.infer(model.name, prepared, model_version=model.version, **self._limit())
 
+    def timed(self, model: ServedModel, prepared: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
+        """Send requests one after the other; when each was sent and answered, in seconds, as an array of shape (n, 2).
+
+        Raises
+        ------
+        ServerError
+            One failed.
+        """
+        name, version, limit = model.name, model.version, self._limit()
+        infer, clock, times = self._client.infer, time.perf_counter, np.empty((len(prepared), 2))
+        with self._said(f"model {model.name!r}"):
+            for index, request in enumerate(prepared):
+                began = clock()
+                infer(name, request, model_version=version, **limit)
+                times[index] = began, clock()
+        return times
+
     def outputs(self, model: ServedModel, answer: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """The tensors of an answer, by name.
+        """The tensors of an answer, by name, as the client gives them: BF16 as FP32.
 
         Raises
         ------
         ServerError
             One is missing, or cannot be read.
         """
-        by_name = {tensor.name: tensor for tensor in model.outputs}
         found = {}
         for name in names:
             with self._said(f"model {model.name!r}, output {name!r}"):
                 array = answer.as_numpy(name)
             if array is None:
                 raise self._error(f"model {model.name!r} answered without output {name!r}", "")
-            found[name] = array.astype(ml_dtypes.bfloat16) if by_name[name].datatype == "BF16" else array
+            found[name] = array
         return found
 
     # --- errors ---
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        with self._said():
+    def _ask(self, method: str, *arguments: Any, hint: str = "") -> Any:
+        with self._said(hint=hint):
             how = {"as_json": True} if self._is_grpc else {}
             return getattr(self._client, method)(*arguments, **how, **self._limit())
 
@@ -260,7 +292,7 @@ class Connection:
         return {"client_timeout": self.address.timeout_s} if self._is_grpc else {}
 
     @contextmanager
-    def _said(self, about: str = "") -> Iterator[None]:
+    def _said(self, about: str = "", hint: str = "") -> Iterator[None]:
         """What goes wrong in the client, in the user's words."""
         where = f"{about}: " if about else ""
         try:
@@ -269,16 +301,17 @@ class Connection:
             said, status = first_line(error.message()), str(error.status() or "")
             if "DEADLINE_EXCEEDED" in status or "timed out" in said.lower() or "timeout" in said.lower():
                 raise self._too_slow(where) from error
-            if "UNAVAILABLE" in status and "failed to connect" in said or "resolv" in said:
+            if ("UNAVAILABLE" in status and "failed to connect" in said) or "resolv" in said:
                 raise self._unreachable(said) from error
-            raise self._error(f"{where}{said}", "") from error
+            raise self._error(f"{where}{said}", hint) from error
         except TimeoutError as error:
             raise self._too_slow(where) from error
         except OSError as error:
             raise self._unreachable(error.strerror or str(error)) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:
             # What is no Triton server answers too, only with something that the client cannot read.
-            raise self._error(f"{where}the answer is none of a Triton server: {first_line(error)}", _WHICH_PORT) from error
+            said = f"{where}the answer is none of a Triton server: {first_line(error)}"
+            raise self._error(said, _WHICH_PORT) from error
 
     def _error(self, what: str, hint: str) -> ServerError:
         return ServerError(f"Triton at {self.address}: {what}", hint)
@@ -294,6 +327,7 @@ class Connection:
         return self._error(f"cannot be reached: {said}", f"start the server, or name another one; {_WHICH_PORT}")
 
 
+INSTALL = 'pip install "pytest-trtcheck[triton]"'
 _WHICH_PORT = "Triton listens for HTTP on port 8000 and for gRPC on 8001 unless told otherwise"
 
 
@@ -310,5 +344,5 @@ def library(protocol: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise MissingDependencyError(
             f"a Triton server is asked by tritonclient, which cannot be imported for {protocol}: {first_line(error)}",
-            'pip install "pytest-trtcheck[triton]"',
+            INSTALL,
         ) from error
