@@ -86,7 +86,7 @@ def models() -> dict[str, Model]:
         "swapped": Model(right, X, HEADS, fault="swapped"),
         "mixed": Model(right, X, HEADS, fault="mixes the batch"),
         "one_by_one": Model(right, X, HEADS, batching="max_batch_size: 8\n"),
-        "slow": Model(right, X, HEADS, fault="sleeps 0.05", batching="max_batch_size: 8\n"),
+        "slow": Model(right, X, HEADS, fault="sleeps 0.02", batching="max_batch_size: 8\n"),
         "hangs": Model(right, X, HEADS, fault="sleeps 4", batching="max_batch_size: 8\n"),
         "broken": Model(right, X, HEADS, fault="broken"),
         "wider": Model(right, {"x": ("FP32", [5])}, {"first": ("FP32", [3]), "third": ("INT32", [3])}),

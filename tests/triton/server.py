@@ -130,8 +130,9 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def make_environment(folder: Path, python: str = "/usr/bin/python3") -> Path:
+def make_environment(folder: Path) -> Path:
     """A virtual environment with the server; its Python."""
+    python = os.environ.get("TRITON_SYSTEM_PYTHON", "/usr/bin/python3")
     found = folder / "bin" / "python"
     if not found.exists() or not _package(found).is_dir():
         subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
