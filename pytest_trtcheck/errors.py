@@ -98,6 +98,41 @@ class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
 
 
+class UnforeseenError(CheckError):
+    """What no other class is for: an exception of another library, of the user's code, or of ours."""
+
+
+def unforeseen(error: Exception, doing: str) -> CheckError:
+    """An exception that is none of ours, in words; the traceback goes to the log.
+
+    Parameters
+    ----------
+    doing
+        What could not be done, with the file or test in it.
+    """
+    import logging
+    import traceback
+    from pathlib import PureWindowsPath
+
+    if isinstance(error, CheckError):
+        return error
+    logging.getLogger(__package__).debug("%s", doing, exc_info=error)
+    if isinstance(error, MemoryError):
+        return UnforeseenError(
+            f"{doing}: out of memory{f' ({error})' if str(error) else ''}", "give smaller inputs, batch= or shapes="
+        )
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    ours = [(path, line) for path, line in frames if __package__ in path.parts]
+    places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
+    return UnforeseenError(
+        f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})",
+        "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
+        "traceback that --log-level=DEBUG shows",
+    )
+
+
 def first_line(said: object) -> str:
     """The first line of a message; of an error that says nothing, what it is."""
     return (str(said).strip().splitlines() or ["" if isinstance(said, str) else type(said).__name__])[0]

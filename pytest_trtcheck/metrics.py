@@ -42,6 +42,9 @@ DEFAULT_TOLERANCE: Mapping[Precision, float] = with_pairs(
 """The relative error that each precision may cost, from which every metric's default follows."""
 
 
+_LARGEST = 1e308
+
+
 @dataclass(frozen=True)
 class Sums:
     """What an output, or a part of it, adds up to over the elements that are finite on both sides.
@@ -189,6 +192,25 @@ class Metric:
     def holds(self, value: float, limit: float) -> bool:
         """Whether `value` keeps the limit; NaN never does."""
         return value >= limit if self.at_least else value <= limit
+
+    def cost(self, value: float | None) -> float:
+        """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
+        if value is None or math.isnan(value):
+            return math.inf
+        if not self.at_least:
+            # Infinity is bad, and still a number: below what could not be computed.
+            return max(0.0, min(value, _LARGEST))
+        if self.relative:
+            return self.relative.inverse(value)
+        return min(1 / value, _LARGEST) if value > 0 else _LARGEST
+
+    def at_cost(self, cost: float) -> float:
+        """The value that costs so much."""
+        if not self.at_least:
+            return cost
+        if self.relative:
+            return self.relative.metric(cost)
+        return 1 / cost if cost else math.inf
 
     def score(self, compared: Compared) -> Score:
         """What `of` finds; an exception, NaN and what is no number leave it without a value, and are named."""

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_trtcheck import gpu, latency
+from pytest_trtcheck import baselines, gpu, latency
+from pytest_trtcheck.baselines import MIN_SLOWDOWN, CheckKey, Entry, LatencyBaseline, Place
+from pytest_trtcheck.baselines.digits import rounded
+from pytest_trtcheck.baselines.files import path_of
 from pytest_trtcheck.check.latency import conditions_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.gpu.device import Gpu
-from pytest_trtcheck.latency import baselines
-from pytest_trtcheck.latency.baselines import MIN_SLOWDOWN, Baseline, GpuKey
-from pytest_trtcheck.latency.baselines.distribution import Distribution
-from pytest_trtcheck.latency.baselines.files import path_of, rounded
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import (
     BudgetRecord,
     CheckRecord,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 H200 = Gpu(name="NVIDIA H200", model=gpu.find_gpu("H200"), compute_capability=(9, 0), driver="580.1")
-KEY = GpuKey("NVIDIA H200", "9.0")
+PLACE = Place("NVIDIA H200", "9.0")
 CONDITIONS = conditions_of(H200, ("tensorrt_rtx", "1.5.0.114"), {"image": (1, 3, 16, 16)})
 CLOCKED = replace(CONDITIONS, sm_mhz=1590, power_limit_w=70.0, power_mode="MODE_15W")
 DAY = datetime.date(2025, 11, 21)
@@ -76,10 +76,19 @@ def check(record: LatencyRecord, nodeid: str = NODEID, **changes: Any) -> CheckR
         record.verdict,
         model_sha256="a" * 64,
         precision="fp16",
+        backend="tensorrt_rtx",
         evidence="engine",
         latency=record,
     )
     return CheckRecord.from_json(replace(found, **changes).to_json())
+
+
+def recorded(
+    folder: Path, precision: str = "fp16", nodeid: str = NODEID, place: Place = PLACE
+) -> LatencyBaseline | None:
+    """The latency that a file holds."""
+    key = CheckKey(place, NODEID, precision, "tensorrt_rtx", "engine")
+    return baselines.opened(folder).find(key).latency
 
 
 @pytest.fixture
@@ -88,9 +97,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def baseline(folder: Path) -> Baseline:
+def baseline(folder: Path) -> LatencyBaseline:
     baselines.update(folder, [check(measured())], DAY)
-    found = baselines.read(folder).find(KEY, NODEID, "fp16")
+    found = recorded(folder, "fp16")
     assert found is not None
     return found
 
@@ -106,14 +115,14 @@ def entry(record: LatencyRecord) -> BudgetRecord:
 @pytest.mark.parametrize(
     ("factor", "verdict"), [(0.5, "pass"), (1.0, "pass"), (1.01, "pass"), (1.05, "fail"), (1.1, "fail"), (3.0, "fail")]
 )
-def test_a_significant_slowdown_fails(baseline: Baseline, factor: float, verdict: str) -> None:
+def test_a_significant_slowdown_fails(baseline: LatencyBaseline, factor: float, verdict: str) -> None:
     found = baselines.judge(measured(factor, 1), baseline, model_sha256="a" * 64)
     assert found.verdict == verdict
     assert entry(found).verdict == verdict
     assert (found.reason is None) == (verdict == "pass")
 
 
-def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline: Baseline) -> None:
+def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline: LatencyBaseline) -> None:
     newer = replace(CONDITIONS, tensorrt="tensorrt_rtx 1.7.1.116")
     reason = baselines.judge(measured(1.2, 1, 3000, conditions=newer), baseline).reason
     assert reason is not None
@@ -127,13 +136,13 @@ def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline
         assert reason.count(word) == 2
 
 
-def test_a_slowdown_within_the_budget_fails_and_keeps_the_budget(baseline: Baseline) -> None:
+def test_a_slowdown_within_the_budget_fails_and_keeps_the_budget(baseline: LatencyBaseline) -> None:
     found = baselines.judge(budgeted(5.0, 1.2, 1), baseline)
     assert found.verdict == "fail"
     assert [each.verdict for each in found.budgets] == ["pass", "fail"]
 
 
-def test_a_budget_that_failed_still_fails_and_both_are_said(baseline: Baseline) -> None:
+def test_a_budget_that_failed_still_fails_and_both_are_said(baseline: LatencyBaseline) -> None:
     over = baselines.judge(budgeted(0.9), baseline)
     assert over.verdict == "fail"
     assert over.reason is not None
@@ -145,7 +154,7 @@ def test_a_budget_that_failed_still_fails_and_both_are_said(baseline: Baseline) 
     assert "against the baseline" in both.reason
 
 
-def test_a_disturbed_gpu_makes_a_slowdown_inconclusive_and_leaves_a_pass(baseline: Baseline) -> None:
+def test_a_disturbed_gpu_makes_a_slowdown_inconclusive_and_leaves_a_pass(baseline: LatencyBaseline) -> None:
     busy = ["another process used the GPU: pid 1 kept up to 90 % of it busy"]
     found = baselines.judge(measured(2.0, 1, disturbances=busy), baseline)
     assert found.verdict == "inconclusive"
@@ -175,7 +184,7 @@ def test_a_disturbed_gpu_makes_a_slowdown_inconclusive_and_leaves_a_pass(baselin
     ],
 )
 def test_what_is_not_comparable_is_said_and_not_judged(
-    baseline: Baseline, changes: dict[str, Any], sha256: str, said: str
+    baseline: LatencyBaseline, changes: dict[str, Any], sha256: str, said: str
 ) -> None:
     alone = baselines.judge(measured(9.0, 1, **changes), baseline, model_sha256=sha256)
     assert alone.verdict == "not_measured"
@@ -195,25 +204,25 @@ def test_what_is_not_comparable_is_said_and_not_judged(
     ],
     ids=["the same", "boost", "unknown"],
 )
-def test_clocks_that_are_alike_or_unknown_are_comparable(baseline: Baseline, now: dict[str, Any]) -> None:
+def test_clocks_that_are_alike_or_unknown_are_comparable(baseline: LatencyBaseline, now: dict[str, Any]) -> None:
     assert baselines.judge(measured(1.0, 1, conditions=now), baseline).verdict == "pass"
 
 
-def test_clocks_stand_in_the_file_and_a_file_without_them_is_read(folder: Path, baseline: Baseline) -> None:
+def test_clocks_stand_in_the_file_and_a_file_without_them_is_read(folder: Path, baseline: LatencyBaseline) -> None:
     assert (baseline.sm_mhz, baseline.power_limit_w, baseline.power_mode) == (1590, 70.0, "MODE_15W")
     (path,) = folder.rglob("*.json")
     document = json.loads(path.read_text())
-    recorded = document["tests"][NODEID]["fp16"]
+    data = document["tests"][NODEID]["fp16, tensorrt_rtx, engine"]["latency"]
     for name in ("sm_mhz", "power_limit_w", "power_mode"):
-        del recorded[name]
+        del data[name]
     path.write_text(json.dumps(document))
-    older = baselines.read(folder).find(KEY, NODEID, "fp16")
+    older = recorded(folder, "fp16")
     assert older is not None
     assert older.sm_mhz is None
     assert baselines.judge(measured(1.0, 1), older).verdict == "pass"
 
 
-def test_no_baseline_is_recorded_while_clocks_settle(baseline: Baseline) -> None:
+def test_no_baseline_is_recorded_while_clocks_settle(baseline: LatencyBaseline) -> None:
     random = np.random.default_rng(0)
     cold = latency_streams.settling_clocks(random, 1.0, shape="exponential", settle_s=5, start=0.95, end=1.0)
     assert not baselines.enough(cold[:2_000], 0.99, None)
@@ -222,7 +231,7 @@ def test_no_baseline_is_recorded_while_clocks_settle(baseline: Baseline) -> None
     assert baselines.enough(cold[10_000:30_000], 0.99, baseline)
 
 
-def test_without_a_baseline_nothing_passes(baseline: Baseline) -> None:
+def test_without_a_baseline_nothing_passes(baseline: LatencyBaseline) -> None:
     alone = baselines.judge(measured(), None)
     assert (alone.verdict, baselines.notes(alone)) == ("not_measured", ())
     assert alone.reason == "no baseline of this test on NVIDIA H200: record one, --trt-update-baseline"
@@ -231,23 +240,23 @@ def test_without_a_baseline_nothing_passes(baseline: Baseline) -> None:
     assert baselines.notes(with_budget) == (alone.reason,)
 
 
-def test_too_few_samples_are_inconclusive(baseline: Baseline) -> None:
+def test_too_few_samples_are_inconclusive(baseline: LatencyBaseline) -> None:
     found = baselines.judge(measured(1.0, 1, count=5), baseline)
     assert found.verdict == "inconclusive"
 
 
-def test_what_was_not_measured_stays_so(baseline: Baseline) -> None:
+def test_what_was_not_measured_stays_so(baseline: LatencyBaseline) -> None:
     nothing = LatencyRecord("not_measured", "no GPU in this machine")
     assert baselines.judge(nothing, baseline) is nothing
 
 
-def test_a_slowdown_is_accepted_and_said_when_baselines_are_recorded(baseline: Baseline) -> None:
+def test_a_slowdown_is_accepted_and_said_when_baselines_are_recorded(baseline: LatencyBaseline) -> None:
     found = baselines.judge(measured(1.5, 1), baseline, updating=True)
     assert found.verdict == "pass"
     assert (entry(found).text or "").endswith("accepted as the new baseline")
 
 
-def test_the_entry_fits_the_report_and_its_views(baseline: Baseline) -> None:
+def test_the_entry_fits_the_report_and_its_views(baseline: LatencyBaseline) -> None:
     from pytest_trtcheck.report import terminal
     from pytest_trtcheck.report.json_report import document, environment
     from tests.test_report_json import validate
@@ -274,7 +283,9 @@ def run_of(rng: np.random.Generator, median_ms: float, count: int, *, between: f
     return median_ms * (1 + noise) * (1 + between * rng.normal())
 
 
-def taken(rng: np.random.Generator, median_ms: float, held_against: Baseline | None, **noise: float) -> LatencyRecord:
+def taken(
+    rng: np.random.Generator, median_ms: float, held_against: LatencyBaseline | None, **noise: float
+) -> LatencyRecord:
     """Samples as `measure` takes them: in growing numbers, until they are enough."""
     plan = latency.LookPlan((), 1)
     everything = run_of(rng, median_ms, 6000, **noise)
@@ -291,7 +302,7 @@ def verdicts(folder: Path, slowdown: float, runs: int, **noise: float) -> Counte
     found: Counter[str] = Counter()
     for _ in range(runs):
         baselines.update(folder, [check(taken(rng, 1.0, None, **noise))], DAY)
-        before = baselines.read(folder).find(KEY, NODEID, "fp16")
+        before = recorded(folder, "fp16")
         assert before is not None
         found[baselines.judge(taken(rng, 1 + slowdown, before, **noise), before).verdict] += 1
     return found
@@ -316,7 +327,7 @@ def test_a_slowdown_of_five_percent_on_a_quiet_gpu_always_fails(folder: Path) ->
 # --- recording -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_recorded_is_read_again(baseline: Baseline) -> None:
+def test_what_is_recorded_is_read_again(baseline: LatencyBaseline) -> None:
     assert baseline.model == "a.onnx"
     assert baseline.input_shapes == {"image": (1, 3, 16, 16)}
     assert (baseline.recorded, baseline.tensorrt, baseline.driver) == ("2025-11-21", "tensorrt_rtx 1.5.0.114", "580.1")
@@ -369,19 +380,17 @@ def test_gpus_do_not_overwrite_each_other(folder: Path) -> None:
     baselines.update(folder, [check(measured())], DAY)
     baselines.update(folder, [check(measured(3.0, conditions=other))], DAY)
     assert sorted(path.name for path in folder.iterdir()) == ["A100-SXM4-80GB-sm80", "H200-sm90"]
-    found = baselines.read(folder)
-    there = found.find(GpuKey("NVIDIA A100-SXM4-80GB", "8.0"), NODEID, "fp16")
+    there = recorded(folder, place=Place("NVIDIA A100-SXM4-80GB", "8.0"))
     assert there is not None
     assert there.distribution.quantile_ms("p50_ms") == pytest.approx(3.0, rel=0.01)
-    assert found.find(GpuKey("NVIDIA L4", "8.9"), NODEID, "fp16") is None
+    assert recorded(folder, place=Place("NVIDIA L4", "8.9")) is None
 
 
 def test_a_precision_that_the_test_lost_goes(folder: Path) -> None:
     baselines.update(folder, [check(measured())], DAY)
     baselines.update(folder, [check(measured(), precision="int8")], DAY)
-    found = baselines.read(folder)
-    assert found.find(KEY, NODEID, "fp16") is None
-    assert found.find(KEY, NODEID, "int8") is not None
+    assert recorded(folder, "fp16") is None
+    assert recorded(folder, "int8") is not None
 
 
 @pytest.mark.parametrize(
@@ -408,7 +417,9 @@ def test_what_cannot_be_trusted_is_left_out_and_the_old_baseline_stays(
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
-def test_a_check_that_failed_by_its_baseline_alone_is_recorded(folder: Path, baseline: Baseline, verdict: str) -> None:
+def test_a_check_that_failed_by_its_baseline_alone_is_recorded(
+    folder: Path, baseline: LatencyBaseline, verdict: str
+) -> None:
     disturbed = ["busy"] if verdict == "inconclusive" else []
     slower = baselines.judge(measured(2.0, 1, disturbances=disturbed), baseline)
     assert slower.verdict == verdict
@@ -428,7 +439,7 @@ def test_rounding_keeps_order_and_is_done_once(value: float, seed: int) -> None:
     assert rounded(rounded(value)) == rounded(value)
     assert rounded(value) == pytest.approx(value, rel=5.1e-4)
     whole = Distribution.of(samples(value, seed, 300))
-    first = Baseline(
+    first = LatencyBaseline(
         model="a.onnx",
         model_sha256="a" * 64,
         input_shapes={"x": (1, 2)},
@@ -439,7 +450,7 @@ def test_rounding_keeps_order_and_is_done_once(value: float, seed: int) -> None:
         driver=None,
         distribution=whole,
     ).to_json()
-    again = Baseline.from_json(json.loads(json.dumps(first, sort_keys=True)))
+    again = LatencyBaseline.from_json(json.loads(json.dumps(first, sort_keys=True)))
     assert again.to_json() == first
 
 
@@ -461,7 +472,7 @@ def test_no_node_id_leaves_the_directory(name: str) -> None:
         (lambda text: text[:200], "no file of baselines"),
         (lambda text: "<<<<<<< ours\n" + text, "no file of baselines"),
         (lambda text: f"[{text}]", "no file of baselines"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format 2"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "format 1"),
         (lambda text: text.replace('"tensorrt"', '"tensort"'), "'tensorrt' is missing"),
         (lambda text: text.replace('"cuda_graph": true', '"cuda_graph": 1'), "cuda_graph"),
         (lambda text: text.replace('"samples": 2000', '"samples": "many"'), NODEID),
@@ -469,14 +480,14 @@ def test_no_node_id_leaves_the_directory(name: str) -> None:
     ],
 )
 def test_a_damaged_file_is_one_clear_error_that_names_it(
-    folder: Path, baseline: Baseline, spoil: Any, said: str
+    folder: Path, baseline: LatencyBaseline, spoil: Any, said: str
 ) -> None:
     path = folder / "H200-sm90/tests/test_a.py.json"
     spoilt = spoil(path.read_text())
     assert spoilt != path.read_text()
     path.write_text(spoilt)
     with pytest.raises(ReportError) as raised:
-        baselines.read(folder)
+        recorded(folder)
     assert "test_a.py.json" in str(raised.value)
     assert said in str(raised.value)
     with pytest.raises(ReportError):
@@ -484,33 +495,30 @@ def test_a_damaged_file_is_one_clear_error_that_names_it(
     assert path.read_text() == spoilt, "what cannot be read is not overwritten"
 
 
-def test_a_test_with_two_baselines_is_an_error(folder: Path, baseline: Baseline) -> None:
-    path = folder / "H200-sm90/tests/test_a.py.json"
-    (folder / "copy.json").write_text(path.read_text())
-    with pytest.raises(ReportError, match=r"copy\.json"):
-        baselines.read(folder)
+def test_the_baselines_of_another_gpu_are_none(folder: Path, baseline: LatencyBaseline) -> None:
+    other = folder / "L4-sm89/tests/test_a.py.json"
+    other.parent.mkdir(parents=True)
+    other.write_text((folder / "H200-sm90/tests/test_a.py.json").read_text())
+    with pytest.raises(ReportError, match=r"holds the baselines of NVIDIA H200 .* not of NVIDIA L4"):
+        recorded(folder, place=Place("NVIDIA L4", "8.9"))
 
 
 def test_a_directory_that_is_not_there(folder: Path) -> None:
     with pytest.raises(ReportError, match="no such directory"):
-        baselines.read(folder)
-    assert baselines.read(folder, must_exist=False).by_test == {}
+        baselines.opened(folder)
+    assert baselines.opened(folder, must_exist=False).find(CheckKey(PLACE, NODEID, "fp16", "a", "engine")) == Entry()
     folder.write_text("a file")
     with pytest.raises(ReportError, match="no such directory"):
-        baselines.read(folder, must_exist=False)
+        baselines.opened(folder, must_exist=False)
     with pytest.raises(ReportError, match="cannot write the baselines"):
         baselines.update(folder, [check(measured())], DAY)
-
-
-def test_other_files_in_the_directory_do_no_harm(folder: Path, baseline: Baseline) -> None:
-    (folder / "README.md").write_text("# Baselines")
-    assert len(baselines.read(folder).by_test) == 1
 
 
 def test_a_name_that_says_less_than_the_product_is_completed() -> None:
     nano = replace(H200, name="Orin", model=gpu.find_gpu("Orin Nano"), compute_capability=(8, 7))
     told = conditions_of(nano, ("tensorrt", "10.3"), {})
-    assert GpuKey.of(told).folder == "Orin-Orin-Nano-sm87"
+    assert Place.of(told.gpu_record, "engine").folder == "Orin-Orin-Nano-sm87"
+    assert Place.of(None, "emulated").folder == "emulated"
     assert typed(jsonable(told), Conditions) == told
-    assert asdict(KEY) == {"name": "NVIDIA H200", "compute_capability": "9.0"}
+    assert asdict(PLACE) == {"name": "NVIDIA H200", "compute_capability": "9.0"}
     assert MIN_SLOWDOWN == 0.03

@@ -26,10 +26,11 @@ from pytest_trtcheck.spec import ShapeRange
 from tests import another_tensorrt, onnx_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.record import LayerRecord
     from tests.conftest import Run, Suite
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)", exc_type=ImportError)
@@ -509,6 +510,10 @@ class StandIn:
 
     def layers_by_precision(self) -> Mapping[str, int]:
         return self._layers
+
+    def layer_records(self, computing: Collection[str] | None) -> tuple[LayerRecord, ...]:
+        del computing
+        return ()
 
     def tensor_types(self) -> frozenset[str]:
         return frozenset(self._layers)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pytest_trtcheck.__main__ import main
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check.checker import Checker, Request
-from pytest_trtcheck.model import golden, npz
+from pytest_trtcheck.model import golden, memory, npz
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
@@ -350,7 +350,7 @@ def test_a_file_that_cannot_be_read_is_an_error(
     make: Any, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record()
-    monkeypatch.setattr(npz, "MOST_BYTES", 1 << 30)
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 << 30)
     make(folder / "golden.npz")
     found = check(folder)
     assert found.verdict == "error"

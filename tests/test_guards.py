@@ -32,12 +32,12 @@ from pytest_trtcheck.precision import batch_norm
 from pytest_trtcheck.precision.emulation import Emulated, emulation
 from pytest_trtcheck.precision.lowering import Lowered, lower
 from pytest_trtcheck.precision.reference import Reference
-from pytest_trtcheck.record import EngineRecord
+from pytest_trtcheck.record import EngineRecord, LayerRecord
 from pytest_trtcheck.spec import BuildOptions, LatencySpec, ParitySpec
 from tests import onnx_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -230,6 +230,10 @@ class OnCpu:
 
     def layers_by_precision(self) -> Mapping[str, int]:
         return self.layers
+
+    def layer_records(self, computing: Collection[str] | None) -> tuple[LayerRecord, ...]:
+        del computing
+        return ()
 
     def tensor_types(self) -> frozenset[str]:
         return frozenset(self.layers)

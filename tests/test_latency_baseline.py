@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baselines.comparison import compare
-from pytest_trtcheck.latency.baselines.distribution import Distribution
+from pytest_trtcheck.latency.comparison import compare
+from pytest_trtcheck.latency.distribution import Distribution
 
 
 def _distribution(median: float, seed: int, n: int = 1_000) -> Distribution:

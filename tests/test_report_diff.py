@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_trtcheck import __main__
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.latency.baselines.distribution import Distribution
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import (
     BudgetRecord,
     CheckRecord,

@@ -261,7 +261,7 @@ def test_what_a_module_has_does_not_tell_its_release(stubs: Callable[[str], Path
 CALLED_BACK = """
 import sys, importlib
 from pytest_trtcheck.backends.tensorrt.builder import logger
-from pytest_trtcheck.backends.tensorrt.callbacks import output_allocator
+from pytest_trtcheck.backends.tensorrt.callbacks import layer_profiler, output_allocator
 trt = importlib.import_module(sys.argv[1])
 heard = []
 log = logger(trt, lambda severity, text: heard.append((severity, text)))
@@ -273,6 +273,10 @@ allocator = output_allocator(trt, None)
 assert isinstance(allocator, trt.IOutputAllocator)
 allocator.notify_shape("y", trt.Dims([2, 3]))
 assert allocator.shapes == {"y": (2, 3)}
+profiler = layer_profiler(trt)
+assert isinstance(profiler, trt.IProfiler)
+profiler.report_layer_time("conv1 + relu1", 0.25)
+assert profiler.taken == [("conv1 + relu1", 0.25)]
 flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
 print(1 << int(flag))
 """
@@ -298,6 +302,7 @@ PLANTS = {
     "a type": (NEWEST, "parser.parse_from_file(model)", "parser.parse_from_file(0)", "incompatible type"),
     "a result": (NEWEST, "builder.create_optimization_profile()", "builder.create_builder_config()", "set_shape"),
     "an option that is not refused": ("10.7.0", CONFIG, "config.tiling_optimization_level = None", "tiling_optim"),
+    "a profiler's": (OLDEST, CONFIG, "trt.IProfiler().report_time('conv', 1.0)", 'has no attribute "report_time"'),
     "not behind is_rtx": (NEWEST, "if is_rtx:", "if not is_rtx:", '"IBuilderConfig" has no attribute'),
 }
 

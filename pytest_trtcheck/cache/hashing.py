@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -9,7 +10,7 @@ import stat
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,8 +36,19 @@ def stamp(file: Path | int) -> Stamp:
     """The stamp of a regular file, given by its path (links are not followed) or open; an OSError if it is none."""
     status = os.fstat(file) if isinstance(file, int) else file.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise IsADirectoryError("not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open for reading; an OSError if it is none: opening a pipe without a writer has no end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        stamp(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
 
 
 def settled(*stamps: Stamp) -> bool:
@@ -84,7 +96,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     OSError
         When the file cannot be read.
     """
-    with Path(path).open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         before = stamp(file.fileno())
         if before in _hashes:
             return _hashes[before]

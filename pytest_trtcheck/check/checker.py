@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.check import steps
 from pytest_trtcheck.check.request import Known, Request, Settings
-from pytest_trtcheck.errors import ArgumentError, CheckError, UnsupportedTargetError, name_of
+from pytest_trtcheck.errors import ArgumentError, UnsupportedTargetError, name_of, unforeseen
 from pytest_trtcheck.model.golden import Golden, is_named
+from pytest_trtcheck.model.onnx_model import explained
 from pytest_trtcheck.model.sources import computes_outputs, open_model
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.model.onnx_model import OnnxModel
 
 __all__ = ["Checker", "Request"]
 
@@ -37,7 +39,7 @@ class Checker(Settings):
     """Makes checks, and what fixtures hand out."""
 
     def check(self, request: Request) -> CheckRecord:
-        """Make one check. What the user got wrong becomes a record with the verdict `error`, never a traceback."""
+        """Make one check. Whatever went wrong becomes a record with the verdict `error`, never a traceback."""
         start = time.perf_counter()
         record = CheckRecord(
             nodeid=request.nodeid,
@@ -51,6 +53,7 @@ class Checker(Settings):
             build_options=request.build_options.given() or None,
         )
         known: Known | None = None
+        model: OnnxModel | None = None
         try:
             model = steps.model_of(self, request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
@@ -67,7 +70,8 @@ class Checker(Settings):
             for step in steps.BUILDING if self.build_only else steps.CHECKING:
                 known = step(self, known)
             record = known.record
-        except CheckError as error:
+        except Exception as raised:
+            error = explained(raised, model.path, model.label) if model else unforeseen(raised, record.model)
             steps.note_broken(self, request, error)
             record = replace(known.record if known else record, verdict="error", message=str(error))
         finally:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pytest_trtcheck import baselines, latency
 from pytest_trtcheck import gpu as gpus
-from pytest_trtcheck import latency
+from pytest_trtcheck.check.baseline import key_of
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
-from pytest_trtcheck.latency import baselines
-from pytest_trtcheck.latency.baselines.distribution import Distribution
+from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.latency.load import WINDOW_S, best, sweep
 from pytest_trtcheck.record import Conditions, LatencyDetails, LatencyRecord
 
@@ -142,8 +142,7 @@ def judge(settings: Settings, known: Known, load: Callable[[Precision], Runner])
     conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
     baseline = None
     if settings.baselines is not None and system.gpu is not None:
-        key = baselines.GpuKey.of(conditions)
-        baseline = settings.baselines.find(key, known.request.nodeid, known.precision)
+        baseline = settings.baselines.find(key_of(known)).latency
     is_enough = None
     if settings.update_baselines:
         is_enough = functools.partial(baselines.enough, baseline=None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.baselines.errors import figures
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.record import SEVERITY, BuildRecord, RebuildRecord, Verdict, combine
@@ -113,6 +114,7 @@ def _found(known: Known) -> BuildRecord:
         p50_ms=latency.p50_ms if latency and ran else None,
         p99_ms=latency.p99_ms if latency and ran else None,
         device_memory_bytes=engine.device_memory_bytes,
+        errors=figures(parity) if parity and ran else None,
     )
 
 

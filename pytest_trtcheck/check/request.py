@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pytest_trtcheck import compare
     from pytest_trtcheck.backends.base import Backend, Built, Runner
     from pytest_trtcheck.backends.tensorrt.existing import ExistingEngine
+    from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
-    from pytest_trtcheck.latency.baselines import Baselines
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.onnxruntime import Provider
@@ -161,6 +161,8 @@ class Settings:
         The Triton server that `--trt-triton-url` names, and what it calls which models.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
+    time_layers
+        Whether the layers of every engine that runs are timed, not only of those that are measured.
     rebuild
         How many times every engine is built and judged.
     bitwise
@@ -188,6 +190,7 @@ class Settings:
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     build_only: bool = False
+    time_layers: bool = False
     rebuild: int = 1
     bitwise: bool = False
     emulate_too: bool = False

@@ -13,6 +13,7 @@ import numpy as np
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import blame, keeping, latency, message, parity
+from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
@@ -125,6 +126,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
+        inputs_sha256=model_inputs.digest_of(cases) if cases else None,
+        reference_sha256=getattr(known.reference, "identity", None),
         calibration=_calibration(known.lowered.details.get("ranges")),
         # What was made elsewhere was lowered by others.
         lowered=None if known.is_given else _lowered_record(known),
@@ -634,9 +637,19 @@ def kept(settings: Settings, known: Known) -> Known:
     return known
 
 
+def profiled(settings: Settings, known: Known) -> Known:
+    """What each layer takes, where latency was measured or it is asked for: last of all, to disturb nothing."""
+    engine, latency = known.record.engine, known.record.latency
+    wanted = settings.time_layers or (latency is not None and latency.samples > 0)
+    if not wanted or engine is None or known.runner is None or known.running.gpu is None:
+        return known
+    with known.alone():
+        return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
+
+
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, timed), (explained, watched))
+    return judged_again(settings, known, (loaded, inspected, compared, timed, profiled), (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
@@ -649,5 +662,5 @@ def concluded(settings: Settings, known: Known) -> Known:
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared),
-    *(explained, watched, timed, kept, rebuilt, concluded),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded),
 )

@@ -257,7 +257,7 @@ def _applicable(measurement: Measurement, limits: Sequence[Limit]) -> Iterator[L
 def _of_output(measurement: Measurement, limit: Limit, parts: Sequence[PartRecord]) -> JudgedRecord:
     """The entry of the worst part; of the whole output where it has none, or where that is worse on another input."""
     if limit.metric is MISMATCHES:
-        return _of_score(limit, Score(measurement.mismatch_share))
+        return _of_score(limit, Score(measurement.mismatch_share, rows=(measurement.mismatches, measurement.size)))
     if not parts:
         return _of_score(limit, measurement.scores.get(limit.metric.name, Score(None, "it was not measured")))
     worst = max(parts, key=rank)
@@ -270,7 +270,9 @@ def _of_output(measurement: Measurement, limit: Limit, parts: Sequence[PartRecor
 
 def _of_score(limit: Limit, score: Score) -> JudgedRecord:
     verdict: Verdict = "error" if score.value is None else "pass" if limit.holds(score.value) else "fail"
-    return _limited(limit, score.value, verdict, note=score.note, case=score.case)
+    return _limited(
+        limit, score.value, verdict, note=score.note, case=score.case, rows=(score.rows and score.rows[1]) or None
+    )
 
 
 def _limited(limit: Limit, value: float | None, verdict: Verdict, **where: Any) -> JudgedRecord:

@@ -1,4 +1,4 @@
-"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), against an earlier run (`baselines`), and under
+"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), against an earlier one (`comparison`), and under
 load (`load`).
 """
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.model.onnx_model import explained
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ def read(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:
-        raise ModelError(f"{path}: not a readable ONNX model: {error}") from error
+        raise explained(error, path, str(path)) from error
     passes.InlinePass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.RemoveInitializersFromInputsPass()(model)

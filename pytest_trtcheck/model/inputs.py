@@ -6,14 +6,17 @@ A case is one mapping from input name to array: what one inference takes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError, plural
+from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Shape, ShapeRange
 
@@ -166,14 +169,12 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")
     elif (
-        array.dtype.kind == "V"
-        and array.dtype.type is np.void
-        and array.dtype.itemsize == numpy_dtype(spec.dtype).itemsize
+        array.dtype.kind == "V" and array.dtype.type is np.void and array.dtype.itemsize == _dtype(spec.dtype).itemsize
     ):
         # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
-        array = array.view(numpy_dtype(spec.dtype))
+        array = array.view(_dtype(spec.dtype))
     elif array.dtype.name != spec.dtype:
-        beyond_numpy = numpy_dtype(spec.dtype).type.__module__ == "ml_dtypes"
+        beyond_numpy = _dtype(spec.dtype).type.__module__ == "ml_dtypes"
         convert = f"array.astype(ml_dtypes.{spec.dtype})" if beyond_numpy else f"array.astype({spec.dtype!r})"
         raise InputError(f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}")
     if array.ndim != len(spec.shape):
@@ -204,9 +205,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     floats = ("float", "bfloat")
     if array.dtype.name == dtype or not (array.dtype.name.startswith(floats) and dtype.startswith(floats)):
         return array
-    import ml_dtypes
-
-    wanted = numpy_dtype(dtype)
+    wanted = _dtype(dtype)
     largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
     with np.errstate(over="ignore"):
         bounded = np.where(np.isfinite(array), np.clip(array.astype(np.float64), -largest, largest), array)
@@ -220,6 +219,14 @@ def digest(case: Mapping[str, NDArray[Any]]) -> str:
         data = repr(array.tolist()).encode() if array.dtype.kind in "OU" else np.ascontiguousarray(array).view(np.uint8)
         total.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
         total.update(data if isinstance(data, bytes) else data.reshape(-1).data)
+    return total.hexdigest()
+
+
+def digest_of(cases: Iterable[Case]) -> str:
+    """Identity of several cases, in their order."""
+    total = hashlib.sha256()
+    for case in cases:
+        total.update(digest(case).encode())
     return total.hexdigest()
 
 
@@ -427,9 +434,16 @@ def generate(model: OnnxModel, ranges: Mapping[str, ShapeRange], seed: int) -> l
     Floats are uniform in [0, 1). Integers that index a table stay inside it; masks are ones with a tail of zeros;
     positions count up; other integers are uniform in [0, 128) (uint8: the whole range). The same seed gives the same
     inputs, each input by its name and place, so that another input does not change them.
+
+    Raises
+    ------
+    InputError
+        They can't be made of an input's type, or they and the outputs whose shape is fixed take more than a quarter of
+        the machine's memory.
     """
     spans = [{name: getattr(span, which) for name, span in ranges.items()} for which in ("opt", "min", "max")]
     distinct = [shapes for index, shapes in enumerate(spans) if shapes not in spans[:index]]
+    _refuse_too_large(model, distinct)
     return [
         {
             spec.name: _generated(spec, shapes[spec.name], np.random.default_rng([seed, number, *spec.name.encode()]))
@@ -439,10 +453,35 @@ def generate(model: OnnxModel, ranges: Mapping[str, ShapeRange], seed: int) -> l
     ]
 
 
+def _refuse_too_large(model: OnnxModel, cases: Sequence[Mapping[str, Shape]]) -> None:
+    """The inputs of all cases, and the outputs of one as far as their size is known."""
+    sizes = {
+        f"{list(shape)} of input {spec.name!r}": math.prod(shape) * _itemsize(spec)
+        for shapes in cases
+        for spec in model.inputs
+        for shape in [shapes[spec.name]]
+    }
+    for spec in model.outputs:
+        sizes[f"{list(spec.shape)} of output {spec.name!r}"] = math.prod(
+            dim if isinstance(dim, int) else 1 for dim in spec.shape
+        ) * _itemsize(spec)
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    memory.refuse(
+        sum(sizes.values()),
+        f"{model.label}: inputs that are generated and the outputs, such as {largest},",
+        "name smaller shapes, shapes={…} or batch=, or return inputs from the test",
+    )
+
+
+def _itemsize(spec: TensorSpec) -> int:
+    return 1 if spec.dtype == "str" else _dtype(spec.dtype).itemsize
+
+
 def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
-    if spec.dtype == "str":
-        raise InputError(f"input {spec.name!r}: strings can't be generated", "return real inputs from the test")
-    name, dtype = spec.name.lower(), numpy_dtype(spec.dtype)
+    if spec.dtype == "str" or spec.dtype.startswith("complex"):
+        kind = "strings" if spec.dtype == "str" else f"{spec.dtype} numbers"
+        raise InputError(f"input {spec.name!r}: {kind} can't be generated", "return real inputs from the test")
+    name, dtype = spec.name.lower(), _dtype(spec.dtype)
     if "mask" in name:
         return _mask(shape).astype(dtype)
     if spec.dtype.startswith(("float", "bfloat")):
@@ -456,7 +495,7 @@ def _integer_limit(spec: TensorSpec, name: str) -> int:
     if spec.dtype == "bool" or (spec.index_limit is None and ("token_type" in name or "segment" in name)):
         return 2
     limit = spec.index_limit or (256 if spec.dtype == "uint8" else 128)
-    return min(limit, int(np.iinfo(numpy_dtype(spec.dtype)).max) + 1)
+    return min(limit, int(ml_dtypes.iinfo(_dtype(spec.dtype)).max) + 1)  # type: ignore[no-untyped-call]
 
 
 def _mask(shape: Shape) -> NDArray[Any]:
@@ -466,12 +505,9 @@ def _mask(shape: Shape) -> NDArray[Any]:
     return mask
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The type of a name such as "float32" or "bfloat16"."""
+def _dtype(name: str) -> np.dtype[Any]:
     if name in np.sctypeDict:
         return np.dtype(name)
-    import ml_dtypes
-
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return dtype
 

@@ -7,15 +7,21 @@ Not in safetensors' format (0.8): read back by numpy it has no bfloat16 and no F
 from __future__ import annotations
 
 import json
+import math
+import os
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
+from pytest_trtcheck.cache import open_regular
+from pytest_trtcheck.model.memory import too_large
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -65,8 +71,11 @@ def _storable(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
 
 def _restored(stored: NDArray[Any], dtype: str, shape: list[int]) -> NDArray[Any]:
     if dtype == "object":
+        items = json.loads(stored.tobytes())
+        if math.prod(shape) != len(items):
+            raise ValueError(f"shape {shape} of {len(items)} strings")
         restored = np.empty(shape, dtype=object)
-        for place, item in enumerate(json.loads(stored.tobytes())):
+        for place, item in enumerate(items):
             restored.flat[place] = item["bytes"].encode("latin-1") if isinstance(item, dict) else item
         return restored
     return stored.view(getattr(ml_dtypes, dtype)) if hasattr(ml_dtypes, dtype) else stored
@@ -74,26 +83,24 @@ def _restored(stored: NDArray[Any], dtype: str, shape: list[int]) -> NDArray[Any
 
 def read_arrays(path: Path, index: list[dict[str, Any]], case: int) -> dict[str, NDArray[Any]]:
     """The arrays of one case that an `ArrayWriter` wrote; none where the case was left out."""
-    with zipfile.ZipFile(path) as file:
-        found = {}
-        for each in index:
-            if each["case"] == case:
-                with file.open(f"{each['entry']}.npy") as stream:
-                    stored = np.lib.format.read_array(stream, allow_pickle=False)
-                found[each["name"]] = _restored(stored, each["dtype"], each["shape"])
-        return found
+    with _zip(path) as file:
+        return {
+            each["name"]: _restored(_member(file, f"{each['entry']}.npy"), each["dtype"], each["shape"])
+            for each in index
+            if each["case"] == case
+        }
 
 
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 """What reading a file that is cut off, damaged, or of another kind can raise."""
-MOST_BYTES = 16 << 30
-"""What the arrays of a file may take together, unpacked: a few kilobytes of zeros can claim any size."""
 
 
 def load_text(path: Path, name: str) -> str | None:
     """A member that is no array; None where the file has none of this name. One of `UNREADABLE` where it is no .npz."""
-    with zipfile.ZipFile(path) as file:
-        _refuse_too_large(file)
+    with _zip(path) as file:
         return file.read(name).decode() if name in file.namelist() else None
 
 
@@ -102,22 +109,43 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
 
     Nothing is ever unpickled: a pickle can run code.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            _refuse_too_large(file)
-    # Opened here, since numpy leaves a file that it can't read open.
-    with path.open("rb") as stream:
-        loaded = np.load(stream, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"arr_0": loaded}
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files if f"{name}.npy" in archive.zip.namelist()}
+    with open_regular(path) as stream:
+        if not zipfile.is_zipfile(stream):
+            stream.seek(0)
+            return {"arr_0": _read(stream, stream.seek(0, os.SEEK_END))}
+    with _zip(path) as file:
+        members = [each for each in file.infolist() if each.filename.endswith(".npy")]
+        return {each.filename.removesuffix(".npy"): _member(file, each.filename) for each in members}
 
 
-def _refuse_too_large(file: zipfile.ZipFile) -> None:
-    size = sum(each.file_size for each in file.infolist())
-    if size > MOST_BYTES:
-        raise ValueError(f"its arrays claim {size:,} bytes, more than {MOST_BYTES:,}")
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The file, open, once it is known to be one that fits into memory: few bytes can be unpacked to any number."""
+    with open_regular(path) as stream, zipfile.ZipFile(stream) as file:
+        if said := too_large(sum(each.file_size for each in file.infolist())):
+            raise ValueError(f"its arrays claim {said}")
+        yield file
+
+
+def _member(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with file.open(name) as stream:
+        return _read(stream, file.getinfo(name).file_size)
+
+
+def _read(stream: IO[bytes], size: int) -> NDArray[Any]:
+    """The array of a .npy file of `size` bytes: memory is taken for what the header claims, whatever follows it."""
+    stream.seek(0)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > size and not dtype.hasobject:
+        raise ValueError(f"its header claims {claimed:,} bytes, and it holds {size:,}")
+    if said := too_large(claimed):
+        raise ValueError(f"it takes {said}")
+    stream.seek(0)
+    array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
 
 
 def size_bytes(arrays: Mapping[str, NDArray[Any]]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ArgumentError, ModelError, listed
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, unforeseen
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.proto import all_graphs, all_nodes
 from pytest_trtcheck.model.randomness import random_nodes
@@ -119,10 +119,35 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
     Raises
     ------
     ModelError
-        The file is missing, no ONNX model or cut off; it has no outputs; or its external data is missing, too short,
-        or outside the model's folder.
+        The file is missing, no ONNX model or cut off; it has no outputs; its external data is missing, too short, or
+        outside the model's folder; or it is unsound in another way.
     """
     label = label or str(path)
+    try:
+        return _load(path, label)
+    except Exception as error:
+        raise explained(error, path, label) from error
+
+
+def explained(error: Exception, path: Path, label: str) -> CheckError:
+    """What went wrong with a model, in words: where nobody foresaw it, ONNX's own checker is asked about the file."""
+    import onnx
+
+    if isinstance(error, UnicodeDecodeError):
+        return ModelError(f"{label}: holds a text that is no UTF-8: {error.object[:40]!r}", "export it again")
+    found = unforeseen(error, label)
+    if found is error or isinstance(error, MemoryError):
+        return found
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as refused:
+        return ModelError(
+            f"{label}: not a sound ONNX model: {first_line(refused)}", f"export it again ({found.message})"
+        )
+    return found
+
+
+def _load(path: Path, label: str) -> OnnxModel:
     proto = _parse(path, label)
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
@@ -187,8 +212,8 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
 
     if not path.exists():
         raise ModelError(f"{label}: no such file", f"looked for {path}")
-    if path.is_dir():
-        raise ModelError(f"{label}: is a directory, not an ONNX file")
+    if not path.is_file():
+        raise ModelError(f"{label}: is {'a directory' if path.is_dir() else 'a pipe or a device'}, not an ONNX file")
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:
@@ -202,7 +227,49 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again")
     if any(node.op_type == "EPContext" and node.domain == "com.microsoft" for node in proto.graph.node):
         raise ModelError(f"{label}: holds an engine (EPContext), not a model", _AN_ENGINE)
+    if problems := list(_unknown_types(proto)) or list(_bad_names(proto)):
+        raise ModelError(
+            f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
+        )
     return proto
+
+
+def _unknown_types(proto: onnx.ModelProto) -> Iterator[str]:
+    """Tensors of types that the installed ONNX has no name for, and of none at all."""
+    import onnx
+    from onnx.external_data_helper import _get_all_tensors
+
+    known = {*onnx.TensorProto.DataType.values()} - {onnx.TensorProto.UNDEFINED}
+    for tensor in _get_all_tensors(proto):
+        if tensor.data_type not in known:
+            yield f"weight {tensor.name or '(nameless)'} has element type {tensor.data_type}, which is none of ONNX's"
+        if any(size < 0 for size in tensor.dims):
+            yield f"weight {tensor.name or '(nameless)'} has the shape {list(tensor.dims)}"
+    for value in (*proto.graph.input, *proto.graph.output):
+        code = value.type.tensor_type.elem_type
+        if code not in known | {onnx.TensorProto.UNDEFINED}:
+            yield f"{value.name!r} has element type {code}, which is none of ONNX's"
+
+
+_LONGEST_NAME = 4095
+"""TensorRT takes names of up to 4096 bytes with the zero behind them; no message could show a longer one."""
+
+
+def _bad_names(proto: onnx.ModelProto) -> Iterator[str]:
+    """Names that are no text, and names that TensorRT does not take."""
+    for name in _names(proto):
+        if isinstance(name, bytes):
+            yield f"the name {name[:40]!r} is no UTF-8"
+        elif len(name) > _LONGEST_NAME:
+            yield f"a name has {len(name):,} characters ({name[:40]!r}…), TensorRT takes {_LONGEST_NAME:,} at the most"
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    for graph in all_graphs(proto.graph):
+        yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+    for node in nodes(proto):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -221,8 +288,13 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
         if not uses_external_data(tensor):
             _check_inline(tensor, problems)
             continue
-        info = ExternalDataInfo(tensor)
         name = tensor.name or "(nameless)"
+        try:
+            info = ExternalDataInfo(tensor)
+            offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+        except ValueError as error:
+            problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
+            continue
         location = PurePosixPath(info.location)
         if location.is_absolute() or ".." in location.parts:
             problems.append(f"weight {name}: {info.location!r} leads out of the model's folder")
@@ -235,9 +307,8 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
         if not file.is_file():
             problems.append(f"weight {name}: {info.location!r} is missing")
             continue
-        offset, length = int(info.offset or 0), info.length
         size = file.stat().st_size
-        needed = int(length) if length is not None else _tensor_bytes(tensor)
+        needed = _tensor_bytes(tensor) if length is None else length
         if offset + needed > size:
             problems.append(
                 f"weight {name}: {info.location!r} is cut off: needs {offset + needed:,} bytes, has {size:,}"

@@ -80,6 +80,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_trtcheck.plugin.session import Session, session_of
 
     with _usage_errors():
+        if not hasattr(config, "workerinput") and not config.option.collectonly:
+            session_of(config).remove_earlier_reports()
         Session.check_options(config)
         if settings.value(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
             session_of(config).cache.clear()

@@ -275,6 +275,8 @@ class BundleFile(pytest.File):
 
 
 class _FileItem(pytest.Item):
+    is_check = True
+
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Where the test stands."""
         return self.path, None, self.nodeid

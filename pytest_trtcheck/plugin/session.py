@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_trtcheck.backends.base import Backend
+    from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu.device import Detection
-    from pytest_trtcheck.latency.baselines import Baselines
     from pytest_trtcheck.record import Environment
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -142,6 +142,15 @@ class Session:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
 
+    def remove_earlier_reports(self) -> None:
+        """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
+        for report in settings.reports(self.config):
+            if report.option is not None and (given := settings.value(self.config, report.option)):
+                path = self._path(given).resolve()
+                if path.is_file() and Path("/dev") not in path.parents:
+                    with suppress(OSError):
+                        path.unlink()
+
     def _path(self, given: str) -> Path:
         return Path(self.config.invocation_params.dir, given).expanduser()
 
@@ -202,18 +211,18 @@ class Session:
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
-        """What `--trt-baseline` names, read; None without it.
+        """What `--trt-baseline` names; None without it.
 
         Raises
         ------
         ReportError
-            The directory is not there, or a file in it cannot be read.
+            The directory is not there.
         """
         if self.baseline_dir is None:
             return None
-        from pytest_trtcheck.latency import baselines
+        from pytest_trtcheck import baselines
 
-        return baselines.read(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
+        return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
     def checker(self) -> Checker:
@@ -235,6 +244,7 @@ class Session:
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             build_only=self.get("trt_build_only"),
+            time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),

@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.errors import CheckError, first_line, unforeseen
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
 if TYPE_CHECKING:
-    from pytest_trtcheck.record import CheckRecord, RunRecord
+    from collections.abc import Generator, Iterator
+
+    from pytest_trtcheck.record import CheckRecord, MissingRecord, RunRecord
     from pytest_trtcheck.report import Report
     from pytest_trtcheck.report.terminal import Line
+
+
+_PLANNED = "trtcheck_planned"
+"""The attribute of a report under which it says which tests of its process check something."""
+_STOPPED: dict[int, str] = {
+    pytest.ExitCode.INTERRUPTED: "the run was interrupted",
+    pytest.ExitCode.INTERNAL_ERROR: "pytest had an internal error",
+}
+
+
+def _planned(session: pytest.Session) -> list[str]:
+    """The tests of this process that are to check something: marked ones, models, bundles, those with `trt_check`."""
+    from pytest_trtcheck.plugin import marks
+
+    return [
+        item.nodeid
+        for item in getattr(session, "items", ())
+        if marks.is_marked(item) or "trt_check" in getattr(item, "fixturenames", ()) or getattr(item, "is_check", False)
+    ]
+
+
+def _reason(said: object) -> str:
+    """The first line of why a test failed or was skipped."""
+    if isinstance(said, tuple):
+        return first_line(str(said[2]).removeprefix("Skipped: "))
+    crash = getattr(said, "reprcrash", None)
+    return first_line(str(crash.message if crash else said))
 
 
 class Collector:
@@ -30,10 +60,28 @@ class Collector:
         self._problems: list[str] = []
         self._told: list[str] = []
         self._crashed: list[str] = []
+        self._planned: dict[str, None] = {}
+        self._ended: dict[str, pytest.TestReport] = {}
+        self._stopped: str | None = None
+        self._told_planned = False
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Send with a process's first report which tests will check something: a worker that dies says no more."""
+        report = yield
+        if not self._told_planned:
+            self._told_planned = True
+            setattr(report, _PLANNED, _planned(item.session))
+        return report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what the last report of a test carries: by then every check of it is there."""
+        self._planned.update(dict.fromkeys(getattr(report, _PLANNED, ())))
+        if report.when == "setup":
+            self._ended.pop(report.nodeid, None)
+        if report.when != "teardown" or report.nodeid not in self._ended:
+            self._ended[report.nodeid] = report
         if report.when == "call" or report.outcome != "passed":
             self._outcomes[report.nodeid] = report
         if report.when not in {"setup", "call", "teardown"}:
@@ -77,22 +125,36 @@ class Collector:
         """Write the reports and the engines that were asked for."""
         if hasattr(self._config, "workerinput"):
             return
+        self._planned.update(dict.fromkeys(_planned(session)))
+        self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(exitstatus)
         try:
             folder = settings.value(self._config, "trt_export")
         except CheckError:
             # Settings that are wrong were refused at the start; then there is nothing to report either.
             return
-        self._export(folder, session, exitstatus)
+        with self._problem("--trt-export"):
+            self._export(folder, session, exitstatus)
         for report in settings.reports(self._config):
-            try:
+            with self._problem("writing the reports"):
                 self._write(report)
-            except (CheckError, OSError) as error:
-                self._problems.append(str(error))
         if self.records and settings.value(self._config, "trt_update_baseline"):
-            self._update_baselines()
+            with self._problem("--trt-update-baseline"):
+                self._update_baselines()
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @contextmanager
+    def _problem(self, doing: str) -> Iterator[None]:
+        """What fails is told at the end of the run; the rest is still written."""
+        try:
+            yield
+        except CheckError as error:
+            self._problems.append(str(error))
+        except OSError as error:
+            self._problems.append(f"{doing}: {error}")
+        except Exception as error:
+            self._problems.append(str(unforeseen(error, doing)))
 
     def _export(self, folder: str | None, run: pytest.Session, exitstatus: int) -> None:
         if not folder:
@@ -124,8 +186,8 @@ class Collector:
             self._problems.append(f"--trt-export: {error}")
 
     def _update_baselines(self) -> None:
+        from pytest_trtcheck import baselines
         from pytest_trtcheck.errors import plural
-        from pytest_trtcheck.latency import baselines
         from pytest_trtcheck.plugin.session import session_of
 
         directory = session_of(self._config).baseline_dir
@@ -142,7 +204,7 @@ class Collector:
 
     def _write(self, report: Report) -> None:
         path = settings.value(self._config, report.option) if report.option else None
-        if report.of_tests or (not path if report.option else not self.records):
+        if report.of_tests or (not path if report.option else not (self.records or self._missing)):
             return
         from pytest_trtcheck.report.view import Run
 
@@ -164,7 +226,29 @@ class Collector:
 
         modules = {tensorrt_module(record.backend) for record in self.records} - {None}
         environment = session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
-        return json_report.document(self.records, environment)
+        return json_report.document(self.records, environment, self._missing, self._stopped)
+
+    @functools.cached_property
+    def _missing(self) -> list[MissingRecord]:
+        """The tests that were to check something and left no record."""
+        recorded = {record.nodeid for record in self.records}
+        return [self._absent(nodeid) for nodeid in self._planned if nodeid not in recorded]
+
+    def _absent(self, nodeid: str) -> MissingRecord:
+        from pytest_trtcheck.record import MissingRecord
+
+        report = self._ended.get(nodeid)
+        if nodeid in self._crashed:
+            return MissingRecord(nodeid, "its process died", "failed")
+        if report is None or (report.when == "setup" and report.passed):
+            return MissingRecord(
+                nodeid, f"did not {'run' if report is None else 'end'}: {self._stopped or 'nobody knows why'}"
+            )
+        if report.passed:
+            return MissingRecord(nodeid, "passed, and made no check", "passed")
+        why = getattr(report, "wasxfail", None) or _reason(report.longrepr)
+        words = "skipped" if report.skipped else f"failed in its {report.when} before it was checked"
+        return MissingRecord(nodeid, f"{words}: {why}", report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """What the reports show, behind pytest's own sections."""

@@ -79,6 +79,14 @@ class Lowered:
         rows = self.details.get(_ARITHMETIC)
         return None if rows is None else arithmetic.within([arithmetic.Computation(*row) for row in rows], precision)
 
+    @property
+    def computing_nodes(self) -> frozenset[str] | None:
+        """The nodes that do more arithmetic than to round; None where that was not looked at."""
+        rows = self.details.get(_ARITHMETIC)
+        if rows is None:
+            return None
+        return frozenset(each.node for each in arithmetic.operators(arithmetic.Computation(*row) for row in rows))
+
     def op_types(self, model: OnnxModel, precision: str) -> frozenset[str]:
         """The operators of `model` that are computed in the precision; all of them where that is not known."""
         nodes = self.computed_in(precision)

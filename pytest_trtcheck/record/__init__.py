@@ -29,6 +29,9 @@ PROPERTY = "trtcheck"
 SEVERITY: tuple[Verdict, ...] = ("not_measured", "pass", "inconclusive", "fail", "error")
 """From what says least to what must be looked at first: the order in which verdicts combine."""
 
+BASELINE = "baseline"
+"""What the sources of limits begin with that a baseline sets, and the name of its entry among the budgets."""
+
 _ABSENT = "absent"
 
 
@@ -59,6 +62,13 @@ class JudgedRecord:
     at_least: bool | None = _absent()
     case: int | None = _absent()
     sample: int | None = _absent()
+    rows: int | None = _absent()
+    """Of a share: of how many rows, or elements."""
+
+    @property
+    def is_of_baseline(self) -> bool:
+        """Whether the limit is what a baseline recorded, and not the tolerance."""
+        return (self.source or "").startswith(BASELINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +254,11 @@ class Conditions:
     power_limit_w: float | None = _absent()
     power_mode: str | None = _absent()
 
+    @property
+    def gpu_record(self) -> GpuRecord | None:
+        """The GPU alone; None where it is not known."""
+        return GpuRecord(self.gpu, None, self.compute_capability) if self.gpu else None
+
 
 @dataclass(frozen=True)
 class LoadRecord:
@@ -287,7 +302,7 @@ class LatencyDetails:
     qps: float | None = _absent()
     samples_ms: tuple[float, ...] = _absent(())
     distribution: Mapping[str, Any] | None = _absent()
-    """`latency.baselines.distribution.Distribution` reads it."""
+    """`latency.distribution.Distribution` reads it."""
     load: tuple[LoadRecord, ...] = _absent(())
     """Of a server: by the number of requests at once, 1, 2, 4, …"""
     load_ended: str | None = _absent()
@@ -320,6 +335,28 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
+class LayerRecord:
+    """A layer of an engine, by the engine inspector; what it takes, by TensorRT's profiler.
+
+    What a field tells is not told everywhere: a layer may name no ONNX node, and one that was never timed has no time.
+    """
+
+    name: str
+    kind: str | None = _absent()
+    """TensorRT's word for it, such as "CaskConvolution"."""
+    precision: str | None = _absent()
+    """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
+    nodes: tuple[str, ...] = _absent(())
+    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    moves: tuple[str, ...] = _absent(())
+    """Those that only move, convert or choose values."""
+    time_ms: float | None = _absent()
+    """The median of what it took in a run, beside others that were timed too."""
+    bounds_ms: tuple[float, float] | None = _absent()
+    """Confidence bounds of that."""
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """The engine that was built or taken from the cache; or that exists, whose key is its SHA-256."""
 
@@ -330,6 +367,10 @@ class EngineRecord:
     bytes: int
     device_memory_bytes: int | None = None
     layers_by_precision: Mapping[str, int] | None = None
+    layers: tuple[LayerRecord, ...] = _absent(())
+    """Every layer, in the order of the engine, as far as the engine inspector tells."""
+    layers_untimed: str | None = _absent()
+    """Why the layers have no times, where they were to be timed."""
     sha256: str | None = None
     """Of the serialized engine: two builds of one key need not be the same bytes."""
     aux_streams: int | None = _absent()
@@ -405,6 +446,8 @@ class BuildRecord:
     p50_ms: float | None = None
     p99_ms: float | None = None
     device_memory_bytes: int | None = None
+    errors: Mapping[str, Mapping[str, float]] | None = _absent()
+    """By output, and by metric and part: what baselines hold."""
 
 
 @dataclass(frozen=True)
@@ -427,6 +470,33 @@ class RebuildRecord:
 
 
 @dataclass(frozen=True)
+class CoverageRecord:
+    """One input in the calibration data, and in what the check was fed.
+
+    Parameters
+    ----------
+    min, max
+        The least and the largest value in the calibration data.
+    fed_min, fed_max
+        The same of the check's inputs; None where nothing was fed.
+    outside
+        The share (0 to 1) of the elements fed that lie outside of min and max.
+    psi
+        The population stability index of what was fed against the calibration data.
+    drifted
+        Whether the check's inputs are other than the calibration data by more than its samples differ among themselves.
+    """
+
+    min: float
+    max: float
+    fed_min: float | None = None
+    fed_max: float | None = None
+    outside: float | None = None
+    psi: float | None = None
+    drifted: bool = False
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """How the ranges of an INT8 or FP8 model were chosen.
 
@@ -439,6 +509,74 @@ class CalibrationRecord:
     samples: int
     held_out: int | None = _absent()
     errors: Mapping[str, Mapping[str, float]] | None = _absent()
+    sha256: str | None = _absent()
+    """Of every byte of the samples used, with the names, types and shapes of the inputs."""
+    inputs: Mapping[str, CoverageRecord] | None = _absent()
+    """What the samples hold of each input of numbers, and what of the check's inputs they do not cover."""
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """The GPU that was present."""
+
+    name: str | None = None
+    uuid: str | None = None
+    compute_capability: str | None = None
+    """As in "9.0"."""
+
+
+@dataclass(frozen=True)
+class RiseRecord:
+    """An error that rose beyond what a baseline recorded.
+
+    Parameters
+    ----------
+    metric
+        With the part of the output behind it, where that is one of several.
+    before
+        The worst of the builds that were recorded.
+    allowed
+        The worst that is no rise.
+    limit
+        Of the tolerance.
+    """
+
+    output: str
+    metric: str
+    value: float | None
+    before: float
+    allowed: float
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class BaselineRecord:
+    """What the errors of a check were held against (`--trt-baseline`).
+
+    Parameters
+    ----------
+    verdict
+        `not_measured` where there is no baseline of it, or none that can be compared.
+    made_with
+        What decides beside model, inputs and reference: versions, driver, options, calibration.
+    recorded, builds
+        Of the baseline: the day, and how many builds it has.
+    changed
+        What of `made_with` was another when it was recorded, in words.
+    rises
+        The errors that rose.
+    gpu
+        The GPU that ran it; None of what no GPU of this machine ran.
+    """
+
+    verdict: Verdict
+    text: str
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    recorded: str | None = None
+    builds: int | None = None
+    changed: tuple[str, ...] = ()
+    rises: tuple[RiseRecord, ...] = ()
+    gpu: GpuRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -467,8 +605,12 @@ class CheckRecord:
     seed: int | None = None
     inputs: str | None = None
     """Where the inputs came from: "returned", "trt_inputs", "given" (to `trt_check`) or "generated"."""
+    inputs_sha256: str | None = _absent()
+    """Of every byte of all of them, with their names, types and shapes."""
     reference: str | None = None
     """What `reference=` named; None: the FP32 model itself."""
+    reference_sha256: str | None = _absent()
+    """Of the model or the recorded samples that `reference=` named."""
     lowered: LoweredRecord | None = _absent()  # noqa: RUF009 - it is a field
     profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] | None = _absent()
     """By input, the least, usual and largest shape that the check is of."""
@@ -488,12 +630,16 @@ class CheckRecord:
     """The first thing to read when the verdict is not `pass`."""
     notes: tuple[str, ...] = ()
     calibration: CalibrationRecord | None = _absent()  # noqa: RUF009 - it is a field
+    baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What the errors were held against; the latency's is among its budgets."""
     # What is known once the test has ended:
     expected_failure: str | None = _absent()
     """The reason of the test's `xfail` mark."""
     outcome: str | None = _absent()
     """How pytest's test ended: "passed", "failed" or "skipped" (an expected failure is "skipped")."""
     location: Location | None = _absent()  # noqa: RUF009 - it is a field
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that it ran on."""
 
     @property
     def headline(self) -> str:
@@ -520,16 +666,6 @@ class Library:
     name: str | None = _absent()
     module: str | None = _absent()
     version: str | None = None
-
-
-@dataclass(frozen=True)
-class GpuRecord:
-    """The GPU that was present."""
-
-    name: str | None = None
-    uuid: str | None = None
-    compute_capability: str | None = None
-    """As in "9.0"."""
 
 
 @dataclass(frozen=True)
@@ -564,15 +700,45 @@ class Environment:
         return {name: text for name, text in known.items() if text}
 
 
+@dataclass(frozen=True)
+class MachineRecord:
+    """One of the machines whose reports were merged: what it is called there, its report's path, where it ran."""
+
+    name: str
+    file: str
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class MissingRecord:
+    """A test that was to check something and left no record, and why."""
+
+    nodeid: str
+    reason: str
+    outcome: str | None = None
+    """How pytest's test ended: "passed", "failed" or "skipped"; None: it did not end."""
+    machine: str | None = _absent()
+    """In a merged report, the name of the machine that lacks it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict."""
+    """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
+
+    Of reports that were merged, `environment` is what their machines have in common.
+    """
 
     schema_version: int = SCHEMA_VERSION
     tool: Library = Library()
     environment: Environment
     checks: tuple[CheckRecord, ...]
     summary: Mapping[str, int] = field(default_factory=dict)
+    planned: int | None = _absent()
+    """How many tests were to check something: those of `checks` and those of `missing`."""
+    missing: tuple[MissingRecord, ...] = _absent((), beside="planned")
+    stopped: str | None = _absent(beside="planned")
+    """Why the run ended before every test had run."""
+    machines: tuple[MachineRecord, ...] = _absent(())
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

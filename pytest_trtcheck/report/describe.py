@@ -41,6 +41,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Auxiliary streams": str(engine.aux_streams) if engine and engine.aux_streams else None,
         "Weights streamed": format_bytes(engine.streamed_bytes) if engine and engine.streamed_bytes else None,
         "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
+        "Layers not timed": engine and engine.layers_untimed,
         "Latency judged on": latency.gpu,
         "Latency": latency.reason,
         "Held back": ", ".join(latency.details.held_back),

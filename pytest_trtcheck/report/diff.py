@@ -1,13 +1,14 @@
 """What changed between two reports: yesterday and today, or one TensorRT and the next.
 
-Checks are matched by node id, precision and place among the checks of one test. What was not measured in the same way
-in both is said to be not comparable, never compared: an engine's error beside an emulated one is no regression.
+Checks are matched by node id, precision, backend and place among the checks of one test. What was not measured in the
+same way in both is said to be not comparable, never compared: an engine's error beside an emulated one is no
+regression.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_trtcheck.record import SEVERITY, Conditions
 from pytest_trtcheck.report import diff_changes
@@ -15,7 +16,7 @@ from pytest_trtcheck.report.text import MISSING
 from pytest_trtcheck.report.view import natural, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from pytest_trtcheck.record import CheckRecord, RunRecord
     from pytest_trtcheck.report.diff_changes import Change
@@ -24,7 +25,8 @@ Kind: TypeAlias = Literal["worse", "changed", "better", "not comparable"]
 KINDS: tuple[Kind, ...] = ("worse", "changed", "better", "not comparable")
 """In the order in which they are shown."""
 
-_Key: TypeAlias = tuple[str, str, int]
+Key: TypeAlias = tuple[str, str, str, int]
+"""Node id, precision, backend where a report has several of that test and precision, place among what is left."""
 
 _SHOWN_SHA = 8
 
@@ -38,7 +40,9 @@ class Subject:
     model: str
     verdict: str
     place: int = 0
-    """From 0, among the checks of one test in one precision."""
+    """From 0, among the checks of one test in one precision, on one backend."""
+    backend: str = ""
+    """Where a report has it on several."""
 
 
 @dataclass(frozen=True)
@@ -112,44 +116,59 @@ def diff(old: RunRecord, new: RunRecord) -> ReportDiff:
     ReportError
         A latency distribution in a report cannot be read.
     """
-    before, after = _by_key(old.checks), _by_key(new.checks)
-    pairs = [
-        _check(key, (before[key], after[key]), (old, new)) for key in sorted(before.keys() & after.keys(), key=_order)
-    ]
-    changed = [pair for pair in pairs if pair.changes or pair.obstacles]
+    found = paired(old, new)
+    both = [_check(key, (one, two), (old, new)) for key, (one, two) in found.items() if one and two]
+    changed = [pair for pair in both if pair.changes or pair.obstacles]
     return ReportDiff(
-        environment=_environment(old, new),
+        environment=environment(old, new),
         # Sorting is stable: what is equally bad stays in the order of the node ids.
         checks=tuple(sorted(changed, key=_badness)),
-        added=tuple(_subject(key, after[key]) for key in sorted(after.keys() - before.keys(), key=_order)),
-        removed=tuple(_subject(key, before[key]) for key in sorted(before.keys() - after.keys(), key=_order)),
-        unchanged=len(pairs) - len(changed),
+        added=tuple(subject(key, two) for key, (one, two) in found.items() if two and not one),
+        removed=tuple(subject(key, one) for key, (one, two) in found.items() if one and not two),
+        unchanged=len(both) - len(changed),
     )
 
 
-def _by_key(checks: Iterable[CheckRecord]) -> dict[_Key, CheckRecord]:
-    found: dict[_Key, CheckRecord] = {}
+def paired(old: RunRecord, new: RunRecord) -> dict[Key, tuple[CheckRecord | None, CheckRecord | None]]:
+    """The checks of both reports, each beside its other; None where a report has none. In the order of the node ids.
+
+    One test in one precision on another backend is the same check, unless a report has it on several.
+    """
+    runs = old.checks, new.checks
+    several = {name for checks in runs for name, backends in _backends(checks).items() if len(backends) > 1}
+    before, after = (_by_key(checks, several) for checks in runs)
+    keys = sorted({*before, *after}, key=lambda key: (natural(key[0]), *key))
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _backends(checks: Iterable[CheckRecord]) -> dict[tuple[str, str], set[str | None]]:
+    found: dict[tuple[str, str], set[str | None]] = {}
     for check in checks:
-        name, precision, place = check.nodeid, check.precision or "", 0
-        while (name, precision, place) in found:
-            place += 1
-        found[name, precision, place] = check
+        found.setdefault((check.nodeid, check.precision or ""), set()).add(check.backend)
     return found
 
 
-def _order(key: _Key) -> tuple[Any, ...]:
-    return (natural(key[0]), *key)
+def _by_key(checks: Iterable[CheckRecord], several: Container[tuple[str, str]]) -> dict[Key, CheckRecord]:
+    found: dict[Key, CheckRecord] = {}
+    for check in checks:
+        name, precision, place = check.nodeid, check.precision or "", 0
+        backend = (check.backend or "") if (name, precision) in several else ""
+        while (name, precision, backend, place) in found:
+            place += 1
+        found[name, precision, backend, place] = check
+    return found
 
 
-def _subject(key: _Key, check: CheckRecord) -> Subject:
-    return Subject(key[0], check.precision, check.model, verdict_word(check), key[2])
+def subject(key: Key, check: CheckRecord) -> Subject:
+    """A check by name."""
+    return Subject(key[0], check.precision, check.model, verdict_word(check), key[-1], key[2])
 
 
-def _check(key: _Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecord, RunRecord]) -> CheckDiff:
+def _check(key: Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecord, RunRecord]) -> CheckDiff:
     old, new = pair
-    obstacles = _obstacles(old, new, runs)
-    changes = () if obstacles else diff_changes.changes(old, new)
-    return CheckDiff(_subject(key, new), (verdict_word(old), verdict_word(new)), changes, obstacles)
+    found = obstacles(old, new, runs)
+    changes = () if found else diff_changes.changes(old, new)
+    return CheckDiff(subject(key, new), (verdict_word(old), verdict_word(new)), changes, found)
 
 
 def _badness(check: CheckDiff) -> tuple[int, int, float]:
@@ -162,8 +181,9 @@ def _badness(check: CheckDiff) -> tuple[int, int, float]:
 # --- what makes two checks not comparable ----------------------------------------------------------------------------
 
 
-def _obstacles(old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord]) -> tuple[str, ...]:
-    found = [_other_model(old, new), *_other_inputs(old, new)]
+def obstacles(old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord]) -> tuple[str, ...]:
+    """Why two records of one check cannot be compared; empty where nothing stands against it."""
+    found = [_other_model(old, new), _other_reference(old, new), *_other_inputs(old, new)]
     evidence = old.evidence, new.evidence
     if None not in evidence and evidence[0] != evidence[1]:
         found.append(f"other evidence: {evidence[0]} before, {evidence[1]} now")
@@ -180,10 +200,21 @@ def _other_model(old: CheckRecord, new: CheckRecord) -> str | None:
     if None not in hashes:
         if hashes[0] == hashes[1]:
             return None
-        short = [str(each)[:_SHOWN_SHA] for each in hashes]
-        return f"another model: sha256 {short[0]}… before, {short[1]}… now"
+        return f"another model: {_hashes(hashes)}"
     # A model that could not be opened has no hash; then its name has to do.
     return None if old.model == new.model else f"another model: {old.model} before, {new.model} now"
+
+
+def _other_reference(old: CheckRecord, new: CheckRecord) -> str | None:
+    hashes = old.reference_sha256, new.reference_sha256
+    if None not in hashes and hashes[0] != hashes[1]:
+        return f"another reference: {_hashes(hashes)}"
+    return None if old.reference == new.reference else f"another reference: {old.reference} before, {new.reference} now"
+
+
+def _hashes(pair: tuple[str | None, str | None]) -> str:
+    before, now = (str(each)[:_SHOWN_SHA] for each in pair)
+    return f"sha256 {before}… before, {now}… now"
 
 
 def _other_inputs(old: CheckRecord, new: CheckRecord) -> list[str]:
@@ -197,6 +228,9 @@ def _other_inputs(old: CheckRecord, new: CheckRecord) -> list[str]:
         found.append(f"other inputs: {old.cases} before, {new.cases} now")
     if old.inputs == "generated" and old.seed != new.seed:
         found.append(f"other inputs: seed {old.seed} before, {new.seed} now")
+    hashes = old.inputs_sha256, new.inputs_sha256
+    if not found and None not in hashes and hashes[0] != hashes[1]:
+        found.append(f"other inputs: {_hashes(hashes)}")
     shapes = _conditions(old).input_shapes, _conditions(new).input_shapes
     if not found and None not in shapes and shapes[0] != shapes[1]:
         before, now = ({name: list(shape) for name, shape in (each or {}).items()} for each in shapes)
@@ -214,7 +248,8 @@ def _gpus(check: CheckRecord, run: RunRecord) -> tuple[str | None, ...]:
     return (_conditions(check).gpu, present.name if present else None, latency.gpu if latency else None)
 
 
-def _environment(old: RunRecord, new: RunRecord) -> tuple[EnvironmentChange, ...]:
+def environment(old: RunRecord, new: RunRecord) -> tuple[EnvironmentChange, ...]:
+    """The libraries, driver and GPU that are other ones."""
     before, after = _described(old), _described(new)
     return tuple(
         EnvironmentChange(name, before.get(name, MISSING), after.get(name, MISSING))

@@ -10,14 +10,14 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.metrics import recorded
-from pytest_trtcheck.record import SEVERITY, Conditions, Verdict
+from pytest_trtcheck.record import BASELINE, SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
 from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_trtcheck.latency.baselines.distribution import Distribution
+    from pytest_trtcheck.latency.distribution import Distribution
     from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
@@ -95,7 +95,7 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
 
 
 def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
-    before, after = _by_place(old), _by_place(new)
+    before, after = by_place(old), by_place(new)
     for place in dict.fromkeys((*before, *after)):
         what = " ".join(place)
         one, two = before.get(place), after.get(place)
@@ -104,11 +104,17 @@ def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
             continue
         yield from _error(what, one, two)
         if one.limit != two.limit:
-            yield Change(f"{what} limit", "changed", _limit(one), _limit(two))
+            yield Change(f"{what} limit", "changed", limit_text(one), limit_text(two))
 
 
-def _by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
-    return {(judged.output or "", judged.metric): judged for judged in judgements(record)}
+def by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
+    """The limits that were applied, by output and metric."""
+    # What a baseline allowed is no limit of the test's: that an error rose is a change of verdict.
+    return {
+        (judged.output or "", judged.metric): judged
+        for judged in judgements(record)
+        if not (judged.source or "").startswith(BASELINE)
+    }
 
 
 def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterator[Change]:
@@ -124,10 +130,10 @@ def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterat
 
 
 def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
-    before, after = _cost(old), _cost(new)
+    before, after = cost(old), cost(new)
     if before == after:
         return
-    limits = [_cost_of(each, each.limit) for each in (old, new) if each.limit is not None]
+    limits = [cost_of(each, each.limit) for each in (old, new) if each.limit is not None]
     scale = min((limit for limit in limits if math.isfinite(limit)), default=0.0)
     low, high = sorted((before, after))
     if old.verdict == new.verdict and not (high > ERROR_RATIO * low and high - low > ERROR_SHARE * scale):
@@ -136,39 +142,34 @@ def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
     remark = f"×{format_number(factor if after > before else 1 / factor)}" if math.isfinite(factor) else ""
     if old.metric in AT_LEAST and old.value is not None and new.value is not None:
         remark = f"{new.value - old.value:+.1f} dB"
-    limit = f"limit {_limit(new)}" if new.limit is not None else ""
+    limit = f"limit {limit_text(new)}" if new.limit is not None else ""
     yield Change(
         what,
         "worse" if after > before else "better",
-        _value(old),
-        _value(new),
+        value_text(old),
+        value_text(new),
         ", ".join(filter(None, (remark, limit))),
         weight=math.log(min(factor, 1e300)),
     )
 
 
-def _cost(judged: Judgement) -> float:
-    return _cost_of(judged, judged.value)
+def cost(judged: Judgement) -> float:
+    """`cost_of` its value."""
+    return cost_of(judged, judged.value)
 
 
-def _cost_of(judged: Judgement, value: float | None) -> float:
-    """A figure that is larger where the metric is worse: what could not be computed, and NaN, are the worst."""
-    if value is None or math.isnan(value):
-        return math.inf
-    metric = recorded(judged.metric, at_least=judged.is_least)
-    if not metric.at_least:
-        # Infinity is bad, and still a number: below what could not be computed.
-        return max(0.0, min(value, 1e308))
-    if metric.relative:
-        return metric.relative.inverse(value)
-    return min(1 / value, 1e308) if value > 0 else 1e308
+def cost_of(judged: Judgement, value: float | None) -> float:
+    """What a value costs: the larger, the worse."""
+    return recorded(judged.metric, at_least=judged.is_least).cost(value)
 
 
-def _value(judged: Judgement) -> str:
+def value_text(judged: Judgement) -> str:
+    """Its value, or that there is none."""
     return "not computed" if judged.value is None else judged.value_text
 
 
-def _limit(judged: Judgement) -> str:
+def limit_text(judged: Judgement) -> str:
+    """Its limit, with its sign."""
     sign = "≥" if judged.at_least else "≤"
     return MISSING if judged.limit is None else f"{sign} {format_limit(judged.limit)}"
 
@@ -180,7 +181,7 @@ def _latency(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     before, after = old.latency, new.latency
     if before is None or after is None or not before.samples or not after.samples:
         return
-    other_way = _other_way(before.details, after.details)
+    other_way = measured_otherwise(before.details, after.details)
     # The median, and whatever else has a budget.
     budgeted = {budget.quantile for latency in (before, after) for budget in latency.budgets}
     for name in ("p50_ms", *(f"{each}_ms" for each in ("p90", "p95", "p99") if each in budgeted)):
@@ -194,14 +195,14 @@ def _latency(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
             yield Change(name.removesuffix("_ms"), direction, texts[0], texts[1], remark, weight=weight)
 
 
-def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
+def measured_otherwise(old: LatencyDetails, new: LatencyDetails) -> str:
     """Why two latencies were measured in different ways; empty where they were not."""
     if old.measured != new.measured:
         return f"not compared: {old.measured} before, {new.measured} now"
     if old.cuda_graph != new.cuda_graph:
         words = ["as a CUDA graph" if details.cuda_graph else "without a CUDA graph" for details in (old, new)]
         return f"not compared: launched {words[0]} before, {words[1]} now"
-    from pytest_trtcheck.latency.baselines import other_clocks
+    from pytest_trtcheck.latency.comparison import other_clocks
 
     clocks = other_clocks(old.conditions or Conditions(), new.conditions or Conditions())
     return f"not compared: {'; '.join(clocks)}" if clocks else ""
@@ -209,10 +210,10 @@ def _other_way(old: LatencyDetails, new: LatencyDetails) -> str:
 
 def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) -> tuple[Direction, str, float] | None:
     """Whether a quantile is significantly another one: the direction, how sure that is, and its weight."""
-    before, after = _distribution(old, nodeid), _distribution(new, nodeid)
+    before, after = distribution_of(old, nodeid), distribution_of(new, nodeid)
     if before is None or after is None:
         return "untested", "could not be tested: a report has no distribution", 0.0
-    from pytest_trtcheck.latency.baselines.comparison import compare
+    from pytest_trtcheck.latency.comparison import compare
 
     slower, faster = compare(after, before, name=name), compare(before, after, name=name)
     allowed = 1 + slower.min_slowdown
@@ -234,11 +235,18 @@ def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) ->
     return direction, remark, weight
 
 
-def _distribution(latency: LatencyRecord, nodeid: str) -> Distribution | None:
+def distribution_of(latency: LatencyRecord, nodeid: str) -> Distribution | None:
+    """The distribution in a report; None where there is none.
+
+    Raises
+    ------
+    ReportError
+        It is none.
+    """
     data = latency.details.distribution
     if data is None:
         return None
-    from pytest_trtcheck.latency.baselines.distribution import Distribution
+    from pytest_trtcheck.latency.distribution import Distribution
 
     try:
         return Distribution.from_json(data)

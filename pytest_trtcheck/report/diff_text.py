@@ -12,7 +12,7 @@ from pytest_trtcheck.report.text import columns, markdown_code, markdown_text, o
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pytest_trtcheck.report.diff import CheckDiff, Kind, ReportDiff, Subject
+    from pytest_trtcheck.report.diff import CheckDiff, EnvironmentChange, Kind, ReportDiff, Subject
     from pytest_trtcheck.report.diff_changes import Change
 
 DEFAULT_WIDTH = 80
@@ -43,14 +43,7 @@ def lines(found: ReportDiff, names: tuple[str, str], width: int = DEFAULT_WIDTH)
     names
         Of the old and the new report.
     """
-    text = _wrapped(f"{names[0]} {_ARROW} {names[1]}", width)
-    if found.environment:
-        text += ["", "environment"]
-        pad = max(len(change.name) for change in found.environment)
-        for change in found.environment:
-            text += _labelled(change.name, pad, f"{change.old} {_ARROW} {change.new}", width)
-    else:
-        text += ["the environment is the same"]
+    text = [*wrapped(f"{names[0]} {_ARROW} {names[1]}", width), *environment_lines(found.environment, width)]
     for kind in KINDS:
         checks = found.of_kind(kind)
         if checks:
@@ -59,35 +52,50 @@ def lines(found: ReportDiff, names: tuple[str, str], width: int = DEFAULT_WIDTH)
     for word, subjects in _sides(found):
         if subjects:
             text += ["", f"{word} ({plural(len(subjects), 'check')})"]
-            text += [_name(subject, width, subject.verdict) for subject in subjects[:LISTED]]
-            text += _more(len(subjects))
-    return [*text, "", *_wrapped(totals(found), width)]
+            text += [name_line(subject, width, subject.verdict) for subject in subjects[:LISTED]]
+            text += more(len(subjects))
+    return [*text, "", *wrapped(totals(found), width)]
 
 
 def markdown(found: ReportDiff, names: tuple[str, str], limit: int = SUMMARY_LIMIT) -> str:
     """For a GitHub step summary, of at most `limit` bytes: the worst come first."""
     head = [f"## TensorRT checks: {markdown_text(names[0])} {_ARROW} {markdown_text(names[1])}", "", totals(found), ""]
-    if found.environment:
-        head += ["| Environment | Before | Now |", "| --- | --- | --- |"]
-        head += [
-            f"| {markdown_text(each.name)} | {markdown_text(each.old)} | {markdown_text(each.new)} |"
-            for each in found.environment
-        ]
-        head += [""]
+    head += environment_table(found.environment)
     tail = [line for word, subjects in _sides(found) for line in _side_list(word, subjects)]
     rows = [row for check in found.checks for row in _rows(check)]
     if not rows:
         return "\n".join([*head, *tail]) + "\n"
     head += ["| | Test | Precision | What | Before | Now | |", "| --- | --- | --- | --- | ---: | ---: | --- |"]
-    room = limit - _size([*head, *tail]) - 100
+    return "\n".join([*head, *fitting(rows, limit, [*head, *tail], cells=7), "", *tail]) + "\n"
+
+
+def environment_lines(changes: Sequence[EnvironmentChange], width: int) -> list[str]:
+    """What of the environment is another one, for a terminal."""
+    if not changes:
+        return ["the environment is the same"]
+    pad = max(len(change.name) for change in changes)
+    found = [_labelled(change.name, pad, f"{change.old} {_ARROW} {change.new}", width) for change in changes]
+    return ["", "environment", *(line for each in found for line in each)]
+
+
+def environment_table(changes: Sequence[EnvironmentChange]) -> list[str]:
+    """The same in Markdown; nothing where nothing changed."""
+    if not changes:
+        return []
+    rows = [row(map(markdown_text, (change.name, change.old, change.new))) for change in changes]
+    return ["| Environment | Before | Now |", "| --- | --- | --- |", *rows, ""]
+
+
+def fitting(rows: Sequence[str], limit: int, beside: Iterable[str], *, cells: int) -> list[str]:
+    """As many rows of a Markdown table as fit into `limit` bytes beside other lines, and how many are left out."""
+    room = limit - _size(beside) - 100
     shown: list[str] = []
-    for row in rows:
-        room -= _size([row])
+    for each in rows:
+        room -= _size([each])
         if room < 0:
-            shown.append(f"| | {plural(len(rows) - len(shown), 'more row')} left out | | | | | |")
-            break
-        shown.append(row)
-    return "\n".join([*head, *shown, "", *tail]) + "\n"
+            return [*shown, row(["", f"{plural(len(rows) - len(shown), 'more row')} left out", *[""] * (cells - 2)])]
+        shown.append(each)
+    return shown
 
 
 def _sides(found: ReportDiff) -> tuple[tuple[str, Sequence[Subject]], ...]:
@@ -99,7 +107,7 @@ def _sides(found: ReportDiff) -> tuple[tuple[str, Sequence[Subject]], ...]:
 
 def _detailed(checks: Iterable[CheckDiff], width: int) -> Iterator[str]:
     for check in checks:
-        yield _name(check.subject, width)
+        yield name_line(check.subject, width)
         pad = max(columns(one_line(change.what)) for change in check.changes)
         for change in check.changes:
             yield from _labelled(change.what, pad, _change(change, check.kind), width)
@@ -118,16 +126,18 @@ def _grouped(checks: Iterable[CheckDiff], width: int) -> Iterator[str]:
     for check in checks:
         groups.setdefault(check.obstacles, []).append(check)
     for obstacles, members in groups.items():
-        yield from _wrapped("; ".join(obstacles), width, "  ")
+        yield from wrapped("; ".join(obstacles), width, "  ")
         for check in members[:LISTED]:
             old, new = check.verdicts
-            yield _name(check.subject, width, new if old == new else f"{old} {_ARROW} {new}", "    ")
-        yield from _more(len(members), "    ")
+            yield name_line(check.subject, width, new if old == new else f"{old} {_ARROW} {new}", "    ")
+        yield from more(len(members), "    ")
 
 
-def _name(subject: Subject, width: int, verdict: str = "", indent: str = "  ") -> str:
+def name_line(subject: Subject, width: int, verdict: str = "", indent: str = "  ") -> str:
+    """A check by name, in one line, with a verdict behind it."""
     place = f" #{subject.place + 1}" if subject.place else ""
-    behind = f"{place}  {one_line(subject.precision or '')}".rstrip() + (f"  {verdict}" if verdict else "")
+    words = f"{one_line(subject.precision or '')}  {subject.backend}".strip()
+    behind = f"{place}  {words}".rstrip() + (f"  {verdict}" if verdict else "")
     name = shorten_middle(one_line(subject.nodeid), max(20, width - len(indent) - columns(behind)))
     return f"{indent}{name}{behind}"
 
@@ -136,15 +146,17 @@ def _labelled(label: str, pad: int, text: str, width: int) -> list[str]:
     pad = min(pad, width // 3)
     shown = shorten_middle(one_line(label), pad)
     first = f"    {shown}{' ' * (pad - columns(shown))}  "
-    return _wrapped(text, width, first, " " * (pad + 6))
+    return wrapped(text, width, first, " " * (pad + 6))
 
 
-def _wrapped(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
+def wrapped(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
+    """A text in lines of at most `width` columns."""
     follow = first + "  " if rest is None else rest
     return textwrap.wrap(one_line(text), width, initial_indent=first, subsequent_indent=follow, break_on_hyphens=False)
 
 
-def _more(count: int, indent: str = "  ") -> list[str]:
+def more(count: int, indent: str = "  ") -> list[str]:
+    """How many of a list are not shown."""
     return [f"{indent}… and {count - LISTED} more"] if count > LISTED else []
 
 
@@ -157,10 +169,10 @@ def _rows(check: CheckDiff) -> Iterator[str]:
     who = [f"{markdown_code(subject.nodeid)}{place}", markdown_text(subject.precision)]
     if check.obstacles:
         cells = ["not comparable", *check.verdicts, "; ".join(check.obstacles)]
-        yield _row([_ICONS["not comparable"], *who, *map(markdown_text, cells)])
+        yield row([_ICONS["not comparable"], *who, *map(markdown_text, cells)])
     for change in check.changes:
         icon = _ICONS["changed" if change.direction == "untested" else change.direction]
-        yield _row([icon, *who, *map(markdown_text, (change.what, change.old, change.new, change.remark))])
+        yield row([icon, *who, *map(markdown_text, (change.what, change.old, change.new, change.remark))])
 
 
 def _side_list(word: str, subjects: Sequence[Subject]) -> list[str]:
@@ -168,10 +180,11 @@ def _side_list(word: str, subjects: Sequence[Subject]) -> list[str]:
         return []
     listed = [f"- {markdown_code(each.nodeid)} {markdown_text(each.precision)}: {each.verdict}" for each in subjects]
     title = f"<details><summary>{word}: {plural(len(subjects), 'check')}</summary>"
-    return [title, "", *listed[:LISTED], *(f"- {line}" for line in _more(len(subjects), "")), "", "</details>", ""]
+    return [title, "", *listed[:LISTED], *(f"- {line}" for line in more(len(subjects), "")), "", "</details>", ""]
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

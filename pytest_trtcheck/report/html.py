@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, plural
+from pytest_trtcheck.errors import MissingDependencyError, listed, plural
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, plots
+from pytest_trtcheck.report import builds, describe, merge, plots
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
+    WORDS,
     BudgetView,
     Judgement,
     budgets,
@@ -24,6 +25,7 @@ from pytest_trtcheck.report.view import (
     failed,
     judgements,
     labels,
+    missing,
     not_measured,
     notes,
     ordered,
@@ -36,26 +38,28 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from pytest_trtcheck.record import CheckRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.record import CheckRecord, LayerRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.report.merge import Cell
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_NAME = 56
-_WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
-"""Verdicts, the ones to look at first come first."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much of a check the page has room for: outputs, tensors and points of a curve, characters of a message."""
+    """How much of a check the page has room for: outputs, tensors and points of a curve, layers, characters of a
+    message.
+    """
 
     outputs: int
     tensors: int
     points: int
+    layers: int
     message: int
 
 
-_ROOMS = (Room(12, 5, 160, 4000), Room(4, 3, 80, 900), Room(2, 2, 50, 200))
+_ROOMS = (Room(12, 5, 160, 10, 4000), Room(4, 3, 80, 5, 900), Room(2, 2, 50, 0, 200))
 _LARGEST_PAGE = 950_000
 """In bytes. A page that is larger says less of each check, as long as that helps: it should be small enough to mail."""
 
@@ -84,12 +88,14 @@ class Row:
     outputs_left_out: int
     blame: BlameRecord
     tensors: Sequence[TensorRecord]
+    layers: Sequence[tuple[LayerRecord, float]]
+    layers_left_out: int
     message: str
 
     @property
     def rank(self) -> int:
         """What sorts the verdicts: the ones to look at first come first."""
-        return _WORDS.index(self.word)
+        return WORDS.index(self.word)
 
     @property
     def used(self) -> float | None:
@@ -170,19 +176,30 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
     words = Counter(row.word for row in rows)
     return {
         "rows": rows,
-        "words": [(word, words[word]) for word in _WORDS if words[word]],
+        "words": [(word, words[word]) for word in WORDS if words[word]],
         "bad": sum(failed(record) for record in checks),
         "precisions": sorted({record.precision for record in checks if record.precision}),
         "evidences": sorted({record.evidence for record in checks if record.evidence}),
+        "machines": [machine.name for machine in run.machines],
+        "fleet": _fleet(run, rows),
         "emulated": len(emulated(checks)),
         "not_measured": not_measured(checks),
-        "notes": notes(checks),
+        "notes": [*((said, 1) for said in [missing(run)] if said), *notes(checks)],
         "overview": _overview(rows),
         "builds": list(builds.side_by_side(checks)),
         "build_headers": builds.HEADERS,
         "environment": {"GPU": "none", "TensorRT": "not installed"} | run.environment.described(),
         "tool": run.tool,
     }
+
+
+def _fleet(run: RunRecord, rows: Sequence[Row]) -> list[tuple[str, str | None, list[tuple[Cell, int | None]]]]:
+    """Models and machines of a merged report: each cell with the place of its worst check among the rows."""
+    places = {id(row.record): place for place, row in enumerate(rows, 1)}
+    return [
+        (row.model, row.precision, [(cell, places.get(id(cell.worst))) for cell in row.cells])
+        for row in merge.fleet(run)
+    ]
 
 
 def _jinja() -> Environment:
@@ -200,6 +217,8 @@ def _jinja() -> Environment:
     environment.filters["sortable"] = _sortable
     environment.filters["value"] = _element
     environment.globals["plural"] = plural
+    environment.globals["listed"] = listed
+    environment.globals["shortened"] = lambda text: shorten_middle(one_line(text), _LONGEST_NAME)
     return environment
 
 
@@ -218,6 +237,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
     )
     shown = all_outputs[: room.outputs]
     measured = budgets(record)
+    timed = _slowest(record)
     message = record.message or ""
     return Row(
         record=record,
@@ -232,8 +252,17 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         outputs_left_out=len(all_outputs) - len(shown),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
+        layers=timed[: room.layers],
+        layers_left_out=max(0, len(timed) - room.layers),
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
     )
+
+
+def _slowest(record: CheckRecord) -> list[tuple[LayerRecord, float]]:
+    """The layers that were timed, each with its share of the time of all, the one that takes longest first."""
+    layers = [layer for layer in (record.engine.layers if record.engine else ()) if layer.time_ms is not None]
+    total = sum(layer.time_ms or 0.0 for layer in layers) or 1.0
+    return sorted(((layer, (layer.time_ms or 0.0) / total) for layer in layers), key=lambda pair: -pair[1])
 
 
 def _by_output(record: CheckRecord) -> dict[str | None, Judgement]:

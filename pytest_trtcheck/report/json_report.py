@@ -18,6 +18,7 @@ from pytest_trtcheck.record import (
     Environment,
     GpuRecord,
     Library,
+    MissingRecord,
     RunRecord,
     jsonable,
     typed,
@@ -91,11 +92,24 @@ def version(module: str) -> str | None:
     return None
 
 
-def document(records: Iterable[CheckRecord], environment: Environment) -> RunRecord:
-    """The report of a run: its checks ordered by node id, and how many came to each verdict."""
-    checks = ordered(records)
-    tool = Library(TOOL, version=version("pytest_trtcheck"))
-    return RunRecord(tool=tool, environment=environment, checks=tuple(checks), summary=counts(checks))
+def document(
+    records: Iterable[CheckRecord],
+    environment: Environment,
+    missing: Iterable[MissingRecord] = (),
+    stopped: str | None = None,
+) -> RunRecord:
+    """The report of a run: its checks ordered by node id, how many came to each verdict, and what is not in it."""
+    checks, absent = ordered(records), ordered(missing)
+    planned = {each.nodeid for each in checks} | {each.nodeid for each in absent}
+    return RunRecord(
+        tool=Library(TOOL, version=version("pytest_trtcheck")),
+        environment=environment,
+        checks=tuple(checks),
+        summary=counts(checks),
+        planned=len(planned),
+        missing=tuple(absent),
+        stopped=stopped,
+    )
 
 
 def write(run: Run) -> Iterable[str]:

@@ -17,6 +17,7 @@ from pytest_trtcheck.report.view import (
     emulated,
     inconclusive,
     labels,
+    missing,
     not_measured,
     notes,
     ordered,
@@ -75,7 +76,10 @@ class Line:
 
 def write(run: Run) -> list[Line]:
     """The summary, to be shown."""
-    return summary_lines(run.record.checks, run.width)
+    lines = summary_lines(run.record.checks, run.width)
+    if said := missing(run.record):
+        lines += _wrapped(said, run.width, _MARKUP["error"])
+    return lines
 
 
 def show(lines: Iterable[Line | str], writer: Writer) -> None:
@@ -107,17 +111,25 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
         if table.rows:
             lines += [*table.lines(width), _EMPTY]
     for compared in side_by_side(checks):
-        table = _Table(HEADERS, ("<", ">", ">", ">", ">", ">", "<"), list(compared.rows))
+        table = Table(HEADERS, ("<", ">", ">", ">", ">", ">", "<"), list(compared.rows))
         lines += [Line((Segment(compared.title, {"bold": True}),)), *table.lines(width), _EMPTY]
     for text, markup in _remarks(checks):
-        wrapped = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-        lines += [Line((Segment(part, markup),)) for part in wrapped]
-    lines.append(_totals(checks))
+        lines += _wrapped(text, width, markup)
+    lines.append(totals(checks))
     return lines
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """A paragraph in lines, the first of which stands out."""
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _wrapped(text: str, width: int, markup: Mapping[str, bool]) -> list[Line]:
+    return [Line((Segment(part, markup),)) for part in wrapped(text, width)]
+
+
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """Columns by header; the first is shortened to fit, the last is styled by what it says."""
 
     headers: tuple[str, ...]
@@ -125,6 +137,7 @@ class _Table:
     rows: list[tuple[str, ...]]
 
     def lines(self, width: int) -> list[Line]:
+        """The table in at most `width` columns, as far as its first column can give way."""
         widths = [max(map(columns, column)) for column in zip(self.headers, *self.rows, strict=True)]
         room = width - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
         widths[0] = min(widths[0], max(room, _NARROWEST_NAME, columns(self.headers[0])))
@@ -151,7 +164,7 @@ def _pad(text: str, width: int, align: Literal["<", ">"]) -> str:
     return text + space if align == "<" else space + text
 
 
-def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> _Table:
+def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table:
     rows: list[tuple[str, ...]] = []
     for record, name in zip(records, names, strict=True):
         if record.parity is None:
@@ -167,10 +180,10 @@ def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> _Tabl
         evidence = record.evidence or MISSING
         rows.append((name, record.precision or MISSING, evidence, worst, tolerance, verdict))
     headers = ("model", "precision", "evidence", "worst error", "tolerance", "verdict")
-    return _Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
+    return Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
 
 
-def _latency_table(records: Sequence[CheckRecord], names: Sequence[str]) -> _Table:
+def _latency_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table:
     rows: list[tuple[str, ...]] = []
     for record, name in zip(records, names, strict=True):
         gpu = shorten_middle(one_line((record.latency and record.latency.gpu) or MISSING), 16)
@@ -181,7 +194,7 @@ def _latency_table(records: Sequence[CheckRecord], names: Sequence[str]) -> _Tab
             measured = f"{budget.name} {value} {budget.unit}".rstrip()
             rows.append((name, record.precision or MISSING, gpu, measured, budget.limit_text, verdict))
     headers = ("model", "precision", "GPU", "measured", "budget", "verdict")
-    return _Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
+    return Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
 
 
 def _remarks(records: Sequence[CheckRecord]) -> list[tuple[str, Mapping[str, bool]]]:
@@ -214,7 +227,8 @@ def _remarks(records: Sequence[CheckRecord]) -> list[tuple[str, Mapping[str, boo
     return remarks
 
 
-def _totals(records: Sequence[CheckRecord]) -> Line:
+def totals(records: Sequence[CheckRecord]) -> Line:
+    """How many checks came to what."""
     words = Counter(verdict_word(record) for record in records)
     shown = [verdict.replace("_", " ") for verdict in VERDICTS]
     found = ", ".join(f"{words[word]} {word}" for word in (*shown, "xfail") if words[word])

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
+from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.metrics import METRICS, rank, recorded
 from pytest_trtcheck.record import BudgetRecord, JudgedRecord, Verdict, is_bad
 from pytest_trtcheck.report.text import format_against, format_limit, format_optional, one_line
@@ -16,9 +17,11 @@ from pytest_trtcheck.report.text import format_against, format_limit, format_opt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, RunRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, MissingRecord, ParityRecord, RunRecord
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
+"""What `verdict_word` says, the ones to look at first come first."""
 AT_LEAST = frozenset(metric.name for metric in METRICS.values() if metric.at_least)
 """Built-in metrics whose limit is the least they may be: they are in decibels."""
 
@@ -134,7 +137,10 @@ class BudgetView:
         return f"{'≥' if self.at_least else '≤'} {_limit_beside(self.value, self.limit)} {self.unit}".rstrip()
 
 
-def ordered(records: Iterable[CheckRecord]) -> list[CheckRecord]:
+Tested = TypeVar("Tested", "CheckRecord", "MissingRecord")
+
+
+def ordered(records: Iterable[Tested]) -> list[Tested]:
     """The records by node id, numbers in it by value, so that every way of running the tests reports the same."""
     return sorted(records, key=lambda record: natural(record.nodeid))
 
@@ -207,7 +213,7 @@ def labels(records: Sequence[CheckRecord]) -> list[str]:
     The model's file name, with as many parent directories as it takes to name one model; checks that would still look
     the same get the parameters of their test, or its name.
     """
-    names = _short_names({record.model for record in records})
+    names = short_names({record.model for record in records})
     plain = [names[record.model] for record in records]
     rows = [(name, record.precision, record.evidence) for name, record in zip(plain, records, strict=True)]
     repeated = {row for row, count in Counter(rows).items() if count > 1}
@@ -244,6 +250,15 @@ def notes(records: Iterable[CheckRecord]) -> list[tuple[str, int]]:
     return list(Counter(one_line(note) for record in records for note in record.notes).items())
 
 
+def missing(run: RunRecord) -> str | None:
+    """What is said of the tests that left no record; nothing of those that were skipped, which pytest says."""
+    absent = [each for each in run.missing if each.outcome != "skipped"]
+    if not absent:
+        return None
+    shown = listed((one_line(f"{each.nodeid} ({each.reason})") for each in absent), separator="; ")
+    return f"not in this report: {len(absent)} of {plural(run.planned or len(absent), 'test')} with checks: {shown}"
+
+
 def emulated(records: Iterable[CheckRecord]) -> list[CheckRecord]:
     """The records whose outputs did not come from a GPU."""
     return [record for record in records if record.evidence == "emulated"]
@@ -274,7 +289,7 @@ def _budget(latency: LatencyRecord, budget: BudgetRecord) -> BudgetView:
     )
 
 
-def _short_names(models: Iterable[str]) -> dict[str, str]:
+def short_names(models: Iterable[str]) -> dict[str, str]:
     """Each model by the shortest tail of its path that no other model shares."""
     parts = {model: [one_line(part) for part in PurePath(model).parts] or [model] for model in models}
     depth = {model: 2 if PurePath(model).stem in _GENERIC_STEMS else 1 for model in parts}

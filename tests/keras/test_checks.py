@@ -36,9 +36,9 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 4)).astype("float32")
 WRONG = """
 import onnx
 import pytest
-from pytest_trtcheck.model.sources import tf_function
+from pytest_trtcheck.model.sources.tensorflow import export
 
-converted = tf_function._converted
+converted = export._converted
 
 def wrong(graph, function):
     proto = converted(graph, function)
@@ -54,7 +54,7 @@ def wrong(graph, function):
                 node.output[index] = {"label": "score", "score": "label"}.get(name, name)
     return proto
 
-tf_function._converted = wrong
+export._converted = wrong
 """
 
 

@@ -15,7 +15,8 @@ from keras import layers
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import MissingDependencyError, ModelError
 from pytest_trtcheck.model.onnxruntime import OrtRunner
-from pytest_trtcheck.model.sources import Examples, open_model, tf_function
+from pytest_trtcheck.model.sources import Examples, open_model
+from pytest_trtcheck.model.sources.tensorflow import export
 from tests.keras import networks
 
 if TYPE_CHECKING:
@@ -96,13 +97,13 @@ def test_it_is_exported_anew_when_weights_or_code_change_and_only_then(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Any] = []
-    write = tf_function.write
+    write = export.write
 
     def counted(path: Path, *rest: Any) -> None:
         written.append(path)
         write(path, *rest)
 
-    monkeypatch.setattr(tf_function, "write", counted)
+    monkeypatch.setattr(export, "write", counted)
     model = networks.MODELS["lstm"]()
     first = open_model(model, (), cache)
     assert open_model(model, (), cache) == first

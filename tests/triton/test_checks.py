@@ -258,7 +258,7 @@ def test_latency_is_measured_one_by_one_and_under_load(checked: Callable[..., Ru
 
 def test_what_cannot_be_fast_enough_fails(checked: Callable[..., Run]) -> None:
     # The model sleeps 20 ms, one request after the other: no load makes it give 1,000 answers a second.
-    run = checked("slow", code=timed("p50_ms=10, min_qps=1000", seconds=3))
+    run = checked("slow", code=timed("p50_ms=1, min_qps=1000", seconds=3))
     record = run.check("test_it")
     assert record["verdict"] == "fail", record["message"]
     budgets = {budget["name"]: budget["verdict"] for budget in record["latency"]["budgets"]}
@@ -278,7 +278,7 @@ def test_others_on_the_server_excuse_a_failure(checked: Callable[..., Run], serv
     thread = threading.Thread(target=disturb)
     thread.start()
     try:
-        record = checked("slow", code=timed("p50_ms=10")).check("test_it")
+        record = checked("slow", code=timed("p50_ms=1")).check("test_it")
     finally:
         ended.set()
         thread.join()
@@ -293,7 +293,7 @@ def test_a_served_model_is_not_compared_with_itself_for_speed(checked: Callable[
 
 
 def test_two_workers_measure_one_after_the_other(checked: Callable[..., Run], suite: Suite, server: Server) -> None:
-    two = timed("p50_ms=10") + timed("p50_ms=10").replace("test_it", "test_other")
+    two = timed("p50_ms=1") + timed("p50_ms=1").replace("test_it", "test_other")
     checked("slow", "--collect-only", code=two)
     run = suite.run_apart("-n2", "--trt-backend=triton", f"--trt-triton-url={server.http}/slow")
     # Had one disturbed the other, neither could fail.

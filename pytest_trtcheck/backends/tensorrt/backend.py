@@ -18,13 +18,13 @@ from pytest_trtcheck.backends.tensorrt import sparsity
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
-from pytest_trtcheck.backends.tensorrt.layers import unproved
+from pytest_trtcheck.backends.tensorrt.layers import timed, unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
 from pytest_trtcheck.choices import half_part, is_pair
-from pytest_trtcheck.errors import CheckError, MissingDependencyError
+from pytest_trtcheck.errors import CheckError, GpuError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -195,6 +195,7 @@ class TensorRT(Backend):
             built.record,
             device_memory_bytes=engine.device_memory_bytes,
             layers_by_precision=engine.layers_by_precision(),
+            layers=engine.layer_records(built.spec.lowered.computing_nodes),
             aux_streams=engine.aux_streams,
             streamed_bytes=engine.streamed_bytes,
         )
@@ -238,6 +239,16 @@ class TensorRT(Backend):
         from pytest_trtcheck.backends.tensorrt.timing import TimedRun
 
         return TimedRun(cast("Engine", runner), cases, graph=graph, transfers=transfers)
+
+    def profiled(self, engine: EngineRecord, runner: Runner, case: Case) -> EngineRecord:
+        """By TensorRT's profiler, in runs of their own."""
+        try:
+            runs = cast("Engine", runner).layer_times(case)
+        except GpuError as error:
+            if error.poisoned:
+                raise
+            return replace(engine, layers_untimed=error.headline)
+        return replace(engine, layers=timed(engine.layers, runs))
 
     def keep(self, built: Built, runner: Runner) -> None:
         """Keep what TensorRT-RTX compiled for the engine, unless it came from there."""

@@ -1,10 +1,10 @@
-"""What TensorRT calls back into while an engine runs: a logger, and an allocator of outputs."""
+"""What TensorRT calls back into while an engine runs: a logger, an allocator of outputs, a profiler of layers."""
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
@@ -96,3 +96,17 @@ def output_allocator(trt: Any, cuda: Cuda) -> Any:
             self.memory = {}
 
     return Allocator()
+
+
+def layer_profiler(trt: Any) -> Any:
+    """A profiler that keeps what it is told of a run in `taken`: layer and milliseconds."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the base class is known at run time only
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.taken: list[tuple[str, float]] = []
+
+        def report_layer_time(self, layer_name: str, ms: SupportsFloat) -> None:
+            self.taken.append((str(layer_name), float(ms)))
+
+    return Profiler()

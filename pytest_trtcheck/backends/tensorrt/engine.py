@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.backends.tensorrt.builder import load_plugin
-from pytest_trtcheck.backends.tensorrt.callbacks import output_allocator, runtime_log
+from pytest_trtcheck.backends.tensorrt.callbacks import layer_profiler, output_allocator, runtime_log
 from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, is_cuda_error, poisoned
 from pytest_trtcheck.backends.tensorrt.io import (
     TensorSpec,
@@ -23,19 +23,25 @@ from pytest_trtcheck.backends.tensorrt.io import (
     poisoned_elements,
     unwritten,
 )
-from pytest_trtcheck.backends.tensorrt.layers import layers_by_precision, tensor_types
+from pytest_trtcheck.backends.tensorrt.layers import described, layers_by_precision, tensor_types
 from pytest_trtcheck.errors import GpuError, listed
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
+    from pytest_trtcheck.record import LayerRecord
     from pytest_trtcheck.spec import InputMapping, Shape
 
 RUN_TIMEOUT_S = 120.0
+PROFILED_RUNS, UNCOUNTED_RUNS = 50, 5
+"""How many runs layers are timed in, behind some that are not counted."""
+PROFILED_S = 2.0
+"""The most seconds for that, once there are runs enough to bound a median."""
+FEWEST_RUNS = 12
 _OUT_OF_MEMORY = re.compile(r"(?i)OUT_OF_MEMORY|out ?of ?memory|MEM_ALLOC_FAILED|cudaErrorMemoryAllocation")
 
 
@@ -108,6 +114,7 @@ class Engine:
         self._runtime_config: Any = None
         self._context: Any = None
         self._allocator: Any = None
+        self._profiler: Any = None
         self._log = runtime_log(module)
         self.cuda = Cuda()
         try:
@@ -195,6 +202,50 @@ class Engine:
         except ValueError as error:
             raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
 
+    def layer_records(self, computing: Collection[str] | None = None) -> tuple[LayerRecord, ...]:
+        """Its layers, by the engine inspector; `computing` are the ONNX nodes that do arithmetic, None: not known."""
+        return described(self.layer_information(), computing)
+
+    def layer_times(self, inputs: InputMapping) -> list[list[tuple[str, float]]]:
+        """What each layer took, by TensorRT's profiler: of each run the layers' names and milliseconds.
+
+        The profiler puts events between the layers, and stays: behind this, the engine is for nothing that is measured.
+
+        Raises
+        ------
+        InputError
+            The inputs do not fit the engine.
+        GpuError
+            A run failed, or nothing was said of one.
+        """
+        arrays = check_inputs(self.inputs, inputs)
+        self.check_usable()
+        runs: list[list[tuple[str, float]]] = []
+        with self.guard("timing the layers"):
+            self.set_shapes(arrays)
+            self.upload(arrays, self._placed)
+            self.place_outputs(self._placed)
+            self.leave_outputs_as_they_are()
+            self._profiler = layer_profiler(self.module.handle)
+            self._context.enqueue_emits_profile = False  # It is to be said when a run has ended.
+            self._context.profiler = self._profiler
+            until = time.monotonic() + PROFILED_S
+            while len(runs) < UNCOUNTED_RUNS + PROFILED_RUNS:
+                self._profiler.taken = []
+                self.enqueue()
+                self.cuda.wait(self.timeout_s)
+                if not self._context.report_to_profiler() or not self._profiler.taken:
+                    raise GpuError(f"{self.module.title} tells its profiler of no layer")
+                runs.append(self._profiler.taken)
+                if len(runs) >= UNCOUNTED_RUNS + FEWEST_RUNS and time.monotonic() > until:
+                    break
+        return runs[UNCOUNTED_RUNS:]
+
+    @property
+    def is_profiled(self) -> bool:
+        """Whether its layers were timed, and each run tells of them."""
+        return self._profiler is not None
+
     def tensor_types(self) -> frozenset[str]:
         """The types of the tensors between its layers, by the engine inspector."""
         return tensor_types(self.layer_information())
@@ -259,6 +310,7 @@ class Engine:
         self._placed = {}
         # In this order: a context must not outlive its engine, nor that its runtime.
         self._context = self._runtime_config = self._jit = self._engine = self._allocator = self._runtime = None
+        self._profiler = None
 
     def _free(self) -> None:
         if self._closed or self.poisoned:

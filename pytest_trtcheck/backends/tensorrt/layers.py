@@ -1,16 +1,21 @@
-"""Which precision an engine's layers run in, read from the engine inspector's JSON."""
+"""An engine's layers, read from the engine inspector's JSON: the precision of each, and the ONNX nodes in it."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pytest_trtcheck.choices import half_part, is_pair, quantized_part
+from pytest_trtcheck.latency.stats import CONFIDENCE, quantile_bounds
+from pytest_trtcheck.record import LayerRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # TensorRT 10 has "Format/Datatype", as "Half" or "Row major linear FP16 format"; 11 has "Datatype" apart from "Format".
 _TYPES: tuple[tuple[str, str], ...] = (
@@ -23,6 +28,8 @@ _TYPES: tuple[tuple[str, str], ...] = (
     ("fp32", r"\bFP32\b|\bFLOAT(?:32)?\b"),
     ("other", r"\bU?INT(?:8|16|32|64)\b|\bBOOL\b"),
 )
+_NODE = re.compile(r"\[ONNX Layer: (.+?)\](?=\s*(?:$|[\x1e\x1f]|\[ONNX Layer: ))", re.DOTALL)
+"""A node in a layer's metadata; what stands between two of them is a control character, or nothing."""
 _NARROWEST_FIRST = ("fp4", "int4", "fp8", "int8", "fp16", "bf16", "fp32", "other")
 
 
@@ -45,6 +52,74 @@ def layers_by_precision(information: str) -> dict[str, int]:
     """
     counts = Counter(_precision(layer) for layer in _layers(information))
     return dict(counts.most_common())
+
+
+def described(information: str, computing: Collection[str] | None = None) -> tuple[LayerRecord, ...]:
+    """Every layer that the inspector tells of, in its order.
+
+    Which ONNX nodes a layer holds stands in its metadata; TensorRT 8 had them in its name alone ("conv1 + relu1").
+
+    Parameters
+    ----------
+    information
+        As above.
+    computing
+        The ONNX nodes that do arithmetic, by name; None where that is not known.
+
+    Raises
+    ------
+    ValueError
+        As above.
+    """
+    return tuple(_described(layer, computing) for layer in _layers(information))
+
+
+def _described(layer: Any, computing: Collection[str] | None) -> LayerRecord:
+    if not isinstance(layer, dict):
+        return LayerRecord(str(layer), precision=_precision(layer))
+    name, metadata = str(layer.get("Name", "")), str(layer.get("Metadata") or "")
+    nodes = list(dict.fromkeys(_NODE.findall(metadata)))
+    if not nodes and computing:
+        words = (word.removeprefix("PWN(").removesuffix(")") for word in name.split(" + "))
+        nodes = [word for word in words if word in computing]
+    return LayerRecord(
+        name,
+        kind=str(layer["LayerType"]) if layer.get("LayerType") else None,
+        precision=_precision(layer),
+        nodes=tuple(node for node in nodes if computing is None or node in computing),
+        moves=tuple(node for node in nodes if computing is not None and node not in computing),
+    )
+
+
+def timed(layers: Sequence[LayerRecord], runs: Sequence[Sequence[tuple[str, float]]]) -> tuple[LayerRecord, ...]:
+    """The layers with their times. One that the profiler alone names stands behind the others.
+
+    Parameters
+    ----------
+    runs
+        Of each run what the profiler said: layer and milliseconds. Layers of one name are one to it: the first gets
+        the time of all.
+    """
+    names = dict.fromkeys(name for run in runs for name, _ in run)
+    taken = {name: np.zeros(len(runs)) for name in names}
+    for index, run in enumerate(runs):
+        for name, ms in run:
+            taken[name][index] += ms
+    found = [_timed(layer, taken.pop(layer.name, None)) for layer in layers]
+    return (*found, *(_timed(LayerRecord(name), times) for name, times in taken.items()))
+
+
+def _timed(layer: LayerRecord, times_ms: Any) -> LayerRecord:
+    if times_ms is None:
+        return layer
+    # Two of them are compared: both bounds hold at the confidence that one of them has.
+    found = quantile_bounds(times_ms, 0.5, 1 - (1 - CONFIDENCE) / 2)
+    bounds = None if found.lower is None or found.upper is None else (_rounded(found.lower), _rounded(found.upper))
+    return replace(layer, time_ms=_rounded(found.value), bounds_ms=bounds)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def tensor_types(information: str) -> frozenset[str]:

@@ -50,6 +50,8 @@ class TimedRun:
         self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
     ) -> None:
         engine.check_usable()
+        if engine.is_profiled:
+            raise RuntimeError("the engine's layers were timed: load it again to measure it")
         if not input_sets:
             raise InputError("there are no inputs to measure with")
         arrays = [check_inputs(engine.inputs, inputs) for inputs in input_sets]

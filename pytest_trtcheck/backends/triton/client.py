@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # noqa: F401 - numpy knows bfloat16 by it
 import numpy as np
 
 from pytest_trtcheck.errors import InputError, MissingDependencyError, ServerError, first_line, listed, suggestion
-from pytest_trtcheck.model.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -225,7 +225,7 @@ class Connection:
                 )
             if array.ndim + 1 == len(tensor.shape) and tensor.shape[-1] == 1:
                 array = array[..., np.newaxis]  # Triton has no scalars: `dims: [ 1 ]` with a reshape stands for one.
-            sent = np.ascontiguousarray(array, numpy_dtype(tensor.dtype))
+            sent = np.ascontiguousarray(array, np.dtype(tensor.dtype))
             if array.dtype.kind in "iu" and not np.array_equal(sent, array):
                 raise InputError(
                     f"input {tensor.name!r} has values that {tensor.dtype} cannot hold, which Triton takes"

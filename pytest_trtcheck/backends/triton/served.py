@@ -10,7 +10,6 @@ import numpy as np
 from pytest_trtcheck.backends.triton.client import Connection
 from pytest_trtcheck.errors import ServerError, plural
 from pytest_trtcheck.latency.samples import Samples
-from pytest_trtcheck.model.inputs import numpy_dtype
 from pytest_trtcheck.record import ServerRecord
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ class ServedRuns:
 def _as_the_models(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     if array.ndim == len(spec.shape) + 1 and array.shape[-1] == 1:
         array = array[..., 0]  # Triton has no scalars.
-    return array.astype(numpy_dtype(spec.dtype), copy=False)
+    return array.astype(np.dtype(spec.dtype), copy=False)
 
 
 # --- does it fit the model? -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.sources import Opening
-    from pytest_trtcheck.model.sources.tf_function import Function
+    from pytest_trtcheck.model.sources.tensorflow.function import Function
 
 title = "a Keras model, a .keras file"
 _GENERATED_INPUT = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?")
@@ -55,20 +55,27 @@ def open(source: Any, opening: Opening) -> OnnxModel:
 
 
 def _open_model(model: Any, opening: Opening, label: str) -> OnnxModel:
-    from pytest_trtcheck.model.sources import exported, tf_function
+    from pytest_trtcheck.model.sources import exported
+    from pytest_trtcheck.model.sources.tensorflow.export import write
+    from pytest_trtcheck.model.sources.tensorflow.function import identity_of
+    from pytest_trtcheck.model.sources.tensorflow.library import failing, versions
+    from pytest_trtcheck.model.sources.tensorflow.origin import TensorFlowOrigin
 
     _load_keras(label)
     function = _function(model, opening.examples.inputs, label)
-    with tf_function.failing(f"{label}: can't be exported to ONNX"):
-        identity = tf_function.identity(function)
-    made_from = {"model": identity, **tf_function.versions()}
-    origin = tf_function.TensorFlowOrigin(f"the Keras model {model.name}", identity, lambda: function)
-    return exported.exported(opening, label, made_from, lambda path: tf_function.write(path, function, label), origin)
+    with failing(f"{label}: can't be exported to ONNX"):
+        identity = identity_of(function)
+    made_from = {"model": identity, **versions()}
+    origin = TensorFlowOrigin(f"the Keras model {model.name}", identity, lambda: function)
+    return exported.exported(opening, label, made_from, lambda path: write(path, function, label), origin)
 
 
 def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
     from pytest_trtcheck.cache import hash_file
-    from pytest_trtcheck.model.sources import exported, tf_function
+    from pytest_trtcheck.model.sources import exported
+    from pytest_trtcheck.model.sources.tensorflow.export import write
+    from pytest_trtcheck.model.sources.tensorflow.library import versions
+    from pytest_trtcheck.model.sources.tensorflow.origin import TensorFlowOrigin
 
     foreign = list(dict.fromkeys(_of_other_modules(_config(path, label))))
     if foreign:
@@ -79,11 +86,9 @@ def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
     def load() -> Function:
         return _function(_loaded(path, label), opening.examples.inputs, label)
 
-    made_from = {"file": identity, **tf_function.versions()}
-    origin = tf_function.TensorFlowOrigin(f"the Keras model in {label}", identity, load)
-    return exported.exported(
-        opening, label, made_from, lambda path: tf_function.write(path, origin.function, label), origin
-    )
+    made_from = {"file": identity, **versions()}
+    origin = TensorFlowOrigin(f"the Keras model in {label}", identity, load)
+    return exported.exported(opening, label, made_from, lambda path: write(path, origin.function, label), origin)
 
 
 def _config(path: Path, label: str) -> Any:
@@ -119,7 +124,7 @@ def _of_other_modules(config: Any) -> Iterator[str]:
 
 def _loaded(path: Path, label: str) -> Any:
     """The model that the file holds."""
-    from pytest_trtcheck.model.sources import tf_function
+    from pytest_trtcheck.model.sources.tensorflow.library import said
 
     _load_keras(label)
     import keras
@@ -128,7 +133,7 @@ def _loaded(path: Path, label: str) -> Any:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise ModelError(
-            f"{label}: Keras can't load it: {type(error).__name__}: {tf_function.said(error)}",
+            f"{label}: Keras can't load it: {type(error).__name__}: {said(error)}",
             "decorate the model's own classes and functions by @keras.saving.register_keras_serializable() and import "
             "their module in the test, or give a callable: model=lambda: keras.saving.load_model(…, custom_objects={…}"
             + (", safe_mode=False)" if "safe" in str(error) or "lambda" in str(error).lower() else ")"),
@@ -145,10 +150,10 @@ def _load_keras(label: str) -> None:
     ModelError
         Keras computes with another library.
     """
-    from pytest_trtcheck.model.sources import tf_function
+    from pytest_trtcheck.model.sources.tensorflow.library import load_tensorflow
 
     if "keras" not in sys.modules:
-        tf_function.load_tensorflow()
+        load_tensorflow()
     import keras
 
     backend = keras.backend.backend()
@@ -157,7 +162,7 @@ def _load_keras(label: str) -> None:
             f"{label}: Keras computes with {backend} in this process, and models are exported through TensorFlow",
             "set KERAS_BACKEND=tensorflow in the environment of the tests: a .keras file is the same for every backend",
         )
-    tf_function.load_tensorflow()
+    load_tensorflow()
 
 
 # --- what it computes ------------------------------------------------------------------------------------------------
@@ -168,7 +173,7 @@ def _function(model: Any, examples: object, label: str) -> Function:
     import keras
     import tensorflow as tf
 
-    from pytest_trtcheck.model.sources.tf_function import Function
+    from pytest_trtcheck.model.sources.tensorflow.function import Function
 
     structure = _inputs_of(model, examples, label)
     paths = keras.tree.flatten_with_path(structure)

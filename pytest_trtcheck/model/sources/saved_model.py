@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.model.sources import Opening
-    from pytest_trtcheck.model.sources.tf_function import Function
+    from pytest_trtcheck.model.sources.tensorflow.function import Function
 
 title = "a SavedModel folder"
 _SEPARATOR = "::"
@@ -48,30 +48,29 @@ def open_folder(folder: Path, signature: str | None, opening: Opening, label: st
         As `open`.
     """
     from pytest_trtcheck.cache import hash_bytes, hash_file
-    from pytest_trtcheck.model.sources import exported, tf_function
+    from pytest_trtcheck.model.sources import exported
+    from pytest_trtcheck.model.sources.tensorflow.export import write
+    from pytest_trtcheck.model.sources.tensorflow.library import require, versions
+    from pytest_trtcheck.model.sources.tensorflow.origin import TensorFlowOrigin
 
     if not (folder / _GRAPH_FILE).is_file():
         raise ModelError(
             f"{label}: a folder without {_GRAPH_FILE} is no SavedModel",
             "give the folder that model.export or tf.saved_model.save wrote, or a file",
         )
-    tf_function.require()
+    require()
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "fingerprint.pb")
     listing = "\n".join(f"{path.relative_to(folder).as_posix()} {hash_file(path)}" for path in files)
     identity = hash_bytes(f"{listing}\n{signature}".encode())
-    origin = tf_function.TensorFlowOrigin(
-        f"the SavedModel {label}", identity, lambda: _function(folder, signature, label)
-    )
-    made_from = {"files": hash_bytes(listing.encode()), "signature": signature or "", **tf_function.versions()}
-    return exported.exported(
-        opening, label, made_from, lambda path: tf_function.write(path, origin.function, label), origin
-    )
+    origin = TensorFlowOrigin(f"the SavedModel {label}", identity, lambda: _function(folder, signature, label))
+    made_from = {"files": hash_bytes(listing.encode()), "signature": signature or "", **versions()}
+    return exported.exported(opening, label, made_from, lambda path: write(path, origin.function, label), origin)
 
 
 def _function(folder: Path, name: str | None, label: str) -> Function:
-    from pytest_trtcheck.model.sources import tf_function
+    from pytest_trtcheck.model.sources.tensorflow.library import load_tensorflow, said
 
-    tf_function.load_tensorflow()
+    load_tensorflow()
     _refuse_unusable(folder, label)
     import tensorflow as tf
 
@@ -79,7 +78,7 @@ def _function(folder: Path, name: str | None, label: str) -> Function:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:
         raise ModelError(
-            f"{label}: TensorFlow can't load it: {type(error).__name__}: {tf_function.said(error)}",
+            f"{label}: TensorFlow can't load it: {type(error).__name__}: {said(error)}",
             "save it again, or fetch the folder whole: saved_model.pb, and variables/ with all its files",
         ) from error
     return _chosen({key: _of_signature(loaded, key) for key in loaded.signatures}, name, label)
@@ -96,7 +95,7 @@ def _refuse_unusable(folder: Path, label: str) -> None:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
-    from pytest_trtcheck.model.sources import tf_function
+    from pytest_trtcheck.model.sources.tensorflow.export import refuse_engines
 
     path = folder / _GRAPH_FILE
     saved = saved_model_pb2.SavedModel()
@@ -114,12 +113,12 @@ def _refuse_unusable(folder: Path, label: str) -> None:
         raise ModelError(
             f"{label}: holds {len(tags)} graphs ({listed(tags, 10)})", "save the one to check by tf.saved_model.save"
         )
-    tf_function.refuse_engines(saved.meta_graphs[0].graph_def, label)
+    refuse_engines(saved.meta_graphs[0].graph_def, label)
 
 
 def _of_signature(loaded: Any, name: str) -> Function:
     """A signature as a function of its inputs in the order of their names."""
-    from pytest_trtcheck.model.sources.tf_function import Function
+    from pytest_trtcheck.model.sources.tensorflow.function import Function
 
     _, specs = loaded.signatures[name].structured_input_signature
     names = sorted(specs)
@@ -140,7 +139,7 @@ def _chosen(functions: Mapping[str, Function], name: str | None, label: str) -> 
     ModelError
         There is none of that name, or none was asked for and there are several.
     """
-    from pytest_trtcheck.model.sources import tf_function
+    from pytest_trtcheck.model.sources.tensorflow.function import identity_of
 
     folder = label.partition(_SEPARATOR)[0]
     shown = "".join(f"\n    {key}: {_described(function)}" for key, function in functions.items())
@@ -155,7 +154,7 @@ def _chosen(functions: Mapping[str, Function], name: str | None, label: str) -> 
         return functions[name]
     if len(functions) == 1:
         return next(iter(functions.values()))
-    if sorted(functions) == _KERAS_ALIASES and len({tf_function.identity(each) for each in functions.values()}) == 1:
+    if sorted(functions) == _KERAS_ALIASES and len({identity_of(each) for each in functions.values()}) == 1:
         return functions["serving_default"]
     raise ModelError(
         f"{label}: has {len(functions)} signatures:{shown}",

@@ -14,7 +14,6 @@ Every input of a file or mapping must come to the same number of samples. An arr
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import zipfile
 import zlib
@@ -89,10 +88,7 @@ class Samples:
 
     def digest(self) -> str:
         """Identity of the samples, of every byte. Reads all of them."""
-        total = hashlib.sha256()
-        for sample in self:
-            total.update(model_inputs.digest(sample).encode())
-        return total.hexdigest()
+        return model_inputs.digest_of(self)
 
     def _labelled(self) -> Iterator[tuple[str, Sample]]:
         return islice(self._unlimited(), self.limit)

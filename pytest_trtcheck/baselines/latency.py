@@ -1,100 +1,142 @@
-"""Is today's latency significantly above what was recorded? Said with both distributions, or why it cannot be told.
-
-Two runs of one engine, minutes or months apart, never have exactly the same distribution: the driver, the temperature
-and the clocks differ a little, and a test for "the same distribution" (Mann-Whitney, Kolmogorov-Smirnov) would find
-that with enough samples and call it significant. What matters is how much slower, so the ratio of the medians is
-bounded, and a slowdown is one that surely exceeds the least slowdown worth a person's attention.
-"""
+"""Did a test become slower than its baseline? An entry of its own among the budgets of its latency."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from decimal import ROUND_CEILING, ROUND_FLOOR
+from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.latency.baselines.distribution import RECORD_AGAIN, Distribution
+from pytest_trtcheck.baselines.digits import rounded
+from pytest_trtcheck.latency.comparison import compare, decided, other_clocks
+from pytest_trtcheck.latency.distribution import RECORD_AGAIN, Distribution
 from pytest_trtcheck.latency.stats import SETTLING_S, Series, settling
-from pytest_trtcheck.latency.verdict import QUANTILES, Decision
-from pytest_trtcheck.record import SEVERITY, BudgetRecord, Conditions, LatencyDetails, LatencyRecord, Verdict, combine
+from pytest_trtcheck.record import (
+    BASELINE,
+    SEVERITY,
+    BudgetRecord,
+    Conditions,
+    LatencyDetails,
+    LatencyRecord,
+    Verdict,
+    combine,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_trtcheck.latency.baselines.files import Baseline
     from pytest_trtcheck.latency.stats import Samples
-
-NAME = "baseline"
-"""The name of its entry among a record's budgets."""
 
 MIN_SLOWDOWN = 0.03
 """A slowdown of the median that is surely above this fails: a loss of 5 % is to be seen in spite of the uncertainty of
 both runs, and runs of one engine on a card that is left alone differ by less (docs/baselines.md)."""
-SURELY_BELOW = 0.06
-"""Where it cannot be told whether the slowdown is above `MIN_SLOWDOWN`, it passes if it looks to be below that, and is
-surely below this."""
-BETWEEN_REPORTS = 0.05
-"""The least slowdown between two reports that is worth a person's attention, by default: below it lies what differs
-between two runs of the same engine."""
-
-OTHER_CLOCK = 0.1
-"""SM clocks that differ by more than this are another GPU's, as it were: boost moves them by less under one load."""
-
 TIGHT = 0.01
 """While a baseline is recorded, samples are taken until the median's bounds are so close to each other."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Today against a baseline.
+@dataclass(frozen=True, kw_only=True)
+class LatencyBaseline:
+    """The latency that was recorded of a check.
 
     Parameters
     ----------
-    decision
-        `fail`: surely slower by more than `min_slowdown`; `pass`: surely not; else undecided.
-    ratio, lower, upper
-        Today's quantile over the baseline's, with bounds; a bound is None where either side has none.
-    message
-        Both distributions, in words.
+    model, model_sha256
+        The model's name, and the hash of what was measured.
+    input_shapes
+        By input name.
+    measured
+        "GPU time" or "latency with transfers".
+    cuda_graph
+        Whether the runs were launched as a CUDA graph.
+    recorded
+        The day, as in "2025-11-21".
+    tensorrt, driver
+        What it was recorded with, such as "tensorrt_rtx 1.7.1.116".
+    sm_mhz, power_limit_w, power_mode
+        The GPU's clock while it was measured, its power limit, and what nvpmodel set; None where that was not told.
     """
 
-    decision: Decision
-    ratio: float
-    lower: float | None
-    upper: float | None
-    min_slowdown: float
-    message: str
+    model: str
+    model_sha256: str | None
+    input_shapes: Mapping[str, tuple[int, ...]]
+    measured: str
+    cuda_graph: bool
+    recorded: str
+    tensorrt: str
+    driver: str | None
+    distribution: Distribution
+    sm_mhz: int | None = None
+    power_limit_w: float | None = None
+    power_mode: str | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """How the GPU was set up."""
+        return Conditions(sm_mhz=self.sm_mhz, power_limit_w=self.power_limit_w, power_mode=self.power_mode)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a file: rounded, bounds outwards."""
+        distribution = self.distribution.to_json()
+        return {
+            "cuda_graph": self.cuda_graph,
+            "distribution": {
+                "bounds_ms": {
+                    name: [rounded(low, ROUND_FLOOR), rounded(high, ROUND_CEILING)]
+                    for name, (low, high) in distribution["bounds_ms"].items()
+                },
+                # Never more sure than it was.
+                "confidence": rounded(distribution["confidence"], ROUND_FLOOR),
+                "quantiles_ms": {q: rounded(value) for q, value in distribution["quantiles_ms"].items()},
+                "samples": distribution["samples"],
+            },
+            "driver": self.driver,
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "measured": self.measured,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "power_limit_w": None if self.power_limit_w is None else rounded(self.power_limit_w),
+            "power_mode": self.power_mode,
+            "recorded": self.recorded,
+            "sm_mhz": self.sm_mhz,
+            "tensorrt": self.tensorrt,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> LatencyBaseline:
+        """From what `to_json` gave.
+
+        Raises
+        ------
+        ReportError, KeyError, TypeError, ValueError, AttributeError, OverflowError
+            It is something else.
+        """
+        distribution = dict(data["distribution"])
+        # A file's keys are in the order of their text.
+        distribution["quantiles_ms"] = dict(
+            sorted(distribution["quantiles_ms"].items(), key=lambda item: float(item[0]))
+        )
+        texts = {name: data[name] for name in ("model", "measured", "recorded", "tensorrt")}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise TypeError("model, measured, recorded and tensorrt are texts")
+        if not isinstance(data["cuda_graph"], bool):
+            raise TypeError("cuda_graph is true or false")
+        # Files of earlier versions lack these.
+        sm_mhz, power_limit_w, power_mode = (data.get(name) for name in ("sm_mhz", "power_limit_w", "power_mode"))
+        if power_mode is not None and not isinstance(power_mode, str):
+            raise TypeError("power_mode is a text or null")
+        return cls(
+            **texts,
+            model_sha256=data["model_sha256"],
+            input_shapes={str(name): tuple(map(int, shape)) for name, shape in data["input_shapes"].items()},
+            cuda_graph=data["cuda_graph"],
+            driver=data["driver"],
+            distribution=Distribution.from_json(distribution),
+            sm_mhz=None if sm_mhz is None else int(sm_mhz),
+            power_limit_w=None if power_limit_w is None else float(power_limit_w),
+            power_mode=power_mode,
+        )
 
 
-def compare(
-    now: Distribution, baseline: Distribution, *, name: str = "p50_ms", min_slowdown: float = BETWEEN_REPORTS
-) -> Comparison:
-    """Whether a quantile is significantly higher than in the baseline.
-
-    The ratio of the two lies between now's lower bound over the baseline's upper one and the other way round. It must
-    lie wholly above 1 + min_slowdown to fail and wholly within to pass.
-    """
-    today, before = now.quantile_ms(name), baseline.quantile_ms(name)
-    lower = upper = None
-    if name in now.bounds_ms and name in baseline.bounds_ms:
-        (now_low, now_high), (then_low, then_high) = now.bounds_ms[name], baseline.bounds_ms[name]
-        lower = now_low / then_high if then_high else None
-        upper = now_high / then_low if then_low else None
-    limit = 1 + min_slowdown
-    decision: Decision = "undecided"
-    if lower is not None and lower > limit:
-        decision = "fail"
-    elif upper is not None and upper <= limit:
-        decision = "pass"
-    ratio = today / before if before else math.inf
-    between = f", between {lower - 1:+.1%} and {upper - 1:+.1%}" if lower is not None and upper is not None else ""
-    message = (
-        f"{name.removesuffix('_ms')} is {ratio - 1:+.1%} against the baseline{between} (allowed: {min_slowdown:+.1%}); "
-        f"now {_words(now)}; baseline {_words(baseline)}"
-    )
-    return Comparison(decision, ratio, lower, upper, min_slowdown, message)
-
-
-def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) -> bool:
+def enough(samples_ms: Samples, confidence: float, baseline: LatencyBaseline | None) -> bool:
     """Whether the samples decide about a baseline, or without one are good enough to be one.
 
     They are neither while clocks settle: the baseline of a cold GPU would fail every warm one.
@@ -116,7 +158,7 @@ def enough(samples_ms: Samples, confidence: float, baseline: Baseline | None) ->
     return compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN).decision != "undecided"
 
 
-def differences(baseline: Baseline, details: LatencyDetails, model_sha256: str | None) -> list[str]:
+def differences(baseline: LatencyBaseline, details: LatencyDetails, model_sha256: str | None) -> list[str]:
     """Why what is measured now cannot be compared with the baseline.
 
     Parameters
@@ -139,29 +181,11 @@ def differences(baseline: Baseline, details: LatencyDetails, model_sha256: str |
         words = ("as a CUDA graph", "without a CUDA graph")
         then, today = words if baseline.cuda_graph else words[::-1]
         found.append(f"it was recorded {then}, and the engine was launched {today} now")
-    return [*found, *other_clocks(baseline, now)]
-
-
-def other_clocks(then: Baseline | Conditions, now: Conditions) -> list[str]:
-    """How a GPU was set up otherwise, by the conditions of two measurements; what either lacks is not looked at."""
-    found = []
-    if _apart(then.sm_mhz, now.sm_mhz, OTHER_CLOCK):
-        found.append(f"its SM clock was {then.sm_mhz:g} MHz, and is {now.sm_mhz:g} MHz now")
-    if _apart(then.power_limit_w, now.power_limit_w, 0.01):
-        found.append(f"its power limit was {then.power_limit_w:.0f} W, and is {now.power_limit_w:.0f} W now")
-    if then.power_mode and now.power_mode and then.power_mode != now.power_mode:
-        found.append(f"its nvpmodel mode was {then.power_mode}, and is {now.power_mode} now")
-    return found
-
-
-def _apart(then: float | None, now: float | None, share: float) -> bool:
-    """Whether two numbers above 0 are both known, and further apart than a share of the smaller one."""
-    known = [value for value in (then, now) if value is not None and value > 0]
-    return len(known) == 2 and max(known) > (1 + share) * min(known)
+    return [*found, *other_clocks(baseline.conditions, now)]
 
 
 def judge(
-    record: LatencyRecord, baseline: Baseline | None, *, model_sha256: str | None = None, updating: bool = False
+    record: LatencyRecord, baseline: LatencyBaseline | None, *, model_sha256: str | None = None, updating: bool = False
 ) -> LatencyRecord:
     """The record with an entry "baseline" among its budgets, and the verdict and reason that follow from it.
 
@@ -189,7 +213,7 @@ def judge(
         return _not_judged(record, what if updating else f"{what}; {RECORD_AGAIN}")
     now = Distribution.from_json(record.details.distribution)
     found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN)
-    verdict = _verdict(found)
+    verdict = decided(found)
     text = f"{found.message}, recorded {_recorded(baseline, record)}"
     disturbances = record.details.disturbances
     if verdict != "pass" and updating:
@@ -202,7 +226,7 @@ def judge(
     before = baseline.distribution.quantile_ms("p50_ms")
     entry = BudgetRecord(
         verdict,
-        NAME,
+        BASELINE,
         limit_ms=before * (1 + MIN_SLOWDOWN),
         value_ms=now.quantile_ms("p50_ms"),
         lower_ms=bounds[0],
@@ -219,19 +243,12 @@ def notes(record: LatencyRecord) -> tuple[str, ...]:
     return tuple(
         entry.text or ""
         for entry in record.budgets
-        if entry.name == NAME and entry.verdict == "not_measured" and record.verdict != "not_measured"
+        if entry.name == BASELINE and entry.verdict == "not_measured" and record.verdict != "not_measured"
     )
 
 
-def _verdict(found: Comparison) -> Verdict:
-    if found.decision != "undecided":
-        return found.decision
-    seems_fine = found.ratio <= 1 + MIN_SLOWDOWN and found.upper is not None and found.upper <= 1 + SURELY_BELOW
-    return "pass" if seems_fine else "inconclusive"
-
-
 def _not_judged(record: LatencyRecord, text: str) -> LatencyRecord:
-    return _with_entry(record, BudgetRecord("not_measured", NAME, text=text))
+    return _with_entry(record, BudgetRecord("not_measured", BASELINE, text=text))
 
 
 def _with_entry(record: LatencyRecord, entry: BudgetRecord) -> LatencyRecord:
@@ -246,7 +263,7 @@ def _with_entry(record: LatencyRecord, entry: BudgetRecord) -> LatencyRecord:
     return replace(record, verdict=total, reason="; ".join(told) or None, budgets=(*record.budgets, entry))
 
 
-def _recorded(baseline: Baseline, record: LatencyRecord) -> str:
+def _recorded(baseline: LatencyBaseline, record: LatencyRecord) -> str:
     now = record.details.conditions or Conditions()
     pairs = [("", baseline.tensorrt, now.tensorrt), ("driver ", baseline.driver, now.driver)]
     words = [
@@ -259,8 +276,3 @@ def _recorded(baseline: Baseline, record: LatencyRecord) -> str:
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
-
-
-def _words(distribution: Distribution) -> str:
-    quantiles = ", ".join(f"{name.removesuffix('_ms')} {distribution.quantile_ms(name):.4g}" for name in QUANTILES)
-    return f"{quantiles} ms ({distribution.samples} samples)"

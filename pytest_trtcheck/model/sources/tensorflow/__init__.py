@@ -1,0 +1,1 @@
+"""What TensorFlow computes, as ONNX: what Keras models and SavedModels have in common."""

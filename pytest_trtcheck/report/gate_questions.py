@@ -1,0 +1,365 @@
+"""What a gate asks of a check that is in both reports; each answer says what it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from pytest_trtcheck.cache import format_bytes
+from pytest_trtcheck.choices import parts_of
+from pytest_trtcheck.errors import listed, plural
+from pytest_trtcheck.record import SEVERITY, combine
+from pytest_trtcheck.report import diff, diff_changes, gate_layers
+from pytest_trtcheck.report.text import format_number, format_optional
+from pytest_trtcheck.report.view import decisive, parts, verdict_word
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, RunRecord
+
+Question: TypeAlias = Literal["comparable", "verdict", "error", "latency", "precision", "layers"]
+Outcome: TypeAlias = Literal["pass", "inconclusive", "not compared", "fail"]
+Allowable: TypeAlias = Literal["missing", "not-comparable", "not-measured", "emulated", "layers"]
+
+ALLOWABLE: tuple[Allowable, ...] = get_args(Allowable)
+"""What may be allowed to be not compared: checks that the new report lacks, or that were made in another way; parts
+that were not measured; errors that are emulated, of which TensorRT knows nothing; layers that do not tell."""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""From the best to the worst."""
+
+_ALWAYS = "p50_ms"
+_TAILS = ("p90_ms", "p95_ms", "p99_ms")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an upgrade may cost.
+
+    Parameters
+    ----------
+    error_ratio, error_share
+        An error fails that is more than so many times what it was, and by more than this share of its limit. None: as
+        for baselines (`baselines.errors.rises`), whose rule it is.
+    slowdown
+        The share by which a quantile of latency may rise.
+    layer_slowdown, layer_share
+        Layers fail that surely take longer by more than this share of their own time, and of the engine's.
+    allowed
+        What need not be compared.
+    """
+
+    error_ratio: float | None = None
+    error_share: float | None = None
+    slowdown: float = 0.05
+    layer_slowdown: float = 0.25
+    layer_share: float = 0.02
+    allowed: frozenset[Allowable] = frozenset()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to a question about a check; where nothing was compared, `kind` is what would have to be allowed."""
+
+    question: Question
+    outcome: Outcome
+    text: str
+    kind: Allowable | None = None
+
+
+def _contradiction(check: CheckRecord) -> str | None:
+    """What of a record cannot be as the plugin writes it; None where nothing is seen."""
+    parts_say = combine([part.verdict for part in parts(check).values()])
+    if check.verdict != "error" and SEVERITY.index(check.verdict) < SEVERITY.index(parts_say):
+        return f"its verdict is {check.verdict}, and that of a part {parts_say}"
+    for (output, metric), judged in diff_changes.by_place(check).items():
+        over = judged.limit is not None and diff_changes.cost(judged) > diff_changes.cost_of(judged, judged.limit)
+        if judged.verdict == "pass" and over:
+            return f"{output} {metric} is {judged.value_text}, and passed at {diff_changes.limit_text(judged)}"
+    latency = check.latency
+    distribution = diff_changes.distribution_of(latency, check.nodeid) if latency else None
+    if latency and latency.p50_ms and distribution is not None:
+        low, high = distribution.bounds_ms.get(_ALWAYS, (0.0, float("inf")))
+        if not low * 0.999 <= latency.p50_ms <= high * 1.001:
+            return f"its p50 of {latency.p50_ms:g} ms is not that of its distribution, {low:g} to {high:g} ms"
+    return None
+
+
+# --- one check -------------------------------------------------------------------------------------------------------
+
+
+def answers(
+    old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord], limits: Limits, upgraded: Collection[str]
+) -> tuple[Finding, ...]:
+    """What every question about a check comes to; where two records of it cannot be compared, why.
+
+    Parameters
+    ----------
+    upgraded
+        What of the environment is another one, by its name.
+
+    Raises
+    ------
+    ReportError
+        A latency distribution cannot be read.
+    """
+    obstacles = list(diff.obstacles(old, new, runs))
+    for name, check in (("old", old), ("new", new)):
+        if (wrong := _contradiction(check)) is not None:
+            obstacles.append(f"the {name} report was altered: {wrong}")
+    if obstacles:
+        return tuple(Finding("comparable", "not compared", text, "not-comparable") for text in obstacles)
+    is_emulated = old.evidence == new.evidence == "emulated" and not {"TensorRT", "driver"}.isdisjoint(upgraded)
+    return (
+        *_verdict(old, new),
+        *_error(old, new, limits, is_emulated=is_emulated),
+        *_latency(old, new, limits),
+        *_layers(old, new, limits),
+    )
+
+
+def _verdict(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
+    same = old.verdict == new.verdict
+    words = verdict_word(new) if same else f"{verdict_word(old)} → {verdict_word(new)}"
+    if new.verdict == "not_measured":
+        yield Finding("verdict", "not compared", words, "not-measured")
+    elif new.verdict == "pass":
+        yield Finding("verdict", "pass", words)
+    elif same and new.verdict == "error":
+        yield Finding("verdict", "not compared", f"an error in both: {new.headline}", "not-measured")
+    elif same:
+        yield Finding("verdict", "pass", f"{words} in both: nothing that the upgrade did")
+    else:
+        outcome: Outcome = "inconclusive" if new.verdict == "inconclusive" and old.verdict == "pass" else "fail"
+        # A failure that is inconclusive now is no new one.
+        is_better = new.verdict == "inconclusive" and old.verdict in {"fail", "error"}
+        yield Finding("verdict", "pass" if is_better else outcome, f"{words}: {new.headline}")
+
+
+def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: bool) -> Iterator[Finding]:
+    if old.parity is None:
+        return
+    before, after = diff_changes.by_place(old), diff_changes.by_place(new)
+    if not before or not after:
+        where = "the old report alone" if before else "the new report alone" if after else "neither report"
+        yield Finding("error", "not compared", f"outputs were compared in {where}", "not-measured")
+        return
+    if is_emulated:
+        text = "emulated in both: TensorRT did not run, and these errors say nothing of it"
+        yield Finding("error", "not compared", text, "emulated")
+    for place, one in before.items():
+        two = after.get(place)
+        if two is None or two.limit != one.limit:
+            now = "is not judged any more" if two is None else f"was judged by {diff_changes.limit_text(one)}"
+            now += "" if two is None else f", and is by {diff_changes.limit_text(two)}"
+            yield Finding("error", "not compared", f"{' '.join(filter(None, place))} {now}", "not-comparable")
+    yield from _rises(old, new, limits)
+
+
+def _rises(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
+    from pytest_trtcheck.baselines import errors
+
+    assert old.parity is not None
+    builds, engines = errors.of_builds(old)
+    builds = builds or [errors.figures(old.parity)]
+    values = {
+        output: {
+            name: tuple(build[output][name] for build in builds if name in build.get(output, {})) for name in found
+        }
+        for output, found in builds[0].items()
+    }
+    if new.rebuild and not any(build.errors for build in new.rebuild.builds):
+        new = replace(new, rebuild=None)
+    before = errors.ErrorBaseline(
+        model=old.model,
+        model_sha256=old.model_sha256,
+        inputs_sha256=old.inputs_sha256,
+        reference_sha256=old.reference_sha256,
+        recorded="",
+        engines=engines,
+        made_with={},
+        values=values,
+    )
+    given = {"ratio": limits.error_ratio, "share": limits.error_share}
+    risen, count = errors.rises(before, new, **{name: value for name, value in given.items() if value is not None})
+    for each in risen:
+        now = "not computed" if each.value is None else format_number(each.value)
+        text = f"{each.output} {each.metric} {format_number(each.before)} → {now}"
+        yield Finding("error", "fail", f"{text}, allowed {format_number(each.allowed)}")
+    if not count:
+        yield Finding("error", "not compared", "no error is a number in both reports", "not-measured")
+    elif not risen:
+        one, two = decisive(old), decisive(new)
+        words = f", the largest {one.metric} {one.value_text} → {two.value_text}" if one and two else ""
+        yield Finding("error", "pass", f"{plural(count, 'error')} of the outputs, none risen{words}")
+
+
+# --- latency ---------------------------------------------------------------------------------------------------------
+
+
+def _latency(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
+    before, after = old.latency, new.latency
+    if before is None:
+        return
+    if after is None or not before.samples or not after.samples:
+        where = "in neither report" if not (before.samples or (after and after.samples)) else ""
+        where = where or ("in the new report alone" if not before.samples else "in the old report alone")
+        yield Finding("latency", "not compared", f"measured {where}", "not-measured")
+        return
+    if otherwise := diff_changes.measured_otherwise(before.details, after.details):
+        yield Finding("latency", "not compared", otherwise.removeprefix("not compared: "), "not-comparable")
+        return
+    if before.details.distribution is None or after.details.distribution is None:
+        yield Finding("latency", "not compared", "a report has no distribution of it", "not-comparable")
+        return
+    budgeted = {f"{budget.quantile}_ms" for latency in (before, after) for budget in latency.budgets if budget.quantile}
+    counted = {_ALWAYS, *budgeted}
+    quantiles = (_ALWAYS, *_TAILS)
+    found = [_quantile(name, before, after, new.nodeid, limits, counts=name in counted) for name in quantiles]
+    yield from (each for each in found if each.outcome != "pass")
+    if passed := [each.text for each in found if each.outcome == "pass"]:
+        yield Finding("latency", "pass", "; ".join(passed))
+
+
+def _quantile(
+    name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str, limits: Limits, *, counts: bool
+) -> Finding:
+    from pytest_trtcheck.latency import comparison
+
+    before, after = diff_changes.distribution_of(old, nodeid), diff_changes.distribution_of(new, nodeid)
+    assert before is not None
+    assert after is not None
+    found = comparison.compare(after, before, name=name, min_slowdown=limits.slowdown)
+    verdict = comparison.decided(found)
+    short = name.removesuffix("_ms")
+    values = [format_optional(each.quantile_ms(name)) for each in (before, after)]
+    text = f"{short} {values[0]} → {values[1]} ms ({found.ratio - 1:+.1%}"
+    if found.lower is not None and found.upper is not None:
+        text += f", between {found.lower - 1:+.1%} and {found.upper - 1:+.1%}"
+    text += ")"
+    if verdict == "fail" and new.details.disturbances:
+        verdict, text = "inconclusive", f"{text}, but it was disturbed: {'; '.join(new.details.disturbances)}"
+    if verdict == "pass" and old.details.disturbances:
+        # The old one looks slower than it is, and hides as much.
+        verdict, text = "inconclusive", f"{text}, but before it was disturbed: {'; '.join(old.details.disturbances)}"
+    if verdict == "inconclusive" and not counts:
+        return Finding("latency", "pass", f"{short} not told: no budget is on it, and it is too uncertain")
+    if verdict == "fail":
+        return Finding("latency", "fail", f"{text}, allowed {limits.slowdown:+.0%}")
+    if verdict == "inconclusive":
+        return Finding("latency", "inconclusive", f"{text}: too uncertain to tell, allowed {limits.slowdown:+.0%}")
+    return Finding("latency", "pass", text)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _layers(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
+    before, after = old.engine, new.engine
+    if before is None or old.evidence != "engine":
+        return
+    if after is None:
+        yield Finding("precision", "not compared", "there was an engine, and there is none now", "layers")
+        return
+    yield from _precision(before, after, new.precision)
+    yield from _layer_times(old, new, limits)
+
+
+def _precision(old: EngineRecord, new: EngineRecord, precision: str | None) -> Iterator[Finding]:
+    counts = old.layers_by_precision or {}, new.layers_by_precision or {}
+    if gone := [
+        name for name in parts_of(precision or "") if counts[0].get(name) and counts[1] and not counts[1].get(name)
+    ]:
+        yield Finding("precision", "fail", f"no layer computes in {' or '.join(gone)} any more")
+    named = [any(layer.nodes for layer in engine.layers) for engine in (old, new)]
+    if not all(named):
+        which = "neither report tells" if not any(named) else f"the {'new' if named[0] else 'old'} report does not tell"
+        yield Finding("precision", "not compared", f"{which} which layer computes which ONNX node", "layers")
+        return
+    widened = gate_layers.widened(old.layers, new.layers)
+    for each in widened:
+        yield Finding("precision", "fail", str(each))
+    if untold := gate_layers.untold(old.layers, new.layers):
+        text = f"no layer of the new engine names {plural(len(untold), 'node')}: {listed(untold)}"
+        yield Finding("precision", "not compared", text, "layers")
+    elif not widened:
+        told = len({node for layer in old.layers for node in layer.nodes})
+        yield Finding("precision", "pass", f"{plural(told, 'node')}, none in a wider type than before")
+
+
+def _layer_times(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
+    assert old.engine is not None
+    assert new.engine is not None
+    engines = old.engine, new.engine
+    totals = [gate_layers.Took.of(engine.layers) for engine in engines]
+    if not any(totals):
+        if any(check.latency and check.latency.samples for check in (old, new)):
+            yield Finding("layers", "not compared", _untimed(engines, totals), "layers")
+        return
+    if not all(totals):
+        yield Finding("layers", "not compared", _untimed(engines, totals), "layers")
+        return
+    if (
+        old.latency
+        and new.latency
+        and (otherwise := diff_changes.measured_otherwise(old.latency.details, new.latency.details))
+    ):
+        yield Finding("layers", "not compared", otherwise.removeprefix("not compared: "), "not-comparable")
+        return
+    groups = gate_layers.groups(engines[0].layers, engines[1].layers)
+    total = totals[0].ms if totals[0] else 0.0
+    slower = gate_layers.slower(groups, total, 1 + limits.layer_slowdown, limits.layer_share)
+    for each in slower:
+        outcome: Outcome = "fail" if each.surely else "inconclusive"
+        yield Finding("layers", outcome, str(each) + ("" if each.surely else ": too uncertain to tell"))
+    # What no group holds could not be compared; how much that is, is known.
+    left = [_left(side, total.ms) for side, total in zip(_sums(groups), totals, strict=True) if total]
+    most = f"{max(left):.0%} of the time is in layers that share no ONNX node with the other engine's"
+    if max(left) > _MOST_LEFT:
+        yield Finding("layers", "not compared", most, "layers")
+    elif not slower:
+        matched = f"{plural(len(groups), 'group')} of layers, none slower by more than {limits.layer_slowdown:.0%}"
+        yield Finding("layers", "pass", matched + (f"; {most}" if max(left) > _MENTIONED else ""))
+
+
+_MOST_LEFT, _MENTIONED = 0.25, 0.01
+"""The share of an engine's time that may lie in layers that cannot be matched; and that is worth a word."""
+
+
+def _sums(groups: Sequence[gate_layers.Group]) -> tuple[float, float]:
+    before, after = (
+        sum(layer.time_ms or 0.0 for group in groups for layer in getattr(group, side)) for side in ("old", "new")
+    )
+    return before, after
+
+
+def _left(matched_ms: float, total_ms: float) -> float:
+    return 1 - matched_ms / total_ms if total_ms else 0.0
+
+
+def _untimed(engines: Sequence[EngineRecord], totals: Sequence[object]) -> str:
+    where = "in neither report" if not any(totals) else f"not in the {'new' if totals[0] else 'old'} report"
+    reasons = [engine.layers_untimed for engine in engines if engine.layers_untimed]
+    return f"layers were timed {where}" + (f": {reasons[0]}" if reasons else "")
+
+
+def information(old: CheckRecord, new: CheckRecord) -> Iterator[str]:
+    """What an upgrade changed, and nobody set a limit to."""
+    before, after = old.engine, new.engine
+    if before is None or after is None:
+        return
+    sizes = {
+        "engine": (before.bytes, after.bytes),
+        "device memory": (before.device_memory_bytes, after.device_memory_bytes),
+    }
+    for name, (one, two) in sizes.items():
+        if one is not None and two is not None and one != two:
+            yield f"{name} {format_bytes(one)} → {format_bytes(two)}" + (f" ({two / one - 1:+.0%})" if one else "")
+    seconds = [format_number(engine.build_s) for engine in (before, after)]
+    if seconds[0] != seconds[1]:
+        yield f"built in {seconds[0]} → {seconds[1]} s"
+    numbers = len(before.layers), len(after.layers)
+    groups = gate_layers.groups(before.layers, after.layers)
+    otherwise = sum(group.is_fused_otherwise for group in groups)
+    if all(numbers) and (numbers[0] != numbers[1] or otherwise):
+        yield f"{numbers[0]} → {numbers[1]} layers, {plural(otherwise, 'group')} of them fused otherwise"

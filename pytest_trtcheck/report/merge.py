@@ -1,0 +1,213 @@
+"""The reports of many machines as one: which model holds on which GPU, with one verdict."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from pytest_trtcheck.errors import ReportError, plural
+from pytest_trtcheck.record import CheckRecord, Environment, MachineRecord, RunRecord, jsonable
+from pytest_trtcheck.report.terminal import Table, totals, wrapped
+from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
+from pytest_trtcheck.report.view import (
+    WORDS,
+    counts,
+    decisive,
+    emulated,
+    failed,
+    missing,
+    ordered,
+    short_names,
+    verdict_word,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
+    """One report of several, each check with the machine that it ran on; one that was merged before counts as many.
+
+    Parameters
+    ----------
+    reports
+        What each is called (its path), and what it holds; at least one.
+
+    Raises
+    ------
+    ReportError
+        One is given twice.
+    """
+    seen: dict[str, str] = {}
+    for name, run in reports:
+        # As text, in which NaN is NaN.
+        other = seen.setdefault(json.dumps(jsonable(run)), name)
+        if run.checks and other is not name:
+            raise ReportError(f"{name} is the same report as {other}", "name each machine's report once")
+    parts = [part for name, run in reports for part in _parts(name, run)]
+    machines = _named_apart([machine for machine, _ in parts])
+    named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
+    checks = [replace(check, machine=name) for name, run in named for check in run.checks]
+    unrecorded = [replace(each, machine=name) for name, run in named for each in run.missing]
+    return RunRecord(
+        tool=reports[0][1].tool,
+        environment=_in_common([machine.environment for machine in machines]),
+        checks=tuple(ordered(checks)),
+        summary=counts(checks),
+        machines=tuple(machines),
+        missing=tuple(unrecorded),
+        planned=sum(run.planned or len(run.checks) for _, run in named),
+        stopped="; ".join(f"{name}: {run.stopped}" for name, run in named if run.stopped) or None,
+    )
+
+
+def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
+    if not run.machines:
+        yield MachineRecord(_machine(run.environment), name, run.environment), run
+    for machine in run.machines:
+        yield machine, _of(machine, run)
+
+
+def _of(machine: MachineRecord, run: RunRecord) -> RunRecord:
+    """What a merged report holds of one machine."""
+    checks = tuple(check for check in run.checks if check.machine == machine.name)
+    unrecorded = tuple(each for each in run.missing if each.machine == machine.name)
+    return replace(run, checks=checks, missing=unrecorded, planned=len(checks) + len(unrecorded), stopped=None)
+
+
+def _machine(environment: Environment) -> str:
+    """What a machine is called: its GPU, without the maker."""
+    if environment.gpu and environment.gpu.name:
+        return one_line(environment.gpu.name.removeprefix("NVIDIA "))
+    return f"no GPU, for {environment.requested_gpu}" if environment.requested_gpu else "no GPU"
+
+
+def _named_apart(machines: Sequence[MachineRecord]) -> list[MachineRecord]:
+    """Machines of one name with their TensorRT behind it, and where that is one as well, the report's file."""
+
+    def tensorrt(machine: MachineRecord) -> str:
+        found = machine.environment.tensorrt
+        return " ".join(filter(None, (found.module, found.version))) if found else "no TensorRT"
+
+    for more in (tensorrt, lambda machine: PurePath(machine.file).stem, lambda machine: machine.file):
+        repeated = {name for name, count in Counter(each.name for each in machines).items() if count > 1}
+        machines = [
+            replace(each, name=f"{each.name}, {more(each)}") if each.name in repeated else each for each in machines
+        ]
+    return list(machines)
+
+
+def _in_common(environments: Sequence[Environment]) -> Environment:
+    """What all machines agree on; what they differ in is not known of the whole."""
+    first = environments[0]
+    agreed = {each.name: getattr(first, each.name) for each in fields(Environment)}
+    return Environment(
+        **{name: v for name, v in agreed.items() if all(getattr(other, name) == v for other in environments)}
+    )
+
+
+# --- model × machine --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one machine says of one model in one precision: its worst check, and how many there are; None: nothing."""
+
+    word: str
+    worst: CheckRecord | None = None
+    checks: int = 0
+
+    @property
+    def text(self) -> str:
+        """The verdict, with the error that decided it."""
+        judged = decisive(self.worst) if self.worst else None
+        return f"{self.word} {judged.value_text}" if judged and judged.value is not None else self.word
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one precision: a cell for each machine."""
+
+    model: str
+    precision: str | None
+    cells: tuple[Cell, ...]
+
+
+def fleet(run: RunRecord) -> list[Row]:
+    """Every model and precision of a merged report, with what each of its machines says of it."""
+    names = short_names({check.model for check in run.checks})
+    found: dict[tuple[str, str | None], dict[str | None, list[CheckRecord]]] = defaultdict(lambda: defaultdict(list))
+    for check in run.checks:
+        found[names[check.model], check.precision][check.machine].append(check)
+    return [
+        Row(model, precision, tuple(_cell(of_machine.get(machine.name, [])) for machine in run.machines))
+        for (model, precision), of_machine in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+    ]
+
+
+def _cell(checks: Sequence[CheckRecord]) -> Cell:
+    if not checks:
+        return Cell(MISSING)
+
+    def severity(check: CheckRecord) -> tuple[int, float]:
+        judged = decisive(check)
+        return -WORDS.index(verdict_word(check)), (judged and judged.used) or 0.0
+
+    worst = max(checks, key=severity)
+    return Cell(verdict_word(worst), worst, len(checks))
+
+
+def gaps(run: RunRecord) -> list[str]:
+    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured."""
+    if not run.checks:
+        return ["no report holds a check"]
+    everywhere = {(check.nodeid, check.precision) for check in run.checks}
+    found = []
+    for machine in run.machines:
+        part = _of(machine, run)
+        own, unrecorded = part.checks, missing(part)
+        absent = len(everywhere - {(check.nodeid, check.precision) for check in own})
+        unmeasured = sum(check.verdict == "not_measured" for check in own)
+        unrun = len(emulated(own))
+        said = [
+            *([unrecorded] if unrecorded else []),
+            *([f"lacks {plural(absent, 'check')} of others"] if absent else []),
+            *([f"{plural(unmeasured, 'check')} not measured"] if unmeasured else []),
+            *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
+        ]
+        found += [f"{machine.name}: {', '.join(said)}"] if said else []
+    return found
+
+
+def lines(run: RunRecord, width: int) -> list[str]:
+    """A merged report for a terminal, none of its lines longer than `width` columns where that can be."""
+    machines = [machine.name for machine in run.machines]
+    # Each name in its share of what the models leave.
+    share = max(12, (width - 30) // max(len(machines), 1) - 2)
+    headers = ("model", "precision", *shorten_apart(machines, share))
+    rows = [(row.model or MISSING, row.precision or MISSING, *(cell.text for cell in row.cells)) for row in fleet(run)]
+    table = Table(headers, tuple("<" for _ in headers), rows)
+    bad: dict[str, list[str]] = defaultdict(list)
+    for check in run.checks:
+        if failed(check):
+            bad[f"{check.nodeid}: {check.headline or verdict_word(check)}"].append(check.machine or MISSING)
+    said = [f"{what} ({', '.join(machines_of)})" for what, machines_of in bad.items()]
+    told = [line for text in (*said, *gaps(run)) for line in wrapped(one_line(text), width)]
+    shown = [line.text.rstrip() for line in table.lines(width)]
+    return [*shown, *([""] if told else []), *told, totals(run.checks).text]
+
+
+def markdown(run: RunRecord) -> str:
+    """A merged report for a GitHub step summary."""
+    headers = ["Model", "Precision", *(markdown_text(machine.name) for machine in run.machines)]
+    rows = [
+        [markdown_code(row.model), markdown_text(row.precision), *(markdown_text(cell.text) for cell in row.cells)]
+        for row in fleet(run)
+    ]
+    table = [headers, ["---"] * len(headers), *rows]
+    text = [f"## TensorRT checks on {plural(len(run.machines), 'machine')}", "", totals(run.checks).text, ""]
+    text += [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([*text, "", *(f"- {markdown_text(gap)}" for gap in gaps(run))]).rstrip() + "\n"

@@ -1,0 +1,194 @@
+"""Files from anybody: damaged, edited, or made to take all of the memory. An error names the file, the run goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pytest_trtcheck.cache import Cache, format_bytes
+from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.model import memory, npz, onnx_model
+from pytest_trtcheck.spec import ParitySpec
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_trtcheck.record import CheckRecord
+
+FLOAT = TensorProto.FLOAT
+
+
+def check(path: Path, batch: int | None = 1) -> CheckRecord:
+    spec = ParitySpec(precision=("fp16",), batch=(batch,))
+    settings = Checker(cache=Cache(path.parent / "cache"), backend="onnxruntime")
+    return settings.check(Request(nodeid="t", model=str(path), folders=(), parity=spec, judge_parity=True))
+
+
+def edited(edit: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+    proto = onnx_models.conv_net()
+    edit(proto)
+    return proto
+
+
+def in_another_file(proto: onnx.ModelProto, **fields: str) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in fields.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "an output twice": (lambda m: m.graph.node[1].output.append("c1"), "c1"),
+    "the type of a weight": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "element type 99"),
+    "the type of an input": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 99),
+        "'image' has element type 99, which is none of ONNX's",
+    ),
+    "a shape below zero": (lambda m: m.graph.initializer[0].dims.__setitem__(0, -1), "shape [-1, 3, 3, 3]"),
+    "an offset that is no number": (
+        lambda m: in_another_file(m, location="w.bin", offset="a"),
+        "weight w1: where its data lies cannot be understood",
+    ),
+    "a length below zero": (
+        lambda m: in_another_file(m, location="w.bin", length="-1"),
+        "weight w1: where its data lies cannot be understood",
+    ),
+    "a name of a million characters": (
+        lambda m: setattr(m.graph.node[0], "name", "n" * 1_000_000),
+        "a name has 1,000,000 characters ('nnnn",
+    ),
+    "no operator": (lambda m: setattr(m.graph.node[0], "op_type", ""), "model.onnx"),
+    "no inputs": (lambda m: m.graph.node[0].ClearField("input"), "model.onnx"),
+    "no opset": (lambda m: m.ClearField("opset_import"), "model.onnx"),
+    "complex numbers": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64),
+        "complex64 numbers can't be generated",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_unsound_model_is_an_error_that_says_what_is_wrong(edit: str, tmp_path: Path) -> None:
+    change, said = EDITS[edit]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(edited(change).SerializeToString())
+    found = check(path)
+    assert found.verdict == "error"
+    assert found.message is not None
+    assert said in found.message
+    assert "please report it" not in found.message
+    assert len(found.message) < 2000
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_models.conv_net().SerializeToString().replace(b"conv1", b"con\xff1"))
+    with pytest.raises(ModelError, match="no UTF-8"):
+        onnx_model.load(path)
+
+
+def test_damaged_models_are_errors_in_the_users_words(tmp_path: Path) -> None:
+    """A sample of what the fuzz in benchmarks/ tries by the thousand: bytes of a sound model, changed at random."""
+    sound = onnx_models.conv_net().SerializeToString()
+    path = tmp_path / "model.onnx"
+    verdicts = set()
+    for seed in range(40):
+        draw, data = random.Random(seed), bytearray(sound)
+        for _ in range(draw.choice([1, 2, 8])):
+            data[draw.randrange(len(data) // 4)] = draw.randrange(256)
+        path.write_bytes(data)
+        found = check(path)
+        verdicts.add(found.verdict)
+        assert "please report it" not in (found.message or ""), (seed, found.message)
+    assert "error" in verdicts
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def copies(shape: list[int], out: list[int | str]) -> onnx.ModelProto:
+    return onnx_models.model([helper.make_node("Abs", ["x"], ["y"])], {"x": (FLOAT, shape)}, {"y": (FLOAT, out)})
+
+
+@pytest.mark.parametrize(("shape", "out"), [([2**40], ["n"]), ([2**30, 2**30, 8], ["a", "b", "c"]), ([1], [2**40])])
+def test_a_shape_beyond_the_memory_is_refused_with_the_limit(
+    shape: list[int], out: list[int | str], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(copies(shape, out).SerializeToString())
+    found = check(path, batch=None)
+    assert found.verdict == "error"
+    limit = format_bytes(memory.limit_bytes())
+    assert f"of which this machine's memory admits {limit} (a quarter of it)" in str(found.message)
+
+
+def test_what_fits_into_the_memory_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(copies([1024], [1024]).SerializeToString())
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 2 * 4096)
+    assert check(path, batch=None).verdict == "pass"
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 2 * 4096 - 4)
+    assert "take 8.0 KiB, of which this machine's memory admits 8.0 KiB" in str(check(path, batch=None).message)
+
+
+def test_the_memory_is_that_of_the_machine() -> None:
+    total = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1]) << 10
+    memory.total_bytes.cache_clear()
+    assert memory.total_bytes() <= total
+    assert memory.total_bytes() > 1 << 28
+
+
+def header(path: Path, shape: tuple[int, ...]) -> None:
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+def test_a_header_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
+    header(tmp_path / "x.npy", (2**40,))
+    with pytest.raises(ValueError, match="its header claims 4,398,046,511,104 bytes, and it holds 128"):
+        npz.load(tmp_path / "x.npy")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.write(tmp_path / "x.npy", "x.npy")
+    with pytest.raises(ValueError, match="its header claims"):
+        npz.load(tmp_path / "x.npz")
+
+
+def test_a_file_that_unpacks_to_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1 << 20, np.float32))
+    assert (tmp_path / "x.npz").stat().st_size < 10_000
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 << 20)
+    with pytest.raises(ValueError, match=r"its arrays claim 4.0 MiB, of which"):
+        npz.load(tmp_path / "x.npz")
+
+
+def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path) -> None:
+    arrays = {"x": np.arange(6.0).reshape(2, 3).T, "n": np.array(3), "s": np.array(["a", "bc"]), "e": np.zeros((0, 2))}
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    found = npz.load(tmp_path / "x.npz")
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    np.save(tmp_path / "x.npy", arrays["x"])
+    np.testing.assert_array_equal(npz.load(tmp_path / "x.npy")["arr_0"], arrays["x"])
+
+
+# --- what is no file -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "model.onnx"
+    os.mkfifo(pipe)
+    assert "is a pipe or a device, not an ONNX file" in str(check(pipe).message)
+    with pytest.raises(OSError, match="not a regular file"):
+        npz.load(pipe)

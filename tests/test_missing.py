@@ -1,0 +1,110 @@
+"""What a report says of the tests that were to check something and left no record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+HEAD = "import os\n\n@trt_parity('conv.onnx', batch=1)\ndef test_a(): ...\n\n"
+FAILS = HEAD + "@trt_parity('gone.onnx')\ndef test_b(): ...\n\n"
+LAST = "@trt_parity('conv.onnx', batch=1)\ndef test_z(): ...\n"
+
+
+def test_stopped_by_x(suite: Suite) -> None:
+    suite.write(test_x=FAILS + LAST + "def test_unmarked(): ...\n")
+    run = suite.run("-x", "--trt-html=report.html")
+    assert run.report["planned"] == 3
+    assert run.report["stopped"] == "stopping after 1 failures"
+    assert run.report["missing"] == [
+        {"nodeid": "test_x.py::test_z", "reason": "did not run: stopping after 1 failures", "outcome": None}
+    ]
+    assert "not in this report: 1 of 3 tests with checks: test_x.py::test_z (did not run" in run.text
+    assert "test_x.py::test_z" in (suite.path / "report.html").read_text()
+
+
+def test_dead_worker(suite: Suite) -> None:
+    suite.write(test_x=HEAD + "@trt_parity('conv.onnx')\ndef test_dies(): os._exit(3)\n\n" + LAST)
+    run = suite.run_apart("-n2")
+    assert sorted(check["nodeid"] for check in run.checks) == ["test_x.py::test_a", "test_x.py::test_z"]
+    assert run.report["missing"] == [
+        {"nodeid": "test_x.py::test_dies", "reason": "its process died", "outcome": "failed"}
+    ]
+    assert "test_x.py::test_dies (its process died)" in " ".join(run.text.split())
+
+
+def test_ended_before_the_check(suite: Suite) -> None:
+    suite.write(
+        test_x=HEAD
+        + "@trt_parity('conv.onnx')\ndef test_body(): raise ValueError('no data')\n\n"
+        + "@pytest.fixture\ndef broken(): raise OSError('no disk')\n\n"
+        + "@trt_parity('conv.onnx')\ndef test_fixture(broken): ...\n\n"
+        + "@trt_parity('conv.onnx')\n@pytest.mark.skip(reason='no time')\ndef test_skipped(): ...\n\n"
+        + "def test_never_called(trt_check): ...\n"
+    )
+    run = suite.run()
+    assert {each["nodeid"].rpartition("_")[2]: each["reason"] for each in run.report["missing"]} == {
+        "body": "failed in its call before it was checked: ValueError: no data",
+        "fixture": "failed in its setup before it was checked: OSError: no disk",
+        "skipped": "skipped: no time",
+        "called": "passed, and made no check",
+    }
+    assert run.report["planned"] == 5
+    assert "not in this report: 3 of 5 tests" in run.text
+
+
+def test_unforeseen_exception_is_a_record(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_trtcheck.check import steps
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("whatever")
+
+    monkeypatch.setattr(steps, "prepared", broken)
+    suite.write(test_x=HEAD)
+    run = suite.run()
+    (record,) = run.checks
+    assert record["verdict"] == "error"
+    assert "conv.onnx: KeyError: 'whatever' (checker.py:" in record["message"]
+    assert "please report it" in record["message"]
+    assert "Traceback" not in run.text
+    assert run.report["missing"] == []
+
+
+def test_report_that_cannot_be_made_hides_no_other(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_trtcheck.report import html
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("whatever")
+
+    monkeypatch.setattr(html, "render", broken)
+    suite.write(test_x=HEAD)
+    run = suite.run("--trt-html=report.html")
+    assert run.check("test_a")["verdict"] == "pass"
+    assert "ERROR: writing the reports: KeyError: 'whatever'" in run.text
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_killed_run_leaves_no_earlier_report(suite: Suite) -> None:
+    suite.write(test_x="import time\n@trt_parity('conv.onnx')\ndef test_a():\n    time.sleep(60)\n")
+    for name in ("report.json", "report.html"):
+        (suite.path / name).write_text("of an earlier run")
+    # Only listing tests makes no report.
+    command = [sys.executable, "-mpytest", "-q", "--trt-report=report.json", "--trt-html=report.html"]
+    subprocess.run([*command, "--collect-only"], cwd=suite.path, check=True, capture_output=True)
+    assert (suite.path / "report.json").exists()
+    process = subprocess.Popen(command, cwd=suite.path, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while (suite.path / "report.html").exists():
+        assert time.monotonic() < end, "the earlier report is still there"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    process.wait()
+    assert not (suite.path / "report.json").exists()

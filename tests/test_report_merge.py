@@ -1,0 +1,162 @@
+"""The reports of many machines as one: what failed, what is missing and what nobody ran on one of them is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trtcheck import __main__
+from pytest_trtcheck.record import Environment, GpuRecord, Library, MissingRecord, RunRecord
+from pytest_trtcheck.report import html, json_report, merge
+from pytest_trtcheck.report.text import columns
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+DATA = Path(__file__).parent / "data" / "reports"
+PASSING = json_report.read(DATA / "example.json")
+FAILING = json_report.read(DATA / "failing.json")
+SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+
+Merging = Callable[..., tuple[int, str]]
+
+
+def on(gpu: str | None, run: RunRecord, *, version: str = "10.16", driver: str = "580") -> RunRecord:
+    environment = Environment(
+        python="3.12",
+        driver=driver,
+        tensorrt=Library(module="tensorrt", version=version),
+        gpu=GpuRecord(gpu) if gpu else None,
+    )
+    checks = [
+        replace(check, evidence=check.evidence and ("engine" if gpu else "emulated"), latency=None)
+        for check in run.checks
+    ]
+    return replace(run, environment=environment, checks=tuple(checks))
+
+
+@pytest.fixture
+def merging(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Merging:
+    """Runs the command on reports, named a.json, b.json, …; its exit status and what it printed."""
+
+    def run(*reports: RunRecord | str, options: tuple[str, ...] = ()) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        names = []
+        for letter, report in zip("abcdef", reports, strict=False):
+            if isinstance(report, RunRecord):
+                json_report.save(f"{letter}.json", report)
+            names.append(report if isinstance(report, str) else f"{letter}.json")
+        status = __main__.main(["merge", *names, *options])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return run
+
+
+def test_two_real_runs_become_one_report(suite: Suite, merging: Merging) -> None:
+    suite.write(
+        test_it=(
+            '@trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=1)\ndef test_conv(): ...\n\n'
+            '@trt_parity("gemm.onnx", precision="bf16", tol=1e-9)\ndef test_gemm(): ...\n'
+        )
+    )
+    reports = []
+    for gpu, deselected in (("L4", "nothing"), ("A100", "test_it.py::test_conv[bf16]")):
+        suite.run(f"--trt-gpu={gpu}", "--trt-backend=onnxruntime", f"--deselect={deselected}")
+        reports.append(json_report.read(suite.path / "report.json"))
+    status, text = merging(*reports, options=("-o", "fleet.json", "--html", "fleet.html"))
+    assert status == 1
+    assert re.search(r"model +precision +no GPU, for L4 +no GPU, for A100\n", text)
+    assert re.search(r"conv.onnx +bf16 +pass \S+ +–\n", text)
+    assert re.search(r"gemm.onnx +bf16 +fail \S+ +fail \S+\n", text)
+    assert re.search(
+        r"test_gemm: gemm.onnx in bf16 differs .*\((no\s+GPU,\s+for\s+(L4|A100)(,\s+)?){2}\)", text, re.DOTALL
+    )
+    assert "no GPU, for A100: lacks 1 check of others, 2 checks emulated, not run on a GPU" in text
+    assert text.endswith("5 checks: 3 pass, 2 fail\n")
+    written: dict[str, Any] = json.loads(Path("fleet.json").read_text())
+    pytest.importorskip("jsonschema", reason="validating the report needs jsonschema").validate(written, SCHEMA)
+    assert [check["machine"] for check in written["checks"]].count("no GPU, for L4") == 3
+    assert (written["environment"]["requested_gpu"], written["environment"]["numpy"] is None) == (None, False)
+    page = Path("fleet.html").read_text()
+    assert "Models and machines" in page
+    assert page.count("on no GPU, for A100") == 2
+    # A merged report is one more report: nothing of it is lost.
+    text = merging("fleet.json", on("Tesla T4", PASSING))[1]
+    assert re.search(r"precision +no GPU, for L4 +no GPU\S+or A100 +Tesla T4\n", text)
+    assert f"\n{5 + len(PASSING.checks)} checks: " in text
+
+
+def test_a_failure_on_one_machine_fails_them_all(merging: Merging) -> None:
+    assert merging(on("Tesla T4", PASSING), on("NVIDIA L4", PASSING))[0] == 0
+    status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", FAILING))
+    assert status == 1
+    assert "(L4)" in text
+
+
+def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_required(merging: Merging) -> None:
+    whole = on("Tesla T4", PASSING)
+    part = on("NVIDIA L4", replace(PASSING, checks=PASSING.checks[1:]))
+    status, text = merging(whole, part)
+    assert (status, "L4: lacks 1 check of others" in text) == (0, True)
+    assert merging(whole, part, options=("--require-all",))[0] == 1
+    assert merging(whole, on("NVIDIA L4", PASSING), options=("--require-all",))[0] == 0
+    status, text = merging(whole, on(None, PASSING), options=("--require-all",))
+    assert (status, "emulated, not run on a GPU" in text) == (1, True)
+
+
+def test_reports_without_a_check_are_no_pass(merging: Merging) -> None:
+    status, text = merging(on("Tesla T4", replace(PASSING, checks=())))
+    assert (status, "no report holds a check" in text) == (1, True)
+    status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", replace(PASSING, checks=())))
+    assert (status, f"L4: lacks {len(PASSING.checks)} checks of others" in text) == (0, True)
+
+
+def test_a_run_that_was_cut_short_fails(merging: Merging) -> None:
+    dead = MissingRecord("t.py::test_z", "its process died")
+    cut = replace(PASSING, missing=(dead,), planned=len(PASSING.checks) + 1)
+    status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", cut), options=("-o", "merged.json"))
+    assert status == 1
+    assert f"L4: not in this report: 1 of {len(PASSING.checks) + 1} tests with checks: t.py::test_z (its" in text
+    assert merging("merged.json")[0] == 1
+    skipped = replace(cut, missing=(MissingRecord("t.py::test_z", "skipped: no time", "skipped"),))
+    assert merging(on("Tesla T4", PASSING), on("NVIDIA L4", skipped))[0] == 0
+
+
+def test_machines_of_one_kind_are_told_apart() -> None:
+    runs = [on("Tesla T4", PASSING, version=version, driver=driver) for version, driver in [("10", "1"), ("11", "1")]]
+    runs.append(on("Tesla T4", PASSING, version="11", driver="2"))
+    found = merge.merge([(f"{letter}.json", run) for letter, run in zip("abc", runs, strict=True)])
+    assert [machine.name for machine in found.machines] == [
+        "Tesla T4, tensorrt 10",
+        "Tesla T4, tensorrt 11, b",
+        "Tesla T4, tensorrt 11, c",
+    ]
+    assert (found.environment.driver, found.environment.python) == (None, "3.12"), "what they have in common"
+    assert len(found.checks) == sum(found.summary.values()) == 3 * len(PASSING.checks)
+
+
+def test_a_report_given_twice_and_what_is_none_are_errors(merging: Merging) -> None:
+    run = on("Tesla T4", FAILING)
+    assert merging(run, run) == (2, "ERROR: b.json is the same report as a.json\n  → name each machine's report once\n")
+    Path("cut.json").write_text("{")
+    status, text = merging(run, "cut.json")
+    assert (status, "cut.json is no JSON report" in text) == (2, True)
+
+
+@pytest.mark.parametrize("machines", [1, 3, 6])
+def test_it_fits_the_terminal_and_the_summary_has_every_machine(machines: int) -> None:
+    gpus = ["Tesla T4", "NVIDIA A100-SXM4-80GB", "NVIDIA L4", "NVIDIA H100 80GB HBM3", "NVIDIA L40S", "Orin"][:machines]
+    run = merge.merge([(f"{gpu}.json", on(gpu, FAILING)) for gpu in gpus])
+    width = 80 if machines <= 3 else 160
+    assert max(map(columns, merge.lines(run, width))) <= width
+    text = merge.markdown(run)
+    assert all(machine.name in text for machine in run.machines)
+    pytest.importorskip("jinja2", reason="the HTML report needs jinja2")
+    assert html.render(run).count("<th>") >= machines
