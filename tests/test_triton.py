@@ -14,7 +14,7 @@ from pytest_trtcheck import latency
 from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.client import Counts
 from pytest_trtcheck.check.latency import _qps_under_load
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, ServerError
 from pytest_trtcheck.latency import load
 from pytest_trtcheck.latency.load import Window
 
@@ -173,6 +173,23 @@ def test_the_time_allowed_ends_it() -> None:
     assert len(levels) == 1
     assert not levels[0].stable
     assert "0.1 s allowed were over" in ended
+
+
+def test_a_server_that_refuses_more_at_once_ends_it() -> None:
+    @dataclass
+    class Full(Simulated):
+        def run(self, concurrency: int, seconds: float) -> Window:
+            if concurrency >= self.most:
+                raise ServerError("Exceeds maximum queue size")
+            return super().run(concurrency, seconds)
+
+        most: int = 4
+
+    levels, ended = load.sweep(Full({1: 100.0, 2: 200.0}), 60)
+    assert [level.concurrency for level in levels] == [1, 2]
+    assert ended == "with 4 at once a request failed: Exceeds maximum queue size"
+    with pytest.raises(ServerError):
+        load.sweep(Full({1: 100.0}, most=1), 60)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(50.0, "pass"), (200.0, "fail")])

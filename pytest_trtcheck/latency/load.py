@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pytest_trtcheck.errors import ServerError
 from pytest_trtcheck.record import LoadRecord
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ def level(concurrency: int, windows: Sequence[Window]) -> LoadRecord:
 
 
 def sweep(runs: LoadRuns, max_seconds: float) -> tuple[tuple[LoadRecord, ...], str]:
-    """Measure level by level; the levels, and why there are no more."""
+    """Measure level by level; the levels, and why there are no more.
+
+    Raises
+    ------
+    ServerError
+        A request failed that was alone. Where more at once fail, as by a full queue, there are the levels before.
+    """
     deadline = time.monotonic() + max_seconds
     levels: list[LoadRecord] = []
     concurrency, rate, best, without_gain = 1, 0.0, 0.0, 0
@@ -113,7 +120,12 @@ def sweep(runs: LoadRuns, max_seconds: float) -> tuple[tuple[LoadRecord, ...], s
             if left <= 0:
                 break
             wanted = max(WINDOW_S, WINDOW_REQUESTS / rate if rate else 0.0)
-            windows.append(runs.run(concurrency, min(wanted, max(left, WINDOW_S))))
+            try:
+                windows.append(runs.run(concurrency, min(wanted, max(left, WINDOW_S))))
+            except ServerError as error:
+                if not levels:
+                    raise
+                return tuple(levels), f"with {concurrency} at once a request failed: {error.headline}"
             rate = windows[-1].qps
         if windows:
             levels.append(level(concurrency, windows))

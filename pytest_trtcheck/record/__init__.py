@@ -402,8 +402,8 @@ class ServerRecord:
     platform
         What runs the model there, such as `tensorrt_plan`.
     at_once, difference
-        How many requests were sent at once, and how far an answer then lay from that of the same request alone, as
-        max|a - b| / max|a|.
+        How many answers there were to requests that were sent together with others, and how far one lay from that to
+        the same request alone, as max|a - b| / max|a|.
     batches
         What the server counted meanwhile: how many executions there were, by batch size.
     proved

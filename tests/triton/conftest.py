@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 FLOAT = TensorProto.FLOAT
+QUEUE = (
+    "max_batch_size: 8\ndynamic_batching { preferred_batch_size: [ 1 ] default_queue_policy { max_queue_size: 3 } }\n"
+)
 BATCHED = "max_batch_size: 8\ndynamic_batching { max_queue_delay_microseconds: 20000 }\n"
 
 
@@ -88,6 +91,8 @@ def models() -> dict[str, Model]:
         "one_by_one": Model(right, X, HEADS, batching="max_batch_size: 8\n"),
         "slow": Model(right, X, HEADS, fault="sleeps 0.02", batching="max_batch_size: 8\n"),
         "hangs": Model(right, X, HEADS, fault="sleeps 4", batching="max_batch_size: 8\n"),
+        "full": Model(right, X, HEADS, batching=QUEUE, fault="sleeps 0.02"),
+        "only_one": Model(right, X, HEADS, fault="refuses batches"),
         "broken": Model(right, X, HEADS, fault="broken"),
         "wider": Model(right, {"x": ("FP32", [5])}, {"first": ("FP32", [3]), "third": ("INT32", [3])}),
     }

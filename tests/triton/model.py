@@ -38,6 +38,8 @@ class TritonPythonModel:
         fed = {name: np.concatenate(arrays) for name, arrays in inputs.items()}
         names = [each.name for each in self.session.get_outputs()]
         found = dict(zip(names, self.session.run(names, fed), strict=True))
+        if self.fault == "refuses batches" and len(requests) > 1:
+            raise RuntimeError("it was built for a batch of one")
         if self.fault == "swapped":
             first, second = names[:2]
             found[first], found[second] = found[second], found[first]

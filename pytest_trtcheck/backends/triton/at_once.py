@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.backends.base import AtOnce
-from pytest_trtcheck.errors import plural
+from pytest_trtcheck.errors import ServerError, plural
 from pytest_trtcheck.latency.load import Window
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ REQUESTS = 16
 """The requests that are sent at once, to see whether a batch changes what comes out."""
 ROUNDS = 5
 """How often they are sent, if the server does not put them together before."""
-_COUNTED_S = 1.0
-"""The server counts a request a moment after its answer."""
+_KEPT_BYTES = 256 << 20
+"""Of outputs; where they are larger, fewer requests are sent, and less often."""
+_QUEUE_IS_FULL = "maximum queue size"
+"""What the server says of a request that `max_queue_size` keeps out."""
 _SETTLE_S = 0.1
 """Between the start of more requests and the window in which they are measured."""
 
@@ -44,37 +46,37 @@ def compared(runner: Served, cases: Sequence[Case]) -> AtOnce:
     """
     served = runner.served
     requests = _requests(served, cases)
+    size = sum(array.nbytes for array in runner(requests[0]).values())
+    requests = requests[: max(2, _KEPT_BYTES // max(size, 1))]
     alone = [runner(request) for request in requests]
-    together: list[dict[str, NDArray[Any]]] = []
-    before, sent = _counted(runner, 0), runner.sent
+    may_batch = served.batches_dynamically and served.max_batch_size > 1
+    rounds = min(ROUNDS, max(1, _KEPT_BYTES // max(size * len(requests), 1))) if may_batch else 1
+    together: list[dict[str, NDArray[Any]] | None] = []
+    before = runner.counts()
     seen: Counts | None = None
-    for _ in range(ROUNDS if served.batches_dynamically and served.max_batch_size > 1 and before else 1):
+    for _ in range(rounds if before else 1):
         together += all_at_once(runner, requests)
-        if before is not None and (now := _counted(runner, before.inferences + runner.sent - sent)) is not None:
-            seen = now.since(before)
+        now = runner.counts()
+        seen = now.since(before) if now and before else None
         if seen is None or max(seen.batches, default=0) > 1:
             break
-    rounds = len(together) // len(requests)
-    return AtOnce(alone * rounds, together, seen.batches if seen else None, _said(served, len(requests), seen))
+    repeated = alone * (len(together) // len(requests))
+    answered = [(one, other) for one, other in zip(repeated, together, strict=True) if other is not None]
+    note = _said(served, len(requests), seen)
+    if refused := len(together) - len(answered):
+        note += f"; {refused} of {len(together)} were refused, since the server's queue was full"
+    return AtOnce([one for one, _ in answered], [other for _, other in answered], seen.batches if seen else None, note)
 
 
-def _counted(runner: Served, least: int) -> Counts | None:
-    """What the server has counted, once that is as much as was answered."""
-    until = time.monotonic() + _COUNTED_S
-    while (found := runner.counts()) is not None and found.inferences < least and time.monotonic() < until:
-        time.sleep(0.01)
-    return found
-
-
-def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDArray[Any]]]:
-    """The outputs of requests that are sent together, in their order.
+def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDArray[Any]] | None]:
+    """The outputs of requests that are sent together, in their order; None for one that a full queue refused.
 
     Raises
     ------
     ServerError
         One of them failed.
     """
-    outputs: list[dict[str, NDArray[Any]]] = [{} for _ in requests]
+    outputs: list[dict[str, NDArray[Any]] | None] = [None for _ in requests]
     errors: list[BaseException] = []
     start = threading.Barrier(len(requests))
 
@@ -85,6 +87,10 @@ def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDAr
                 outputs[index] = own(requests[index])
         except threading.BrokenBarrierError:
             pass  # Another one failed, which is what is said.
+        except ServerError as error:
+            if _QUEUE_IS_FULL not in error.message:
+                message = f"{error.message} ({len(requests)} requests were sent at once)"
+                errors.append(ServerError(message, error.hint))
         except BaseException as error:
             errors.append(error)
             start.abort()
@@ -96,7 +102,7 @@ def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDAr
         thread.join()
     if errors:
         raise errors[0]
-    runner.sent += sum(map(runner.rows, requests))
+    runner.sent += sum(runner.rows(request) for request, found in zip(requests, outputs, strict=True) if found)
     return outputs
 
 
@@ -141,7 +147,7 @@ def _said(served: ServedModel, requests: int, seen: Counts | None) -> str:
         return f"{counted}; the served model takes no batches (max_batch_size {served.max_batch_size})"
     if not served.batches_dynamically:
         return f"{counted}; its configuration has no dynamic_batching, so requests are not put together"
-    return f"{counted}; dynamic batching is configured, and was not seen in {ROUNDS} attempts"
+    return f"{counted}; dynamic batching is configured, and was not seen"
 
 
 # --- under load ------------------------------------------------------------------------------------------------------
@@ -180,7 +186,9 @@ class Load:
             seconds = 0.05
         ended, used = time.perf_counter(), time.process_time() - used
         if is_over:
-            raise self._errors[0]
+            error = self._errors[0]
+            self._stop()
+            raise error
         fresh = [times for kept, before in zip(self._times, taken, strict=True) for times in kept[before:]]
         times = np.array([pair for pair in fresh if pair[1] <= ended])
         times = times[np.argsort(times[:, 1])]
@@ -223,7 +231,13 @@ class Load:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        """Wait for what is under way; another `run` starts anew."""
         self._wanted = 0
         for thread in self._threads:
             thread.join()
         self._runner.sent += sum(map(len, self._times)) * self._runner.rows(self._cases[0])
+        self._threads, self._times, self._errors = [], [], []
+        self._failed.clear()

@@ -83,6 +83,11 @@ class Counts:
     executions: int
     batches: Mapping[int, int]
 
+    @property
+    def least(self) -> int:
+        """The inferences that are counted both ways; a moment later it is all of them."""
+        return min(self.inferences, sum(size * count for size, count in self.batches.items()))
+
     def since(self, before: Counts) -> Counts:
         """What came in between."""
         grown = {size: count - before.batches.get(size, 0) for size, count in self.batches.items()}
@@ -309,9 +314,8 @@ class Connection:
         except OSError as error:
             raise self._unreachable(error.strerror or str(error)) from error
         except Exception as error:
-            # What is no Triton server answers too, only with something that the client cannot read.
-            said = f"{where}the answer is none of a Triton server: {first_line(error)}"
-            raise self._error(said, _WHICH_PORT) from error
+            # What is no Triton server may answer too, and one that ends closes the connection.
+            raise self._error(f"{where}no answer that is Triton's: {first_line(error)}", _WHICH_PORT) from error
 
     def _error(self, what: str, hint: str) -> ServerError:
         return ServerError(f"Triton at {self.address}: {what}", hint)

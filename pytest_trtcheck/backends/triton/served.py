@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _KINDS = (frozenset({"float64", "float32", "float16", "bfloat16"}), frozenset({"int64", "int32"}))
 """Types that are converted into each other on the way."""
+_COUNTED_S = 1.0
 
 
 class Served:
@@ -41,7 +42,8 @@ class Served:
         self.served = served
         self.model = model
         self.sent = 0
-        """The rows that were sent, so that the server's count of them tells what others sent."""
+        """The rows that were answered, so that the server's count of them tells what others sent."""
+        self._at_first = self._counted()
         self._before: tuple[Counts | None, int] = None, 0
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
@@ -75,7 +77,16 @@ class Served:
         )
 
     def counts(self) -> Counts | None:
-        """What the server has counted of it."""
+        """What the server has counted of it, all that was answered included: that is counted a moment later."""
+        found, until = self._counted(), time.monotonic() + _COUNTED_S
+        while found and self._at_first and time.monotonic() < until:
+            if found.least >= self._at_first.least + self.sent:
+                break
+            time.sleep(0.01)
+            found = self._counted()
+        return found
+
+    def _counted(self) -> Counts | None:
         return self.connection.counts(self.served.name, self.served.version)
 
     def disturbed(self) -> tuple[str, ...]:
