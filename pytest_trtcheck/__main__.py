@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError, visible
+from pytest_trtcheck.report import gate_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_trtcheck.report.diff import ReportDiff
 
-NOTHING_WORSE, WORSE, BAD_INPUT, UNDECIDED = 0, 1, 2, 3
+NOTHING_WORSE, WORSE, BAD_INPUT = 0, 1, 2
 
 _FAIL_ON = ("never", "regression", "loss")
 _EXIT_CODES = """\
@@ -28,22 +28,6 @@ exit status:
 --fail-on=regression: a verdict, an error, a latency, or the engine's size or
 memory is worse. --fail-on=loss: that, or a check was removed, is not measured
 any more, or cannot be compared.
-"""
-
-_UPGRADE_CODES = """\
-exit status:
-  0  nothing became worse beyond the limits
-  1  something did, or was not compared and need not be by no --allow
-  2  the two reports do not fit together (nothing in them can be compared), a
-     file cannot be read as a report, or the arguments are wrong
-  3  nothing is surely worse, and of something that cannot be told
-
-what --allow takes, separated by commas:
-  missing         checks that the new report lacks
-  not-comparable  other models, inputs, GPUs, evidence or ways of measuring
-  not-measured    what was not measured, in one report or in both
-  emulated        errors that are emulated in both, though TensorRT is another
-  layers          engines that do not tell of their layers, or untimed layers
 """
 
 
@@ -67,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--fail-on", choices=_FAIL_ON, default="never", help="what exits with 1 (default: %(default)s)"
     )
-    _add_upgrade(commands)
+    gate_command.declare(commands)
     command = commands.add_parser(
         "release",
         help="what a folder of --trt-export holds, what is missing and what was altered",
@@ -100,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "release":
             return _release(Path(given.folder), [Path(each) for each in given.others])
+        if given.command == gate_command.NAME:
+            return gate_command.run(given, _width())
         if given.command == "merge":
             return _merge(given)
-        if given.command == "upgrade":
-            return _upgrade(given)
         return _record(given) if given.command == "record" else _diff(given)
     except CheckError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(visible(f"ERROR: {error}"), file=sys.stderr)
         return BAD_INPUT
 
 
@@ -139,94 +123,6 @@ def _merge(given: argparse.Namespace) -> int:
     return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
 
 
-def _add_upgrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from pytest_trtcheck.report.gate_questions import Limits
-
-    limits = Limits()
-    command = commands.add_parser(
-        "upgrade",
-        help="whether an upgrade may go out, by the report of before and that of after",
-        description="Judge an upgrade (TensorRT, a driver, ONNX Runtime) by two JSON reports (--trt-report) of one "
-        "suite on one GPU: verdicts, errors, latency, the precision of every layer, and what layers take.",
-        epilog=_UPGRADE_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("old", metavar="OLD.json", help="the report of before")
-    command.add_argument("new", metavar="NEW.json", help="the report of after")
-    shown = "(default: %(default)s)"
-    ratios = {
-        "error-ratio": (None, 1.0, "an error may become so many times as large (default: as for baselines, 1.5)"),
-        "error-share": (None, 0.0, "and may always rise by this share of its limit (default: 0.05)"),
-        "slowdown": (limits.slowdown, 0.0, f"a quantile of latency may rise by this share {shown}"),
-        "layer-slowdown": (limits.layer_slowdown, 0.0, f"layers may take longer by this share {shown}"),
-        "layer-share": (limits.layer_share, 0.0, f"and always by this share of the engine's time {shown}"),
-    }
-    for name, (default, least, meaning) in ratios.items():
-        command.add_argument(
-            f"--{name}",
-            type=lambda text, least=least: _number(text, least),  # type: ignore[misc]
-            default=default,
-            metavar="X",
-            help=meaning,
-        )
-    command.add_argument(
-        "--allow", type=_allowed, default=frozenset(), metavar="LIST", help="what need not be compared"
-    )
-    command.add_argument("--downgrade", action="store_true", help="the new report is of older versions")
-    command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
-    command.add_argument("--json", metavar="FILE", help="write the verdict for a program, too")
-
-
-def _number(text: str, least: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not least <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number from {least:g} on, got {text!r}")
-    return number
-
-
-def _allowed(text: str) -> frozenset[str]:
-    from pytest_trtcheck.report.gate_questions import ALLOWABLE
-
-    names = frozenset(filter(None, (name.strip() for name in text.split(","))))
-    if unknown := sorted(names.difference(ALLOWABLE)):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(ALLOWABLE)}")
-    return names
-
-
-def _upgrade(given: argparse.Namespace) -> int:
-    import json
-
-    from pytest_trtcheck.record import jsonable
-    from pytest_trtcheck.record.files import write_text
-    from pytest_trtcheck.report import gate, gate_text, json_report
-    from pytest_trtcheck.report.gate_questions import Limits
-
-    names = given.old, given.new
-    limits = Limits(
-        error_ratio=given.error_ratio,
-        error_share=given.error_share,
-        slowdown=given.slowdown,
-        layer_slowdown=given.layer_slowdown,
-        layer_share=given.layer_share,
-        allowed=given.allow,
-    )
-    found = gate.judge(json_report.read(given.old), json_report.read(given.new), limits, downgrade=given.downgrade)
-    status = {"pass": NOTHING_WORSE, "fail": WORSE, "inconclusive": UNDECIDED}[found.verdict]
-    if not found.fits:
-        status = BAD_INPUT
-    if given.markdown:
-        print(gate_text.markdown(found, names), end="")
-    else:
-        print("\n".join(gate_text.lines(found, names, _width())))
-    if given.json:
-        text = json.dumps(jsonable(gate_text.data(found, names, status)), indent=2, allow_nan=False, ensure_ascii=False)
-        write_text(given.json, text + "\n")
-    return status
-
-
 def _width() -> int:
     from pytest_trtcheck.report.diff_text import DEFAULT_WIDTH
 
@@ -237,7 +133,7 @@ def _release(folder: Path, others: Sequence[Path]) -> int:
     from pytest_trtcheck.export import release
 
     found, remarks = release.merge(folder, others) if others else (release.check(folder), [])
-    print("\n".join([*found.lines(details=True), *remarks]))
+    print(visible("\n".join([*found.lines(details=True), *remarks])))
     return NOTHING_WORSE if found.is_complete and not remarks else WORSE
 
 
@@ -301,7 +197,7 @@ def _record(given: argparse.Namespace) -> int:
         provider=given.provider,
         custom_ops=given.custom_ops,
     )
-    print("\n".join(record(asked)))
+    print(visible("\n".join(record(asked))))
     return NOTHING_WORSE
 
 

@@ -22,6 +22,7 @@ from pytest_trtcheck.record import (
     GpuRecord,
     LayerRecord,
     Library,
+    MissingRecord,
     RebuildRecord,
     RunRecord,
     jsonable,
@@ -31,6 +32,7 @@ from pytest_trtcheck.report import gate_layers, gate_text
 from pytest_trtcheck.report.gate import Gate, judge
 from pytest_trtcheck.report.gate_questions import ALLOWABLE, Limits
 from pytest_trtcheck.report.json_report import read, save
+from pytest_trtcheck.report.merge import merge
 from pytest_trtcheck.report.text import columns
 from tests.test_report_diff import LEAVES, _walk, check, latency, output, parity, report
 
@@ -147,22 +149,32 @@ def test_several_builds_tell_how_far_an_error_may_rise() -> None:
 
 @pytest.mark.parametrize(("noise", "verdict"), [(0.001, "fail"), (0.6, "inconclusive")], ids=["tight", "wide"])
 def test_a_median_that_is_ten_percent_slower(noise: float, verdict: str) -> None:
+    gate = noisy(noise, 1.1)
+    assert gate.verdict == verdict
+    assert verdict in {outcome for outcome, _ in told(gate)["latency"]}
+
+
+def test_a_median_that_looks_fine_passes_only_where_it_surely_is_not_much_slower() -> None:
+    assert noisy(0.001, 1.03).verdict == "pass"
+    assert noisy(0.6, 1.0).verdict == "inconclusive"
+
+
+def noisy(noise: float, slower: float) -> Gate:
     def taken(p50_ms: float, seed: int) -> Any:
         samples = p50_ms * np.exp(noise * np.random.default_rng(seed).normal(size=300))
         found = Distribution.of(samples)
         return replace(latency(p50_ms), p50_ms=found.quantile_ms("p50_ms")), found
 
     pair = []
-    for p50_ms, seed in ((1.0, 1), (1.1, 2)):
+    for p50_ms, seed in ((1.0, 1), (slower, 1)):
         record, found = taken(p50_ms, seed)
         pair.append(replace(record, details=replace(record.details, distribution=found.to_json())))
-    gate = upgrade(before(latency=pair[0]), after(latency=pair[1]))
-    assert gate.verdict == verdict
-    assert verdict in {outcome for outcome, _ in told(gate)["latency"]}
+    return upgrade(before(latency=pair[0]), after(latency=pair[1]))
 
 
 def test_what_disturbed_a_measurement_makes_it_inconclusive_on_either_side() -> None:
-    slow, disturbed = latency(1.1, 1), {"disturbances": ["another process"]}
+    disturbed: dict[str, Any]
+    slow, disturbed = latency(1.1, 1), {"disturbances": ("another process",)}
     assert upgrade(before(), after(latency=slow)).verdict == "fail"
     assert upgrade(before(), after(latency=latency(1.1, 1, **disturbed))).verdict == "inconclusive"
     # The old one looked slower than it was, and hides as much.
@@ -262,7 +274,7 @@ def test_layers_are_matched_by_the_nodes_that_they_share_however_they_are_fused(
     ],
 )
 def test_engines_that_do_not_tell_are_not_compared(old: Any, new: Any, said: str) -> None:
-    pair = [replace(engine(layers), layers_by_precision={"int8": 3}) for layers in (old, new)]
+    pair = [engine(each) if each else replace(engine(()), layers_by_precision={"int8": 3}) for each in (old, new)]
     one, two = before(engine=pair[0]), after(engine=pair[1])
     gate = upgrade(one, two)
     assert gate.verdict == "fail"
@@ -286,6 +298,17 @@ def test_why_layers_were_not_timed_is_said() -> None:
     assert told(gate)["layers"] == [("not compared", "layers were timed not in the new report: no profiler")]
 
 
+def test_a_node_in_several_layers_computes_in_the_narrowest_and_a_copy_computes_nothing() -> None:
+    split = [layer("product", "int8", "gemm"), layer("bias", "fp32", "gemm")]
+    assert not gate_layers.widened([layer("gemm", "int8", "gemm")], split)
+    assert not gate_layers.widened([layer("gemm", "int8", "gemm")], split[::-1])
+    assert gate_layers.widened(split, [layer("gemm", "fp32", "gemm")])
+    copy = replace(layer("copy to gemm", "int8", "gemm"), kind="Reformat")
+    (found,) = gate_layers.widened(split, [layer("gemm", "fp32", "gemm"), copy])
+    assert str(found) == "1 node went from int8 to fp32: gemm"
+    assert gate_layers.untold(split, [copy, layer("?", "fp32")]) == ("gemm",)
+
+
 # --- what was not compared -------------------------------------------------------------------------------------------
 
 
@@ -297,6 +320,7 @@ def test_why_layers_were_not_timed_is_said() -> None:
         ({"cases": 3}, "not-comparable", "other inputs"),
         ({"inputs_sha256": "b" * 64}, "not-comparable", "other inputs: sha256 aaaaaaaa"),
         ({"reference": "golden.npz"}, "not-comparable", "another reference"),
+        ({"reference_sha256": "b" * 64}, "not-comparable", "another reference: sha256 cccccccc"),
         ({"latency": None}, "not-measured", "measured in the old report alone"),
         ({"parity": None}, "not-measured", "outputs were compared in the old report alone"),
         ({"parity": parity(output("scores"))}, "not-comparable", "boxes max is not judged any more"),
@@ -313,7 +337,7 @@ def test_why_layers_were_not_timed_is_said() -> None:
 )
 def test_what_is_not_compared_fails_unless_it_is_allowed(changes: dict[str, Any], kind: Any, said: str) -> None:
     # Another check is sound: were there none at all, the reports would not fit together.
-    both = {"inputs_sha256": "a" * 64, "parity": parity(output(), output("scores"))}
+    both = {"inputs_sha256": "a" * 64, "reference_sha256": "c" * 64, "parity": parity(output(), output("scores"))}
     old = before(**both), before(nodeid="t.py::sound")
     new = after(**{**both, **changes}), after(nodeid="t.py::sound")
     gate = upgrade(old, new)
@@ -359,6 +383,45 @@ def test_checks_of_one_test_on_several_backends_are_paired_by_backend() -> None:
     assert upgrade(old[:1], [replace(after(), backend="c", parity=parity(output(value=0.001)))]).verdict == "pass"
 
 
+def test_a_test_that_left_no_record_in_the_new_report_is_a_loss_with_its_reason() -> None:
+    def without(nodeid: str) -> RunRecord:
+        missing = (MissingRecord(nodeid, "the worker died", "failed"),)
+        return replace(report(after(), tensorrt="1.7.1.116"), missing=missing, planned=2)
+
+    old = report(before(), before(nodeid="t.py::gone"))
+    gate = judge(old, without("t.py::gone"), Limits())
+    assert gate.verdict == "fail"
+    assert gate.checks[0].findings[0].text == "the new report has no such check: the worker died"
+    unknown = judge(report(before()), without("t.py::new"), Limits())
+    assert unknown.verdict == "fail", "the old report does not know it either, and it was to check something"
+    assert any("t.py::new (the worker died)" in line for line in gate_text.lines(unknown, ("a", "b"), 200))
+    assert judge(report(before()), without("t.py::new"), Limits(allowed=frozenset({"missing"}))).verdict == "pass"
+
+
+def test_merged_reports_are_held_against_each_other_machine_by_machine() -> None:
+    def fleet(tensorrt: str, *checks: CheckRecord) -> RunRecord:
+        gpus = GpuRecord("NVIDIA A100", None, "8.0"), GpuRecord("NVIDIA L4", None, "8.9")
+        parts = [
+            (f"{gpu.name}.json", replace(run, environment=replace(run.environment, gpu=gpu)))
+            for gpu, run in zip(gpus, [report(each, tensorrt=tensorrt) for each in checks], strict=True)
+        ]
+        return merge(parts)
+
+    def slow(p50_ms: float) -> CheckRecord:
+        return after(latency=latency(p50_ms, 1), engine=None)
+
+    old = fleet("1.5", *(before(latency=latency(p50_ms), engine=None) for p50_ms in (1.0, 3.0)))
+    assert judge(old, fleet("1.7", slow(1.0), slow(3.0)), Limits()).verdict == "pass"
+    gate = judge(old, fleet("1.7", slow(1.0), slow(3.6)), Limits())
+    assert [(check.subject.where, check.outcome(frozenset())) for check in gate.checks] == [
+        ("L4", "fail"),
+        ("A100", "pass"),
+    ]
+    assert {change.name for change in gate.environment} == {"TensorRT (A100)", "TensorRT (L4)"}
+    with pytest.raises(ArgumentError, match="older TensorRT"):
+        judge(fleet("1.7", slow(1.0), slow(3.0)), old, Limits())
+
+
 # --- reports that do not fit -----------------------------------------------------------------------------------------
 
 
@@ -397,7 +460,9 @@ def test_a_report_that_a_hand_altered_is_not_compared() -> None:
     over = parity(output(value=0.02))  # A pass beyond its limit.
     failed = parity(output(value=0.02, verdict="fail"), verdict="fail")  # And a part that fails in a check that passes.
     slow = replace(latency(2.0), p50_ms=1.0)
-    for changes in ({"parity": over}, {"parity": failed}, {"latency": slow}):
+    narrower = replace(engine(NEW_LAYERS), layers=tuple(replace(each, precision="int8") for each in NEW_LAYERS))
+    spoilt = ({"parity": over}, {"parity": failed}, {"latency": slow}, {"engine": narrower}, {"gpu_ran": False})
+    for changes in spoilt:
         gate = upgrade([before(), before(nodeid="t.py::sound")], [after(**changes), after(nodeid="t.py::sound")])
         assert gate.verdict == "fail"
         assert "the new report was altered" in gate.checks[0].findings[0].text
@@ -458,7 +523,9 @@ def test_exit_status(
     assert found["exit_status"] == status
     assert found["verdict"] == {0: "pass", 3: "inconclusive"}.get(status, "fail")
     assert f"upgrade: {found['verdict']} (" in text.splitlines()[-1] or f"upgrade: {found['verdict']} (" in text
-    assert __main__.main(["upgrade", *paths, "--markdown"]) == status
+    pytest.importorskip("jinja2")
+    assert __main__.main(["upgrade", *paths, "--markdown", f"--html={tmp_path / 'verdict.html'}"]) == status
+    assert f">{found['verdict']}</span></h1>" in (tmp_path / "verdict.html").read_text()
     assert capsys.readouterr().out.startswith(f"## Upgrade: {found['verdict']} ")
 
 
@@ -490,6 +557,8 @@ def test_markdown_is_a_table_that_names_cannot_break_and_fits_a_summary() -> Non
     assert rows
     assert all(line.count("|") == 6 for line in rows)
     assert "<script>" not in text
+    pytest.importorskip("jinja2")
+    assert "<script>" not in gate_text.page(upgrade(old[:1], new[:1]), ("<script>", "new.json"))
 
 
 # --- reports of real runs --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
-from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.cache import Cache, user_folder
+from pytest_trtcheck.errors import ArgumentError, CheckError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
+    from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
     from pytest_trtcheck.record import Environment
 
+_SHORTEST_KEY = 16
+"""Bytes: a secret that nobody guesses, of 128 bits."""
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -74,10 +78,8 @@ class Session:
     def _cache_dir(cls, config: pytest.Config) -> Path:
         given = settings.value(config, "trt_cache_dir")
         if given:
-            return Path(config.invocation_params.dir, given).expanduser()
-        import platformdirs
-
-        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+            return settings.path(config, given)
+        return user_folder()
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
@@ -91,6 +93,7 @@ class Session:
             from pytest_trtcheck.backends.triton.address import Address
 
             Address.parse(values["trt_triton_url"])
+        _ = session_of(config).evidence, session_of(config).evidence_key
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
         if not hasattr(config, "workerinput"):
@@ -107,7 +110,18 @@ class Session:
             A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
         """
         self._check_outputs(values)
-        name, wanted = values["trt_backend"], values["trt_gpu"]
+        refusals = []
+        for name in values["trt_backend"]:
+            try:
+                self._check_backend(name, values)
+            except CheckError as error:
+                refusals.append(error)
+        # Of several, what one can't do is a row in the table of all.
+        if len(refusals) == len(values["trt_backend"]):
+            raise refusals[0]
+
+    def _check_backend(self, name: str, values: Mapping[str, Any]) -> None:
+        wanted = values["trt_gpu"]
         needs = [*["--trt-build-only"] * values["trt_build_only"], *["--trt-rebuild"] * (values["trt_rebuild"] > 1)]
         if not needs and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
             return
@@ -152,7 +166,7 @@ class Session:
                         path.unlink()
 
     def _path(self, given: str) -> Path:
-        return Path(self.config.invocation_params.dir, given).expanduser()
+        return settings.path(self.config, given)
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -165,7 +179,7 @@ class Session:
             return None
         from pytest_trtcheck.bundle import Writer
 
-        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+        return Writer(self._path(shown), shown, nodeid)
 
     def environment(self, backend: str | None) -> Environment:
         """Versions and GPU; `backend` names the TensorRT module that was used."""
@@ -203,11 +217,17 @@ class Session:
             device.require_match(self.requested, found.gpu)
         return found
 
+    def settle_strategies(self) -> None:
+        """Tell `strategies.inputs` where models are looked up and kept."""
+        from pytest_trtcheck.strategies import Place, settle
+
+        settle(Place(self.cache, self.config.rootpath))
+
     @property
     def baseline_dir(self) -> Path | None:
         """Where `--trt-baseline` keeps baselines."""
         given = self.get("trt_baseline")
-        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+        return self._path(given) if given else None
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
@@ -225,6 +245,50 @@ class Session:
         return baselines.opened(self.baseline_dir, must_exist=not self.get("trt_update_baseline"))
 
     @functools.cached_property
+    def evidence_key(self) -> bytes | None:
+        """What `--trt-evidence-key` names: the content of a file, else the value of an environment variable.
+
+        Raises
+        ------
+        ArgumentError
+            It is neither, or too short to be a secret.
+        """
+        named = self.get("trt_evidence_key")
+        if not named:
+            return None
+        path = self._path(named)
+        try:
+            key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
+        except OSError as error:
+            raise ArgumentError(f"--trt-evidence-key={named}: cannot be read: {error.strerror}") from error
+        if len(key) < _SHORTEST_KEY:
+            found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
+            raise ArgumentError(
+                f"--trt-evidence-key={named}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more"
+            )
+        return key
+
+    @functools.cached_property
+    def evidence(self) -> EvidenceReport | None:
+        """What `--trt-require-evidence` names, read and verified.
+
+        Raises
+        ------
+        ReportError, ArgumentError
+            It is no report, or not signed with the key; or no GPU is named that the checks are for.
+        """
+        named = self.get("trt_require_evidence")
+        if not named:
+            return None
+        from pytest_trtcheck.check.evidence import EvidenceReport
+        from pytest_trtcheck.report import json_report
+
+        if self.requested is None and self.detection.gpu is None:
+            raise ArgumentError("--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4")
+        run = json_report.read(self._path(named), self.evidence_key)
+        return EvidenceReport(named, run, signed=self.evidence_key is not None)
+
+    @functools.cached_property
     def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.check.checker import Checker
@@ -233,7 +297,7 @@ class Session:
         reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,
-            backend=self.get("trt_backend"),
+            backend=self.get("trt_backend")[0] if len(self.get("trt_backend")) == 1 else backends.AUTO,
             reference_provider=self.get("trt_reference"),
             requested=self.requested,
             detected=self.detection.gpu,
@@ -243,9 +307,11 @@ class Session:
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
+            evidence=self.evidence,
             build_only=self.get("trt_build_only"),
             time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
+            search=self.get("trt_search"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
@@ -276,4 +342,4 @@ def _show(config: pytest.Config, line: str) -> None:
         return
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         reporter.ensure_newline()
-        reporter.write_line(f"trtcheck: {line} …", light=True)
+        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.errors import CheckError, first_line, unforeseen
+from pytest_trtcheck.errors import CheckError, first_line, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
@@ -175,7 +175,7 @@ class Collector:
             session = session_of(self._config)
             judged = session.checker.judged_gpu()
             done = export.write(
-                self._config.invocation_params.dir / folder,
+                settings.path(self._config, folder),
                 self.records,
                 session.cache,
                 gpu=judged.product if judged else None,
@@ -206,14 +206,16 @@ class Collector:
         path = settings.value(self._config, report.option) if report.option else None
         if report.of_tests or (not path if report.option else not (self.records or self._missing)):
             return
+        from pytest_trtcheck.plugin.session import session_of
         from pytest_trtcheck.report.view import Run
 
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         run = Run(
             self._record,
-            path and self._config.invocation_params.dir / path,
+            settings.path(self._config, path) if path else None,
             self._config.rootpath,
             reporter._tw.fullwidth if reporter else 80,
+            session_of(self._config).evidence_key,
         )
         for line in report.writer.write(run):
             self._shown.append(line)
@@ -258,6 +260,6 @@ class Collector:
             terminalreporter.section("inference checks")
             terminal.show(self._shown, terminalreporter)
         for line in self._told:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(visible(line))
         for problem in self._problems:
-            terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)
+            terminalreporter.write_line(visible(f"ERROR: {problem}"), red=True, bold=True)

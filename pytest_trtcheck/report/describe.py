@@ -11,7 +11,7 @@ from pytest_trtcheck.report.builds import options
 from pytest_trtcheck.report.text import format_number, one_line
 
 if TYPE_CHECKING:
-    from pytest_trtcheck.record import CheckRecord, EngineRecord
+    from pytest_trtcheck.record import CheckRecord, EngineRecord, ProofRecord
 
 _EVIDENCE = {
     "engine": "engine: a GPU ran TensorRT",
@@ -30,6 +30,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Model": record.model,
         "SHA-256": f"{record.model_sha256[:16]}…" if record.model_sha256 else None,
         "Evidence": _evidence(record),
+        "Proved": record.proof and _proved(record.proof),
         "Backend": record.backend,
         "Server": str(record.server) if record.server else None,
         "Compiled for": record.compiled_for,
@@ -42,6 +43,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Weights streamed": format_bytes(engine.streamed_bytes) if engine and engine.streamed_bytes else None,
         "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
         "Layers not timed": engine and engine.layers_untimed,
+        "Partition": record.partition.text if record.partition else None,
         "Latency judged on": latency.gpu,
         "Latency": latency.reason,
         "Held back": ", ".join(latency.details.held_back),
@@ -68,6 +70,12 @@ def _engine(engine: EngineRecord) -> str:
     built = "taken from the cache" if engine.cached else f"built in {format_number(engine.build_s)} s"
     reason = f" ({engine.miss_reason})" if engine.miss_reason else ""
     return f"{built}{reason}, {format_bytes(engine.bytes)}"
+
+
+def _proved(proof: ProofRecord) -> str:
+    """Where the same check passed on a GPU."""
+    where = ", ".join(filter(None, (proof.gpu, proof.tensorrt, proof.driver and f"driver {proof.driver}")))
+    return f"on {where}, by {proof.file} ({'signature verified' if proof.signed else 'not signed'})"
 
 
 def _inputs(record: CheckRecord) -> str | None:

@@ -18,15 +18,16 @@ from pytest_trtcheck.report.view import natural, verdict_word
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from pytest_trtcheck.record import CheckRecord, RunRecord
+    from pytest_trtcheck.record import CheckRecord, Environment, RunRecord
     from pytest_trtcheck.report.diff_changes import Change
 
 Kind: TypeAlias = Literal["worse", "changed", "better", "not comparable"]
 KINDS: tuple[Kind, ...] = ("worse", "changed", "better", "not comparable")
 """In the order in which they are shown."""
 
-Key: TypeAlias = tuple[str, str, str, int]
-"""Node id, precision, backend where a report has several of that test and precision, place among what is left."""
+Key: TypeAlias = tuple[str, str, str, str, int]
+"""Node id, precision, backend where a report has several of that test and precision, machine where both reports were
+merged, place among what is left."""
 
 _SHOWN_SHA = 8
 
@@ -41,8 +42,8 @@ class Subject:
     verdict: str
     place: int = 0
     """From 0, among the checks of one test in one precision, on one backend."""
-    backend: str = ""
-    """Where a report has it on several."""
+    where: str = ""
+    """The backend where a report has it on several, and the machine where both reports were merged."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def paired(old: RunRecord, new: RunRecord) -> dict[Key, tuple[CheckRecord | None
     """
     runs = old.checks, new.checks
     several = {name for checks in runs for name, backends in _backends(checks).items() if len(backends) > 1}
-    before, after = (_by_key(checks, several) for checks in runs)
+    is_merged = bool(old.machines and new.machines)
+    before, after = (_by_key(checks, several, is_merged=is_merged) for checks in runs)
     keys = sorted({*before, *after}, key=lambda key: (natural(key[0]), *key))
     return {key: (before.get(key), after.get(key)) for key in keys}
 
@@ -148,20 +150,23 @@ def _backends(checks: Iterable[CheckRecord]) -> dict[tuple[str, str], set[str | 
     return found
 
 
-def _by_key(checks: Iterable[CheckRecord], several: Container[tuple[str, str]]) -> dict[Key, CheckRecord]:
+def _by_key(
+    checks: Iterable[CheckRecord], several: Container[tuple[str, str]], *, is_merged: bool
+) -> dict[Key, CheckRecord]:
     found: dict[Key, CheckRecord] = {}
     for check in checks:
         name, precision, place = check.nodeid, check.precision or "", 0
         backend = (check.backend or "") if (name, precision) in several else ""
-        while (name, precision, backend, place) in found:
+        machine = (check.machine or "") if is_merged else ""
+        while (name, precision, backend, machine, place) in found:
             place += 1
-        found[name, precision, backend, place] = check
+        found[name, precision, backend, machine, place] = check
     return found
 
 
 def subject(key: Key, check: CheckRecord) -> Subject:
     """A check by name."""
-    return Subject(key[0], check.precision, check.model, verdict_word(check), key[-1], key[2])
+    return Subject(key[0], check.precision, check.model, verdict_word(check), key[-1], " ".join(filter(None, key[2:4])))
 
 
 def _check(key: Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecord, RunRecord]) -> CheckDiff:
@@ -244,20 +249,35 @@ def _conditions(check: CheckRecord) -> Conditions:
 
 def _gpus(check: CheckRecord, run: RunRecord) -> tuple[str | None, ...]:
     """What tells the GPU of a check, the most exact first; only the same source of both reports is comparable."""
-    present, latency = run.environment.gpu, check.latency
+    present, latency = environment_of(run, check.machine).gpu, check.latency
     return (_conditions(check).gpu, present.name if present else None, latency.gpu if latency else None)
 
 
+def environment_of(run: RunRecord, machine: str | None) -> Environment:
+    """Where a report's checks ran; in a merged one, those of a machine."""
+    return next((each.environment for each in run.machines if each.name == machine), run.environment)
+
+
 def environment(old: RunRecord, new: RunRecord) -> tuple[EnvironmentChange, ...]:
-    """The libraries, driver and GPU that are other ones."""
-    before, after = _described(old), _described(new)
+    """The libraries, driver and GPU that are other ones; of merged reports, on the machines that are in both."""
+    machines = {each.name for each in old.machines} & {each.name for each in new.machines}
     return tuple(
-        EnvironmentChange(name, before.get(name, MISSING), after.get(name, MISSING))
-        for name in dict.fromkeys((*before, *after))
-        if before.get(name) != after.get(name)
+        EnvironmentChange(f"{name} ({machine})" if machine else name, *pair)
+        for machine in sorted(machines) or (None,)
+        for name, pair in changed(old, new, machine).items()
     )
 
 
-def _described(run: RunRecord) -> dict[str, str]:
+def changed(old: RunRecord, new: RunRecord, machine: str | None) -> dict[str, tuple[str, str]]:
+    """What of the environment of a machine is another one, by its name: before and now."""
+    before, after = _described(old, machine), _described(new, machine)
+    return {
+        name: (before.get(name, MISSING), after.get(name, MISSING))
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    }
+
+
+def _described(run: RunRecord, machine: str | None) -> dict[str, str]:
     version = run.tool.version
-    return run.environment.described() | ({"pytest-trtcheck": version} if version else {})
+    return environment_of(run, machine).described() | ({"pytest-trtcheck": version} if version else {})

@@ -136,7 +136,7 @@ def _grouped(checks: Iterable[CheckDiff], width: int) -> Iterator[str]:
 def name_line(subject: Subject, width: int, verdict: str = "", indent: str = "  ") -> str:
     """A check by name, in one line, with a verdict behind it."""
     place = f" #{subject.place + 1}" if subject.place else ""
-    words = f"{one_line(subject.precision or '')}  {subject.backend}".strip()
+    words = f"{one_line(subject.precision or '')}  {subject.where}".strip()
     behind = f"{place}  {words}".rstrip() + (f"  {verdict}" if verdict else "")
     name = shorten_middle(one_line(subject.nodeid), max(20, width - len(indent) - columns(behind)))
     return f"{indent}{name}{behind}"

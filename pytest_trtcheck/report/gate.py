@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.report import diff, gate_questions
 from pytest_trtcheck.report.gate_questions import OUTCOMES, Allowable, Finding, Limits, Outcome
-from pytest_trtcheck.report.view import counts
+from pytest_trtcheck.report.view import counts, missing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pytest_trtcheck.record import CheckRecord, Library, RunRecord
+    from pytest_trtcheck.record import CheckRecord, Environment, Library, RunRecord
     from pytest_trtcheck.report.diff import EnvironmentChange, Subject
 
 
@@ -48,6 +48,8 @@ class Gate:
     environment: tuple[EnvironmentChange, ...]
     checks: tuple[Judged, ...]
     added: tuple[Subject, ...]
+    unrecorded: str | None
+    """What is said of tests that left no record in the new report, and were to check something."""
     limits: Limits
     compared: int
     """How many checks had something compared."""
@@ -63,7 +65,8 @@ class Gate:
     @property
     def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
         """What was not compared, and was not allowed, fails it; so does that nothing was."""
-        if not self.fits or self.counts["fail"] or self.counts["not compared"]:
+        unrecorded = self.unrecorded is not None and "missing" not in self.limits.allowed
+        if not self.fits or unrecorded or self.counts["fail"] or self.counts["not compared"]:
             return "fail"
         return "inconclusive" if self.counts["inconclusive"] else "pass"
 
@@ -85,14 +88,15 @@ def judge(old: RunRecord, new: RunRecord, limits: Limits, *, downgrade: bool = F
     """
     found = diff.paired(old, new)
     _refuse(old, new, found, downgrade=downgrade)
-    upgraded = {change.name for change in diff.environment(old, new)}
+    reasons = {each.nodeid: f": {each.reason}" for each in new.missing}
     judged = []
     for key, (one, two) in found.items():
         if two is None:
-            lost = Finding("comparable", "not compared", "the new report has no such check", "missing")
+            text = f"the new report has no such check{reasons.get(key[0], '')}"
+            lost = Finding("comparable", "not compared", text, "missing")
             judged += [Judged(diff.subject(key, one), (lost,))] if one else []
         elif one is not None:
-            answers = gate_questions.answers(one, two, (old, new), limits, upgraded)
+            answers = gate_questions.answers(one, two, (old, new), limits)
             judged.append(Judged(diff.subject(key, two), answers, tuple(gate_questions.information(one, two))))
     outcomes = [each.outcome(limits.allowed) for each in judged]
     order = sorted(range(len(judged)), key=lambda index: -OUTCOMES.index(outcomes[index]))
@@ -100,6 +104,7 @@ def judge(old: RunRecord, new: RunRecord, limits: Limits, *, downgrade: bool = F
         environment=diff.environment(old, new),
         checks=tuple(judged[index] for index in order),
         added=tuple(diff.subject(key, two) for key, (one, two) in found.items() if two and not one),
+        unrecorded=missing(new),
         limits=limits,
         compared=sum(any(each.outcome != "not compared" for each in check.findings) for check in judged),
         partly=sum(check.is_allowed(limits.allowed) for check in judged),
@@ -137,23 +142,25 @@ def _refuse(
             "the two reports have no check in common: no node id and precision is in both",
             "name two reports of one suite, made from the same rootdir",
         )
-    older = _older(old, new)
-    if older and not downgrade:
-        raise ArgumentError(
-            f"the new report is of an older {older}",
-            "name the report of before the upgrade first; to go back is judged with --downgrade",
-        )
+    machines = {each.name for each in old.machines} & {each.name for each in new.machines}
+    for machine in sorted(machines) or (None,):
+        older = _older(*(diff.environment_of(run, machine) for run in (old, new)))
+        if older and not downgrade:
+            raise ArgumentError(
+                f"the new report is of an older {older}",
+                "name the report of before the upgrade first; to go back is judged with --downgrade",
+            )
 
 
-def _older(old: RunRecord, new: RunRecord) -> str | None:
+def _older(old: Environment, new: Environment) -> str | None:
     """What says that the reports were swapped: the first of these that differs tells."""
-    libraries = [run.environment.tensorrt for run in (old, new)]
+    libraries = [environment.tensorrt for environment in (old, new)]
     modules = {library.module for library in libraries if library}
     versions: dict[str, tuple[str | None, str | None]] = {
         # TensorRT's numbers and those of TensorRT-RTX say nothing of each other.
         "TensorRT": _versions(libraries) if len(modules) == 1 else (None, None),
-        "driver": (old.environment.driver, new.environment.driver),
-        "ONNX Runtime": (old.environment.onnxruntime, new.environment.onnxruntime),
+        "driver": (old.driver, new.driver),
+        "ONNX Runtime": (old.onnxruntime, new.onnxruntime),
     }
     for name, (before, after) in versions.items():
         if before and after and before != after:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -14,7 +15,7 @@ from pytest_trtcheck.report.text import format_number, format_optional
 from pytest_trtcheck.report.view import decisive, parts, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, RunRecord
 
@@ -28,6 +29,8 @@ that were not measured; errors that are emulated, of which TensorRT knows nothin
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 """From the best to the worst."""
 
+_UPGRADES = frozenset(["TensorRT", "driver"])
+"""What of the environment an emulated error says nothing of."""
 _ALWAYS = "p50_ms"
 _TAILS = ("p90_ms", "p95_ms", "p99_ms")
 
@@ -76,6 +79,11 @@ def _contradiction(check: CheckRecord) -> str | None:
         over = judged.limit is not None and diff_changes.cost(judged) > diff_changes.cost_of(judged, judged.limit)
         if judged.verdict == "pass" and over:
             return f"{output} {metric} is {judged.value_text}, and passed at {diff_changes.limit_text(judged)}"
+    if check.evidence == "engine" and check.gpu_ran is False:
+        return "an engine computed its outputs, and no GPU ran"
+    told = Counter(layer.precision for layer in check.engine.layers if layer.precision) if check.engine else Counter()
+    if told and check.engine and told != Counter(check.engine.layers_by_precision or {}):
+        return "its layers are not those that layers_by_precision counts"
     latency = check.latency
     distribution = diff_changes.distribution_of(latency, check.nodeid) if latency else None
     if latency and latency.p50_ms and distribution is not None:
@@ -89,14 +97,9 @@ def _contradiction(check: CheckRecord) -> str | None:
 
 
 def answers(
-    old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord], limits: Limits, upgraded: Collection[str]
+    old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunRecord], limits: Limits
 ) -> tuple[Finding, ...]:
     """What every question about a check comes to; where two records of it cannot be compared, why.
-
-    Parameters
-    ----------
-    upgraded
-        What of the environment is another one, by its name.
 
     Raises
     ------
@@ -109,7 +112,9 @@ def answers(
             obstacles.append(f"the {name} report was altered: {wrong}")
     if obstacles:
         return tuple(Finding("comparable", "not compared", text, "not-comparable") for text in obstacles)
-    is_emulated = old.evidence == new.evidence == "emulated" and not {"TensorRT", "driver"}.isdisjoint(upgraded)
+    is_emulated = old.evidence == new.evidence == "emulated" and not _UPGRADES.isdisjoint(
+        diff.changed(*runs, new.machine if runs[1].machines and runs[0].machines else None)
+    )
     return (
         *_verdict(old, new),
         *_error(old, new, limits, is_emulated=is_emulated),

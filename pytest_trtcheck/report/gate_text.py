@@ -1,4 +1,4 @@
-"""The verdict on an upgrade: as lines for a terminal, as Markdown for a GitHub step summary, as data for a program."""
+"""The verdict on an upgrade: lines for a terminal, Markdown for a GitHub step summary, a page, data for a program."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def headline(gate: Gate) -> str:
         found.append(f"{gate.partly} not compared in full, which {', '.join(sorted(gate.limits.allowed))} allows")
     if gate.added:
         found.append(f"{len(gate.added)} only in the new report, not judged")
+    if gate.unrecorded:
+        found.append("tests without a record")
     if not gate.fits:
         found.append("nothing was compared")
     return f"upgrade: {gate.verdict} ({', '.join(found)})"
@@ -64,7 +66,13 @@ def lines(gate: Gate, names: tuple[str, str], width: int = DEFAULT_WIDTH) -> lis
                 for check in members[:LISTED]:
                     text += [name_line(check.subject, width, indent=indent), *_answers(gate, check, width)]
                 text += more(len(members), indent)
+    if gate.unrecorded:
+        text += ["", *wrapped(f"{gate.unrecorded}{_unrecorded_allowed(gate)}", width)]
     return [*text, "", *wrapped(headline(gate), width)]
+
+
+def _unrecorded_allowed(gate: Gate) -> str:
+    return " (allowed: missing)" if "missing" in gate.limits.allowed else ""
 
 
 def _alike(gate: Gate, checks: Sequence[Judged]) -> dict[tuple[str, ...], list[Judged]]:
@@ -100,6 +108,8 @@ def markdown(gate: Gate, names: tuple[str, str], limit: int = SUMMARY_LIMIT) -> 
     """For a GitHub step summary, of at most `limit` bytes: the worst come first."""
     title = f"## Upgrade: {gate.verdict} {_ICONS[gate.verdict]}"
     head = [title, "", f"{markdown_text(names[0])} → {markdown_text(names[1])}: {markdown_text(headline(gate))}", ""]
+    if gate.unrecorded:
+        head += [markdown_text(f"{gate.unrecorded}{_unrecorded_allowed(gate)}"), ""]
     head += environment_table(gate.environment)
     head += ["| | Test | Precision | Question | |", "| --- | --- | --- | --- | --- |"]
     rows = [line for check in gate.checks for line in _rows(gate, check)]
@@ -113,6 +123,21 @@ def _rows(gate: Gate, check: Judged) -> Iterator[str]:
         yield row([_ICONS[each.outcome], *who, each.question, markdown_text(each.text + allowed)])
     if check.information:
         yield row(["", *who, "for information", markdown_text("; ".join(check.information))])
+
+
+def page(gate: Gate, names: tuple[str, str]) -> str:
+    """As one HTML page, which needs nothing else.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    from pytest_trtcheck.report import html
+
+    allowed = gate.limits.allowed
+    checks = [(each, each.outcome(allowed), [(one, _word(gate, one)) for one in each.findings]) for each in gate.checks]
+    return html.filled("upgrade.html", gate=gate, names=names, headline=headline(gate), checks=checks)
 
 
 def data(gate: Gate, names: tuple[str, str], exit_status: int) -> dict[str, Any]:
@@ -140,6 +165,7 @@ def data(gate: Gate, names: tuple[str, str], exit_status: int) -> dict[str, Any]
             }
             for check in gate.checks
         ],
+        "unrecorded": gate.unrecorded,
         "only_in_new": [subject.nodeid for subject in gate.added],
     }
 

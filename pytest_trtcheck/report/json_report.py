@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import importlib.metadata
 import importlib.util
 import json
 import platform
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record import (
@@ -23,7 +24,8 @@ from pytest_trtcheck.record import (
     jsonable,
     typed,
 )
-from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.record.files import read_json, write_text
+from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.view import counts, ordered
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.report.view import Run
 
+_SIGNATURE = "signature"
 _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
     "onnx": ("onnx",),
@@ -105,6 +108,7 @@ def document(
         tool=Library(TOOL, version=version("pytest_trtcheck")),
         environment=environment,
         checks=tuple(checks),
+        comparisons=systems.compared(checks),
         summary=counts(checks),
         planned=len(planned),
         missing=tuple(absent),
@@ -115,24 +119,44 @@ def document(
 def write(run: Run) -> Iterable[str]:
     """Write the file that the option names."""
     assert run.path is not None
-    save(run.path, run.record)
+    save(run.path, run.record, run.key)
     return ()
 
 
-def save(path: str | os.PathLike[str], record: RunRecord) -> None:
+def save(path: str | os.PathLike[str], record: RunRecord, key: bytes | None = None) -> None:
     """Write a report, whole or not at all; parent directories are made.
+
+    Parameters
+    ----------
+    key
+        What it is signed with; None: it is not.
 
     Raises
     ------
     ReportError
         `path` cannot be written.
     """
-    text = json.dumps(jsonable(record), indent=2, allow_nan=False, ensure_ascii=False)
+    data = jsonable(record)
+    if key is not None:
+        data[_SIGNATURE] = _signature(data, key)
+    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
     write_text(path, text + "\n")
 
 
-def read(path: str | os.PathLike[str]) -> RunRecord:
+def _signature(data: Mapping[str, Any], key: bytes) -> str:
+    """HMAC-SHA256 in hex over the report as JSON without spaces, keys sorted, the signature itself left out."""
+    body = {name: value for name, value in data.items() if name != _SIGNATURE}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def read(path: str | os.PathLike[str], key: bytes | None = None) -> RunRecord:
     """A report that `save` wrote, in this version of the plugin or another.
+
+    Parameters
+    ----------
+    key
+        What it must be signed with; None: no signature is looked at.
 
     Raises
     ------
@@ -141,11 +165,13 @@ def read(path: str | os.PathLike[str]) -> RunRecord:
         of another kind than the schema says; the message names the place.
     """
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        report = read_json(path)
     except OSError as error:
         raise ReportError(f"cannot read the report {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise ReportError(f"{path} is no JSON report: {error}", "name a file that --trt-report wrote") from error
+    if key is not None and isinstance(report, dict):
+        _verify(path, report, key)
     found = report.get("schema_version") if isinstance(report, dict) else None
     if found != SCHEMA_VERSION:
         raise ReportError(
@@ -158,3 +184,14 @@ def read(path: str | os.PathLike[str]) -> RunRecord:
         raise ReportError(
             f"{path} is no sound report: {error.message}", "name a file that --trt-report wrote, as it was"
         ) from None
+
+
+def _verify(path: str | os.PathLike[str], report: Mapping[str, Any], key: bytes) -> None:
+    given = report.get(_SIGNATURE)
+    if given is None:
+        raise ReportError(f"{path} is not signed", "write it with the same --trt-evidence-key")
+    if not hmac.compare_digest(str(given).encode(), _signature(report, key).encode()):
+        raise ReportError(
+            f"{path} is not what was signed: it was changed since, or signed with another key",
+            "take the file as --trt-report wrote it, and the same --trt-evidence-key",
+        )

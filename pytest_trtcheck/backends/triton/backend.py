@@ -44,6 +44,8 @@ class Triton(Backend):
     evidence: ClassVar[Evidence] = "server"
     is_server: ClassVar[bool] = True
     is_timed: ClassVar[bool] = True
+    runs_parts: ClassVar[bool] = False
+    loads: ClassVar[bool] = False
 
     @property
     def gpu_ran(self) -> GpuRan:

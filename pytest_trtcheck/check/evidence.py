@@ -1,0 +1,155 @@
+"""What a run on a GPU proved, held against a check that is made elsewhere: the same check, and did it pass there?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_trtcheck import gpu as gpus
+from pytest_trtcheck.errors import listed
+from pytest_trtcheck.record import CheckRecord, Environment, ProofRecord, RunRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_trtcheck.gpu import GpuModel
+
+
+@dataclass(frozen=True)
+class EvidenceReport:
+    """The report of a run on a GPU, or of several.
+
+    Parameters
+    ----------
+    file
+        The report, as it was named.
+    signed
+        Whether its signature was verified.
+    """
+
+    file: str
+    run: RunRecord
+    signed: bool
+
+    def environment(self, check: CheckRecord) -> Environment:
+        """Where one of its checks ran."""
+        machines = {machine.name: machine.environment for machine in self.run.machines}
+        return machines.get(check.machine or "", self.run.environment)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The check that is to be proved.
+
+    Parameters
+    ----------
+    record
+        What it came to here.
+    gpu
+        The GPU that it is for.
+    budgets
+        The limits on latency and size that hold for that GPU, by the marker's argument.
+    tensorrt
+        Module and version of the TensorRT that built an engine here; None where none did.
+    """
+
+    record: CheckRecord
+    gpu: GpuModel
+    budgets: Mapping[str, float]
+    tensorrt: str | None = None
+    extra_gpus: Sequence[GpuModel] = ()
+
+
+def proof(wanted: Wanted, evidence: EvidenceReport) -> ProofRecord | str:
+    """What proves a check, or why nothing does."""
+    record = wanted.record
+    same_test = [each for each in evidence.run.checks if each.nodeid == record.nodeid]
+    if not same_test:
+        return "it holds no check of this test"
+    found = [each for each in same_test if _asked(each) == _asked(record)]
+    if not found:
+        return f"it has this test in {listed(sorted({_asked(each) for each in same_test}))}, not in {_asked(record)}"
+    reasons: list[list[str]] = []
+    for each in found:
+        differences = list(_differences(wanted, each, evidence.environment(each)))
+        if not differences:
+            return _proof(each, evidence)
+        reasons.append(differences)
+    # Of several checks of one test, the one that is nearest says most.
+    nearest = min(reasons, key=len)
+    return "; ".join(nearest)
+
+
+def _proof(check: CheckRecord, evidence: EvidenceReport) -> ProofRecord:
+    described = evidence.environment(check).described()
+    return ProofRecord(
+        evidence.file, described.get("GPU"), described.get("TensorRT"), described.get("driver"), evidence.signed
+    )
+
+
+def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) -> Iterator[str]:
+    """What of a check differs from the one to be proved, or keeps it from proving anything."""
+    if proved.verdict != "pass":
+        yield f"there it is {proved.verdict.replace('_', ' ')}"
+    if proved.gpu_ran is not True:
+        yield "no GPU is known to have run it there"
+    if proved.runs > 1:
+        yield f"there it took {proved.runs} runs to pass"
+    if (ran_on := _model(environment, wanted.extra_gpus)) is None or gpus.fits(wanted.gpu, ran_on) is None:
+        name = environment.gpu.name if environment.gpu else "a GPU that it does not name"
+        yield f"it ran on {name}, not on {wanted.gpu.product}"
+    record = wanted.record
+    compared: tuple[tuple[str, object, object], ...] = (
+        ("model", record.model_sha256, proved.model_sha256),
+        ("lowered model", record.lowered and record.lowered.key, proved.lowered and proved.lowered.key),
+        ("engine file", _file(record), _file(proved)),
+        ("shapes", record.profile, proved.profile),
+        ("build options", record.build_options, proved.build_options),
+        ("inputs", record.inputs_sha256, proved.inputs_sha256),
+        ("reference", (record.reference, record.reference_sha256), (proved.reference, proved.reference_sha256)),
+        ("tolerances", _tolerances(record), _tolerances(proved) if _tolerances(record) else None),
+    )
+    yield from (f"other {what}" for what, here, there in compared if here != there)
+    if (limits := _budgets(proved)) != wanted.budgets:
+        yield f"other budgets: {_shown(limits)} there, {_shown(wanted.budgets)} here"
+    tensorrt = environment.described().get("TensorRT")
+    if wanted.tensorrt not in {None, tensorrt}:
+        yield f"it ran on {tensorrt}, and the engine here is of {wanted.tensorrt}"
+
+
+def _asked(record: CheckRecord) -> str:
+    """The precision that was asked for, whatever was computed in."""
+    return (record.precision or "").rpartition("(asked ")[2].rstrip(")")
+
+
+def _model(environment: Environment, extra: Sequence[GpuModel]) -> GpuModel | None:
+    card = environment.gpu
+    if card is None or card.name is None or card.compute_capability is None:
+        return None
+    major, _, minor = card.compute_capability.partition(".")
+    return gpus.model_of(card.name, (int(major), int(minor)), extra)
+
+
+def _file(record: CheckRecord) -> str | None:
+    """The identity of an engine that exists."""
+    return record.engine.sha256 if record.engine and record.engine.source == "file" else None
+
+
+def _tolerances(record: CheckRecord) -> Any:
+    """Every limit that was applied, by output; None where nothing was compared, so that nobody knows them."""
+    outputs = record.parity.outputs if record.parity else ()
+    return {output.name: [(each.metric, each.limit) for each in output.judged] for output in outputs} or None
+
+
+def _budgets(record: CheckRecord) -> dict[str, float]:
+    """The budgets that were judged, by the marker's argument."""
+    found = {}
+    for each in record.latency.budgets if record.latency else ():
+        limit = each.limit if each.limit_ms is None else each.limit_ms
+        if limit is not None and each.name is not None and each.name != "baseline":
+            found[each.name] = limit
+    return found
+
+
+def _shown(budgets: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {limit:g}" for name, limit in budgets.items()) or "none"

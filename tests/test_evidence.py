@@ -1,0 +1,198 @@
+"""A job without a GPU that asks for the evidence of a run on one: the same check, passed there, or it fails here.
+
+The report of the GPU's run is this machine's own, with what a GPU would have written into it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from onnx import numpy_helper
+
+from pytest_trtcheck.report import json_report
+from tests import onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Run, Suite
+
+CHECK = (
+    '@trt_parity("conv.onnx", precision="fp16", batch={batch}, seed={seed}, tol={tol}{more})\n'
+    "{latency}def test_it(): ...\n"
+)
+SECRET = "0123456789abcdef0123456789abcdef"
+OPTIONS = ("--trt-gpu=H100", "--trt-backend=onnxruntime", "--trt-require-evidence=gpu.json")
+Report = dict[str, Any]
+
+
+def write(suite: Suite, *, batch: int = 1, seed: int = 0, tol: float = 1e-2, more: str = "", latency: str = "") -> None:
+    suite.write(test_it=CHECK.format(batch=batch, seed=seed, tol=tol, more=more, latency=latency))
+
+
+def on_gpu(report: Report) -> Report:
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1", "compute_capability": "9.0"}
+    report["environment"] |= {"gpu": gpu, "driver": "580", "tensorrt": {"module": "tensorrt", "version": "11.4"}}
+    for check in report["checks"]:
+        check |= {"evidence": "engine", "gpu_ran": True, "backend": "tensorrt", "verdict": "pass"}
+    return report
+
+
+@pytest.fixture
+def proved(suite: Suite) -> Suite:
+    """A suite whose check passed on an H100: gpu.json."""
+    write(suite)
+    save(suite, on_gpu(suite.run().report))
+    return suite
+
+
+def save(suite: Suite, report: Report) -> None:
+    (suite.path / "gpu.json").write_text(json.dumps(report))
+
+
+def edited(suite: Suite, edit: Callable[[Report, Report], object]) -> None:
+    report = json.loads((suite.path / "gpu.json").read_text())
+    edit(report, report["checks"][0])
+    save(suite, report)
+
+
+def reason(run: Run) -> str:
+    (record,) = run.checks
+    assert record["verdict"] == "fail"
+    assert "proof" not in record
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    message: str = record["message"]
+    return message
+
+
+def test_what_passed_on_the_gpu_is_proved(proved: Suite) -> None:
+    run = proved.run(*OPTIONS, "--trt-html=report.html")
+    (record,) = run.checks
+    assert (record["verdict"], record["evidence"], record["gpu_ran"]) == ("pass", "emulated", False)
+    assert record["proof"] == {
+        "file": "gpu.json",
+        "gpu": "NVIDIA H100 80GB HBM3 (compute capability 9.0)",
+        "tensorrt": "tensorrt 11.4",
+        "driver": "580",
+        "signed": False,
+    }
+    assert "driver 580, by gpu.json (not signed)" in (proved.path / "report.html").read_text()
+    pytest.importorskip("jsonschema", reason="validating the report needs jsonschema")
+    from tests.test_report_json import validate
+
+    validate(run.report)
+    assert proved.run(*OPTIONS, "-n2", plugins=("xdist",)).check("test_it")["proof"] == record["proof"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch": 2}, "other shapes; other inputs"),
+        ({"seed": 1}, "other inputs"),
+        ({"tol": 1e-1}, "other tolerances"),
+        ({"more": ", keep_fp32=['conv1']"}, "other lowered model"),
+        ({"more": ", reference='twin.onnx'"}, "other reference"),
+        (
+            {"latency": "@trt_latency(p50_ms={'H100': 1.0}, min_speedup={'fp32': 2})\n"},
+            "other budgets: none there, p50_ms 1, min_speedup[fp32] 2 here",
+        ),
+    ],
+    ids=["shapes", "inputs", "tolerance", "lowering", "reference", "budgets"],
+)
+def test_another_check_proves_nothing(proved: Suite, change: dict[str, Any], said: str) -> None:
+    write(proved, **change)
+    twin = onnx_models.conv_net()
+    twin.doc_string = "computes the same"
+    onnx_models.save(twin, proved.path / "twin.onnx")
+    assert reason(proved.run(*OPTIONS)).startswith(f"--trt-require-evidence=gpu.json: {said}")
+
+
+def test_another_model_proves_nothing(proved: Suite) -> None:
+    model = onnx_models.conv_net()
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(1.01 * weight, model.graph.initializer[0].name))
+    onnx_models.save(model, proved.path / "conv.onnx")
+    assert "gpu.json: other model; other lowered model" in reason(proved.run(*OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda _, check: check.update(verdict="fail"), "there it is fail"),
+        (lambda _, check: check.update(verdict="not_measured"), "there it is not measured"),
+        (lambda _, check: check.update(evidence="emulated", gpu_ran=False), "no GPU is known to have run it there"),
+        (lambda _, check: check.update(evidence="server", gpu_ran="unknown"), "no GPU is known to have run it there"),
+        (lambda _, check: check.update(runs=3), "there it took 3 runs to pass"),
+        (lambda _, check: check.update(precision="bf16"), "it has this test in bf16, not in fp16"),
+        (lambda _, check: check.update(nodeid="test_it.py::test_other"), "it holds no check of this test"),
+        (lambda run, _: run["environment"]["gpu"].update(name="NVIDIA L4", compute_capability="8.9"), "on NVIDIA L4"),
+        (lambda run, _: run["environment"].update(gpu=None), "it ran on a GPU that it does not name, not on H100"),
+    ],
+)
+def test_what_did_not_pass_on_the_gpu_proves_nothing(
+    proved: Suite, edit: Callable[[Report, Report], object], said: str
+) -> None:
+    edited(proved, edit)
+    assert said in reason(proved.run(*OPTIONS))
+
+
+def test_a_latency_that_was_judged_there_is_left_unmeasured_here(proved: Suite) -> None:
+    write(proved, latency="@trt_latency(p50_ms={'H100': 1.0})\n")
+    save(proved, on_gpu(proved.run("--trt-gpu=H100", "--trt-backend=onnxruntime").report))
+    judged = {"verdict": "pass", "name": "p50_ms", "quantile": "p50", "limit_ms": 1.0, "value_ms": 0.5}
+    judged |= {"lower_ms": 0.4, "upper_ms": 0.6}
+    edited(proved, lambda _, check: check["latency"].update(verdict="pass", reason=None, budgets=[judged]))
+    (record,) = proved.run(*OPTIONS).checks
+    assert (record["verdict"], record["latency"]["verdict"]) == ("pass", "not_measured")
+    assert record["proof"]["gpu"]
+
+
+def test_a_failure_here_stays_one(proved: Suite) -> None:
+    write(proved, tol=1e-9)
+    (record,) = proved.run(*OPTIONS).checks
+    assert "the precision is to blame" in record["message"]
+    assert any("--trt-require-evidence=gpu.json: other tolerances" in note for note in record["notes"])
+
+
+def test_a_signed_report_is_verified(proved: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = json_report.read(proved.path / "gpu.json")
+    json_report.save(proved.path / "gpu.json", run, SECRET.encode())
+    monkeypatch.setenv("EVIDENCE", SECRET)
+    (proved.path / "secret").write_text(SECRET + "\n")
+    for key in ("EVIDENCE", "secret"):
+        assert proved.run(*OPTIONS, f"--trt-evidence-key={key}").checks[0]["proof"]["signed"] is True
+    edited(proved, lambda _, check: check["parity"].update(worst=0.0))
+    assert "gpu.json is not what was signed" in proved.run(*OPTIONS, "--trt-evidence-key=secret").text
+    edited(proved, lambda run, _: run.pop("signature"))
+    assert "gpu.json is not signed" in proved.run(*OPTIONS, "--trt-evidence-key=secret").text
+
+
+def test_a_run_signs_its_report(proved: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIDENCE", SECRET)
+    for workers in ((), ("-n2",)):
+        proved.run("--trt-evidence-key=EVIDENCE", *workers, plugins=("xdist",))
+        path = proved.path / "report.json"
+        assert json_report.read(path, SECRET.encode()) == json_report.read(path)
+        with pytest.raises(Exception, match="signed with another key"):
+            json_report.read(path, b"another secret of enough bytes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--trt-require-evidence=gpu.json",), "on which GPU is not said"),
+        (("--trt-require-evidence=gone.json", "--trt-gpu=H100"), "cannot read the report"),
+        (("--trt-evidence-key=NOT_SET",), "is neither a file nor an environment variable"),
+        (("--trt-evidence-key=short",), "holds 6 bytes"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_before_the_first_test(
+    proved: Suite, arguments: tuple[str, ...], said: str
+) -> None:
+    Path(proved.path, "short").write_text("secret")
+    run = proved.run(*arguments)
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert said in run.text
