@@ -38,7 +38,9 @@ def test_marker_signatures_are_the_contract() -> None:
         "keep_fp32",
         "exclude",
         "seed",
+        "search",
         "backend",
+        "max_subgraphs",
     ]
     assert list(inspect.signature(markers.trt_latency).parameters) == (
         [

@@ -116,11 +116,21 @@ def _failed(known: Known, record: SearchRecord, hunt: _Hunt) -> Known:
     record = replace(
         record, changed=hunt.changed(point), elements=hunt.space.size, kept=_keep(known, case), seconds=hunt.spent()
     )
+    record = replace(record, scale=_scale(known, hunt, case, record.output))
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     with_it = replace(with_it, outcome=outcome)
     return with_it.recorded(
         *outcome.notes, _told(record), parity=outcome.record, search=record, cases=len(with_it.cases)
     )
+
+
+def _scale(known: Known, hunt: _Hunt, case: Case, output: str | None) -> float | None:
+    """How large the reference of an output is on the input found, to what it is on the check's own."""
+    there, own = (
+        next((each.details.peak for each in outputs if each.name == output), None)
+        for outputs in (hunt.judged(case), known.parity.outputs)
+    )
+    return there / own if own and there is not None else None
 
 
 def _keep(known: Known, case: Case) -> str | None:
