@@ -37,9 +37,12 @@ from pytest_trtcheck.precision.lowering import Lowered
 from pytest_trtcheck.record import NodeRecord, PartitionRecord
 from pytest_trtcheck.spec import BuildOptions, ShapeRange
 from tests.onnx_models import FLOAT, model, save, weights
+from tests.providers.models import reshaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from tests.conftest import Suite
@@ -57,22 +60,6 @@ GPU = Gpu(
     memory_bytes=24 << 30,
 )
 HERE, NOWHERE = Machine(detected=GPU), Machine(no_gpu="there is no GPU")
-
-
-def reshaped() -> Any:
-    """x → MatMul → Relu → flattened, the shape computed from x's own."""
-    from onnx import helper
-
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
-        helper.make_node("Relu", ["a"], ["b"], name="relu"),
-        helper.make_node("Shape", ["b"], ["s"], name="shape"),
-        helper.make_node("Gather", ["s", "zero"], ["n"], name="first"),
-        helper.make_node("Concat", ["n", "rest"], ["t"], name="together", axis=0),
-        helper.make_node("Reshape", ["b", "t"], ["y"], name="reshape"),
-    ]
-    values = {"w": weights((8, 8), 1), "zero": np.array([0]), "rest": np.array([-1])}
-    return model(nodes, {"x": (FLOAT, ["n", 8])}, {"y": (FLOAT, ["n", 8])}, values)
 
 
 @pytest.fixture
@@ -352,13 +339,17 @@ def test_nodes_that_compute_from_shapes_are_told_apart(opened: OnnxModel, tmp_pa
     assert placement.of_shapes(opened.path) == {"shape", "first", "together"}
     from onnx import helper
 
-    # A value of the input among the operands: it is data, whatever its type.
+    # A value of the input among the operands: it is data, whatever its type. And a weight is no shape.
     nodes = [
         helper.make_node("Shape", ["x"], ["s"], name="shape"),
         helper.make_node("Gather", ["s", "which"], ["y"], name="picked"),
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], name="weight"),
+        helper.make_node("Mul", ["x", "w"], ["z"], name="scaled"),
     ]
+    values: dict[str, NDArray[Any]] = {"q": np.ones(8, np.int8), "scale": np.array(0.5, np.float32)}
     path = tmp_path / "picked.onnx"
-    save(model(nodes, {"x": (FLOAT, ["n", 8]), "which": (7, [1])}, {"y": (7, [1])}, {}), path)
+    outputs: dict[str, tuple[int, list[int | str]]] = {"y": (7, [1]), "z": (FLOAT, ["n", 8])}
+    save(model(nodes, {"x": (FLOAT, ["n", 8]), "which": (7, [1])}, outputs, values), path)
     assert placement.of_shapes(path) == {"shape"}
 
 

@@ -12,16 +12,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import pytest
-from onnx import helper
 
 from pytest_trtcheck.backends.onnxruntime.tensorrt import OrtTensorRT
 from pytest_trtcheck.backends.onnxruntime.tensorrt_rtx import OrtTensorRTRtx
 from pytest_trtcheck.spec import BuildOptions
-from tests.onnx_models import FLOAT, model, save, weights
+from tests.onnx_models import save
 from tests.providers import empty
-from tests.test_providers import reshaped
+from tests.providers.models import divided, reshaped
 
 if TYPE_CHECKING:
     from tests.conftest import Run, Suite
@@ -86,19 +84,6 @@ def cuda_and_tensorrt(ort_gpu: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def released(suite: Suite, monkeypatch: pytest.MonkeyPatch, ort_gpu: Path, cuda_and_tensorrt: Path) -> Released:
     return Released(suite, monkeypatch, ort_gpu, cuda_and_tensorrt)
-
-
-def divided() -> onnx.ModelProto:
-    """Two operators that the CUDA provider lacks between others."""
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
-        helper.make_node("Hardmax", ["a"], ["h"], name="hardest"),
-        helper.make_node("Det", ["d"], ["det"], name="determinant"),
-        helper.make_node("Mul", ["a", "det"], ["c"], name="scaled"),
-        helper.make_node("Add", ["c", "h"], ["y"], name="sum"),
-    ]
-    inputs: dict[str, tuple[int, list[int | str]]] = {"x": (FLOAT, ["n", 8]), "d": (FLOAT, [8, 8])}
-    return model(nodes, inputs, {"y": (FLOAT, ["n", 8])}, {"w": weights((8, 8), 1)})
 
 
 # --- CUDA ------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ _BITS: Mapping[str, int] = {
     "tf32": 32,
     "fp32": 32,
 }
+NARROW = frozenset(kind for kind, bits in _BITS.items() if bits < 32)
+"""What may be lost to FP32."""
 _ANY = 99
 """More than any: what does not tell its type may have every one."""
 
@@ -125,10 +127,10 @@ def _nodes(layer: LayerRecord) -> tuple[str, ...]:
 
 
 def _narrowest(layers: Iterable[LayerRecord]) -> dict[str, str]:
-    """By node that computes, the narrowest type of a layer that holds it."""
+    """By node that computes, the narrowest type of a layer that holds it. A reformatting copy computes nothing."""
     found: dict[str, str] = {}
     for layer in layers:
-        kind = layer.precision or ""
+        kind = "" if (layer.kind or "").lower().startswith("reformat") else layer.precision or ""
         for node in layer.nodes if kind in _BITS else ():
             if node not in found or _BITS[kind] < _BITS[found[node]]:
                 found[node] = kind

@@ -112,6 +112,7 @@ class ProviderRunner:
         self, session: Any, label: str, outer: Mapping[str, str], scratch: TemporaryDirectory[str] | None = None
     ) -> None:
         self.session = session
+        self.label = label
         self.scratch = scratch
         self.partition: PartitionRecord | None = None
         self._outer = dict(outer)
@@ -263,6 +264,6 @@ def profile_of(runner: ProviderRunner, open_with: Any, case: InputMapping) -> pl
     """What ran in a session of its own, by ONNX Runtime's profiler."""
 
     def run(session: Any, inputs: InputMapping) -> None:
-        ort.OrtRunner.of(session, "the profiled session")(runner.converted(inputs))
+        ort.OrtRunner.of(session, runner.label)(runner.converted(inputs))
 
     return placement.profiled(open_with, case, run)
