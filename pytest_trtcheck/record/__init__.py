@@ -712,6 +712,8 @@ class SearchRecord:
     elements: int | None = _absent(beside="changed")
     kept: str | None = _absent(beside="changed")
     """The file that keeps it."""
+    scale: float | None = _absent(beside="changed")
+    """How large max|reference| of the output is there, to what it is on the check's own inputs."""
 
 
 @dataclass(frozen=True)
