@@ -492,7 +492,7 @@ def test_a_report_that_a_hand_altered_is_not_compared() -> None:
         judge(report(before()), replace(new, summary=summary), Limits())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_a_report_that_was_spoilt_is_an_error_or_judged_and_never_a_crash(data: st.DataObject) -> None:
     spoilt = jsonable(report(after(), tensorrt="1.7.1.116"))
