@@ -541,6 +541,7 @@ def test_exit_status(
     assert all(columns(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
     found = json.loads(out.read_text())
     assert found["exit_status"] == status
+    assert (found["limits"]["error_ratio"], found["limits"]["error_share"]) == (1.5, 0.05)
     assert found["verdict"] == {0: "pass", 3: "inconclusive"}.get(status, "fail")
     assert f"upgrade: {found['verdict']} (" in text.splitlines()[-1] or f"upgrade: {found['verdict']} (" in text
     pytest.importorskip("jinja2")
