@@ -199,6 +199,8 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
         raise ModelError(f"{model.label} was changed on disk while it was checked")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
     arrays = _store_cases(known, work, bounds, notes)
+    if spec.score is not None:
+        notes.append(f"failure bundle: the score {spec.score.name} is code, so a replay judges the outputs alone")
     return {
         "model": {"label": model.label, "sha256": model.sha256, **stored},
         "lowered": {

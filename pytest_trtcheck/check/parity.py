@@ -103,6 +103,11 @@ def judge(known: Known) -> Outcome:
     return Outcome(record, measured, found, _misplaced(found), notes, worst)
 
 
+def is_joint(limits: Sequence[compare.Limit]) -> bool:
+    """Whether an output is judged together with others, and not element by element."""
+    return any(limit.metric.joins for limit in limits)
+
+
 def refuse_random(model: OnnxModel) -> None:
     """Refuse a model that computes something else in every run.
 
@@ -323,7 +328,8 @@ def _examined(
     """
     found: dict[str, compare.Examination] = {}
     for output in outputs:
-        if not is_bad(output.verdict):
+        # What has no order of its own has no elements to look at.
+        if not is_bad(output.verdict) or is_joint(limits_of(known)[output.name]):
             continue
         index = compare.worst_case(output)
         found |= compare.examine(

@@ -90,6 +90,11 @@ class Request:
         return self.parity.precision[0]
 
     @property
+    def judges_outputs(self) -> bool:
+        """Whether the outputs are held to a tolerance, rather than to a score alone, or to nothing."""
+        return self.judge_parity and self.parity.judges_outputs
+
+    @property
     def build_options(self) -> BuildOptions:
         """How TensorRT is to build."""
         return self.options or BuildOptions()
@@ -97,7 +102,9 @@ class Request:
     @property
     def examples(self) -> Examples:
         """What a source is told that has no shapes of its own."""
-        return Examples(self.inputs, self.parity.batch[0] or self.default_batch, self.parity.shapes)
+        return Examples(
+            model_inputs.unlabelled(self.inputs), self.parity.batch[0] or self.default_batch, self.parity.shapes
+        )
 
     def declared_for(self, model: OnnxModel) -> dict[str, ShapeRange]:
         """The shapes that the check is declared for, by input.
@@ -313,6 +320,8 @@ class Known:
         The first of the cases that an earlier search kept; None: there are none.
     build
         Which of several builds it is, for messages; empty for the first.
+    labels
+        Of each case, for the score; empty where no score is asked for.
     """
 
     request: Request
@@ -335,6 +344,7 @@ class Known:
     no_fewest: str = ""
     kept_from: int | None = None
     build: str = ""
+    labels: Sequence[Any] = ()
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 
     def in_precision(self, precision: Precision) -> Known:

@@ -175,8 +175,13 @@ def _not_run(item: pytest.Item) -> ArgumentError:
     )
 
 
-def _returned(item: pytest.Function) -> object:
+def _returned(item: pytest.Function, *, may_stream: bool) -> object:
     """What the body of a marked test returned; marks it as checked.
+
+    Parameters
+    ----------
+    may_stream
+        Whether it may give its cases one at a time: a score takes more of them than memory holds.
 
     Raises
     ------
@@ -193,6 +198,8 @@ def _returned(item: pytest.Function) -> object:
     if not body.returned:
         raise _not_run(item)
     value = body.returned[-1]
+    if inspect.isgenerator(value) and may_stream:
+        return value
     if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
         if hasattr(value, "close"):
             value.close()
@@ -207,7 +214,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
     """Check what the markers of `item` ask for, with what the test returned as inputs."""
     fixture = item.funcargs.get
     try:
-        inputs, source = _returned(item), "returned"
+        inputs, source = _returned(item, may_stream=found.parity.score is not None), "returned"
     except CheckError as error:
         outcome.refuse(item, error)
     if inputs is None:

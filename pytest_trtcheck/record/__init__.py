@@ -218,6 +218,51 @@ class ParityRecord:
     """The nodes that `keep_fp32="auto"` found; empty where none are needed."""
 
 
+# --- the task's score -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """A sample that the reference and the engine score differently: its case, and its place in there, both from 0."""
+
+    case: int
+    sample: int
+    reference: float | str | None = None
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """The score of a check: of the reference, of what ran, and by how much it fell.
+
+    `lower` and `upper` bound `drop` with `confidence` (both sides together); a negative drop is a gain. The limit,
+    `max_drop`, and all of these are in the score's own unit.
+    """
+
+    verdict: Verdict
+    name: str = ""
+    reference: float | None = None
+    value: float | None = None
+    drop: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    confidence: float | None = None
+    max_drop: float | None = None
+    lower_is_better: bool = False
+    samples: int = 0
+    disagreeing: int = 0
+    """Of how many samples the items differ."""
+    samples_to_decide: int | None = _absent()
+    """About how many samples would decide, where these did not."""
+    method: str | None = None
+    reason: str | None = None
+    worst: tuple[SampleRecord, ...] = ()
+    """The samples that lost most; where items are no numbers, the first that changed."""
+    errors: Mapping[str, float | None] | None = _absent()
+    """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
+    errors_of_cases: int | None = _absent()
+
+
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
@@ -386,7 +431,7 @@ class PartitionRecord:
     elsewhere: tuple[NodeRecord, ...] = ()
     """The nodes that other providers compute."""
     shapes_on_cpu: int = 0
-    """Further nodes, on the CPU, that compute from shapes and constants alone."""
+    """Further nodes, on the CPU, that compute from shapes alone."""
     kernels: Mapping[str, int] | None = _absent()
     """How many of its nodes compute in which type, by ONNX Runtime's profile of a run."""
 
@@ -645,6 +690,7 @@ class CheckRecord:
     build_options: Mapping[str, Any] | None = _absent()
     """The `BuildOptions` that are not the default."""
     parity: ParityRecord | None = None
+    score: ScoreRecord | None = _absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
     partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
@@ -682,6 +728,12 @@ class CheckRecord:
     def headline(self) -> str:
         """The first line of the message."""
         return first_line(self.message or "")
+
+    @property
+    def parts(self) -> dict[str, ParityRecord | ScoreRecord | LatencyRecord]:
+        """The parts that the check has, by name."""
+        named = {"parity": self.parity, "score": self.score, "latency": self.latency}
+        return {name: part for name, part in named.items() if part is not None}
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
