@@ -396,7 +396,7 @@ class LayerRecord:
     precision: str | None = _absent()
     """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
     nodes: tuple[str, ...] = _absent(())
-    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    """The ONNX nodes in it that do arithmetic; where that is not known, those whose names say of no conversion."""
     moves: tuple[str, ...] = _absent(())
     """Those that only move, convert or choose values."""
     time_ms: float | None = _absent()
