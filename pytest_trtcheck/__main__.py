@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.errors import ArgumentError, CheckError, visible
 from pytest_trtcheck.report import gate_command
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)
     except CheckError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(visible(f"ERROR: {error}"), file=sys.stderr)
         return BAD_INPUT
 
 
@@ -133,7 +133,7 @@ def _release(folder: Path, others: Sequence[Path]) -> int:
     from pytest_trtcheck.export import release
 
     found, remarks = release.merge(folder, others) if others else (release.check(folder), [])
-    print("\n".join([*found.lines(details=True), *remarks]))
+    print(visible("\n".join([*found.lines(details=True), *remarks])))
     return NOTHING_WORSE if found.is_complete and not remarks else WORSE
 
 
@@ -197,7 +197,7 @@ def _record(given: argparse.Namespace) -> int:
         provider=given.provider,
         custom_ops=given.custom_ops,
     )
-    print("\n".join(record(asked)))
+    print(visible("\n".join(record(asked))))
     return NOTHING_WORSE
 
 

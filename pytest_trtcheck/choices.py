@@ -49,10 +49,10 @@ def half_part(precision: str) -> HalfName | None:
 
 
 MARKERS = ("trt_parity", "trt_latency")
-PRECISION, BATCH = "_trt_precision", "_trt_batch"
+PRECISION, BATCH, BACKEND = "_trt_precision", "_trt_batch", "_trt_backend"
 """The parameters that lists in a marker become."""
 
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backend"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backends"]
 
 
 class Option(NamedTuple):

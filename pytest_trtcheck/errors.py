@@ -6,6 +6,7 @@ these. The plugin prints them without a traceback. They pickle, because xdist wo
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -127,6 +128,27 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
         "traceback that --log-level=DEBUG shows",
     )
+
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_LONGEST = 200_000
+
+
+def visible(text: str) -> str:
+    r"""`text` as a terminal or a page may show it, whoever wrote it: nothing in it commands or hides.
+
+    Control characters but line breaks and tabs, marks that turn the direction of writing, invisible ones, and bytes of
+    a file name that are no UTF-8 are escaped as Python does. The middle of what nobody can read to its end is left out.
+
+    >>> print(visible("a\x1b[31mb\u202ec"))
+    a\x1b[31mb\u202ec
+    """
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
+    return text if text.isprintable() else _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(said: object) -> str:

@@ -174,6 +174,30 @@ class Calibration:
     max_samples: int = 512
 
 
+Ranges: TypeAlias = "tuple[float, float] | Mapping[str, tuple[float, float]] | None"
+"""The least and largest value: of every floating-point input, or by input name."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long the worst input of a check is searched, and among which.
+
+    Parameters
+    ----------
+    tries
+        At most so many inputs are tried; of a model with an open batch dimension, single rows.
+    ranges
+        The least and largest value, as (low, high): of every floating-point input, or by input name. What is not named
+        has the span of the check's own inputs; where those are generated, what they are drawn from.
+    seconds
+        The most that the tries may take.
+    """
+
+    tries: int = 1000
+    ranges: Ranges = field(default=None, hash=False)
+    seconds: float = 60.0
+
+
 HardwareCompatible: TypeAlias = Literal["none", "ampere_plus", "same_compute_capability"]
 Tiling: TypeAlias = Literal["none", "fast", "moderate", "full"]
 
@@ -308,6 +332,8 @@ class ParitySpec:
 
     Parameters
     ----------
+    backend, backends
+        The one system that runs the check, None: what `--trt-backend` says; and all that were listed beside it.
     engine
         The file of an engine that exists, which is tested as it is.
     states_precision
@@ -332,7 +358,16 @@ class ParitySpec:
     keep_auto: bool = False
     """Whether the smallest set of nodes to keep in FP32 is searched."""
     seed: int = 0
+    search: Search | None = None
     backend: str | None = None
+    max_subgraphs: int | None = None
+    """Into how many subgraphs a provider of ONNX Runtime may divide the model; None: nothing may be left out."""
+    backends: tuple[str, ...] = ()
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether several systems are compared, of which this check is of one."""
+        return len(self.backends) > 1
 
     @property
     def judges_outputs(self) -> bool:
@@ -354,14 +389,22 @@ class LatencySpec:
     min_qps: Budget | None = None
     memory_mib: Budget | None = None
     engine_mib: Budget | None = None
-    min_speedup: Mapping[str, float] | None = None
+    load_ms: Budget | None = None
+    build_s: Budget | None = None
+    min_speedup: Mapping[str, Budget] | None = None
+    instances: int = 1
     transfers: bool = False
     max_seconds: float = 30.0
 
     def budgets(self) -> dict[str, Budget]:
         """Every budget that was given, by argument name, `min_speedup` excepted."""
-        names = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_qps", "memory_mib", "engine_mib")
+        quantiles = ("p50_ms", "p90_ms", "p95_ms", "p99_ms")
+        names = (*quantiles, "min_qps", "memory_mib", "engine_mib", "load_ms", "build_s")
         return {name: budget for name in names if (budget := getattr(self, name)) is not None}
+
+    def speedups(self) -> dict[str, Budget]:
+        """The budgets of `min_speedup`, by the name that records have for each."""
+        return {f"min_speedup[{name}]": budget for name, budget in (self.min_speedup or {}).items()}
 
 
 CalibrationData: TypeAlias = "str | Iterable[InputMapping] | Calibration"

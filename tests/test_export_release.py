@@ -6,9 +6,11 @@ in test_export.py; that of a real one is in tests/gpu/test_export.py.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from tests import onnx_models
 from tests.test_export import BATCHES, built, files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import Run, Suite
 
@@ -535,3 +537,28 @@ def test_a_manifest_that_is_not_ours_is_left_alone(tmp_path: Path, cache: Cache,
 def test_a_folder_without_an_export_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["release", str(tmp_path)]) == 2
     assert "holds no release.json" in capsys.readouterr().err
+
+
+def test_edited_manifests_are_understood_or_named(tmp_path: Path, cache: Cache) -> None:
+    """Every value of each manifest, replaced by one of another kind or left out: an answer, or a ReportError."""
+    write(tmp_path, [checked(cache)], cache)
+    for path in sorted(tmp_path.rglob("*.json")):
+        whole = path.read_text()
+        for place in list(_places(json.loads(whole))):
+            for other in (None, 3, "x", ["x"], {"x": "y"}, "leave out"):
+                edited = json.loads(whole)
+                inner = functools.reduce(lambda value, key: value[key], place[:-1], edited)
+                inner[place[-1]] = other
+                if other == "leave out":
+                    del inner[place[-1]]
+                path.write_text(json.dumps(edited))
+                with suppress(ReportError):
+                    release.check(tmp_path)
+        path.write_text(whole)
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*place, key)
+        yield from _places(inner, (*place, key))

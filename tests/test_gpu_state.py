@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from dataclasses import replace
@@ -366,6 +367,50 @@ def test_lock_files_serve_every_user(tmp_path: Path) -> None:
     finally:
         os.umask(umask)
     (file,) = tmp_path.iterdir()
-    assert (file.name, stat.S_IMODE(file.stat().st_mode)) == ("pytest-trtcheck-MIG-GPU-1_7_0.lock", 0o666)
+    assert (file.name, stat.S_IMODE(file.stat().st_mode)) == ("pytest-trtcheck-MIG-GPU-1_7_0.lock", 0o644)
     with pytest.raises(GpuError, match="cannot be used"), gpu_lock("GPU-1", 1, directory=file / "under"):
         pytest.fail("no directory")
+
+
+AS_ACCOUNT = """
+    import fcntl, os, sys
+    from pathlib import Path
+    from pytest_trtcheck.errors import GpuError
+    from pytest_trtcheck.gpu.lock import gpu_lock
+    os.setuid(int(sys.argv[2]))
+    os.umask(0o077)
+    try:
+        with gpu_lock("GPU-1", float(sys.argv[3]), directory=Path(sys.argv[1])):
+            print("held", flush=True)
+            sys.stdin.read()
+    except GpuError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can act as two accounts")
+@pytest.mark.parametrize("accounts", [(65534, 0), (0, 65534), (65533, 65534)])
+def test_two_accounts_take_turns(accounts: tuple[int, int]) -> None:
+    """In a directory as /tmp is, where the kernel and filelock refuse what another account owns."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o1777)
+
+        def started(account: int, timeout_s: float) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", textwrap.dedent(AS_ACCOUNT), name, str(account), str(timeout_s)]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        first, second = accounts
+        with started(first, 5) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            assert "another process held the GPU GPU-1" in started(second, 0.1).communicate()[0]
+            holder.communicate()
+        for account in (second, first):
+            assert started(account, 5).communicate()[0] == "held\n"
+
+
+def test_a_lock_file_that_was_replaced_is_noticed(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    with gpu_lock("GPU-1", 1, directory=tmp_path):
+        assert file.exists()

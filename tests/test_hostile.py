@@ -13,10 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck import bundle
 from pytest_trtcheck.cache import Cache, format_bytes
 from pytest_trtcheck.check.checker import Checker, Request
-from pytest_trtcheck.errors import ModelError
-from pytest_trtcheck.model import memory, npz, onnx_model
+from pytest_trtcheck.errors import ModelError, ReportError, visible
+from pytest_trtcheck.model import graph, memory, npz, onnx_model
+from pytest_trtcheck.record.files import read_json
+from pytest_trtcheck.report import json_report
 from pytest_trtcheck.spec import ParitySpec
 from tests import onnx_models
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_trtcheck.record import CheckRecord
+    from tests.conftest import Suite
 
 FLOAT = TensorProto.FLOAT
 
@@ -192,3 +196,86 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     assert "is a pipe or a device, not an ONNX file" in str(check(pipe).message)
     with pytest.raises(OSError, match="not a regular file"):
         npz.load(pipe)
+
+
+def test_json_from_elsewhere(tmp_path: Path) -> None:
+    for text, said in (("[" * 100_000 + "]" * 100_000, "nested too deeply"), ("\xff", "utf-8"), ("{", "Expecting")):
+        (tmp_path / "x.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=said):
+            read_json(tmp_path / "x.json")
+        with pytest.raises(ReportError, match="x"):
+            bundle.read(tmp_path / "x.json")
+        assert bundle.is_bundle(tmp_path / "x.json")
+        with pytest.raises(ReportError, match="x"):
+            json_report.read(tmp_path / "x.json")
+
+
+# --- text from names and from other libraries ------------------------------------------------------------------------
+
+EVIL = "y\x1b]0;title\x07\u202e\x9b31m"
+SHOWN = r"y\x1b]0;title\x07\u202e\x9b31m"
+
+
+@pytest.mark.parametrize("workers", ["plain", "n2"])
+def test_names_command_neither_terminal_nor_page(suite: Suite, workers: str) -> None:
+    """An output, a path that is no UTF-8, a note and a skip reason; every report is written."""
+    proto = onnx_models.conv_net()
+    proto.graph.output[0].name = proto.graph.node[-1].output[0] = EVIL
+    onnx_models.save(proto, suite.path / "evil.onnx")
+    unreadable = os.fsdecode(b"m\xff\x1b[31m.onnx")
+    (suite.path / unreadable).write_bytes(proto.SerializeToString())
+    suite.write(
+        test_evil=f"NAME = {unreadable!r}\n"
+        + "@trt_parity('evil.onnx', batch=1, tol=1e-9)\ndef test_differs(): ...\n\n"
+        + "@trt_parity(NAME, batch=1)\ndef test_path(): ...\n\n"
+        + f"@trt_parity('conv.onnx', keep_fp32=[{EVIL!r}])\ndef test_argument(): ...\n"
+    )
+    arguments = ("--trt-html=report.html", "--junitxml=junit.xml", "--trt-bundle=bundles", "-rA")
+    run = suite.run(*arguments) if workers == "plain" else suite.run_apart("-n2", *arguments)
+    assert len(run.checks) == 3
+    for text in (run.text, (suite.path / "report.html").read_text(), (suite.path / "junit.xml").read_text()):
+        assert not set("\x1b\x07\x9b\u202e\x00") & set(text)
+        assert SHOWN in text
+    assert r"m\udcff\x1b[31m.onnx: its path is no UTF-8" in run.text
+    # The report keeps the names as they are.
+    assert run.check("test_differs")["parity"]["outputs"][0]["name"] == EVIL
+
+
+def test_a_message_that_nobody_can_read_is_cut() -> None:
+    shown = visible("a" * 10_000_000 + "\x1b")
+    assert len(shown) < 300_000
+    assert "9,800,001 characters" in shown
+    assert shown.endswith(r"\x1b")
+
+
+def test_text_of_every_language_stays() -> None:
+    for text in ("naïve 模型 ✓ 👩‍🔬 می‌خواهم a\tb\n", ""):
+        assert visible(text) == text
+
+
+# --- files with hard links -------------------------------------------------------------------------------------------
+
+
+def test_data_files_may_have_hard_links(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own, of which a package manager keeps a second name; and a bundle leaves those of the cache alone."""
+    monkeypatch.setattr(graph, "EXTERNAL_DATA_THRESHOLD", 0)
+    onnx.save(
+        onnx_models.conv_net(),
+        suite.path / "linked.onnx",
+        save_as_external_data=True,
+        location="linked.data",
+        size_threshold=0,
+    )
+    (suite.path / "again").hardlink_to(suite.path / "linked.data")
+    suite.write(
+        test_linked="@trt_parity('linked.onnx', batch=1, precision=['fp16', 'int8'], tol=1e-9)\ndef test_a(): ...\n"
+    )
+    suite.write(
+        conftest="@pytest.fixture\ndef trt_calibration(): return [{'image': np.ones((1, 3, 16, 16), np.float32)}]\n"
+    )
+    for _ in range(2):
+        run = suite.run("--trt-bundle=bundles", "--trt-cache-dir=cache")
+        assert [each["verdict"] for each in run.checks] == ["fail", "fail"], run.text
+    assert list(suite.path.rglob("cache/**/*.data"))
+    assert all(path.stat().st_nlink == 1 for path in suite.path.rglob("cache/**/*") if path.is_file())
+    assert len(list((suite.path / "bundles").rglob("*.data"))) == 4

@@ -148,7 +148,7 @@ def test_node_ids_sort_by_the_numbers_in_them() -> None:
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert one_line("a\x1b[31mb\nc\u2028d") == "a [31mb c d"
+    assert one_line("a\x1b[31mb\nc\u2028d\u202e") == "a\\x1b[31mb c d\\u202e"
     text = summary([check(model="evil\x1b[2J\n.onnx", notes=("two\nlines",), parity=parity(output(1e-4, 1e-2)))])
     assert "\x1b" not in text
     assert "note: two lines" in text

@@ -39,6 +39,7 @@ def test_marker_signatures_are_the_contract() -> None:
         "exclude",
         "seed",
         "backend",
+        "max_subgraphs",
     ]
     assert list(inspect.signature(markers.trt_latency).parameters) == (
         [
@@ -49,6 +50,9 @@ def test_marker_signatures_are_the_contract() -> None:
             "min_qps",
             "memory_mib",
             "engine_mib",
+            "load_ms",
+            "build_s",
+            "instances",
             "min_speedup",
             "transfers",
             "max_seconds",

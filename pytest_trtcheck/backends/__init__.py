@@ -27,6 +27,11 @@ _OWN = {
     "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
     "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
     EMULATED: "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
+    "onnxruntime-cuda": "pytest_trtcheck.backends.onnxruntime.cuda:OrtCuda",
+    "onnxruntime-tensorrt": "pytest_trtcheck.backends.onnxruntime.tensorrt:OrtTensorRT",
+    "onnxruntime-tensorrt-rtx": "pytest_trtcheck.backends.onnxruntime.tensorrt_rtx:OrtTensorRTRtx",
+    "torch": "pytest_trtcheck.backends.torch:Torch",
+    "torch-compile": "pytest_trtcheck.backends.torch:TorchCompile",
 }
 _ALIASES = {"emulated": EMULATED}
 NAMES = tuple(_OWN)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.lowering import Lowered
-    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan
-    from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision, Shape, ShapeRange
+    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan, PartitionRecord
+    from pytest_trtcheck.spec import BuildOptions, InputMapping, ParitySpec, Precision, Shape, ShapeRange
 
 
 class Runner(Protocol):
@@ -101,6 +101,8 @@ class EngineSpec:
     precision: Precision
     profile: Mapping[str, ShapeRange]
     options: BuildOptions
+    max_subgraphs: int | None = None
+    """Into how many subgraphs a system that divides models may divide it; no matter of what is built."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,12 @@ class Backend(ABC):
     """Whether it is an engine that exists: no part of another model is built by it, and nothing stands in for it."""
     is_timed: ClassVar[bool] = False
     """Whether `timed_runs` measures it."""
+    runs_parts: ClassVar[bool] = True
+    """Whether it runs what it is given: a part of the model too, or another lowering of it."""
+    loads: ClassVar[bool] = True
+    """Whether `load` brings the model to where it runs, so that its time says something."""
+    takes_instances: ClassVar[bool] = False
+    """Whether `timed_runs` takes `instances=`, how many of it are to run at once."""
 
     @property
     @abstractmethod
@@ -245,6 +253,16 @@ class Backend(ABC):
         """The libraries that it rests on, the most important one first."""
         return {}
 
+    def admit(self, model: OnnxModel, spec: ParitySpec, options: BuildOptions) -> None:
+        """Refuse what it can't do of what is asked for, before anything is made of the model.
+
+        Raises
+        ------
+        UnsupportedTargetError
+            It can't; in a comparison of several systems that is its row.
+        """
+        del model, spec, options
+
     def accepts(
         self, lowered: Lowered, label: str, options: BuildOptions, cache: Cache, *, will_build: bool
     ) -> Acceptance:
@@ -263,6 +281,11 @@ class Backend(ABC):
     def computes_in(self, precision: Precision) -> Precision:
         """The precision that it really computes in when asked for another, and is judged by."""
         return precision
+
+    def is_the_source(self, precision: Precision) -> bool:
+        """Whether it runs what `reference=SOURCE` runs, in the same way."""
+        del precision
+        return False
 
     def start(self) -> None:  # noqa: B027 - most have nothing
         """Get ready what takes a while, beside a build."""
@@ -286,11 +309,24 @@ class Backend(ABC):
         del built, runner, case
         return None
 
+    def partition(self, built: Built, runner: Runner) -> PartitionRecord | None:
+        """How it divided the model among several providers, once `doubt` has looked; None where it does not."""
+        del built, runner
+        return None
+
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """What the record should say of it."""
         del built, runner
         rests_on = ", ".join(f"{name} {version}" for name, version in self.versions().items())
         return (f"run by {self.title}" + (f" ({rests_on})" if rests_on else ""),)
+
+    def costs(self, built: Built, runner: Runner, instances: int = 1) -> dict[str, float]:
+        """What it takes beside time, after its first run, as far as its engine's record does not say so already.
+
+        By the argument of `trt_latency`: `memory_mib`, `engine_mib`, `build_s`. `instances`: how many run at once.
+        """
+        del built, runner, instances
+        return {}
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
@@ -335,12 +371,17 @@ class RunnerByShape:
         Makes the runner for one case; for all of them where the system builds nothing for a shape.
     admit
         Refuses a case of a shape that is not declared.
+    by_shape
+        Whether each shape has an engine of its own: not where one is declared for all of them.
     """
 
-    def __init__(self, system: Backend, open_for: Callable[[Case], Runner], admit: Callable[[Case], None]) -> None:
+    def __init__(
+        self, system: Backend, open_for: Callable[[Case], Runner], admit: Callable[[Case], None], *, by_shape: bool
+    ) -> None:
         self._system = system
         self._open_for = open_for
         self._admit = admit
+        self._by_shape = by_shape
         self._runners: dict[tuple[tuple[str, Shape], ...], Runner] = {}
         self.evidence = system.evidence
 
@@ -364,7 +405,7 @@ class RunnerByShape:
 
     def _runner(self, case: Case) -> Runner:
         self._admit(case)
-        shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items())) if self._system.builds else ()
+        shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items())) if self._by_shape else ()
         if shapes not in self._runners:
             self._runners[shapes] = self._open_for(case)
         return self._runners[shapes]

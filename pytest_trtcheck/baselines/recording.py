@@ -180,7 +180,7 @@ def _not_passed(record: CheckRecord, latency: LatencyRecord) -> str | None:
     bad = [
         entry.name or entry.quantile or ""
         for entry in latency.budgets
-        if entry.name != BASELINE and entry.verdict != "pass"
+        if entry.name != BASELINE and is_bad(entry.verdict)
     ]
     return f"not within its budget: {', '.join(bad)}" if bad else None
 

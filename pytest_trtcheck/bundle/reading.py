@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
-from pytest_trtcheck.model.npz import read_arrays
+from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
 from pytest_trtcheck.precision.lowering import Lowered
 from pytest_trtcheck.record import TOOL, CheckRecord, Environment, typed
+from pytest_trtcheck.record.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,7 +98,7 @@ class Bundle:
 def is_bundle(path: Path) -> bool:
     """Whether a `bundle.json` is ours; a damaged one may be, so that somebody says what is wrong with it."""
     try:
-        about = json.loads(path.read_bytes())
+        about = read_json(path)
     except (OSError, ValueError):
         return True
     return isinstance(about, dict) and about.get("tool") == TOOL
@@ -115,7 +115,7 @@ def read(path: Path) -> Bundle:
         A model that was too large for the bundle is not where it lay.
     """
     try:
-        about = json.loads(path.read_bytes())
+        about = read_json(path)
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -127,15 +127,15 @@ def read(path: Path) -> Bundle:
             f"{path}: has schema_version {about.get('schema_version')!r}, this version reads {SCHEMA_VERSION}",
             f"use the {TOOL} that wrote it",
         )
-    if about != signed(about):
-        raise ReportError(f"{path}: the bundle is damaged: bundle.json itself was changed", _HINT)
     try:
+        if about != signed(about):
+            raise ReportError(f"{path}: the bundle is damaged: bundle.json itself was changed", _HINT)
         found = list(problems(path.parent, about))
         if found:
             shown = "\n  ".join(found)
             raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT)
         return _bundle(path.parent, about)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE) as error:
         raise ReportError(f"{path}: not understood: {error!r}", f"use the {TOOL} that wrote it") from error
 
 
@@ -231,6 +231,10 @@ def hashes(folder: Path) -> dict[str, dict[str, Any]]:
 
 def problems(folder: Path, about: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the files in `folder`, by the list in `bundle.json`."""
+    stored = (about[what] for what in ("model", "lowered", "engine") if about.get(what))
+    for name in (*ARRAY_FILES, *(each["file"] for each in stored if "file" in each)):
+        if name not in about["files"]:
+            yield f"{name}: is not in the list of files"
     for name, expected in about["files"].items():
         file = folder / name
         if PurePosixPath(name).is_absolute() or not file.resolve().is_relative_to(folder.resolve()):

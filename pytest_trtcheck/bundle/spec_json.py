@@ -30,6 +30,7 @@ def spec_to_json(spec: ParitySpec) -> dict[str, Any]:
         "exclude": list(spec.exclude),
         "seed": spec.seed,
         "backend": spec.backend,
+        "max_subgraphs": spec.max_subgraphs,
     }
 
 

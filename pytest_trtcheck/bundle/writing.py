@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
-import re
 import shlex
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +34,7 @@ from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import TOOL, is_bad, jsonable
+from pytest_trtcheck.record.files import file_name, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -158,7 +156,7 @@ class Writer:
             )
         )
         (work / BUNDLE_FILE).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        name = folder_name(self._nodeid)
+        name = file_name(self._nodeid)
         for number in itertools.count(1):
             target = self._folder / (name if number == 1 else f"{name}-{number}")
             if _is_same(target, about):
@@ -173,16 +171,10 @@ class Writer:
         raise AssertionError
 
 
-def folder_name(nodeid: str) -> str:
-    """A node id as the name of a folder: letters, digits, `.`, `_` and `-`, at most 100 of them."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", nodeid).strip("-.") or "check"
-    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
-
-
 def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
     """Whether `folder` holds the bundle of the same failure: a test that is run again does not fill the disk."""
     try:
-        found = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / BUNDLE_FILE)
         same: bool = found["content_sha256"] == about["content_sha256"]
         return same and next(problems(folder, found), None) is None
     except (OSError, ValueError, TypeError, KeyError):
@@ -195,7 +187,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
     notes: list[str] = []
     stored = _store(model.path, work / "model", bounds)
     same = lowered.path == model.path
-    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds, link=True)
+    stored_lowered = stored if same else _store(lowered.path, work / "lowered", bounds)
     for what, each in {"model": stored, "lowered model": stored_lowered}.items():
         if "path" in each and not (same and what == "lowered model"):
             notes.append(
@@ -244,15 +236,14 @@ def _store_engine(known: Known, work: Path, bounds: Bounds, notes: list[str]) ->
         return {"engine": {**about, "path": str(file.path.resolve())}}
     target = work / "engine" / "engine.plan"
     target.parent.mkdir()
-    _copy(file.path, target, link=False)
+    shutil.copyfile(file.path, target)
     return {"engine": {**about, "file": "engine/engine.plan"}}
 
 
-def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> dict[str, Any]:
+def _store(path: Path, folder: Path, bounds: Bounds) -> dict[str, Any]:
     """Put a model into the bundle with its external data; where it is too large, say where it lies.
 
-    Only our own files in the cache, which nobody writes into, may be linked: exporting a model again writes into the
-    file that is there, and would change a linked one in the bundle.
+    Nothing is linked: exporting a model again writes into the file that is there, and libraries refuse linked files.
     """
     external = onnx_model.external_files(path)
     total = path.stat().st_size + sum(file.stat().st_size for file in {file.resolve() for file in external.values()})
@@ -263,16 +254,8 @@ def _store(path: Path, folder: Path, bounds: Bounds, *, link: bool = False) -> d
         target = folder / location
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            _copy(file.resolve(), target, link=link)
+            shutil.copyfile(file.resolve(), target)
     return {"file": f"{folder.name}/{name}", "bytes": total}
-
-
-def _copy(source: Path, target: Path, *, link: bool) -> None:
-    if link:
-        with suppress(OSError):
-            target.hardlink_to(source)
-            return
-    shutil.copyfile(source, target)
 
 
 def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:

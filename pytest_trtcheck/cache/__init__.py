@@ -6,8 +6,8 @@ directory, making it when it is not there. Whatever is wrong with the place itse
 
 from __future__ import annotations
 
-from pytest_trtcheck.cache.directory import format_bytes
-from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, open_regular, settled, stamp
+from pytest_trtcheck.cache.directory import format_bytes, user_folder
+from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
 from pytest_trtcheck.cache.store import Cache, Entry
@@ -22,7 +22,7 @@ __all__ = [
     "hash_code",
     "hash_file",
     "hash_files",
-    "open_regular",
     "settled",
     "stamp",
+    "user_folder",
 ]

@@ -10,7 +10,9 @@ import stat
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,17 +40,6 @@ def stamp(file: Path | int) -> Stamp:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, open for reading; an OSError if it is none: opening a pipe without a writer has no end."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        stamp(descriptor)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return os.fdopen(descriptor, "rb")
 
 
 def settled(*stamps: Stamp) -> bool:

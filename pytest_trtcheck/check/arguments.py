@@ -24,7 +24,9 @@ from pytest_trtcheck.spec import (
     ParitySpec,
     PartsArgument,
     Precision,
+    Ranges,
     ScoreSpec,
+    Search,
     Shape,
     ShapeRange,
     Tolerance,
@@ -49,20 +51,25 @@ def trt_parity(
     keep_fp32: object = (),
     exclude: object = (),
     seed: object = 0,
+    search: object = None,
     backend: object = None,
+    max_subgraphs: object = None,
 ) -> ParitySpec:
     """Compare the engine's outputs with the FP32 model's; `precision` (fp16) and `batch` lists parametrize."""
+    listed_backends = _backends(backend)
     judged_by, precisions = _metric(metric), _precisions("fp16" if precision is None else precision)
     excluded, is_auto = _globs("exclude", exclude), isinstance(keep_fp32, str) and keep_fp32 == "auto"
     if engine is not None:
         _refuse_beside_engine(precision, backend, calibration=calibration, keep_fp32=keep_fp32, exclude=exclude)
     scored = _score(score, aggregate, max_drop, lower_is_better)
-    if scored is not None and tol is None and (is_auto or judged_by != METRICS["max"]):
-        raise ArgumentError(
-            f"{'keep_fp32=' + repr(keep_fp32) if is_auto else 'metric=' + judged_by.name} beside score= needs tol=: "
-            "without one the score alone is judged, and no output is held to anything",
-            "give tol=, or leave it out",
-        )
+    if scored is not None and tol is None:
+        of_outputs = {"keep_fp32='auto'": is_auto, "search=": search, f"metric={judged_by.name}": metric != "max"}
+        for name in (name for name, is_given in of_outputs.items() if is_given):
+            raise ArgumentError(
+                f"{name} beside score= needs tol=: without one the score alone is judged, and no output is held to "
+                "anything",
+                "give tol=, or leave it out",
+            )
     if is_auto and set(precisions) <= {"fp32", "tf32"}:
         raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
     if excluded and not any(map(quantized_part, precisions)):
@@ -78,12 +85,15 @@ def trt_parity(
         engine=_engine(engine),
         calibration=calibration,
         batch=_batches(batch),
-        shapes=_shapes(shapes),
+        shapes=shapes_of("shapes", shapes),
         keep_fp32=() if is_auto else _globs("keep_fp32", keep_fp32),
         keep_auto=is_auto,
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
-        backend=_backend(backend),
+        search=_search(search),
+        max_subgraphs=None if max_subgraphs is None else _integer("max_subgraphs", max_subgraphs, least=1),
+        backend=listed_backends[0] if len(listed_backends) == 1 else None,
+        backends=listed_backends,
     )
 
 
@@ -96,6 +106,9 @@ def trt_latency(
     min_qps: object = None,
     memory_mib: object = None,
     engine_mib: object = None,
+    load_ms: object = None,
+    build_s: object = None,
+    instances: object = LatencySpec.instances,
     min_speedup: object = None,
     transfers: object = False,
     max_seconds: object = LatencySpec.max_seconds,
@@ -109,6 +122,9 @@ def trt_latency(
         min_qps=_budget("min_qps", min_qps),
         memory_mib=_budget("memory_mib", memory_mib),
         engine_mib=_budget("engine_mib", engine_mib),
+        load_ms=_budget("load_ms", load_ms),
+        build_s=_budget("build_s", build_s),
+        instances=_integer("instances", instances, least=1),
         min_speedup=_speedups(min_speedup),
         transfers=_boolean("transfers", transfers),
         max_seconds=_positive("max_seconds", max_seconds),
@@ -151,7 +167,8 @@ def from_call(name: str, model: object, arguments: Mapping[str, object], *, take
     """
     known = tuple(takes) or tuple(inspect.signature(trt_parity).parameters)
     spec: ParitySpec = _made(name, trt_parity, (model,), arguments, known)
-    for argument, listed in {"precision": spec.precision, "batch": spec.batch}.items():
+    several = {"precision": spec.precision, "batch": spec.batch, "backend": spec.backends}
+    for argument, listed in several.items():
         if len(listed) > 1:
             raise ArgumentError(
                 f"{name}: {argument}={_shown(arguments[argument])}: takes one {argument}",
@@ -195,11 +212,18 @@ def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
     raise _wrong(name, value, f"one of {', '.join(choices)}", hint)
 
 
-def _backend(value: object) -> str | None:
+def _backend(value: object) -> str:
     found = backends.find_name(value) if isinstance(value, str) else None
-    if found is None and value is not None:
-        _choice("backend", value, backends.names())
-    return found
+    return _choice("backend", value, backends.names()) if found is None else found
+
+
+def _backends(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    chosen = tuple(_backend(item) for item in _listed(value))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise _wrong("backend", value, "at least one backend, each named once")
+    return chosen
 
 
 def _listed(value: object) -> list[object]:
@@ -227,8 +251,8 @@ def _refuse_beside_engine(precision: object, backend: object, **of_lowering: obj
     for name, value in of_lowering.items():
         if value is not None and value != ():
             raise ArgumentError(f"{name}= stands beside engine=, of which nothing is built", f"leave {name}= out")
-    found = _backend(backend)
-    if found not in {None, backends.AUTO} and backends.tensorrt_module(found) is None:
+    found = _backends(backend) or (backends.AUTO,)
+    if len(found) > 1 or (found[0] != backends.AUTO and backends.tensorrt_module(found[0]) is None):
         raise _wrong(
             "backend", backend, "tensorrt or tensorrt_rtx beside engine=", "leave it out: the engine's is taken"
         )
@@ -265,6 +289,42 @@ def _integer(name: str, value: object, *, least: int) -> int:
     if number < least:
         raise _wrong(name, value, f"an integer of at least {least}")
     return number
+
+
+def _search(value: object) -> Search | None:
+    if value is None:
+        return None
+    if isinstance(value, Search):
+        return Search(
+            _integer("search: tries", value.tries, least=1),
+            ranges_of("search: ranges", value.ranges),
+            _positive("search: seconds", value.seconds),
+        )
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong("search", value, "how many inputs to try, or a Search", "Search(tries=2000, ranges=(0, 1))")
+    return Search(_integer("search", value, least=1))
+
+
+def ranges_of(name: str, value: object) -> Ranges:
+    """The (low, high) of every floating-point input, or by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _range(f"{name}[{key!r}]", each) for key, each in value.items()}
+    return _range(name, value)
+
+
+def _range(name: str, value: object) -> tuple[float, float]:
+    ends = [_real(each) for each in value] if isinstance(value, (list, tuple)) else []
+    if len(ends) != len(("low", "high")) or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+        raise _wrong(name, value, "(low, high), two numbers of which the first is not the larger one")
+    return ends[0], ends[1]
 
 
 def _real(value: object) -> float | None:
@@ -431,14 +491,21 @@ def _shape(name: str, value: object) -> Shape:
     return tuple(_integer(name, size, least=0) for size in value)
 
 
-def _shapes(value: object) -> dict[str, Shape | ShapeRange]:
+def shapes_of(argument: str, value: object) -> dict[str, Shape | ShapeRange]:
+    """A shape, or (min, opt, max), by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _wrong("shapes", value, "a mapping from input name to shape, or to (min, opt, max)")
+        raise _wrong(argument, value, "a mapping from input name to shape, or to (min, opt, max)")
     result: dict[str, Shape | ShapeRange] = {}
     for key, given in value.items():
-        name = f"shapes[{key!r}]"
+        name = f"{argument}[{key!r}]"
         if isinstance(given, (list, tuple)) and given and all(isinstance(item, (list, tuple)) for item in given):
             if len(given) != len(get_args(Literal["min", "opt", "max"])):
                 raise _wrong(name, given, "three shapes (min, opt, max)")
@@ -473,11 +540,23 @@ def _gpu_key(name: str, key: object) -> str:
     raise _wrong(name, key, "GPU names such as 'T4', 'sm75' or 'default' as keys")
 
 
-def _speedups(value: object) -> dict[str, float] | None:
+def _speedups(value: object) -> dict[str, Budget] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not value:
-        raise _wrong("min_speedup", value, "a mapping from precision to factor, such as {'fp32': 2.0}")
-    return {
-        _choice("min_speedup", key, PRECISIONS): _positive(f"min_speedup[{key!r}]", item) for key, item in value.items()
-    }
+        raise _wrong(
+            "min_speedup",
+            value,
+            "a mapping from precision or backend to factor, such as {'fp32': 2.0}, {'torch': 2.0}, {'fp32': {'T4': 2}}",
+        )
+    # None is no factor, and `_positive` says so.
+    names = {key: f"min_speedup[{key!r}]" for key in value}
+    return {_rival(key): _budget(names[key], item) or _positive(names[key], item) for key, item in value.items()}
+
+
+def _rival(key: object) -> str:
+    """What is to be slower: the engine of a precision, or another system."""
+    found = None if key in PRECISIONS or not isinstance(key, str) else backends.find_name(key)
+    if found in {backends.AUTO, backends.EMULATED}:
+        raise _wrong("min_speedup", key, "a precision, or a system of its own such as 'torch'")
+    return found or str(_choice("min_speedup", key, (*PRECISIONS, *backends.names())))

@@ -72,6 +72,8 @@ def blamed(settings: Settings, known: Known) -> Known:
         )
 
     def find() -> dict[str, Any] | None:
+        if not known.running.runs_parts:
+            return _diagnosed_source(settings, known)
         return _diagnosed(settings, known) if known.existing is None else _diagnosed_file(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
@@ -219,19 +221,47 @@ def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _diagnosed_source(settings: Settings, known: Known) -> dict[str, Any] | None:
+    """What is to blame where the model's source itself ran: its export, the precision, or what ran it."""
+    origin, case = known.model.origin, known.cases[_worst(known)]
+    assert origin is not None
+    with closing(Reference(known.model, settings.cache)) as of_export:
+        wrong = parity.first_failure(known, of_export(case), origin(case))
+    if wrong is not None:
+        return _export(known, settings.cache, wrong)
+    ran = f"emulated, {known.computed_in} keeps the limits, and {known.running.title} does not"
+    return _beside_emulation(settings, known, known.lowered, ran, list)
+
+
 def _diagnosed_file(settings: Settings, known: Known) -> dict[str, Any] | None:
     """What is to blame in an engine that was built elsewhere, from a lowering that nobody here knows.
 
     It is held against this package's own lowering to its precision: emulated, which tells whether the precision as such
     loses as much, and built here, which tells whether TensorRT does.
     """
+    system, lowered = known.running.builder, lower(known.model, known.precision, settings.cache)
+    headline = f"emulated, {known.computed_in} keeps the limits, and the file does not"
+    return _beside_emulation(
+        settings, known, lowered, headline, lambda: _built_here(settings, known, system, lowered), known_lowering=False
+    )
+
+
+def _beside_emulation(
+    settings: Settings,
+    known: Known,
+    lowered: Lowered,
+    headline: str,
+    notes: Callable[[], list[str]],
+    *,
+    known_lowering: bool = True,
+) -> dict[str, Any] | None:
+    """The precision where its emulation loses as much, else what ran, which `headline` says; with notes on that."""
     from pytest_trtcheck import diagnose
 
-    case, system = known.cases[_worst(known)], known.running.builder
+    case = known.cases[_worst(known)]
     expected = known.reference(case)
     with known.alone():
         outputs = known.run(case)
-    lowered = lower(known.model, known.precision, settings.cache)
     with closing(Emulated(known.model, lowered, known.computed_in, settings.cache)) as emulation:
         emulated = emulation(case)
     loses = parity.first_failure(known, emulated, expected)
@@ -241,15 +271,15 @@ def _diagnosed_file(settings: Settings, known: Known) -> dict[str, Any] | None:
         budget = diagnose.Budget(seconds=seconds, engine_seconds=0.0)
         found = diagnose.diagnose(subject, settings.cache, None, emulated=emulated, budget=budget)
         if found is not None:
-            note = "of the model in that precision, emulated: how the engine itself was lowered is not known"
+            note = "of the model in that precision, emulated"
+            note += "" if known_lowering else ": how the engine itself was lowered is not known"
             return {**found.to_dict(), "notes": (*found.notes, note)}
-    headline = f"emulated, {known.computed_in} keeps the limits, and the file does not"
     return {
         "step": "engine",
         "headline": headline,
         "summary": headline,
         "errors": _errors_of_steps(known, outputs, emulated, expected),
-        "notes": _built_here(settings, known, system, lowered),
+        "notes": notes(),
     }
 
 

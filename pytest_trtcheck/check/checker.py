@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.base import RunnerByShape
-from pytest_trtcheck.check import steps
+from pytest_trtcheck.check import message, steps
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.errors import ArgumentError, UnsupportedTargetError, name_of, unforeseen
 from pytest_trtcheck.model.golden import Golden, is_named
@@ -51,6 +51,7 @@ class Checker(Settings):
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
             build_options=request.build_options.given() or None,
+            system=request.parity.backend if request.parity.is_compared else None,
         )
         known: Known | None = None
         model: OnnxModel | None = None
@@ -74,9 +75,9 @@ class Checker(Settings):
         except Exception as raised:
             error = explained(raised, model.path, model.label) if model else unforeseen(raised, record.model)
             steps.note_broken(self, request, error)
-            record = replace(known.record if known else record, verdict="error", message=str(error))
+            record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
-            if known is not None:
+            if known is not None and self.kept_open is None:
                 known.close()
         return replace(record, duration_s=time.perf_counter() - start)
 
@@ -92,8 +93,10 @@ class Checker(Settings):
                 "keep_fp32='auto': there are no inputs yet to judge by",
                 "use it in a check, and name what it found here",
             )
-        model = steps.model_of(self, request)
-        known = steps.lowered(self, request, model, (), steps.existing_engine(self, request))
+        model, existing = steps.model_of(self, request), steps.existing_engine(self, request)
+        if existing is None:
+            self.system(request).admit(model, request.parity, request.build_options)
+        known = steps.lowered(self, request, model, (), existing)
         known = steps.placed(self, known)
         system = known.running
         if known.existing is not None and not known.system.runs:
@@ -107,7 +110,11 @@ class Checker(Settings):
             asked = replace(known, cases=[case])
             return steps.loaded_by(self, system, system.build(asked.spec(system), self.cache))
 
-        return RunnerByShape(system, open_for, lambda case: request.admit(known.model, case, "inputs"))
+        declared = request.declared_for(model)
+        by_shape = system.builds and any(spec.free_dims() and spec.name not in declared for spec in model.inputs)
+        return RunnerByShape(
+            system, open_for, lambda case: request.admit(known.model, case, "inputs"), by_shape=by_shape
+        )
 
 
 def _label(source: object) -> str:

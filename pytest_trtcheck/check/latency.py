@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import baselines, latency
 from pytest_trtcheck import gpu as gpus
 from pytest_trtcheck.check.baseline import key_of
+from pytest_trtcheck.errors import UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency.distribution import Distribution
-from pytest_trtcheck.record import Conditions, LatencyDetails, LatencyRecord
+from pytest_trtcheck.record import BudgetRecord, Conditions, LatencyDetails, LatencyRecord
+from pytest_trtcheck.spec import LatencySpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,13 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.base import Backend, Runner, TimedRuns
+    from pytest_trtcheck.baselines import LatencyBaseline
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.gpu.state import GpuState
     from pytest_trtcheck.model.inputs import Case
-    from pytest_trtcheck.record import EngineRecord
-    from pytest_trtcheck.spec import LatencySpec, Precision
 
 WARM_UP_S = 0.2
 """As trtexec warms up: by time, so that clocks have risen whatever the engine's size."""
@@ -43,6 +45,23 @@ MOST_INPUTS = 64
 """Cases that are used in turn, each with device memory of its own: a data set of thousands would not fit."""
 _CHUNK_MS = 50.0
 _SHOWN_SAMPLES = 500
+
+
+COSTS = ("memory_mib", "engine_mib", "load_ms", "build_s")
+"""The budgets on what a system takes beside time."""
+COMPARED = LatencySpec(max_seconds=3.0)
+"""How systems are measured that are compared, where no `trt_latency` says how."""
+_LOADS, _LOAD_S = (15, 30, 60), 20.0
+"""How often an engine is loaded again before its median is looked at, and for how many seconds at the most."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What `min_speedup` compares with: a system, what it runs, and what that is in words."""
+
+    system: Backend
+    runner: Runner
+    title: str
 
 
 @dataclass(frozen=True)
@@ -57,23 +76,29 @@ class Subject:
         The engine, loaded.
     cases
         Inputs of equal shapes, used in turn.
-    sizes_mib
+    costs
         What is known without measuring, by the marker's argument.
     slower
-        For `min_speedup`: the engines of the other precisions, by precision.
+        What `min_speedup` compares with, by its name there.
     conditions
         Under what it is measured (`conditions_of`), for the record.
     is_enough
         Whether samples, in ms, at a confidence, are enough for the baseline; None where there is none to serve.
+    load_again
+        Loads the engine once more, where loading has a budget.
+    is_compared
+        Whether its median and p99 are wanted whatever the budgets.
     """
 
     system: Backend
     engine: Runner
     cases: Sequence[Case]
-    sizes_mib: Mapping[str, float] = field(default_factory=dict)
-    slower: Mapping[str, Runner] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    slower: Mapping[str, Rival] = field(default_factory=dict)
     conditions: Conditions = field(default_factory=Conditions)
     is_enough: Callable[[latency.Series, float], bool] | None = None
+    load_again: Callable[[], Runner] | None = None
+    is_compared: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,16 @@ class Budgets:
 
     limits: Mapping[str, float]
     keys: Mapping[str, str]
+
+    @property
+    def speedups(self) -> dict[str, float]:
+        """The factors of `min_speedup`, by what is to be slower."""
+        pattern = re.compile(r"min_speedup\[(.*)\]")
+        return {found[1]: limit for name, limit in self.limits.items() if (found := pattern.fullmatch(name))}
+
+    def without(self, names: Collection[str]) -> Budgets:
+        """The others."""
+        return replace(self, limits={name: limit for name, limit in self.limits.items() if name not in names})
 
     @property
     def quantiles(self) -> dict[str, float]:
@@ -93,7 +128,7 @@ def budgets_for(spec: LatencySpec, model: GpuModel | None, extra: Sequence[GpuMo
     """What of `spec` applies to a GPU; where nobody knows which one it is, what holds for any."""
     limits: dict[str, float] = {}
     keys: dict[str, str] = {}
-    for name, budget in spec.budgets().items():
+    for name, budget in {**spec.budgets(), **spec.speedups()}.items():
         if not isinstance(budget, Mapping):
             limits[name] = float(budget)
         elif (found := gpus.pick(budget, model, extra)) is not None:
@@ -101,63 +136,121 @@ def budgets_for(spec: LatencySpec, model: GpuModel | None, extra: Sequence[GpuMo
     return Budgets(limits, keys)
 
 
-def judge(settings: Settings, known: Known, load: Callable[[Precision], Runner]) -> LatencyRecord:
+def judge(
+    settings: Settings,
+    known: Known,
+    spec: LatencySpec,
+    load: Callable[[str], Rival],
+    load_again: Callable[[], Runner],
+) -> LatencyRecord:
     """Measure a check's engine and judge it by the budgets of the GPU and by the baseline.
 
     Parameters
     ----------
     load
-        Loads the model's engine in another precision, for `min_speedup`.
+        Loads what `min_speedup` names.
+    load_again
+        Loads the engine itself once more, for `load_ms`.
 
     Raises
     ------
     GpuError
         An engine failed, or the GPU was not to be had in time.
     """
-    spec, system = known.request.latency, known.running
-    assert spec is not None
-    if known.runner is None or system.gpu_ran is False or not system.is_timed:
-        named = settings.requested.product if settings.requested else None
-        where = f"no {named or 'GPU'} in this machine" if settings.detected is None else "no engine ran"
-        return LatencyRecord("not_measured", where, named)
+    system = known.running
     # Of a machine that is not this one, only what was said of it is known.
     model = settings.judged_gpu() if system.gpu else settings.requested
-    product = model.product if model else None
     budgets = budgets_for(spec, model, settings.extra_gpus)
-    if not budgets.limits and not spec.min_speedup and settings.baselines is None:
-        what = f"no budget for {product or 'a GPU that is not known; name it with --trt-gpu'}"
-        if not spec.budgets():
-            what = "trt_latency names no budget, and there is no baseline to compare with (--trt-baseline=DIR)"
-        return LatencyRecord("not_measured", what, product)
-    sizes = _sizes_mib(known.record.engine)
-    if untold := {"memory_mib", "engine_mib"} & set(budgets.limits) - set(sizes):
-        return LatencyRecord("not_measured", f"{system.title} does not tell {' and '.join(sorted(untold))}", product)
+    no_budget = _no_budget(known, spec, model)
+    needs_none = settings.baselines is not None or known.request.parity.is_compared
+    refusal = _why_not(settings, known, spec) or (None if budgets.limits or needs_none else no_budget)
+    product = model.product if model else None
+    if known.runner is None or refusal is not None:
+        return LatencyRecord("not_measured", refusal, product)
     shapes = {name: array.shape for name, array in known.cases[0].items()}
     same = (case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes)
     alike = list(islice(same, MOST_INPUTS))
     conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
-    baseline = None
-    if settings.baselines is not None and system.gpu is not None:
-        baseline = settings.baselines.find(key_of(known)).latency
-    is_enough = None
-    if settings.update_baselines:
-        is_enough = functools.partial(baselines.enough, baseline=None)
-    elif baseline and not baselines.differences(baseline, LatencyDetails(conditions=conditions), known.model.sha256):
-        is_enough = functools.partial(baselines.enough, baseline=baseline)
+    baseline = _baseline(settings, known)
+    costs = known.record.costs or {}
+    unmeasured = dict.fromkeys(set(COSTS) & set(budgets.limits) - set(costs), f"{system.title} does not tell it")
     with ExitStack() as opened:
-        slower = {name: opened.enter_context(closing(load(cast("Precision", name)))) for name in spec.min_speedup or {}}
-        subject = Subject(system, known.runner, alike, sizes, slower, conditions, is_enough)
+        rivals: dict[str, Rival] = {}
+        for name in budgets.speedups:
+            try:
+                rivals[name] = load(name)
+                opened.enter_context(closing(rivals[name].runner))
+            except UnsupportedTargetError as error:
+                unmeasured[f"min_speedup[{name}]"] = error.message
+        budgets = budgets.without(unmeasured)
+        if not budgets.limits and not needs_none:
+            return _with_unmeasured(LatencyRecord("not_measured", None, product), unmeasured)
+        subject = Subject(
+            system,
+            known.runner,
+            alike,
+            costs,
+            rivals,
+            conditions,
+            is_enough=_is_enough(settings, known, baseline, conditions),
+            load_again=load_again if "load_ms" in budgets.limits else None,
+            is_compared=known.request.parity.is_compared,
+        )
         record = measure(subject, spec, budgets, system.gpu, model)
-    if settings.baselines is None or system.gpu is None:
+    if not budgets.limits and settings.baselines is None:
+        record = replace(record, verdict="not_measured", reason=no_budget)
+    if settings.baselines is not None and system.gpu is not None:
+        record = baselines.judge(record, baseline, model_sha256=known.model.sha256, updating=settings.update_baselines)
+    return _with_unmeasured(record, unmeasured)
+
+
+def _why_not(settings: Settings, known: Known, spec: LatencySpec) -> str | None:
+    """Why nothing is measured here, whatever the budgets."""
+    system = known.running
+    if known.runner is None or system.gpu_ran is False:
+        named = settings.requested.product if settings.requested else None
+        return f"no {named or 'GPU'} in this machine" if settings.detected is None else "no engine ran"
+    if not system.is_timed:
+        return f"{system.title} is not timed"
+    if spec.instances > 1 and not system.takes_instances:
+        return f"{system.title} is not measured with {spec.instances} instances at once"
+    return None
+
+
+def _no_budget(known: Known, spec: LatencySpec, model: GpuModel | None) -> str:
+    """What is said where no budget holds."""
+    if known.request.latency is None:
+        return "no budget was asked for: measured to compare systems alone"
+    if not spec.budgets() and not spec.speedups():
+        return "trt_latency names no budget, and there is no baseline to compare with (--trt-baseline=DIR)"
+    return f"no budget for {model.product if model else 'a GPU that is not known; name it with --trt-gpu'}"
+
+
+def _baseline(settings: Settings, known: Known) -> LatencyBaseline | None:
+    if settings.baselines is None or known.running.gpu is None:
+        return None
+    return settings.baselines.find(key_of(known)).latency
+
+
+def _is_enough(
+    settings: Settings, known: Known, baseline: LatencyBaseline | None, conditions: Conditions
+) -> Callable[[latency.Series, float], bool] | None:
+    """Whether samples are enough for a baseline, where there is one to serve."""
+    if settings.update_baselines:
+        return functools.partial(baselines.enough, baseline=None)
+    if baseline and not baselines.differences(baseline, LatencyDetails(conditions=conditions), known.model.sha256):
+        return functools.partial(baselines.enough, baseline=baseline)
+    return None
+
+
+def _with_unmeasured(record: LatencyRecord, reasons: Mapping[str, str]) -> LatencyRecord:
+    """The record with the budgets that nothing here can tell of: they take no part in the verdict of the others."""
+    if not reasons:
         return record
-    return baselines.judge(record, baseline, model_sha256=known.model.sha256, updating=settings.update_baselines)
-
-
-def _sizes_mib(engine: EngineRecord | None) -> dict[str, float]:
-    if engine is None:
-        return {}
-    sizes = {"memory_mib": engine.device_memory_bytes, "engine_mib": engine.bytes}
-    return {name: size / 2**20 for name, size in sizes.items() if size is not None}
+    entries = tuple(BudgetRecord("not_measured", name, text=why) for name, why in sorted(reasons.items()))
+    if record.verdict == "not_measured":
+        record = replace(record, reason="; ".join(f"{entry.name}: {entry.text}" for entry in entries))
+    return replace(record, budgets=(*record.budgets, *entries))
 
 
 def conditions_of(gpu: Gpu | None, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
@@ -259,12 +352,15 @@ class _Taken:
 def _sample(
     subject: Subject, spec: LatencySpec, budgets: Budgets, look_at_gpu: Callable[[], GpuState] | None
 ) -> _Taken:
-    quantiles = tuple(latency.QUANTILES[name] for name in budgets.quantiles)
-    others = len(subject.slower) + ("min_qps" in budgets.limits) + (subject.is_enough is not None)
-    plan = latency.LookPlan(quantiles, others)
+    quantiles = {latency.QUANTILES[name] for name in budgets.quantiles} | (
+        {0.5, 0.99} if subject.is_compared else set()
+    )
+    others = len(subject.slower) + len({"min_qps", "load_ms"} & set(budgets.limits)) + (subject.is_enough is not None)
+    plan = latency.LookPlan(tuple(sorted(quantiles)), others)
     series = _Runs(transfers=spec.transfers)
     pairs = {name: _Runs(transfers=False) for name in subject.slower}
-    with subject.system.timed_runs(subject.engine, subject.cases, transfers=spec.transfers) as timed:
+    several: dict[str, Any] = {"instances": spec.instances} if spec.instances > 1 else {}
+    with subject.system.timed_runs(subject.engine, subject.cases, transfers=spec.transfers, **several) as timed:
         _warm_up(timed)
         deadline = time.monotonic() + spec.max_seconds
         look = 1
@@ -275,21 +371,27 @@ def _sample(
             if is_over or plan.is_due(look, len(series), series.total_ms):
                 states += [look_at_gpu()] if look_at_gpu else []
                 confidence, judged = plan.confidence_at(look), series.judged()
-                decision = _decide(series, judged, budgets, subject.sizes_mib, confidence)
+                decision = _decide(series, judged, budgets, subject.costs, confidence)
                 is_decided = decision.decision != "undecided"
                 if is_over or (is_decided and (subject.is_enough is None or subject.is_enough(judged, confidence))):
                     break
                 look += 1
         measured, graph, graph_reason = timed.measured, timed.graph, timed.graph_reason
+    results, loads_ms = [*decision.results], list[float]()
+    if subject.load_again:
+        result, loads_ms = _loads(subject.load_again, budgets.limits["load_ms"], confidence)
+        results.append(result)
     if subject.slower:
         _interleave(subject, spec, pairs, series)
-        speedups = _decide_speedups(pairs, spec.min_speedup or {}, confidence)
-        decision = latency.combine_decisions([*decision.results, *speedups])
+        results += _decide_speedups(pairs, budgets.speedups, confidence)
+    decision = latency.combine_decisions(results)
     details = {
         **_details(series, judged.values, measured),
         "cuda_graph": graph,
         "cuda_graph_reason": graph_reason,
         "distribution": Distribution.of(judged, confidence).to_json(),
+        "load_samples_ms": tuple(round(each, 3) for each in loads_ms),
+        "instances": spec.instances if spec.instances > 1 else None,
     }
     return _Taken(judged, decision, details, states)
 
@@ -338,12 +440,28 @@ def _warm_up(timed: TimedRuns) -> None:
         timed.run(5)
 
 
+def _loads(load: Callable[[], Runner], limit_ms: float, confidence: float) -> tuple[latency.BudgetResult, list[float]]:
+    """What loading takes, as often as it takes to decide, or as there is time for."""
+    deadline = time.monotonic() + _LOAD_S
+    each_look = 1 - (1 - confidence) / len(_LOADS)
+    found: list[float] = []
+    for most in _LOADS:
+        while len(found) < most and (not found or time.monotonic() < deadline):
+            started = time.perf_counter()
+            with closing(load()):
+                found.append(1000 * (time.perf_counter() - started))
+        result = latency.decide_median("load_ms", found, limit_ms, confidence=each_look)
+        if result.decision != "undecided":
+            break
+    return result, found
+
+
 def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> None:
     """Measure each slower engine in turns with the subject: what drifts, drifts for both."""
-    for name, engine in subject.slower.items():
+    for name, rival in subject.slower.items():
         with (
             subject.system.timed_runs(subject.engine, subject.cases) as ours,
-            subject.system.timed_runs(engine, subject.cases) as theirs,
+            rival.system.timed_runs(rival.runner, subject.cases) as theirs,
         ):
             _warm_up(theirs)
             _warm_up(ours)
@@ -357,15 +475,15 @@ def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs],
 
 
 def _decide(
-    series: _Runs, judged: latency.Series, budgets: Budgets, sizes: Mapping[str, float], confidence: float
+    series: _Runs, judged: latency.Series, budgets: Budgets, costs: Mapping[str, float], confidence: float
 ) -> latency.LatencyDecision:
     elapsed_s = series.total_ms / 1000
     results = [*latency.decide(judged, budgets.quantiles, confidence=confidence, elapsed_s=elapsed_s).results]
     if "min_qps" in budgets.limits:
         results.append(latency.decide_qps(series.intervals_ms, budgets.limits["min_qps"], confidence=confidence))
-    for name, size in sizes.items():
-        if name in budgets.limits:
-            results.append(latency.decide_exact(name, size, budgets.limits[name]))
+    for name, cost in costs.items():
+        if name in budgets.limits and name != "load_ms":
+            results.append(latency.decide_exact(name, cost, budgets.limits[name]))
     return latency.combine_decisions(results)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.errors import plural
-from pytest_trtcheck.record import is_bad
+from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, plural
+from pytest_trtcheck.record import BASELINE, is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_trtcheck.check.request import Known
-    from pytest_trtcheck.record import ScoreRecord
+    from pytest_trtcheck.record import CheckRecord, ScoreRecord
 
 
 def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
@@ -27,7 +28,12 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
         found = "\n".join(filter(None, [found, *(each for each in reasons if each not in (found or ""))])) or None
         if record.score is not None and is_bad(record.score.verdict) and record.score.verdict == record.verdict:
             found = "\n".join(filter(None, [found, *scored(record.score)]))
-    missing = [f"{name} not measured" for name, part in record.parts.items() if part.verdict == "not_measured"]
+    # What is measured to be compared alone was not asked for.
+    asked = {name: part for name, part in record.parts.items() if name != "latency" or known.request.latency}
+    missing = [f"{name} not measured" for name, part in asked.items() if part.verdict == "not_measured"]
+    if not missing and record.latency is not None:
+        entries = [each for each in record.latency.budgets if each.name != BASELINE]
+        missing += [f"{each.name} not measured ({each.text})" for each in entries if each.verdict == "not_measured"]
     if record.evidence is not None and record.gpu_ran is not True:
         where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"
         what = "parity" if record.parity else "the score" if record.score else "parity"
@@ -58,6 +64,30 @@ def _item(item: float | str | None) -> str:
     return f"{item:.4g}" if isinstance(item, float) else str(item)
 
 
+def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> CheckRecord:
+    """A check that could not be made. Of several systems that are compared, one that can't serve it is no error."""
+    if record.system is None or not isinstance(error, UnsupportedTargetError):
+        return replace(record, verdict="error", message=str(error))
+    if require_gpu:
+        return replace(record, verdict="fail", message=f"--trt-require-gpu: {record.system} was not measured: {error}")
+    return replace(record, verdict="not_measured", message=str(error))
+
+
+def _found_by(known: Known, case: int) -> str:
+    """How the input that fails came about, where a search found it; empty where the check brought it."""
+    found = known.record.search
+    if found is None or found.changed is None:
+        is_kept = known.kept_from is not None and case >= known.kept_from
+        return f"input {case}, which an earlier search found and kept, fails" if is_kept else ""
+    kept = f"it is kept in {found.kept}, and judged in each later run" if found.kept else "it was not kept"
+    if found.kept and found.kept.startswith("not kept"):
+        kept = found.kept
+    return (
+        f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
+        f"{found.elements:,} elements differ from the check's own first input; {kept}"
+    )
+
+
 def comparison(known: Known) -> str | None:
     """What a comparison that did not pass says: who is to blame, and where the outputs differ."""
     outcome = known.outcome
@@ -70,6 +100,8 @@ def comparison(known: Known) -> str | None:
     blame = known.record.parity.blame if known.record.parity else None
     differs = "differs from" if outcome.record.verdict == "fail" else "cannot be judged against"
     head = f"{known.title} {differs} {known.reference.title} ({known.running.how})"
+    if found_by := _found_by(known, outcome.worst):
+        head = f"{found_by}\n\n{head}"
     text = compare.explain(outcome.measured, outcome.record.outputs, outcome.found, is_diagnosed=blame is not None)
     if known.no_fewest:
         text = f"{known.no_fewest}\n\n{text}"

@@ -188,14 +188,26 @@ _TELLING = 64
 """Elements from which an order that explains the error is no accident."""
 
 
+def judged(
+    known: Known, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], limits: compare.Limits
+) -> list[OutputRecord]:
+    """What one case of the open runner comes to, output by output."""
+    found = compare.measure_all(actual, expected, limits, expected_dtypes=_dtypes(known, known.run))
+    return [compare.judge(each, limits[name]) for name, each in found.items()]
+
+
 def _measured_by_case(known: Known, actual: Outputs, limits: compare.Limits) -> list[dict[str, compare.Measurement]]:
-    # TensorRT has no FP64: an engine gives FP32 where the model has FP64.
-    is_engine = actual == known.run and known.running.evidence == "engine"
-    dtypes = {output.name: np.float32 for output in known.model.outputs if is_engine and output.dtype == "float64"}
+    dtypes = _dtypes(known, actual)
     return [
-        compare.measure_all(actual(case), known.reference(case), limits, expected_dtypes=dtypes or None)
-        for case in known.cases
+        compare.measure_all(actual(case), known.reference(case), limits, expected_dtypes=dtypes) for case in known.cases
     ]
+
+
+def _dtypes(known: Known, actual: Outputs) -> Mapping[str, Any] | None:
+    """TensorRT has no FP64: an engine gives FP32 where the model has FP64."""
+    is_engine = actual == known.run and known.running.evidence == "engine"
+    found = {output.name: np.float32 for output in known.model.outputs if is_engine and output.dtype == "float64"}
+    return found or None
 
 
 def _merged(known: Known, by_case: Sequence[Mapping[str, compare.Measurement]]) -> dict[str, compare.Measurement]:

@@ -20,6 +20,7 @@ from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.precision.reference import ModelReference, Reference
+from pytest_trtcheck.record.files import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ def _generated(asked: Recording, model: OnnxModel) -> list[Case]:
 def _read(globs: Sequence[str]) -> Iterator[tuple[str, object]]:
     """What each file holds, by its path."""
     for each in globs:
-        paths = sorted(glob.glob(str(Path(each).expanduser()), recursive=True))  # noqa: PTH207 - takes absolute ones
+        paths = sorted(glob.glob(str(expanded(each)), recursive=True))  # noqa: PTH207 - takes absolute ones
         if not paths:
             raise InputError(f"--inputs={each}: no file matches", f"looked in {Path.cwd()}")
         for path in paths:

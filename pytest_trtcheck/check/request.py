@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
-from pytest_trtcheck.errors import InputError, UnsupportedTargetError
+from pytest_trtcheck.errors import CheckError, InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check.evidence import EvidenceReport
+    from pytest_trtcheck.check.kept_open import KeptOpen
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
@@ -61,6 +62,8 @@ class Request:
         Whether nobody asked for the precision: a model that carries one is then checked in that.
     lowered
         The model in its precision, where it was made before (a replay); None: it is made.
+    search_folder
+        Where inputs are kept that a search found, and are taken from; None: nowhere.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
     """
@@ -78,6 +81,7 @@ class Request:
     default_batch: int | None = None
     precision_is_default: bool = False
     lowered: Lowered | None = None
+    search_folder: Path | None = None
     watch: Watcher | None = None
 
     @property
@@ -175,6 +179,8 @@ class Settings:
         What every check must have passed in, on a GPU; None: nothing.
     rebuild
         How many times every engine is built and judged.
+    search
+        How many inputs are tried in every check to find its worst one; None: as the check says.
     bitwise
         Whether an engine must compute the same bits in every run.
     emulate_too
@@ -185,6 +191,8 @@ class Settings:
         Is told, in a line each, what takes long.
     baselines, update_baselines
         What latency is held against, None: nothing; and whether this run's latencies are to be recorded.
+    kept_open
+        What stays open until the test ends; None: each check closes what it opened.
     broken
         Why no engine can run any more in this process, once one has broken CUDA; empty until then.
     """
@@ -202,12 +210,14 @@ class Settings:
     build_only: bool = False
     time_layers: bool = False
     rebuild: int = 1
+    search: int | None = None
     bitwise: bool = False
     emulate_too: bool = False
     allowance: Allowance = field(default_factory=Allowance)
     progress: Callable[[str], None] = lambda _: None
     baselines: Baselines | None = None
     update_baselines: bool = False
+    kept_open: KeptOpen | None = None
     broken: list[str] = field(default_factory=list)
 
     def backend_of(self, request: Request) -> str:
@@ -221,8 +231,15 @@ class Settings:
         ------
         MissingDependencyError
             What was asked for by name is not installed.
+        UnsupportedTargetError
+            The same, where it is one of several that are compared.
         """
-        return backends.load(self.backend_of(request)).find(self.machine)
+        try:
+            return backends.load(self.backend_of(request)).find(self.machine)
+        except CheckError as error:
+            if not request.parity.is_compared:
+                raise
+            raise UnsupportedTargetError(error.message, error.hint) from error
 
     @property
     def machine(self) -> Machine:
@@ -291,12 +308,16 @@ class Known:
         Who said that the system takes the model.
     built, runner
         The engine or file, and what runs it; the runner is open until the check is made.
+    load_ms
+        How long loading it took, where that says something.
     outcome
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
     fewest, no_fewest
         The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
+    kept_from
+        The first of the cases that an earlier search kept; None: there are none.
     build
         Which of several builds it is, for messages; empty for the first.
     labels
@@ -316,10 +337,12 @@ class Known:
     judged_by: str = ""
     built: Built | None = None
     runner: Runner | None = None
+    load_ms: float | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
     fewest: tuple[str, ...] | None = None
     no_fewest: str = ""
+    kept_from: int | None = None
     build: str = ""
     labels: Sequence[Any] = ()
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
@@ -409,6 +432,7 @@ class Known:
             precision or (self.computed_in if system.is_emulation else self.precision),
             self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
+            self.request.parity.max_subgraphs,
         )
 
     def alone(self) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -13,11 +14,12 @@ import numpy as np
 
 from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity, scoring
+from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity, scoring
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
-from pytest_trtcheck.choices import quantized_part
+from pytest_trtcheck.check.search import searched
+from pytest_trtcheck.choices import half_part, quantized_part
 from pytest_trtcheck.errors import (
     ArgumentError,
     BuildError,
@@ -26,6 +28,7 @@ from pytest_trtcheck.errors import (
     GpuError,
     InputError,
     ModelError,
+    UnsupportedTargetError,
     listed,
     plural,
 )
@@ -37,12 +40,19 @@ from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_mode
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
-from pytest_trtcheck.precision.reference import CallableReference, GoldenReference, Reference, reference_given
-from pytest_trtcheck.record import CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine, is_bad
+from pytest_trtcheck.precision.quantization import coverage
+from pytest_trtcheck.precision.reference import (
+    CallableReference,
+    GoldenReference,
+    Reference,
+    SourceReference,
+    reference_given,
+)
+from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine, is_bad
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -112,16 +122,23 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
 def prepared(settings: Settings, request: Request, model: OnnxModel, record: CheckRecord) -> Known:
     """What a check begins with: inputs, reference and lowered model. Where no engine is built, nothing is fed to it."""
     existing = existing_engine(settings, request)
+    if existing is None:
+        settings.system(request).admit(model, request.parity, request.build_options)
     compares = request.judge_parity and not settings.build_only
     if compares:
         parity.refuse_random(model)
     cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+        own = len(cases)
+        if request.judges_outputs:
+            cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), labels=labels, record=record)
+    if compares and len(cases) > own:
+        known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if request.judge_parity and request.parity.keep_auto:
@@ -139,12 +156,15 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
     of_reference = getattr(known.reference, "notes", ())
+    calibration = _calibration(known)
+    if calibration is not None and calibration.inputs:
+        notes = [*notes, *coverage.notes(calibration.inputs, request.inputs_source)]
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
-        calibration=_calibration(known.lowered.details.get("ranges")),
+        calibration=calibration,
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
@@ -166,11 +186,15 @@ def _overflowing(known: Known) -> Iterator[str]:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
 
 
-def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
-    """How the ranges were chosen, where the model was calibrated."""
+def _calibration(known: Known) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated, and whether that was with data as it is fed."""
+    ranges = known.lowered.details.get("ranges")
     if ranges is None:
         return None
-    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
+    if seen:
+        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
     if not ranges["choice"]:
         return found
     errors = {
@@ -214,6 +238,22 @@ def _cases(request: Request, model: OnnxModel) -> tuple[Sequence[Case], list[Any
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), labels, notes
+
+
+def _with_kept(
+    request: Request, model: OnnxModel, cases: Sequence[Case], notes: list[str]
+) -> tuple[Sequence[Case], list[str]]:
+    """The cases, and behind them those that a search found earlier."""
+    path = kept_inputs.file_of(request, model)
+    found = kept_inputs.read(path, model)
+    if path is None or not found:
+        return cases, notes
+    shown = kept_inputs.shown(path)
+    if isinstance(request.parity.reference, golden_samples.Golden):
+        return cases, [*notes, f"the inputs kept in {shown} were not judged: the reference has no outputs of them"]
+    kept_inputs.check_shapes(path, request.declared_for(model) | model_inputs.profile(model, {}, cases), found)
+    which = f"inputs [{len(cases)}]" + (f" to [{len(cases) + len(found) - 1}]" if len(found) > 1 else "")
+    return [*cases, *found], [*notes, f"{which} come from {shown}, where an earlier search kept what it found"]
 
 
 def lowered(
@@ -284,11 +324,19 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
 
 def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyReference:
     given = request.parity.reference
-    if given is None:
-        return Reference(model, settings.cache, settings.reference_provider)
-    return reference_given(
-        given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
-    )
+
+    def made() -> AnyReference:
+        if given is None:
+            return Reference(model, settings.cache, settings.reference_provider)
+        return reference_given(
+            given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
+        )
+
+    if settings.kept_open is None:
+        return made()
+    found: AnyReference = settings.kept_open.get(("reference", model.sha256, id(given)), made)
+    found.keeps = False
+    return found
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -359,7 +407,7 @@ def built(settings: Settings, known: Known) -> Known:
             raise known.unsupported()
         return known.recorded(f"not compiled for {system.builds_for}: {known.problem}")
     if settings.build_only and not system.builds and not settings.only_judges(known.request):
-        raise ArgumentError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
+        raise UnsupportedTargetError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
     if not system.builds:
         return known
     try:
@@ -419,7 +467,10 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
     """What runs a built engine; none does once one has broken CUDA in this process."""
     if settings.broken and system.gpu is not None:
         raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
-    return system.load(built)
+    if settings.kept_open is None:
+        return system.load(built)
+    found: Runner = settings.kept_open.get((system.name, built.path), lambda: system.load(built))
+    return found
 
 
 def note_broken(settings: Settings, request: Request, error: CheckError) -> None:
@@ -444,11 +495,19 @@ def loaded(settings: Settings, known: Known) -> Known:
         if reason is not None:
             return _uncompared(known, reason)
         _refuse_itself(known)
+    if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
+        raise ArgumentError(
+            f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
+            "compared with itself",
+            "leave reference= out: the export's outputs on ONNX Runtime are the reference then",
+        )
     _refuse_wrong_evidence(system)
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
+    started = time.perf_counter()
     runner = loaded_by(settings, system, found)
-    return replace(known, built=found, runner=runner).recorded(
+    load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
+    return replace(known, built=found, runner=runner, load_ms=load_ms).recorded(
         backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
     )
 
@@ -557,6 +616,7 @@ def compared(settings: Settings, known: Known) -> Known:
             )
         if known.request.judges_outputs or doubt:
             outcome = parity.judge(known)
+    known = _with_partition(known)
     if outcome is None:
         return known
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
@@ -570,8 +630,38 @@ def scored(settings: Settings, known: Known) -> Known:
     spec = known.request.parity.score
     if spec is None or known.runner is None or known.doubt is not None:
         return known
-    settings.progress(f"{known.title}: scoring {plural(len(known.cases), 'case')}")
-    return known.recorded(score=scoring.judge(known, spec))
+    settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
+    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
+    return known.recorded(*alone, score=scoring.judge(known, spec))
+
+
+def _with_partition(known: Known) -> Known:
+    """With how the system divided the model; what was asked of that and could not be looked at is said."""
+    assert known.built is not None
+    assert known.runner is not None
+    found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
+    if found is not None:
+        return known.recorded(partition=found)
+    if most is None:
+        return known
+    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
+
+
+def costed(settings: Settings, known: Known) -> Known:
+    """What it takes beside time, once it has run; of an engine that does not run here, what building it told."""
+    del settings
+    engine = known.record.engine
+    found: dict[str, float | None] = {}
+    if engine is not None:
+        memory = engine.device_memory_bytes
+        found |= {"engine_mib": engine.bytes / 2**20, "memory_mib": None if memory is None else memory / 2**20}
+        found["build_s"] = engine.build_s if engine.source is None else None
+    if known.runner is not None and known.built is not None:
+        instances = known.request.latency.instances if known.request.latency else 1
+        found |= known.running.costs(known.built, known.runner, instances)
+        found["load_ms"] = known.load_ms
+    costs = {name: value for name, value in found.items() if value is not None}
+    return known.recorded(costs=costs or None)
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -613,17 +703,57 @@ def watched(settings: Settings, known: Known) -> Known:
 
 
 def timed(settings: Settings, known: Known) -> Known:
-    """How fast it is."""
-    if known.request.latency is None:
+    """How fast it is; of several systems each is measured, whether a budget holds or not."""
+    spec = known.request.latency or (latency.COMPARED if known.request.parity.is_compared else None)
+    if spec is None:
         return known
 
-    def built_in(precision: Precision) -> Built:
-        other = _lowered(settings, known.request, known.model, precision)
-        return builder.build(known.spec(builder, other, precision), settings.cache)
+    def load_again() -> Runner:
+        assert known.built is not None
+        assert known.runner is not None
+        known.running.keep(known.built, known.runner)
+        return loaded_by(settings, known.running, known.built)
 
-    builder = known.system.builder
-    record = latency.judge(settings, known, lambda precision: loaded_by(settings, builder, built_in(precision)))
-    return known.recorded(*baselines.notes(record), latency=record)
+    record = latency.judge(settings, known, spec, lambda name: _rival(settings, known, name), load_again)
+    missed = [
+        f"{entry.name} was not measured: {entry.text}"
+        for entry in record.budgets
+        if entry.verdict == "not_measured" != record.verdict and entry.name != BASELINE
+    ]
+    return known.recorded(*baselines.notes(record), *missed, latency=record)
+
+
+def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
+    """What `min_speedup` compares with: the model's engine in another precision, or another system.
+
+    Raises
+    ------
+    UnsupportedTargetError
+        That can't be measured beside it.
+    """
+    if name in PRECISIONS:
+        return _loaded_rival(settings, known, known.system.builder, name)
+    try:
+        system = backends.load(name).find(settings.machine)
+    except CheckError as error:
+        raise UnsupportedTargetError(error.message, error.hint) from error
+    if system.name == known.running.name:
+        raise UnsupportedTargetError(f"{system.title} is what was checked itself")
+    if not system.is_timed or system.gpu is None or known.running.gpu is None:
+        slow = system if system.gpu is None else known.running
+        raise UnsupportedTargetError(f"{slow.title} is not measured on the GPU here")
+    precision = known.computed_in
+    if system.why_not(precision, known.model.op_types) is not None:
+        precision = half_part(precision) or "fp32"
+    plain = replace(known.request.parity, precision=(precision,), keep_fp32=(), keep_auto=False, exclude=())
+    system.admit(known.model, plain, known.request.build_options)
+    return _loaded_rival(settings, known, system, precision)
+
+
+def _loaded_rival(settings: Settings, known: Known, system: Backend, precision: Precision) -> latency.Rival:
+    lowered = _lowered(settings, known.request, known.model, precision)
+    built = system.build(known.spec(system, lowered, precision), settings.cache)
+    return latency.Rival(system, loaded_by(settings, system, built), f"{system.title} in {precision}")
 
 
 def kept(settings: Settings, known: Known) -> Known:
@@ -646,7 +776,8 @@ def profiled(settings: Settings, known: Known) -> Known:
 
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, scored, timed, profiled), (explained, watched))
+    again = (loaded, inspected, compared, scored, costed, timed, profiled)
+    return judged_again(settings, known, again, (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
@@ -663,10 +794,8 @@ def proved(settings: Settings, known: Known) -> Known:
     assert model is not None
     spec = known.request.latency
     limits = latency.budgets_for(spec, model, settings.extra_gpus).limits if spec else {}
-    # A speedup's name says over what, as the budgets of a record do.
-    speedups = {f"min_speedup[{name}]": limit for name, limit in ((spec and spec.min_speedup) or {}).items()}
     built_by = " ".join(next(iter(known.system.versions().items()))) if known.built and known.system.builds else None
-    wanted = evidence.Wanted(known.record, model, {**limits, **speedups}, built_by, settings.extra_gpus)
+    wanted = evidence.Wanted(known.record, model, limits, built_by, settings.extra_gpus)
     found = evidence.proof(wanted, settings.evidence)
     if not isinstance(found, str):
         return known.recorded(proof=found)
@@ -678,6 +807,6 @@ def proved(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared, scored),
+    *(placed, built, loaded, inspected, compared, scored, searched, costed),
     *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.record.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMATS = ("pytest-trtcheck export", "pytest-trtcheck typed model")
 """What a manifest of ours says that it is: of an engine, and of a typed ONNX file."""
+_NEEDED = {FORMATS[0]: ("engine", "gpu", "tensorrt", "proved_by"), FORMATS[1]: ("file", "evidence")}
 _WORK = ".trtcheck-export"
 
 
@@ -42,13 +44,17 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an export of ours; None where there is none."""
+    """The manifest of an export of ours; None where there is none, or one that was edited beyond understanding."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        ours = manifest["format"] in FORMATS and isinstance(manifest["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        needed = _NEEDED[manifest["format"]]
+        file = manifest["engine"]["file"] if "engine" in needed else manifest["file"]
+        files, model = manifest["files"], manifest["model"]
+        texts = [file, model["label"], files[file]["sha256"], *(each["sha256"] for each in files.values())]
+        ours = "sha256" in model and all(name in manifest for name in (*needed, "precision"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if ours else None
+    return manifest if ours and all(isinstance(text, str) for text in texts) else None
 
 
 def altered(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

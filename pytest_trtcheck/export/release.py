@@ -21,7 +21,7 @@ from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export import typed
 from pytest_trtcheck.export.proof import NotProvedError, Objection, require_engine
 from pytest_trtcheck.record import jsonable
-from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.record.files import read_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -338,7 +338,7 @@ def _read(root: Path) -> tuple[dict[str, str | None], list[Variant]]:
     if not path.exists():
         return {}, []
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path)
         if data["format"] != FORMAT or data["format_version"] != FORMAT_VERSION:
             raise ValueError(f"its format is {data['format']!r} {data['format_version']!r}")
         told = [(model, each) for model in data["models"] for each in (*model["variants"], *model["missing"])]
@@ -346,7 +346,7 @@ def _read(root: Path) -> tuple[dict[str, str | None], list[Variant]]:
         return {model["label"]: model["sha256"] for model in data["models"]}, variants
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(
             f"{path} is no release manifest of ours: {error}", "move it away, or export to another folder"
         ) from error
@@ -354,6 +354,16 @@ def _read(root: Path) -> tuple[dict[str, str | None], list[Variant]]:
 
 def _looked_at(root: Path, models: Mapping[str, str | None], known: Sequence[Variant]) -> Release:
     """What is there of the variants that are known, and what of the GPUs × kinds is not."""
+    try:
+        return _seen(root, models, known)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ReportError(
+            f"{root / RELEASE} was edited, and is not understood: {error!r}",
+            "move it away, or export to another folder",
+        ) from error
+
+
+def _seen(root: Path, models: Mapping[str, str | None], known: Sequence[Variant]) -> Release:
     artifacts = folders.exports(root)
     altered = [
         (place, *each) for place, manifest in artifacts.items() for each in folders.altered(root / place, manifest)

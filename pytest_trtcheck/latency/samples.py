@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable
+    from types import TracebackType
+
     from numpy.typing import NDArray
 
 
@@ -31,3 +36,54 @@ class Samples:
     enqueue_ms: NDArray[np.float64] | None
     latency_ms: NDArray[np.float64] | None
     interval_ms: NDArray[np.float64]
+
+
+class HostTimed:
+    """Runs by the host's clock: what a call takes that makes one run and waits for it.
+
+    Parameters
+    ----------
+    call
+        Makes a run.
+    measured
+        What it is said to take.
+    """
+
+    graph: None = None
+    graph_reason: None = None
+
+    def __init__(self, call: Callable[[], object], measured: str = "host time") -> None:
+        self._call = call
+        self.measured = measured
+
+    def run(self, n: int) -> Samples:
+        """Measure `n` runs, one behind the other."""
+        if n < 1:
+            raise ValueError("at least one run must be measured")
+        took_ms, ends_ms = np.empty(n), np.empty(n + 1)
+        ends_ms[0] = self.mark()
+        for index in range(n):
+            started = self.mark()
+            self._call()
+            ends_ms[index + 1] = self.mark()
+            took_ms[index] = ends_ms[index + 1] - started
+        return Samples(took_ms, None, None, np.diff(ends_ms))
+
+    def launch(self) -> None:
+        """Make one run."""
+        self._call()
+
+    def mark(self) -> float:
+        """The time, in milliseconds."""
+        return 1000 * time.perf_counter()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> HostTimed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

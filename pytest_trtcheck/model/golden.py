@@ -12,7 +12,6 @@ import json
 import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import hash_file
@@ -21,9 +20,11 @@ from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz
 from pytest_trtcheck.model.names import matched
 from pytest_trtcheck.record import typed
+from pytest_trtcheck.record.files import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -235,7 +236,7 @@ def _differing(case: Arrays, recorded: Arrays) -> list[str]:
 
 
 def _found(source: object, folders: Sequence[Path]) -> Path:
-    path = Path(os.fspath(source)).expanduser()  # type: ignore[call-overload]
+    path = expanded(os.fspath(source))  # type: ignore[call-overload]
     tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(folders)]
     for each in tried:
         if each.is_file():

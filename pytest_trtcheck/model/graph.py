@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.errors import ArgumentError, ModelError
-from pytest_trtcheck.model.onnx_model import explained
+from pytest_trtcheck.model.onnx_model import explained, read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ def read(path: Path) -> ir.Model:
         The file is no ONNX model or its graph cannot be understood.
     """
     try:
-        model = ir.load(path)
+        model = ir.from_proto(read_graph(path))
     except Exception as error:
         raise explained(error, path, str(path)) from error
     passes.InlinePass()(model)

@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from pytest_trtcheck.cache import open_regular
 from pytest_trtcheck.model.memory import too_large
+from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

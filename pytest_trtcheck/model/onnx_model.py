@@ -207,11 +207,38 @@ def external_files(path: Path, label: str | None = None) -> dict[str, Path]:
     return _external_files(_parse(path, label), path.parent, label)
 
 
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The graph of the model at `path`, its external data by absolute paths.
+
+    They were looked at here, so that no library has to: some refuse a file that has hard links, which package managers
+    and copies that save space make of every file.
+
+    Raises
+    ------
+    ModelError
+        As `load` does.
+    """
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    proto = _parse(path, str(path))
+    external = [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
+    files = _external_files(proto, path.parent, str(path)) if external else {}
+    for tensor in external:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(files[entry.value].absolute())
+    return proto
+
+
 def _parse(path: Path, label: str) -> onnx.ModelProto:
     import onnx
 
     if not path.exists():
         raise ModelError(f"{label}: no such file", f"looked for {path}")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it") from error
     if not path.is_file():
         raise ModelError(f"{label}: is {'a directory' if path.is_dir() else 'a pipe or a device'}, not an ONNX file")
     try:

@@ -109,9 +109,9 @@ class OrtRunner:
             # Values are freed all the same; planning their places takes time that grows as the square of the nodes.
             options.enable_mem_reuse = False
         for library in custom_ops:
-            _register(options, library)
+            register_custom_ops(options, library)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=_providers(ort, provider))
+            session = ort.InferenceSession(str(path), options, providers=_providers(ort, provider))
         except Exception as error:
             hint = "check that the model runs on ONNX Runtime: the reference is computed there"
             if "is not a registered function/op" in str(error) or "No Op registered for" in str(error):
@@ -120,11 +120,23 @@ class OrtRunner:
                     "reference=…"
                 )
             raise ModelError(f"{label}: ONNX Runtime cannot load it: {first_line(error)}", hint) from error
-        if provider == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+        if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise GpuError(
                 "trt_reference = cuda: ONNX Runtime could not start its CUDA provider",
                 "check the CUDA libraries, or take trt_reference = cpu",
             )
+        self._hold(session)
+
+    @classmethod
+    def of(cls, session: Any, label: str) -> OrtRunner:
+        """What runs a session that exists already."""
+        runner = cls.__new__(cls)
+        runner._label = label
+        runner._hold(session)
+        return runner
+
+    def _hold(self, session: Any) -> None:
+        self._session = session
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._beyond_numpy = any(
             put.type in _BEYOND_NUMPY for put in (*self._session.get_inputs(), *self._session.get_outputs())
@@ -179,6 +191,11 @@ _BEYOND_NUMPY = {
 """The codes of onnx.TensorProto, by ONNX Runtime's name of the type."""
 
 
+def code_beyond_numpy(dtype: np.dtype[Any]) -> int | None:
+    """The code of onnx.TensorProto of a type that numpy lacks; None for the others."""
+    return _BEYOND_NUMPY.get(f"tensor({dtype.name.replace('_', '')})")
+
+
 def _as_array(value: Any) -> NDArray[Any]:
     code = _BEYOND_NUMPY.get(value.data_type())
     if code is None:
@@ -193,7 +210,14 @@ def _as_array(value: Any) -> NDArray[Any]:
     return np.frombuffer(bits, dtype).reshape(shape)
 
 
-def _register(options: Any, library: str) -> None:
+def register_custom_ops(options: Any, library: str) -> None:
+    """Let sessions of these options have a library's operators.
+
+    Raises
+    ------
+    ArgumentError
+        It cannot be loaded.
+    """
     try:
         # A bare file name would be looked up in the system's folders.
         options.register_custom_ops_library(str(Path(library).resolve()))

@@ -6,12 +6,14 @@ Only light modules are imported at the top: a suite without trt tests pays for n
 from __future__ import annotations
 
 import inspect
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
+from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.errors import visible
 from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
@@ -35,7 +37,10 @@ if TYPE_CHECKING:
 
 _REFUSED = pytest.StashKey[list[str]]()
 
+_RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
+"""Fixtures that run a backend."""
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
+_CHECKING = frozenset({"trt_check", "trt_build"})
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
 
 
@@ -67,7 +72,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         if settings.value(config, "trt_cache_show"):
             from pytest_trtcheck.plugin.session import Session
 
-            print(Session.make(config).cache.describe())
+            print(visible(Session.make(config).cache.describe()))
             return 0
     return None
 
@@ -94,7 +99,7 @@ def _usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if _is_ours(error):
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(visible(str(error))) from error
         raise
 
 
@@ -158,9 +163,11 @@ def pytest_make_collect_report(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize a marked test that names several precisions or batches."""
+    """Parametrize a marked test that names several precisions or batches, and what checks by several backends."""
     found = _marked(metafunc.definition)
     if found is None:
+        if not _RUN.isdisjoint(metafunc.fixturenames):
+            by_backend(metafunc)
         return
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
@@ -168,6 +175,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if len(found.parity.batch) > 1:
         metafunc.fixturenames.append(BATCH)
         metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
+    if found.parity.engine is None:
+        by_backend(metafunc, found.parity.backends)
+
+
+def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
+    """Parametrize by the backends that a marker lists, else by those of `--trt-backend`, where they are several."""
+    names = listed or settings.value(metafunc.config, "trt_backend")
+    if len(names) > 1:
+        metafunc.fixturenames.append(BACKEND)
+        metafunc.parametrize(BACKEND, names)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -186,7 +203,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if refused:
         terminalreporter.section("tests that can't be checked", red=True, bold=True)
         for text in refused:
-            terminalreporter.write_line(f"ERROR {text}")
+            terminalreporter.write_line(visible(f"ERROR {text}"))
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -207,6 +224,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     from pytest_trtcheck.plugin import outcome
 
     outcome.begin_run(item)
+    if "pytest_trtcheck.strategies" in sys.modules:
+        from pytest_trtcheck.plugin.session import session_of
+
+        session_of(item.config).settle_strategies()
     found = _marked(item)
     if found is None:
         return
@@ -220,13 +241,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Keep what the body of a marked test returns, and see that the check was made."""
+    """Keep what the body of a marked test returns, and see that the check was made; take many examples together."""
     if not isinstance(item, pytest.Function) or not marks.is_marked(item):
-        return (yield)
+        if not isinstance(item, pytest.Function) or not _has_examples(item):
+            return (yield)
+        from pytest_trtcheck.plugin.examples import gathered
+
+        with gathered(item):
+            return (yield)
     from pytest_trtcheck.plugin.items import watched
 
     with watched(item):
         return (yield)
+
+
+def _has_examples(item: pytest.Function) -> bool:
+    """Whether Hypothesis runs the test many times, and it checks by our fixtures."""
+    is_given = "hypothesis" in sys.modules and getattr(item.obj, "is_hypothesis_test", False)
+    return bool(is_given) and not _CHECKING.isdisjoint(item.fixturenames)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -256,6 +288,6 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         del report.wasxfail
     if report.outcome == "failed":
-        # A traceback of our internals helps nobody.
-        report.longrepr = str(error)
+        # A traceback of our internals helps nobody; what Hypothesis notes is the example that failed.
+        report.longrepr = visible("\n\n".join([str(error), *getattr(error, "__notes__", ())]))
     return report

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.check import arguments
-from pytest_trtcheck.choices import BATCH, MARKERS, PRECISION
-from pytest_trtcheck.errors import ArgumentError, CheckError
+from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.errors import ArgumentError, CheckError, unforeseen
 from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
@@ -48,7 +48,7 @@ class Marked:
 
     def selected(self, item: pytest.Item) -> ParitySpec:
         """The spec with the one precision and batch of this test among those that the marker lists."""
-        given = _parameters(item)
+        given = outcome.parameters(item)
         return replace(
             self.parity,
             precision=(given.get(PRECISION, self.parity.precision[0]),),
@@ -69,19 +69,28 @@ class Marked:
         unittest = sys.modules.get("unittest")
         if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
             return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
-        if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
-            return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
-        for name, listed in {PRECISION: self.parity.precision, BATCH: self.parity.batch}.items():
-            if len(listed) > 1 and name not in _parameters(item):
+        if (unfed := _why_not_fed(item)) is not None:
+            return unfed
+        several = {PRECISION: self.parity.precision, BATCH: self.parity.batch, BACKEND: self.parity.backends}
+        for name, listed in several.items():
+            if len(listed) > 1 and name not in outcome.parameters(item):
                 return ArgumentError(
                     f"trt_parity: lists {', '.join(map(str, listed))}, and came too late to make a test of each",
-                    "a marker that a hook or pytest.param adds takes one precision and one batch",
+                    "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
                 )
         return None
 
 
-def _parameters(item: pytest.Item) -> dict[str, Any]:
-    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
+    """Why nothing comes of what the test returns; None where it does."""
+    if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
+        return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+    if getattr(item.obj, "is_hypothesis_test", False):
+        return ArgumentError(
+            f"trt markers don't work on {item.name!r}: @given runs it many times, and what it returns is not fed",
+            "take the marker away, and call the fixture trt_check in the test",
+        )
+    return None
 
 
 _MARKED: pytest.StashKey[tuple[list[pytest.Mark], Marked]] = pytest.StashKey()
@@ -115,7 +124,8 @@ def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
     from pytest_trtcheck import gpu
     from pytest_trtcheck.plugin.session import extra_gpus
 
-    for name, budget in (latency.budgets() if latency else {}).items():
+    budgets = {**latency.budgets(), **latency.speedups()} if latency else {}
+    for name, budget in budgets.items():
         if isinstance(budget, dict):
             try:
                 gpu.check_budget_keys(budget, extra_gpus(config))
@@ -249,7 +259,11 @@ class OnnxFile(pytest.Module):
     """One model file: a test a precision, named after it; several, where a fixture that it takes is parametrized."""
 
     def _getobj(self) -> ModuleType:
-        return ModuleType(self.path.stem)
+        from pytest_trtcheck.plugin.hooks import by_backend
+
+        module = ModuleType(self.path.stem)
+        vars(module)["pytest_generate_tests"] = by_backend
+        return module
 
     def collect(self) -> Iterable[pytest.Item]:
         """The tests."""
@@ -318,14 +332,16 @@ class BundleItem(_FileItem):
         from pytest_trtcheck.plugin.session import session_of
 
         session = session_of(self.config)
-        backend = session.get("trt_backend")
+        backend, *others = session.get("trt_backend")
         try:
+            if others:
+                raise ArgumentError("--trt-backend: a bundle is replayed by one system", f"--trt-backend={backend}")
             loaded = bundle.read(self.path)
             if session.detection.gpu is not None and not backends.load(backend).is_emulation:
                 bundle.check_plugins(loaded)
-        except CheckError as error:
-            outcome.refuse(self, error)
-        parity = replace(loaded.spec, reference=loaded.recorded_reference())
+            parity = replace(loaded.spec, reference=loaded.recorded_reference())
+        except Exception as error:
+            outcome.refuse(self, unforeseen(error, str(self.path)))
         if backend != backends.AUTO:
             parity = replace(parity, backend=None)
 

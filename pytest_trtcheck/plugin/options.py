@@ -17,6 +17,7 @@ from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pytest
 
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
 OPTIONS: tuple[Option, ...] = (
     Option("trt_gpu", "text", "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …", metavar="GPU"),
-    Option("trt_backend", "backend", "what runs or builds the engines", default="auto", choices=backends.NAMES),
+    Option(
+        "trt_backend",
+        "backends",
+        "what runs or builds the engines; several, separated by commas, are compared",
+        default="auto",
+        choices=backends.NAMES,
+        metavar="LIST",
+    ),
     Option(
         "trt_precision",
         "names",
@@ -39,6 +47,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_cache_clear", "flag", "empty the cache before the tests run", default=False),
     Option("trt_build_only", "flag", "build and cache every engine, compare nothing", default=False),
     Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
+    Option("trt_search", "count", "search the worst input of every check, by so many tries", metavar="N"),
     Option("trt_layers", "flag", "time the layers of every engine that runs", default=False),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
     Option("trt_require_evidence", "path", "fail what did not pass on a GPU in this report", metavar="REPORT"),
@@ -127,6 +136,13 @@ def value(config: pytest.Config, option: str | Option) -> Any:
     return resolve(option, config.getoption(option.name, None), config.getini(option.name))
 
 
+def path(config: pytest.Config, given: str) -> Path:
+    """What an option of the kind "path" names: relative ones are below the directory that pytest was called in."""
+    from pytest_trtcheck.record.files import expanded
+
+    return config.invocation_params.dir / expanded(given)
+
+
 def flag(name: str) -> str:
     """The command line's name of the option `name`."""
     return _BY_NAME[name].flag
@@ -153,7 +169,7 @@ def is_given(config: pytest.Config, option: str | Option) -> bool:
 
 def _converted(option: Option, raw: object, where: str) -> Any:
     text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
-    parse = {"flag": _flag, "seconds": _seconds, "count": _count, "size": parse_size, "backend": _backend}.get(
+    parse = {"flag": _flag, "seconds": _seconds, "count": _count, "size": parse_size, "backends": _backends}.get(
         option.kind
     )
     if parse is not None:
@@ -204,8 +220,11 @@ def _one_of(text: str, choices: Sequence[str], where: str) -> str:
     raise _wrong(f"{where}: {text!r} is none of {', '.join(choices)}", suggestion(text, choices))
 
 
-def _backend(text: str, where: str) -> str:
-    return backends.find_name(text.strip()) or _one_of(text, backends.names(), where)
+def _backends(text: str, where: str) -> tuple[str, ...]:
+    given = text.replace(",", " ").split()
+    if not given:
+        raise _wrong(f"{where}: names no backend")
+    return tuple(dict.fromkeys(backends.find_name(each) or _one_of(each, backends.names(), where) for each in given))
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

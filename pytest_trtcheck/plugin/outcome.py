@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_trtcheck.errors import CheckError, CheckFailed
+from pytest_trtcheck.choices import BACKEND
+from pytest_trtcheck.errors import CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
+SEARCH_FOLDER = "trtcheck_inputs"
+"""Where, beside the test, inputs are kept that a search found."""
 RUNS = "trtcheck.runs"
 """The property that says of a test which was run again how often it ran."""
 
@@ -62,6 +65,11 @@ def folders(item: pytest.Item) -> tuple[Path, ...]:
     return (item.path.parent, item.config.rootpath)
 
 
+def parameters(item: pytest.Item) -> dict[str, Any]:
+    """What a test is parametrized with."""
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
 def request_for(
     item: pytest.Item,
     model: object,
@@ -74,7 +82,12 @@ def request_for(
 ) -> Request:
     """What a test asks to be checked, with what the fixtures that users override say."""
     from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.plugin import options
 
+    listed = parameters(item).get(BACKEND)
+    if listed is not None and parity.backend is None:
+        compared = parity.backends or options.value(item.config, "trt_backend")
+        parity = replace(parity, backend=listed, backends=compared)
     return Request(
         nodeid=item.nodeid,
         model=model,
@@ -82,6 +95,7 @@ def request_for(
         parity=parity,
         inputs=inputs,
         inputs_source=inputs_source if inputs is not None else "generated",
+        search_folder=item.path.parent / SEARCH_FOLDER,
         calibration=parity.calibration if parity.calibration is not None else fixture("trt_calibration"),
         **{"options": fixture("trt_build_options"), **more},
     )
@@ -91,25 +105,31 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
     """Make the check, attach its record, and fail or skip the item as the verdict says."""
     from pytest_trtcheck.plugin.session import session_of
 
+    record = made(item, request)
+    attach(item, record)
+    conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
+    return record
+
+
+def made(item: pytest.Item, request: Request) -> CheckRecord:
+    """The record of the check, with the bundle that it writes where it fails."""
+    from pytest_trtcheck.plugin.session import session_of
+
     session = session_of(item.config)
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
     if writer is None:
-        record = session.checker.check(request)
-    else:
-        try:
-            record = session.checker.check(replace(request, watch=writer.keep))
-            record = writer.finish(record, session.circumstances(record.backend))
-        finally:
-            writer.close()
-    attach(item, record)
-    conclude(record, inconclusive=session.get("trt_inconclusive"))
-    return record
+        return session.checker.check(request)
+    try:
+        record = session.checker.check(replace(request, watch=writer.keep))
+        return writer.finish(record, session.circumstances(record.backend))
+    finally:
+        writer.close()
 
 
 def conclude(record: CheckRecord, *, inconclusive: str) -> None:
     """Turn a verdict into pytest's outcome: only `pass` passes."""
-    message = record.message or record.verdict
+    message = visible(record.message or record.verdict)
     if record.verdict == "pass":
         return
     if record.verdict == "error":

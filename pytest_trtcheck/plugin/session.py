@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
-from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.cache import Cache, user_folder
+from pytest_trtcheck.errors import ArgumentError, CheckError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -78,10 +78,8 @@ class Session:
     def _cache_dir(cls, config: pytest.Config) -> Path:
         given = settings.value(config, "trt_cache_dir")
         if given:
-            return Path(config.invocation_params.dir, given).expanduser()
-        import platformdirs
-
-        return Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+            return settings.path(config, given)
+        return user_folder()
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
@@ -108,7 +106,18 @@ class Session:
             A library is missing, no engine can be built for the GPU that is named, or a file can't be written.
         """
         self._check_outputs(values)
-        name, wanted = values["trt_backend"], values["trt_gpu"]
+        refusals = []
+        for name in values["trt_backend"]:
+            try:
+                self._check_backend(name, values)
+            except CheckError as error:
+                refusals.append(error)
+        # Of several, what one can't do is a row in the table of all.
+        if len(refusals) == len(values["trt_backend"]):
+            raise refusals[0]
+
+    def _check_backend(self, name: str, values: Mapping[str, Any]) -> None:
+        wanted = values["trt_gpu"]
         needs = [*["--trt-build-only"] * values["trt_build_only"], *["--trt-rebuild"] * (values["trt_rebuild"] > 1)]
         if not needs and (name == backends.EMULATED or (name == backends.AUTO and not wanted)):
             return
@@ -151,7 +160,7 @@ class Session:
                         path.unlink()
 
     def _path(self, given: str) -> Path:
-        return Path(self.config.invocation_params.dir, given).expanduser()
+        return settings.path(self.config, given)
 
     def get(self, name: str) -> Any:
         """The value of one option."""
@@ -164,7 +173,7 @@ class Session:
             return None
         from pytest_trtcheck.bundle import Writer
 
-        return Writer(Path(self.config.invocation_params.dir, shown).expanduser(), shown, nodeid)
+        return Writer(self._path(shown), shown, nodeid)
 
     def environment(self, backend: str | None) -> Environment:
         """Versions and GPU; `backend` names the TensorRT module that was used."""
@@ -202,11 +211,17 @@ class Session:
             device.require_match(self.requested, found.gpu)
         return found
 
+    def settle_strategies(self) -> None:
+        """Tell `strategies.inputs` where models are looked up and kept."""
+        from pytest_trtcheck.strategies import Place, settle
+
+        settle(Place(self.cache, self.config.rootpath))
+
     @property
     def baseline_dir(self) -> Path | None:
         """Where `--trt-baseline` keeps baselines."""
         given = self.get("trt_baseline")
-        return Path(self.config.invocation_params.dir, given).expanduser() if given else None
+        return self._path(given) if given else None
 
     @functools.cached_property
     def baselines(self) -> Baselines | None:
@@ -276,7 +291,7 @@ class Session:
         reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,
-            backend=self.get("trt_backend"),
+            backend=self.get("trt_backend")[0] if len(self.get("trt_backend")) == 1 else backends.AUTO,
             reference_provider=self.get("trt_reference"),
             requested=self.requested,
             detected=self.detection.gpu,
@@ -288,6 +303,7 @@ class Session:
             build_only=self.get("trt_build_only"),
             time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
+            search=self.get("trt_search"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
@@ -318,4 +334,4 @@ def _show(config: pytest.Config, line: str) -> None:
         return
     with capture.global_and_fixture_disabled() if capture else nullcontext():
         reporter.ensure_newline()
-        reporter.write_line(f"trtcheck: {line} …", light=True)
+        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)

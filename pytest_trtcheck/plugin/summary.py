@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.errors import CheckError, first_line, unforeseen
+from pytest_trtcheck.errors import CheckError, first_line, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
@@ -175,7 +175,7 @@ class Collector:
             session = session_of(self._config)
             judged = session.checker.judged_gpu()
             done = export.write(
-                self._config.invocation_params.dir / folder,
+                settings.path(self._config, folder),
                 self.records,
                 session.cache,
                 gpu=judged.product if judged else None,
@@ -212,7 +212,7 @@ class Collector:
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         run = Run(
             self._record,
-            path and self._config.invocation_params.dir / path,
+            settings.path(self._config, path) if path else None,
             self._config.rootpath,
             reporter._tw.fullwidth if reporter else 80,
             session_of(self._config).evidence_key,
@@ -260,6 +260,6 @@ class Collector:
             terminalreporter.section("inference checks")
             terminal.show(self._shown, terminalreporter)
         for line in self._told:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(visible(line))
         for problem in self._problems:
-            terminalreporter.write_line(f"ERROR: {problem}", red=True, bold=True)
+            terminalreporter.write_line(visible(f"ERROR: {problem}"), red=True, bold=True)

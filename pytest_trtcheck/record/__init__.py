@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from pytest_trtcheck.errors import ReportError, first_line
+from pytest_trtcheck.errors import ReportError, first_line, listed, plural
 
 T = TypeVar("T")
 Verdict = Literal["pass", "fail", "error", "inconclusive", "not_measured"]
@@ -313,6 +313,10 @@ class LatencyDetails:
     min_ms: float | None = _absent()
     max_ms: float | None = _absent()
     measured: str | None = _absent()
+    instances: int | None = _absent()
+    """How many ran at once, where it was more than one."""
+    load_samples_ms: tuple[float, ...] = _absent(())
+    """What loading it took, again and again, where `load_ms` has a budget."""
     cuda_graph: bool | None = _absent()
     cuda_graph_reason: str | None = _absent(beside="cuda_graph")
     gpu_p50_ms: float | None = _absent()
@@ -404,6 +408,49 @@ class EngineRecord:
     """The compute capabilities that it was compiled for, as far as the file tells, such as "8.6"."""
     proved: bool | None = _absent(beside="source")
     """Whether the precision was read from its layers; false: it is stated, or not known. None: it did not run."""
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A node, and the provider of ONNX Runtime that computes it."""
+
+    name: str
+    op_type: str
+    provider: str
+
+
+@dataclass(frozen=True)
+class PartitionRecord:
+    """How ONNX Runtime divided a model among its providers."""
+
+    provider: str
+    nodes: int
+    """That the provider computes."""
+    subgraphs: tuple[int, ...] = _absent(())
+    """How many nodes each subgraph has that it compiled; none of a provider that runs node by node."""
+    elsewhere: tuple[NodeRecord, ...] = ()
+    """The nodes that other providers compute."""
+    shapes_on_cpu: int = 0
+    """Further nodes, on the CPU, that compute from shapes and constants alone."""
+    kernels: Mapping[str, int] | None = _absent()
+    """How many of its nodes compute in which type, by ONNX Runtime's profile of a run."""
+
+    @property
+    def text(self) -> str:
+        """All of it in a line."""
+        sizes = ", ".join(plural(count, "node") for count in self.subgraphs)
+        parts = [f"{plural(len(self.subgraphs), 'subgraph')} ({sizes})" if sizes else plural(self.nodes, "node")]
+        if self.kernels:
+            parts.append(", ".join(f"{count} in {kind}" for kind, count in self.kernels.items()))
+        parts.append(f"{len(self.elsewhere)} elsewhere: {nodes_shown(self.elsewhere)}" if self.elsewhere else "")
+        parts.append(f"{plural(self.shapes_on_cpu, 'node')} of shapes on the CPU" if self.shapes_on_cpu else "")
+        return f"{self.provider}: {'; '.join(filter(None, parts))}"
+
+
+def nodes_shown(nodes: Sequence[NodeRecord]) -> str:
+    """Nodes for messages: name, operator and provider of the first of them."""
+    named = (f"{node.name or 'unnamed'} ({node.op_type}, {node.provider})" for node in nodes)
+    return listed(named, 5)
 
 
 @dataclass(frozen=True)
@@ -572,6 +619,38 @@ class ProofRecord:
 
 
 @dataclass(frozen=True)
+class SearchRecord:
+    """What the search for a check's worst input came to. A try is one input; with an open batch dimension, one row.
+
+    `usage` is how much of its limit the worst input found uses (above 1 the check fails); `output`, `metric`, `value`
+    and `limit` are those of the limit that is used most. `found_at` is the try that it was, from 1 on. `own_usage` is
+    that of the check's own inputs.
+    """
+
+    tries: int
+    asked: int
+    seconds: float
+    usage: float
+    own_usage: float
+    found_at: int | None = None
+    output: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    limit: float | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By input, the values among which was searched."""
+    held: tuple[str, ...] = ()
+    """The inputs that were left as the check's own have them."""
+    unusable: int = 0
+    """Tries whose reference is NaN or infinite where that of the check's own inputs is not."""
+    changed: int | None = _absent()
+    """Of an input that fails: how many elements differ from the check's own first input, once it was shrunk."""
+    elements: int | None = _absent(beside="changed")
+    kept: str | None = _absent(beside="changed")
+    """The file that keeps it."""
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
 
@@ -588,6 +667,8 @@ class CheckRecord:
     verdict: Verdict
     model_sha256: str | None = None
     precision: str | None = None
+    system: str | None = _absent()
+    """Where several backends are compared: the one that this check is of, whatever ran in the end."""
     backend: str | None = None
     evidence: str | None = None
     gpu_ran: GpuRan | None = _absent()  # noqa: RUF009 - it is a field
@@ -612,8 +693,17 @@ class CheckRecord:
     score: ScoreRecord | None = _absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
+    costs: Mapping[str, float] | None = _absent()
+    """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
     rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What further builds of the engine came to (`--trt-rebuild`)."""
+    search: SearchRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What the search for the worst input came to (`search=`, `--trt-search`)."""
+    examples: int | None = _absent()
+    """Of a test under Hypothesis's `@given`: how many examples were checked. The record is that of the worst, of a
+    failure that of the minimal failing one."""
     duration_s: float = 0.0
     runs: int = 1
     """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
@@ -720,6 +810,37 @@ class MissingRecord:
     """In a merged report, the name of the machine that lacks it."""
 
 
+@dataclass(frozen=True)
+class SystemRecord:
+    """One of several systems that the same check was made with; a figure is None where it was not measured."""
+
+    system: str
+    nodeid: str
+    verdict: Verdict
+    metric: str | None = None
+    error: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    qps: float | None = None
+    memory_mib: float | None = None
+    engine_mib: float | None = None
+    build_s: float | None = None
+    load_ms: float | None = None
+    missing: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """Several systems side by side: one test, model and precision, and in a merged report one machine."""
+
+    test: str
+    model: str
+    precision: str | None
+    machine: str | None = _absent()
+    systems: tuple[SystemRecord, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that a JSON report says of a run: its checks by node id, and how many came to each verdict.
@@ -731,6 +852,8 @@ class RunRecord:
     tool: Library = Library()
     environment: Environment
     checks: tuple[CheckRecord, ...]
+    comparisons: tuple[ComparisonRecord, ...] = _absent(())
+    """Of checks that several backends were to run."""
     summary: Mapping[str, int] = field(default_factory=dict)
     planned: int | None = _absent()
     """How many tests were to check something: those of `checks` and those of `missing`."""

@@ -1,11 +1,62 @@
-"""Writing a file so that a reader never sees half of it."""
+"""Writing a file so that a reader never sees half of it, and reading one that anybody may have written."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
+import re
+import stat
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from pytest_trtcheck.errors import ReportError
+
+_MOST_JSON_BYTES = 1 << 30
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with the home directory for `~`; as it is where there is none, as for a container's nameless user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open for reading; an OSError if it is none: opening a pipe that nobody writes to has no end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The JSON in a file.
+
+    Raises
+    ------
+    OSError
+        It can't be read, or is no regular file.
+    ValueError
+        It is no JSON, no UTF-8, nested too deeply, or longer than 1 GiB.
+    """
+    with open_regular(path) as file:
+        text = file.read(_MOST_JSON_BYTES + 1)
+    if len(text) > _MOST_JSON_BYTES:
+        raise ValueError("it is longer than 1 GiB")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def file_name(nodeid: str) -> str:
+    """A node id as the name of a file or folder: letters, digits, `.`, `_` and `-`, at most 100 of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", nodeid).strip("-.") or "check"
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
 
 
 def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
@@ -49,7 +100,7 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
             raise ReportError(f"cannot write {what} {path}: it is a directory", "name a file in it")
         # Replacing what /dev/stdout is redirected to would lose what others still write there.
         if Path("/dev") in target.absolute().parents or (target.exists() and not target.is_file()):
-            with target.open("a", encoding="utf-8") as stream:
+            with target.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
             return
         # A link stays a link: what it points to is what gets replaced.
@@ -57,7 +108,7 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Weights streamed": format_bytes(engine.streamed_bytes) if engine and engine.streamed_bytes else None,
         "Layers": ", ".join(f"{count} {precision}" for precision, count in layers.items()),
         "Layers not timed": engine and engine.layers_untimed,
+        "Partition": record.partition.text if record.partition else None,
         "Latency judged on": latency.gpu,
         "Latency": latency.reason,
         "Held back": ", ".join(latency.details.held_back),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -78,6 +79,11 @@ def _contradiction(check: CheckRecord) -> str | None:
         over = judged.limit is not None and diff_changes.cost(judged) > diff_changes.cost_of(judged, judged.limit)
         if judged.verdict == "pass" and over:
             return f"{output} {metric} is {judged.value_text}, and passed at {diff_changes.limit_text(judged)}"
+    if check.evidence == "engine" and check.gpu_ran is False:
+        return "an engine computed its outputs, and no GPU ran"
+    told = Counter(layer.precision for layer in check.engine.layers if layer.precision) if check.engine else Counter()
+    if told and check.engine and told != Counter(check.engine.layers_by_precision or {}):
+        return "its layers are not those that layers_by_precision counts"
     latency = check.latency
     distribution = diff_changes.distribution_of(latency, check.nodeid) if latency else None
     if latency and latency.p50_ms and distribution is not None:

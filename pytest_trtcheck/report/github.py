@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ReportError, plural
+from pytest_trtcheck.errors import ReportError, plural, visible
 from pytest_trtcheck.record import Location
 from pytest_trtcheck.report.text import markdown_code, markdown_text, one_line
 from pytest_trtcheck.report.view import (
@@ -61,7 +61,7 @@ def write_step_summary(text: str) -> None:
     if not path:
         return
     try:
-        with Path(path).open("a", encoding="utf-8") as stream:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
     except OSError as error:
         raise ReportError(f"cannot write the step summary {path}: {error.strerror or error}") from error
@@ -146,7 +146,7 @@ def _relative(path: Path, workspace: Path) -> str:
 
 
 def _escape_data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _escape_property(value: object) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, listed, plural
+from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, merge, plots
+from pytest_trtcheck.report import builds, describe, merge, plots, systems
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
     WORDS,
@@ -40,7 +40,15 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from pytest_trtcheck.record import CheckRecord, LayerRecord, OutputDetails, OutputRecord, RunRecord, TensorRecord
+    from pytest_trtcheck.record import (
+        CheckRecord,
+        ComparisonRecord,
+        LayerRecord,
+        OutputDetails,
+        OutputRecord,
+        RunRecord,
+        TensorRecord,
+    )
     from pytest_trtcheck.report.merge import Cell
     from pytest_trtcheck.report.view import Run
 
@@ -162,15 +170,23 @@ def render(run: RunRecord, written: str = "") -> str:
     MissingDependencyError
         jinja2 is not installed.
     """
-    template = _jinja().get_template("report.html")
     checks = ordered(run.checks)
     for room in _ROOMS:
-        page = template.render(
-            **_contents(run, checks, room), written=written, style=_asset("style.css"), script=_asset("script.js")
-        )
+        page = filled("report.html", **_contents(run, checks, room), written=written, script=_asset("script.js"))
         if len(page.encode()) <= _LARGEST_PAGE:
             break
     return page
+
+
+def filled(template: str, **contents: Any) -> str:
+    """A page of ours, with what it is filled with; every text is escaped.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    return _jinja().get_template(template).render(**contents, style=_asset("style.css"))
 
 
 def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
@@ -189,11 +205,19 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
         "not_measured": not_measured(checks),
         "notes": [*((said, 1) for said in [missing(run)] if said), *notes(checks)],
         "overview": _overview(rows),
+        "systems": [_compared(each) for each in systems.compared(checks)],
+        "system_headers": systems.HEADERS,
         "builds": list(builds.side_by_side(checks)),
         "build_headers": builds.HEADERS,
         "environment": {"GPU": "none", "TensorRT": "not installed"} | run.environment.described(),
         "tool": run.tool,
     }
+
+
+def _compared(comparison: ComparisonRecord) -> dict[str, Any]:
+    """A table of systems: the verdict beside each, what is missing under it."""
+    rows = [(systems.cells(row), row.verdict.replace("_", " ")) for row in comparison.systems]
+    return {"title": systems.title(comparison), "rows": rows, "remarks": systems.remarks(comparison)}
 
 
 def _fleet(run: RunRecord, rows: Sequence[Row]) -> list[tuple[str, str | None, list[tuple[Cell, int | None]]]]:
@@ -215,6 +239,7 @@ def _jinja() -> Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters["number"] = format_optional
     environment.filters["sortable"] = _sortable

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import platform
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ReportError
@@ -25,7 +24,8 @@ from pytest_trtcheck.record import (
     jsonable,
     typed,
 )
-from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.record.files import read_json, write_text
+from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.view import counts, ordered
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def document(
         tool=Library(TOOL, version=version("pytest_trtcheck")),
         environment=environment,
         checks=tuple(checks),
+        comparisons=systems.compared(checks),
         summary=counts(checks),
         planned=len(planned),
         missing=tuple(absent),
@@ -164,7 +165,7 @@ def read(path: str | os.PathLike[str], key: bytes | None = None) -> RunRecord:
         of another kind than the schema says; the message names the place.
     """
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        report = read_json(path)
     except OSError as error:
         raise ReportError(f"cannot read the report {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.record import CheckRecord, Environment, MachineRecord, RunRecord, jsonable
+from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
 from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
 from pytest_trtcheck.report.view import (
@@ -56,6 +57,7 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         tool=reports[0][1].tool,
         environment=_in_common([machine.environment for machine in machines]),
         checks=tuple(ordered(checks)),
+        comparisons=systems.compared(ordered(checks)),
         summary=counts(checks),
         machines=tuple(machines),
         missing=tuple(unrecorded),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
+
+from pytest_trtcheck.report.text import markup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +55,7 @@ def linear_axis(values: Iterable[float], start: float, end: float) -> Axis:
 def svg(width: int, height: int, label: str, parts: Iterable[str], *, kind: str = "plot") -> str:
     """A whole picture; `label` is what a screen reader says."""
     return (
-        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{markup(label)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -62,7 +63,7 @@ def svg(width: int, height: int, label: str, parts: Iterable[str], *, kind: str 
 def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> str:
     """Text whose `anchor` (start, middle, end) is at x."""
     attributes = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-    return f'<text x="{px(x)}" y="{px(y)}"{attributes}>{escape(content)}</text>'
+    return f'<text x="{px(x)}" y="{px(y)}"{attributes}>{markup(content)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -129,7 +130,7 @@ def _group(marks: Iterable[str], anchor: str) -> str:
 
 
 def _title(content: str) -> str:
-    return f"<title>{escape(content)}</title>"
+    return f"<title>{markup(content)}</title>"
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pytest_trtcheck.errors import plural
+from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.builds import HEADERS, side_by_side
 from pytest_trtcheck.report.text import MISSING, columns, one_line, shorten_apart, shorten_middle
 from pytest_trtcheck.report.view import (
@@ -114,6 +115,13 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
     for compared in side_by_side(checks):
         table = Table(HEADERS, ("<", ">", ">", ">", ">", ">", "<"), list(compared.rows))
         lines += [Line((Segment(compared.title, {"bold": True}),)), *table.lines(width), _EMPTY]
+    for each in systems.compared(checks):
+        rows = [systems.cells(row) for row in each.systems]
+        table = Table(systems.HEADERS, ("<", ">", ">", ">", ">", ">", ">", ">", ">"), rows)
+        lines += [Line((Segment(systems.title(each), {"bold": True}),)), *table.lines(width)]
+        for text in systems.remarks(each):
+            lines += [Line((Segment(f"  {part}"),)) for part in wrapped(text, width - 2)]
+        lines.append(_EMPTY)
     for text, markup in _remarks(checks):
         lines += _wrapped(text, width, markup)
     lines.append(totals(checks))
@@ -149,7 +157,8 @@ class Table:
 
     def _row(self, row: Sequence[str], widths: Sequence[int]) -> Line:
         text = self._join(row[:-1], widths[:-1])
-        return Line((Segment(text + _GAP), Segment(row[-1], _MARKUP.get(row[-1], {}))))
+        last = row[-1] if self.align[-1] == "<" else _pad(row[-1], widths[-1], ">")
+        return Line((Segment(text + _GAP), Segment(last, _MARKUP.get(row[-1], {}))))
 
     def _join(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         return _GAP.join(

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.errors import visible
 from pytest_trtcheck.metrics import distinct_digits
 from pytest_trtcheck.record import number
 
@@ -63,9 +64,13 @@ def format_optional(value: float | str | None, digits: int = 3) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` without what would break a line or speak to a terminal: control characters become spaces."""
-    visible = "".join(" " if unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} else c for c in text)
-    return " ".join(visible.split())
+    """`text` without what would break a line or speak to a terminal."""
+    return " ".join(visible(" ".join(text.split())).split())
+
+
+def markup(text: str) -> str:
+    """Text in HTML or SVG."""
+    return html.escape(visible(text))
 
 
 def markdown_text(text: str | None) -> str:

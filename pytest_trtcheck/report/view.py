@@ -25,7 +25,15 @@ WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
 AT_LEAST = frozenset(metric.name for metric in METRICS.values() if metric.at_least)
 """Built-in metrics whose limit is the least they may be: they are in decibels."""
 
-_UNITS = {"baseline": "ms", "min_qps": "/s", "memory_mib": "MiB", "engine_mib": "MiB", "min_speedup": "×"}
+_UNITS = {
+    "baseline": "ms",
+    "min_qps": "/s",
+    "memory_mib": "MiB",
+    "engine_mib": "MiB",
+    "load": "ms",
+    "build_s": "s",
+    "min_speedup": "×",
+}
 _GENERIC_STEMS = frozenset({"model", "best", "inference", "network", "net", "onnx", "export"})
 
 
@@ -195,6 +203,8 @@ def budgets(record: CheckRecord) -> list[BudgetView]:
         return []
     # What was not measured is said in a note; a row of it would hold no figure.
     given = [budget for budget in latency.budgets if budget.verdict != "not_measured"]
+    if record.system is not None and not given:
+        return []  # The table of the systems has it.
     return [_budget(latency, budget) for budget in given or [BudgetRecord(latency.verdict, quantile="p50")]]
 
 
@@ -241,7 +251,8 @@ def labels(records: Sequence[CheckRecord]) -> list[str]:
     the same get the parameters of their test, or its name.
     """
     names = short_names({record.model for record in records})
-    plain = [names[record.model] for record in records]
+    # Of several systems the name says which it was to be.
+    plain = [f"{names[record.model]} {record.system or ''}".rstrip() for record in records]
     rows = [(name, record.precision, record.evidence) for name, record in zip(plain, records, strict=True)]
     repeated = {row for row, count in Counter(rows).items() if count > 1}
     return [
@@ -311,7 +322,7 @@ def _budget(latency: LatencyRecord, budget: BudgetRecord) -> BudgetView:
         value=value,
         limit=budget.limit if budget.limit_ms is None else budget.limit_ms,
         verdict=budget.verdict,
-        unit="ms" if is_quantile else _UNITS.get(name, ""),
+        unit="ms" if is_quantile else _UNITS.get(name.partition("[")[0], ""),
         low=low,
         high=high,
     )

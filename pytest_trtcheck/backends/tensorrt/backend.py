@@ -31,11 +31,10 @@ from pytest_trtcheck.record import EngineRecord
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pytest_trtcheck.backends.base import Machine, Runner
+    from pytest_trtcheck.backends.base import Machine, Runner, TimedRuns
     from pytest_trtcheck.backends.tensorrt.build import Plan
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.backends.tensorrt.module import ModuleName, TensorRTModule
-    from pytest_trtcheck.backends.tensorrt.timing import TimedRun
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence
@@ -71,6 +70,7 @@ class TensorRT(Backend):
     how: ClassVar[str] = "on the GPU"
     builds: ClassVar[bool] = True
     is_timed: ClassVar[bool] = True
+    takes_instances: ClassVar[bool] = True
     ships: ClassVar[tuple[ModuleName, ...]] = ("tensorrt",)
     """The modules that may be the one that ships: what stands against a model is what all of them say."""
 
@@ -232,13 +232,30 @@ class TensorRT(Backend):
             found.append("weight streaming: no weight is streamed, all of them stay on the GPU")
         return (*found, *_proof(built.spec.precision, engine))
 
-    def timed_runs(
-        self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
-    ) -> TimedRun:
-        """By CUDA events."""
-        from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+    def costs(self, built: Built, runner: Runner, instances: int = 1) -> dict[str, float]:
+        """Each of several instances has a context of its own; the weights are there once."""
+        del built
+        if instances == 1:
+            return {}  # its record says so
+        engine = cast("Engine", runner)
+        return {"memory_mib": (engine.device_memory_bytes + (instances - 1) * engine.context_bytes) / 2**20}
 
-        return TimedRun(cast("Engine", runner), cases, graph=graph, transfers=transfers)
+    def timed_runs(
+        self,
+        runner: Runner,
+        cases: Sequence[InputMapping],
+        *,
+        graph: bool = True,
+        transfers: bool = False,
+        instances: int = 1,
+    ) -> TimedRuns:
+        """By CUDA events; of several instances, each has a context and a stream of its own."""
+        from pytest_trtcheck.backends.tensorrt.timing import TimedInstances, TimedRun
+
+        engine = cast("Engine", runner)
+        if instances > 1:
+            return TimedInstances(engine, cases, instances, graph=graph, transfers=transfers)
+        return TimedRun(engine, cases, graph=graph, transfers=transfers)
 
     def profiled(self, engine: EngineRecord, runner: Runner, case: Case) -> EngineRecord:
         """By TensorRT's profiler, in runs of their own."""

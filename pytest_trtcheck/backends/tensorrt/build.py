@@ -251,6 +251,28 @@ def inspect(
     )
 
 
+def run_apart(function: str, request: dict[str, Any], timeout_s: float | None) -> tuple[dict[str, Any] | None, str]:
+    """Call a function in the builder's process, so that its crash is an error like any other.
+
+    Parameters
+    ----------
+    function
+        As "module:name"; it is given `request`, in which "model" is a file, and answers with what JSON can hold.
+
+    Returns
+    -------
+    Its answer, None where it gave none; and why not, or the end of what it wrote to its output.
+    """
+    with tempfile.TemporaryDirectory(prefix="trtcheck-build-") as scratch:
+        folder = Path(scratch)
+        asked = {**request, **_common_request("call", Path(request["model"]), folder), "function": function}
+        outcome = _run_builder(asked, folder, timeout_s)
+        if outcome is not None:
+            return None, outcome
+        said = (folder / "output.txt").read_text(errors="replace")[-OUTPUT_TAIL:].strip()
+        return _read_json(folder / "response.json"), said
+
+
 def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]:
     return {
         "task": task,

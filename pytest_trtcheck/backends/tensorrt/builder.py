@@ -41,8 +41,8 @@ class RequestError(Exception):
 def serve(request: dict[str, Any]) -> None:
     """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
 
-    The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, and the
-    task `inspect` adds `io` and `layers`.
+    The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, the
+    task `inspect` adds `io` and `layers`, and the task `call` what the function gives.
     """
     _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}, "notes": []}
@@ -59,6 +59,9 @@ def serve(request: dict[str, Any]) -> None:
                 _parse_alone(request, answer, say)
             elif request["task"] == "inspect":
                 _inspect(request, answer)
+            elif request["task"] == "call":
+                module, _, name = request["function"].partition(":")
+                answer |= getattr(importlib.import_module(module), name)(request)
             else:
                 answer |= build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)

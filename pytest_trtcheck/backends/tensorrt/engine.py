@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import re
 import time
@@ -168,6 +169,22 @@ class Engine:
             raise GpuError(f"{self.module.title} refused a weight streaming budget of {budget:,} bytes")
         self.streamed_bytes = int(engine.streamable_weights_size) - int(budget)
 
+    def another(self) -> Engine:
+        """The same engine once more: with a context, a stream and memory of its own. It is closed before this one."""
+        self.check_usable()
+        other = copy.copy(self)
+        other._placed, other._on_demand = {}, set()
+        other._context = other._allocator = None
+        other.cuda = Cuda()
+        try:
+            with other.guard("making another context of the engine"):
+                other._context = other._create_context(self.jit_cache())
+                other._allocator = output_allocator(self.module.handle, other.cuda)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
     @property
     def aux_streams(self) -> int:
         """How many CUDA streams it uses beside its own."""
@@ -177,11 +194,15 @@ class Engine:
     def device_memory_bytes(self) -> int:
         """Device memory that the engine needs beside its inputs and outputs: weights and scratch, in bytes."""
         trt, engine = self.module.handle, self._engine
-        scratch = engine.device_memory_size_v2
         weights = self.plan_bytes
         if hasattr(trt, "EngineStat") and hasattr(engine, "get_engine_stat"):  # From TensorRT 10.14 on.
             weights = engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE)
-        return int(scratch) + max(int(weights) - (self.streamed_bytes or 0), 0)
+        return self.context_bytes + max(int(weights) - (self.streamed_bytes or 0), 0)
+
+    @property
+    def context_bytes(self) -> int:
+        """What of that is one context's scratch memory."""
+        return int(self._engine.device_memory_size_v2)
 
     def jit_cache(self) -> bytes | None:
         """TensorRT-RTX's compiled kernels, to be stored beside the engine; None where there are none."""

@@ -8,7 +8,6 @@ Size and targets were found by building plans of TensorRT-RTX 1.5 to 1.7 for eac
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.backends.tensorrt.module import TITLES, release_of
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_file
 from pytest_trtcheck.errors import ModelError, listed
+from pytest_trtcheck.record.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -239,7 +239,7 @@ def _with_manifest(file: PlanFile) -> PlanFile:
     if place is None:
         return file
     try:
-        manifest = json.loads(place.read_bytes())
+        manifest = read_json(place)
         engine, tensorrt, gpu = manifest["engine"], manifest["tensorrt"], manifest["gpu"]
         claims = {
             "SHA-256": (engine["sha256"], file.sha256),
@@ -275,7 +275,7 @@ def _manifest_of(path: Path) -> Path | None:
     for folder in (path.parent.parent, path.parent):
         place = folder / "manifest.json"
         try:
-            manifest = json.loads(place.read_bytes())
+            manifest = read_json(place)
             named = manifest["format"] == EXPORT_FORMAT and folder / manifest["engine"]["file"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -300,8 +300,8 @@ def _capability(text: str) -> tuple[int, int] | None:
 
 _DOMAIN, _OPERATOR = "com.microsoft", "EPContext"
 _OTHER_PROVIDER = (
-    "engine= tests one engine that is the whole model; test such a model by ONNX Runtime itself, for which there is no "
-    "backend yet"
+    "engine= tests one engine that is the whole model; what ONNX Runtime divides is checked from the model itself: "
+    "backend='onnxruntime-tensorrt'"
 )
 
 

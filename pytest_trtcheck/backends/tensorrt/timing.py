@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+from pytest_trtcheck.backends.tensorrt.cuda import Cuda, poisoned
 from pytest_trtcheck.backends.tensorrt.io import check_inputs
 from pytest_trtcheck.errors import GpuError, InputError
 from pytest_trtcheck.latency.samples import Samples
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 2
 """Runs on the stream at a time: one that the GPU computes, and one that is ready when it has done so."""
+
+
+_TASK = "measuring the engine"
 
 
 class TimedRun:
@@ -130,7 +134,7 @@ class TimedRun:
         timeout_s = self._engine.timeout_s
 
         def collect(index: int) -> None:
-            start, ready, done, end = self._events[index % IN_FLIGHT]
+            start, ready, done, end = self.events(index)
             self._cuda.wait(timeout_s, end)
             if index > 0:
                 gpu_ms[index - 1] = done - ready
@@ -138,11 +142,11 @@ class TimedRun:
                     latency_ms[index - 1] = end - start
                 ends_ms[index - 1] = end - before_first
 
-        with self._engine.guard("measuring the engine"):
+        with self._engine.guard(_TASK):
             for index in range(n + 1):
                 if index >= IN_FLIGHT:
                     collect(index - IN_FLIGHT)
-                took_ms = self._launch(self._events[index % IN_FLIGHT])
+                took_ms = self.put(index)
                 if index == 0:
                     self._cuda.stream.record(before_first)
                 else:
@@ -165,7 +169,7 @@ class TimedRun:
             It took longer than the engine's `timeout_s`.
         """
         event = self._cuda.event()
-        with self._engine.guard("measuring the engine"):
+        with self._engine.guard(_TASK):
             self._cuda.stream.record(event)
             self._cuda.wait(self._engine.timeout_s, event)
         return event
@@ -178,6 +182,14 @@ class TimedRun:
         if len(self._sets) > 1:
             self._engine.point_at(self._engine.inputs, self._sets[turn])
         return self._engine.enqueue
+
+    def put(self, index: int) -> float:
+        """Put the run of this number on the stream, with its copies; the host's milliseconds for the engine's part."""
+        return self._launch(self.events(index))
+
+    def events(self, index: int) -> list[Any]:
+        """The four events of a run by its number: those of `IN_FLIGHT` runs are there at a time."""
+        return self._events[index % IN_FLIGHT]
 
     def _launch(self, events: list[Any]) -> float:
         """Put one run with its events on the stream; the host's milliseconds for the engine's part of that."""
@@ -213,6 +225,181 @@ class TimedRun:
         self._graphs, self._sets, self._outputs = [], [], {}
 
     def __enter__(self) -> TimedRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Run(NamedTuple):
+    """One run of an instance, in ms; `end_ms` since a point in time that all instances share."""
+
+    end_ms: float
+    run_ms: float
+    latency_ms: float
+    enqueue_ms: float
+
+
+class Lane(Protocol):
+    """An instance that is kept at work."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many of its runs were put on its stream, and not taken."""
+
+    def put(self) -> None:
+        """Put one run on its stream."""
+
+    def take(self) -> Run | None:
+        """Its oldest run, once that is done."""
+
+
+class _EngineLane:
+    def __init__(self, timed: TimedRun, since: Any) -> None:
+        self._timed, self._since = timed, since
+        self._taken = 0
+        self._enqueue_ms: deque[float] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._enqueue_ms)
+
+    def put(self) -> None:
+        self._enqueue_ms.append(self._timed.put(self._taken + self.in_flight))
+
+    def take(self) -> Run | None:
+        events = self._timed.events(self._taken)
+        if not self.in_flight or not events[-1].is_done:
+            return None
+        start, ready, done, end = events
+        self._taken += 1
+        return Run(end - self._since, done - ready, end - start, self._enqueue_ms.popleft())
+
+
+def overlapped(lanes: Sequence[Lane], n: int, timeout_s: float | None) -> tuple[float, list[Run]]:
+    """Runs that ended while every lane was at work, `n` in all, and since when that was so (ms).
+
+    What comes before each lane has ended its first run is not counted, nor what is still under way in the end.
+
+    Raises
+    ------
+    GpuError
+        `poisoned`: no run of any lane ended within `timeout_s`.
+    """
+    first: dict[int, float] = {}
+    counted: list[Run] = []
+    last = time.perf_counter()
+    while len(counted) < n:
+        for index, lane in enumerate(lanes):
+            while lane.in_flight < IN_FLIGHT:
+                lane.put()
+            if (run := lane.take()) is None:
+                continue
+            last = time.perf_counter()
+            if len(first) == len(lanes) and run.end_ms > max(first.values()):
+                counted.append(run)
+            first.setdefault(index, run.end_ms)
+        if timeout_s is not None and time.perf_counter() - last > timeout_s:
+            Cuda.hangs = True
+            raise poisoned(f"the GPU has not finished within {timeout_s:g} s and is still at work")
+    return max(first.values()), sorted(counted)
+
+
+class TimedInstances:
+    """Several contexts of one engine, measured while all of them are at work: each has a stream, inputs and outputs.
+
+    One thread of the host feeds them all, each with a run in progress and one behind it. Threads would hold each other
+    up (the one that waits for its GPU holds Python's lock), and the GPU with them.
+
+    Parameters
+    ----------
+    count
+        How many there are.
+    input_sets, graph, transfers
+        Of each, as `TimedRun` takes them.
+
+    Raises
+    ------
+    InputError, GpuError
+        As `TimedRun`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        input_sets: Sequence[InputMapping],
+        count: int,
+        *,
+        graph: bool = True,
+        transfers: bool = False,
+    ) -> None:
+        self._engine, self._transfers = engine, transfers
+        self._others: list[Engine] = []
+        self._runs: list[TimedRun] = []
+        try:
+            for _ in range(count - 1):
+                self._others.append(engine.another())
+            for each in (engine, *self._others):
+                self._runs.append(TimedRun(each, input_sets, graph=graph, transfers=transfers))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def measured(self) -> str:
+        """What a run takes beside the others."""
+        return f"{TimedRun.measured}, {len(self._runs)} instances at once"
+
+    @property
+    def graph(self) -> bool:
+        """Whether all of them are launched as CUDA graphs."""
+        return all(run.graph for run in self._runs)
+
+    @property
+    def graph_reason(self) -> str | None:
+        """Why one of them is not."""
+        return next((run.graph_reason for run in self._runs if not run.graph), None)
+
+    def run(self, n: int) -> Samples:
+        """Measure `n` runs of them all together.
+
+        Raises
+        ------
+        GpuError
+            A run failed, or none of them ended within the engine's `timeout_s`.
+        """
+        if n < 1:
+            raise ValueError("at least one run must be measured")
+        since = self._runs[0].mark()
+        with self._engine.guard(_TASK):
+            lanes = [_EngineLane(run, since) for run in self._runs]
+            since_ms, runs = overlapped(lanes, n, self._engine.timeout_s)
+        self.mark()
+        ends_ms, run_ms, latency_ms, enqueue_ms = (np.array(column) for column in zip(*runs, strict=True))
+        intervals_ms = np.diff(ends_ms, prepend=since_ms)
+        return Samples(run_ms, enqueue_ms, latency_ms if self._transfers else None, intervals_ms)
+
+    def launch(self) -> None:
+        """Put one run on each stream."""
+        for run in self._runs:
+            run.launch()
+
+    def mark(self) -> Any:
+        """An event behind all that is on the streams, once it was reached."""
+        return [run.mark() for run in self._runs][-1]
+
+    def close(self) -> None:
+        """Free all of them but the engine itself."""
+        for run in self._runs:
+            run.close()
+        for other in self._others:
+            other.poisoned = other.poisoned or self._engine.poisoned
+            other.close()
+        self._runs, self._others = [], []
+
+    def __enter__(self) -> TimedInstances:
         return self
 
     def __exit__(

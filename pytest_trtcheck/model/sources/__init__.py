@@ -11,15 +11,16 @@ import functools
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError
 from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
+from pytest_trtcheck.record.files import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from importlib.metadata import EntryPoint
+    from pathlib import Path
 
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -95,11 +96,13 @@ class Opening:
         ModelError
             None of the folders has it.
         """
-        path = Path(str(source)).expanduser()
+        path = expanded(str(source))
         tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(self.folders)]
         for candidate in tried:
-            if candidate.exists():
+            if candidate.is_file() or candidate.is_dir():
                 return candidate
+            if candidate.exists():
+                raise ModelError(f"{source}: is a pipe or a device, no {what}")
         raise ModelError(f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}")
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:

@@ -30,6 +30,7 @@ from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import remembered
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _expanded(item: object, label: str, base_dirs: Sequence[Path]) -> list[tuple
 
 
 def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
-    wanted = Path(os.fsdecode(pattern)).expanduser()
+    wanted = expanded(os.fsdecode(pattern))
     folders = [Path()] if wanted.is_absolute() else list(base_dirs) or [Path()]
     for folder in folders:
         path = folder / wanted

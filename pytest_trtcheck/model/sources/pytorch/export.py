@@ -29,7 +29,7 @@ def write(source: Any, path: Path, *, why: Callable[[Exception], ModelError], **
     import torch.onnx
 
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 source, dynamo=True, opset_version=OPSET, external_data=False, verbose=False, **arguments
             )
@@ -46,7 +46,7 @@ def write(source: Any, path: Path, *, why: Callable[[Exception], ModelError], **
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's warnings, logs and print-outs of graphs, which fill screens: what matters is raised."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace", "onnxscript", "onnx_ir")]
     before = [(each, each.handlers, each.propagate) for each in loggers]

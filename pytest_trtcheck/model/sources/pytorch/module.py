@@ -11,6 +11,7 @@ from pytest_trtcheck.errors import ModelError, first_line
 from pytest_trtcheck.model.sources.exported import BATCHES, Inner, within
 from pytest_trtcheck.model.sources.pytorch.example import parameters_of
 from pytest_trtcheck.model.sources.pytorch.export import place, why, write
+from pytest_trtcheck.model.sources.pytorch.running import Running
 from pytest_trtcheck.model.sources.pytorch.tensors import array_of, named_outputs, tensor_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,29 @@ class Module:
         """Its outputs in FP32, as `Origin` asks for them."""
         return {name: array_of(value) for name, value in self._outputs(self._on_cpu(in_fp32=True), case).items()}
 
+    def running(self, device: str, dtype: Any) -> Running:
+        """A copy of it on a device and in a float type.
+
+        Raises
+        ------
+        ModelError
+            It is another one than was exported, or can't be copied.
+        """
+        content = fingerprint().add(self.module)
+        digest = content.digest()
+        if not content.unknown and digest != self.identity.split()[0]:
+            raise ModelError(
+                f"{self.title} changed since it was exported: its weights or its code are others now",
+                "check it before it is changed, or give the check a copy of it",
+            )
+        copied = self._copy().to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+
+        def bind(tensors: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            given = {name: tensors[name] for name in self.inputs if name in tensors}
+            return (tuple(given.values()), {}) if _by_position(copied) else ((), given)
+
+        return Running(self.title, copied, bind, device, dtype)
+
     def inside(self, case: Case, export: onnx.ModelProto) -> Iterator[Inner]:
         """What its modules compute, in the order in which they are done; those that run twice are left out."""
         module = self._on_cpu(in_fp32=True)
@@ -98,10 +122,9 @@ class Module:
         tensors = {name: tensor_of(case[name]) for name in self.inputs if name in case}
         if floats == torch.float32:
             tensors = {n: t.float() if t.dtype in {torch.float16, torch.bfloat16} else t for n, t in tensors.items()}
-        positional = any(p.kind in {p.VAR_POSITIONAL, p.POSITIONAL_ONLY} for p in parameters_of(module))
         try:
             with torch.no_grad(), untouched(module):
-                output = module(*tensors.values()) if positional else module(**tensors)
+                output = module(*tensors.values()) if _by_position(module) else module(**tensors)
         except Exception as error:
             shapes = ", ".join(f"{name} {list(each.shape)}" for name, each in tensors.items())
             at, line = place(error, module)
@@ -118,21 +141,22 @@ class Module:
 
     def _on_cpu(self, *, in_fp32: bool) -> Any:
         """The module itself, or a copy on the CPU where it lies elsewhere or computes in 16 bits."""
-        import copy
-
         import torch
 
         held = [*self.module.parameters(), *self.module.buffers()]
         half = in_fp32 and any(each.dtype in {torch.float16, torch.bfloat16} for each in held)
         if not half and all(each.device.type == "cpu" for each in held):
             return self.module
-        try:
-            copied = copy.deepcopy(self.module).cpu()
-        except Exception as error:
-            raise ModelError(
-                f"{self.title} can't be copied to the CPU: {first_line(error)}", "give it there, in FP32"
-            ) from error
+        copied = self._copy(" to the CPU", "give it there, in FP32").cpu()
         return copied.float() if half else copied
+
+    def _copy(self, where: str = "", hint: str = "copy.deepcopy has to take it") -> Any:
+        import copy
+
+        try:
+            return copy.deepcopy(self.module)
+        except Exception as error:
+            raise ModelError(f"{self.title} can't be copied{where}: {first_line(error)}", hint) from error
 
     def _why(self, error: BaseException, module: Any, example: Example) -> ModelError:
         if (fixed := _STATIC.search(str(error))) is None:
@@ -158,6 +182,11 @@ class Module:
             "take sizes from the tensors (x.shape[0]), not from numbers or Python loops; or check one shape alone: "
             f"shapes={{{name!r}: {example.arrays[name].shape}}}",
         )
+
+
+def _by_position(module: Any) -> bool:
+    """Whether `forward` has inputs that no name reaches."""
+    return any(p.kind in {p.VAR_POSITIONAL, p.POSITIONAL_ONLY} for p in parameters_of(module))
 
 
 _STATIC = re.compile(r"static shape of (\d+) for dimension inputs\['(\w+)'\](?:\[\d+\])*\.shape\[(\d+)\]")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.errors import ModelError, first_line
 from pytest_trtcheck.model.sources.pytorch.export import why, write
+from pytest_trtcheck.model.sources.pytorch.running import Running
 from pytest_trtcheck.model.sources.pytorch.tensors import array_of, named_outputs, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx
@@ -41,17 +42,37 @@ class Program:
 
     def __call__(self, case: Case) -> dict[str, NDArray[Any]]:
         """Its outputs in FP32, as `Origin` asks for them."""
-        given = iter(case.values())
-        leaves = [
-            tensor_of(next(given)) if type(leaf).__name__ != "int" and hasattr(leaf, "shape") else leaf
-            for leaf in self._leaves()
-        ]
+        leaves = self._with([tensor_of(array) for array in case.values()])
         return {name: array_of(value) for name, value in self._outputs(leaves).items()}
+
+    def running(self, device: str, dtype: Any) -> Running:
+        """A copy of it on a device and in a float type; what its code fixes stays as it is."""
+        import copy
+
+        import torch.utils._pytree as pytree
+        from torch.export.passes import move_to_device_pass
+
+        program = copy.deepcopy(self.program)
+        module = move_to_device_pass(program, device).module().to(dtype=dtype)
+
+        def bind(tensors: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            leaves = self._with(list(tensors.values()))
+            args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+            return tuple(args), dict(kwargs)
+
+        return Running(self.title, module, bind, device, dtype)
 
     def inside(self, case: Case, export: onnx.ModelProto) -> Iterator[Inner]:
         """Nothing: a program has no modules left that could be watched."""
         del case, export
         return iter(())
+
+    def _with(self, tensors: Sequence[Any]) -> list[Any]:
+        """What it is called with, in one list: tensors in the places of those that it was exported with."""
+        given = iter(tensors)
+        return [
+            next(given) if type(leaf).__name__ != "int" and hasattr(leaf, "shape") else leaf for leaf in self._leaves()
+        ]
 
     def _leaves(self) -> list[Any]:
         import torch.utils._pytree as pytree

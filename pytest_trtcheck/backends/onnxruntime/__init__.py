@@ -1,0 +1,1 @@
+"""ONNX Runtime's GPU providers as systems under test; one file each, what they share beside them."""
