@@ -23,6 +23,8 @@ from pytest_trtcheck.record import (
     LayerRecord,
     Library,
     MissingRecord,
+    NodeRecord,
+    PartitionRecord,
     RebuildRecord,
     RunRecord,
     jsonable,
@@ -290,6 +292,24 @@ def test_that_no_layer_runs_in_the_precision_any_more_fails_though_no_layer_is_n
     gate = upgrade(before(engine=one), after(engine=two), allowed=ALLOWABLE)
     assert gate.verdict == "fail"
     assert told(gate)["precision"][0] == ("fail", "no layer computes in int8 any more")
+
+
+def test_a_provider_that_leaves_more_nodes_to_others_fails() -> None:
+    def by_provider(kernels: dict[str, int], *elsewhere: str) -> CheckRecord:
+        nodes = tuple(NodeRecord(name, "Resize", "CPUExecutionProvider") for name in elsewhere)
+        divided = PartitionRecord("CUDAExecutionProvider", 5, elsewhere=nodes, kernels=kernels)
+        return check(evidence="provider", engine=None, partition=divided)
+
+    old = by_provider({"fp16": 5}, "a")
+    assert told(upgrade(old, by_provider({"fp16": 4}, "a")))["precision"][0][0] == "pass"
+    gate = upgrade(old, by_provider({"fp16": 4}, "a", "b"))
+    assert gate.verdict == "fail"
+    said = "CUDAExecutionProvider leaves 1 more to others: b (Resize, CPUExecutionProvider)"
+    assert told(gate)["precision"] == [("fail", said)]
+    assert told(upgrade(old, by_provider({"fp32": 5}, "a")))["precision"] == [
+        ("fail", "no node computes in fp16 any more")
+    ]
+    assert told(upgrade(old, check(evidence="provider", engine=None)))["precision"][0][0] == "not compared"
 
 
 def test_why_layers_were_not_timed_is_said() -> None:

@@ -409,3 +409,15 @@ def test_records_of_scores_are_read_again(task: Suite) -> None:
     assert check.score is not None
     assert json.loads(check.to_json()) == {**run.checks[0], "outcome": "failed"}
     assert check.score.worst[0].reference == 1.0
+
+
+def test_a_search_beside_a_score_is_refused_and_by_the_option_left_out(suite: Suite) -> None:
+    write_models(suite.path)
+    suite.write(test_it=f"{HEAD}@trt_parity({BAD}, tol=1.0, search=10)\ndef test_it():\n    return batches(200)\n")
+    (record,) = suite.run().checks
+    assert record["verdict"] == "error"
+    assert "a score needs labels" in record["message"]
+    suite.write(test_it=f"{HEAD}@trt_parity({BAD}, tol=1.0)\ndef test_it():\n    return batches(200)\n")
+    (record,) = suite.run("--trt-search=10").checks
+    assert record["score"] is not None
+    assert any("a score needs labels" in note for note in record["notes"])

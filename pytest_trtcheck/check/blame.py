@@ -185,6 +185,7 @@ def subject_of(known: Known, worst: int) -> Subject:
         worst=worst,
         limits=parity.limits_of(known),
         reference=known.reference,
+        **({"system": known.running.title} if known.running.evidence in {"provider", "server"} else {}),
     )
 
 

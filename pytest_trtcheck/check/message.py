@@ -44,26 +44,6 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
     return {"verdict": "fail", "message": f"{refused}\n{found}" if found else refused}
 
 
-def scored(score: ScoreRecord) -> Iterator[str]:
-    """Which samples lost, and what is known of the outputs behind a score that did not pass."""
-    if score.worst:
-        told = (
-            f"inputs[{each.case}] sample {each.sample}: {_item(each.reference)} → {_item(each.value)}"
-            for each in score.worst
-        )
-        yield f"  changed: {'; '.join(told)}" + ("; …" if score.disagreeing > len(score.worst) else "")
-    if score.errors:
-        told = (f"{name} {'none' if error is None else f'{error:.3g}'}" for name, error in score.errors.items())
-        yield (
-            f"  outputs, not judged: max|y−r| / max|r| {', '.join(told)} in the first "
-            f"{plural(score.errors_of_cases or 0, 'case')}; tol= judges them too, and says who is to blame"
-        )
-
-
-def _item(item: float | str | None) -> str:
-    return f"{item:.4g}" if isinstance(item, float) else str(item)
-
-
 def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> CheckRecord:
     """A check that could not be made. Of several systems that are compared, one that can't serve it is no error."""
     if record.system is None or not isinstance(error, UnsupportedTargetError):
@@ -86,6 +66,26 @@ def _found_by(known: Known, case: int) -> str:
         f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
         f"{found.elements:,} elements differ from the check's own first input; {kept}"
     )
+
+
+def scored(score: ScoreRecord) -> Iterator[str]:
+    """Which samples lost, and what is known of the outputs behind a score that did not pass."""
+    if score.worst:
+        told = (
+            f"inputs[{each.case}] sample {each.sample}: {_item(each.reference)} → {_item(each.value)}"
+            for each in score.worst
+        )
+        yield f"  changed: {'; '.join(told)}" + ("; …" if score.disagreeing > len(score.worst) else "")
+    if score.errors:
+        told = (f"{name} {'none' if error is None else f'{error:.3g}'}" for name, error in score.errors.items())
+        yield (
+            f"  outputs, not judged: max|y−r| / max|r| {', '.join(told)} in the first "
+            f"{plural(score.errors_of_cases or 0, 'case')}; tol= judges them too, and says who is to blame"
+        )
+
+
+def _item(item: float | str | None) -> str:
+    return f"{item:.4g}" if isinstance(item, float) else str(item)
 
 
 def comparison(known: Known) -> str | None:

@@ -60,8 +60,8 @@ def searched(settings: Settings, known: Known) -> Known:
     named = known.request.parity.search is not None
     if known.doubt is not None or known.outcome.record.verdict != "pass":
         return known.recorded("no worse input was searched: the check does not pass on its own ones")
-    if isinstance(known.reference, GoldenReference):
-        return _impossible(known, "the reference has outputs of the recorded inputs alone", named)
+    if (why_not := _why_not(known)) is not None:
+        return _impossible(known, why_not, named)
     space, held = space_of(known, asked)
     if not space.size:
         return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})", named)
@@ -87,6 +87,15 @@ def searched(settings: Settings, known: Known) -> Known:
     if not hunt.found:
         return known.recorded(_told(record), search=record)
     return _failed(known, record, hunt)
+
+
+def _why_not(known: Known) -> str | None:
+    """Why no other input can be judged."""
+    if isinstance(known.reference, GoldenReference):
+        return "the reference has outputs of the recorded inputs alone"
+    if known.request.parity.score is not None:
+        return "a score needs labels, and an input that a search makes has none"
+    return None
 
 
 def _asked(settings: Settings, known: Known) -> Search | None:

@@ -130,14 +130,15 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
-        own = len(cases)
-        if request.judges_outputs:
-            cases, notes = _with_kept(request, model, cases, notes)
+    own = len(cases)
+    # What a search found has no labels.
+    if compares and request.parity.score is None:
+        cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
     known = replace(lowered(settings, request, model, cases, existing), labels=labels, record=record)
-    if compares and len(cases) > own:
+    if len(cases) > own:
         known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
@@ -363,7 +364,8 @@ def placed(settings: Settings, known: Known) -> Known:
     )
     notes = found.notes
     if known.computed_in != known.precision:
-        why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
+        is_rtx = known.computed_in == "tf32" and system.evidence == "engine"
+        why = "has no FP32 matrix products: it " if is_rtx else ""
         computed = known.computed_in.upper()
         notes = (*notes, f"{system.title} {why}computes in {computed}, and is judged by {computed}'s limit")
     return known.recorded(*notes, precision=known.shown_precision)
@@ -625,16 +627,6 @@ def compared(settings: Settings, known: Known) -> Known:
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
 
 
-def scored(settings: Settings, known: Known) -> Known:
-    """How well it still does its task; of what does not compute the same twice, nothing can be said."""
-    spec = known.request.parity.score
-    if spec is None or known.runner is None or known.doubt is not None:
-        return known
-    settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
-    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
-    return known.recorded(*alone, score=scoring.judge(known, spec))
-
-
 def _with_partition(known: Known) -> Known:
     """With how the system divided the model; what was asked of that and could not be looked at is said."""
     assert known.built is not None
@@ -662,6 +654,16 @@ def costed(settings: Settings, known: Known) -> Known:
         found["load_ms"] = known.load_ms
     costs = {name: value for name, value in found.items() if value is not None}
     return known.recorded(costs=costs or None)
+
+
+def scored(settings: Settings, known: Known) -> Known:
+    """How well it still does its task; of what does not compute the same twice, nothing can be said."""
+    spec = known.request.parity.score
+    if spec is None or known.runner is None or known.doubt is not None:
+        return known
+    settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
+    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
+    return known.recorded(*alone, score=scoring.judge(known, spec))
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -807,6 +809,6 @@ def proved(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared, scored, searched, costed),
+    *(placed, built, loaded, inspected, compared, searched, scored, costed),
     *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

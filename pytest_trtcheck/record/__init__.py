@@ -431,7 +431,7 @@ class PartitionRecord:
     elsewhere: tuple[NodeRecord, ...] = ()
     """The nodes that other providers compute."""
     shapes_on_cpu: int = 0
-    """Further nodes, on the CPU, that compute from shapes and constants alone."""
+    """Further nodes, on the CPU, that compute from shapes alone."""
     kernels: Mapping[str, int] | None = _absent()
     """How many of its nodes compute in which type, by ONNX Runtime's profile of a run."""
 

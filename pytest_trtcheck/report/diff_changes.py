@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.metrics import recorded
 from pytest_trtcheck.record import BASELINE, SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
@@ -67,7 +67,10 @@ def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
     ReportError
         A latency distribution cannot be read.
     """
-    return (*_verdicts(old, new), *_errors(old, new), *_score(old, new), *_latency(old, new), *_engine(old, new))
+    return (
+        *(*_verdicts(old, new), *_errors(old, new), *_score(old, new), *_calibration(old, new)),
+        *(*_latency(old, new), *_engine(old, new)),
+    )
 
 
 def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
@@ -195,6 +198,26 @@ def limit_text(judged: Judgement) -> str:
     """Its limit, with its sign."""
     sign = "≥" if judged.at_least else "≤"
     return MISSING if judged.limit is None else f"{sign} {format_limit(judged.limit)}"
+
+
+def _calibration(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """Other calibration data, and what became of it: other ranges, and so another model, from the same file."""
+    before, after = old.calibration, new.calibration
+    if before is None or after is None:
+        return
+    if before.sha256 != after.sha256 and None not in {before.sha256, after.sha256}:
+        words = [f"{plural(each.samples, 'sample')} (sha256 {str(each.sha256)[:8]}…)" for each in (before, after)]
+        yield Change("calibration data", "changed", words[0], words[1])
+    methods = [
+        each.method + (f" {each.percentile:g}" if each.percentile is not None else "") for each in (before, after)
+    ]
+    if methods[0] != methods[1]:
+        yield Change("calibration method", "changed", methods[0], methods[1])
+    for name, found in (after.inputs or {}).items():
+        then = (before.inputs or {}).get(name)
+        if then is not None and found.drifted != then.drifted:
+            words = ["not covered" if each.drifted else "covered" for each in (then, found)]
+            yield Change(f"calibration of {name}", "changed", words[0], words[1])
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

@@ -212,6 +212,8 @@ def _latency_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Tabl
     for record, name in zip(records, names, strict=True):
         gpu = shorten_middle(one_line((record.latency and record.latency.gpu) or MISSING), 16)
         for budget in budgets(record):
+            if record.system is not None and budget.limit is None:
+                continue  # The table of the systems has it.
             verdict = "xfail" if verdict_word(record, "latency") == "xfail" else budget.verdict.replace("_", " ")
             # Where the bounds are what kept the verdict open, they say more than the value between them.
             value = budget.bounds_text if budget.verdict == "inconclusive" else budget.value_text

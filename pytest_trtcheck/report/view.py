@@ -203,8 +203,6 @@ def budgets(record: CheckRecord) -> list[BudgetView]:
         return []
     # What was not measured is said in a note; a row of it would hold no figure.
     given = [budget for budget in latency.budgets if budget.verdict != "not_measured"]
-    if record.system is not None and not given:
-        return []  # The table of the systems has it.
     return [_budget(latency, budget) for budget in given or [BudgetRecord(latency.verdict, quantile="p50")]]
 
 
