@@ -714,8 +714,9 @@ def scored(settings: Settings, known: Known) -> Known:
     spec = known.request.parity.score
     if spec is None or known.runner is None or known.doubt is not None:
         return known
-    settings.progress(f"{known.title}: scoring {plural(len(known.cases), 'case')}")
-    return known.recorded(score=scoring.judge(known, spec))
+    settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
+    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
+    return known.recorded(*alone, score=scoring.judge(known, spec))
 
 
 def explained(settings: Settings, known: Known) -> Known:
