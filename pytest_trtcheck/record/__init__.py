@@ -894,6 +894,8 @@ class SystemRecord:
     engine_mib: float | None = None
     build_s: float | None = None
     load_ms: float | None = None
+    measured: str | None = None
+    """What a run's time is, such as "GPU time"."""
     missing: tuple[str, ...] = ()
     """What could not be measured, and why."""
 
