@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck import metrics
     from pytest_trtcheck.errors import CheckError, CheckFailed
-    from pytest_trtcheck.spec import SOURCE, BuildOptions, Calibration, Tolerance
+    from pytest_trtcheck.spec import SOURCE, BuildOptions, Calibration, Case, Search, Tolerance
 
 __version__ = "0.1.0"
 
@@ -17,8 +17,10 @@ __all__ = [
     "SOURCE",
     "BuildOptions",
     "Calibration",
+    "Case",
     "CheckError",
     "CheckFailed",
+    "Search",
     "Tolerance",
     "__version__",
     "metrics",
@@ -50,7 +52,7 @@ def _mark(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> pyt
 
 def __getattr__(name: str) -> object:
     # Every pytest run imports this package, few need the specs, and dataclasses are slow to make.
-    if name in {"SOURCE", "BuildOptions", "Calibration", "Tolerance"}:
+    if name in {"SOURCE", "BuildOptions", "Calibration", "Case", "Search", "Tolerance"}:
         from pytest_trtcheck import spec
 
         return getattr(spec, name)

@@ -83,6 +83,7 @@ class Suite:
 @pytest.fixture(scope="session")
 def all_loaded() -> None:
     """What a run in this process may need is imported: pytester forgets what it imports, and numpy loads once."""
+    import numpy.fft  # noqa: F401
     import onnx_ir  # noqa: F401
     import onnxruntime  # noqa: F401
 

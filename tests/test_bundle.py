@@ -32,6 +32,7 @@ from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.record import CheckRecord, ParityRecord
+from pytest_trtcheck.record.files import file_name
 from pytest_trtcheck.spec import PRECISIONS, BuildOptions, ParitySpec, ShapeRange, Tolerance
 from tests import onnx_models
 
@@ -465,9 +466,9 @@ def test_differing_versions_and_gpus_are_listed() -> None:
 
 
 def test_names_of_folders_are_fit_for_any_file_system() -> None:
-    assert bundle.folder_name("tests/test_a.py::test_b[fp16-batch1]") == "tests-test_a.py-test_b-fp16-batch1"
-    assert bundle.folder_name("../..::[é]") == "check"
-    long = [bundle.folder_name(f"test_a.py::{'x' * 300}[{index}]") for index in range(2)]
+    assert file_name("tests/test_a.py::test_b[fp16-batch1]") == "tests-test_a.py-test_b-fp16-batch1"
+    assert file_name("../..::[é]") == "check"
+    long = [file_name(f"test_a.py::{'x' * 300}[{index}]") for index in range(2)]
     assert long[0] != long[1]
     assert max(map(len, long)) <= 100
 

@@ -11,11 +11,14 @@ import pytest
 from pytest_trtcheck import backends
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.conftest import Suite
 
 DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
 SECTION = DOCS.read_text(encoding="utf-8").partition("## Backend")[2].partition("\n## ")[0]
-CODE, ENTRY = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL)[0] for kind in ("python", "toml"))
+CODES, (ENTRY,) = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL) for kind in ("python", "toml"))
+CODE, SERVED = CODES
 
 # Faults to plant, each a system of its own.
 MORE = """
@@ -82,7 +85,7 @@ class Remote(PlainOrt):
 """
 ENTRIES = ENTRY.replace("project.entry-points.", "").replace('"', "") + (
     "wrong = ort_plain:Wrong\nunsteady = ort_plain:Unsteady\nboasting = ort_plain:Boasting\n"
-    "claiming = ort_plain:Claiming\nremote = ort_plain:Remote\n"
+    "served = ort_served:ServedOrt\nclaiming = ort_plain:Claiming\nremote = ort_plain:Remote\n"
     "gone = no_such_module:Gone\ntensorrt = ort_plain:PlainOrt\n"
 )
 CHECK = """
@@ -93,16 +96,22 @@ def test_it(): ...
 
 @pytest.fixture
 def installed(suite: Suite, monkeypatch: pytest.MonkeyPatch, all_loaded: None) -> Suite:
-    """The package of the documentation, and what pip would leave of it."""
+    """The package of the documentation."""
+    install(suite, monkeypatch, {"ort_plain": CODE + MORE, "ort_served": SERVED}, ENTRIES)
+    return suite
+
+
+def install(suite: Suite, monkeypatch: pytest.MonkeyPatch, modules: Mapping[str, str], entries: str) -> None:
+    """What pip would leave of a package with these modules and entry points."""
     site = suite.path / "site"
     about = site / "ort_plain-1.0.dist-info"
     about.mkdir(parents=True)
-    (site / "ort_plain.py").write_text(CODE + MORE)
+    for name, code in modules.items():
+        (site / f"{name}.py").write_text(code)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ort-plain\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(ENTRIES)
+    (about / "entry_points.txt").write_text(entries)
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
-    return suite
 
 
 def test_the_example_is_short() -> None:
@@ -177,6 +186,16 @@ def test_what_runs_elsewhere_is_timed_and_judged_by_what_is_said_of_it(
     (refused,) = installed.run("--trt-require-gpu", *options).checks
     assert refused["verdict"] == "fail"
     assert verdict == "fail" or "on a GPU or not" in refused["message"]
+
+
+def test_the_service_of_the_documentation_is_timed_by_the_host(installed: Suite) -> None:
+    assert len([line for line in SERVED.splitlines() if line.strip()]) <= 15
+    installed.write(test_it="@trt_latency(p50_ms=10_000, max_seconds=1)" + CHECK.format(backend="served"))
+    (record,) = installed.run().checks
+    assert (record["evidence"], record["gpu_ran"], record["latency"]["verdict"]) == ("server", "unknown", "pass")
+    assert record["latency"]["details"]["measured"] == "a request"
+    assert 0 < record["latency"]["p50_ms"] < 1000
+    assert "costs" not in record, "it loads nothing"
 
 
 def test_nothing_of_it_is_imported_before_a_test_asks(installed: Suite) -> None:

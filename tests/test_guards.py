@@ -475,7 +475,8 @@ def test_a_budget_on_what_an_engine_does_not_tell_is_not_kept(on_gpu: OnGpu, mon
     record = replace(on_gpu, requested=gpu.find_gpu("A100")).check(request)
     assert record.verdict == "not_measured"
     assert record.message is not None
-    assert record.message.endswith("does not tell memory_mib")
+    assert record.message.startswith("memory_mib: TensorRT")
+    assert record.message.endswith("does not tell it")
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-9])

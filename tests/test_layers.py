@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_trtcheck.backends.tensorrt.layers import described, timed
+from pytest_trtcheck.check import steps
 from pytest_trtcheck.errors import GpuError
-from pytest_trtcheck.record import CheckRecord, LayerRecord
+from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, LayerRecord
 from tests import onnx_models
 from tests.test_guards import OnCpu, OnGpu, StandIn, X, check
 from tests.test_guards import on_gpu as on_gpu  # noqa: PLC0414 - a fixture
@@ -142,6 +145,24 @@ def test_layers_are_not_timed_where_nobody_measures(on_gpu: OnGpu) -> None:
     record = check(timing(on_gpu, never, time_layers=False), onnx_models.gemm_net(), X)
     assert record.verdict == "pass"
     assert all(each.time_ms is None for each in layers_of(record))
+
+
+def test_layers_are_timed_behind_a_latency_that_was_measured() -> None:
+    timed_layers = EngineRecord("k", cached=True, miss_reason=None, build_s=1.0, bytes=1, build_notes=("timed",))
+
+    def known(samples: int, **changes: Any) -> Any:
+        found = SimpleNamespace(gpu="a card", profiled=lambda *_: timed_layers)
+        record = SimpleNamespace(
+            engine=replace(timed_layers, build_notes=()), latency=LatencyRecord("pass", samples=samples)
+        )
+        parts = {"record": record, "running": found, "runner": object(), "cases": [{}], "alone": nullcontext}
+        return SimpleNamespace(**{**parts, "recorded": lambda **given: given, **changes})
+
+    settings: Any = SimpleNamespace(time_layers=False)
+    measured: Any = steps.profiled(settings, known(10))
+    assert measured == {"engine": timed_layers}
+    for unmeasured in (known(0), known(10, runner=None), known(10, running=SimpleNamespace(gpu=None))):
+        assert steps.profiled(settings, unmeasured) is unmeasured
 
 
 def test_a_profiler_that_tells_nothing_changes_no_verdict_and_is_said(on_gpu: OnGpu) -> None:

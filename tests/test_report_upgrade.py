@@ -149,18 +149,27 @@ def test_several_builds_tell_how_far_an_error_may_rise() -> None:
 
 @pytest.mark.parametrize(("noise", "verdict"), [(0.001, "fail"), (0.6, "inconclusive")], ids=["tight", "wide"])
 def test_a_median_that_is_ten_percent_slower(noise: float, verdict: str) -> None:
+    gate = noisy(noise, 1.1)
+    assert gate.verdict == verdict
+    assert verdict in {outcome for outcome, _ in told(gate)["latency"]}
+
+
+def test_a_median_that_looks_fine_passes_only_where_it_surely_is_not_much_slower() -> None:
+    assert noisy(0.001, 1.03).verdict == "pass"
+    assert noisy(0.6, 1.0).verdict == "inconclusive"
+
+
+def noisy(noise: float, slower: float) -> Gate:
     def taken(p50_ms: float, seed: int) -> Any:
         samples = p50_ms * np.exp(noise * np.random.default_rng(seed).normal(size=300))
         found = Distribution.of(samples)
         return replace(latency(p50_ms), p50_ms=found.quantile_ms("p50_ms")), found
 
     pair = []
-    for p50_ms, seed in ((1.0, 1), (1.1, 2)):
+    for p50_ms, seed in ((1.0, 1), (slower, 1)):
         record, found = taken(p50_ms, seed)
         pair.append(replace(record, details=replace(record.details, distribution=found.to_json())))
-    gate = upgrade(before(latency=pair[0]), after(latency=pair[1]))
-    assert gate.verdict == verdict
-    assert verdict in {outcome for outcome, _ in told(gate)["latency"]}
+    return upgrade(before(latency=pair[0]), after(latency=pair[1]))
 
 
 def test_what_disturbed_a_measurement_makes_it_inconclusive_on_either_side() -> None:
@@ -265,7 +274,7 @@ def test_layers_are_matched_by_the_nodes_that_they_share_however_they_are_fused(
     ],
 )
 def test_engines_that_do_not_tell_are_not_compared(old: Any, new: Any, said: str) -> None:
-    pair = [replace(engine(layers), layers_by_precision={"int8": 3}) for layers in (old, new)]
+    pair = [engine(each) if each else replace(engine(()), layers_by_precision={"int8": 3}) for each in (old, new)]
     one, two = before(engine=pair[0]), after(engine=pair[1])
     gate = upgrade(one, two)
     assert gate.verdict == "fail"
@@ -289,6 +298,17 @@ def test_why_layers_were_not_timed_is_said() -> None:
     assert told(gate)["layers"] == [("not compared", "layers were timed not in the new report: no profiler")]
 
 
+def test_a_node_in_several_layers_computes_in_the_narrowest_and_a_copy_computes_nothing() -> None:
+    split = [layer("product", "int8", "gemm"), layer("bias", "fp32", "gemm")]
+    assert not gate_layers.widened([layer("gemm", "int8", "gemm")], split)
+    assert not gate_layers.widened([layer("gemm", "int8", "gemm")], split[::-1])
+    assert gate_layers.widened(split, [layer("gemm", "fp32", "gemm")])
+    copy = replace(layer("copy to gemm", "int8", "gemm"), kind="Reformat")
+    (found,) = gate_layers.widened(split, [layer("gemm", "fp32", "gemm"), copy])
+    assert str(found) == "1 node went from int8 to fp32: gemm"
+    assert gate_layers.untold(split, [copy, layer("?", "fp32")]) == ("gemm",)
+
+
 # --- what was not compared -------------------------------------------------------------------------------------------
 
 
@@ -300,6 +320,7 @@ def test_why_layers_were_not_timed_is_said() -> None:
         ({"cases": 3}, "not-comparable", "other inputs"),
         ({"inputs_sha256": "b" * 64}, "not-comparable", "other inputs: sha256 aaaaaaaa"),
         ({"reference": "golden.npz"}, "not-comparable", "another reference"),
+        ({"reference_sha256": "b" * 64}, "not-comparable", "another reference: sha256 cccccccc"),
         ({"latency": None}, "not-measured", "measured in the old report alone"),
         ({"parity": None}, "not-measured", "outputs were compared in the old report alone"),
         ({"parity": parity(output("scores"))}, "not-comparable", "boxes max is not judged any more"),
@@ -316,7 +337,7 @@ def test_why_layers_were_not_timed_is_said() -> None:
 )
 def test_what_is_not_compared_fails_unless_it_is_allowed(changes: dict[str, Any], kind: Any, said: str) -> None:
     # Another check is sound: were there none at all, the reports would not fit together.
-    both = {"inputs_sha256": "a" * 64, "parity": parity(output(), output("scores"))}
+    both = {"inputs_sha256": "a" * 64, "reference_sha256": "c" * 64, "parity": parity(output(), output("scores"))}
     old = before(**both), before(nodeid="t.py::sound")
     new = after(**{**both, **changes}), after(nodeid="t.py::sound")
     gate = upgrade(old, new)
@@ -439,7 +460,9 @@ def test_a_report_that_a_hand_altered_is_not_compared() -> None:
     over = parity(output(value=0.02))  # A pass beyond its limit.
     failed = parity(output(value=0.02, verdict="fail"), verdict="fail")  # And a part that fails in a check that passes.
     slow = replace(latency(2.0), p50_ms=1.0)
-    for changes in ({"parity": over}, {"parity": failed}, {"latency": slow}):
+    narrower = replace(engine(NEW_LAYERS), layers=tuple(replace(each, precision="int8") for each in NEW_LAYERS))
+    spoilt = ({"parity": over}, {"parity": failed}, {"latency": slow}, {"engine": narrower}, {"gpu_ran": False})
+    for changes in spoilt:
         gate = upgrade([before(), before(nodeid="t.py::sound")], [after(**changes), after(nodeid="t.py::sound")])
         assert gate.verdict == "fail"
         assert "the new report was altered" in gate.checks[0].findings[0].text
@@ -500,7 +523,9 @@ def test_exit_status(
     assert found["exit_status"] == status
     assert found["verdict"] == {0: "pass", 3: "inconclusive"}.get(status, "fail")
     assert f"upgrade: {found['verdict']} (" in text.splitlines()[-1] or f"upgrade: {found['verdict']} (" in text
-    assert __main__.main(["upgrade", *paths, "--markdown"]) == status
+    pytest.importorskip("jinja2")
+    assert __main__.main(["upgrade", *paths, "--markdown", f"--html={tmp_path / 'verdict.html'}"]) == status
+    assert f">{found['verdict']}</span></h1>" in (tmp_path / "verdict.html").read_text()
     assert capsys.readouterr().out.startswith(f"## Upgrade: {found['verdict']} ")
 
 
@@ -532,6 +557,8 @@ def test_markdown_is_a_table_that_names_cannot_break_and_fits_a_summary() -> Non
     assert rows
     assert all(line.count("|") == 6 for line in rows)
     assert "<script>" not in text
+    pytest.importorskip("jinja2")
+    assert "<script>" not in gate_text.page(upgrade(old[:1], new[:1]), ("<script>", "new.json"))
 
 
 # --- reports of real runs --------------------------------------------------------------------------------------------

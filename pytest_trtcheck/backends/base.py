@@ -371,12 +371,17 @@ class RunnerByShape:
         Makes the runner for one case; for all of them where the system builds nothing for a shape.
     admit
         Refuses a case of a shape that is not declared.
+    by_shape
+        Whether each shape has an engine of its own: not where one is declared for all of them.
     """
 
-    def __init__(self, system: Backend, open_for: Callable[[Case], Runner], admit: Callable[[Case], None]) -> None:
+    def __init__(
+        self, system: Backend, open_for: Callable[[Case], Runner], admit: Callable[[Case], None], *, by_shape: bool
+    ) -> None:
         self._system = system
         self._open_for = open_for
         self._admit = admit
+        self._by_shape = by_shape
         self._runners: dict[tuple[tuple[str, Shape], ...], Runner] = {}
         self.evidence = system.evidence
 
@@ -400,7 +405,7 @@ class RunnerByShape:
 
     def _runner(self, case: Case) -> Runner:
         self._admit(case)
-        shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items())) if self._system.builds else ()
+        shapes = tuple((name, np.shape(array)) for name, array in sorted(case.items())) if self._by_shape else ()
         if shapes not in self._runners:
             self._runners[shapes] = self._open_for(case)
         return self._runners[shapes]

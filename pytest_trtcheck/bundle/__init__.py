@@ -15,7 +15,7 @@ from pytest_trtcheck.bundle.reading import (
     read,
 )
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json, spec_to_json
-from pytest_trtcheck.bundle.writing import Bounds, Writer, folder_name
+from pytest_trtcheck.bundle.writing import Bounds, Writer
 
 __all__ = [
     "BUNDLE_FILE",
@@ -26,7 +26,6 @@ __all__ = [
     "changes",
     "check_plugins",
     "compare_with_recorded",
-    "folder_name",
     "is_bundle",
     "options_from_json",
     "read",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
-import re
 import shlex
 import shutil
 import time
@@ -36,7 +34,7 @@ from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import TOOL, is_bad, jsonable
-from pytest_trtcheck.record.files import read_json
+from pytest_trtcheck.record.files import file_name, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -158,7 +156,7 @@ class Writer:
             )
         )
         (work / BUNDLE_FILE).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        name = folder_name(self._nodeid)
+        name = file_name(self._nodeid)
         for number in itertools.count(1):
             target = self._folder / (name if number == 1 else f"{name}-{number}")
             if _is_same(target, about):
@@ -171,12 +169,6 @@ class Writer:
                 continue
             return target
         raise AssertionError
-
-
-def folder_name(nodeid: str) -> str:
-    """A node id as the name of a folder: letters, digits, `.`, `_` and `-`, at most 100 of them."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", nodeid).strip("-.") or "check"
-    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
 
 
 def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
@@ -207,6 +199,8 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
         raise ModelError(f"{model.label} was changed on disk while it was checked")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
     arrays = _store_cases(known, work, bounds, notes)
+    if spec.score is not None:
+        notes.append(f"failure bundle: the score {spec.score.name} is code, so a replay judges the outputs alone")
     return {
         "model": {"label": model.label, "sha256": model.sha256, **stored},
         "lowered": {

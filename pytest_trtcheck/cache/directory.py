@@ -12,7 +12,7 @@ import shutil
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import CacheError, listed
@@ -168,3 +168,15 @@ def format_bytes(count: float) -> str:
             return f"{size:.1f} {unit}" if unit != "B" else f"{count:g} B"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def user_folder() -> Path:
+    """Where the cache lies unless somebody says otherwise."""
+    import platformdirs
+
+    try:
+        found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
+    except RuntimeError:
+        found = Path("~")
+    # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
+    return found if found.is_absolute() else Path(gettempdir(), f"pytest-trtcheck-{os.getuid()}")

@@ -24,6 +24,9 @@ from pytest_trtcheck.spec import (
     ParitySpec,
     PartsArgument,
     Precision,
+    Ranges,
+    ScoreSpec,
+    Search,
     Shape,
     ShapeRange,
     Tolerance,
@@ -36,6 +39,10 @@ def trt_parity(
     precision: object = None,
     tol: object = None,
     metric: object = "max",
+    score: object = None,
+    aggregate: object = None,
+    max_drop: object = None,
+    lower_is_better: object = False,
     reference: object = None,
     engine: object = None,
     calibration: object = None,
@@ -44,6 +51,7 @@ def trt_parity(
     keep_fp32: object = (),
     exclude: object = (),
     seed: object = 0,
+    search: object = None,
     backend: object = None,
     max_subgraphs: object = None,
 ) -> ParitySpec:
@@ -53,6 +61,13 @@ def trt_parity(
     excluded, is_auto = _globs("exclude", exclude), isinstance(keep_fp32, str) and keep_fp32 == "auto"
     if engine is not None:
         _refuse_beside_engine(precision, backend, calibration=calibration, keep_fp32=keep_fp32, exclude=exclude)
+    scored = _score(score, aggregate, max_drop, lower_is_better)
+    if scored is not None and tol is None and (is_auto or judged_by != METRICS["max"]):
+        raise ArgumentError(
+            f"{'keep_fp32=' + repr(keep_fp32) if is_auto else 'metric=' + judged_by.name} beside score= needs tol=: "
+            "without one the score alone is judged, and no output is held to anything",
+            "give tol=, or leave it out",
+        )
     if is_auto and set(precisions) <= {"fp32", "tf32"}:
         raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
     if excluded and not any(map(quantized_part, precisions)):
@@ -63,15 +78,17 @@ def trt_parity(
         states_precision=precision is not None,
         tol=_tolerance(tol, judged_by),
         metric=judged_by,
+        score=scored,
         reference=_reference(reference),
         engine=_engine(engine),
         calibration=calibration,
         batch=_batches(batch),
-        shapes=_shapes(shapes),
+        shapes=shapes_of("shapes", shapes),
         keep_fp32=() if is_auto else _globs("keep_fp32", keep_fp32),
         keep_auto=is_auto,
         exclude=excluded,
         seed=_integer("seed", seed, least=0),
+        search=_search(search),
         max_subgraphs=None if max_subgraphs is None else _integer("max_subgraphs", max_subgraphs, least=1),
         backend=listed_backends[0] if len(listed_backends) == 1 else None,
         backends=listed_backends,
@@ -272,6 +289,42 @@ def _integer(name: str, value: object, *, least: int) -> int:
     return number
 
 
+def _search(value: object) -> Search | None:
+    if value is None:
+        return None
+    if isinstance(value, Search):
+        return Search(
+            _integer("search: tries", value.tries, least=1),
+            ranges_of("search: ranges", value.ranges),
+            _positive("search: seconds", value.seconds),
+        )
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _wrong("search", value, "how many inputs to try, or a Search", "Search(tries=2000, ranges=(0, 1))")
+    return Search(_integer("search", value, least=1))
+
+
+def ranges_of(name: str, value: object) -> Ranges:
+    """The (low, high) of every floating-point input, or by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _range(f"{name}[{key!r}]", each) for key, each in value.items()}
+    return _range(name, value)
+
+
+def _range(name: str, value: object) -> tuple[float, float]:
+    ends = [_real(each) for each in value] if isinstance(value, (list, tuple)) else []
+    if len(ends) != len(("low", "high")) or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+        raise _wrong(name, value, "(low, high), two numbers of which the first is not the larger one")
+    return ends[0], ends[1]
+
+
 def _real(value: object) -> float | None:
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         return None
@@ -301,6 +354,32 @@ def _metric(value: object) -> Metric:
     metric = named(value)
     _axis("metric", metric.axis)
     return metric
+
+
+def _score(function: object, aggregate: object, max_drop: object, lower_is_better: object) -> ScoreSpec | None:
+    """The score that is judged; what belongs to one and stands alone is refused, since nothing would come of it."""
+    is_lower = _boolean("lower_is_better", lower_is_better)
+    if function is None:
+        beside = {"aggregate": aggregate, "max_drop": max_drop, "lower_is_better": is_lower or None}
+        for name, value in beside.items():
+            if value is not None:
+                raise ArgumentError(
+                    f"{name}={_shown(value)}: there is no score=", "give it too: (outputs, case) -> array"
+                )
+        return None
+    if not callable(function):
+        raise _wrong("score", function, "a callable (outputs, case) -> array, one item a sample")
+    if aggregate is not None and not callable(aggregate):
+        raise _wrong("aggregate", aggregate, "a callable from the items of all samples to a number")
+    if max_drop is None:
+        raise ArgumentError(
+            "score= needs max_drop=: without it nothing is judged",
+            "the most, in the score's own unit, that it may fall below the reference's, such as max_drop=0.005",
+        )
+    number = _real(max_drop)
+    if number is None or number < 0:
+        raise _wrong("max_drop", max_drop, "a number of at least 0", "how far it may fall, whichever way is better")
+    return ScoreSpec(function, number, aggregate, is_lower)
 
 
 def _axis(name: str, value: object) -> int | None:
@@ -410,14 +489,21 @@ def _shape(name: str, value: object) -> Shape:
     return tuple(_integer(name, size, least=0) for size in value)
 
 
-def _shapes(value: object) -> dict[str, Shape | ShapeRange]:
+def shapes_of(argument: str, value: object) -> dict[str, Shape | ShapeRange]:
+    """A shape, or (min, opt, max), by input name.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _wrong("shapes", value, "a mapping from input name to shape, or to (min, opt, max)")
+        raise _wrong(argument, value, "a mapping from input name to shape, or to (min, opt, max)")
     result: dict[str, Shape | ShapeRange] = {}
     for key, given in value.items():
-        name = f"shapes[{key!r}]"
+        name = f"{argument}[{key!r}]"
         if isinstance(given, (list, tuple)) and given and all(isinstance(item, (list, tuple)) for item in given):
             if len(given) != len(get_args(Literal["min", "opt", "max"])):
                 raise _wrong(name, given, "three shapes (min, opt, max)")

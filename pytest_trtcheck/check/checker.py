@@ -56,6 +56,7 @@ class Checker(Settings):
         known: Known | None = None
         model: OnnxModel | None = None
         try:
+            request = steps.read_once(request)
             model = steps.model_of(self, request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
             request, notes = steps.in_its_own_precision(self, request, model)
@@ -76,7 +77,7 @@ class Checker(Settings):
             steps.note_broken(self, request, error)
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
-            if known is not None:
+            if known is not None and self.kept_open is None:
                 known.close()
         return replace(record, duration_s=time.perf_counter() - start)
 
@@ -109,7 +110,11 @@ class Checker(Settings):
             asked = replace(known, cases=[case])
             return steps.loaded_by(self, system, system.build(asked.spec(system), self.cache))
 
-        return RunnerByShape(system, open_for, lambda case: request.admit(known.model, case, "inputs"))
+        declared = request.declared_for(model)
+        by_shape = system.builds and any(spec.free_dims() and spec.name not in declared for spec in model.inputs)
+        return RunnerByShape(
+            system, open_for, lambda case: request.admit(known.model, case, "inputs"), by_shape=by_shape
+        )
 
 
 def _label(source: object) -> str:

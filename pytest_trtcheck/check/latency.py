@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,8 @@ WARM_UP_S = 0.2
 ENQUEUE_SHARE = 0.95
 """Where the host takes longer to hand over the work than the GPU to do it, the GPU waits between the events: its time
 is the host's and a little more. So trtexec's rule (the host takes longer) would miss most of it."""
+MOST_INPUTS = 64
+"""Cases that are used in turn, each with device memory of its own: a data set of thousands would not fit."""
 _CHUNK_MS = 50.0
 _SHOWN_SAMPLES = 500
 
@@ -48,8 +51,8 @@ COSTS = ("memory_mib", "engine_mib", "load_ms", "build_s")
 """The budgets on what a system takes beside time."""
 COMPARED = LatencySpec(max_seconds=3.0)
 """How systems are measured that are compared, where no `trt_latency` says how."""
-_LOADS, _LOAD_S = 20, 20.0
-"""How often, and for how many seconds, an engine is loaded again at the most."""
+_LOADS, _LOAD_S = (15, 30, 60), 20.0
+"""How often an engine is loaded again before its median is looked at, and for how many seconds at the most."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ def judge(
     if known.runner is None or refusal is not None:
         return LatencyRecord("not_measured", refusal, product)
     shapes = {name: array.shape for name, array in known.cases[0].items()}
-    alike = [case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes]
+    same = (case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes)
+    alike = list(islice(same, MOST_INPUTS))
     conditions = conditions_of(system.gpu, next(iter(system.versions().items())), shapes)
     baseline = _baseline(settings, known)
     costs = known.record.costs or {}
@@ -355,7 +359,6 @@ def _sample(
     plan = latency.LookPlan(tuple(sorted(quantiles)), others)
     series = _Runs(transfers=spec.transfers)
     pairs = {name: _Runs(transfers=False) for name in subject.slower}
-    loads_ms = _load_times(subject.load_again) if subject.load_again else []
     several: dict[str, Any] = {"instances": spec.instances} if spec.instances > 1 else {}
     with subject.system.timed_runs(subject.engine, subject.cases, transfers=spec.transfers, **several) as timed:
         _warm_up(timed)
@@ -374,9 +377,10 @@ def _sample(
                     break
                 look += 1
         measured, graph, graph_reason = timed.measured, timed.graph, timed.graph_reason
-    results = [*decision.results]
-    if loads_ms:
-        results.append(latency.decide_median("load_ms", loads_ms, budgets.limits["load_ms"], confidence=confidence))
+    results, loads_ms = [*decision.results], list[float]()
+    if subject.load_again:
+        result, loads_ms = _loads(subject.load_again, budgets.limits["load_ms"], confidence)
+        results.append(result)
     if subject.slower:
         _interleave(subject, spec, pairs, series)
         results += _decide_speedups(pairs, budgets.speedups, confidence)
@@ -436,15 +440,20 @@ def _warm_up(timed: TimedRuns) -> None:
         timed.run(5)
 
 
-def _load_times(load: Callable[[], Runner]) -> list[float]:
-    """What loading takes, in ms, as often as it takes to bound the median well, or as there is time for."""
+def _loads(load: Callable[[], Runner], limit_ms: float, confidence: float) -> tuple[latency.BudgetResult, list[float]]:
+    """What loading takes, as often as it takes to decide, or as there is time for."""
     deadline = time.monotonic() + _LOAD_S
+    each_look = 1 - (1 - confidence) / len(_LOADS)
     found: list[float] = []
-    while len(found) < _LOADS and time.monotonic() < deadline:
-        started = time.perf_counter()
-        with closing(load()):
-            found.append(1000 * (time.perf_counter() - started))
-    return found
+    for most in _LOADS:
+        while len(found) < most and (not found or time.monotonic() < deadline):
+            started = time.perf_counter()
+            with closing(load()):
+                found.append(1000 * (time.perf_counter() - started))
+        result = latency.decide_median("load_ms", found, limit_ms, confidence=each_look)
+        if result.decision != "undecided":
+            break
+    return result, found
 
 
 def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> None:

@@ -6,35 +6,38 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.errors import CheckError, UnsupportedTargetError
-from pytest_trtcheck.record import BASELINE
+from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, plural
+from pytest_trtcheck.record import BASELINE, is_bad
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_trtcheck.check.request import Known
-    from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.record import CheckRecord, ScoreRecord
 
 
 def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
     """Message and verdict of a record whose parts are judged."""
     record = known.record
-    parts = {"parity": record.parity, "latency": record.latency}
     found = comparison(known)
-    if found is None or (record.latency is not None and record.latency.verdict == record.verdict != "pass"):
+    others = [part for name, part in record.parts.items() if name != "parity"]
+    if found is None or any(part.verdict == record.verdict != "pass" for part in others):
         reasons = [
-            part.reason
-            for part in parts.values()
-            if part is not None and part.reason and part.verdict == record.verdict != "pass"
+            part.reason for part in record.parts.values() if part.reason and part.verdict == record.verdict != "pass"
         ]
         found = "\n".join(filter(None, [found, *(each for each in reasons if each not in (found or ""))])) or None
+        if record.score is not None and is_bad(record.score.verdict) and record.score.verdict == record.verdict:
+            found = "\n".join(filter(None, [found, *scored(record.score)]))
     # What is measured to be compared alone was not asked for.
-    asked = {name: part for name, part in parts.items() if name != "latency" or known.request.latency}
-    missing = [f"{name} not measured" for name, part in asked.items() if part and part.verdict == "not_measured"]
+    asked = {name: part for name, part in record.parts.items() if name != "latency" or known.request.latency}
+    missing = [f"{name} not measured" for name, part in asked.items() if part.verdict == "not_measured"]
     if not missing and record.latency is not None:
         entries = [each for each in record.latency.budgets if each.name != BASELINE]
         missing += [f"{each.name} not measured ({each.text})" for each in entries if each.verdict == "not_measured"]
     if record.evidence is not None and record.gpu_ran is not True:
         where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"
-        missing.append(f"parity was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
+        what = "parity" if record.parity else "the score" if record.score else "parity"
+        missing.append(f"{what} was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
     if not require_gpu or not missing or record.verdict in {"fail", "error"}:
         return {"message": found}
     refused = f"--trt-require-gpu: {', '.join(missing)}"
@@ -50,6 +53,41 @@ def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> Che
     return replace(record, verdict="not_measured", message=str(error))
 
 
+def _found_by(known: Known, case: int) -> str:
+    """How the input that fails came about, where a search found it; empty where the check brought it."""
+    found = known.record.search
+    if found is None or found.changed is None:
+        is_kept = known.kept_from is not None and case >= known.kept_from
+        return f"input {case}, which an earlier search found and kept, fails" if is_kept else ""
+    kept = f"it is kept in {found.kept}, and judged in each later run" if found.kept else "it was not kept"
+    if found.kept and found.kept.startswith("not kept"):
+        kept = found.kept
+    return (
+        f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
+        f"{found.elements:,} elements differ from the check's own first input; {kept}"
+    )
+
+
+def scored(score: ScoreRecord) -> Iterator[str]:
+    """Which samples lost, and what is known of the outputs behind a score that did not pass."""
+    if score.worst:
+        told = (
+            f"inputs[{each.case}] sample {each.sample}: {_item(each.reference)} → {_item(each.value)}"
+            for each in score.worst
+        )
+        yield f"  changed: {'; '.join(told)}" + ("; …" if score.disagreeing > len(score.worst) else "")
+    if score.errors:
+        told = (f"{name} {'none' if error is None else f'{error:.3g}'}" for name, error in score.errors.items())
+        yield (
+            f"  outputs, not judged: max|y−r| / max|r| {', '.join(told)} in the first "
+            f"{plural(score.errors_of_cases or 0, 'case')}; tol= judges them too, and says who is to blame"
+        )
+
+
+def _item(item: float | str | None) -> str:
+    return f"{item:.4g}" if isinstance(item, float) else str(item)
+
+
 def comparison(known: Known) -> str | None:
     """What a comparison that did not pass says: who is to blame, and where the outputs differ."""
     outcome = known.outcome
@@ -62,6 +100,8 @@ def comparison(known: Known) -> str | None:
     blame = known.record.parity.blame if known.record.parity else None
     differs = "differs from" if outcome.record.verdict == "fail" else "cannot be judged against"
     head = f"{known.title} {differs} {known.reference.title} ({known.running.how})"
+    if found_by := _found_by(known, outcome.worst):
+        head = f"{found_by}\n\n{head}"
     text = compare.explain(outcome.measured, outcome.record.outputs, outcome.found, is_diagnosed=blame is not None)
     if known.no_fewest:
         text = f"{known.no_fewest}\n\n{text}"

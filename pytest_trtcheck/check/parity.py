@@ -103,6 +103,11 @@ def judge(known: Known) -> Outcome:
     return Outcome(record, measured, found, _misplaced(found), notes, worst)
 
 
+def is_joint(limits: Sequence[compare.Limit]) -> bool:
+    """Whether an output is judged together with others, and not element by element."""
+    return any(limit.metric.joins for limit in limits)
+
+
 def refuse_random(model: OnnxModel) -> None:
     """Refuse a model that computes something else in every run.
 
@@ -183,14 +188,26 @@ _TELLING = 64
 """Elements from which an order that explains the error is no accident."""
 
 
+def judged(
+    known: Known, actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], limits: compare.Limits
+) -> list[OutputRecord]:
+    """What one case of the open runner comes to, output by output."""
+    found = compare.measure_all(actual, expected, limits, expected_dtypes=_dtypes(known, known.run))
+    return [compare.judge(each, limits[name]) for name, each in found.items()]
+
+
 def _measured_by_case(known: Known, actual: Outputs, limits: compare.Limits) -> list[dict[str, compare.Measurement]]:
-    # TensorRT has no FP64: an engine gives FP32 where the model has FP64.
-    is_engine = actual == known.run and known.running.evidence == "engine"
-    dtypes = {output.name: np.float32 for output in known.model.outputs if is_engine and output.dtype == "float64"}
+    dtypes = _dtypes(known, actual)
     return [
-        compare.measure_all(actual(case), known.reference(case), limits, expected_dtypes=dtypes or None)
-        for case in known.cases
+        compare.measure_all(actual(case), known.reference(case), limits, expected_dtypes=dtypes) for case in known.cases
     ]
+
+
+def _dtypes(known: Known, actual: Outputs) -> Mapping[str, Any] | None:
+    """TensorRT has no FP64: an engine gives FP32 where the model has FP64."""
+    is_engine = actual == known.run and known.running.evidence == "engine"
+    found = {output.name: np.float32 for output in known.model.outputs if is_engine and output.dtype == "float64"}
+    return found or None
 
 
 def _merged(known: Known, by_case: Sequence[Mapping[str, compare.Measurement]]) -> dict[str, compare.Measurement]:
@@ -311,7 +328,8 @@ def _examined(
     """
     found: dict[str, compare.Examination] = {}
     for output in outputs:
-        if not is_bad(output.verdict):
+        # What has no order of its own has no elements to look at.
+        if not is_bad(output.verdict) or is_joint(limits_of(known)[output.name]):
             continue
         index = compare.worst_case(output)
         found |= compare.examine(

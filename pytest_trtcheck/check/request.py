@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check.evidence import EvidenceReport
+    from pytest_trtcheck.check.kept_open import KeptOpen
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
@@ -61,6 +62,8 @@ class Request:
         Whether nobody asked for the precision: a model that carries one is then checked in that.
     lowered
         The model in its precision, where it was made before (a replay); None: it is made.
+    search_folder
+        Where inputs are kept that a search found, and are taken from; None: nowhere.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
     """
@@ -78,12 +81,18 @@ class Request:
     default_batch: int | None = None
     precision_is_default: bool = False
     lowered: Lowered | None = None
+    search_folder: Path | None = None
     watch: Watcher | None = None
 
     @property
     def precision(self) -> Precision:
         """The one precision to check."""
         return self.parity.precision[0]
+
+    @property
+    def judges_outputs(self) -> bool:
+        """Whether the outputs are held to a tolerance, rather than to a score alone, or to nothing."""
+        return self.judge_parity and self.parity.judges_outputs
 
     @property
     def build_options(self) -> BuildOptions:
@@ -93,7 +102,9 @@ class Request:
     @property
     def examples(self) -> Examples:
         """What a source is told that has no shapes of its own."""
-        return Examples(self.inputs, self.parity.batch[0] or self.default_batch, self.parity.shapes)
+        return Examples(
+            model_inputs.unlabelled(self.inputs), self.parity.batch[0] or self.default_batch, self.parity.shapes
+        )
 
     def declared_for(self, model: OnnxModel) -> dict[str, ShapeRange]:
         """The shapes that the check is declared for, by input.
@@ -168,6 +179,8 @@ class Settings:
         What every check must have passed in, on a GPU; None: nothing.
     rebuild
         How many times every engine is built and judged.
+    search
+        How many inputs are tried in every check to find its worst one; None: as the check says.
     bitwise
         Whether an engine must compute the same bits in every run.
     emulate_too
@@ -178,6 +191,8 @@ class Settings:
         Is told, in a line each, what takes long.
     baselines, update_baselines
         What latency is held against, None: nothing; and whether this run's latencies are to be recorded.
+    kept_open
+        What stays open until the test ends; None: each check closes what it opened.
     broken
         Why no engine can run any more in this process, once one has broken CUDA; empty until then.
     """
@@ -195,12 +210,14 @@ class Settings:
     build_only: bool = False
     time_layers: bool = False
     rebuild: int = 1
+    search: int | None = None
     bitwise: bool = False
     emulate_too: bool = False
     allowance: Allowance = field(default_factory=Allowance)
     progress: Callable[[str], None] = lambda _: None
     baselines: Baselines | None = None
     update_baselines: bool = False
+    kept_open: KeptOpen | None = None
     broken: list[str] = field(default_factory=list)
 
     def backend_of(self, request: Request) -> str:
@@ -299,8 +316,12 @@ class Known:
         Why what it computes does not count, whatever comes out.
     fewest, no_fewest
         The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
+    kept_from
+        The first of the cases that an earlier search kept; None: there are none.
     build
         Which of several builds it is, for messages; empty for the first.
+    labels
+        Of each case, for the score; empty where no score is asked for.
     """
 
     request: Request
@@ -321,7 +342,9 @@ class Known:
     doubt: str | None = None
     fewest: tuple[str, ...] | None = None
     no_fewest: str = ""
+    kept_from: int | None = None
     build: str = ""
+    labels: Sequence[Any] = ()
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 
     def in_precision(self, precision: Precision) -> Known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -13,10 +14,11 @@ import numpy as np
 
 from pytest_trtcheck import backends, baselines
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, evidence, keeping, latency, message, parity
+from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity, scoring
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.check.search import searched
 from pytest_trtcheck.choices import half_part, quantized_part
 from pytest_trtcheck.errors import (
     ArgumentError,
@@ -24,16 +26,21 @@ from pytest_trtcheck.errors import (
     CalibrationError,
     CheckError,
     GpuError,
+    InputError,
     ModelError,
     UnsupportedTargetError,
     listed,
+    plural,
 )
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import labelled
+from pytest_trtcheck.model.labelled import Stream
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
+from pytest_trtcheck.precision.quantization import coverage
 from pytest_trtcheck.precision.reference import (
     CallableReference,
     GoldenReference,
@@ -45,7 +52,7 @@ from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evi
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -83,6 +90,11 @@ def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel)
     return replace(request, parity=replace(request.parity, precision=(carried_in,))), (note,)
 
 
+def read_once(request: Request) -> Request:
+    """The request with an iterator of inputs made safe to look into: sources look at the first item for its shapes."""
+    return replace(request, inputs=Stream(request.inputs)) if isinstance(request.inputs, Iterator) else request
+
+
 def fed_as_recorded(request: Request, model: OnnxModel) -> Request:
     """The request with the recorded samples that it names read, and their inputs fed where none are given."""
     if not golden_samples.is_named(request.parity.reference):
@@ -115,13 +127,19 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     compares = request.judge_parity and not settings.build_only
     if compares:
         parity.refuse_random(model)
-    cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
+    cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
+    own = len(cases)
+    # What a search found has no labels.
+    if compares and request.parity.score is None:
+        cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
-    known = replace(lowered(settings, request, model, cases, existing), record=record)
+    known = replace(lowered(settings, request, model, cases, existing), labels=labels, record=record)
+    if len(cases) > own:
+        known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
     if request.judge_parity and request.parity.keep_auto:
@@ -139,12 +157,15 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
     of_reference = getattr(known.reference, "notes", ())
+    calibration = _calibration(known)
+    if calibration is not None and calibration.inputs:
+        notes = [*notes, *coverage.notes(calibration.inputs, request.inputs_source)]
     return known.recorded(
         *(*notes, *model.notes, *of_reference, *known.lowered.notes, *_overflowing(known)),
         cases=len(cases),
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
-        calibration=_calibration(known.lowered.details.get("ranges")),
+        calibration=calibration,
         # What an engine that exists was built from is not known here.
         lowered=None if existing else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
@@ -159,18 +180,22 @@ def _lowered_record(known: Known) -> LoweredRecord:
 def _overflowing(known: Known) -> Iterator[str]:
     """Inputs that a 16-bit type of theirs cannot hold: what the engine is fed is infinite there."""
     largest = {"fp16": 65504.0, "bf16": 3.39e38}.get(known.request.build_options.io or "", math.inf)
-    for index, case in enumerate(known.cases):
+    for index, case in enumerate(known.cases if largest < math.inf else ()):
         for name, array in case.items():
             peak = np.abs(array[np.isfinite(array)]).max(initial=0) if array.dtype.kind == "f" else 0
             if peak > largest:
                 yield f"input {name!r} [{index}] reaches {peak:.4g}: in {known.request.build_options.io} it is infinite"
 
 
-def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
-    """How the ranges were chosen, where the model was calibrated."""
+def _calibration(known: Known) -> CalibrationRecord | None:
+    """How the ranges were chosen, where the model was calibrated, and whether that was with data as it is fed."""
+    ranges = known.lowered.details.get("ranges")
     if ranges is None:
         return None
-    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"])
+    digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
+    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
+    if seen:
+        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
     if not ranges["choice"]:
         return found
     errors = {
@@ -183,27 +208,53 @@ def _calibration(ranges: Mapping[str, Any] | None) -> CalibrationRecord | None:
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
 
 
-def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
-    """What to feed, and what to say about it."""
+def _cases(request: Request, model: OnnxModel) -> tuple[Sequence[Case], list[Any], list[str]]:
+    """What to feed, its labels where a score asks for them, and what to say about it."""
     spec = request.parity
     batch = spec.batch[0]
+    source = f"{request.inputs_source} inputs"
+    labels: list[Any] = []
+    cases: Sequence[Case]
     if request.inputs is not None:
-        source = f"{request.inputs_source} inputs"
-        cases = model_inputs.cases_from(request.inputs, model, source)
         if batch is not None:
             model_inputs.check_batch(model, batch, spec.shapes)
-            cases = model_inputs.rebatched(cases, model, batch)
+        if spec.score is not None:
+            cases, labels = labelled.held(request.inputs, model, source)
+        else:
+            cases = model_inputs.cases_from(request.inputs, model, source)
+            cases = cases if batch is None else model_inputs.rebatched(cases, model, batch)
         for case in cases:
             request.admit(model, case, source)
         notes = (
             [f"{source} come from a loader that shuffles: {_OTHERS}"] if model_inputs.shuffles(request.inputs) else []
         )
-        return cases, notes
+        return cases, labels, notes
+    if spec.score is not None:
+        raise InputError(
+            f"score={spec.score.name}: there is nothing to score: neither the test nor trt_inputs gives inputs",
+            "return the samples with their labels: [Case(inputs, labels), …], or a loader of batches",
+        )
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
     notes = [f"inputs were generated (seed {spec.seed})"]
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
-    return model_inputs.generate(model, ranges, spec.seed), notes
+    return model_inputs.generate(model, ranges, spec.seed), labels, notes
+
+
+def _with_kept(
+    request: Request, model: OnnxModel, cases: Sequence[Case], notes: list[str]
+) -> tuple[Sequence[Case], list[str]]:
+    """The cases, and behind them those that a search found earlier."""
+    path = kept_inputs.file_of(request, model)
+    found = kept_inputs.read(path, model)
+    if path is None or not found:
+        return cases, notes
+    shown = kept_inputs.shown(path)
+    if isinstance(request.parity.reference, golden_samples.Golden):
+        return cases, [*notes, f"the inputs kept in {shown} were not judged: the reference has no outputs of them"]
+    kept_inputs.check_shapes(path, request.declared_for(model) | model_inputs.profile(model, {}, cases), found)
+    which = f"inputs [{len(cases)}]" + (f" to [{len(cases) + len(found) - 1}]" if len(found) > 1 else "")
+    return [*cases, *found], [*notes, f"{which} come from {shown}, where an earlier search kept what it found"]
 
 
 def lowered(
@@ -274,11 +325,19 @@ def _lowered(settings: Settings, request: Request, model: OnnxModel, precision: 
 
 def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyReference:
     given = request.parity.reference
-    if given is None:
-        return Reference(model, settings.cache, settings.reference_provider)
-    return reference_given(
-        given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
-    )
+
+    def made() -> AnyReference:
+        if given is None:
+            return Reference(model, settings.cache, settings.reference_provider)
+        return reference_given(
+            given, model, request.folders, settings.cache, settings.reference_provider, examples=request.examples
+        )
+
+    if settings.kept_open is None:
+        return made()
+    found: AnyReference = settings.kept_open.get(("reference", model.sha256, id(given)), made)
+    found.keeps = False
+    return found
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -392,7 +451,7 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
         return
     reference = known.reference
     # A callable of the user's is not kept, and may not like another thread.
-    wanted = known.request.judge_parity and not isinstance(reference, CallableReference)
+    wanted = known.request.judges_outputs and not isinstance(reference, CallableReference)
 
     def compute() -> None:
         # What is wrong with it is said when it is asked for in earnest.
@@ -410,7 +469,10 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
     """What runs a built engine; none does once one has broken CUDA in this process."""
     if settings.broken and system.gpu is not None:
         raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
-    return system.load(built)
+    if settings.kept_open is None:
+        return system.load(built)
+    found: Runner = settings.kept_open.get((system.name, built.path), lambda: system.load(built))
+    return found
 
 
 def note_broken(settings: Settings, request: Request, error: CheckError) -> None:
@@ -423,9 +485,7 @@ def loaded(settings: Settings, known: Known) -> Known:
     """What runs it: the engine, without a GPU its emulation, or neither where there is nothing to learn."""
     system, request = known.running, known.request
     if known.existing is not None and not known.system.runs:
-        return known.recorded(
-            parity=parity.not_measured(request.parity, known.system.no_engine) if request.judge_parity else None
-        )
+        return _uncompared(known, known.system.no_engine)
     if system.is_emulation:
         if not request.judge_parity:
             return known
@@ -435,7 +495,7 @@ def loaded(settings: Settings, known: Known) -> Known:
         elif known.plugin_operators:
             reason = known.plugins_need_gpu()
         if reason is not None:
-            return known.recorded(parity=parity.not_measured(request.parity, reason))
+            return _uncompared(known, reason)
         _refuse_itself(known)
     if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
         raise ArgumentError(
@@ -451,6 +511,15 @@ def loaded(settings: Settings, known: Known) -> Known:
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
     return replace(known, built=found, runner=runner, load_ms=load_ms).recorded(
         backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
+    )
+
+
+def _uncompared(known: Known, reason: str) -> Known:
+    """What was asked of the outputs and could not be found out here, with the reason."""
+    spec = known.request.parity
+    return known.recorded(
+        parity=parity.not_measured(spec, reason) if known.request.judges_outputs else None,
+        score=scoring.not_measured(spec.score, reason) if spec.score else None,
     )
 
 
@@ -547,7 +616,7 @@ def compared(settings: Settings, known: Known) -> Known:
             doubt = known.running.doubt(known.built, known.runner, case) or parity.unstable(
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
-        if known.request.judge_parity or doubt:
+        if known.request.judges_outputs or doubt:
             outcome = parity.judge(known)
     known = _with_partition(known)
     if outcome is None:
@@ -587,13 +656,27 @@ def costed(settings: Settings, known: Known) -> Known:
     return known.recorded(costs=costs or None)
 
 
+def scored(settings: Settings, known: Known) -> Known:
+    """How well it still does its task; of what does not compute the same twice, nothing can be said."""
+    spec = known.request.parity.score
+    if spec is None or known.runner is None or known.doubt is not None:
+        return known
+    settings.progress(f"{known.title}: scoring {plural(len(known.cases), 'case')}")
+    return known.recorded(score=scoring.judge(known, spec))
+
+
 def explained(settings: Settings, known: Known) -> Known:
     """Who is to blame for a failure; beside an engine's errors, those that its emulation has."""
     if known.outcome is None or known.doubt is not None:
         return known
     # What a plugin computes, nothing here can compute in pieces.
     if known.outcome.record.verdict == "fail" and not known.outcome.misplaced and not known.plugin_operators:
-        known = blame.blamed(settings, known)
+        if any(map(parity.is_joint, parity.limits_of(known).values())):
+            known = known.recorded(
+                "not diagnosed: detections are compared as sets, which no tensor inside the model is"
+            )
+        else:
+            known = blame.blamed(settings, known)
     if known.running.is_emulation or known.existing is not None or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
@@ -605,7 +688,12 @@ def explained(settings: Settings, known: Known) -> Known:
 def watched(settings: Settings, known: Known) -> Known:
     """What the watcher says; what goes wrong there never hides what the check found."""
     watch = known.request.watch
-    if watch is None or known.outcome is None:
+    if watch is None:
+        return known
+    score, is_kept = known.record.score, known.outcome is not None and known.outcome.record.verdict == "fail"
+    if score is not None and is_bad(score.verdict) and not is_kept:
+        known = known.recorded(f"no failure bundle holds the score {score.name}: it is code; run the test itself again")
+    if known.outcome is None:
         return known
     try:
         with known.alone():
@@ -689,13 +777,13 @@ def profiled(settings: Settings, known: Known) -> Known:
 
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, costed, timed, profiled), (explained, watched))
+    again = (loaded, inspected, compared, scored, costed, timed, profiled)
+    return judged_again(settings, known, again, (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
     """The verdict, and what is to be read first; under `--trt-require-gpu`, what no GPU ran or measured fails."""
-    parts = [part for part in (known.record.parity, known.record.latency) if part is not None]
-    known = known.recorded(verdict=combine([part.verdict for part in parts]))
+    known = known.recorded(verdict=combine([part.verdict for part in known.record.parts.values()]))
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
@@ -720,6 +808,6 @@ def proved(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared, costed),
+    *(placed, built, loaded, inspected, compared, searched, scored, costed),
     *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

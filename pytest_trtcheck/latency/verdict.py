@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from pytest_trtcheck.errors import ArgumentError, ComparisonError
 from pytest_trtcheck.latency.stats import (
     CONFIDENCE,
@@ -26,6 +28,7 @@ from pytest_trtcheck.latency.stats import (
     batch_mean_bounds,
     min_samples,
     quantile_bounds,
+    rank_bounds,
     settling,
     unseen_stalls,
 )
@@ -227,9 +230,12 @@ def decide_exact(name: str, value: float, limit: float) -> BudgetResult:
 
 
 def decide_median(name: str, samples: Samples, limit: float, *, confidence: float = CONFIDENCE) -> BudgetResult:
-    """Judge the median of what was measured a few times, such as `load_ms`, by order statistics."""
-    found = quantile_bounds(samples, 0.5, confidence)
-    return _result(name, limit, found, _shortage(found, 0.5, confidence, found.samples))
+    """Judge the median of what was done anew each time, such as `load_ms`: by order statistics, as independent."""
+    ordered = np.sort(as_samples(samples))
+    ranks = rank_bounds(ordered.size, 0.5, confidence)
+    lower, upper = (None if rank is None else float(ordered[rank - 1]) for rank in ranks)
+    found = Bounds(float(np.median(ordered)), lower, upper, ordered.size, ordered.size)
+    return _result(name, limit, found, _shortage(found, 0.5, confidence, ordered.size))
 
 
 def combine_decisions(results: Sequence[BudgetResult]) -> LatencyDecision:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pytest_trtcheck.errors import InputError, plural
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
     InputError
         `value` is none of these, or a case does not fit the model: name, dtype, rank, size, or NaN.
     """
-    if isinstance(value, Mapping) or is_array(value):
-        return [_case(value, model, source)]
+    if isinstance(value, (Mapping, Labelled)) or is_array(value):
+        return [case_from(value, model, source)]
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         if not value:
             raise InputError(f"{source}: an empty list of inputs", "give at least one mapping or array")
-        return [_case(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+        return [case_from(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
-        cases = [_case(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
+        cases = [case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
         if not cases:
             raise InputError(f"{source}: the {type(value).__name__} is empty", "give at least one batch")
         return cases
@@ -76,6 +77,15 @@ def from_loader(item: object, names: Sequence[str]) -> object:
     return item
 
 
+def unlabelled(value: Any) -> Any:
+    """What a test gave without the labels, as far as it can be told without asking for all of it."""
+    if isinstance(value, Labelled):
+        return value.inputs
+    if isinstance(value, (list, tuple)) and any(isinstance(each, Labelled) for each in value):
+        return [unlabelled(each) for each in value]
+    return value
+
+
 def first_items(value: Any) -> list[object]:
     """The items that inputs are made of, as they were given; of a loader the first one alone.
 
@@ -84,7 +94,7 @@ def first_items(value: Any) -> list[object]:
     InputError
         There is none.
     """
-    if isinstance(value, Mapping) or is_array(value) or isinstance(value, (str, bytes)):
+    if isinstance(value, (Mapping, Labelled, str, bytes)) or is_array(value):
         return [value]
     found = list(value) if isinstance(value, Sequence) else list(islice(value, 1)) if is_loader(value) else [value]
     if not found:
@@ -100,6 +110,8 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     InputError
         It holds no arrays.
     """
+    if isinstance(item, Labelled):
+        item = item.inputs
     if is_array(item):
         item = (item,)
     if not isinstance(item, (Mapping, tuple, list)):
@@ -135,8 +147,17 @@ def _described(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{s.name} ({s.dtype}, {list(s.shape)})" for s in specs) or "none"
 
 
-def _case(value: object, model: OnnxModel, source: str) -> Case:
+def case_from(value: object, model: OnnxModel, source: str) -> Case:
+    """One case; of one with labels, the inputs.
+
+    Raises
+    ------
+    InputError
+        It does not fit the model: name, dtype, rank, size, or NaN.
+    """
     specs = model.inputs
+    if isinstance(value, Labelled):
+        value = value.inputs
     if is_array(value):
         if len(specs) != 1:
             raise InputError(
@@ -168,13 +189,11 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}")
-    elif (
-        array.dtype.kind == "V" and array.dtype.type is np.void and array.dtype.itemsize == _dtype(spec.dtype).itemsize
-    ):
+    elif array.dtype.type is np.void and array.dtype.itemsize == dtype_of(spec.dtype).itemsize:
         # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
-        array = array.view(_dtype(spec.dtype))
+        array = array.view(dtype_of(spec.dtype))
     elif array.dtype.name != spec.dtype:
-        beyond_numpy = _dtype(spec.dtype).type.__module__ == "ml_dtypes"
+        beyond_numpy = dtype_of(spec.dtype).type.__module__ == "ml_dtypes"
         convert = f"array.astype(ml_dtypes.{spec.dtype})" if beyond_numpy else f"array.astype({spec.dtype!r})"
         raise InputError(f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}")
     if array.ndim != len(spec.shape):
@@ -205,7 +224,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     floats = ("float", "bfloat")
     if array.dtype.name == dtype or not (array.dtype.name.startswith(floats) and dtype.startswith(floats)):
         return array
-    wanted = _dtype(dtype)
+    wanted = dtype_of(dtype)
     largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
     with np.errstate(over="ignore"):
         bounded = np.where(np.isfinite(array), np.clip(array.astype(np.float64), -largest, largest), array)
@@ -234,13 +253,18 @@ def digest_of(cases: Iterable[Case]) -> str:
 
 
 def shape_ranges(
-    model: OnnxModel, batch: int | None, shapes: Mapping[str, Shape | ShapeRange], *, default_batch: int | None = None
+    model: OnnxModel,
+    batch: int | None,
+    shapes: Mapping[str, Shape | ShapeRange],
+    *,
+    default_batch: int | None = None,
+    otherwise: str = "return real inputs from the test",
 ) -> dict[str, ShapeRange]:
     """The shapes that `batch` and `shapes` ask for, for every input of `model`.
 
     `batch` fixes the first dimension of every input that leaves it open, inside what `shapes` declares. Once one input
     fixes a symbolic dimension, it is fixed in the others too. `default_batch` is taken for open first dimensions that
-    nothing else fixes.
+    nothing else fixes. `otherwise` is what may be done instead, for the error.
 
     Raises
     ------
@@ -280,7 +304,7 @@ def shape_ranges(
             f"{model.label}: these dimensions are free: {', '.join(free)}",
             f"fix them: batch=1 for first dimensions, shapes={{{example.name!r}: "
             f"{tuple(dim if isinstance(dim, int) else '…' for dim in example.shape)}}} for the others, "
-            "or return real inputs from the test",
+            f"or {otherwise}",
         )
     return ranges
 
@@ -474,28 +498,29 @@ def _refuse_too_large(model: OnnxModel, cases: Sequence[Mapping[str, Shape]]) ->
 
 
 def _itemsize(spec: TensorSpec) -> int:
-    return 1 if spec.dtype == "str" else _dtype(spec.dtype).itemsize
+    return 1 if spec.dtype == "str" else dtype_of(spec.dtype).itemsize
 
 
 def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
     if spec.dtype == "str" or spec.dtype.startswith("complex"):
         kind = "strings" if spec.dtype == "str" else f"{spec.dtype} numbers"
         raise InputError(f"input {spec.name!r}: {kind} can't be generated", "return real inputs from the test")
-    name, dtype = spec.name.lower(), _dtype(spec.dtype)
+    name, dtype = spec.name.lower(), dtype_of(spec.dtype)
     if "mask" in name:
         return _mask(shape).astype(dtype)
     if spec.dtype.startswith(("float", "bfloat")):
         return rng.random(shape, dtype=np.float32).astype(dtype)
     if "position" in name and shape:
         return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
-    return rng.integers(0, _integer_limit(spec, name), shape).astype(dtype)
+    return rng.integers(0, integer_limit(spec, name), shape).astype(dtype)
 
 
-def _integer_limit(spec: TensorSpec, name: str) -> int:
+def integer_limit(spec: TensorSpec, name: str) -> int:
+    """Below what generated integers of an input stay, whose name is given in lower case."""
     if spec.dtype == "bool" or (spec.index_limit is None and ("token_type" in name or "segment" in name)):
         return 2
     limit = spec.index_limit or (256 if spec.dtype == "uint8" else 128)
-    return min(limit, int(ml_dtypes.iinfo(_dtype(spec.dtype)).max) + 1)  # type: ignore[no-untyped-call]
+    return min(limit, int(ml_dtypes.iinfo(dtype_of(spec.dtype)).max) + 1)  # type: ignore[no-untyped-call]
 
 
 def _mask(shape: Shape) -> NDArray[Any]:
@@ -505,7 +530,8 @@ def _mask(shape: Shape) -> NDArray[Any]:
     return mask
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The dtype of numpy, or of ml_dtypes, that bears a name."""
     if name in np.sctypeDict:
         return np.dtype(name)
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))

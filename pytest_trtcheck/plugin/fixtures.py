@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,19 +84,23 @@ def trt_build(
     GPU it is the emulation, and `engine.evidence` says so.
     """
     from pytest_trtcheck.check.arguments import from_call
+    from pytest_trtcheck.plugin import examples
 
     del trt_build_options
-    made: list[Runner] = []
+    made: dict[object, Runner] = {}
 
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
     ) -> Runner:
         spec = from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
-        made.append(_runner(request, spec.model, spec, **({"options": options} if options else {})))
-        return made[-1]
+        # The examples of a test ask for the same engine over and over.
+        key = (id(model), repr(spec), repr(options)) if examples.of(request.node) else len(made)
+        if key not in made:
+            made[key] = _runner(request, spec.model, spec, **({"options": options} if options else {}))
+        return made[key]
 
     yield build
-    for runner in made:
+    for runner in made.values():
         runner.close()
 
 
@@ -127,6 +132,7 @@ def trt_check(request: pytest.FixtureRequest, trt_build_options: BuildOptions | 
     returns the record.
     """
     from pytest_trtcheck.check.arguments import from_call
+    from pytest_trtcheck.plugin import examples
     from pytest_trtcheck.plugin.outcome import request_for, run
 
     del trt_build_options
@@ -136,7 +142,13 @@ def trt_check(request: pytest.FixtureRequest, trt_build_options: BuildOptions | 
         spec, source = from_call("trt_check", model, arguments), "given"
         if inputs is None:
             inputs, source = fixture("trt_inputs"), "trt_inputs"
-        return run(request.node, request_for(request.node, model, spec, fixture, inputs=inputs, inputs_source=source))
+        profile = getattr(inputs, "profile", None)
+        if profile and not spec.shapes:
+            # Drawn by `strategies.inputs`: one engine for all that it may draw.
+            spec = replace(spec, shapes=dict(profile))
+        made = request_for(request.node, model, spec, fixture, inputs=inputs, inputs_source=source)
+        together = examples.of(request.node)
+        return run(request.node, made) if together is None else together.check(made)
 
     return check
 

@@ -6,6 +6,7 @@ Only light modules are imported at the top: a suite without trt tests pays for n
 from __future__ import annotations
 
 import inspect
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ _REFUSED = pytest.StashKey[list[str]]()
 _RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
 """Fixtures that run a backend."""
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
+_CHECKING = frozenset({"trt_check", "trt_build"})
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
 
 
@@ -222,6 +224,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     from pytest_trtcheck.plugin import outcome
 
     outcome.begin_run(item)
+    if "pytest_trtcheck.strategies" in sys.modules:
+        from pytest_trtcheck.plugin.session import session_of
+
+        session_of(item.config).settle_strategies()
     found = _marked(item)
     if found is None:
         return
@@ -235,13 +241,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Keep what the body of a marked test returns, and see that the check was made."""
+    """Keep what the body of a marked test returns, and see that the check was made; take many examples together."""
     if not isinstance(item, pytest.Function) or not marks.is_marked(item):
-        return (yield)
+        if not isinstance(item, pytest.Function) or not _has_examples(item):
+            return (yield)
+        from pytest_trtcheck.plugin.examples import gathered
+
+        with gathered(item):
+            return (yield)
     from pytest_trtcheck.plugin.items import watched
 
     with watched(item):
         return (yield)
+
+
+def _has_examples(item: pytest.Function) -> bool:
+    """Whether Hypothesis runs the test many times, and it checks by our fixtures."""
+    is_given = "hypothesis" in sys.modules and getattr(item.obj, "is_hypothesis_test", False)
+    return bool(is_given) and not _CHECKING.isdisjoint(item.fixturenames)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -271,6 +288,6 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         del report.wasxfail
     if report.outcome == "failed":
-        # A traceback of our internals helps nobody.
-        report.longrepr = visible(str(error))
+        # A traceback of our internals helps nobody; what Hypothesis notes is the example that failed.
+        report.longrepr = visible("\n\n".join([str(error), *getattr(error, "__notes__", ())]))
     return report

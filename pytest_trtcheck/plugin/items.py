@@ -69,8 +69,8 @@ class Marked:
         unittest = sys.modules.get("unittest")
         if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
             return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
-        if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
-            return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+        if (unfed := _why_not_fed(item)) is not None:
+            return unfed
         several = {PRECISION: self.parity.precision, BATCH: self.parity.batch, BACKEND: self.parity.backends}
         for name, listed in several.items():
             if len(listed) > 1 and name not in outcome.parameters(item):
@@ -79,6 +79,18 @@ class Marked:
                     "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
                 )
         return None
+
+
+def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
+    """Why nothing comes of what the test returns; None where it does."""
+    if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
+        return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+    if getattr(item.obj, "is_hypothesis_test", False):
+        return ArgumentError(
+            f"trt markers don't work on {item.name!r}: @given runs it many times, and what it returns is not fed",
+            "take the marker away, and call the fixture trt_check in the test",
+        )
+    return None
 
 
 _MARKED: pytest.StashKey[tuple[list[pytest.Mark], Marked]] = pytest.StashKey()
@@ -163,8 +175,13 @@ def _not_run(item: pytest.Item) -> ArgumentError:
     )
 
 
-def _returned(item: pytest.Function) -> object:
+def _returned(item: pytest.Function, *, may_stream: bool) -> object:
     """What the body of a marked test returned; marks it as checked.
+
+    Parameters
+    ----------
+    may_stream
+        Whether it may give its cases one at a time: a score takes more of them than memory holds.
 
     Raises
     ------
@@ -181,6 +198,8 @@ def _returned(item: pytest.Function) -> object:
     if not body.returned:
         raise _not_run(item)
     value = body.returned[-1]
+    if inspect.isgenerator(value) and may_stream:
+        return value
     if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
         if hasattr(value, "close"):
             value.close()
@@ -195,7 +214,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
     """Check what the markers of `item` ask for, with what the test returned as inputs."""
     fixture = item.funcargs.get
     try:
-        inputs, source = _returned(item), "returned"
+        inputs, source = _returned(item, may_stream=found.parity.score is not None), "returned"
     except CheckError as error:
         outcome.refuse(item, error)
     if inputs is None:

@@ -47,6 +47,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_cache_clear", "flag", "empty the cache before the tests run", default=False),
     Option("trt_build_only", "flag", "build and cache every engine, compare nothing", default=False),
     Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
+    Option("trt_search", "count", "search the worst input of every check, by so many tries", metavar="N"),
     Option("trt_layers", "flag", "time the layers of every engine that runs", default=False),
     Option("trt_require_gpu", "flag", "fail what a GPU did not measure or run", default=False),
     Option("trt_require_evidence", "path", "fail what did not pass on a GPU in this report", metavar="REPORT"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_trtcheck.choices import BACKEND
-from pytest_trtcheck.errors import CheckError, CheckFailed, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
+SEARCH_FOLDER = "trtcheck_inputs"
+"""Where, beside the test, inputs are kept that a search found."""
 RUNS = "trtcheck.runs"
 """The property that says of a test which was run again how often it ran."""
 
@@ -82,10 +84,15 @@ def request_for(
     from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.plugin import options
 
-    listed = parameters(item).get(BACKEND)
-    if listed is not None and parity.backend is None:
-        compared = parity.backends or options.value(item.config, "trt_backend")
-        parity = replace(parity, backend=listed, backends=compared)
+    compared = parity.backends or options.value(item.config, "trt_backend")
+    if parity.backend is None and parity.engine is None and len(compared) > 1:
+        if BACKEND not in parameters(item):
+            raise ArgumentError(
+                f"{item.name}: {', '.join(compared)} are to be compared, and the test came to its check too late",
+                "mark it while tests are collected, and name trt_check or trt_build among its arguments; or name one "
+                "backend=",
+            )
+        parity = replace(parity, backend=parameters(item)[BACKEND], backends=compared)
     return Request(
         nodeid=item.nodeid,
         model=model,
@@ -93,6 +100,7 @@ def request_for(
         parity=parity,
         inputs=inputs,
         inputs_source=inputs_source if inputs is not None else "generated",
+        search_folder=item.path.parent / SEARCH_FOLDER,
         calibration=parity.calibration if parity.calibration is not None else fixture("trt_calibration"),
         **{"options": fixture("trt_build_options"), **more},
     )
@@ -102,20 +110,26 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
     """Make the check, attach its record, and fail or skip the item as the verdict says."""
     from pytest_trtcheck.plugin.session import session_of
 
+    record = made(item, request)
+    attach(item, record)
+    conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
+    return record
+
+
+def made(item: pytest.Item, request: Request) -> CheckRecord:
+    """The record of the check, with the bundle that it writes where it fails."""
+    from pytest_trtcheck.plugin.session import session_of
+
     session = session_of(item.config)
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
     if writer is None:
-        record = session.checker.check(request)
-    else:
-        try:
-            record = session.checker.check(replace(request, watch=writer.keep))
-            record = writer.finish(record, session.circumstances(record.backend))
-        finally:
-            writer.close()
-    attach(item, record)
-    conclude(record, inconclusive=session.get("trt_inconclusive"))
-    return record
+        return session.checker.check(request)
+    try:
+        record = session.checker.check(replace(request, watch=writer.keep))
+        return writer.finish(record, session.circumstances(record.backend))
+    finally:
+        writer.close()
 
 
 def conclude(record: CheckRecord, *, inconclusive: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
-from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.cache import Cache, user_folder
 from pytest_trtcheck.errors import ArgumentError, CheckError, visible
 from pytest_trtcheck.plugin import options as settings
 
@@ -80,14 +79,7 @@ class Session:
         given = settings.value(config, "trt_cache_dir")
         if given:
             return settings.path(config, given)
-        import platformdirs
-
-        try:
-            found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
-        except RuntimeError:
-            found = Path("~")
-        # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
-        return found if found.is_absolute() else Path(tempfile.gettempdir(), f"pytest-trtcheck-{os.getuid()}")
+        return user_folder()
 
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
@@ -219,6 +211,12 @@ class Session:
             device.require_match(self.requested, found.gpu)
         return found
 
+    def settle_strategies(self) -> None:
+        """Tell `strategies.inputs` where models are looked up and kept."""
+        from pytest_trtcheck.strategies import Place, settle
+
+        settle(Place(self.cache, self.config.rootpath))
+
     @property
     def baseline_dir(self) -> Path | None:
         """Where `--trt-baseline` keeps baselines."""
@@ -305,6 +303,7 @@ class Session:
             build_only=self.get("trt_build_only"),
             time_layers=self.get("trt_layers"),
             rebuild=self.get("trt_rebuild"),
+            search=self.get("trt_search"),
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.choices import HalfName
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.quantization.calibration_data import Samples
+    from pytest_trtcheck.precision.quantization.coverage import Seen
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan
     from pytest_trtcheck.spec import Precision
 
@@ -55,7 +56,8 @@ class Lowered:
     notes
         What a person must know about it: clamped weights, precision taken as it was, …
     details
-        What the lowering decided, as plain data: calibrated ranges, quantized tensors; "arithmetic", a row (node,
+        What the lowering decided, as plain data: calibrated ranges and the identity of the samples ("seen" is what they
+        are like, by input), quantized tensors; "arithmetic", a row (node,
         operator, what it is computed in) for each node that does arithmetic; "constants", those of which the type
         holds too little; "narrowed", whether FP64 became FP32; "io", a `half_io.HalfIo` where inputs and outputs are
         16-bit.
@@ -222,6 +224,7 @@ def _lowered(
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
+    details |= {"seen": ranges.seen} if ranges is not None else {}
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
 
 
@@ -402,6 +405,7 @@ class _Calibration:
     given: Calibration
     samples: Samples
     key_parts: Mapping[str, str]
+    seen: Mapping[str, Seen]
 
 
 def _calibration(
@@ -414,7 +418,7 @@ def _calibration(
             'give it, calibration="data/calibration/*.npz", or by the fixture trt_calibration; '
             "random data would give an engine that fails silently",
         )
-    from pytest_trtcheck.precision.quantization import calibration_data
+    from pytest_trtcheck.precision.quantization import calibration_data, coverage
 
     samples = calibration_data.load(source, model.inputs, folders)
     given = source if isinstance(source, Calibration) else Calibration(source)
@@ -423,7 +427,9 @@ def _calibration(
         "calibration_method": given.method + f" {given.percentile}" * (given.method == "percentile"),
         "onnxruntime": ort.version(),
     }
-    return _Calibration(given, samples, key_parts)
+    # Now: of a generator there is no other time.
+    seen = coverage.of_calibration(model, samples, key_parts["calibration"], cache)
+    return _Calibration(given, samples, key_parts, seen)
 
 
 def _narrowed(model: OnnxModel, path: Path, cache: Cache) -> Entry:
@@ -585,7 +591,7 @@ def _quantized(
     rest = half_part(precision)
     others = f"; {len(arithmetic.within(details[_ARITHMETIC], rest))} others in {rest}" if rest else ""
     notes.insert(0, f"{precision}: {summary(plan)}{others}; {ranges}")
-    return quantized, notes, {"ranges": asdict(ranges), **details}
+    return quantized, notes, {"ranges": asdict(ranges), "samples": calibration.key_parts["calibration"], **details}
 
 
 def quantized_by(

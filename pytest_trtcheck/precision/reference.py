@@ -102,6 +102,15 @@ class ModelReference:
         """The same, computed now whatever is cached."""
         return self._fitting(self._of.computed(self._taken(case)))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the other model's outputs are kept."""
+        return self._of.keeps
+
+    @keeps.setter
+    def keeps(self, keeps: bool) -> None:
+        self._of.keeps = keeps
+
     def close(self) -> None:
         """Free the other model's session."""
         self._of.close()
@@ -133,6 +142,8 @@ class GoldenReference:
     ModelError
         A sample lacks an output of the checked model, or has one of another shape.
     """
+
+    keeps = False
 
     def __init__(self, golden: Golden, checked: OnnxModel) -> None:
         self.golden = golden
@@ -228,6 +239,7 @@ class CallableReference:
     """
 
     identity: str | None = None
+    keeps = False
 
     def __init__(self, function: Callable[..., Any], checked: OnnxModel, title: str = "") -> None:
         self.name = name_of(function)

@@ -218,6 +218,51 @@ class ParityRecord:
     """The nodes that `keep_fp32="auto"` found; empty where none are needed."""
 
 
+# --- the task's score -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """A sample that the reference and the engine score differently: its case, and its place in there, both from 0."""
+
+    case: int
+    sample: int
+    reference: float | str | None = None
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """The score of a check: of the reference, of what ran, and by how much it fell.
+
+    `lower` and `upper` bound `drop` with `confidence` (both sides together); a negative drop is a gain. The limit,
+    `max_drop`, and all of these are in the score's own unit.
+    """
+
+    verdict: Verdict
+    name: str = ""
+    reference: float | None = None
+    value: float | None = None
+    drop: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    confidence: float | None = None
+    max_drop: float | None = None
+    lower_is_better: bool = False
+    samples: int = 0
+    disagreeing: int = 0
+    """Of how many samples the items differ."""
+    samples_to_decide: int | None = _absent()
+    """About how many samples would decide, where these did not."""
+    method: str | None = None
+    reason: str | None = None
+    worst: tuple[SampleRecord, ...] = ()
+    """The samples that lost most; where items are no numbers, the first that changed."""
+    errors: Mapping[str, float | None] | None = _absent()
+    """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
+    errors_of_cases: int | None = _absent()
+
+
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
@@ -574,6 +619,38 @@ class ProofRecord:
 
 
 @dataclass(frozen=True)
+class SearchRecord:
+    """What the search for a check's worst input came to. A try is one input; with an open batch dimension, one row.
+
+    `usage` is how much of its limit the worst input found uses (above 1 the check fails); `output`, `metric`, `value`
+    and `limit` are those of the limit that is used most. `found_at` is the try that it was, from 1 on. `own_usage` is
+    that of the check's own inputs.
+    """
+
+    tries: int
+    asked: int
+    seconds: float
+    usage: float
+    own_usage: float
+    found_at: int | None = None
+    output: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    limit: float | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By input, the values among which was searched."""
+    held: tuple[str, ...] = ()
+    """The inputs that were left as the check's own have them."""
+    unusable: int = 0
+    """Tries whose reference is NaN or infinite where that of the check's own inputs is not."""
+    changed: int | None = _absent()
+    """Of an input that fails: how many elements differ from the check's own first input, once it was shrunk."""
+    elements: int | None = _absent(beside="changed")
+    kept: str | None = _absent(beside="changed")
+    """The file that keeps it."""
+
+
+@dataclass(frozen=True)
 class Location:
     """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
 
@@ -613,6 +690,7 @@ class CheckRecord:
     build_options: Mapping[str, Any] | None = _absent()
     """The `BuildOptions` that are not the default."""
     parity: ParityRecord | None = None
+    score: ScoreRecord | None = _absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
     partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
@@ -621,6 +699,11 @@ class CheckRecord:
     """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
     rebuild: RebuildRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What further builds of the engine came to (`--trt-rebuild`)."""
+    search: SearchRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What the search for the worst input came to (`search=`, `--trt-search`)."""
+    examples: int | None = _absent()
+    """Of a test under Hypothesis's `@given`: how many examples were checked. The record is that of the worst, of a
+    failure that of the minimal failing one."""
     duration_s: float = 0.0
     runs: int = 1
     """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
@@ -645,6 +728,12 @@ class CheckRecord:
     def headline(self) -> str:
         """The first line of the message."""
         return first_line(self.message or "")
+
+    @property
+    def parts(self) -> dict[str, ParityRecord | ScoreRecord | LatencyRecord]:
+        """The parts that the check has, by name."""
+        named = {"parity": self.parity, "score": self.score, "latency": self.latency}
+        return {name: part for name, part in named.items() if part is not None}
 
     def to_json(self) -> str:
         """The record as one line of JSON."""

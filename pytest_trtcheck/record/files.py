@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,6 +51,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def file_name(nodeid: str) -> str:
+    """A node id as the name of a file or folder: letters, digits, `.`, `_` and `-`, at most 100 of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", nodeid).strip("-.") or "check"
+    return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
 
 
 def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:

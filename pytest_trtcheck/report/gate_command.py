@@ -63,6 +63,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     command.add_argument("--downgrade", action="store_true", help="the new report is of older versions")
     command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
+    command.add_argument("--html", metavar="FILE", help="write it as one page, too")
     command.add_argument("--json", metavar="FILE", help="write the verdict for a program, too")
 
 
@@ -92,8 +93,10 @@ def run(given: argparse.Namespace, width: int) -> int:
         The reports do not fit together, or one of them cannot be read.
     """
     from pytest_trtcheck.record.files import write_text
-    from pytest_trtcheck.report import gate, gate_text, json_report
+    from pytest_trtcheck.report import gate, gate_text, html, json_report
 
+    if given.html:
+        html.require()
     names = given.old, given.new
     limits = Limits(
         error_ratio=given.error_ratio,
@@ -109,6 +112,8 @@ def run(given: argparse.Namespace, width: int) -> int:
         print(gate_text.markdown(found, names), end="")
     else:
         print("\n".join(gate_text.lines(found, names, width)))
+    if given.html:
+        write_text(given.html, gate_text.page(found, names))
     if given.json:
         text = json.dumps(jsonable(gate_text.data(found, names, status)), indent=2, allow_nan=False, ensure_ascii=False)
         write_text(given.json, text + "\n")

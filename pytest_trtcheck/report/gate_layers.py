@@ -125,10 +125,10 @@ def _nodes(layer: LayerRecord) -> tuple[str, ...]:
 
 
 def _narrowest(layers: Iterable[LayerRecord]) -> dict[str, str]:
-    """By node that computes, the narrowest type of a layer that holds it."""
+    """By node that computes, the narrowest type of a layer that holds it. A reformatting copy computes nothing."""
     found: dict[str, str] = {}
     for layer in layers:
-        kind = layer.precision or ""
+        kind = "" if (layer.kind or "").lower().startswith("reformat") else layer.precision or ""
         for node in layer.nodes if kind in _BITS else ():
             if node not in found or _BITS[kind] < _BITS[found[node]]:
                 found[node] = kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -11,7 +12,7 @@ from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.record import SEVERITY, combine
 from pytest_trtcheck.report import diff, diff_changes, gate_layers
 from pytest_trtcheck.report.text import format_number, format_optional
-from pytest_trtcheck.report.view import decisive, parts, verdict_word
+from pytest_trtcheck.report.view import decisive, scored, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,13 +72,18 @@ class Finding:
 
 def _contradiction(check: CheckRecord) -> str | None:
     """What of a record cannot be as the plugin writes it; None where nothing is seen."""
-    parts_say = combine([part.verdict for part in parts(check).values()])
+    parts_say = combine([part.verdict for part in check.parts.values()])
     if check.verdict != "error" and SEVERITY.index(check.verdict) < SEVERITY.index(parts_say):
         return f"its verdict is {check.verdict}, and that of a part {parts_say}"
     for (output, metric), judged in diff_changes.by_place(check).items():
         over = judged.limit is not None and diff_changes.cost(judged) > diff_changes.cost_of(judged, judged.limit)
         if judged.verdict == "pass" and over:
             return f"{output} {metric} is {judged.value_text}, and passed at {diff_changes.limit_text(judged)}"
+    if check.evidence == "engine" and check.gpu_ran is False:
+        return "an engine computed its outputs, and no GPU ran"
+    told = Counter(layer.precision for layer in check.engine.layers if layer.precision) if check.engine else Counter()
+    if told and check.engine and told != Counter(check.engine.layers_by_precision or {}):
+        return "its layers are not those that layers_by_precision counts"
     latency = check.latency
     distribution = diff_changes.distribution_of(latency, check.nodeid) if latency else None
     if latency and latency.p50_ms and distribution is not None:
@@ -112,6 +118,7 @@ def answers(
     return (
         *_verdict(old, new),
         *_error(old, new, limits, is_emulated=is_emulated),
+        *_score(old, new, is_emulated=is_emulated),
         *_latency(old, new, limits),
         *_layers(old, new, limits),
     )
@@ -153,6 +160,27 @@ def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: b
             now += "" if two is None else f", and is by {diff_changes.limit_text(two)}"
             yield Finding("error", "not compared", f"{' '.join(filter(None, place))} {now}", "not-comparable")
     yield from _rises(old, new, limits)
+
+
+def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator[Finding]:
+    """Whether the task's score surely fell further than before: no bounds of the two drops overlap."""
+    one, two = scored(old), scored(new)
+    if old.score is None or one is None:
+        return
+    if new.score is None or two is None:
+        yield Finding("error", "not compared", f"{one.name} was scored in the old report alone", "not-measured")
+        return
+    asked = [(each.name, each.max_drop, each.lower_is_better, each.samples) for each in (old.score, new.score)]
+    if asked[0] != asked[1]:
+        yield Finding(
+            "error", "not compared", f"another score, max_drop or number of samples: {two.name}", "not-comparable"
+        )
+        return
+    if is_emulated and old.parity is None:
+        yield Finding("error", "not compared", "the score was emulated in both: TensorRT did not run", "emulated")
+    text = f"{two.name} drop {one.drop} → {two.drop}"
+    is_worse = diff_changes.fell_further(old.score, new.score)
+    yield Finding("error", "fail" if is_worse else "pass", text)
 
 
 def _rises(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:

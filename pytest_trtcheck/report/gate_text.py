@@ -1,4 +1,4 @@
-"""The verdict on an upgrade: as lines for a terminal, as Markdown for a GitHub step summary, as data for a program."""
+"""The verdict on an upgrade: lines for a terminal, Markdown for a GitHub step summary, a page, data for a program."""
 
 from __future__ import annotations
 
@@ -123,6 +123,21 @@ def _rows(gate: Gate, check: Judged) -> Iterator[str]:
         yield row([_ICONS[each.outcome], *who, each.question, markdown_text(each.text + allowed)])
     if check.information:
         yield row(["", *who, "for information", markdown_text("; ".join(check.information))])
+
+
+def page(gate: Gate, names: tuple[str, str]) -> str:
+    """As one HTML page, which needs nothing else.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    from pytest_trtcheck.report import html
+
+    allowed = gate.limits.allowed
+    checks = [(each, each.outcome(allowed), [(one, _word(gate, one)) for one in each.findings]) for each in gate.checks]
+    return html.filled("upgrade.html", gate=gate, names=names, headline=headline(gate), checks=checks)
 
 
 def data(gate: Gate, names: tuple[str, str], exit_status: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pytest_trtcheck.report.view import (
     WORDS,
     BudgetView,
     Judgement,
+    ScoreView,
     budgets,
     decisive,
     emulated,
@@ -29,6 +30,7 @@ from pytest_trtcheck.report.view import (
     not_measured,
     notes,
     ordered,
+    scored,
     verdict_word,
 )
 
@@ -94,6 +96,7 @@ class Row:
     facts: Sequence[tuple[str, str]]
     outputs: Sequence[tuple[OutputRecord, Judgement | None]]
     outputs_left_out: int
+    score: ScoreView | None
     blame: BlameRecord
     tensors: Sequence[TensorRecord]
     layers: Sequence[tuple[LayerRecord, float]]
@@ -167,15 +170,23 @@ def render(run: RunRecord, written: str = "") -> str:
     MissingDependencyError
         jinja2 is not installed.
     """
-    template = _jinja().get_template("report.html")
     checks = ordered(run.checks)
     for room in _ROOMS:
-        page = template.render(
-            **_contents(run, checks, room), written=written, style=_asset("style.css"), script=_asset("script.js")
-        )
+        page = filled("report.html", **_contents(run, checks, room), written=written, script=_asset("script.js"))
         if len(page.encode()) <= _LARGEST_PAGE:
             break
     return page
+
+
+def filled(template: str, **contents: Any) -> str:
+    """A page of ours, with what it is filled with; every text is escaped.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    return _jinja().get_template(template).render(**contents, style=_asset("style.css"))
 
 
 def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
@@ -267,6 +278,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         facts=describe.check(record),
         outputs=shown,
         outputs_left_out=len(all_outputs) - len(shown),
+        score=scored(record),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
         layers=timed[: room.layers],

@@ -36,7 +36,7 @@ def _test(record: CheckRecord) -> str:
     """The node id without the backend among its parameters."""
     test, bracket, given = record.nodeid.partition("[")
     system = re.escape(record.system or "")
-    others = re.sub(rf"(^|-){system}(?=[-\]]|$)", "", given).removeprefix("-")
+    others = re.sub(rf"(^|-){system}(?=[-\]]|$)", "", given, count=1).removeprefix("-")
     return test if others in {"", "]"} else f"{test}{bracket}{others}"
 
 
