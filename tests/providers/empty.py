@@ -1,7 +1,7 @@
 """Empty libraries in the place of CUDA, TensorRT and the driver, so that what links them loads.
 
-Each function of them does nothing and says that all is well; memory is the host's, full of NaN, and copies are made. So the CUDA
-provider of ONNX Runtime makes sessions and divides models as on a GPU, and computes nothing.
+Each function of them does nothing and says that all is well; memory is the host's, full of NaN, and copies are made. So
+the CUDA provider of ONNX Runtime makes sessions and divides models as on a GPU, and computes nothing.
 """
 
 from __future__ import annotations
