@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -109,6 +111,20 @@ def test_other(): ...
     run = suite.run()
     run.result.assert_outcomes(passed=1, failed=1)
     assert "pip install onnxruntime-ep-nv-tensorrt-rtx" in run.check("test_rtx")["message"]
+
+
+def test_of_two_onnxruntimes_the_one_that_is_imported_counts(tmp_path: Path) -> None:
+    for name, version in (("onnxruntime", "0.1"), ("onnxruntime_gpu", "0.2")):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        about = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+        (folder / "METADATA").write_text(about)
+    code = "from pytest_trtcheck.model import onnxruntime as ort; print(ort.version())"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout.strip() == onnxruntime.__version__
 
 
 PLUGIN = """
@@ -415,8 +431,6 @@ def compile_here(request: dict[str, Any]) -> Any:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : the model is too good")
     if options.get("crash"):
         print("these are its last words", flush=True)
-        import os
-
         os.abort()
     (folder / CONTEXT).write_bytes(Path(request["model"]).read_bytes())
     (folder / "options.json").write_text(json.dumps(options))
