@@ -301,7 +301,7 @@ def test_a_detector_in_pytest(suite: Suite) -> None:
         )
         onnx_models.save(proto, suite.path / f"{name}.onnx")
     suite.write(test_detector=SUITE)
-    run = suite.run("--trt-html=r.html")
+    run = suite.run("--trt-html=r.html", "--trt-bundle=bundles")
     verdicts = {check["nodeid"].split("::test_")[1]: check["verdict"] for check in run.checks}
     assert verdicts == {
         "sound": "pass",
@@ -315,3 +315,6 @@ def test_a_detector_in_pytest(suite: Suite) -> None:
     assert "detections 0.0667 > 0.05 (tol=0.05): 2 of 30 detections on both sides have no partner" in message
     assert any("not diagnosed: detections are compared as sets" in note for note in lost["notes"])
     assert "detections ≤ 0.05" in run.text
+    replay = suite.run("bundles/test_detector.py-test_one_in_eight_lost/bundle.json")
+    assert replay.checks[0]["parity"]["worst"] == lost["parity"]["worst"]
+    assert replay.checks[0]["verdict"] == "fail"
