@@ -262,6 +262,10 @@ class ScoreRecord:
     """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
     errors_of_cases: int | None = _absent()
 
+    def fell_further_than(self, other: ScoreRecord) -> bool:
+        """Whether it surely fell further: by more at the least than the other at the most."""
+        return self.lower is not None and other.upper is not None and self.lower > other.upper
+
 
 # --- latency ---------------------------------------------------------------------------------------------------------
 
