@@ -102,14 +102,6 @@ def _asked(settings: Settings, known: Known) -> Search | None:
     return spec if settings.search is None else replace(spec or Search(), tries=settings.search)
 
 
-def _why_not(known: Known) -> str:
-    """Why the check's worst input can't be searched whatever its inputs are; empty where it can."""
-    if known.request.parity.score is not None:
-        return "its score is of labelled samples, and an input that is found has no label"
-    is_golden = isinstance(known.reference, GoldenReference)
-    return "the reference has outputs of the recorded inputs alone" if is_golden else ""
-
-
 def _impossible(known: Known, why: str) -> Known:
     """What the check itself asks for is an error, what an option asks of every check a note."""
     if known.request.parity.search is not None:
