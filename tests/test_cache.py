@@ -247,6 +247,7 @@ def test_what_the_dead_left_is_removed_and_the_work_of_the_living_is_not(tmp_pat
         (work / f"{name}.lock").touch()
     for path in unfinished(tmp_path):
         let_rest(path, 25 if path.name.startswith("old") else 23)
+    forget_weight(tmp_path)
     Cache(tmp_path).get_or_make(key(n="2"), writes())
     assert {path.name for path in unfinished(tmp_path)} == {"new-work", "new.lock"}
 
@@ -479,6 +480,11 @@ def test_an_extra_has_a_plain_name(tmp_path: Path, name: str) -> None:
 # The size limit
 
 
+def forget_weight(root: Path) -> None:
+    """As an hour later."""
+    (root / "v1" / "weight").unlink()
+
+
 def fill(cache: Cache, *names: str, size: int = 10_000) -> None:
     for name in names:
         cache.get_or_make(key(n=name), writes(bytes(size)))
@@ -541,7 +547,7 @@ def test_what_is_used_while_others_are_evicted_stays(tmp_path: Path, monkeypatch
     assert present(cache) == {"a", "c"}
 
 
-def test_the_limit_is_looked_at_first_and_then_after_each_hundredth(
+def test_entries_are_looked_at_once_an_hour_and_where_what_was_added_exceeds_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed: list[int] = []
@@ -553,8 +559,110 @@ def test_the_limit_is_looked_at_first_and_then_after_each_hundredth(
         return found
 
     monkeypatch.setattr(Cache, "_stored", listing)
-    fill(Cache(tmp_path, max_bytes=1_000_000), *"abcdefgh", size=4_000)
-    assert listed == [1, 4, 7]
+    for name in "abcdefgh":  # each by a process of its own, as it were
+        fill(Cache(tmp_path, max_bytes=23_000), name, size=4_000)
+    assert listed == [1, 6, 7, 8]
+    fill(Cache(tmp_path, max_bytes=1_000_000), *"ijk")
+    assert listed == [1, 6, 7, 8]
+    forget_weight(tmp_path)
+    fill(Cache(tmp_path, max_bytes=1_000_000), *"lmn")
+    assert listed == [1, 6, 7, 8, 12]
+
+
+def test_another_limit_or_a_jit_cache_is_no_way_around_the_limit(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=1_000_000)
+    fill(cache, "a", "b")
+    for name in "ab":
+        let_rest(directory_of(tmp_path, key(n=name)), 2)
+    fill(Cache(tmp_path, max_bytes=25_000), "c")
+    assert len(present(cache)) == 2
+    entry = cache.get(key(n="c"))
+    assert entry is not None
+    entry.write_extra("jit", bytes(1_000_000))
+    let_rest(entry.path.parent, 2)
+    fill(Cache(tmp_path, max_bytes=1_000_000), "d")
+    assert present(cache) == {"d"}
+
+
+def test_unfinished_work_counts(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), "a")
+    let_rest(directory_of(tmp_path, key(n="a")), 2)
+    work = tmp_path / "v1" / "work" / "tmp1"
+    work.mkdir()
+    (work / "engine.plan").write_bytes(bytes(100_000))
+    forget_weight(tmp_path)
+    cache = Cache(tmp_path, max_bytes=110_000)
+    fill(cache, "b")
+    assert present(cache) == {"b"}
+
+
+def test_a_time_in_the_future_protects_nothing(tmp_path: Path) -> None:
+    fill(Cache(tmp_path), "a", "b", "c")
+    let_rest(directory_of(tmp_path, key(n="a")), -1000)
+    for name in "bc":
+        let_rest(directory_of(tmp_path, key(n=name)), 2)
+    work = tmp_path / "v1" / "work" / "tmp1"
+    work.mkdir()
+    let_rest(work, -1000)
+    forget_weight(tmp_path)
+    cache = Cache(tmp_path, max_bytes=35_000)
+    fill(cache, "d")
+    assert present(cache) == {"b", "c", "d"}
+    assert not unfinished(tmp_path)
+
+
+USER = """
+import sys, time
+from pathlib import Path
+from pytest_trtcheck.cache import Cache
+entry = Cache(sys.argv[1]).find("engine", sys.argv[2])
+assert entry
+print("used", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to remove what is open instead")
+@pytest.mark.parametrize("how", ["evicted", "cleared"])
+def test_what_another_process_uses_is_neither_evicted_nor_cleared(tmp_path: Path, how: str) -> None:
+    fill(Cache(tmp_path), "a", "b")
+
+    def remove() -> None:
+        for name in "ab":
+            if directory_of(tmp_path, key(n=name)).exists():
+                let_rest(directory_of(tmp_path, key(n=name)), 30)
+        if how == "cleared":
+            Cache(tmp_path).clear()
+        else:
+            fill(Cache(tmp_path, max_bytes=0), "c")
+
+    env = {**os.environ, "PYTHONPATH": str(Path(hashing.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", USER, str(tmp_path), key(n="a").digest], stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "used\n"
+        remove()
+        assert "a" in present(Cache(tmp_path))
+        assert "b" not in present(Cache(tmp_path))
+        process.kill()
+    shutil.rmtree(directory_of(tmp_path, key(n="c")), ignore_errors=True)
+    remove()
+    assert "a" not in present(Cache(tmp_path))
+    assert len(list((tmp_path / "v1" / "used").iterdir())) <= 1
+
+
+def test_what_is_claimed_while_it_is_taken_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(Cache(tmp_path), "a")
+    answers = iter([False, True])
+    monkeypatch.setattr("pytest_trtcheck.cache.claims.Claims.is_claimed", lambda *_: next(answers))
+    assert Cache(tmp_path).clear() == 0
+    assert present(Cache(tmp_path)) == {"a"}
+
+
+def test_a_new_cache_is_its_owners_alone(tmp_path: Path) -> None:
+    fill(Cache(tmp_path / "above" / "cache"), "a")
+    assert (tmp_path / "above" / "cache").stat().st_mode & 0o777 == 0o700
 
 
 def test_damaged_entries_count_and_go(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -212,3 +213,31 @@ assert "storing jit of net" in message(lambda: entry.write_extra("jit", b""))
 assert "Read-only file system" in message(lambda: Cache(disk / "new").get_or_make(KEY, small))
 """,
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks of its own")
+@pytest.mark.filterwarnings("error")
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """filelock warns of it and locks in another way; no warning becomes an error of a check."""
+    import fcntl
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    cache = Cache(tmp_path)
+    assert not cache.get_or_make(KEY, small).cached
+    assert Cache(tmp_path).get_or_make(KEY, small).cached
+    assert Cache(tmp_path).clear() == 1
+    assert not list((tmp_path / "v1" / "work").iterdir())
+    assert not list((tmp_path / "v1" / "used").iterdir())
+
+
+def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_trtcheck.cache.directory.LOCKED_S", 0.1)
+
+    def make_again(_: Path) -> None:
+        Cache(tmp_path).get_or_make(KEY, small)
+
+    with pytest.raises(CacheError, match=r"storing net \(engine\) failed: another process held .*\.lock for"):
+        Cache(tmp_path).get_or_make(KEY, make_again)

@@ -6,19 +6,23 @@ A layout version is a directory of its own, so that two versions of the plugin c
 from __future__ import annotations
 
 import errno
+import hashlib
+import math
 import os
 import re
 import shutil
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.cache.claims import Claims
 from pytest_trtcheck.errors import CacheError, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _LAYOUT = "v1"
 _TAG = "CACHEDIR.TAG"
@@ -37,6 +41,12 @@ _ALMOST_NOTHING_BYTES = 1 << 20
 
 LEFTOVER_S = 86400.0
 """Unfinished work that is older than this, in seconds, was left by a process that died."""
+LOCKED_S = 7200.0
+"""The longest, in seconds, that anybody waits for what another process is making."""
+WEIGH_S = 3600.0
+"""How long, in seconds, the processes go by what they noted, before one of them looks at every entry again."""
+_RECALLED = 64
+_DIGEST_CHARACTERS = 64
 
 
 class CacheDir:
@@ -46,6 +56,9 @@ class CacheDir:
         self.root = root
         self.entries = root / _LAYOUT / "entries"
         self.work = root / _LAYOUT / "work"
+        self.claims = Claims(root / _LAYOUT / "used", root / _TAG)
+        self._subjects = root / _LAYOUT / "subjects"
+        self._weight = root / _LAYOUT / "weight"
 
     def is_ours(self) -> bool:
         """Whether the root carries our mark; False when it is missing or free to be taken.
@@ -71,6 +84,9 @@ class CacheDir:
 
     def _prepare(self) -> None:
         ours = self.is_ours()
+        if not self.root.exists():
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)  # an engine is code that runs here: nobody else writes any
         self.work.mkdir(parents=True, exist_ok=True)
         if not ours:
             with suppress(FileExistsError), (self.root / ".gitignore").open("x", encoding="utf-8") as file:
@@ -86,13 +102,21 @@ class CacheDir:
         The holder removes the lock file, so that they do not pile up. Those who wait look for the file again each time.
         (Windows deletes no open file: there filelock does it, once it has let go of it.)
         """
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         path = self.work / f"{name}.lock"
-        lock = FileLock(path, mode=0o666)
-        with self.guarded(doing):
+        lock = FileLock(path, timeout=LOCKED_S, mode=0o666)
+        with self.guarded(doing), warnings.catch_warnings():
+            # Where a file system has no flock, filelock warns and goes on in another way.
+            warnings.filterwarnings("ignore", "flock not supported")
             self._prepare()
-            lock.acquire()
+            try:
+                lock.acquire()
+            except Timeout:
+                raise CacheError(
+                    f"{doing} failed: another process held {path} for {LOCKED_S / 3600:g} h",
+                    "see who holds it (fuser, lsof), or name another directory with --trt-cache-dir",
+                ) from None
         try:
             with suppress(OSError):  # what a killed process left would look like a leftover while it is held again
                 path.touch()
@@ -113,10 +137,51 @@ class CacheDir:
 
     def remove_leftovers(self) -> None:
         """Remove unfinished work, trash and lock files of processes that died."""
-        for path in self.work.iterdir():
-            with suppress(FileNotFoundError):
-                if time.time() - path.lstat().st_mtime > LEFTOVER_S:
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        remove_old(self.work.iterdir())
+
+    def unfinished_bytes(self) -> int:
+        """What lies here beside the entries: the work of the living, and of those who died a moment ago."""
+        return sum(tree_bytes(path) for path in self.work.iterdir())
+
+    def remember(self, kind: str, subject: str, digest: str) -> None:
+        """Keep that there is an entry of this subject, for `recall`."""
+        with suppress(OSError):
+            self._subjects.mkdir(exist_ok=True)
+            with self._index(kind, subject).open("a", encoding="ascii") as file:
+                file.write(f"{digest}\n")
+
+    def recall(self, kind: str, subject: str) -> list[Path]:
+        """The entries of a subject that were made last; some may be gone."""
+        try:
+            with self._index(kind, subject).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _RECALLED * (_DIGEST_CHARACTERS + 1)))
+                found = file.read().decode("ascii", errors="replace").split()
+        except OSError:
+            return []
+        return [self.entries / kind / digest for digest in dict.fromkeys(found) if _DIGEST.fullmatch(digest)]
+
+    def _index(self, kind: str, subject: str) -> Path:
+        return self._subjects / hashlib.sha256(f"{kind}\0{subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def weighed(self, total_bytes: int) -> None:
+        """Note how much there is: somebody looked at every entry."""
+        with suppress(OSError):
+            part = self._weight.with_name(f".{self._weight.name}-{os.getpid()}")
+            part.write_text(f"{time.time():.0f}\n{total_bytes}\n", encoding="ascii")
+            part.replace(self._weight)
+
+    def grew(self, by_bytes: int) -> None:
+        """Note that so much was added."""
+        with suppress(OSError), self._weight.open("a", encoding="ascii") as file:
+            file.write(f"{by_bytes}\n")
+
+    def weight_bytes(self) -> float:
+        """How much there is, by what all processes noted; infinite where nobody looked at every entry for an hour."""
+        with suppress(OSError, ValueError):
+            then, *sizes = self._weight.read_text(encoding="ascii").split()
+            if abs(time.time() - int(then)) < WEIGH_S:
+                return sum(map(int, sizes))
+        return math.inf
 
     def directories(self, kind: str | None = None) -> Iterator[Path]:
         """Every entry's directory, of one kind or of all."""
@@ -158,6 +223,23 @@ class CacheDir:
         else:
             state = "cannot be written" if error.errno in _UNWRITABLE else "cannot be used"
         return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
+
+
+def remove_old(paths: Iterable[Path]) -> None:
+    """Remove what was left alone for a day; its time may lie in the future, where a clock was wrong."""
+    for path in paths:
+        with suppress(OSError):
+            if abs(time.time() - path.lstat().st_mtime) > LEFTOVER_S:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def tree_bytes(path: Path) -> int:
+    """The sizes of all files in a directory, or that of a file; 0 where it is gone."""
+    with suppress(FileNotFoundError):
+        if not path.is_dir():
+            return path.lstat().st_size
+        return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+    return 0
 
 
 def format_bytes(count: float) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.cache.directory import format_bytes
+from pytest_trtcheck.cache.directory import format_bytes, tree_bytes
 from pytest_trtcheck.cache.key import is_hash
 from pytest_trtcheck.cache.manifest import DamagedError, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 _LONGEST_DETAIL_VALUE = 16
 # Values that say that an option was left alone.
@@ -46,9 +45,9 @@ def stored_entry(directory: Path) -> StoredEntry | None:
     """What lies in one entry's directory (its manifest is checked, its files are not); None when it is gone."""
     try:
         last_used = directory.stat().st_mtime
-        size = sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(directory) for name in names)
     except FileNotFoundError:
         return None
+    size = tree_bytes(directory)
     kind, digest = directory.parent.name, directory.name
     try:
         manifest = read_manifest(directory)

@@ -75,6 +75,7 @@ class Entry:
             with suppress(FileNotFoundError):  # cleared in the meantime
                 path.parent.mkdir(exist_ok=True)
                 (work / name).replace(path)
+                self._dir.grew(len(data))
 
     def read_extra(self, name: str) -> bytes | None:
         """What was attached last under `name`; None where there is nothing, or where it is damaged."""
@@ -96,9 +97,8 @@ class Cache:
 
     Nothing is created before the first entry is made. Looking up takes no lock; it notes the time of the entry's last
     use. Beyond the limit, what was not used for longest is evicted, but nothing that this object returned, and nothing
-    that any process looked up within the last hour (`GRACE_S`), which is how others that live are protected: a process
-    that uses an entry for longer without asking for it again must have opened it. To keep making cheap, the limit is
-    looked at when the first entry is made and then after every hundredth of it: it may be exceeded by as much.
+    that any process which lives has asked for, or that was asked for within the last hour (`GRACE_S`). To keep making
+    cheap, processes note what they add: all entries are looked at where that exceeds the limit, or once an hour.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ class Cache:
         return table(self.root, self.entries(), self.max_bytes, time.time(), width)
 
     def clear(self) -> int:
-        """Remove every entry, in use or not, and say how many; never anything that the cache did not put there.
+        """Remove every entry that no other process uses, and say how many; never what the cache did not put there.
 
         Raises
         ------
@@ -192,13 +192,16 @@ class Cache:
                 return 0
             with self._dir.locked("tidy", doing):
                 self._dir.remove_leftovers()
-                stored = self._stored()
-                for entry in stored:
-                    self._discard(entry.path)
-        return len(stored)
+                return sum(self._evict(path) for path in list(self._dir.directories()))
 
     def _stored(self) -> list[StoredEntry]:
         return [entry for path in self._dir.directories() if (entry := stored_entry(path)) is not None]
+
+    def _use(self, directory: Path) -> None:
+        """Note that this process uses an entry: before it is looked at, or it might go meanwhile."""
+        if directory not in self._used:
+            self._used.add(directory)
+            self._dir.claims.add(directory)
 
     def _directory(self, key: Key) -> Path:
         return self._dir.entries / key.kind / key.digest
@@ -214,7 +217,7 @@ class Cache:
         # Before it is read, so that it is not evicted meanwhile. A read-only cache serves, it just does not learn.
         with suppress(OSError):
             os.utime(directory)
-        self._used.add(directory)
+        self._use(directory)
         try:
             manifest = self._verify(directory)
         except DamagedError as damage:
@@ -257,15 +260,18 @@ class Cache:
                 self._discard(directory)  # the damaged one, if any
                 directory.parent.mkdir(parents=True, exist_ok=True)
                 made.rename(directory)
-        self._used.add(directory)
-        self._made_bytes += sum(size for size, _ in files.values())
+        self._use(directory)
+        self._dir.remember(key.kind, key.subject, key.digest)
+        made_bytes = sum(size for size, _ in files.values())
+        self._made_bytes += made_bytes
+        self._dir.grew(made_bytes)
         return Entry(directory / FILES, key, False, reason, make_s, self._dir)
 
     def _miss_reason(self, key: Key, damage: str | None) -> str:
         if damage is not None:
             return f"the cached entry was damaged: {damage}"
         same = []
-        for path in self._dir.directories(key.kind):
+        for path in self._dir.recall(key.kind, key.subject):
             with suppress(DamagedError):
                 manifest = recall_manifest(path)
                 if manifest.key.subject == key.subject:
@@ -282,24 +288,50 @@ class Cache:
         with self._dir.working("removing an entry") as trash, suppress(FileNotFoundError):
             directory.rename(trash / "entry")
 
+    def _evict(self, directory: Path) -> bool:
+        """Take an entry out of reach, unless another process uses it, and then delete it; whether it is gone."""
+        if self._dir.claims.is_claimed(directory):
+            return False
+        self._used.discard(directory)
+        self._verified.pop(directory, None)
+        with self._dir.working("removing an entry") as trash:
+            try:
+                directory.rename(trash / "entry")
+            except FileNotFoundError:
+                return False
+            # Who asked for it meanwhile has noted that first, and finds it again, or makes it again.
+            if self._dir.claims.is_claimed(directory):
+                with suppress(OSError):
+                    (trash / "entry").rename(directory)
+                return False
+        return True
+
     def _tidy(self) -> None:
         """Remove what the dead left and what exceeds the limit, once enough was made to be worth listing the store."""
         limit = math.inf if self.max_bytes is None else self.max_bytes
-        if self._made_bytes < limit / 100:
+        weight = self._dir.weight_bytes()
+        if self._made_bytes < limit / 100 or (weight <= limit and math.isfinite(weight)):
             return
         self._made_bytes = 0
         # The entry that was asked for is there: tidying up may fail, as where another user's entries are in the way.
         with suppress(OSError, CacheError), self._dir.locked("tidy", "tidying it"):
             self._dir.remove_leftovers()
-            stored = sorted(self._stored(), key=lambda entry: entry.last_used)
-            excess = sum(entry.bytes for entry in stored) - limit
+            stored = sorted(self._stored(), key=lambda entry: _idle_s(entry.last_used), reverse=True)
+            total = sum(entry.bytes for entry in stored) + self._dir.unfinished_bytes()
             for entry in stored:
-                if excess <= 0:
+                if total <= limit:
                     break
                 # Looked at again: it may have been used since it was listed.
-                if entry.path not in self._used and time.time() - entry.path.stat().st_mtime > GRACE_S:
-                    self._discard(entry.path)
-                    excess -= entry.bytes
+                is_idle = entry.path not in self._used and _idle_s(entry.path.stat().st_mtime) > GRACE_S
+                if is_idle and self._evict(entry.path):
+                    total -= entry.bytes
+            self._dir.weighed(total)
+
+
+def _idle_s(last_used: float) -> float:
+    """How long ago an entry was used; a time in the future is a wrong clock's, and says nothing."""
+    idle = time.time() - last_used
+    return idle if idle > -GRACE_S else math.inf
 
 
 def _name(key: Key) -> str:
