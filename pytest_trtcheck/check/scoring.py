@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.baselines.scores import packed
 from pytest_trtcheck.check.exercised import Mismatch
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, name_of, plural
@@ -65,8 +66,13 @@ class _Scored:
         return case, sample - (int(ends[case - 1]) if case else 0)
 
 
-def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
+def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreRecord:
     """Score what the runner and the reference compute on every case, one case after the other; no output is kept.
+
+    Parameters
+    ----------
+    keeps_items
+        Whether the record has what ran scored on each sample.
 
     Raises
     ------
@@ -100,7 +106,8 @@ def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
         found.reference.add(before)
         found.actual.add(after)
         found.sizes.append(len(before))
-    return _record(known, spec, found)
+    record = _record(known, spec, found)
+    return replace(record, items=packed(found.actual.joined())) if keeps_items else record
 
 
 def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:

@@ -46,6 +46,8 @@ ENOUGH = 3
 """Samples from which on it is known how much they differ; of fewer, only another magnitude tells."""
 FEW = 50
 """Elements below which there is no distribution to speak of."""
+CASES = 1000
+"""The cases that are looked at, about, where there are more."""
 _SAMPLES, _ELEMENTS, _ASKED = 256, 1024, 16
 """The most samples, and elements of each, that are kept; and how many of them are held against the others."""
 _DECILES = np.arange(1, 10) / 10
