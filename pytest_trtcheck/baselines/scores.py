@@ -153,11 +153,11 @@ def judge(
         return replace(now, verdict="pass", text=f"{score.name} did not fall {since}")
     accepted = ", accepted as the new baseline" if updating else ""
     moved = "rose" if spec.lower_is_better else "fell"
+    between = f"{drop.lower:.3g} to {drop.upper:.3g} with {CONFIDENCE:.0%} confidence"
     text = (
         f"{score.name} {moved} from {drop.reference:.4g} to {drop.value:.4g} {since}{accepted}: a loss of "
-        f"{drop.drop:.3g} ({drop.lower:.3g} to {drop.upper:.3g} with {CONFIDENCE:.0%} confidence, {plural(drop.samples, 'sample')}, "
-        f"{drop.changed:,} of which changed), though it keeps max_drop={spec.max_drop:g} against the reference\n"
-        f"  {told(other)}"
+        f"{drop.drop:.3g} ({between}, {plural(drop.samples, 'sample')}, {drop.changed:,} of which changed), though it "
+        f"keeps max_drop={spec.max_drop:g} against the reference\n  {told(other)}"
     )
     return replace(now, verdict="pass" if updating else "fail", text=text)
 

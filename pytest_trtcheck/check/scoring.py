@@ -222,7 +222,8 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
 def _changed(found: _Scored, before: Any, after: Any, lower_is_better: bool) -> list[SampleRecord]:
     """The samples that lost most; of items that are no numbers, the first that differ."""
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and before.ndim == 1:
-        fell = after - before if lower_is_better else before - after
+        # Of truth values there is no difference.
+        fell = (before.astype(np.float64) - after) * (-1 if lower_is_better else 1)
         order = [int(each) for each in np.argsort(-fell, kind="stable")[:SHOWN_SAMPLES] if fell[each] > 0]
     else:
         differ = (number for number in range(len(before)) if not same(before[number], after[number]))
