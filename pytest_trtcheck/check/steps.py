@@ -206,7 +206,8 @@ def _calibration(known: Known) -> CalibrationRecord | None:
     digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
     found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
     if seen:
-        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
+        some = known.cases[:: max(1, len(known.cases) // coverage.CASES)]
+        found = replace(found, inputs=coverage.covered(known.model, seen, some))
     if not ranges["choice"]:
         return found
     errors = {
@@ -716,7 +717,7 @@ def scored(settings: Settings, known: Known) -> Known:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
     alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
-    return known.recorded(*alone, score=scoring.judge(known, spec))
+    return known.recorded(*alone, score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
 
 
 def explained(settings: Settings, known: Known) -> Known:
