@@ -61,6 +61,9 @@ class Runs:
 class Simulated:
     """A system as far as measuring needs one: its engines are their runs."""
 
+    def load_runs(self, *_: Any) -> None:
+        """One run comes after the other."""
+
     lock_name = f"GPU-simulated-{os.getpid()}"
 
     @contextmanager
@@ -296,6 +299,17 @@ def test_a_slower_double_of_another_system(machine: Machine, factor: float, verd
     (budget,) = found.budgets
     assert budget.name == "min_speedup[torch]"
     assert budget.value == pytest.approx(2.0, rel=0.01)
+
+
+def test_another_clock_is_no_measure(machine: Machine) -> None:
+    slow = Runs(run_ms=2.0)
+    slow.measured = "host time"
+    rival = measure.Rival(cast("Backend", Simulated()), cast("Runner", slow), "a service")
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": 1.1})
+    assert found.verdict == "not_measured"
+    assert found.reason == "min_speedup[torch]: of a service host time is measured, of the engine GPU time"
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": 1.1}, p50_ms=1.2)
+    assert (found.verdict, [each.verdict for each in found.budgets]) == ("pass", ["pass", "not_measured"])
 
 
 def test_factors_by_gpu(machine: Machine) -> None:

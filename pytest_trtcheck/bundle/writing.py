@@ -212,7 +212,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             "taken_as_it_is": lowered.taken_as_it_is,
         },
         **_store_engine(known, work, bounds, notes),
-        "spec": spec_to_json(spec),
+        "spec": {**spec_to_json(spec), **({"precision": None} if known.has_unknown_precision else {})},
         "options": {
             **plain(options),
             "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins],

@@ -78,13 +78,14 @@ def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
     found = _Scored(Mismatch(spec))
     # What is judged by a tolerance too was computed already; else keeping outputs would cost more than computing them.
     reference = known.reference if known.request.parity.judges_outputs else known.reference.computed
-    for index, inputs in enumerate(known.cases):
+    # Behind the labelled cases there may be others, which an earlier search kept.
+    for index, (inputs, labels) in enumerate(zip(known.cases, known.labels, strict=False)):
         with known.alone():
             actual = known.run(inputs)
         expected = reference(inputs)
         if index < MEASURED_CASES and not known.request.parity.judges_outputs:
             found.measured.append(compare.measure_all(actual, expected, {}))
-        case = Case(inputs, known.labels[index] if known.labels else None)
+        case = Case(inputs, labels)
         where = f"{known.request.inputs_source} inputs[{index}]"
         before = _items(spec, expected, case, f"on the reference's outputs of {where}")
         after = _items(spec, actual, case, f"on {known.running.title}'s outputs of {where}")

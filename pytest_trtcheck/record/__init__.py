@@ -306,6 +306,32 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class LoadRecord:
+    """Throughput and latency with so many requests under way at once, over the last windows that were measured.
+
+    Parameters
+    ----------
+    requests, qps
+        The requests that were answered, and how many a second.
+    stable
+        Whether throughput and latency stood still over these windows.
+    windows
+        How many it took.
+    client_cores
+        The processor time that sending and receiving took on this side, in cores: near 1 it is the client that is slow.
+    """
+
+    concurrency: int
+    requests: int
+    qps: float
+    p50_ms: float | None
+    p99_ms: float | None
+    stable: bool
+    windows: int
+    client_cores: float
+
+
+@dataclass(frozen=True)
 class LatencyDetails:
     """How a latency was measured, and what a report draws from."""
 
@@ -326,6 +352,10 @@ class LatencyDetails:
     samples_ms: tuple[float, ...] = _absent(())
     distribution: Mapping[str, Any] | None = _absent()
     """`latency.distribution.Distribution` reads it."""
+    load: tuple[LoadRecord, ...] = _absent(())
+    """Of a server: by the number of requests at once, 1, 2, 4, …"""
+    load_ended: str | None = _absent()
+    """Why no more of them were tried."""
     budget_keys: Mapping[str, str] | None = _absent()
     conditions: Conditions | None = _absent()  # noqa: RUF009 - it is a field
     disturbances: tuple[str, ...] = _absent((), beside="conditions")
@@ -408,6 +438,40 @@ class EngineRecord:
     """The compute capabilities that it was compiled for, as far as the file tells, such as "8.6"."""
     proved: bool | None = _absent(beside="source")
     """Whether the precision was read from its layers; false: it is stated, or not known. None: it did not run."""
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """The served model that was checked, as the server describes it.
+
+    Parameters
+    ----------
+    server
+        Name and version, such as "triton 2.51.0".
+    platform
+        What runs the model there, such as `tensorrt_plan`.
+    at_once, difference
+        How many answers there were to requests that were sent together with others, and how far one lay from that to
+        the same request alone, as max|a - b| / max|a|.
+    batches
+        What the server counted meanwhile: how many executions there were, by batch size.
+    proved
+        Whether the precision was proved: a server does not tell.
+    """
+
+    url: str
+    server: str
+    model: str
+    version: str
+    platform: str
+    max_batch_size: int
+    at_once: int | None = None
+    difference: float | None = None
+    batches: Mapping[str, int] | None = None
+    proved: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.server} at {self.url}: model {self.model!r}, version {self.version} ({self.platform})"
 
 
 @dataclass(frozen=True)
@@ -648,6 +712,8 @@ class SearchRecord:
     elements: int | None = _absent(beside="changed")
     kept: str | None = _absent(beside="changed")
     """The file that keeps it."""
+    scale: float | None = _absent(beside="changed")
+    """How large max|reference| of the output is there, to what it is on the check's own inputs."""
 
 
 @dataclass(frozen=True)
@@ -693,6 +759,8 @@ class CheckRecord:
     score: ScoreRecord | None = _absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    server: ServerRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """The served model that gave the outputs."""
     partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
     """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
     costs: Mapping[str, float] | None = _absent()
@@ -826,6 +894,8 @@ class SystemRecord:
     engine_mib: float | None = None
     build_s: float | None = None
     load_ms: float | None = None
+    measured: str | None = None
+    """What a run's time is, such as "GPU time"."""
     missing: tuple[str, ...] = ()
     """What could not be measured, and why."""
 
