@@ -58,14 +58,10 @@ def searched(settings: Settings, known: Known) -> Known:
     if asked is None or known.runner is None or not known.request.judge_parity:
         return known
     named = known.request.parity.search is not None
-    if known.request.parity.score is not None:
-        return _impossible(known, "its score is of labelled samples, and an input that is found has no label", named)
-    if known.outcome is None:
-        return known
-    if known.doubt is not None or known.outcome.record.verdict != "pass":
-        return known.recorded("no worse input was searched: the check does not pass on its own ones")
     if (why_not := _why_not(known)) is not None:
         return _impossible(known, why_not, named)
+    if known.outcome is None or known.doubt is not None or known.outcome.record.verdict != "pass":
+        return known.recorded("no worse input was searched: the check does not pass on its own ones")
     space, held = space_of(known, asked)
     if not space.size:
         return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})", named)
@@ -98,7 +94,7 @@ def _why_not(known: Known) -> str | None:
     if isinstance(known.reference, GoldenReference):
         return "the reference has outputs of the recorded inputs alone"
     if known.request.parity.score is not None:
-        return "a score needs labels, and an input that a search makes has none"
+        return "its score is of labelled samples, and an input that is found has no label"
     return None
 
 
