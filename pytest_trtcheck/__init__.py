@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck import metrics
     from pytest_trtcheck.errors import CheckError, CheckFailed
-    from pytest_trtcheck.spec import SOURCE, BuildOptions, Calibration, Search, Tolerance
+    from pytest_trtcheck.spec import SOURCE, BuildOptions, Calibration, Case, Search, Tolerance
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "SOURCE",
     "BuildOptions",
     "Calibration",
+    "Case",
     "CheckError",
     "CheckFailed",
     "Search",
@@ -51,7 +52,7 @@ def _mark(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> pyt
 
 def __getattr__(name: str) -> object:
     # Every pytest run imports this package, few need the specs, and dataclasses are slow to make.
-    if name in {"SOURCE", "BuildOptions", "Calibration", "Search", "Tolerance"}:
+    if name in {"SOURCE", "BuildOptions", "Calibration", "Case", "Search", "Tolerance"}:
         from pytest_trtcheck import spec
 
         return getattr(spec, name)

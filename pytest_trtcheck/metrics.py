@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from pytest_trtcheck.choices import with_pairs
 from pytest_trtcheck.errors import ArgumentError, name_of, suggestion
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.choices import Precision
     from pytest_trtcheck.record import JudgedRecord
 
-__all__ = ["METRICS", "Metric", "Score", "of_arrays", "top1"]
+__all__ = ["METRICS", "Metric", "Score", "detections", "of_arrays", "top1"]
 
 Kind: TypeAlias = Literal["float", "integer", "bool", "string"]
 Function: TypeAlias = "Callable[[NDArray[Any], NDArray[Any]], float]"
@@ -170,10 +170,13 @@ class Metric:
         How it follows from a relative error; None: it is judged on the whole output.
     axis
         Along which it works, where that was chosen.
+    joins
+        The names of the outputs that it is of together. What it finds is the verdict on each of them: they are not
+        compared element by element, and may be of another shape. Its `of` gets both sides (`Joint`).
     """
 
     name: str
-    of: Callable[[Compared], Score | float] = field(compare=False, repr=False)
+    of: Callable[[Any], Score | float] = field(compare=False, repr=False)
     at_least: bool = False
     range: tuple[float, float] = (0.0, math.inf)
     default: Callable[[Precision], float] | None = field(default=None, compare=False, repr=False)
@@ -183,6 +186,7 @@ class Metric:
     takes_nonfinite: bool = False
     relative: Relative | None = field(default=None, compare=False, repr=False)
     axis: int | None = None
+    joins: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -212,7 +216,7 @@ class Metric:
             return self.relative.metric(cost)
         return 1 / cost if cost else math.inf
 
-    def score(self, compared: Compared) -> Score:
+    def score(self, compared: Compared | Joint) -> Score:
         """What `of` finds; an exception, NaN and what is no number leave it without a value, and are named."""
         try:
             found = self.of(compared)
@@ -317,6 +321,116 @@ def top1(axis: int | None = None) -> Metric:
     """
     known = METRICS["top1"]
     return known if axis is None else replace(known, of=lambda compared: _top1(compared, axis), axis=axis)
+
+
+def detections(
+    boxes: str,
+    scores: str | None = None,
+    classes: str | None = None,
+    *,
+    count: str | None = None,
+    columns: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
+    format: BoxFormat = "xyxy",
+    iou: float = 0.5,
+    score_threshold: float = 0.25,
+    score_tol: float = 0.1,
+) -> Metric:
+    """The share of detections without a partner on the other side, whatever their order: 0 where all are found again.
+
+    With n detections of the engine and m of the reference that reach `score_threshold`, of which a and b have no
+    partner, it is (a + b) / (n + m), that is 1 − F₁ of the engine's detections with the reference's as the truth. Each
+    image is matched as COCO's evaluation does (pycocotools, `COCOeval.evaluateImg`; Lin et al., "Microsoft COCO",
+    2014): by descending score, each detection takes the free one of the reference, of the same class, with the largest
+    intersection over union. A partner may lie up to `score_tol` below the threshold, so that a score of 0.2501 which
+    becomes 0.2499 is no loss. Of several inputs the worst counts. It needs a `tol`, as a share.
+
+    Parameters
+    ----------
+    boxes, scores, classes
+        Names of outputs, behind non-maximum suppression: boxes [images, detections, 4], scores [images, detections],
+        classes of the same shape (None: all are of one class); or scores [images, detections, classes], of which the
+        largest is meant. The axis of images may be left out. Without `scores`, `boxes` holds everything in `columns`.
+    count
+        Name of the output that says how many detections of each image count, where the others are padded.
+    columns
+        Where one output holds everything: the columns of the four box coordinates, the score and the class; five of
+        them without a class.
+    format
+        Of boxes: `xyxy` corners, `xywh` a corner and the size, `cxcywh` the centre and the size.
+    iou
+        The least intersection over union of partners, above 0.
+    score_threshold, score_tol
+        The least score that counts, and how far the scores of partners may lie apart.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is out of its range.
+    """
+    asked = Detections(boxes, scores, classes, count, tuple(columns), format, iou, score_threshold, score_tol)
+    asked.check()
+    return Metric(
+        "detections",
+        lambda joint: joint.unmatched(asked),
+        range=(0.0, 1.0),
+        no_default="how many detections may be lost is for you to say; give tol= as a share, such as tol=0.02",
+        kinds=frozenset({"float", "integer", "bool"}),
+        takes_nonfinite=True,
+        joins=asked.outputs,
+    )
+
+
+BoxFormat: TypeAlias = Literal["xyxy", "xywh", "cxcywh"]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What `detections` was asked for."""
+
+    boxes: str
+    scores: str | None
+    classes: str | None
+    count: str | None
+    columns: tuple[int, ...]
+    format: BoxFormat
+    iou: float
+    score_threshold: float
+    score_tol: float
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that it is of."""
+        return tuple(name for name in (self.boxes, self.scores, self.classes, self.count) if name is not None)
+
+    def check(self) -> None:
+        """See that the arguments are what they should be; an ArgumentError names the one that is not."""
+        wrong = {
+            "boxes, scores, classes, count": any(not isinstance(name, str) for name in self.outputs),
+            "classes= needs scores=: classes": self.classes is not None and self.scores is None,
+            "columns (five or six of them, from 0 on)": len(self.columns) not in {5, 6}
+            or any(not isinstance(each, int) or each < 0 for each in self.columns),
+            "format (xyxy, xywh or cxcywh)": self.format not in get_args(BoxFormat),
+            "iou (above 0, at most 1)": not 0 < self.iou <= 1,
+            "score_tol (at least 0)": not self.score_tol >= 0,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise ArgumentError(f"metrics.detections: {name}: not as expected: {self}", "see its docstring")
+
+
+class Joint(Protocol):
+    """The outputs of both sides by name: what the `of` of a metric gets that joins several."""
+
+    @property
+    def actual(self) -> Mapping[str, NDArray[Any]]:
+        """The outputs that are judged."""
+
+    @property
+    def reference(self) -> Mapping[str, NDArray[Any]]:
+        """The reference's."""
+
+    def unmatched(self, asked: Detections) -> Score:
+        """The share of detections without a partner."""
 
 
 def distinct_digits(value: float, other: float, least: int = 3, *, exact: bool = True) -> int:

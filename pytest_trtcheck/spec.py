@@ -30,11 +30,13 @@ __all__ = [
     "Calibration",
     "CalibrationData",
     "CalibrationMethod",
+    "Case",
     "InputMapping",
     "LatencySpec",
     "ParitySpec",
     "Part",
     "Precision",
+    "ScoreSpec",
     "Shape",
     "ShapeRange",
     "Tolerance",
@@ -281,6 +283,49 @@ class BuildOptions:
         return differ
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What one inference takes, with what is known to be right about it.
+
+    Parameters
+    ----------
+    inputs
+        A mapping from input name to array, or one array for a model of one input; of one sample or a batch of them.
+    labels
+        Whatever the score needs: an array, a list, a string, a mapping. The model never sees it.
+    """
+
+    inputs: Any
+    labels: Any = None
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """How well the model does its task, and how far the engine's score may fall below the reference's.
+
+    Parameters
+    ----------
+    function
+        `(outputs, case) -> items`: one item a sample. `outputs` is a dict of numpy arrays by name, `case` a `Case`.
+    max_drop
+        The most that the score may fall, in its own unit.
+    aggregate
+        From the items of all samples to a number; None: the mean.
+    lower_is_better
+        Whether the score is an error rate: then it falls by rising.
+    """
+
+    function: Callable[[dict[str, Any], Case], Any]
+    max_drop: float
+    aggregate: Callable[[Any], Any] | None = None
+    lower_is_better: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages and records call it."""
+        return name_of(self.function) + (f", {name_of(self.aggregate)}" if self.aggregate else "")
+
+
 @dataclass(frozen=True)
 class ParitySpec:
     """One `trt_parity` marker, checked. `precision` and `batch` hold every value that was listed.
@@ -293,6 +338,8 @@ class ParitySpec:
         The file of an engine that exists, which is tested as it is.
     states_precision
         Whether the precision was given: of an engine that exists it is read otherwise.
+    score
+        What is judged beside the outputs; without a `tol`, instead of them.
     """
 
     model: object | None = None
@@ -300,6 +347,7 @@ class ParitySpec:
     states_precision: bool = field(default=False, compare=False)
     tol: float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None = None
     metric: Metric = METRICS["max"]
+    score: ScoreSpec | None = None
     reference: object | None = None
     engine: str | None = None
     calibration: object | None = None
@@ -320,6 +368,11 @@ class ParitySpec:
     def is_compared(self) -> bool:
         """Whether several systems are compared, of which this check is of one."""
         return len(self.backends) > 1
+
+    @property
+    def judges_outputs(self) -> bool:
+        """Whether the outputs are held to a tolerance: a score alone stands in for the one that nobody gave."""
+        return self.score is None or self.tol is not None
 
 
 Budget: TypeAlias = "float | Mapping[str, float]"

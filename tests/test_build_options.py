@@ -20,7 +20,7 @@ from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, fin
 from pytest_trtcheck.bundle.spec_json import options_from_json
 from pytest_trtcheck.errors import ArgumentError, BuildError
 from pytest_trtcheck.spec import BuildOptions
-from tests import onnx_models
+from tests import drifting_backend, onnx_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -389,64 +389,13 @@ def test_building_again_needs_something_to_build(suite: Suite) -> None:
     assert "expected a whole number from 1 on, got '0'" in run.text
 
 
-DRIFTING = """
-import hashlib, os
-import numpy as np
-import onnxruntime
-from pathlib import Path
-from pytest_trtcheck.backends.base import Backend, Built
-from pytest_trtcheck.errors import BuildError
-from pytest_trtcheck.record import EngineRecord
-
-BUILDS = Path(__file__).with_name("builds.txt")
-
-class Session:
-    def __init__(self, path, factor):
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        self.factor = factor
-
-    def __call__(self, inputs):
-        names = [output.name for output in self.session.get_outputs()]
-        return {n: (y * self.factor).astype(y.dtype) for n, y in zip(names, self.session.run(names, dict(inputs)))}
-
-    def close(self):
-        self.session = None
-
-class Drifting(Backend):
-    # Each build computes something else, as if its kernels had been chosen by another timing.
-    name = title = "drifting"
-    builds = True
-
-    def build(self, spec, cache):
-        number = len(BUILDS.read_text()) if BUILDS.exists() else 0
-        BUILDS.write_text("x" * (number + 1))
-        factors = os.environ["FACTORS"].split(",")
-        factor = float(factors[min(number, len(factors) - 1)])  # A diagnosis builds more.
-        if factor == 0:
-            raise BuildError("no kernel was found")
-        digest = hashlib.sha256(str(factor).encode()).hexdigest()
-        record = EngineRecord("0" * 64, False, None, 1.0, 1000, sha256=digest)
-        return Built(spec, (spec.lowered.path, factor), record)
-
-    def load(self, built):
-        return Session(*built.path)
-"""
-
-
 @pytest.fixture
 def drifting(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
-    site = suite.path / "site"
-    about = site / "drifting-1.0.dist-info"
-    about.mkdir(parents=True)
-    (site / "drifting.py").write_text(DRIFTING)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: drifting\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[pytest_trtcheck.backends]\ndrifting = drifting:Drifting\n")
-    monkeypatch.syspath_prepend(site)
+    drifting_backend.install(suite.path, monkeypatch)
     suite.write(test_it='@trt_parity("conv.onnx", precision="fp16", batch=1)\ndef test_it(): ...\n')
 
     def run(*factors: float, diagnose: int = 60) -> Run:
-        (site / "builds.txt").unlink(missing_ok=True)
-        monkeypatch.setenv("FACTORS", ",".join(map(str, factors)))
+        drifting_backend.prepare(suite.path, monkeypatch, factors)
         asked = (f"--trt-rebuild={len(factors)}", "--trt-bundle=bundles", f"--trt-diagnose={diagnose}")
         return suite.run("--trt-backend=drifting", *asked)
 

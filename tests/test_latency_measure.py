@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
+from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+from pytest_trtcheck.backends.tensorrt.timing import Run, overlapped
 from pytest_trtcheck.check import latency as measure
+from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.latency.samples import Samples
@@ -58,6 +61,9 @@ class Runs:
 class Simulated:
     """A system as far as measuring needs one: its engines are their runs."""
 
+    def load_runs(self, *_: Any) -> None:
+        """One run comes after the other."""
+
     lock_name = f"GPU-simulated-{os.getpid()}"
 
     @contextmanager
@@ -81,14 +87,14 @@ class Machine:
         }
         self._monkeypatch = monkeypatch
 
-    def measure(self, is_enough: Any = None, **budgets: Any) -> LatencyRecord:
+    def measure(self, is_enough: Any = None, slower: Any = None, **budgets: Any) -> LatencyRecord:
         uuid = f"GPU-simulated-{os.getpid()}"
         fake_nvml.install(self._monkeypatch, [fake_nvml.card("Tesla T4", uuid, (7, 5), **self.told)])
         gpu = Gpu(name="Tesla T4", model=T4, compute_capability=(7, 5), uuid=uuid)
         spec = LatencySpec(**{"max_seconds": 1.0, **budgets})
         sizes = {"memory_mib": 1.0, "engine_mib": 1.0}
         system, runs = cast("Backend", Simulated()), cast("Runner", self.runs)
-        subject = measure.Subject(system, runs, [{}], sizes, {}, Conditions(gpu="Tesla T4"), is_enough)
+        subject = measure.Subject(system, runs, [{}], sizes, slower or {}, Conditions(gpu="Tesla T4"), is_enough)
         record = measure.measure(subject, spec, measure.budgets_for(spec, T4, ()), gpu, T4)
         CheckRecord("n", "m", record.verdict, latency=record).to_json()
         return record
@@ -231,3 +237,99 @@ def test_time_over_is_inconclusive_and_says_what_is_missing(machine: Machine) ->
     assert found.verdict == "inconclusive"
     assert "too close to the limit of 1 to tell" in str(found.reason)
     assert found.verdict == found.budgets[0].verdict
+
+
+# --- several at once, faster than another system, loading ----------------------------------------------------------
+
+
+class Stream:
+    """An instance on a simulated GPU, whose runs take `run_ms` each, one behind the other."""
+
+    def __init__(self, clock: list[float], run_ms: float) -> None:
+        self.clock, self.run_ms = clock, run_ms
+        self.queue: list[float] = []
+        self.busy_until = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.queue)
+
+    def put(self) -> None:
+        self.busy_until = max(self.busy_until, self.clock[0]) + self.run_ms
+        self.queue.append(self.busy_until)
+
+    def take(self) -> Run | None:
+        # Every look costs host time.
+        self.clock[0] += 0.001
+        if not self.queue or self.queue[0] > self.clock[0]:
+            return None
+        end_ms = self.queue.pop(0)
+        return Run(end_ms, self.run_ms, self.run_ms, 0.01)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_several_instances_are_kept_at_work_all_the_time(count: int) -> None:
+    clock = [0.0]
+    lanes = [Stream(clock, run_ms=1.0 + 0.1 * index) for index in range(count)]
+    since_ms, runs = overlapped(lanes, 200, timeout_s=10.0)
+    assert len(runs) == 200
+    assert runs == sorted(runs)
+    assert since_ms == pytest.approx(lanes[-1].run_ms, abs=0.1), "once the slowest has ended its first run"
+    intervals = np.diff([run.end_ms for run in runs], prepend=since_ms)
+    qps = 1000 * len(intervals) / intervals.sum()
+    assert qps == pytest.approx(sum(1000 / lane.run_ms for lane in lanes), rel=0.03), "each counts in full"
+    shares = [sum(run.run_ms == lane.run_ms for run in runs) for lane in lanes]
+    assert shares == sorted(shares, reverse=True), "a slow one holds no other up"
+
+
+def test_an_instance_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cuda, "hangs", False)
+    clock = [0.0]
+    hung = Stream(clock, run_ms=1e9)
+    with pytest.raises(GpuError, match=r"has not finished within 0\.05 s") as failed:
+        overlapped([hung], 10, timeout_s=0.05)
+    assert failed.value.poisoned
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.8, "pass"), (2.2, "fail")])
+def test_a_slower_double_of_another_system(machine: Machine, factor: float, verdict: str) -> None:
+    rival = measure.Rival(cast("Backend", Simulated()), cast("Runner", Runs(run_ms=2.0)), "a double")
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": factor})
+    assert found.verdict == verdict
+    (budget,) = found.budgets
+    assert budget.name == "min_speedup[torch]"
+    assert budget.value == pytest.approx(2.0, rel=0.01)
+
+
+def test_another_clock_is_no_measure(machine: Machine) -> None:
+    slow = Runs(run_ms=2.0)
+    slow.measured = "host time"
+    rival = measure.Rival(cast("Backend", Simulated()), cast("Runner", slow), "a service")
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": 1.1})
+    assert found.verdict == "not_measured"
+    assert found.reason == "min_speedup[torch]: of a service host time is measured, of the engine GPU time"
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": 1.1}, p50_ms=1.2)
+    assert (found.verdict, [each.verdict for each in found.budgets]) == ("pass", ["pass", "not_measured"])
+
+
+def test_factors_by_gpu(machine: Machine) -> None:
+    rival = measure.Rival(cast("Backend", Simulated()), cast("Runner", Runs(run_ms=2.0)), "a double")
+    found = machine.measure(slower={"fp32": rival}, min_speedup={"fp32": {"T4": 2.5, "default": 1.1}})
+    assert (found.verdict, found.details.budget_keys) == ("fail", {"min_speedup[fp32]": "T4"})
+    spec = LatencySpec(min_speedup={"fp32": {"A100": 2.5}})
+    assert measure.budgets_for(spec, T4, ()).speedups == {}
+
+
+@pytest.mark.parametrize(("limit", "verdict", "loads"), [(50.0, "pass", 15), (0.5, "fail", 15), (2.0, "", 60)])
+def test_loads_until_their_median_is_decided(limit: float, verdict: str, loads: int) -> None:
+    random = np.random.default_rng(0)
+
+    def load() -> Any:
+        time.sleep(0.002 * random.lognormal(sigma=0.02) - 0.00016)
+        return SimpleNamespace(close=lambda: None)
+
+    found, taken = measure._loads(load, limit, 0.99)
+    assert len(taken) <= 60
+    if verdict:
+        assert (found.decision, len(taken)) == (verdict, loads)
+    assert found.value == pytest.approx(2.0, rel=0.5)

@@ -42,6 +42,8 @@ from tests.providers.models import reshaped
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
+
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from tests.conftest import Suite
 
@@ -337,13 +339,17 @@ def test_nodes_that_compute_from_shapes_are_told_apart(opened: OnnxModel, tmp_pa
     assert placement.of_shapes(opened.path) == {"shape", "first", "together"}
     from onnx import helper
 
-    # A value of the input among the operands: it is data, whatever its type.
+    # A value of the input among the operands: it is data, whatever its type. And a weight is no shape.
     nodes = [
         helper.make_node("Shape", ["x"], ["s"], name="shape"),
         helper.make_node("Gather", ["s", "which"], ["y"], name="picked"),
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], name="weight"),
+        helper.make_node("Mul", ["x", "w"], ["z"], name="scaled"),
     ]
+    values: dict[str, NDArray[Any]] = {"q": np.ones(8, np.int8), "scale": np.array(0.5, np.float32)}
     path = tmp_path / "picked.onnx"
-    save(model(nodes, {"x": (FLOAT, ["n", 8]), "which": (7, [1])}, {"y": (7, [1])}, {}), path)
+    outputs: dict[str, tuple[int, list[int | str]]] = {"y": (7, [1]), "z": (FLOAT, ["n", 8])}
+    save(model(nodes, {"x": (FLOAT, ["n", 8]), "which": (7, [1])}, outputs, values), path)
     assert placement.of_shapes(path) == {"shape"}
 
 

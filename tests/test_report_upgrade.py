@@ -23,6 +23,8 @@ from pytest_trtcheck.record import (
     LayerRecord,
     Library,
     MissingRecord,
+    NodeRecord,
+    PartitionRecord,
     RebuildRecord,
     RunRecord,
     jsonable,
@@ -292,6 +294,24 @@ def test_that_no_layer_runs_in_the_precision_any_more_fails_though_no_layer_is_n
     assert told(gate)["precision"][0] == ("fail", "no layer computes in int8 any more")
 
 
+def test_a_provider_that_leaves_more_nodes_to_others_fails() -> None:
+    def by_provider(kernels: dict[str, int], *elsewhere: str) -> CheckRecord:
+        nodes = tuple(NodeRecord(name, "Resize", "CPUExecutionProvider") for name in elsewhere)
+        divided = PartitionRecord("CUDAExecutionProvider", 5, elsewhere=nodes, kernels=kernels)
+        return check(evidence="provider", engine=None, partition=divided)
+
+    old = by_provider({"fp16": 5}, "a")
+    assert told(upgrade(old, by_provider({"fp16": 4}, "a")))["precision"][0][0] == "pass"
+    gate = upgrade(old, by_provider({"fp16": 4}, "a", "b"))
+    assert gate.verdict == "fail"
+    said = "CUDAExecutionProvider leaves 1 more to others: b (Resize, CPUExecutionProvider)"
+    assert told(gate)["precision"] == [("fail", said)]
+    assert told(upgrade(old, by_provider({"fp32": 5}, "a")))["precision"] == [
+        ("fail", "no node computes in fp16 any more")
+    ]
+    assert told(upgrade(old, check(evidence="provider", engine=None)))["precision"][0][0] == "not compared"
+
+
 def test_why_layers_were_not_timed_is_said() -> None:
     untimed = replace(engine([replace(each, time_ms=None) for each in NEW_LAYERS]), layers_untimed="no profiler")
     gate = upgrade(before(), after(engine=untimed))
@@ -472,7 +492,7 @@ def test_a_report_that_a_hand_altered_is_not_compared() -> None:
         judge(report(before()), replace(new, summary=summary), Limits())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_a_report_that_was_spoilt_is_an_error_or_judged_and_never_a_crash(data: st.DataObject) -> None:
     spoilt = jsonable(report(after(), tensorrt="1.7.1.116"))
@@ -521,6 +541,7 @@ def test_exit_status(
     assert all(columns(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
     found = json.loads(out.read_text())
     assert found["exit_status"] == status
+    assert (found["limits"]["error_ratio"], found["limits"]["error_share"]) == (1.5, 0.05)
     assert found["verdict"] == {0: "pass", 3: "inconclusive"}.get(status, "fail")
     assert f"upgrade: {found['verdict']} (" in text.splitlines()[-1] or f"upgrade: {found['verdict']} (" in text
     pytest.importorskip("jinja2")

@@ -251,6 +251,23 @@ def test_file(): ...
     assert "expected tensorrt or tensorrt_rtx beside engine=" in run.text
 
 
+def test_a_check_that_comes_too_late_to_be_made_by_each_is_an_error(kit: Suite) -> None:
+    kit.write(
+        test_it="""
+def test_late(request): request.getfixturevalue("trt_check")("conv.onnx", batch=2)
+def test_named(request): request.getfixturevalue("trt_check")("conv.onnx", batch=2, precision="fp32", backend="fast")
+def test_marked(): ...
+""",
+        conftest="""
+def pytest_collection_modifyitems(items):
+    items[-1].add_marker(pytest.mark.trt_parity("conv.onnx", batch=2))
+""",
+    )
+    run = kit.run("--trt-backend=fast,slow")
+    run.result.assert_outcomes(passed=1, failed=2)
+    assert run.text.count("fast, slow are to be compared, and the test came to its check too late") >= 2
+
+
 # --- budgets on what a system takes ---------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ LEAST_SHARE = 0.01
 """With enough of them, by more than this share: far below the limit, a few rounded bits double an error."""
 ALPHA = 0.01
 """How often a check may fail by chance, all of its errors and builds together."""
-USUAL_SPREAD, USUAL_BUILDS = 0.05, 4
+USUAL_SPREAD, USUAL_BUILDS = 0.1, 4
 """What is known of the spread before a build is seen: builds differ by so much, and that counts as so many of them.
 Three builds alone tell too little: by Student's t, a bound at 99.9 % would lie 26 standard deviations above them."""
 
@@ -304,8 +304,9 @@ def _risen(rise: RiseRecord) -> str:
     digits = 3 if rise.value is None else max(3, distinct_digits(rise.value, rise.before))
     factor = f" (×{ratio:.3g})" if math.isfinite(ratio) else ""
     value = "what can't be computed" if rise.value is None else f"{rise.value:.{digits}g}"
+    went = "fell" if rise.value is not None and rise.value < rise.before else "rose"
     return (
-        f"{rise.metric} of output {rise.output!r} rose from {rise.before:.{digits}g} to {value}{factor}, though it "
+        f"{rise.metric} of output {rise.output!r} {went} from {rise.before:.{digits}g} to {value}{factor}, though it "
         f"keeps the limit of {rise.limit:g} (up to {rise.allowed:.3g} counts as unchanged)"
     )
 

@@ -182,9 +182,9 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
     ReportError
         It cannot be read, is no file of baselines, or is one of another place.
     """
-    document = _document(path)
-    if document is None:
+    if not path.exists():
         return place, {}
+    document = _document(path)
     if isinstance(document, dict) and document.get("format") not in (None, FORMAT):
         raise ReportError(
             f"{path} has format {document['format']!r}; this version reads {FORMAT}",
@@ -212,10 +212,8 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
 
 
 def _document(path: Path) -> Any:
-    """The JSON in a file, None where there is none; whatever stands in it, reading it ends."""
+    """The JSON in a file; whatever stands in it, reading it ends."""
     try:
-        if not path.exists():
-            return None
         if not path.is_file():
             raise ReportError(f"{path} is no file of baselines: it is no regular file", "remove it")
         if (size := path.stat().st_size) > MAX_BYTES:

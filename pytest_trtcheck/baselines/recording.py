@@ -172,8 +172,9 @@ def _why_no_latency(record: CheckRecord, latency: LatencyRecord) -> str | None:
 
 def _not_passed(record: CheckRecord, latency: LatencyRecord) -> str | None:
     """What failed besides the baseline itself: the latency of an engine that computes wrongly is no baseline."""
-    if record.parity and is_bad(record.parity.verdict):
-        return f"parity: {record.parity.verdict}"
+    for name, part in (("parity", record.parity), ("score", record.score)):
+        if part and is_bad(part.verdict):
+            return f"{name}: {part.verdict}"
     if record.verdict == "error":
         return "the check ended in an error"
     bad = [

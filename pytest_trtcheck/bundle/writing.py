@@ -203,6 +203,8 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
         raise ModelError(f"{model.label} was changed on disk while it was checked")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
     arrays = _store_cases(known, work, bounds, notes)
+    if spec.score is not None:
+        notes.append(f"failure bundle: the score {spec.score.name} is code, so a replay judges the outputs alone")
     return {
         "model": {"label": model.label, "sha256": model.sha256, **stored},
         "lowered": {
@@ -214,7 +216,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             "taken_as_it_is": lowered.taken_as_it_is,
         },
         **_store_engine(known, work, bounds, notes),
-        "spec": spec_to_json(spec),
+        "spec": {**spec_to_json(spec), **({"precision": None} if known.has_unknown_precision else {})},
         "options": {
             **plain(options),
             "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins],

@@ -25,6 +25,7 @@ from pytest_trtcheck.spec import (
     PartsArgument,
     Precision,
     Ranges,
+    ScoreSpec,
     Search,
     Shape,
     ShapeRange,
@@ -38,6 +39,10 @@ def trt_parity(
     precision: object = None,
     tol: object = None,
     metric: object = "max",
+    score: object = None,
+    aggregate: object = None,
+    max_drop: object = None,
+    lower_is_better: object = False,
     reference: object = None,
     engine: object = None,
     calibration: object = None,
@@ -56,6 +61,15 @@ def trt_parity(
     excluded, is_auto = _globs("exclude", exclude), isinstance(keep_fp32, str) and keep_fp32 == "auto"
     if engine is not None:
         _refuse_beside_engine(precision, backend, calibration=calibration, keep_fp32=keep_fp32, exclude=exclude)
+    scored = _score(score, aggregate, max_drop, lower_is_better)
+    if scored is not None and tol is None:
+        of_outputs = {"keep_fp32='auto'": is_auto, "search=": search, f"metric={judged_by.name}": metric != "max"}
+        for name in (name for name, is_given in of_outputs.items() if is_given):
+            raise ArgumentError(
+                f"{name} beside score= needs tol=: without one the score alone is judged, and no output is held to "
+                "anything",
+                "give tol=, or leave it out",
+            )
     if is_auto and set(precisions) <= {"fp32", "tf32"}:
         raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
     if excluded and not any(map(quantized_part, precisions)):
@@ -66,6 +80,7 @@ def trt_parity(
         states_precision=precision is not None,
         tol=_tolerance(tol, judged_by),
         metric=judged_by,
+        score=scored,
         reference=_reference(reference),
         engine=_engine(engine),
         calibration=calibration,
@@ -341,6 +356,32 @@ def _metric(value: object) -> Metric:
     metric = named(value)
     _axis("metric", metric.axis)
     return metric
+
+
+def _score(function: object, aggregate: object, max_drop: object, lower_is_better: object) -> ScoreSpec | None:
+    """The score that is judged; what belongs to one and stands alone is refused, since nothing would come of it."""
+    is_lower = _boolean("lower_is_better", lower_is_better)
+    if function is None:
+        beside = {"aggregate": aggregate, "max_drop": max_drop, "lower_is_better": is_lower or None}
+        for name, value in beside.items():
+            if value is not None:
+                raise ArgumentError(
+                    f"{name}={_shown(value)}: there is no score=", "give it too: (outputs, case) -> array"
+                )
+        return None
+    if not callable(function):
+        raise _wrong("score", function, "a callable (outputs, case) -> array, one item a sample")
+    if aggregate is not None and not callable(aggregate):
+        raise _wrong("aggregate", aggregate, "a callable from the items of all samples to a number")
+    if max_drop is None:
+        raise ArgumentError(
+            "score= needs max_drop=: without it nothing is judged",
+            "the most, in the score's own unit, that it may fall below the reference's, such as max_drop=0.005",
+        )
+    number = _real(max_drop)
+    if number is None or number < 0:
+        raise _wrong("max_drop", max_drop, "a number of at least 0", "how far it may fall, whichever way is better")
+    return ScoreSpec(function, number, aggregate, is_lower)
 
 
 def _axis(name: str, value: object) -> int | None:

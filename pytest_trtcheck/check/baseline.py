@@ -9,7 +9,7 @@ from pytest_trtcheck import __version__
 from pytest_trtcheck.baselines import errors
 from pytest_trtcheck.baselines.files import CheckKey, Place
 from pytest_trtcheck.model import onnxruntime as ort
-from pytest_trtcheck.record import BaselineRecord, Conditions
+from pytest_trtcheck.record import BaselineRecord, Conditions, is_bad
 
 if TYPE_CHECKING:
     from pytest_trtcheck.check.request import Known, Settings
@@ -70,6 +70,8 @@ def held(settings: Settings, known: Known) -> Known:
     found = errors.judge(entry.errors, known.record, now, updating=settings.update_baselines)
     is_first = settings.update_baselines and entry.errors is None
     told = [] if is_first or found.verdict == "fail" or (found.verdict == "pass" and not found.rises) else [found.text]
+    if found.verdict == "fail" and is_bad(parity.verdict):
+        told.append(found.text)
     # Its ranges are other ones now, whatever came of it.
     others = [each for each in found.changed if each.startswith("calibration")]
     told += [f"not as in the baseline of {found.recorded}: {each}" for each in others]

@@ -56,6 +56,7 @@ class Checker(Settings):
         known: Known | None = None
         model: OnnxModel | None = None
         try:
+            request = steps.read_once(request)
             model = steps.model_of(self, request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
             request, notes = steps.in_its_own_precision(self, request, model)

@@ -6,35 +6,39 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.errors import CheckError, UnsupportedTargetError
-from pytest_trtcheck.record import BASELINE
+from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, plural
+from pytest_trtcheck.metrics import recorded
+from pytest_trtcheck.record import BASELINE, is_bad
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_trtcheck.check.request import Known
-    from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.record import CheckRecord, ScoreRecord
 
 
 def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
     """Message and verdict of a record whose parts are judged."""
     record = known.record
-    parts = {"parity": record.parity, "latency": record.latency}
     found = comparison(known)
-    if found is None or (record.latency is not None and record.latency.verdict == record.verdict != "pass"):
+    others = [part for name, part in record.parts.items() if name != "parity"]
+    if found is None or any(part.verdict == record.verdict != "pass" for part in others):
         reasons = [
-            part.reason
-            for part in parts.values()
-            if part is not None and part.reason and part.verdict == record.verdict != "pass"
+            part.reason for part in record.parts.values() if part.reason and part.verdict == record.verdict != "pass"
         ]
         found = "\n".join(filter(None, [found, *(each for each in reasons if each not in (found or ""))])) or None
+        if record.score is not None and is_bad(record.score.verdict) and record.score.verdict == record.verdict:
+            found = "\n".join(filter(None, [found, *scored(record.score)]))
     # What is measured to be compared alone was not asked for.
-    asked = {name: part for name, part in parts.items() if name != "latency" or known.request.latency}
-    missing = [f"{name} not measured" for name, part in asked.items() if part and part.verdict == "not_measured"]
+    asked = {name: part for name, part in record.parts.items() if name != "latency" or known.request.latency}
+    missing = [f"{name} not measured" for name, part in asked.items() if part.verdict == "not_measured"]
     if not missing and record.latency is not None:
         entries = [each for each in record.latency.budgets if each.name != BASELINE]
         missing += [f"{each.name} not measured ({each.text})" for each in entries if each.verdict == "not_measured"]
     if record.evidence is not None and record.gpu_ran is not True:
         where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"
-        missing.append(f"parity was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
+        what = "parity" if record.parity else "the score" if record.score else "parity"
+        missing.append(f"{what} was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
     if not require_gpu or not missing or record.verdict in {"fail", "error"}:
         return {"message": found}
     refused = f"--trt-require-gpu: {', '.join(missing)}"
@@ -50,6 +54,10 @@ def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> Che
     return replace(record, verdict="not_measured", message=str(error))
 
 
+_SMALL = 0.3
+"""Of how much of its usual size on an output is small."""
+
+
 def _found_by(known: Known, case: int) -> str:
     """How the input that fails came about, where a search found it; empty where the check brought it."""
     found = known.record.search
@@ -59,10 +67,36 @@ def _found_by(known: Known, case: int) -> str:
     kept = f"it is kept in {found.kept}, and judged in each later run" if found.kept else "it was not kept"
     if found.kept and found.kept.startswith("not kept"):
         kept = found.kept
+    small = ""
+    if found.scale is not None and found.scale < _SMALL and recorded(found.metric or "").relative:
+        small = (
+            f"\n{found.output!r} is {found.scale:.2g} times as large there as on the check's own inputs, and its error "
+            "is relative to that; metric='allclose' judges small outputs by their absolute error"
+        )
     return (
         f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
-        f"{found.elements:,} elements differ from the check's own first input; {kept}"
+        f"{found.elements:,} elements differ from the check's own first input; {kept}{small}"
     )
+
+
+def scored(score: ScoreRecord) -> Iterator[str]:
+    """Which samples lost, and what is known of the outputs behind a score that did not pass."""
+    if score.worst:
+        told = (
+            f"inputs[{each.case}] sample {each.sample}: {_item(each.reference)} → {_item(each.value)}"
+            for each in score.worst
+        )
+        yield f"  changed: {'; '.join(told)}" + ("; …" if score.disagreeing > len(score.worst) else "")
+    if score.errors:
+        told = (f"{name} {'none' if error is None else f'{error:.3g}'}" for name, error in score.errors.items())
+        yield (
+            f"  outputs, not judged: max|y−r| / max|r| {', '.join(told)} in the first "
+            f"{plural(score.errors_of_cases or 0, 'case')}; tol= judges them too, and says who is to blame"
+        )
+
+
+def _item(item: float | str | None) -> str:
+    return f"{item:.4g}" if isinstance(item, float) else str(item)
 
 
 def comparison(known: Known) -> str | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.base import AtOnce, Runner
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ParitySpec, Precision
@@ -101,6 +101,11 @@ def judge(known: Known) -> Outcome:
         _refuse_random_reference(known, worst)
     found = _examined(known, outputs, measured)
     return Outcome(record, measured, found, _misplaced(found), notes, worst)
+
+
+def is_joint(limits: Sequence[compare.Limit]) -> bool:
+    """Whether an output is judged together with others, and not element by element."""
+    return any(limit.metric.joins for limit in limits)
 
 
 def refuse_random(model: OnnxModel) -> None:
@@ -282,6 +287,23 @@ def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool)
     return None
 
 
+def apart(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> float:
+    """How far the outputs of two runs lie apart, as max|a - b| / max|a| of the output that differs most."""
+    return max((_spread(array, second[name]) for name, array in first.items()), default=0.0)
+
+
+def unlike_alone(known: Known, found: AtOnce) -> str | None:
+    """Why requests that are made together do not give what each gives alone, by the check's own limits; None if so."""
+    for index, (alone, together) in enumerate(zip(found.alone, found.together, strict=True)):
+        failure = first_failure(known, together, alone)
+        if failure is not None:
+            return (
+                f"requests that are sent at once do not give what each gives alone: of request [{index}] of "
+                f"{len(found.together)}, {failure} ({found.note})"
+            )
+    return None
+
+
 def _spread(first: NDArray[Any], second: NDArray[Any]) -> float:
     if first.shape != second.shape:
         return float("inf")
@@ -323,7 +345,8 @@ def _examined(
     """
     found: dict[str, compare.Examination] = {}
     for output in outputs:
-        if not is_bad(output.verdict):
+        # What has no order of its own has no elements to look at.
+        if not is_bad(output.verdict) or is_joint(limits_of(known)[output.name]):
             continue
         index = compare.worst_case(output)
         found |= compare.examine(

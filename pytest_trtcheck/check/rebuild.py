@@ -78,7 +78,7 @@ def _judged(
         made = known.system.build(known.spec(known.system), Cache(Path(scratch)))
         again = replace(known, built=made, runner=None, outcome=None, doubt=None)
         if judging:
-            again = again.recorded(parity=None, latency=None)
+            again = again.recorded(parity=None, score=None, latency=None)
         again = again.recorded(engine=made.record)
         try:
             for step in judging:
@@ -92,7 +92,7 @@ def _judged(
 
 
 def _verdict(known: Known) -> Verdict:
-    return combine([part.verdict for part in (known.record.parity, known.record.latency) if part is not None])
+    return combine([part.verdict for part in known.record.parts.values()])
 
 
 def _severity(known: Known) -> int:

@@ -90,6 +90,11 @@ class Request:
         return self.parity.precision[0]
 
     @property
+    def judges_outputs(self) -> bool:
+        """Whether the outputs are held to a tolerance, rather than to a score alone, or to nothing."""
+        return self.judge_parity and self.parity.judges_outputs
+
+    @property
     def build_options(self) -> BuildOptions:
         """How TensorRT is to build."""
         return self.options or BuildOptions()
@@ -97,7 +102,9 @@ class Request:
     @property
     def examples(self) -> Examples:
         """What a source is told that has no shapes of its own."""
-        return Examples(self.inputs, self.parity.batch[0] or self.default_batch, self.parity.shapes)
+        return Examples(
+            model_inputs.unlabelled(self.inputs), self.parity.batch[0] or self.default_batch, self.parity.shapes
+        )
 
     def declared_for(self, model: OnnxModel) -> dict[str, ShapeRange]:
         """The shapes that the check is declared for, by input.
@@ -162,8 +169,8 @@ class Settings:
         The GPU that `--trt-gpu` names.
     detected
         The GPU in this machine; `no_gpu_reason` says why there is none.
-    triton_url
-        The Triton server that `--trt-triton-url` names.
+    triton_url, triton_models
+        The Triton server that `--trt-triton-url` names, and what it calls which models.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
     time_layers
@@ -197,6 +204,7 @@ class Settings:
     detected: Gpu | None = None
     no_gpu_reason: str | None = None
     triton_url: str | None = None
+    triton_models: Sequence[str] = ()
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     evidence: EvidenceReport | None = None
@@ -234,10 +242,15 @@ class Settings:
                 raise
             raise UnsupportedTargetError(error.message, error.hint) from error
 
+    def is_served(self, request: Request) -> bool:
+        """Whether a server is asked, which has a model of its own."""
+        return backends.load(self.backend_of(request)).is_server
+
     @property
     def machine(self) -> Machine:
         """What systems under test find."""
-        return Machine(self.requested, self.detected, self.no_gpu_reason or Machine.no_gpu, self.triton_url)
+        no_gpu = self.no_gpu_reason or Machine.no_gpu
+        return Machine(self.requested, self.detected, no_gpu, self.triton_url, tuple(self.triton_models))
 
     def only_judges(self, request: Request) -> bool:
         """Whether engines are asked for and no GPU tells what for: whether TensorRT takes the model can be said."""
@@ -313,6 +326,8 @@ class Known:
         The first of the cases that an earlier search kept; None: there are none.
     build
         Which of several builds it is, for messages; empty for the first.
+    labels
+        Of each case, for the score; empty where no score is asked for.
     """
 
     request: Request
@@ -335,6 +350,7 @@ class Known:
     no_fewest: str = ""
     kept_from: int | None = None
     build: str = ""
+    labels: Sequence[Any] = ()
     record: CheckRecord = field(default_factory=lambda: CheckRecord("", "", "error"))
 
     def in_precision(self, precision: Precision) -> Known:
@@ -386,9 +402,14 @@ class Known:
         return computed if computed == self.precision else f"{computed} (asked {self.precision})"
 
     @property
+    def is_given(self) -> bool:
+        """Whether what is tested was made elsewhere: an engine that exists, or a served model."""
+        return self.existing is not None or self.system.is_server
+
+    @property
     def has_unknown_precision(self) -> bool:
-        """Whether it is an engine that exists of which nothing tells, or told yet, what it computes in."""
-        return self.existing is not None and not self.reads_precision and not self.request.parity.states_precision
+        """Whether it was made elsewhere, and nothing tells, or told yet, what it computes in."""
+        return self.is_given and not self.reads_precision and not self.request.parity.states_precision
 
     @property
     def title(self) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from pytest_trtcheck import backends, baselines
+from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt.options import check_values
-from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity
+from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity, scoring
 from pytest_trtcheck.check.baseline import held
 from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.request import Known
@@ -25,12 +26,16 @@ from pytest_trtcheck.errors import (
     CalibrationError,
     CheckError,
     GpuError,
+    InputError,
     ModelError,
     UnsupportedTargetError,
     listed,
+    plural,
 )
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import labelled
+from pytest_trtcheck.model.labelled import Stream
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
@@ -43,11 +48,20 @@ from pytest_trtcheck.precision.reference import (
     SourceReference,
     reference_given,
 )
-from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine, is_bad
+from pytest_trtcheck.record import (
+    BASELINE,
+    CalibrationRecord,
+    CheckRecord,
+    Evidence,
+    LoweredRecord,
+    ServerRecord,
+    combine,
+    is_bad,
+)
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend, Built, Runner
@@ -85,6 +99,11 @@ def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel)
     return replace(request, parity=replace(request.parity, precision=(carried_in,))), (note,)
 
 
+def read_once(request: Request) -> Request:
+    """The request with an iterator of inputs made safe to look into: sources look at the first item for its shapes."""
+    return replace(request, inputs=Stream(request.inputs)) if isinstance(request.inputs, Iterator) else request
+
+
 def fed_as_recorded(request: Request, model: OnnxModel) -> Request:
     """The request with the recorded samples that it names read, and their inputs fed where none are given."""
     if not golden_samples.is_named(request.parity.reference):
@@ -117,20 +136,24 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     compares = request.judge_parity and not settings.build_only
     if compares:
         parity.refuse_random(model)
-    cases, notes = ([], []) if settings.only_judges(request) else _cases(request, model)
+    cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(request, model)
     if compares:
         parity.refuse_empty(cases)
-        own = len(cases)
+    own = len(cases)
+    # What a search found has no labels.
+    if compares and request.parity.score is None:
         cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
         notes = [*notes, f"the calibration data comes from a loader that shuffles: {_OTHERS}"]
-    known = replace(lowered(settings, request, model, cases, existing), record=record)
-    if compares and len(cases) > own:
+    known = replace(lowered(settings, request, model, cases, existing), labels=labels, record=record)
+    if len(cases) > own:
         known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
-    if request.judge_parity and request.parity.keep_auto:
+    if known.system.is_server and request.parity.keep_auto:
+        notes = [*notes, "keep_fp32='auto' was not searched: the server has a model of its own"]
+    elif request.judge_parity and request.parity.keep_auto:
 
         def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
             parity_spec = replace(request.parity, keep_fp32=nodes)
@@ -154,8 +177,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
         calibration=calibration,
-        # What an engine that exists was built from is not known here.
-        lowered=None if existing else _lowered_record(known),
+        # What was made elsewhere was lowered by others.
+        lowered=None if known.is_given else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
     )
 
@@ -168,7 +191,7 @@ def _lowered_record(known: Known) -> LoweredRecord:
 def _overflowing(known: Known) -> Iterator[str]:
     """Inputs that a 16-bit type of theirs cannot hold: what the engine is fed is infinite there."""
     largest = {"fp16": 65504.0, "bf16": 3.39e38}.get(known.request.build_options.io or "", math.inf)
-    for index, case in enumerate(known.cases):
+    for index, case in enumerate(known.cases if largest < math.inf else ()):
         for name, array in case.items():
             peak = np.abs(array[np.isfinite(array)]).max(initial=0) if array.dtype.kind == "f" else 0
             if peak > largest:
@@ -196,30 +219,42 @@ def _calibration(known: Known) -> CalibrationRecord | None:
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
 
 
-def _cases(request: Request, model: OnnxModel) -> tuple[list[Case], list[str]]:
-    """What to feed, and what to say about it."""
+def _cases(request: Request, model: OnnxModel) -> tuple[Sequence[Case], list[Any], list[str]]:
+    """What to feed, its labels where a score asks for them, and what to say about it."""
     spec = request.parity
     batch = spec.batch[0]
+    source = f"{request.inputs_source} inputs"
+    labels: list[Any] = []
+    cases: Sequence[Case]
     if request.inputs is not None:
-        source = f"{request.inputs_source} inputs"
-        cases = model_inputs.cases_from(request.inputs, model, source)
         if batch is not None:
             model_inputs.check_batch(model, batch, spec.shapes)
-            cases = model_inputs.rebatched(cases, model, batch)
+        if spec.score is not None:
+            cases, labels = labelled.held(request.inputs, model, source)
+        else:
+            cases = model_inputs.cases_from(request.inputs, model, source)
+            cases = cases if batch is None else model_inputs.rebatched(cases, model, batch)
         for case in cases:
             request.admit(model, case, source)
         notes = (
             [f"{source} come from a loader that shuffles: {_OTHERS}"] if model_inputs.shuffles(request.inputs) else []
         )
-        return cases, notes
+        return cases, labels, notes
+    if spec.score is not None:
+        raise InputError(
+            f"score={spec.score.name}: there is nothing to score: neither the test nor trt_inputs gives inputs",
+            "return the samples with their labels: [Case(inputs, labels), …], or a loader of batches",
+        )
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
     notes = [f"inputs were generated (seed {spec.seed})"]
     if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
-    return model_inputs.generate(model, ranges, spec.seed), notes
+    return model_inputs.generate(model, ranges, spec.seed), labels, notes
 
 
-def _with_kept(request: Request, model: OnnxModel, cases: list[Case], notes: list[str]) -> tuple[list[Case], list[str]]:
+def _with_kept(
+    request: Request, model: OnnxModel, cases: Sequence[Case], notes: list[str]
+) -> tuple[Sequence[Case], list[str]]:
     """The cases, and behind them those that a search found earlier."""
     path = kept_inputs.file_of(request, model)
     found = kept_inputs.read(path, model)
@@ -242,10 +277,11 @@ def lowered(
 ) -> Known:
     """The model in its precision. That TensorRT has no place for a model says more than that it cannot be lowered."""
     reference = _reference(settings, request, model)
-    if existing is not None:
+    if existing is not None or settings.is_served(request):
         # Whoever built it lowered the model, nobody here knows how.
         as_it_is = Lowered(model.path, model.sha256, taken_as_it_is=True)
-        return Known(request, model, as_it_is, cases, reference, existing, system=existing)
+        system = existing or settings.system(request)
+        return Known(request, model, as_it_is, cases, reference, existing, system=system)
     try:
         return Known(request, model, _lowered(settings, request, model), cases, reference)
     except (ModelError, CalibrationError):
@@ -330,6 +366,8 @@ def placed(settings: Settings, known: Known) -> Known:
     check_values(known.request.build_options)
     if known.existing is not None:
         return _placed_engine(known, known.existing)
+    if known.system.is_server:
+        return _placed_on_server(known)
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, quantized_part(known.precision) or known.precision)
     problem = system.why_not(known.precision, op_types)
@@ -340,7 +378,8 @@ def placed(settings: Settings, known: Known) -> Known:
     )
     notes = found.notes
     if known.computed_in != known.precision:
-        why = "has no FP32 matrix products: it " if known.computed_in == "tf32" else ""
+        is_rtx = known.computed_in == "tf32" and system.evidence == "engine"
+        why = "has no FP32 matrix products: it " if is_rtx else ""
         computed = known.computed_in.upper()
         notes = (*notes, f"{system.title} {why}computes in {computed}, and is judged by {computed}'s limit")
     return known.recorded(*notes, precision=known.shown_precision)
@@ -361,6 +400,25 @@ def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
     if file.stated_model not in {None, known.model.sha256}:
         notes.append(f"by its manifest {file.label} was built from another model than {known.model.label} is now")
     return known.recorded(*notes, engine=existing.found_in_file(), precision=precision)
+
+
+def _placed_on_server(known: Known) -> Known:
+    """A served model with the precision that is said of it: no server tells what it computes in.
+
+    Raises
+    ------
+    ArgumentError
+        Neither is a precision said, nor what decides without one.
+    """
+    if known.has_unknown_precision:
+        if known.request.judge_parity and not _decides_alone(known.request.parity.tol):
+            raise ArgumentError(
+                f"{known.model.label}: what {known.system.title} computes in is not known, and neither precision= nor "
+                "tol= is given",
+                'say what it was built in, @trt_parity("model.onnx", precision="fp16"), or give a limit, tol=',
+            )
+        return known.recorded("the precision is not known: a server does not tell", precision=None)
+    return known.recorded(f"{known.precision} is stated, not proved: a server does not tell what it computes in")
 
 
 def _are_one(first: str, second: str) -> bool:
@@ -426,7 +484,7 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
         return
     reference = known.reference
     # A callable of the user's is not kept, and may not like another thread.
-    wanted = known.request.judge_parity and not isinstance(reference, CallableReference)
+    wanted = known.request.judges_outputs and not isinstance(reference, CallableReference)
 
     def compute() -> None:
         # What is wrong with it is said when it is asked for in earnest.
@@ -446,7 +504,7 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
         raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
     if settings.kept_open is None:
         return system.load(built)
-    found: Runner = settings.kept_open.get((system.name, built.path), lambda: system.load(built))
+    found: Runner = settings.kept_open.get((system.name, built.path, built.spec.precision), lambda: system.load(built))
     return found
 
 
@@ -460,9 +518,7 @@ def loaded(settings: Settings, known: Known) -> Known:
     """What runs it: the engine, without a GPU its emulation, or neither where there is nothing to learn."""
     system, request = known.running, known.request
     if known.existing is not None and not known.system.runs:
-        return known.recorded(
-            parity=parity.not_measured(request.parity, known.system.no_engine) if request.judge_parity else None
-        )
+        return _uncompared(known, known.system.no_engine)
     if system.is_emulation:
         if not request.judge_parity:
             return known
@@ -472,7 +528,7 @@ def loaded(settings: Settings, known: Known) -> Known:
         elif known.plugin_operators:
             reason = known.plugins_need_gpu()
         if reason is not None:
-            return known.recorded(parity=parity.not_measured(request.parity, reason))
+            return _uncompared(known, reason)
         _refuse_itself(known)
     if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
         raise ArgumentError(
@@ -488,6 +544,15 @@ def loaded(settings: Settings, known: Known) -> Known:
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
     return replace(known, built=found, runner=runner, load_ms=load_ms).recorded(
         backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
+    )
+
+
+def _uncompared(known: Known, reason: str) -> Known:
+    """What was asked of the outputs and could not be found out here, with the reason."""
+    spec = known.request.parity
+    return known.recorded(
+        parity=parity.not_measured(spec, reason) if known.request.judges_outputs else None,
+        score=scoring.not_measured(spec.score, reason) if spec.score else None,
     )
 
 
@@ -523,7 +588,8 @@ def inspected(settings: Settings, known: Known) -> Known:
     if known.runner is None or known.built is None:
         return known
     engine = known.running.described(known.built, known.runner) or known.record.engine
-    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine)
+    serving = known.running.serving(known.runner)
+    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine, server=serving)
     return known if known.existing is None else _with_precision_read(known, known.existing.file)
 
 
@@ -584,15 +650,34 @@ def compared(settings: Settings, known: Known) -> Known:
             doubt = known.running.doubt(known.built, known.runner, case) or parity.unstable(
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
-        if known.request.judge_parity or doubt:
+        if known.request.judges_outputs or doubt:
             outcome = parity.judge(known)
     known = _with_partition(known)
     if outcome is None:
         return known
+    if outcome.record.verdict == "pass":
+        known, doubt = _at_once(known, doubt)
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
+
+
+def _at_once(known: Known, doubt: str | None) -> tuple[Known, str | None]:
+    """Whether requests that are made together give what each gives alone, of what takes several at once."""
+    assert known.runner is not None
+    with known.alone():
+        found = known.running.at_once(known.runner, known.cases)
+    if found is None:
+        return known, doubt
+    apart = max(map(parity.apart, found.alone, found.together), default=0.0)
+    note = f"{found.note}; an answer lies up to {apart:.3g} from that of the same request alone"
+    server = known.record.server
+    if server is not None:
+        batches = None if found.batches is None else {str(size): count for size, count in found.batches.items()}
+        server = replace(server, at_once=len(found.together), difference=apart, batches=batches)
+    known = known.recorded(note, server=server)
+    return known, doubt or parity.unlike_alone(known, found)
 
 
 def _with_partition(known: Known) -> Known:
@@ -624,14 +709,29 @@ def costed(settings: Settings, known: Known) -> Known:
     return known.recorded(costs=costs or None)
 
 
+def scored(settings: Settings, known: Known) -> Known:
+    """How well it still does its task; of what does not compute the same twice, nothing can be said."""
+    spec = known.request.parity.score
+    if spec is None or known.runner is None or known.doubt is not None:
+        return known
+    settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
+    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
+    return known.recorded(*alone, score=scoring.judge(known, spec))
+
+
 def explained(settings: Settings, known: Known) -> Known:
     """Who is to blame for a failure; beside an engine's errors, those that its emulation has."""
     if known.outcome is None or known.doubt is not None:
         return known
     # What a plugin computes, nothing here can compute in pieces.
     if known.outcome.record.verdict == "fail" and not known.outcome.misplaced and not known.plugin_operators:
-        known = blame.blamed(settings, known)
-    if known.running.is_emulation or known.existing is not None or not settings.emulate_too:
+        if any(map(parity.is_joint, parity.limits_of(known).values())):
+            known = known.recorded(
+                "not diagnosed: detections are compared as sets, which no tensor inside the model is"
+            )
+        else:
+            known = blame.blamed(settings, known)
+    if known.running.is_emulation or known.is_given or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
         return known
@@ -642,7 +742,12 @@ def explained(settings: Settings, known: Known) -> Known:
 def watched(settings: Settings, known: Known) -> Known:
     """What the watcher says; what goes wrong there never hides what the check found."""
     watch = known.request.watch
-    if watch is None or known.outcome is None:
+    if watch is None:
+        return known
+    score, is_kept = known.record.score, known.outcome is not None and known.outcome.record.verdict == "fail"
+    if score is not None and is_bad(score.verdict) and not is_kept:
+        known = known.recorded(f"no failure bundle holds the score {score.name}: it is code; run the test itself again")
+    if known.outcome is None:
         return known
     try:
         with known.alone():
@@ -650,6 +755,16 @@ def watched(settings: Settings, known: Known) -> Known:
     except CheckError as error:
         note_broken(settings, known.request, error)
         return known.recorded(str(error))
+
+
+def _refuse_the_same(known: Known, other: ServerRecord | None, precision: Precision) -> None:
+    """What a served model is compared with for speed must not be that model itself."""
+    own = known.record.server
+    if own is not None and other is not None and (own.model, own.version) == (other.model, other.version):
+        raise ArgumentError(
+            f"min_speedup={{{precision!r}: …}}: the server's model {own.model!r} would be compared with itself",
+            "name the models by their precision: --trt-triton-url=http://localhost:8000/{model}_{precision}",
+        )
 
 
 def timed(settings: Settings, known: Known) -> Known:
@@ -670,7 +785,7 @@ def timed(settings: Settings, known: Known) -> Known:
         for entry in record.budgets
         if entry.verdict == "not_measured" != record.verdict and entry.name != BASELINE
     ]
-    return known.recorded(*baselines.notes(record), *missed, latency=record)
+    return known.recorded(*latency.notes(record), *missed, latency=record)
 
 
 def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
@@ -701,9 +816,11 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
 
 
 def _loaded_rival(settings: Settings, known: Known, system: Backend, precision: Precision) -> latency.Rival:
-    lowered = _lowered(settings, known.request, known.model, precision)
+    lowered = None if system.is_server else _lowered(settings, known.request, known.model, precision)
     built = system.build(known.spec(system, lowered, precision), settings.cache)
-    return latency.Rival(system, loaded_by(settings, system, built), f"{system.title} in {precision}")
+    runner = loaded_by(settings, system, built)
+    _refuse_the_same(known, system.serving(runner), precision)
+    return latency.Rival(system, runner, f"{system.title} in {precision}")
 
 
 def kept(settings: Settings, known: Known) -> Known:
@@ -726,13 +843,13 @@ def profiled(settings: Settings, known: Known) -> Known:
 
 def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
-    return judged_again(settings, known, (loaded, inspected, compared, costed, timed, profiled), (explained, watched))
+    again = (loaded, inspected, compared, scored, costed, timed, profiled)
+    return judged_again(settings, known, again, (explained, watched))
 
 
 def concluded(settings: Settings, known: Known) -> Known:
     """The verdict, and what is to be read first; under `--trt-require-gpu`, what no GPU ran or measured fails."""
-    parts = [part for part in (known.record.parity, known.record.latency) if part is not None]
-    known = known.recorded(verdict=combine([part.verdict for part in parts]))
+    known = known.recorded(verdict=combine([part.verdict for part in known.record.parts.values()]))
     return known.recorded(**message.conclusion(known, require_gpu=settings.require_gpu))
 
 
@@ -757,6 +874,6 @@ def proved(settings: Settings, known: Known) -> Known:
 
 BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 CHECKING: Sequence[Step] = (
-    *(placed, built, loaded, inspected, compared, searched, costed),
+    *(placed, built, loaded, inspected, compared, searched, scored, costed),
     *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
 )

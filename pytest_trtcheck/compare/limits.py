@@ -92,6 +92,46 @@ def resolve_limits(
         limits, value = (default, None) if pattern is None else (given[pattern], owners[pattern])
         division = _division(name, value, (known or {}).get(name, _UNDIVIDED))
         resolved[name] = tuple(replace(limit, division=division) for limit in limits)
+    return _joined(resolved, precision)
+
+
+def _joined(resolved: dict[str, tuple[Limit, ...]], precision: Precision) -> dict[str, tuple[Limit, ...]]:
+    """The same where a metric is of several outputs together: it alone judges each of those, and no other.
+
+    Raises
+    ------
+    ArgumentError
+        It names an output that does not exist, or stands beside other limits.
+    """
+    joint = {limit.metric: limit for limits in resolved.values() for limit in limits if limit.metric.joins}
+    if not joint:
+        return resolved
+    owner: dict[str, Limit] = {}
+    for metric, limit in joint.items():
+        if missing := [name for name in metric.joins if name not in resolved]:
+            names = ", ".join(map(repr, resolved))
+            raise ArgumentError(
+                f"metric {metric.name}: the model has no output {', '.join(map(repr, missing))}",
+                f"its outputs are {names}",
+            )
+        owner |= dict.fromkeys(metric.joins, limit)
+    why = "it is none of the outputs that are judged together"
+    for name, limits in resolved.items():
+        given = [each for each in limits if each.metric is not MISMATCHES and not each.source.startswith("default")]
+        others = [each for each in given if not each.metric.joins]
+        if name in owner and others:
+            raise ArgumentError(
+                f"{owner[name].source}: {owner[name].metric.name} judges {name!r} alone, and {others[0].metric.name} "
+                "is limited beside it",
+                "its elements have no order to be compared in",
+            )
+        if name in owner:
+            resolved[name] = (owner[name],)
+        elif any(each.metric.joins for each in limits):
+            division = limits[0].division
+            resolved[name] = tuple(
+                replace(each, division=division) for each in _default(METRICS["max"], precision, why)
+            )
     return resolved
 
 

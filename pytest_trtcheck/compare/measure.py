@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck.compare.detections import measure_joint
 from pytest_trtcheck.compare.division import Division, measure_parts
 from pytest_trtcheck.compare.measurement import Fault, Measurement
 from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
@@ -49,16 +50,14 @@ def measure_all(
             f"the outputs came back {' and '.join(parts)}; the reference has {', '.join(reference)}",
             "both sides must come from the same model",
         )
-    return {
-        name: measure(
-            name,
-            actual[name],
-            reference[name],
-            expected_dtype=(expected_dtypes or {}).get(name),
-            limits=limits.get(name, ()),
-        )
-        for name in reference
-    }
+    found = {}
+    for name in reference:
+        of_output, dtype = limits.get(name, ()), (expected_dtypes or {}).get(name)
+        if any(limit.metric.joins for limit in of_output):
+            found[name] = measure_joint(name, actual, reference, of_output, dtype)
+        else:
+            found[name] = measure(name, actual[name], reference[name], expected_dtype=dtype, limits=of_output)
+    return found
 
 
 def measure(

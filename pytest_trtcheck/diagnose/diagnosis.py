@@ -148,7 +148,7 @@ class _Diagnosis:
             judging.value_of(from_emulated, total.output, total.metric),
             total.value,
         )
-        self.blame = Blame(step, _HEADLINES[step], errors)
+        self.blame = Blame(step, _HEADLINES[step].format(system=self.subject.system), errors)
         # The share of the limit that the emulation may use up so that the engine, which errs more, passes too.
         self.goal = 1.0
         if self.engine is not None and 0 < lowered.usage < total.usage < math.inf:
@@ -159,7 +159,7 @@ class _Diagnosis:
         except Exception as error:
             # A fault of ours must not hide the failure that it was to explain.
             self._missed(f"the diagnosis broke off, which is a fault of its own: {type(error).__name__}: {error}")
-            self.blame = Blame(step, _HEADLINES[step], errors)
+            self.blame = Blame(step, _HEADLINES[step].format(system=self.subject.system), errors)
         seconds = time.monotonic() - self.start
         if seconds >= _LONG_S:
             self.notes.append(f"this diagnosis took {seconds:.0f} s; --trt-diagnose=SECONDS limits it, 0 leaves it out")
@@ -498,9 +498,9 @@ class _Diagnosis:
             )
             return
         culprit, others = found
-        headline = _headline(culprit, 0)
+        headline = f"{self.subject.system} goes wrong at node {culprit.node!r}"
         if others:
-            headline = f"TensorRT goes wrong in one of {len(others) + 1} nodes around {culprit.node!r}"
+            headline = f"{self.subject.system} goes wrong in one of {len(others) + 1} nodes around {culprit.node!r}"
         if self.blame.culprit is not None:
             self.notes.append(f"{headline}: {culprit.detail}")
         else:
@@ -522,8 +522,8 @@ class _Diagnosis:
 
 _HEADLINES: Mapping[Step, str] = {
     "precision": "the lowered model itself is off",
-    "engine": "the lowered model is right, TensorRT computes something else",
-    "both": "the lowered model is off, and TensorRT computes something else again",
+    "engine": "the lowered model is right, {system} computes something else",
+    "both": "the lowered model is off, and {system} computes something else again",
     "spread": "the error is spread over the graph, no single layer is to blame",
 }
 
@@ -565,6 +565,5 @@ def _headline(culprit: Culprit, others: int) -> str:
         "cancellation": f"node {culprit.node!r} cancels what its operands were rounded by",
         "rounding": f"node {culprit.node!r} is too sensitive to rounding",
         "amplified": f"what is rounded at node {culprit.node!r} does most of the harm",
-        "engine": f"TensorRT goes wrong at node {culprit.node!r}",
     }[culprit.kind]
     return f"{at}, and {others} more alike" if others else at

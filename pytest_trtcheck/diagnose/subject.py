@@ -106,6 +106,8 @@ class Subject:
         What the marker or fixture gave.
     cases
         All inputs; `worst` is the index of the one to look at.
+    system
+        What ran the lowered model, for messages.
     """
 
     model: OnnxModel
@@ -119,6 +121,7 @@ class Subject:
     limits: Mapping[str, tuple[Limit, ...]]
     reference: AnyReference
     exclude: tuple[str, ...] = ()
+    system: str = "TensorRT"
 
     @property
     def case(self) -> Case:

@@ -26,7 +26,7 @@ from pytest_trtcheck.errors import ArgumentError, ReportError, plural
 from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export import release, triton, typed
 from pytest_trtcheck.export.folder import MANIFEST
-from pytest_trtcheck.export.proof import NotProvedError, parity, require_engine, some
+from pytest_trtcheck.export.proof import NotProvedError, of_inputs, parity, require_engine, score, some
 from pytest_trtcheck.record import is_bad
 from pytest_trtcheck.spec import BuildOptions
 
@@ -434,6 +434,7 @@ def _manifest(name: str, engine: _Engine, config: str, batching: triton.Batching
         "compiled_for": engine.compiled_for or None,
         "proved_by": sorted({check.nodeid for check in engine.proved_by}),
         "parity": [parity(check, check.parity) for check in engine.proved_by if check.parity],
+        "score": [of_inputs(check) | score(check.score) for check in engine.proved_by if check.score],
         "latency": [_latency(check, check.latency) for check in engine.proved_by if check.latency],
     }
 

@@ -10,7 +10,7 @@ from pytest_trtcheck.record import is_bad, jsonable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, ParityRecord, ScoreRecord
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class NotProvedError(Exception):
 def require_sound(checks: Sequence[CheckRecord]) -> None:
     """See that every check passed, once, in a test that passed, and that one of them compared outputs."""
     _raise_first([found for check in checks if (found := _unsound(check))])
-    if not any(check.parity for check in checks):
-        raise NotProvedError("nothing compared", "its outputs were never compared: no check of it asked for parity")
+    if not any(check.parity or check.score for check in checks):
+        raise NotProvedError(
+            "nothing compared", "its outputs were never compared: no check of it asked for parity or a score"
+        )
 
 
 def require_engine(checks: Sequence[CheckRecord]) -> None:
@@ -44,7 +46,8 @@ def require_engine(checks: Sequence[CheckRecord]) -> None:
 
 def ran_on_gpu(check: CheckRecord) -> bool:
     """Whether a GPU ran an engine of it, and its outputs were compared."""
-    return check.evidence == "engine" and check.parity is not None and check.parity.verdict == "pass"
+    judged = [part.verdict for part in (check.parity, check.score) if part is not None]
+    return check.evidence == "engine" and bool(judged) and set(judged) == {"pass"}
 
 
 def _raise_first(found: Sequence[Objection]) -> None:
@@ -64,8 +67,9 @@ def _unsound(check: CheckRecord) -> Objection | None:
             return Objection("not measured", f"{nodeid}: not measured{why}")
         ended = "xfailed" if check.expected_failure else check.outcome or "not seen to end"
         return Objection(f"test {ended}", f"{nodeid}: the check passed, but the test was {ended}")
-    if check.parity and check.parity.verdict != "pass":
-        return Objection("not measured", f"{nodeid}: parity {_verdict(check.parity)}")
+    for name, part in (("parity", check.parity), ("score", check.score)):
+        if part and part.verdict != "pass":
+            return Objection("not measured", f"{nodeid}: {name} {_verdict(part)}")
     if check.runs > 1:
         # It was made until it passed.
         text = f"{nodeid}: passed in run {check.runs} of the test alone, so it may not pass the next time"
@@ -84,21 +88,29 @@ def _unmeasured(check: CheckRecord) -> Objection | None:
     return None if check.verdict == "pass" else Objection("not measured", f"{nodeid}: not measured")
 
 
-def _verdict(part: ParityRecord | LatencyRecord) -> str:
+def _verdict(part: ParityRecord | ScoreRecord | LatencyRecord) -> str:
     return part.verdict.replace("_", " ") + (f": {part.reason}" if part.reason else "")
+
+
+def of_inputs(check: CheckRecord) -> dict[str, Any]:
+    """Which check it is, and of what inputs."""
+    return {"nodeid": check.nodeid, "cases": check.cases, "inputs": check.inputs, "seed": check.seed}
 
 
 def parity(check: CheckRecord, found: ParityRecord) -> dict[str, Any]:
     """The measured errors of a check, as manifests have them."""
     hidden = ("worst_index", "verdict", "details")
     return {
-        "nodeid": check.nodeid,
-        "cases": check.cases,
-        "inputs": check.inputs,
-        "seed": check.seed,
+        **of_inputs(check),
         **some(found, "metric", "worst", "tol", "tol_source"),
         "outputs": [{n: v for n, v in jsonable(each).items() if n not in hidden} for each in found.outputs],
     }
+
+
+def score(found: ScoreRecord) -> dict[str, Any]:
+    """The score of a check, as manifests have it."""
+    bounds = ("lower", "upper", "confidence", "max_drop", "lower_is_better")
+    return some(found, "name", "reference", "value", "drop", *bounds, "samples")
 
 
 def some(record: object, *names: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck import __version__
 from pytest_trtcheck.errors import CheckError, ReportError
 from pytest_trtcheck.export import folder as folders
-from pytest_trtcheck.export.proof import NotProvedError, parity, ran_on_gpu, require_sound
+from pytest_trtcheck.export.proof import NotProvedError, of_inputs, parity, ran_on_gpu, require_sound, score
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.sources import MODEL_FILE, open_model
 from pytest_trtcheck.precision.lowering import KINDS
@@ -141,7 +141,7 @@ def _evidence(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _manifest(name: str, file: str, typed: TypedModel, environment: Environment | None) -> dict[str, Any]:
-    judged = [_judged(check, environment) for check in typed.checks if check.parity]
+    judged = [_judged(check, environment) for check in typed.checks if check.parity or check.score]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -164,11 +164,11 @@ def _tensor(spec: onnx_model.TensorSpec) -> dict[str, Any]:
 
 def _judged(check: CheckRecord, environment: Environment | None) -> dict[str, Any]:
     """One check of the file: by what, on what, how far off."""
-    assert check.parity is not None
     gpu = environment.gpu.name if environment and environment.gpu and check.evidence == "engine" else None
     found = environment.tensorrt if environment and check.evidence == "engine" else None
     return {
-        **parity(check, check.parity),
+        **(parity(check, check.parity) if check.parity else of_inputs(check)),
+        **({"score": score(check.score)} if check.score else {}),
         "evidence": check.evidence,
         "backend": check.backend,
         "gpu": gpu,

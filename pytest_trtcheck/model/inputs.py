@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pytest_trtcheck.errors import InputError, plural
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
     InputError
         `value` is none of these, or a case does not fit the model: name, dtype, rank, size, or NaN.
     """
-    if isinstance(value, Mapping) or is_array(value):
-        return [_case(value, model, source)]
+    if isinstance(value, (Mapping, Labelled)) or is_array(value):
+        return [case_from(value, model, source)]
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         if not value:
             raise InputError(f"{source}: an empty list of inputs", "give at least one mapping or array")
-        return [_case(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+        return [case_from(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
-        cases = [_case(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
+        cases = [case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
         if not cases:
             raise InputError(f"{source}: the {type(value).__name__} is empty", "give at least one batch")
         return cases
@@ -76,6 +77,15 @@ def from_loader(item: object, names: Sequence[str]) -> object:
     return item
 
 
+def unlabelled(value: Any) -> Any:
+    """What a test gave without the labels, as far as it can be told without asking for all of it."""
+    if isinstance(value, Labelled):
+        return value.inputs
+    if isinstance(value, (list, tuple)) and any(isinstance(each, Labelled) for each in value):
+        return [unlabelled(each) for each in value]
+    return value
+
+
 def first_items(value: Any) -> list[object]:
     """The items that inputs are made of, as they were given; of a loader the first one alone.
 
@@ -84,7 +94,7 @@ def first_items(value: Any) -> list[object]:
     InputError
         There is none.
     """
-    if isinstance(value, Mapping) or is_array(value) or isinstance(value, (str, bytes)):
+    if isinstance(value, (Mapping, Labelled, str, bytes)) or is_array(value):
         return [value]
     found = list(value) if isinstance(value, Sequence) else list(islice(value, 1)) if is_loader(value) else [value]
     if not found:
@@ -100,6 +110,8 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     InputError
         It holds no arrays.
     """
+    if isinstance(item, Labelled):
+        item = item.inputs
     if is_array(item):
         item = (item,)
     if not isinstance(item, (Mapping, tuple, list)):
@@ -135,8 +147,17 @@ def _described(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{s.name} ({s.dtype}, {list(s.shape)})" for s in specs) or "none"
 
 
-def _case(value: object, model: OnnxModel, source: str) -> Case:
+def case_from(value: object, model: OnnxModel, source: str) -> Case:
+    """One case; of one with labels, the inputs.
+
+    Raises
+    ------
+    InputError
+        It does not fit the model: name, dtype, rank, size, or NaN.
+    """
     specs = model.inputs
+    if isinstance(value, Labelled):
+        value = value.inputs
     if is_array(value):
         if len(specs) != 1:
             raise InputError(

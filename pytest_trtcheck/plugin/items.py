@@ -175,8 +175,13 @@ def _not_run(item: pytest.Item) -> ArgumentError:
     )
 
 
-def _returned(item: pytest.Function) -> object:
+def _returned(item: pytest.Function, *, may_stream: bool) -> object:
     """What the body of a marked test returned; marks it as checked.
+
+    Parameters
+    ----------
+    may_stream
+        Whether it may give its cases one at a time: a score takes more of them than memory holds.
 
     Raises
     ------
@@ -193,6 +198,8 @@ def _returned(item: pytest.Function) -> object:
     if not body.returned:
         raise _not_run(item)
     value = body.returned[-1]
+    if inspect.isgenerator(value) and may_stream:
+        return value
     if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
         if hasattr(value, "close"):
             value.close()
@@ -207,7 +214,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
     """Check what the markers of `item` ask for, with what the test returned as inputs."""
     fixture = item.funcargs.get
     try:
-        inputs, source = _returned(item), "returned"
+        inputs, source = _returned(item, may_stream=found.parity.score is not None), "returned"
     except CheckError as error:
         outcome.refuse(item, error)
     if inputs is None:
@@ -301,7 +308,8 @@ class OnnxItem(_FileItem, pytest.Function):
 
     def runtest(self) -> None:
         """Check the model as a marked test that returns nothing would."""
-        parity = ParitySpec(precision=(self.originalname,))  # type: ignore[arg-type]  # the option takes no other names
+        is_asked = settings.is_given(self.config, "trt_precision")
+        parity = ParitySpec(precision=(self.originalname,), states_precision=is_asked)  # type: ignore[arg-type]  # the option takes no other names
         given = self.funcargs.get
         request = outcome.request_for(
             self,
@@ -312,7 +320,7 @@ class OnnxItem(_FileItem, pytest.Function):
             inputs_source="trt_inputs",
             default_batch=1,
         )
-        outcome.run(self, replace(request, precision_is_default=not settings.is_given(self.config, "trt_precision")))
+        outcome.run(self, replace(request, precision_is_default=not is_asked))
 
 
 class BundleItem(_FileItem):
@@ -337,6 +345,8 @@ class BundleItem(_FileItem):
             outcome.refuse(self, unforeseen(error, str(self.path)))
         if backend != backends.AUTO:
             parity = replace(parity, backend=None)
+        elif loaded.record.server is not None:
+            parity = replace(parity, backend=loaded.record.backend)
 
         def watch(known: Known) -> tuple[str, ...]:
             return (
@@ -355,7 +365,8 @@ class BundleItem(_FileItem):
                 inputs=list(loaded.cases),
                 inputs_source="given",
                 options=loaded.options,
-                lowered=loaded.lowered,
+                # What a server computes from is not ours: another system gets the model lowered here.
+                lowered=None if loaded.record.server else loaded.lowered,
                 watch=watch,
             ),
         )

@@ -15,7 +15,7 @@ import pytest
 from pytest_trtcheck.choices import MARKERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
 _SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
@@ -35,9 +35,10 @@ def ours(obj: Any) -> list[pytest.Mark]:
 
 
 def _ours_among(marks: object) -> list[pytest.Mark]:
-    listed = marks if isinstance(marks, (list, tuple)) else [marks]
-    unpacked = (getattr(mark, "mark", mark) for mark in listed)
-    return [mark for mark in unpacked if isinstance(mark, pytest.Mark) and mark.name in MARKERS]
+    listed: Sequence[Any] = marks if isinstance(marks, (list, tuple)) else [marks]
+    # By their types: what has every attribute that it is asked for (`torch.classes`) is no mark.
+    unpacked = (mark.mark if issubclass(type(mark), pytest.MarkDecorator) else mark for mark in listed)
+    return [mark for mark in unpacked if issubclass(type(mark), pytest.Mark) and mark.name in MARKERS]
 
 
 # --- which marks reach a test ----------------------------------------------------------------------------------------

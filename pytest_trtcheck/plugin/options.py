@@ -34,6 +34,7 @@ OPTIONS: tuple[Option, ...] = (
         choices=backends.NAMES,
         metavar="LIST",
     ),
+    Option("trt_triton_url", "text", "the Triton server that --trt-backend=triton asks", metavar="URL"),
     Option(
         "trt_precision",
         "names",
@@ -70,6 +71,13 @@ OPTIONS: tuple[Option, ...] = (
         metavar="SECONDS",
     ),
     Option("trt_collect", "lines", "globs of .onnx files to collect as tests", default=(), ini_only=True),
+    Option(
+        "trt_triton_models",
+        "lines",
+        "what the Triton server calls which models, one a line: 'models/detector.onnx = detector_fp16/2'",
+        default=(),
+        ini_only=True,
+    ),
     Option("trt_gpus", "lines", "GPUs of your own, one a line: 'MyBoard = 8.7'", default=(), ini_only=True),
     Option("trt_cache_size", "size", "the most the cache may hold, such as '20 GiB'", default="20 GiB", ini_only=True),
     Option(

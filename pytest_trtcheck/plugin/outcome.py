@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_trtcheck.choices import BACKEND
-from pytest_trtcheck.errors import CheckError, CheckFailed, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,10 +84,15 @@ def request_for(
     from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.plugin import options
 
-    listed = parameters(item).get(BACKEND)
-    if listed is not None and parity.backend is None:
-        compared = parity.backends or options.value(item.config, "trt_backend")
-        parity = replace(parity, backend=listed, backends=compared)
+    compared = parity.backends or options.value(item.config, "trt_backend")
+    if parity.backend is None and parity.engine is None and len(compared) > 1:
+        if BACKEND not in parameters(item):
+            raise ArgumentError(
+                f"{item.name}: {', '.join(compared)} are to be compared, and the test came to its check too late",
+                "mark it while tests are collected, and name trt_check or trt_build among its arguments; or name one "
+                "backend=",
+            )
+        parity = replace(parity, backend=parameters(item)[BACKEND], backends=compared)
     return Request(
         nodeid=item.nodeid,
         model=model,

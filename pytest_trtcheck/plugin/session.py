@@ -89,6 +89,10 @@ class Session:
         if values["trt_gpu"]:
             gpu.find_gpu(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        if values["trt_triton_url"]:
+            from pytest_trtcheck.backends.triton.address import Address
+
+            Address.parse(values["trt_triton_url"])
         _ = session_of(config).evidence, session_of(config).evidence_key
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
@@ -123,6 +127,8 @@ class Session:
             return
         backend = backends.load(name)
         backend.require()
+        if backend.is_server:
+            backend.find(self.checker.machine)
         if not needs and (not wanted or not backend.builds):
             return
         system = backend.find(self.checker.machine)
@@ -296,6 +302,8 @@ class Session:
             requested=self.requested,
             detected=self.detection.gpu,
             no_gpu_reason=self.detection.reason,
+            triton_url=self.get("trt_triton_url"),
+            triton_models=self.get("trt_triton_models"),
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),

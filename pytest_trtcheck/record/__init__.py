@@ -218,6 +218,51 @@ class ParityRecord:
     """The nodes that `keep_fp32="auto"` found; empty where none are needed."""
 
 
+# --- the task's score -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """A sample that the reference and the engine score differently: its case, and its place in there, both from 0."""
+
+    case: int
+    sample: int
+    reference: float | str | None = None
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """The score of a check: of the reference, of what ran, and by how much it fell.
+
+    `lower` and `upper` bound `drop` with `confidence` (both sides together); a negative drop is a gain. The limit,
+    `max_drop`, and all of these are in the score's own unit.
+    """
+
+    verdict: Verdict
+    name: str = ""
+    reference: float | None = None
+    value: float | None = None
+    drop: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    confidence: float | None = None
+    max_drop: float | None = None
+    lower_is_better: bool = False
+    samples: int = 0
+    disagreeing: int = 0
+    """Of how many samples the items differ."""
+    samples_to_decide: int | None = _absent()
+    """About how many samples would decide, where these did not."""
+    method: str | None = None
+    reason: str | None = None
+    worst: tuple[SampleRecord, ...] = ()
+    """The samples that lost most; where items are no numbers, the first that changed."""
+    errors: Mapping[str, float | None] | None = _absent()
+    """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
+    errors_of_cases: int | None = _absent()
+
+
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +306,32 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class LoadRecord:
+    """Throughput and latency with so many requests under way at once, over the last windows that were measured.
+
+    Parameters
+    ----------
+    requests, qps
+        The requests that were answered, and how many a second.
+    stable
+        Whether throughput and latency stood still over these windows.
+    windows
+        How many it took.
+    client_cores
+        The processor time that sending and receiving took on this side, in cores: near 1 it is the client that is slow.
+    """
+
+    concurrency: int
+    requests: int
+    qps: float
+    p50_ms: float | None
+    p99_ms: float | None
+    stable: bool
+    windows: int
+    client_cores: float
+
+
+@dataclass(frozen=True)
 class LatencyDetails:
     """How a latency was measured, and what a report draws from."""
 
@@ -281,6 +352,10 @@ class LatencyDetails:
     samples_ms: tuple[float, ...] = _absent(())
     distribution: Mapping[str, Any] | None = _absent()
     """`latency.distribution.Distribution` reads it."""
+    load: tuple[LoadRecord, ...] = _absent(())
+    """Of a server: by the number of requests at once, 1, 2, 4, …"""
+    load_ended: str | None = _absent()
+    """Why no more of them were tried."""
     budget_keys: Mapping[str, str] | None = _absent()
     conditions: Conditions | None = _absent()  # noqa: RUF009 - it is a field
     disturbances: tuple[str, ...] = _absent((), beside="conditions")
@@ -321,7 +396,7 @@ class LayerRecord:
     precision: str | None = _absent()
     """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
     nodes: tuple[str, ...] = _absent(())
-    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    """The ONNX nodes in it that do arithmetic; where that is not known, those whose names say of no conversion."""
     moves: tuple[str, ...] = _absent(())
     """Those that only move, convert or choose values."""
     time_ms: float | None = _absent()
@@ -366,6 +441,40 @@ class EngineRecord:
 
 
 @dataclass(frozen=True)
+class ServerRecord:
+    """The served model that was checked, as the server describes it.
+
+    Parameters
+    ----------
+    server
+        Name and version, such as "triton 2.51.0".
+    platform
+        What runs the model there, such as `tensorrt_plan`.
+    at_once, difference
+        How many answers there were to requests that were sent together with others, and how far one lay from that to
+        the same request alone, as max|a - b| / max|a|.
+    batches
+        What the server counted meanwhile: how many executions there were, by batch size.
+    proved
+        Whether the precision was proved: a server does not tell.
+    """
+
+    url: str
+    server: str
+    model: str
+    version: str
+    platform: str
+    max_batch_size: int
+    at_once: int | None = None
+    difference: float | None = None
+    batches: Mapping[str, int] | None = None
+    proved: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.server} at {self.url}: model {self.model!r}, version {self.version} ({self.platform})"
+
+
+@dataclass(frozen=True)
 class NodeRecord:
     """A node, and the provider of ONNX Runtime that computes it."""
 
@@ -386,7 +495,7 @@ class PartitionRecord:
     elsewhere: tuple[NodeRecord, ...] = ()
     """The nodes that other providers compute."""
     shapes_on_cpu: int = 0
-    """Further nodes, on the CPU, that compute from shapes and constants alone."""
+    """Further nodes, on the CPU, that compute from shapes alone."""
     kernels: Mapping[str, int] | None = _absent()
     """How many of its nodes compute in which type, by ONNX Runtime's profile of a run."""
 
@@ -603,6 +712,8 @@ class SearchRecord:
     elements: int | None = _absent(beside="changed")
     kept: str | None = _absent(beside="changed")
     """The file that keeps it."""
+    scale: float | None = _absent(beside="changed")
+    """How large max|reference| of the output is there, to what it is on the check's own inputs."""
 
 
 @dataclass(frozen=True)
@@ -645,8 +756,11 @@ class CheckRecord:
     build_options: Mapping[str, Any] | None = _absent()
     """The `BuildOptions` that are not the default."""
     parity: ParityRecord | None = None
+    score: ScoreRecord | None = _absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    server: ServerRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """The served model that gave the outputs."""
     partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
     """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
     costs: Mapping[str, float] | None = _absent()
@@ -682,6 +796,12 @@ class CheckRecord:
     def headline(self) -> str:
         """The first line of the message."""
         return first_line(self.message or "")
+
+    @property
+    def parts(self) -> dict[str, ParityRecord | ScoreRecord | LatencyRecord]:
+        """The parts that the check has, by name."""
+        named = {"parity": self.parity, "score": self.score, "latency": self.latency}
+        return {name: part for name, part in named.items() if part is not None}
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
@@ -774,6 +894,8 @@ class SystemRecord:
     engine_mib: float | None = None
     build_s: float | None = None
     load_ms: float | None = None
+    measured: str | None = None
+    """What a run's time is, such as "GPU time"."""
     missing: tuple[str, ...] = ()
     """What could not be measured, and why."""
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.metrics import recorded
 from pytest_trtcheck.record import BASELINE, SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
-from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, parts, verdict_word
+from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, scored, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_trtcheck.latency.distribution import Distribution
-    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord, ScoreRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
 
@@ -67,11 +67,14 @@ def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
     ReportError
         A latency distribution cannot be read.
     """
-    return (*_verdicts(old, new), *_errors(old, new), *_latency(old, new), *_engine(old, new))
+    return (
+        *(*_verdicts(old, new), *_errors(old, new), *_score(old, new), *_calibration(old, new)),
+        *(*_latency(old, new), *_engine(old, new)),
+    )
 
 
 def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
-    before, after = parts(old), parts(new)
+    before, after = old.parts, new.parts
     overall = old.verdict, new.verdict
     for name in (None, *(name for name in before if name in after)):
         pair = overall if name is None else (before[name].verdict, after[name].verdict)
@@ -85,7 +88,7 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
         words = [verdict_word(record, name) for record in (old, new)]
         what = "verdict" if name is None else f"{name} verdict"
         yield Change(what, direction, words[0], words[1], verdict=pair[1], weight=abs(ranks[1] - ranks[0]))
-    for name in ("parity", "latency"):
+    for name in ("parity", "score", "latency"):
         if (name in before) != (name in after) and "error" not in overall:
             words = ["checked" if name in there else "not asked for" for there in (before, after)]
             yield Change(name, "changed", words[0], words[1])
@@ -153,6 +156,29 @@ def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
     )
 
 
+def fell_further(old: ScoreRecord, new: ScoreRecord) -> bool:
+    """Whether a score surely fell further: by at least more than it fell by at the most before."""
+    return new.lower is not None and old.upper is not None and new.lower > old.upper
+
+
+def _score(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """Another drop of the score, where neither's bounds hold the other's; and another limit on it."""
+    before, after, views = old.score, new.score, [scored(each) for each in (old, new)]
+    if before is None or after is None or views[0] is None or views[1] is None:
+        return
+    if before.name != after.name:
+        yield Change("score", "changed", views[0].name, views[1].name)
+        return
+    if before.reference != after.reference:
+        texts = [format_number(each.reference or 0.0, 4) for each in (before, after)]
+        yield Change(f"{after.name} of the reference", "changed", texts[0], texts[1])
+    worse = fell_further(before, after)
+    if worse or fell_further(after, before):
+        yield Change(f"{after.name} drop", "worse" if worse else "better", views[0].drop, views[1].drop, views[1].limit)
+    if before.max_drop != after.max_drop:
+        yield Change(f"{after.name} max_drop", "changed", views[0].limit, views[1].limit)
+
+
 def cost(judged: Judgement) -> float:
     """`cost_of` its value."""
     return cost_of(judged, judged.value)
@@ -172,6 +198,26 @@ def limit_text(judged: Judgement) -> str:
     """Its limit, with its sign."""
     sign = "≥" if judged.at_least else "≤"
     return MISSING if judged.limit is None else f"{sign} {format_limit(judged.limit)}"
+
+
+def _calibration(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """Other calibration data, and what became of it: other ranges, and so another model, from the same file."""
+    before, after = old.calibration, new.calibration
+    if before is None or after is None:
+        return
+    if before.sha256 != after.sha256 and None not in {before.sha256, after.sha256}:
+        words = [f"{plural(each.samples, 'sample')} (sha256 {str(each.sha256)[:8]}…)" for each in (before, after)]
+        yield Change("calibration data", "changed", words[0], words[1])
+    methods = [
+        each.method + (f" {each.percentile:g}" if each.percentile is not None else "") for each in (before, after)
+    ]
+    if methods[0] != methods[1]:
+        yield Change("calibration method", "changed", methods[0], methods[1])
+    for name, found in (after.inputs or {}).items():
+        then = (before.inputs or {}).get(name)
+        if then is not None and found.drifted != then.drifted:
+            words = ["not covered" if each.drifted else "covered" for each in (then, found)]
+            yield Change(f"calibration of {name}", "changed", words[0], words[1])
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

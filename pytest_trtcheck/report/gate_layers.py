@@ -28,6 +28,8 @@ _BITS: Mapping[str, int] = {
     "tf32": 32,
     "fp32": 32,
 }
+NARROW = frozenset(kind for kind, bits in _BITS.items() if bits < 32)
+"""What may be lost to FP32."""
 _ANY = 99
 """More than any: what does not tell its type may have every one."""
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import listed, plural
-from pytest_trtcheck.record import SEVERITY, combine
+from pytest_trtcheck.record import SEVERITY, combine, nodes_shown
 from pytest_trtcheck.report import diff, diff_changes, gate_layers
 from pytest_trtcheck.report.text import format_number, format_optional
-from pytest_trtcheck.report.view import decisive, parts, verdict_word
+from pytest_trtcheck.report.view import decisive, scored, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, RunRecord
+    from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, PartitionRecord, RunRecord
 
 Question: TypeAlias = Literal["comparable", "verdict", "error", "latency", "precision", "layers"]
 Outcome: TypeAlias = Literal["pass", "inconclusive", "not compared", "fail"]
@@ -72,7 +72,7 @@ class Finding:
 
 def _contradiction(check: CheckRecord) -> str | None:
     """What of a record cannot be as the plugin writes it; None where nothing is seen."""
-    parts_say = combine([part.verdict for part in parts(check).values()])
+    parts_say = combine([part.verdict for part in check.parts.values()])
     if check.verdict != "error" and SEVERITY.index(check.verdict) < SEVERITY.index(parts_say):
         return f"its verdict is {check.verdict}, and that of a part {parts_say}"
     for (output, metric), judged in diff_changes.by_place(check).items():
@@ -118,6 +118,7 @@ def answers(
     return (
         *_verdict(old, new),
         *_error(old, new, limits, is_emulated=is_emulated),
+        *_score(old, new, is_emulated=is_emulated),
         *_latency(old, new, limits),
         *_layers(old, new, limits),
     )
@@ -159,6 +160,27 @@ def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: b
             now += "" if two is None else f", and is by {diff_changes.limit_text(two)}"
             yield Finding("error", "not compared", f"{' '.join(filter(None, place))} {now}", "not-comparable")
     yield from _rises(old, new, limits)
+
+
+def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator[Finding]:
+    """Whether the task's score surely fell further than before: no bounds of the two drops overlap."""
+    one, two = scored(old), scored(new)
+    if old.score is None or one is None:
+        return
+    if new.score is None or two is None:
+        yield Finding("error", "not compared", f"{one.name} was scored in the old report alone", "not-measured")
+        return
+    asked = [(each.name, each.max_drop, each.lower_is_better, each.samples) for each in (old.score, new.score)]
+    if asked[0] != asked[1]:
+        yield Finding(
+            "error", "not compared", f"another score, max_drop or number of samples: {two.name}", "not-comparable"
+        )
+        return
+    if is_emulated and old.parity is None:
+        yield Finding("error", "not compared", "the score was emulated in both: TensorRT did not run", "emulated")
+    text = f"{two.name} drop {one.drop} → {two.drop}"
+    is_worse = diff_changes.fell_further(old.score, new.score)
+    yield Finding("error", "fail" if is_worse else "pass", text)
 
 
 def _rises(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
@@ -260,6 +282,7 @@ def _quantile(
 
 
 def _layers(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
+    yield from _partition(old.partition, new.partition)
     before, after = old.engine, new.engine
     if before is None or old.evidence != "engine":
         return
@@ -270,12 +293,34 @@ def _layers(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Find
     yield from _layer_times(old, new, limits)
 
 
+def _partition(old: PartitionRecord | None, new: PartitionRecord | None) -> Iterator[Finding]:
+    """Of a model that ONNX Runtime divides: which nodes its provider left to others, and what kernels compute in."""
+    if old is None:
+        return
+    if new is None:
+        yield Finding("precision", "not compared", f"what {old.provider} computes is told before alone", "layers")
+        return
+    there = {node.name for node in old.elsewhere}
+    moved = [node for node in new.elsewhere if node.name not in there]
+    gone = _gone(old.kernels or {}, new.kernels or {})
+    if moved:
+        yield Finding("precision", "fail", f"{new.provider} leaves {len(moved)} more to others: {nodes_shown(moved)}")
+    if gone:
+        yield Finding("precision", "fail", f"no node computes in {' or '.join(gone)} any more")
+    if not moved and not gone:
+        yield Finding("precision", "pass", f"{new.provider} computes all that it did")
+
+
+def _gone(old: Mapping[str, int], new: Mapping[str, int]) -> list[str]:
+    """The narrow types that something computed in, and nothing does any more."""
+    return [kind for kind, count in old.items() if count and new and kind in gate_layers.NARROW and not new.get(kind)]
+
+
 def _precision(old: EngineRecord, new: EngineRecord, precision: str | None) -> Iterator[Finding]:
-    counts = old.layers_by_precision or {}, new.layers_by_precision or {}
-    if gone := [
-        name for name in parts_of(precision or "") if counts[0].get(name) and counts[1] and not counts[1].get(name)
-    ]:
-        yield Finding("precision", "fail", f"no layer computes in {' or '.join(gone)} any more")
+    asked = parts_of(precision or "")
+    gone = _gone(old.layers_by_precision or {}, new.layers_by_precision or {})
+    if lost := [kind for kind in gone if kind in asked]:
+        yield Finding("precision", "fail", f"no layer computes in {' or '.join(lost)} any more")
     named = [any(layer.nodes for layer in engine.layers) for engine in (old, new)]
     if not all(named):
         which = "neither report tells" if not any(named) else f"the {'new' if named[0] else 'old'} report does not tell"

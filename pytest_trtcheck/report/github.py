@@ -20,6 +20,7 @@ from pytest_trtcheck.report.view import (
     not_measured,
     notes,
     ordered,
+    scored,
     verdict_word,
 )
 
@@ -161,8 +162,12 @@ def _totals(records: Sequence[CheckRecord]) -> str:
 
 
 def _row(record: CheckRecord, name: str) -> str:
-    judgement = decisive(record)
+    judgement, score = decisive(record), scored(record)
     word = verdict_word(record)
+    shown: list[str | None] = [judgement.value_text, judgement.limit_text] if judgement else []
+    if score:
+        told = (f"{score.name} {score.values}, drop {score.drop}", f"drop {score.limit}")
+        shown = [f"{outputs}; {task}" for outputs, task in zip(shown, told, strict=True)] if shown else list(told)
     measured = [
         f"{budget.name} {budget.value_text} {budget.unit} ({budget.limit_text})".replace("  ", " ")
         for budget in budgets(record)
@@ -172,8 +177,7 @@ def _row(record: CheckRecord, name: str) -> str:
         markdown_code(name),
         markdown_text(record.precision),
         markdown_text(record.evidence),
-        markdown_text(judgement.value_text if judgement else None),
-        markdown_text(judgement.limit_text if judgement else None),
+        *map(markdown_text, shown or (None, None)),
         markdown_text("; ".join(measured) or None),
         markdown_code(record.nodeid),
     ]

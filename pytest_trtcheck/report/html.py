@@ -19,6 +19,7 @@ from pytest_trtcheck.report.view import (
     WORDS,
     BudgetView,
     Judgement,
+    ScoreView,
     budgets,
     decisive,
     emulated,
@@ -29,6 +30,7 @@ from pytest_trtcheck.report.view import (
     not_measured,
     notes,
     ordered,
+    scored,
     verdict_word,
 )
 
@@ -94,6 +96,7 @@ class Row:
     facts: Sequence[tuple[str, str]]
     outputs: Sequence[tuple[OutputRecord, Judgement | None]]
     outputs_left_out: int
+    score: ScoreView | None
     blame: BlameRecord
     tensors: Sequence[TensorRecord]
     layers: Sequence[tuple[LayerRecord, float]]
@@ -275,6 +278,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         facts=describe.check(record),
         outputs=shown,
         outputs_left_out=len(all_outputs) - len(shown),
+        score=scored(record),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
         layers=timed[: room.layers],

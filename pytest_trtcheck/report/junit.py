@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.record import PROPERTY
 from pytest_trtcheck.report.text import one_line
-from pytest_trtcheck.report.view import decisive
+from pytest_trtcheck.report.view import decisive, scored
 
 if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord
@@ -27,6 +27,11 @@ def properties(record: CheckRecord, index: int = 0) -> list[tuple[str, str]]:
     if judgement is not None and judgement.value is not None:
         values[f"{judgement.metric}_error" if judgement.metric != "snr_db" else "snr_db"] = judgement.value_text
         values["tolerance"] = None if judgement.limit is None else judgement.limit_text
+    if record.score:
+        values["score_verdict"] = record.score.verdict
+    found = scored(record)
+    if found:
+        values |= {"score": f"{found.name} {found.values}", "score_drop": found.drop, "max_drop": found.limit}
     if record.latency:
         values["gpu"] = record.latency.gpu
         values["latency_verdict"] = record.latency.verdict

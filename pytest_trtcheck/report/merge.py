@@ -140,6 +140,8 @@ class Row:
 
 def fleet(run: RunRecord) -> list[Row]:
     """Every model and precision of a merged report, with what each of its machines says of it."""
+    if not run.machines:
+        return []
     names = short_names({check.model for check in run.checks})
     found: dict[tuple[str, str | None], dict[str | None, list[CheckRecord]]] = defaultdict(lambda: defaultdict(list))
     for check in run.checks:

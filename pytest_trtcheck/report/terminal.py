@@ -22,6 +22,7 @@ from pytest_trtcheck.report.view import (
     not_measured,
     notes,
     ordered,
+    scored,
     verdict_word,
 )
 
@@ -106,7 +107,7 @@ def summary_lines(records: Iterable[CheckRecord], width: int = DEFAULT_WIDTH) ->
     if not checks:
         return []
     names = labels(checks)
-    tables = [_parity_table(checks, names), _latency_table(checks, names)]
+    tables = [_parity_table(checks, names), _score_table(checks, names), _latency_table(checks, names)]
     lines: list[Line] = []
     for table in tables:
         if table.rows:
@@ -177,7 +178,7 @@ def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table
     rows: list[tuple[str, ...]] = []
     for record, name in zip(records, names, strict=True):
         if record.parity is None:
-            if record.latency or record.verdict == "not_measured":
+            if record.score or record.latency or record.verdict == "not_measured":
                 continue
             # A check that ended before it could compare anything still has its row.
             worst, tolerance, verdict = MISSING, MISSING, verdict_word(record)
@@ -192,11 +193,27 @@ def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table
     return Table(headers, ("<", "<", "<", ">", "<", "<"), rows)
 
 
+def _score_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for record, name in zip(records, names, strict=True):
+        if record.score is None:
+            continue
+        found = scored(record)
+        cells = (found.values, found.drop, found.limit) if found else (MISSING, MISSING, MISSING)
+        score = shorten_middle(one_line(record.score.name), 20)
+        verdict = verdict_word(record, "score")
+        rows.append((name, record.precision or MISSING, record.evidence or MISSING, score, *cells, verdict))
+    headers = ("model", "precision", "evidence", "score", "reference → now", "drop (99 %)", "max drop", "verdict")
+    return Table(headers, ("<", "<", "<", "<", ">", ">", "<", "<"), rows)
+
+
 def _latency_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table:
     rows: list[tuple[str, ...]] = []
     for record, name in zip(records, names, strict=True):
         gpu = shorten_middle(one_line((record.latency and record.latency.gpu) or MISSING), 16)
         for budget in budgets(record):
+            if record.system is not None and budget.limit is None:
+                continue  # The table of the systems has it.
             verdict = "xfail" if verdict_word(record, "latency") == "xfail" else budget.verdict.replace("_", " ")
             # Where the bounds are what kept the verdict open, they say more than the value between them.
             value = budget.bounds_text if budget.verdict == "inconclusive" else budget.value_text

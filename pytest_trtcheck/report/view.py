@@ -10,14 +10,14 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pytest_trtcheck.errors import listed, plural
-from pytest_trtcheck.metrics import METRICS, rank, recorded
+from pytest_trtcheck.metrics import METRICS, distinct_digits, rank, recorded
 from pytest_trtcheck.record import BudgetRecord, JudgedRecord, Verdict, is_bad
-from pytest_trtcheck.report.text import format_against, format_limit, format_optional, one_line
+from pytest_trtcheck.report.text import format_against, format_limit, format_number, format_optional, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_trtcheck.record import CheckRecord, LatencyRecord, MissingRecord, ParityRecord, RunRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyRecord, MissingRecord, RunRecord
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 WORDS = ("error", "fail", "inconclusive", "xfail", "not measured", "pass")
@@ -110,6 +110,17 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class ScoreView:
+    """A score in words: what it was and became, the drop with its bounds, and the limit on it."""
+
+    name: str
+    values: str
+    drop: str
+    limit: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class BudgetView:
     """One quantity, what was measured, and its budget; `low` and `high` are the confidence bounds, all in `unit`."""
 
@@ -192,20 +203,31 @@ def budgets(record: CheckRecord) -> list[BudgetView]:
         return []
     # What was not measured is said in a note; a row of it would hold no figure.
     given = [budget for budget in latency.budgets if budget.verdict != "not_measured"]
-    if record.system is not None and not given:
-        return []  # The table of the systems has it.
     return [_budget(latency, budget) for budget in given or [BudgetRecord(latency.verdict, quantile="p50")]]
 
 
-def parts(record: CheckRecord) -> dict[str, ParityRecord | LatencyRecord]:
-    """The parts that a check has, by name."""
-    named = {"parity": record.parity, "latency": record.latency}
-    return {name: part for name, part in named.items() if part is not None}
+def scored(record: CheckRecord) -> ScoreView | None:
+    """The score of a check; None where none was computed."""
+    score = record.score
+    if score is None or score.drop is None or score.reference is None or score.value is None:
+        return None
+    limit = score.max_drop or 0.0
+    drop, low, high = (
+        format_number(each, distinct_digits(each, limit))
+        for each in (score.drop, score.lower or 0.0, score.upper or 0.0)
+    )
+    return ScoreView(
+        one_line(score.name),
+        f"{format_number(score.reference, 4)} → {format_number(score.value, 4)}",
+        f"{drop} ({low} to {high})",
+        f"≤ {format_limit(limit)}",
+        score.verdict,
+    )
 
 
 def verdict_word(record: CheckRecord, part: str | None = None) -> str:
     """The verdict of the check or of one part of it; a failure that the test expected reads "xfail"."""
-    verdict = (record if part is None else parts(record)[part]).verdict
+    verdict = (record if part is None else record.parts[part]).verdict
     return "xfail" if is_bad(verdict) and record.expected_failure else verdict.replace("_", " ")
 
 
@@ -241,10 +263,10 @@ def not_measured(records: Iterable[CheckRecord]) -> list[tuple[str, str, int]]:
     """What was not measured: (part, reason, number of checks), the most frequent first."""
     found: Counter[tuple[str, str]] = Counter()
     for record in records:
-        for name, part in parts(record).items():
+        for name, part in record.parts.items():
             if part.verdict == "not_measured":
                 found[name, one_line(part.reason or "no reason was recorded")] += 1
-        if not parts(record) and record.verdict == "not_measured":
+        if not record.parts and record.verdict == "not_measured":
             found["check", one_line(record.message or "no reason was recorded")] += 1
     return [(part, reason, count) for (part, reason), count in found.most_common()]
 
@@ -252,9 +274,10 @@ def not_measured(records: Iterable[CheckRecord]) -> list[tuple[str, str, int]]:
 def inconclusive(records: Iterable[CheckRecord]) -> list[tuple[str, int]]:
     """Why measurements did not decide: (reason, number of checks)."""
     found = Counter(
-        one_line(record.latency.reason or "the time allowed was over before the bounds decided")
+        one_line(part.reason or "the time allowed was over before the bounds decided")
         for record in records
-        if record.latency and record.latency.verdict == "inconclusive"
+        for part in record.parts.values()
+        if part.verdict == "inconclusive"
     )
     return found.most_common()
 

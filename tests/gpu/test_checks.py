@@ -99,6 +99,30 @@ def test_memory(): ...
 @trt_latency(min_speedup={"tf32": 0.01})
 @trt_parity("conv.onnx", batch=8)
 def test_speedup(): ...
+
+@trt_latency(min_speedup={"tf32": {"default": 1000.0}})
+@trt_parity("conv.onnx", batch=8)
+def test_no_speedup(): ...
+
+@trt_latency(min_speedup={"torch": 0.01})
+@trt_parity("conv.onnx", batch=8)
+def test_no_pytorch_model(): ...
+
+@trt_latency(load_ms=60_000, build_s=3600)
+@trt_parity("conv.onnx", batch=8)
+def test_loading(): ...
+
+@trt_latency(load_ms=1e-3)
+@trt_parity("conv.onnx", batch=8)
+def test_slow_loading(): ...
+
+@trt_latency(build_s=1e-3)
+@trt_parity("conv.onnx", batch=8)
+def test_slow_build(): ...
+
+@trt_latency(p50_ms=1000.0, min_qps=1.0, memory_mib=100000, instances=3)
+@trt_parity("conv.onnx", batch=8)
+def test_three(): ...
 """
     )
     run = suite.run_apart(fresh)
@@ -106,7 +130,7 @@ def test_speedup(): ...
     # On a shared host the runs of a 15 µs engine may depend on each other for so long that nothing tells of its tail.
     tail = verdicts.pop("test_tail")
     assert tail in {"pass", "inconclusive"}
-    run.result.assert_outcomes(passed=4 + (tail == "pass"), failed=2 + (tail != "pass"))
+    run.result.assert_outcomes(passed=7 + (tail == "pass"), failed=5 + (tail != "pass"))
     assert verdicts == {
         "test_generous": "pass",
         "test_impossible": "fail",
@@ -114,7 +138,20 @@ def test_speedup(): ...
         "test_transfers": "pass",
         "test_memory": "fail",
         "test_speedup": "pass",
+        "test_no_speedup": "fail",
+        "test_no_pytorch_model": "not_measured",
+        "test_loading": "pass",
+        "test_slow_loading": "fail",
+        "test_slow_build": "fail",
+        "test_three": "pass",
     }
+    three = run.check("test_three")
+    assert three["latency"]["details"]["instances"] == 3
+    assert three["latency"]["details"]["measured"] == "GPU time, 3 instances at once"
+    assert three["costs"]["memory_mib"] >= run.check("test_generous")["costs"]["memory_mib"]
+    loading = run.check("test_loading")
+    assert loading["costs"]["build_s"] == loading["engine"]["build_s"] > 0
+    assert len(loading["latency"]["details"]["load_samples_ms"]) >= 15
     generous = run.check("test_generous")["latency"]
     assert generous["samples"] >= 50
     assert generous["p50_ms"] <= generous["p99_ms"]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, available
 from pytest_trtcheck.backends.tensorrt.support import unsupported
-from pytest_trtcheck.backends.tensorrt.timing import TimedRun
+from pytest_trtcheck.backends.tensorrt.timing import TimedInstances, TimedRun
 from pytest_trtcheck.errors import BuildError, GpuError, InputError
 from pytest_trtcheck.spec import BuildOptions, Precision, ShapeRange
 from tests import onnx_models, trt_models
@@ -503,3 +503,41 @@ def test_an_engine_that_the_host_cannot_feed_is_seen(make: MakeEngine) -> None:
 def test_a_run_of_nothing_is_refused(heavy: Engine) -> None:
     with TimedRun(heavy, [heavy_input()]) as timed, pytest.raises(ValueError, match="at least one"):
         timed.run(0)
+
+
+# --- several contexts at once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_several_contexts_compute_the_same_and_share_the_gpu(heavy: Engine, graph: bool) -> None:
+    before, expected = heavy.cuda.free_memory()[0], heavy(heavy_input())["y"]
+    other = heavy.another()
+    assert np.array_equal(other(heavy_input())["y"], expected)
+    assert np.array_equal(heavy(heavy_input())["y"], expected)
+    other.close()
+    with TimedRun(heavy, [heavy_input()], graph=graph) as timed:
+        timed.run(20)
+        alone = timed.run(200)
+    with TimedInstances(heavy, [heavy_input(), heavy_input(1)], 4, graph=graph) as several:
+        several.run(20)
+        beside = several.run(400)
+        assert several.measured == "GPU time, 4 instances at once"
+        assert several.graph is graph
+    assert beside.run_ms.shape == beside.interval_ms.shape == (400,)
+    assert np.all(beside.interval_ms >= 0)
+    # All of them together do as much and no less, and each is at work all the time (Little's law).
+    assert beside.interval_ms.mean() < 1.15 * alone.interval_ms.mean()
+    assert beside.run_ms.mean() == pytest.approx(4 * beside.interval_ms.mean(), rel=0.25)
+    assert np.array_equal(heavy(heavy_input())["y"], expected), "the engine itself goes on"
+    assert heavy.cuda.free_memory()[0] >= before - (64 << 20), "what the others took was given back"
+
+
+def test_small_engines_gain_from_several_contexts(make: MakeEngine) -> None:
+    engine = make(onnx_models.conv_net())
+    with TimedRun(engine, [conv_input()]) as timed:
+        timed.run(50)
+        alone = timed.run(1000)
+    with TimedInstances(engine, [conv_input()], 4) as several:
+        several.run(50)
+        beside = several.run(4000)
+    assert beside.interval_ms.mean() < alone.interval_ms.mean()

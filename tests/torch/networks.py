@@ -91,3 +91,15 @@ class Counting(nn.Module):
         self.runs += 1
         self.calls += 1
         return self.norm(x)
+
+
+class Drops(nn.Module):
+    """Drops in evaluation mode too, which its export does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        y = self.linear(x)
+        return y if torch.compiler.is_exporting() else nn.functional.dropout(y, 0.5, training=True)

@@ -115,21 +115,25 @@ def _computed_in(arguments: Mapping[str, Any]) -> str | None:
 
 
 def of_shapes(model_path: Path) -> frozenset[str]:
-    """The names of the nodes that compute from shapes and constants alone.
+    """The names of the nodes that compute from shapes, and of nothing else that is fed to the model.
 
-    ONNX Runtime leaves those to the CPU on purpose: what they compute is the same in every precision, and small.
+    ONNX Runtime leaves those to the CPU on purpose: they are small, and none of them sees data. A node of constants
+    alone, such as the DequantizeLinear of a weight, is none of them.
     """
     import onnx
 
     graph = onnx.load_model(model_path, load_external_data=False).graph
-    known = {each.name for each in graph.initializer} | {""}
-    found = set()
+    constants, shapes = {each.name for each in graph.initializer} | {""}, set[str]()
+    found = set[str]()
     for node in graph.node:
-        holds_graph = any(each.type in {each.GRAPH, each.GRAPHS} for each in node.attribute)
-        is_of_shapes = node.op_type in _SHAPE or (set(node.input) <= known and not holds_graph)
-        if is_of_shapes:
-            known |= set(node.output)
+        if any(each.type in {each.GRAPH, each.GRAPHS} for each in node.attribute):
+            continue
+        read = set(node.input)
+        if node.op_type in _SHAPE or (read & shapes and read <= shapes | constants):
+            shapes |= set(node.output) - {""}
             found |= {node.name} - {""}
+        elif read <= constants:
+            constants |= set(node.output)
     return frozenset(found)
 
 

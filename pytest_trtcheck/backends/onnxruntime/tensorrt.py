@@ -156,8 +156,6 @@ def compile_model(request: dict[str, Any]) -> Any:
         "trt_dump_ep_context_model": _ON,
         "trt_ep_context_file_path": str(Path(request["folder"], building.CONTEXT)),
         "trt_ep_context_embed_mode": "0",
-        # With detailed profiling verbosity, the engine tells what its layers compute in.
-        "trt_detailed_build_log": _ON,
     }
     if _TIMINGS in request:
         options |= {"trt_timing_cache_enable": _ON, "trt_timing_cache_path": request[_TIMINGS]}

@@ -1,10 +1,11 @@
 """Does calibration data cover what a check is fed? Ranges chosen from other data saturate, or waste their steps.
 
-Two questions of every input of numbers: how much of what is fed lies outside of all that calibration saw, and whether
-the two have the same distribution. The latter by the population stability index over the deciles of the calibration
-data, which calls 0.25 and more a significant shift (Siddiqi, "Credit Risk Scorecards", 2006). Samples of one data set
-differ too, the more so the fewer there are: each calibration sample is asked the same two questions against the others,
-and what is fed has to lie beyond what they answer.
+Three questions of every input of numbers: how much of what is fed lies far outside of all that calibration saw; whether
+it is of another magnitude; and whether it has the same distribution, by the population stability index over the deciles
+of the calibration data, of which 0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards",
+2006). Samples of one data set differ too, the more so the fewer there are: each calibration sample is asked the same
+questions against the others, and what is fed has to lie beyond their answers. Where those samples have no distribution
+in common, the index says nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key, hash_code
-from pytest_trtcheck.latency.probability import student_t_quantile
 from pytest_trtcheck.model.arrays import load_arrays, save_arrays
 from pytest_trtcheck.record import CoverageRecord
 
@@ -32,14 +32,18 @@ if TYPE_CHECKING:
 
 PSI = 0.25
 """The population stability index from which on a shift is significant."""
-OUTSIDE = 0.05
-"""The share of the elements fed that may lie outside of the calibration data's range, at the least."""
-CONFIDENCE = 0.999
-"""Of the bound on what another sample of the calibration data would answer."""
+OUTSIDE, MARGIN = 0.1, 0.25
+"""The share of the elements fed that may lie outside of the calibration data's range by so much of its width."""
+MAGNITUDE = 10.0
+"""How many times as large, or as small, as that of any calibration sample a magnitude is another one."""
+MANY = 16
+"""Samples from which on the index is taken at its word; of a quarter of them it has to be four times as large."""
+BEYOND = 5.0
+"""How many times as much as any calibration sample answers against the others is beyond them."""
+ALIKE = 0.5
+"""The index of each calibration sample against the others up to which they have a distribution in common."""
 ENOUGH = 3
-"""Samples from which on it is known how much they differ. Of fewer, only a range that is exceeded by far tells."""
-FAR, MOST = 10.0, 0.5
-"""With fewer: how many times as large the values fed are, and how many of them lie outside."""
+"""Samples from which on it is known how much they differ; of fewer, only another magnitude tells."""
 FEW = 50
 """Elements below which there is no distribution to speak of."""
 _SAMPLES, _ELEMENTS, _ASKED = 256, 1024, 16
@@ -187,32 +191,38 @@ def _outside(seen: Seen, spec: TensorSpec, cases: Iterable[Case]) -> float:
 def _compared(seen: Seen, fed: Seen, outside: float) -> CoverageRecord:
     whole, given = np.concatenate(seen.samples), np.concatenate(fed.samples)
     index = stability_index(whole, given)
-    if len(seen.samples) < ENOUGH:
-        peaks = [max(abs(each.min), abs(each.max)) for each in (seen, fed)]
-        drifted = outside > MOST and peaks[1] > FAR * peaks[0]
-    else:
+    magnitudes = [each for each in map(_magnitude, seen.samples) if each]
+    now = _magnitude(given)
+    drifted = bool(magnitudes and now) and not min(magnitudes) / MAGNITUDE <= now <= max(magnitudes) * MAGNITUDE
+    if len(seen.samples) >= ENOUGH:
         shares, indices = _among(seen.samples)
-        is_shift = min(whole.size, given.size) >= FEW and index > max(PSI, _bound(indices, 0.01))
-        drifted = outside > max(OUTSIDE, _bound(shares, 1e-3)) or is_shift
+        drifted |= _far_outside(given, whole) > max(OUTSIDE, BEYOND * max(shares))
+        is_known = max(indices) <= ALIKE and min(whole.size, given.size) >= FEW
+        least = PSI * max(1.0, MANY / len(seen.samples))
+        drifted |= is_known and index > max(least, BEYOND * max(indices))
     return CoverageRecord(seen.min, seen.max, fed.min, fed.max, outside, index, drifted)
 
 
 def _among(samples: Sequence[NDArray[np.float64]]) -> tuple[list[float], list[float]]:
-    """What some of the samples answer against the others: the share outside of their range, and the index."""
+    """What some of the samples answer against the others: the share far outside of their range, and the index."""
     shares, indices = [], []
     for number in range(min(len(samples), _ASKED)):
         one = samples[number]
         others = np.concatenate([each for place, each in enumerate(samples) if place != number])
-        shares.append(float(((one < others.min()) | (one > others.max())).mean()))
+        shares.append(_far_outside(one, others))
         indices.append(stability_index(others, one))
     return shares, indices
 
 
-def _bound(values: Sequence[float], least: float) -> float:
-    """Below what the next of such values lies with a probability of `CONFIDENCE`, by Student's t on logarithms."""
-    logs = np.log(np.maximum(values, least))
-    reach = student_t_quantile(CONFIDENCE, len(values) - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(values))
-    return math.exp(min(float(logs.mean() + reach), 700.0))
+def _far_outside(values: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    least, largest = float(others.min()), float(others.max())
+    margin = MARGIN * (largest - least)
+    return float(((values < least - margin) | (values > largest + margin)).mean())
+
+
+def _magnitude(values: NDArray[np.float64]) -> float:
+    """What nine of ten values do not exceed: the largest one is that of an outlier."""
+    return float(np.quantile(np.abs(values), 0.9))
 
 
 def stability_index(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:

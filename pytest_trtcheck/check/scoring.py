@@ -1,0 +1,247 @@
+"""Does the model still do its task? The score of what runs, beside that of the reference, on the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytest_trtcheck import compare
+from pytest_trtcheck.check.exercised import Mismatch
+from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
+from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, name_of, plural
+from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.record import SampleRecord, ScoreRecord
+from pytest_trtcheck.spec import Case
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from pytest_trtcheck.check.request import Known
+    from pytest_trtcheck.spec import ScoreSpec
+
+MEASURED_CASES = 32
+"""Of how many cases the outputs' errors are told, where they are not judged."""
+SHOWN_SAMPLES = 10
+
+_WHAT = "it takes (outputs, case) and returns an array: one item a sample"
+
+
+class _Scores:
+    """The items of one model, as they come: arrays stay arrays, whatever else is listed."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.is_listed = False
+
+    def add(self, items: Any) -> None:
+        self.is_listed = self.is_listed or not isinstance(items, np.ndarray) or items.shape[1:] != self._rest(items)
+        self.parts.append(items)
+
+    def _rest(self, items: NDArray[Any]) -> tuple[int, ...]:
+        return tuple(self.parts[0].shape[1:]) if self.parts else tuple(items.shape[1:])
+
+    def joined(self) -> Any:
+        return [item for part in self.parts for item in part] if self.is_listed else np.concatenate(self.parts)
+
+
+@dataclass
+class _Scored:
+    """What was found on all cases. `places` are (case, sample in it, how many it holds)."""
+
+    mismatch: Mismatch
+    reference: _Scores = field(default_factory=_Scores)
+    actual: _Scores = field(default_factory=_Scores)
+    sizes: list[int] = field(default_factory=list)
+    measured: list[Mapping[str, compare.Measurement]] = field(default_factory=list)
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """The case that holds a sample, and its place in there."""
+        ends = np.cumsum(self.sizes)
+        case = int(np.searchsorted(ends, sample, side="right"))
+        return case, sample - (int(ends[case - 1]) if case else 0)
+
+
+def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
+    """Score what the runner and the reference compute on every case, one case after the other; no output is kept.
+
+    Raises
+    ------
+    ComparisonError
+        The score or its aggregate failed, or gave what is no score; the message says on which case.
+    InputError
+        There are no labels, and the score failed.
+    """
+    found = _Scored(Mismatch(spec))
+    # What is judged by a tolerance too was computed already; else keeping outputs would cost more than computing them.
+    reference = known.reference if known.request.parity.judges_outputs else known.reference.computed
+    # Behind the labelled cases there may be others, which an earlier search kept.
+    for index, (inputs, labels) in enumerate(zip(known.cases, known.labels, strict=False)):
+        with known.alone():
+            actual = known.run(inputs)
+        expected = reference(inputs)
+        if index < MEASURED_CASES and not known.request.parity.judges_outputs:
+            found.measured.append(compare.measure_all(actual, expected, {}))
+        case = Case(inputs, labels)
+        where = f"{known.request.inputs_source} inputs[{index}]"
+        before = _items(spec, expected, case, f"on the reference's outputs of {where}")
+        after = _items(spec, actual, case, f"on {known.running.title}'s outputs of {where}")
+        if len(before) != len(after):
+            raise ComparisonError(
+                f"score {name_of(spec.function)} gave {plural(len(after), 'item')} of {where}, and of the reference's "
+                f"outputs {len(before)}",
+                f"samples are paired: {_WHAT}",
+            )
+        _require_count(spec, known, case, len(before), where)
+        found.mismatch.add(expected, case, before, spec.function)
+        found.reference.add(before)
+        found.actual.add(after)
+        found.sizes.append(len(before))
+    return _record(known, spec, found)
+
+
+def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:
+    """A score that could not be judged, and why."""
+    return ScoreRecord("not_measured", spec.name, max_drop=spec.max_drop, reason=reason)
+
+
+def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, where: str) -> Any:
+    """One item a sample: finite FP64 numbers, or with an aggregate, which has to cope with them, whatever they are."""
+    name = name_of(spec.function)
+    try:
+        given = spec.function(dict(outputs), case)
+    except CheckError:
+        raise
+    except Exception as error:
+        said = f"score {name} failed {where}: {type(error).__name__}: {error}"
+        if case.labels is None:
+            raise InputError(said, "these inputs have no labels: give Case(inputs, labels)") from error
+        raise ComparisonError(said, _WHAT) from error
+    if is_array(given):
+        given = as_array(given)
+    if isinstance(given, np.ndarray) and given.ndim == 0:
+        given = given.reshape(1)
+    elif isinstance(given, (int, float)):
+        given = np.asarray([given])
+    if not isinstance(given, (np.ndarray, list, tuple)):
+        raise ComparisonError(f"score {name} gave a {type(given).__name__} {where}", _WHAT)
+    if spec.aggregate is not None:
+        # A copy: a view would keep all of the outputs.
+        return np.array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else list(given)
+    try:
+        items = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        items = np.asarray(None)
+    if items.ndim != 1:
+        kinds = ", ".join(sorted({type(item).__name__ for item in given})) or "nothing"
+        shown = f"shape {list(items.shape)}" if items.ndim else f"items that are no numbers ({kinds})"
+        raise ComparisonError(
+            f"score {name} gave {shown} {where}", f"{_WHAT}, a number; what is no number needs an aggregate="
+        )
+    bad = ~np.isfinite(items)
+    if bad.any():
+        sample = int(np.argmax(bad))
+        raise ComparisonError(
+            f"score {name} gave {items[sample]} for sample {sample} {where}"
+            + (f", and {plural(int(bad.sum()) - 1, 'other')}" if bad.sum() > 1 else ""),
+            "a score is a finite number; say in the score what a sample counts that has none",
+        )
+    return items
+
+
+def _require_count(spec: ScoreSpec, known: Known, case: Case, count: int, where: str) -> None:
+    """See that there is one item a sample, as far as is known how many samples a case holds."""
+    inputs = case.inputs
+    open_first = [each.name for each in known.model.inputs if each.shape and not isinstance(each.shape[0], int)]
+    rows = {inputs[name].shape[0] for name in open_first}
+    labels = as_array(case.labels) if is_array(case.labels) else case.labels
+    labelled = None
+    if isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim):
+        labelled = len(labels)
+    if len(rows) != 1 or count in {*rows, labelled} or (count == 1 and case.labels is not None and labelled is None):
+        return
+    (batch,) = rows
+    beside = f" and {plural(labelled, 'label')}" if labelled is not None else ""
+    raise ComparisonError(
+        f"score {name_of(spec.function)} gave {plural(count, 'item')} of {where}, which hold {plural(batch, 'row')}"
+        f"{beside}",
+        f"{_WHAT}; the mean over all of them is made here",
+    )
+
+
+def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
+    before, after = found.reference.joined(), found.actual.joined()
+    if not len(before):
+        raise InputError(f"score {name_of(spec.function)}: there is no sample to score", "give at least one row")
+    if spec.aggregate is None:
+        drop = drop_of_means(before, after, lower_is_better=spec.lower_is_better)
+        method = "limits of the paired mean (BCa)"
+    else:
+        try:
+            drop = drop_of_aggregate(before, after, spec.aggregate, lower_is_better=spec.lower_is_better)
+        except ComparisonError as error:
+            raise ComparisonError(f"aggregate {name_of(spec.aggregate)} {error.message}", error.hint) from error
+        method = f"paired bootstrap, {RESAMPLES:,} resamples"
+    is_plain = isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
+    found.mismatch.require_knowledge(drop.reference, min(before.min(), after.min()) if is_plain else drop.reference)
+    verdict = drop.verdict(spec.max_drop)
+    needed = drop.samples_to_decide(spec.max_drop) if verdict == "inconclusive" else None
+    merged = [compare.merge(each) for each in zip(*(case.values() for case in found.measured), strict=True)]
+    return ScoreRecord(
+        verdict,
+        spec.name,
+        reference=drop.reference,
+        value=drop.value,
+        drop=drop.drop,
+        lower=drop.lower,
+        upper=drop.upper,
+        confidence=CONFIDENCE,
+        max_drop=spec.max_drop,
+        lower_is_better=spec.lower_is_better,
+        samples=drop.samples,
+        disagreeing=drop.changed,
+        samples_to_decide=needed,
+        method=method,
+        reason=_reason(known, spec, drop, needed),
+        worst=tuple(_changed(found, before, after, spec.lower_is_better)),
+        errors={each.name: each.value("max") for each in merged} or None,
+        errors_of_cases=len(found.measured) or None,
+    )
+
+
+def _changed(found: _Scored, before: Any, after: Any, lower_is_better: bool) -> list[SampleRecord]:
+    """The samples that lost most; of items that are no numbers, the first that differ."""
+    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and before.ndim == 1:
+        fell = after - before if lower_is_better else before - after
+        order = [int(each) for each in np.argsort(-fell, kind="stable")[:SHOWN_SAMPLES] if fell[each] > 0]
+    else:
+        differ = (number for number in range(len(before)) if not same(before[number], after[number]))
+        order = [number for number, _ in zip(differ, range(SHOWN_SAMPLES), strict=False)]
+    return [SampleRecord(*found.place(number), _plain(before[number]), _plain(after[number])) for number in order]
+
+
+def _plain(item: Any) -> float | str:
+    if isinstance(item, (int, float, np.number, np.bool_)):
+        return float(item)
+    text = " ".join(repr(item).split())
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _reason(known: Known, spec: ScoreSpec, drop: Drop, needed: int | None) -> str | None:
+    """What is said of a score that did not pass."""
+    verdict = drop.verdict(spec.max_drop)
+    if verdict == "pass":
+        return None
+    found = describe(spec.name, drop, spec.max_drop)
+    if verdict == "fail":
+        return f"{known.title}: {found}"
+    if needed is not None:
+        more = f"about {needed:,} samples of this kind would decide"
+    elif spec.max_drop == 0:
+        more = "that nothing at all is lost, no number of samples proves: give the least loss that matters as max_drop"
+    else:
+        more = "the drop lies so near the limit that no number of samples is likely to decide"
+    return f"{known.title}: {found}: too few samples to decide; {more}"
