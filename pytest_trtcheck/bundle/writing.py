@@ -212,7 +212,8 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             "sha256": identity,
             **stored_lowered,
             "notes": lowered.notes,
-            "details": lowered.details,
+            # What of the calibration samples is kept beside is arrays, and no replay needs it.
+            "details": {name: each for name, each in lowered.details.items() if name != "seen"},
             "taken_as_it_is": lowered.taken_as_it_is,
         },
         **_store_engine(known, work, bounds, notes),
