@@ -249,7 +249,7 @@ class BuildOptions:
         read in 16 bits. Inputs given as FP32 are rounded to it, and the outputs are compared with the reference of the
         inputs as they were given. None: they stay FP32.
     min_subgraph_size
-        Of ONNX Runtime's TensorRT provider: the fewest nodes of a subgraph that TensorRT is given. None: its default.
+        Of ONNX Runtime's TensorRT provider: the fewest nodes that TensorRT is given a subgraph of. None: its default.
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
