@@ -845,6 +845,8 @@ def profiled(settings: Settings, known: Known) -> Known:
     wanted = settings.time_layers or (latency is not None and latency.samples > 0)
     if not wanted or engine is None or known.runner is None or known.running.gpu is None:
         return known
+    if settings.kept_open is not None:
+        return known.recorded(engine=replace(engine, layers_untimed="the engine serves further examples"))
     with known.alone():
         return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
 
