@@ -266,6 +266,7 @@ def test_aggregate(): return batches(200)
         ({"score": max, "max_drop": 0.1, "aggregate": "map"}, "aggregate='map': expected a callable"),
         ({"score": max, "max_drop": 0.1, "lower_is_better": "yes"}, "expected True or False"),
         ({"score": max, "max_drop": 0.1, "metric": "cosine"}, "metric=cosine beside score= needs tol="),
+        ({"score": max, "max_drop": 0.1, "search": 100}, "search= beside score= needs tol="),
         ({"score": max, "max_drop": 0.1, "keep_fp32": "auto"}, "keep_fp32='auto' beside score= needs tol="),
     ],
 )
@@ -292,6 +293,29 @@ def test_fp32(): return batches()
     run.result.assert_outcomes(passed=1, skipped=1)
     assert run.check("test_fp32")["score"]["verdict"] == "not_measured"
     assert "score not measured (1 check)" in run.text
+
+
+def test_what_fails_its_task_is_not_exported(task: Suite) -> None:
+    task.write(
+        test_task=f"""{HEAD}
+@trt_parity("good.onnx", score=top1, max_drop=0.01)
+def test_sound(): return batches()
+
+@trt_parity({BAD})
+def test_flips(): return batches(broken=80)
+
+@trt_parity("good.onnx", precision="bf16", score=top1, max_drop=0.01)
+def test_too_few(): return batches(count=100)
+"""
+    )
+    run = task.run("--trt-export=out")
+    run.result.assert_outcomes(passed=1, failed=2)
+    (folder,) = (task.path / "out/typed").iterdir()
+    assert folder.name == "good_fp16"
+    (judged,) = json.loads((folder / "manifest.json").read_text())["judged"]
+    assert judged["score"]["name"] == "top1"
+    assert judged["score"]["max_drop"] == 0.01
+    assert judged["evidence"] == "emulated"
 
 
 def test_a_bundle_says_that_the_score_is_not_in_it(task: Suite) -> None:

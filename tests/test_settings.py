@@ -38,6 +38,7 @@ def test_marker_signatures_are_the_contract() -> None:
         "keep_fp32",
         "exclude",
         "seed",
+        "search",
         "backend",
         "max_subgraphs",
     ]

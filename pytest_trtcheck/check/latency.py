@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Backend, Runner, TimedRuns
+    from pytest_trtcheck.backends.base import Backend, Built, Runner, TimedRuns
     from pytest_trtcheck.baselines import LatencyBaseline
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
@@ -62,11 +62,12 @@ _LOADS, _LOAD_S = (15, 30, 60), 20.0
 
 @dataclass(frozen=True)
 class Rival:
-    """What `min_speedup` compares with: a system, what it runs, and what that is in words."""
+    """What `min_speedup` compares with: a system, what it runs, what that is in words, and what it was loaded from."""
 
     system: Backend
     runner: Runner
     title: str
+    built: Built
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def judge(
             is_compared=known.request.parity.is_compared,
         )
         record = measure(subject, spec, budgets, system.gpu, model)
-    if not budgets.limits and settings.baselines is None:
+    if not record.budgets and settings.baselines is None:
         record = replace(record, verdict="not_measured", reason=no_budget)
     if settings.baselines is not None and system.gpu is not None:
         record = baselines.judge(record, baseline, model_sha256=known.model.sha256, updating=settings.update_baselines)
@@ -253,9 +254,11 @@ def _with_unmeasured(record: LatencyRecord, reasons: Mapping[str, str]) -> Laten
     if not reasons:
         return record
     entries = tuple(BudgetRecord("not_measured", name, text=why) for name, why in sorted(reasons.items()))
-    if record.verdict == "not_measured":
-        record = replace(record, reason="; ".join(f"{entry.name}: {entry.text}" for entry in entries))
-    return replace(record, budgets=(*record.budgets, *entries))
+    budgets = (*record.budgets, *entries)
+    if all(entry.verdict == "not_measured" for entry in budgets):
+        why = "; ".join(f"{entry.name}: {entry.text}" for entry in budgets)
+        record = replace(record, verdict="not_measured", reason=why)
+    return replace(record, budgets=budgets)
 
 
 def conditions_of(gpu: Gpu | None, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
@@ -291,7 +294,7 @@ def measure(
     name = subject.system.lock_name
     with nullcontext() if name is None else gpu_lock(name):
         taken, seen = _watched(subject, spec, budgets, gpu)
-    return latency.to_record(
+    record = latency.to_record(
         taken.samples_ms,
         taken.decision,
         gpu=model.product if model else None,
@@ -306,6 +309,7 @@ def measure(
             "held_back": seen.held_back,
         },
     )
+    return _with_unmeasured(record, taken.incomparable)
 
 
 @dataclass(frozen=True)
@@ -354,6 +358,8 @@ class _Taken:
     decision: latency.LatencyDecision
     details: Mapping[str, Any]
     states: Sequence[GpuState]
+    incomparable: Mapping[str, str] = field(default_factory=dict)
+    """Why what was to be slower was not compared, by the budget's name."""
 
 
 def _sample(
@@ -390,8 +396,9 @@ def _sample(
     if subject.load_again:
         result, loads_ms = _loads(subject.load_again, budgets.limits["load_ms"], confidence)
         results.append(result)
+    incomparable: dict[str, str] = {}
     if subject.slower:
-        _interleave(subject, spec, pairs, series)
+        incomparable = _interleave(subject, spec, pairs, series)
         results += _decide_speedups(pairs, budgets.speedups, confidence)
     under_load: dict[str, Any] = {}
     if load is not None:
@@ -411,7 +418,7 @@ def _sample(
         "load_samples_ms": tuple(round(each, 3) for each in loads_ms),
         "instances": spec.instances if spec.instances > 1 else None,
     }
-    return _Taken(judged, decision, details, states)
+    return _Taken(judged, decision, details, states, incomparable)
 
 
 class _Runs:
@@ -474,13 +481,21 @@ def _loads(load: Callable[[], Runner], limit_ms: float, confidence: float) -> tu
     return result, found
 
 
-def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> None:
-    """Measure each slower engine in turns with the subject: what drifts, drifts for both."""
+def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> dict[str, str]:
+    """Measure each slower engine in turns with the subject: what drifts, drifts for both.
+
+    What is measured by another clock is no measure of the subject: the reason why not comes back, by the budget's name.
+    """
+    incomparable = {}
     for name, rival in subject.slower.items():
         with (
             subject.system.timed_runs(subject.engine, subject.cases) as ours,
             rival.system.timed_runs(rival.runner, subject.cases) as theirs,
         ):
+            if theirs.measured != ours.measured:
+                why = f"of {rival.title} {theirs.measured} is measured, of the engine {ours.measured}"
+                incomparable[f"min_speedup[{name}]"] = why
+                continue
             _warm_up(theirs)
             _warm_up(ours)
             own = _Runs(transfers=False)
@@ -490,6 +505,7 @@ def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs],
                 pairs[name].extend(theirs, count)
                 own.extend(ours, count)
             pairs[name].partner_ms = own.run_ms
+    return incomparable
 
 
 def _decide(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, plural
+from pytest_trtcheck.metrics import recorded
 from pytest_trtcheck.record import BASELINE, is_bad
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> Che
     return replace(record, verdict="not_measured", message=str(error))
 
 
+_SMALL = 0.3
+"""Of how much of its usual size on an output is small."""
+
+
 def _found_by(known: Known, case: int) -> str:
     """How the input that fails came about, where a search found it; empty where the check brought it."""
     found = known.record.search
@@ -62,9 +67,15 @@ def _found_by(known: Known, case: int) -> str:
     kept = f"it is kept in {found.kept}, and judged in each later run" if found.kept else "it was not kept"
     if found.kept and found.kept.startswith("not kept"):
         kept = found.kept
+    small = ""
+    if found.scale is not None and found.scale < _SMALL and recorded(found.metric or "").relative:
+        small = (
+            f"\n{found.output!r} is {found.scale:.2g} times as large there as on the check's own inputs, and its error "
+            "is relative to that; metric='allclose' judges small outputs by their absolute error"
+        )
     return (
         f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
-        f"{found.elements:,} elements differ from the check's own first input; {kept}"
+        f"{found.elements:,} elements differ from the check's own first input; {kept}{small}"
     )
 
 

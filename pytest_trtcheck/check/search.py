@@ -55,16 +55,15 @@ def searched(settings: Settings, known: Known) -> Known:
         The check asks for a search, and nothing can be searched; or its ranges do not fit the model.
     """
     asked = _asked(settings, known)
-    if asked is None or known.outcome is None or known.runner is None:
+    if asked is None or known.runner is None or not known.request.judge_parity:
         return known
-    named = known.request.parity.search is not None
-    if known.doubt is not None or known.outcome.record.verdict != "pass":
+    if why := _why_not(known):
+        return _impossible(known, why)
+    if known.outcome is None or known.doubt is not None or known.outcome.record.verdict != "pass":
         return known.recorded("no worse input was searched: the check does not pass on its own ones")
-    if (why_not := _why_not(known)) is not None:
-        return _impossible(known, why_not, named)
     space, held = space_of(known, asked)
     if not space.size:
-        return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})", named)
+        return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})")
     hunt = _Hunt(known, space, asked, settings.progress)
     hunt.run()
     worst = hunt.as_case(hunt.best)
@@ -103,10 +102,12 @@ def _asked(settings: Settings, known: Known) -> Search | None:
     return spec if settings.search is None else replace(spec or Search(), tries=settings.search)
 
 
-def _impossible(known: Known, why: str, named: bool) -> Known:
+def _impossible(known: Known, why: str) -> Known:
     """What the check itself asks for is an error, what an option asks of every check a note."""
-    if named:
-        raise ArgumentError(f"search=: {known.model.label}: {why}", "leave search= out, or name ranges for its inputs")
+    if known.request.parity.search is not None:
+        raise ArgumentError(
+            f"search=: {known.model.label}: {why}", "search in a check that judges outputs, with ranges for its inputs"
+        )
     return known.recorded(f"no worse input was searched: {why}")
 
 
@@ -125,11 +126,21 @@ def _failed(known: Known, record: SearchRecord, hunt: _Hunt) -> Known:
     record = replace(
         record, changed=hunt.changed(point), elements=hunt.space.size, kept=_keep(known, case), seconds=hunt.spent()
     )
+    record = replace(record, scale=_scale(known, hunt, case, record.output))
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     with_it = replace(with_it, outcome=outcome)
     return with_it.recorded(
         *outcome.notes, _told(record), parity=outcome.record, search=record, cases=len(with_it.cases)
     )
+
+
+def _scale(known: Known, hunt: _Hunt, case: Case, output: str | None) -> float | None:
+    """How large the reference of an output is on the input found, to what it is on the check's own."""
+    there, own = (
+        next((each.details.peak for each in outputs if each.name == output), None)
+        for outputs in (hunt.judged(case), known.parity.outputs)
+    )
+    return there / own if own and there is not None else None
 
 
 def _keep(known: Known, case: Case) -> str | None:

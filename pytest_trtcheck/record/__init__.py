@@ -232,6 +232,14 @@ class SampleRecord:
 
 
 @dataclass(frozen=True)
+class ItemsRecord:
+    """Numbers, one a sample or one array a sample: FP32, little-endian, deflated, in base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """The score of a check: of the reference, of what ran, and by how much it fell.
 
@@ -261,6 +269,14 @@ class ScoreRecord:
     errors: Mapping[str, float | None] | None = _absent()
     """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
     errors_of_cases: int | None = _absent()
+    items: ItemsRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What ran scored on each sample, where there are baselines to record or to hold it against."""
+    baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What came of holding it against what was recorded."""
+
+    def fell_further_than(self, other: ScoreRecord) -> bool:
+        """Whether it surely fell further: by more at the least than the other at the most."""
+        return self.lower is not None and other.upper is not None and self.lower > other.upper
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -396,7 +412,7 @@ class LayerRecord:
     precision: str | None = _absent()
     """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
     nodes: tuple[str, ...] = _absent(())
-    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    """The ONNX nodes in it that do arithmetic; where that is not known, those whose names say of no conversion."""
     moves: tuple[str, ...] = _absent(())
     """Those that only move, convert or choose values."""
     time_ms: float | None = _absent()
@@ -712,6 +728,8 @@ class SearchRecord:
     elements: int | None = _absent(beside="changed")
     kept: str | None = _absent(beside="changed")
     """The file that keeps it."""
+    scale: float | None = _absent(beside="changed")
+    """How large max|reference| of the output is there, to what it is on the check's own inputs."""
 
 
 @dataclass(frozen=True)
@@ -892,6 +910,8 @@ class SystemRecord:
     engine_mib: float | None = None
     build_s: float | None = None
     load_ms: float | None = None
+    measured: str | None = None
+    """What a run's time is, such as "GPU time"."""
     missing: tuple[str, ...] = ()
     """What could not be measured, and why."""
 
