@@ -266,7 +266,6 @@ def test_aggregate(): return batches(200)
         ({"score": max, "max_drop": 0.1, "aggregate": "map"}, "aggregate='map': expected a callable"),
         ({"score": max, "max_drop": 0.1, "lower_is_better": "yes"}, "expected True or False"),
         ({"score": max, "max_drop": 0.1, "metric": "cosine"}, "metric=cosine beside score= needs tol="),
-        ({"score": max, "max_drop": 0.1, "search": 100}, "search= beside score= needs tol="),
         ({"score": max, "max_drop": 0.1, "keep_fp32": "auto"}, "keep_fp32='auto' beside score= needs tol="),
     ],
 )

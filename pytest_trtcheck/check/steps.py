@@ -651,7 +651,9 @@ def compared(settings: Settings, known: Known) -> Known:
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
         if known.request.judges_outputs or doubt:
-            outcome = parity.judge(known)
+            # Where a score alone is asked for, one case shows how far off what is doubted is.
+            judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])
+            outcome = parity.judge(judged)
     known = _with_partition(known)
     if outcome is None:
         return known
@@ -715,8 +717,7 @@ def scored(settings: Settings, known: Known) -> Known:
     if spec is None or known.runner is None or known.doubt is not None:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
-    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
-    return known.recorded(*alone, score=scoring.judge(known, spec))
+    return known.recorded(score=scoring.judge(known, spec))
 
 
 def explained(settings: Settings, known: Known) -> Known:
