@@ -261,6 +261,13 @@ class ScoreRecord:
     errors: Mapping[str, float | None] | None = _absent()
     """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
     errors_of_cases: int | None = _absent()
+    labels_sha256: str | None = _absent()
+    """Of the labels of all samples."""
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What was asked: the score, the most that it may fall, and of which samples."""
+        return self.name, self.max_drop, self.lower_is_better, self.samples, self.labels_sha256
 
     def fell_further_than(self, other: ScoreRecord) -> bool:
         """Whether it surely fell further: by more at the least than the other at the most."""

@@ -170,11 +170,9 @@ def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator
     if new.score is None or two is None:
         yield Finding("error", "not compared", f"{one.name} was scored in the old report alone", "not-measured")
         return
-    asked = [(each.name, each.max_drop, each.lower_is_better, each.samples) for each in (old.score, new.score)]
-    if asked[0] != asked[1]:
-        yield Finding(
-            "error", "not compared", f"another score, max_drop or number of samples: {two.name}", "not-comparable"
-        )
+    if old.score.asked != new.score.asked:
+        text = f"another score, max_drop or other samples: {two.name}"
+        yield Finding("error", "not compared", text, "not-comparable")
         return
     if is_emulated and old.parity is None:
         yield Finding("error", "not compared", "the score was emulated in both: TensorRT did not run", "emulated")
