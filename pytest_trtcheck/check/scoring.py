@@ -192,7 +192,7 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
         except ComparisonError as error:
             raise ComparisonError(f"aggregate {name_of(spec.aggregate)} {error.message}", error.hint) from error
         method = f"paired bootstrap, {RESAMPLES:,} resamples"
-    is_plain = isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
+    is_plain = spec.aggregate is None
     found.mismatch.require_knowledge(drop.reference, min(before.min(), after.min()) if is_plain else drop.reference)
     verdict = drop.verdict(spec.max_drop)
     needed = drop.samples_to_decide(spec.max_drop) if verdict == "inconclusive" else None

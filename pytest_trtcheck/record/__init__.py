@@ -274,6 +274,10 @@ class ScoreRecord:
     baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What came of holding it against what was recorded."""
 
+    def fell_further_than(self, other: ScoreRecord) -> bool:
+        """Whether it surely fell further: by more at the least than the other at the most."""
+        return self.lower is not None and other.upper is not None and self.lower > other.upper
+
 
 # --- latency ---------------------------------------------------------------------------------------------------------
 

@@ -179,7 +179,7 @@ def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator
     if is_emulated and old.parity is None:
         yield Finding("error", "not compared", "the score was emulated in both: TensorRT did not run", "emulated")
     text = f"{two.name} drop {one.drop} → {two.drop}"
-    is_worse = diff_changes.fell_further(old.score, new.score)
+    is_worse = new.score.fell_further_than(old.score)
     yield Finding("error", "fail" if is_worse else "pass", text)
 
 
