@@ -295,6 +295,29 @@ def test_fp32(): return batches()
     assert "score not measured (1 check)" in run.text
 
 
+def test_what_fails_its_task_is_not_exported(task: Suite) -> None:
+    task.write(
+        test_task=f"""{HEAD}
+@trt_parity("good.onnx", score=top1, max_drop=0.01)
+def test_sound(): return batches()
+
+@trt_parity({BAD})
+def test_flips(): return batches(broken=80)
+
+@trt_parity("good.onnx", precision="bf16", score=top1, max_drop=0.01)
+def test_too_few(): return batches(count=100)
+"""
+    )
+    run = task.run("--trt-export=out")
+    run.result.assert_outcomes(passed=1, failed=2)
+    (folder,) = (task.path / "out/typed").iterdir()
+    assert folder.name == "good_fp16"
+    (judged,) = json.loads((folder / "manifest.json").read_text())["judged"]
+    assert judged["score"]["name"] == "top1"
+    assert judged["score"]["max_drop"] == 0.01
+    assert judged["evidence"] == "emulated"
+
+
 def test_a_bundle_says_that_the_score_is_not_in_it(task: Suite) -> None:
     task.write(
         test_task=f"""{HEAD}

@@ -182,7 +182,7 @@ def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator
             return
     if is_emulated:
         yield Finding("score", "not compared", "emulated in both: TensorRT did not run", "emulated")
-    fell = diff_changes.fell_further(old.score, new.score)
+    fell = new.score.fell_further_than(old.score)
     yield Finding("score", "fail" if fell else "pass", f"{two.name} drop {one.drop} → {two.drop}")
 
 

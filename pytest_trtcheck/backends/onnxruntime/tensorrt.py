@@ -76,6 +76,7 @@ class OrtTensorRT(CompilingProvider):
             "sparsity": lambda value: {"trt_sparsity_enable": str(value)},
             "hardware_compatible": _hardware,
             "max_aux_streams": as_is("trt_auxiliary_streams"),
+            "min_subgraph_size": as_is("trt_min_subgraph_size"),
             "dla_core": lambda core: {"trt_dla_enable": _ON, "trt_dla_core": str(core)},
             "preview": _preview,
             "plugins": lambda paths: {
