@@ -227,8 +227,7 @@ def test_a_score_that_surely_fell_further_fails() -> None:
     assert upgrade(old, after(score=score(0.015))).verdict == "pass", "the bounds of the two overlap"
     gate = upgrade(old, after(score=score(0.03)))
     assert gate.verdict == "fail"
-    ((outcome, text),) = told(gate)["score"]
-    assert (outcome, text[:14]) == ("fail", "top1 drop 0.01")
+    assert told(gate)["score"] == [("fail", "top1 drop 0.010 (0.0060 to 0.014) → 0.030 (0.026 to 0.034)")]
     for other in (score(0.01, max_drop=0.5), score(0.01, samples=10), replace(score(0.01), drop=None), None):
         assert told(upgrade(old, after(score=other)))["score"][0][0] == "not compared"
 
