@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -97,8 +98,10 @@ class Torch(Backend):
         import torch
 
         if cls.compiles:
-            # Takes seconds, which are no part of loading a model.
-            importlib.import_module("torch._inductor.compile_fx")
+            # Takes seconds, which are no part of loading a model; what PyTorch deprecates is no error of the user's test.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module("torch._inductor.compile_fx")
         if machine.detected is None:
             return cls()
         why_not = None if torch.cuda.is_available() else f"PyTorch {torch.__version__} can't use the GPU that is here"
