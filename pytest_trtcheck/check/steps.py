@@ -652,7 +652,9 @@ def compared(settings: Settings, known: Known) -> Known:
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
         if known.request.judges_outputs or doubt:
-            outcome = parity.judge(known)
+            # Where a score alone is asked for, one case shows how far off what is doubted is.
+            judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])
+            outcome = parity.judge(judged)
     known = _with_partition(known)
     if outcome is None:
         return known
