@@ -168,7 +168,7 @@ def test_a_gpu_is_not_taken_on_trust(checked: Callable[..., Run]) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nobody", [r"serves no model 'nobody': it serves full, hangs, heads,", "trt_triton_models"]),
+        ("nobody", [r"serves no model 'nobody': it serves cached, full, hangs, heads,", "trt_triton_models"]),
         ("head", ["did you mean 'heads'"]),
         ("heads/2", [r"model 'heads' has no version 2 that is ready: 1, 3 are"]),
         ("broken", ["model 'broken' is not ready: .*the weights are gone"]),
@@ -180,6 +180,7 @@ def test_a_gpu_is_not_taken_on_trust(checked: Callable[..., Run]) -> None:
                 "outputs that the server lacks: second",
             ],
         ),
+        ("cached", ["model 'cached' has a response cache", "response_cache { enable: false }"]),
         ("hangs?timeout=1", ["model 'hangs': no answer within 1 s", r"\?timeout=2"]),
     ],
 )

@@ -86,6 +86,8 @@ class Counts:
     @property
     def least(self) -> int:
         """The inferences that are counted both ways; a moment later it is all of them."""
+        if not self.batches:  # As of an ensemble.
+            return self.inferences
         return min(self.inferences, sum(size * count for size, count in self.batches.items()))
 
     def since(self, before: Counts) -> Counts:
@@ -136,6 +138,11 @@ class Connection:
         found = self._asked_for(name, version, index)
         config = self._ask("get_model_config", name, found)
         config = config.get("config", config)
+        if config.get("response_cache", {}).get("enable"):
+            raise self._error(
+                f"model {name!r} has a response cache: what it answers need not have been computed",
+                "set response_cache { enable: false } in the config.pbtxt of the model that is checked",
+            )
         metadata = self._ask("get_model_metadata", name, found)
         optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
         inputs, outputs = (
