@@ -12,6 +12,7 @@ from pytest_trtcheck.baselines.scores import packed
 from pytest_trtcheck.check.exercised import Mismatch
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, name_of, plural
+from pytest_trtcheck.model import labelled
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.record import SampleRecord, ScoreRecord
 from pytest_trtcheck.spec import Case
@@ -165,13 +166,13 @@ def _require_count(spec: ScoreSpec, known: Known, case: Case, count: int, where:
     open_first = [each.name for each in known.model.inputs if each.shape and not isinstance(each.shape[0], int)]
     rows = {inputs[name].shape[0] for name in open_first}
     labels = as_array(case.labels) if is_array(case.labels) else case.labels
-    labelled = None
+    told = None
     if isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim):
-        labelled = len(labels)
-    if len(rows) != 1 or count in {*rows, labelled} or (count == 1 and case.labels is not None and labelled is None):
+        told = len(labels)
+    if len(rows) != 1 or count in {*rows, told} or (count == 1 and case.labels is not None and told is None):
         return
     (batch,) = rows
-    beside = f" and {plural(labelled, 'label')}" if labelled is not None else ""
+    beside = f" and {plural(told, 'label')}" if told is not None else ""
     raise ComparisonError(
         f"score {name_of(spec.function)} gave {plural(count, 'item')} of {where}, which hold {plural(batch, 'row')}"
         f"{beside}",
@@ -216,6 +217,7 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
         worst=tuple(_changed(found, before, after, spec.lower_is_better)),
         errors={each.name: each.value("max") for each in merged} or None,
         errors_of_cases=len(found.measured) or None,
+        labels_sha256=labelled.digest(known.labels),
     )
 
 

@@ -652,7 +652,9 @@ def compared(settings: Settings, known: Known) -> Known:
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
         if known.request.judges_outputs or doubt:
-            outcome = parity.judge(known)
+            # Where a score alone is asked for, one case shows how far off what is doubted is.
+            judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])
+            outcome = parity.judge(judged)
     known = _with_partition(known)
     if outcome is None:
         return known
@@ -686,11 +688,11 @@ def _with_partition(known: Known) -> Known:
     assert known.built is not None
     assert known.runner is not None
     found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
-    if found is not None:
-        return known.recorded(partition=found)
-    if most is None:
-        return known
-    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
+    unchecked = () if most is None else (f"max_subgraphs={most} was not checked: {known.running.title}",)
+    if found is None:
+        return known.recorded(*(f"{said} does not divide a model" for said in unchecked))
+    alone = () if found.subgraphs else unchecked
+    return known.recorded(*(f"{said} runs node by node" for said in alone), partition=found)
 
 
 def costed(settings: Settings, known: Known) -> Known:

@@ -273,6 +273,13 @@ class ScoreRecord:
     """What ran scored on each sample, where there are baselines to record or to hold it against."""
     baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What came of holding it against what was recorded."""
+    labels_sha256: str | None = _absent()
+    """Of the labels of all samples."""
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What was asked: the score, the most that it may fall, and of which samples."""
+        return self.name, self.max_drop, self.lower_is_better, self.samples, self.labels_sha256
 
     def fell_further_than(self, other: ScoreRecord) -> bool:
         """Whether it surely fell further: by more at the least than the other at the most."""

@@ -161,9 +161,13 @@ def _score(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     before, after, views = old.score, new.score, [scored(each) for each in (old, new)]
     if before is None or after is None or views[0] is None or views[1] is None:
         return
-    if before.name != after.name:
-        yield Change("score", "changed", views[0].name, views[1].name)
-        return
+    for what, one, two in (
+        ("score", views[0].name, views[1].name),
+        ("labels", before.labels_sha256 or MISSING, after.labels_sha256 or MISSING),
+    ):
+        if one != two:
+            yield Change(what, "changed", one[:40], two[:40])
+            return
     if before.reference != after.reference:
         texts = [format_number(each.reference or 0.0, 4) for each in (before, after)]
         yield Change(f"{after.name} of the reference", "changed", texts[0], texts[1])
