@@ -63,10 +63,10 @@ def trt_parity(
         _refuse_beside_engine(precision, backend, calibration=calibration, keep_fp32=keep_fp32, exclude=exclude)
     scored = _score(score, aggregate, max_drop, lower_is_better)
     if scored is not None and tol is None:
-        of_outputs = {"keep_fp32='auto'": is_auto, "search=": search, f"metric={judged_by.name}": metric != "max"}
-        for name in (name for name, is_given in of_outputs.items() if is_given):
+        of_outputs = {"keep_fp32='auto'": is_auto, f"metric={judged_by.name}": metric != "max"}
+        if given := [name for name, is_given in of_outputs.items() if is_given]:
             raise ArgumentError(
-                f"{name} beside score= needs tol=: without one the score alone is judged, and no output is held to "
+                f"{given[0]} beside score= needs tol=: without one the score alone is judged, and no output is held to "
                 "anything",
                 "give tol=, or leave it out",
             )

@@ -206,7 +206,8 @@ def _calibration(known: Known) -> CalibrationRecord | None:
     digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
     found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
     if seen:
-        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
+        some = known.cases[:: max(1, len(known.cases) // coverage.CASES)]
+        found = replace(found, inputs=coverage.covered(known.model, seen, some))
     if not ranges["choice"]:
         return found
     errors = {
@@ -651,7 +652,9 @@ def compared(settings: Settings, known: Known) -> Known:
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
         if known.request.judges_outputs or doubt:
-            outcome = parity.judge(known)
+            # Where a score alone is asked for, one case shows how far off what is doubted is.
+            judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])
+            outcome = parity.judge(judged)
     known = _with_partition(known)
     if outcome is None:
         return known
@@ -685,11 +688,11 @@ def _with_partition(known: Known) -> Known:
     assert known.built is not None
     assert known.runner is not None
     found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
-    if found is not None:
-        return known.recorded(partition=found)
-    if most is None:
-        return known
-    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
+    unchecked = () if most is None else (f"max_subgraphs={most} was not checked: {known.running.title}",)
+    if found is None:
+        return known.recorded(*(f"{said} does not divide a model" for said in unchecked))
+    alone = () if found.subgraphs else unchecked
+    return known.recorded(*(f"{said} runs node by node" for said in alone), partition=found)
 
 
 def costed(settings: Settings, known: Known) -> Known:
@@ -716,7 +719,7 @@ def scored(settings: Settings, known: Known) -> Known:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
     alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
-    return known.recorded(*alone, score=scoring.judge(known, spec))
+    return known.recorded(*alone, score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -844,6 +847,8 @@ def profiled(settings: Settings, known: Known) -> Known:
     wanted = settings.time_layers or (latency is not None and latency.samples > 0)
     if not wanted or engine is None or known.runner is None or known.running.gpu is None:
         return known
+    if settings.kept_open is not None:
+        return known.recorded(engine=replace(engine, layers_untimed="the engine serves further examples"))
     with known.alone():
         return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
 

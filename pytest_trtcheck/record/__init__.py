@@ -232,6 +232,14 @@ class SampleRecord:
 
 
 @dataclass(frozen=True)
+class ItemsRecord:
+    """Numbers, one a sample or one array a sample: FP32, little-endian, deflated, in base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """The score of a check: of the reference, of what ran, and by how much it fell.
 
@@ -261,6 +269,21 @@ class ScoreRecord:
     errors: Mapping[str, float | None] | None = _absent()
     """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
     errors_of_cases: int | None = _absent()
+    items: ItemsRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What ran scored on each sample, where there are baselines to record or to hold it against."""
+    baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What came of holding it against what was recorded."""
+    labels_sha256: str | None = _absent()
+    """Of the labels of all samples."""
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What was asked: the score, the most that it may fall, and of which samples."""
+        return self.name, self.max_drop, self.lower_is_better, self.samples, self.labels_sha256
+
+    def fell_further_than(self, other: ScoreRecord) -> bool:
+        """Whether it surely fell further: by more at the least than the other at the most."""
+        return self.lower is not None and other.upper is not None and self.lower > other.upper
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
