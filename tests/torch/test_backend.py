@@ -67,6 +67,26 @@ def test_it_is_the_module_in_that_type_and_leaves_the_users_alone(tmp_path: Path
         runner(CASE)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one way alone")
+def test_pytorchs_newer_settings_are_kept_too(tmp_path: Path) -> None:
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [each.fp32_precision for each in places]
+    made = built(opened(Net(), tmp_path))
+    try:
+        places[0].fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            torch.get_float32_matmul_precision()
+        runner = Torch().load(made)
+        with runner.settings():  # type: ignore[attr-defined]
+            assert [each.fp32_precision for each in places] == ["ieee", "ieee"]
+        assert len(runner(CASE)) == 1
+        assert [each.fp32_precision for each in places] == ["tf32", before[1]]
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 class InFp32(nn.Module):
     """Computes in FP32 whatever it is converted to."""
 
