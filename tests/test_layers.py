@@ -167,9 +167,12 @@ def test_layers_are_timed_behind_a_latency_that_was_measured() -> None:
         parts = {"record": record, "running": found, "runner": object(), "cases": [{}], "alone": nullcontext}
         return SimpleNamespace(**{**parts, "recorded": lambda **given: given, **changes})
 
-    settings: Any = SimpleNamespace(time_layers=False)
+    settings: Any = SimpleNamespace(time_layers=False, kept_open=None)
     measured: Any = steps.profiled(settings, known(10))
     assert measured == {"engine": timed_layers}
+    settings.kept_open = object()  # What is measured again must not be profiled.
+    kept: Any = steps.profiled(settings, known(10))
+    assert kept["engine"].layers_untimed == "the engine serves further examples"
     for unmeasured in (known(0), known(10, runner=None), known(10, running=SimpleNamespace(gpu=None))):
         assert steps.profiled(settings, unmeasured) is unmeasured
 

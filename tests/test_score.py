@@ -461,8 +461,8 @@ def test_a_search_beside_a_score_is_refused_and_by_the_option_left_out(suite: Su
     suite.write(test_it=f"{HEAD}@trt_parity({BAD}, tol=1.0, search=10)\ndef test_it():\n    return batches(200)\n")
     (record,) = suite.run().checks
     assert record["verdict"] == "error"
-    assert "an input that is found has no label" in record["message"]
+    assert "a score needs labels" in record["message"]
     suite.write(test_it=f"{HEAD}@trt_parity({BAD}, tol=1.0)\ndef test_it():\n    return batches(200)\n")
     (record,) = suite.run("--trt-search=10").checks
     assert record["score"] is not None
-    assert any("an input that is found has no label" in note for note in record["notes"])
+    assert any("a score needs labels" in note for note in record["notes"])

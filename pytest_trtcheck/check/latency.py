@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Backend, Runner, TimedRuns
+    from pytest_trtcheck.backends.base import Backend, Built, Runner, TimedRuns
     from pytest_trtcheck.baselines import LatencyBaseline
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
@@ -62,11 +62,12 @@ _LOADS, _LOAD_S = (15, 30, 60), 20.0
 
 @dataclass(frozen=True)
 class Rival:
-    """What `min_speedup` compares with: a system, what it runs, and what that is in words."""
+    """What `min_speedup` compares with: a system, what it runs, what that is in words, and what it was loaded from."""
 
     system: Backend
     runner: Runner
     title: str
+    built: Built
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,11 @@ class Settings:
             return self.requested
         from pytest_trtcheck.gpu.device import require_match
 
-        return self.detected.model if self.requested is None else require_match(self.requested, self.detected)
+        return (
+            self.detected.model
+            if self.requested is None
+            else require_match(self.requested, self.detected, self.extra_gpus)
+        )
 
 
 @dataclass(frozen=True)

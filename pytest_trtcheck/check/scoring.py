@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.baselines.scores import packed
 from pytest_trtcheck.check.exercised import Mismatch
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, name_of, plural
@@ -66,8 +67,13 @@ class _Scored:
         return case, sample - (int(ends[case - 1]) if case else 0)
 
 
-def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
+def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreRecord:
     """Score what the runner and the reference compute on every case, one case after the other; no output is kept.
+
+    Parameters
+    ----------
+    keeps_items
+        Whether the record has what ran scored on each sample.
 
     Raises
     ------
@@ -101,7 +107,8 @@ def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
         found.reference.add(before)
         found.actual.add(after)
         found.sizes.append(len(before))
-    return _record(known, spec, found)
+    record = _record(known, spec, found)
+    return replace(record, items=packed(found.actual.joined())) if keeps_items else record
 
 
 def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:
@@ -217,7 +224,8 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
 def _changed(found: _Scored, before: Any, after: Any, lower_is_better: bool) -> list[SampleRecord]:
     """The samples that lost most; of items that are no numbers, the first that differ."""
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and before.ndim == 1:
-        fell = after - before if lower_is_better else before - after
+        # Of truth values there is no difference.
+        fell = (before.astype(np.float64) - after) * (-1 if lower_is_better else 1)
         order = [int(each) for each in np.argsort(-fell, kind="stable")[:SHOWN_SAMPLES] if fell[each] > 0]
     else:
         differ = (number for number in range(len(before)) if not same(before[number], after[number]))

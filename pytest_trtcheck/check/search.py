@@ -57,14 +57,13 @@ def searched(settings: Settings, known: Known) -> Known:
     asked = _asked(settings, known)
     if asked is None or known.runner is None or not known.request.judge_parity:
         return known
-    named = known.request.parity.search is not None
-    if (why_not := _why_not(known)) is not None:
-        return _impossible(known, why_not, named)
+    if why := _why_not(known):
+        return _impossible(known, why)
     if known.outcome is None or known.doubt is not None or known.outcome.record.verdict != "pass":
         return known.recorded("no worse input was searched: the check does not pass on its own ones")
     space, held = space_of(known, asked)
     if not space.size:
-        return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})", named)
+        return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})")
     hunt = _Hunt(known, space, asked, settings.progress)
     hunt.run()
     worst = hunt.as_case(hunt.best)
@@ -94,7 +93,7 @@ def _why_not(known: Known) -> str | None:
     if isinstance(known.reference, GoldenReference):
         return "the reference has outputs of the recorded inputs alone"
     if known.request.parity.score is not None:
-        return "its score is of labelled samples, and an input that is found has no label"
+        return "a score needs labels, and an input that a search makes has none"
     return None
 
 
@@ -103,9 +102,9 @@ def _asked(settings: Settings, known: Known) -> Search | None:
     return spec if settings.search is None else replace(spec or Search(), tries=settings.search)
 
 
-def _impossible(known: Known, why: str, named: bool) -> Known:
+def _impossible(known: Known, why: str) -> Known:
     """What the check itself asks for is an error, what an option asks of every check a note."""
-    if named:
+    if known.request.parity.search is not None:
         raise ArgumentError(
             f"search=: {known.model.label}: {why}", "search in a check that judges outputs, with ranges for its inputs"
         )

@@ -206,7 +206,8 @@ def _calibration(known: Known) -> CalibrationRecord | None:
     digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
     found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
     if seen:
-        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
+        some = known.cases[:: max(1, len(known.cases) // coverage.CASES)]
+        found = replace(found, inputs=coverage.covered(known.model, seen, some))
     if not ranges["choice"]:
         return found
     errors = {
@@ -717,7 +718,7 @@ def scored(settings: Settings, known: Known) -> Known:
     if spec is None or known.runner is None or known.doubt is not None:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
-    return known.recorded(score=scoring.judge(known, spec))
+    return known.recorded(score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -813,7 +814,14 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
         precision = half_part(precision) or "fp32"
     plain = replace(known.request.parity, precision=(precision,), keep_fp32=(), keep_auto=False, exclude=())
     system.admit(known.model, plain, known.request.build_options)
-    return _loaded_rival(settings, known, system, precision)
+    rival = _loaded_rival(settings, known, system, precision)
+    # One that does not do what it is named after would make a slow rival, and any engine fast.
+    with known.alone():
+        doubt = system.doubt(rival.built, rival.runner, known.cases[0])
+    if doubt is not None:
+        rival.runner.close()
+        raise UnsupportedTargetError(doubt)
+    return rival
 
 
 def _loaded_rival(settings: Settings, known: Known, system: Backend, precision: Precision) -> latency.Rival:
@@ -821,7 +829,7 @@ def _loaded_rival(settings: Settings, known: Known, system: Backend, precision: 
     built = system.build(known.spec(system, lowered, precision), settings.cache)
     runner = loaded_by(settings, system, built)
     _refuse_the_same(known, system.serving(runner), precision)
-    return latency.Rival(system, runner, f"{system.title} in {precision}")
+    return latency.Rival(system, runner, f"{system.title} in {precision}", built)
 
 
 def kept(settings: Settings, known: Known) -> Known:
@@ -838,6 +846,8 @@ def profiled(settings: Settings, known: Known) -> Known:
     wanted = settings.time_layers or (latency is not None and latency.samples > 0)
     if not wanted or engine is None or known.runner is None or known.running.gpu is None:
         return known
+    if settings.kept_open is not None:
+        return known.recorded(engine=replace(engine, layers_untimed="the engine serves further examples"))
     with known.alone():
         return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
 

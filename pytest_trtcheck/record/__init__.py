@@ -232,6 +232,14 @@ class SampleRecord:
 
 
 @dataclass(frozen=True)
+class ItemsRecord:
+    """Numbers, one a sample or one array a sample: FP32, little-endian, deflated, in base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """The score of a check: of the reference, of what ran, and by how much it fell.
 
@@ -263,6 +271,11 @@ class ScoreRecord:
     errors_of_cases: int | None = _absent()
     labels_sha256: str | None = _absent()
     """Of the labels of all samples."""
+
+    items: ItemsRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What ran scored on each sample, where there are baselines to record or to hold it against."""
+    baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What came of holding it against what was recorded."""
 
     @property
     def asked(self) -> tuple[object, ...]:
