@@ -13,7 +13,7 @@ import pytest
 from pytest_trtcheck import latency
 from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.client import Counts
-from pytest_trtcheck.check.latency import _qps_under_load
+from pytest_trtcheck.check.latency import _qps_under_load, _undecided_before_the_most
 from pytest_trtcheck.errors import ArgumentError, ServerError
 from pytest_trtcheck.latency import load
 from pytest_trtcheck.latency.load import Window
@@ -134,7 +134,7 @@ def test_levels_grow_until_throughput_does_not() -> None:
     runs = Simulated({1: 100.0, 2: 190.0, 4: 350.0, 8: 355.0, 16: 340.0, 32: 900.0})
     levels, ended = load.sweep(runs, 60)
     assert [level.concurrency for level in levels] == [1, 2, 4, 8, 16]
-    assert ended == "throughput grew no more"
+    assert ended == load.PLATEAU
     assert all(level.stable and level.windows == 3 for level in levels)
     assert load.best(levels).concurrency == 8
     assert levels[2].qps == pytest.approx(350, rel=0.01)
@@ -154,12 +154,11 @@ def test_a_window_that_differs_is_measured_past() -> None:
     assert levels[0].qps == pytest.approx(100, rel=0.01)
 
 
-def test_what_does_not_come_to_rest_is_said_to_and_is_not_the_best() -> None:
+def test_what_does_not_come_to_rest_is_said_to() -> None:
     restless = frozenset(range(6, 16, 2))
     levels, _ = load.sweep(Simulated({1: 100.0, 2: 200.0, 4: 1000.0, 8: 210.0}, spoiled=restless), 60)
     assert [level.stable for level in levels][:3] == [True, True, False]
     assert levels[2].windows == load.MOST_WINDOWS
-    assert load.best(levels).stable
 
 
 def test_the_time_allowed_ends_it() -> None:
@@ -200,6 +199,17 @@ def test_throughput_is_judged_where_it_is_highest(limit: float, expected: str) -
     assert result.decision == expected
     assert result.value == pytest.approx(100)
     assert set(runs.asked[2:]) == {4}
+
+
+def test_too_little_throughput_fails_only_where_more_at_once_brings_no_more() -> None:
+    runs = Simulated({1: 100.0})
+    result = _qps_under_load(runs, load.level(1, [runs.run(1, 1)]), 200.0, latency.LookPlan(()), 60)
+    assert _undecided_before_the_most(result, load.PLATEAU).decision == "fail"
+    undecided = _undecided_before_the_most(result, "the 3 s allowed were over")
+    assert undecided.decision == "undecided"
+    assert "min_qps is 100 so far" in (undecided.reason or "")
+    enough = _qps_under_load(runs, load.level(1, [runs.run(1, 1)]), 50.0, latency.LookPlan(()), 60)
+    assert _undecided_before_the_most(enough, "the 3 s allowed were over").decision == "pass"
 
 
 def test_a_client_that_is_slow_itself_fails_no_server() -> None:

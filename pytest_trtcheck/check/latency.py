@@ -20,7 +20,7 @@ from pytest_trtcheck.errors import UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency.distribution import Distribution
-from pytest_trtcheck.latency.load import WINDOW_S, best, sweep
+from pytest_trtcheck.latency.load import PLATEAU, WINDOW_S, best, sweep
 from pytest_trtcheck.record import BudgetRecord, Conditions, LatencyDetails, LatencyRecord
 from pytest_trtcheck.spec import LatencySpec
 
@@ -405,7 +405,8 @@ def _sample(
         with load as runs:
             levels, ended = sweep(runs, spec.max_seconds)
             if "min_qps" in budgets.limits:
-                results.append(_qps_under_load(runs, best(levels), budgets.limits["min_qps"], plan, spec.max_seconds))
+                result = _qps_under_load(runs, best(levels), budgets.limits["min_qps"], plan, spec.max_seconds)
+                results.append(_undecided_before_the_most(result, ended))
         under_load = {"load": levels, "load_ended": ended}
     decision = latency.combine_decisions(results)
     details = {
@@ -540,6 +541,14 @@ def _qps_under_load(
         if is_over or result.decision != "undecided":
             return result
         look += 1
+
+
+def _undecided_before_the_most(result: latency.BudgetResult, ended: str) -> latency.BudgetResult:
+    """A throughput that is too low decides nothing while more requests at once might bring more."""
+    if result.decision != "fail" or ended == PLATEAU:
+        return result
+    reason = f"min_qps is {result.value:.4g} so far, and may be more with more requests at once: {ended}"
+    return replace(result, decision="undecided", reason=reason)
 
 
 def notes(record: LatencyRecord) -> tuple[str, ...]:

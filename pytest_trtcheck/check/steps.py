@@ -688,11 +688,11 @@ def _with_partition(known: Known) -> Known:
     assert known.built is not None
     assert known.runner is not None
     found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
-    if found is not None:
-        return known.recorded(partition=found)
-    if most is None:
-        return known
-    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
+    unchecked = () if most is None else (f"max_subgraphs={most} was not checked: {known.running.title}",)
+    if found is None:
+        return known.recorded(*(f"{said} does not divide a model" for said in unchecked))
+    alone = () if found.subgraphs else unchecked
+    return known.recorded(*(f"{said} runs node by node" for said in alone), partition=found)
 
 
 def costed(settings: Settings, known: Known) -> Known:

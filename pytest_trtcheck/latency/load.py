@@ -32,6 +32,8 @@ GAIN = 0.05
 PATIENCE = 2
 """So many levels in a row that bring no gain end the search: one may be noise, or just too few for the next batch."""
 MOST_AT_ONCE = 256
+PLATEAU = "throughput grew no more"
+"""Why a search ended that found the most that there is."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,11 @@ def sweep(runs: LoadRuns, max_seconds: float) -> tuple[tuple[LoadRecord, ...], s
         gained = levels[-1].qps > (1 + GAIN) * best
         best, without_gain = max(best, levels[-1].qps), 0 if gained else without_gain + 1
         if without_gain == PATIENCE:
-            return tuple(levels), "throughput grew no more"
+            return tuple(levels), PLATEAU
         concurrency *= 2
     return tuple(levels), f"more than {MOST_AT_ONCE} requests at once are not tried"
 
 
 def best(levels: Sequence[LoadRecord]) -> LoadRecord:
-    """The level with the highest throughput, of those that came to rest where there are any."""
-    return max([each for each in levels if each.stable] or levels, key=lambda each: each.qps)
+    """The level with the highest throughput."""
+    return max(levels, key=lambda each: each.qps)

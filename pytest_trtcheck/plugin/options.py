@@ -60,8 +60,10 @@ OPTIONS: tuple[Option, ...] = (
     ),
     *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
-    Option("trt_baseline", "path", "where baselines of errors and latency are kept", metavar="DIR"),
-    Option("trt_update_baseline", "flag", "record this run's errors and latencies as the baseline", default=False),
+    Option("trt_baseline", "path", "where baselines of errors, scores and latency are kept", metavar="DIR"),
+    Option(
+        "trt_update_baseline", "flag", "record this run's errors, scores and latencies as the baseline", default=False
+    ),
     Option("trt_export", "path", "write the engines and typed ONNX files that the run proved", metavar="DIR"),
     Option(
         "trt_diagnose",

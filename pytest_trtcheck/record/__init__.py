@@ -269,13 +269,12 @@ class ScoreRecord:
     errors: Mapping[str, float | None] | None = _absent()
     """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
     errors_of_cases: int | None = _absent()
-    labels_sha256: str | None = _absent()
-    """Of the labels of all samples."""
-
     items: ItemsRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What ran scored on each sample, where there are baselines to record or to hold it against."""
     baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
     """What came of holding it against what was recorded."""
+    labels_sha256: str | None = _absent()
+    """Of the labels of all samples."""
 
     @property
     def asked(self) -> tuple[object, ...]:

@@ -174,10 +174,10 @@ def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator
         where = "the old report alone" if one else "the new report alone" if two else "neither report"
         yield Finding("score", "not compared", f"the task was scored in {where}", "not-measured")
         return
-    for name in ("name", "max_drop", "lower_is_better", "samples", "labels_sha256"):
-        before, after = getattr(old.score, name), getattr(new.score, name)
+    names = ("name", "max_drop", "lower_is_better", "samples", "labels_sha256")
+    for name, before, after in zip(names, old.score.asked, new.score.asked, strict=True):
         if before != after:
-            text = f"another score: {name} was {before}, and is {after}"
+            text = "other labels" if name == "labels_sha256" else f"another score: {name} was {before}, and is {after}"
             yield Finding("score", "not compared", text, "not-comparable")
             return
     if is_emulated:

@@ -89,7 +89,7 @@ def models() -> dict[str, Model]:
         "swapped": Model(right, X, HEADS, fault="swapped"),
         "mixed": Model(right, X, HEADS, fault="mixes the batch"),
         "one_by_one": Model(right, X, HEADS, batching="max_batch_size: 8\n"),
-        "slow": Model(right, X, HEADS, fault="sleeps 0.02", batching="max_batch_size: 8\n"),
+        "slow": Model(right, X, HEADS, fault="sleeps 0.01", batching="max_batch_size: 8\n"),
         "hangs": Model(right, X, HEADS, fault="sleeps 4", batching="max_batch_size: 8\n"),
         "full": Model(right, X, HEADS, batching=QUEUE, fault="sleeps 0.02"),
         "only_one": Model(right, X, HEADS, fault="refuses batches"),

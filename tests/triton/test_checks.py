@@ -13,6 +13,7 @@ import pytest
 
 from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.client import Connection
+from pytest_trtcheck.latency import load
 from tests import onnx_models
 from tests.triton.conftest import two_heads
 
@@ -271,12 +272,15 @@ def test_latency_is_measured_one_by_one_and_under_load(checked: Callable[..., Ru
 
 
 def test_what_cannot_be_fast_enough_fails(checked: Callable[..., Run]) -> None:
-    # The model sleeps 20 ms, one request after the other: no load makes it give 1,000 answers a second.
-    run = checked("slow", code=timed("p50_ms=1, min_qps=1000", seconds=3))
+    # The model sleeps 10 ms, one request after the other: no load makes it give 1,000 answers a second.
+    run = checked("slow", code=timed("p50_ms=1, min_qps=1000", seconds=6))
     record = run.check("test_it")
     assert record["verdict"] == "fail", record["message"]
     budgets = {budget["name"]: budget["verdict"] for budget in record["latency"]["budgets"]}
-    assert budgets == {"p50_ms": "fail", "min_qps": "fail"}
+    assert budgets["p50_ms"] == "fail"
+    # On a busy machine there may be no time to see that more requests at once bring no more.
+    is_known = record["latency"]["details"]["load_ended"] == load.PLATEAU
+    assert budgets["min_qps"] in (["fail"] if is_known else ["inconclusive"])
 
 
 def test_others_on_the_server_excuse_a_failure(checked: Callable[..., Run], server: Server) -> None:
