@@ -85,10 +85,10 @@ def test_a_score_that_varies_wildly_decides_nothing() -> None:
     before, after = rng.normal(50, 40, (2, 1000))
     found = drop_of_means(before, after)
     assert found.verdict(0.5) == "inconclusive"
-    needed = found.samples_to_decide(0.5)
-    assert needed is None or needed > 10_000
+    assert (found.samples_to_decide(0.5) or 10_000) > 4000
     # Where the same noise is on both sides, pairing leaves it out.
-    assert drop_of_means(before, before - rng.normal(0.1, 0.1, 1000)).verdict(1.0) == "pass"
+    assert drop_of_means(before, before - rng.normal(0.1, 0.1, 1000)).verdict(2.0) == "pass"
+    assert found.verdict(2.0) == "inconclusive"
 
 
 def test_no_change_seen_is_no_proof_of_none() -> None:
