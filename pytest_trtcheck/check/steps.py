@@ -718,8 +718,7 @@ def scored(settings: Settings, known: Known) -> Known:
     if spec is None or known.runner is None or known.doubt is not None:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
-    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
-    return known.recorded(*alone, score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
+    return known.recorded(score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
 
 
 def explained(settings: Settings, known: Known) -> Known:
