@@ -107,14 +107,14 @@ class Explorer:
 
     def _remember(self, points: Points, scores: NDArray[np.float64]) -> None:
         usable = (scores > 0) & np.isfinite(scores)
-        most = max(64, _REMEMBERED // self._size)
+        most = max(2 * _STARTS, _REMEMBERED // self._size)
         self._seen = np.vstack([self._seen, points[usable].astype(np.float32)])[-most:]
         self._logs = np.concatenate([self._logs, np.log(scores[usable])])[-most:]
 
     def _along(self) -> Points:
         """Steps from the best points in the direction in which scores rise, through all that was seen or the latest."""
         count = min(len(self._logs), _MOST_FITTED if self._rng.random() < 0.25 else 64 + self._size // 2)
-        seen, logs = self._seen[-count:].astype(np.float64), self._logs[-count:]
+        seen, logs = self._seen[-count:], self._logs[-count:].astype(np.float32)
         if count < _STARTS or not logs.std():
             return self._mutated()
         seen, logs = seen - seen.mean(axis=0), logs - logs.mean()
@@ -125,7 +125,7 @@ class Explorer:
         else:
             gram = seen @ seen.T
             slope = seen.T @ np.linalg.solve(gram + np.trace(gram) / count * np.eye(count), logs)
-        slope = np.where(self._ordered, slope, 0.0)
+        slope = np.where(self._ordered, slope, 0.0).astype(np.float64)
         top = np.abs(slope).max()
         if not top:
             return self._mutated()
@@ -137,7 +137,7 @@ class Explorer:
                 # Some of the variables alone, those more likely that count more.
                 chances = np.abs(direction) ** self._rng.random()
                 direction = np.where(self._rng.random(self._size) < chances, direction, 0.0)
-            points.append(np.clip(start + direction * 10 ** self._rng.uniform(-2, 0.7), 0.0, 1.0))
+            points.append(np.clip(start + direction * 10 ** self._rng.uniform(-2.5, 0.3), 0.0, 1.0))
         return np.array(points)
 
     def _parent(self) -> tuple[Points, float]:
