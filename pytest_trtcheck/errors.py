@@ -83,6 +83,10 @@ class GpuError(CheckError):
     """Whether CUDA cannot be used any more in this process; only a new process can go on."""
 
 
+class ServerError(CheckError):
+    """An inference server does not answer, is too slow, or does not serve the model that was asked for."""
+
+
 class CacheError(CheckError):
     """The cache directory cannot be used: not writable, full, or not ours."""
 

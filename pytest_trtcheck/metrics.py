@@ -173,6 +173,8 @@ class Metric:
     joins
         The names of the outputs that it is of together. What it finds is the verdict on each of them: they are not
         compared element by element, and may be of another shape. Its `of` gets both sides (`Joint`).
+    detections
+        What `detections` made it of, from which it can be made again.
     """
 
     name: str
@@ -187,6 +189,7 @@ class Metric:
     relative: Relative | None = field(default=None, compare=False, repr=False)
     axis: int | None = None
     joins: tuple[str, ...] = ()
+    detections: Detections | None = None
 
     @property
     def worst(self) -> float:
@@ -377,6 +380,7 @@ def detections(
         kinds=frozenset({"float", "integer", "bool"}),
         takes_nonfinite=True,
         joins=asked.outputs,
+        detections=asked,
     )
 
 

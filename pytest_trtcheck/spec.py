@@ -248,6 +248,8 @@ class BuildOptions:
         What FP32 inputs and outputs of the model become in the engine: "fp16" or "bf16", for engines that are fed and
         read in 16 bits. Inputs given as FP32 are rounded to it, and the outputs are compared with the reference of the
         inputs as they were given. None: they stay FP32.
+    min_subgraph_size
+        Of ONNX Runtime's TensorRT provider: the fewest nodes that TensorRT is given a subgraph of. None: its default.
     timing_cache
         Whether to keep TensorRT's timing cache between builds (TensorRT only: RTX has none).
     timeout_s
@@ -272,6 +274,7 @@ class BuildOptions:
     plugins: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
     io: HalfName | None = None
+    min_subgraph_size: int | None = None
     timing_cache: bool = True
     timeout_s: float | None = 3600.0
 

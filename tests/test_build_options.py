@@ -192,6 +192,7 @@ def test_a_bundle_holds_no_code() -> None:
         ({"l2_limit_mib": 0}, "l2_limit_mib=0"),
         ({"weight_streaming_mib": "all"}, "weight_streaming_mib='all'.*or 'auto'"),
         ({"dla_core": True}, "dla_core=True"),
+        ({"min_subgraph_size": 0}, "min_subgraph_size=0 must be a whole number of nodes, at least 1"),
         ({"refit": 1}, "refit=1 must be True or False"),
         ({"preview": RESIZE}, "must be a tuple of names"),
     ],
@@ -205,6 +206,7 @@ def test_values_that_no_tensorrt_takes(given: dict[str, Any], said: str) -> None
     ("given", "said", "hint"),
     [
         ({"tiling": "full"}, "has no build option tiling", "backend='tensorrt'"),
+        ({"min_subgraph_size": 2}, "no build option min_subgraph_size: it does not divide", "'onnxruntime-tensorrt'"),
         ({"l2_limit_mib": 4}, "has no build option l2_limit_mib", "backend='tensorrt'"),
         ({"dla_core": 0}, "has no build option dla_core", "backend='tensorrt'"),
         ({"preview": ("RUNTIME_ACTIVATION_RESIZE",)}, "no preview feature", RESIZE),

@@ -16,7 +16,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_trtcheck.cache import Cache, Entry, Key, StoredEntry, hash_bytes, hash_file, hashing
+from pytest_trtcheck.cache import (
+    Cache,
+    Entry,
+    Key,
+    StoredEntry,
+    directory,
+    hash_bytes,
+    hash_file,
+    hashing,
+    scratch_folder,
+)
 from pytest_trtcheck.cache.key import describe_change
 from pytest_trtcheck.cache.listing import stored_entry
 
@@ -884,3 +894,32 @@ def test_what_is_fresh_is_not_remembered_as_checked(tmp_path: Path) -> None:
     Cache(tmp_path / "cache", None).get_or_make(key(), writes(b"x" * (1 << 20)))
     assert Cache(tmp_path / "cache", None).get_or_make(key(), never).cached
     assert not list((tmp_path / "cache").rglob("verified"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such permissions")
+def test_who_else_may_write_is_told(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    assert cache.exposed() is None
+    fill(cache, "a")
+    assert cache.exposed() is None
+    for mode in (0o770, 0o707):
+        cache.root.chmod(mode)
+        assert cache.exposed() == f"{cache.root} can be written by others (mode {mode:04o})"
+    cache.root.chmod(0o755)
+    assert cache.exposed() is None
+    if os.geteuid() == 0:
+        os.chown(cache.root, 65534, 65534)
+        assert cache.exposed() == f"{cache.root} belongs to another account (uid 65534)"
+
+
+def test_scratch_of_the_dead_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory._remove_scratch.cache_clear()
+    ages = {"trtcheck-build-old": 25, "trtcheck-build-new": 23, "trtcheck-build-future": -1000, "x": 99}
+    for name, hours in ages.items():
+        (tmp_path / name / "inner").mkdir(parents=True)
+        let_rest(tmp_path / name, hours)
+    (tmp_path / "trtcheck-link").symlink_to(tmp_path / "x")
+    with scratch_folder("build") as folder:
+        assert Path(folder).name.startswith("trtcheck-build-")
+    assert {path.name for path in tmp_path.iterdir()} == {"trtcheck-build-new", "trtcheck-link", "x"}

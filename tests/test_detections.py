@@ -240,6 +240,20 @@ def test_limits_say_what_they_are_of() -> None:
         resolve_limits(None, metric, "fp16", list(NAMES))
 
 
+def test_a_metric_of_ones_own_may_be_of_several_outputs() -> None:
+    def fewer(joint: metrics.Joint) -> float:
+        return float(joint.actual["scores"].size < joint.reference["scores"].size)
+
+    metric = metrics.Metric("fewer", fewer, joins=("boxes", "scores"), default=lambda _: 0.0)
+    reference = {name: array for name, array in found(6).items() if name != "classes"}
+    fewer_of_them = {name: array[:, :5] for name, array in reference.items()}
+    spec = trt_parity(metric=metric, tol=0.0)
+    limits = resolve_limits(spec.tol, spec.metric, "fp16", list(reference))
+    for actual, verdict in ((shuffled(reference), "pass"), (fewer_of_them, "fail")):
+        measured = measure_all(actual, reference, limits)
+        assert [judge(each, limits[name]).verdict for name, each in measured.items()] == [verdict] * 2
+
+
 SUITE = """
 from pytest_trtcheck import metrics
 DETECTIONS = metrics.detections("boxes", "scores")
@@ -287,7 +301,7 @@ def test_a_detector_in_pytest(suite: Suite) -> None:
         )
         onnx_models.save(proto, suite.path / f"{name}.onnx")
     suite.write(test_detector=SUITE)
-    run = suite.run("--trt-html=r.html")
+    run = suite.run("--trt-html=r.html", "--trt-bundle=bundles")
     verdicts = {check["nodeid"].split("::test_")[1]: check["verdict"] for check in run.checks}
     assert verdicts == {
         "sound": "pass",
@@ -301,3 +315,6 @@ def test_a_detector_in_pytest(suite: Suite) -> None:
     assert "detections 0.0667 > 0.05 (tol=0.05): 2 of 30 detections on both sides have no partner" in message
     assert any("not diagnosed: detections are compared as sets" in note for note in lost["notes"])
     assert "detections ≤ 0.05" in run.text
+    replay = suite.run("bundles/test_detector.py-test_one_in_eight_lost/bundle.json")
+    assert replay.checks[0]["parity"]["worst"] == lost["parity"]["worst"]
+    assert replay.checks[0]["verdict"] == "fail"

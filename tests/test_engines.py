@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_trtcheck.cache import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +130,22 @@ def test_a_damaged_engine_is_rebuilt(suite: Suite, fresh: str) -> None:
     run = suite.run(fresh, "--trt-gpu=A100", "-k", "fp16")
     assert run.checks[0]["engine"]["cached"] is False
     assert "damaged" in run.checks[0]["engine"]["miss_reason"]
+
+
+def test_an_engine_that_was_replaced_in_the_cache_is_refused(suite: Suite, fresh: str) -> None:
+    """With the checksums written again, as whoever can write there can do; and such a directory is warned of."""
+    suite.write(test_conv=TESTS)
+    suite.run("--trt-gpu=A100", fresh, "-k", "fp16")
+    (plan,) = (suite.path / "cache").rglob("engine.plan")
+    plan.write_bytes(bytes([*plan.read_bytes()[:-1], 0x55]))
+    entry = plan.parent.parent
+    found = manifest.read_manifest(entry)
+    manifest.write_manifest(entry, replace(found, files=manifest.describe_files(entry / "files")))
+    (suite.path / "cache").chmod(0o777)
+    run = suite.run("--trt-gpu=A100", fresh, "-k", "fp16")
+    assert run.checks[0]["verdict"] == "error"
+    assert "engine.plan was replaced: it is not the engine that was built" in run.checks[0]["message"]
+    assert f"warning: {suite.path / 'cache'} can be written by others (mode 0777)" in run.text
 
 
 def test_int8_is_calibrated_lowered_and_compiled(suite: Suite, fresh: str, run_everywhere: Callable[..., Run]) -> None:

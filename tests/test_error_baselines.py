@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import math
 import os
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import pytest
 from onnx import helper
 
 from pytest_trtcheck import baselines
-from pytest_trtcheck.baselines import CheckKey, ErrorBaseline, Place, errors
+from pytest_trtcheck.baselines import CheckKey, ErrorBaseline, Place, errors, scores
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record import BaselineRecord, CheckRecord, JudgedRecord, OutputRecord, ParityRecord, PartRecord
 from tests import drifting_backend, onnx_models
@@ -538,3 +540,101 @@ def test_calibration_data_that_was_swapped_is_said(project: Suite) -> None:
     )
     assert "calibration data" in told.stdout, told.stderr
     validate(bad.report)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+SCORED = """
+from pytest_trtcheck import Case
+
+rng = np.random.default_rng(0)
+LABELS = rng.integers(0, 10, 2000)
+X = np.zeros((2000, 11), np.float32)
+X[np.arange(2000), LABELS] = 1
+X[np.flatnonzero(LABELS)[:BROKEN], 10] = 1
+
+
+def top1(outputs, case):
+    return outputs["logits"].argmax(axis=1) == case.labels
+
+
+@trt_parity("checked.onnx", reference="good.onnx", precision="fp16", score=top1, max_drop=0.05AGGREGATE)
+def test_it():
+    return [Case({"x": X[i : i + 100]}, LABELS[i : i + 100]) for i in range(0, 2000, 100)]
+"""
+
+
+def classifier(path: Path, wrong: float) -> None:
+    """Takes what its last input marks for class 0, where `wrong` is large."""
+    values = np.vstack([np.eye(10), wrong * np.eye(10)[:1]]).astype(np.float32)
+    node = helper.make_node("Gemm", ["x", "w"], ["logits"], name="classify")
+    made = onnx_models.model([node], {"x": (FLOAT, ["N", 11])}, {"logits": (FLOAT, ["N", 10])}, {"w": values})
+    onnx_models.save(made, path)
+
+
+@pytest.mark.parametrize("aggregate", ["", ", aggregate=np.mean"])
+def test_a_score_that_falls_within_max_drop_fails_against_its_baseline(suite: Suite, aggregate: str) -> None:
+    classifier(suite.path / "good.onnx", 0.0)
+    classifier(suite.path / "checked.onnx", 0.001)
+    suite.write(test_it=SCORED.replace("BROKEN", "40").replace("AGGREGATE", aggregate))
+    first = suite.run("--trt-baseline=kept", "--trt-update-baseline")
+    first.result.assert_outcomes(passed=1)
+    assert "1 baseline recorded in 1 file" in first.text
+    same = suite.run("--trt-baseline=kept")
+    same.result.assert_outcomes(passed=1)
+    assert same.checks[0]["score"]["baseline"]["verdict"] == "pass"
+    classifier(suite.path / "checked.onnx", 50.0)
+    suite.run().result.assert_outcomes(passed=1)
+    fell = suite.run("--trt-baseline=kept")
+    fell.result.assert_outcomes(failed=1)
+    text = " ".join(fell.text.split())
+    assert "fell from 1 to 0.98 since the baseline of" in text
+    assert "a loss of 0.02 (" in text
+    assert "40 of which changed), though it keeps max_drop=0.05 against the reference" in text
+    assert "what else changed: the model" in text
+    validate(fell.report)
+    suite.write(test_it=SCORED.replace("BROKEN", "50").replace("AGGREGATE", aggregate))
+    others = suite.run("--trt-baseline=kept")
+    others.result.assert_outcomes(passed=1)
+    assert "it was recorded with other inputs" in others.checks[0]["score"]["baseline"]["text"]
+
+
+def test_other_labels_are_no_fall(suite: Suite) -> None:
+    classifier(suite.path / "good.onnx", 0.0)
+    classifier(suite.path / "checked.onnx", 0.001)
+    text = SCORED.replace("BROKEN", "0").replace("AGGREGATE", "")
+    suite.write(test_it=text)
+    suite.run("--trt-baseline=kept", "--trt-update-baseline").result.assert_outcomes(passed=1)
+    suite.write(test_it=text.replace("LABELS[i : i + 100])", "(LABELS[i : i + 100] + (i < 300)) % 10)"))
+    run = suite.run("--trt-baseline=kept")
+    run.result.assert_outcomes(passed=1)
+    assert "the reference itself scored 1 then, and 0.85 now" in run.checks[0]["score"]["baseline"]["text"]
+
+
+@pytest.mark.parametrize("items", [np.ones(10), np.arange(12.0).reshape(3, 4), np.array([True, False])])
+def test_items_travel(items: Any) -> None:
+    record = scores.packed(items)
+    assert record is not None
+    assert scores.unpacked(record).tolist() == items.astype(float).tolist()
+    assert scores.packed([1, "a"]) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": (11,)},
+        {"shape": (9,)},
+        {"shape": ()},
+        {"shape": (0,)},
+        {"shape": (1 << 40,)},
+        {"data": "no base64!"},
+        {"data": "AAAA"},
+        {"data": base64.b64encode(zlib.compress(bytes(1 << 24))).decode()},
+        {"data": base64.b64encode(zlib.compress(np.full(10, np.nan, np.float32).tobytes())).decode()},
+    ],
+)
+def test_items_that_are_damaged_are_refused(changes: dict[str, Any]) -> None:
+    record = scores.packed(np.ones(10))
+    assert record is not None
+    with pytest.raises(ValueError, match="items"):
+        scores.unpacked(replace(record, **changes))

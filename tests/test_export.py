@@ -129,16 +129,18 @@ Y = tensor("y", -1, 2, dims=("batch",))
 def test_no_batching_says_why_and_gives_whole_shapes(
     inputs: list[triton.Tensor], outputs: list[triton.Tensor], reason: str
 ) -> None:
-    text, found = triton.config("net", inputs, outputs)
+    found = triton.batching(inputs, outputs)
     assert found.max == 0
     assert reason in (found.reason or "")
+    if any(not each.shape for each in (*inputs, *outputs)):
+        return  # Scalars are refused then.
+    text, found = triton.config("net", inputs, outputs)
     assert reason in text
     config = parsed(text)
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     for ours, theirs in zip((*inputs, *outputs), (*config.input, *config.output), strict=True):
-        rank = len(theirs.reshape.shape) if theirs.HasField("reshape") else len(theirs.dims)
-        assert rank == len(ours.shape)
+        assert len(theirs.dims) == len(ours.shape)
 
 
 def test_sizes_that_the_profile_fixes_are_written_and_open_ones_stay_open() -> None:
@@ -149,10 +151,9 @@ def test_sizes_that_the_profile_fixes_are_written_and_open_ones_stay_open() -> N
 
 
 def test_tensors_without_dims_are_reshaped() -> None:
-    scalar = parsed(triton.config("net", [tensor("x")], [tensor("y")])[0])
     labels = replace(batched("x"), shape=(-1,), symbols=("batch",))
     rows = parsed(triton.config("net", [labels], [tensor("y", -1, dims=("batch",))])[0])
-    for each in (*scalar.input, *scalar.output, *rows.input, *rows.output):
+    for each in (*rows.input, *rows.output):
         assert list(each.dims) == [1]
         assert each.HasField("reshape")
         assert not each.reshape.shape
@@ -165,7 +166,9 @@ def test_every_type_that_tritons_backend_takes_is_in_its_schema() -> None:
         assert type_name(config.input[0].data_type) == name
 
 
-@pytest.mark.parametrize("bad", [tensor("x", 2, dtype="float8_e4m3fn"), tensor("x", 2, 0), tensor("x", 2, dtype="str")])
+@pytest.mark.parametrize(
+    "bad", [tensor("x", 2, dtype="float8_e4m3fn"), tensor("x", 2, 0), tensor("x", 2, dtype="str"), tensor("x")]
+)
 def test_what_triton_cannot_describe_is_refused(bad: triton.Tensor) -> None:
     with pytest.raises(ArgumentError, match="'x'"):
         triton.config("net", [bad], [tensor("y", 2)])

@@ -5,15 +5,19 @@ NVML is simulated (`fake_nvml`) and what the CUDA driver answers is given; the r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.gpu import device, jetson
+from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.gpu import cuda_query, device, find_gpu, jetson, parse_extra_gpus
 from pytest_trtcheck.gpu.device import Gpu, detect
+from pytest_trtcheck.gpu.names import model_of
 from pytest_trtcheck.gpu.nvml import bare_uuid, same_uuid
 from pytest_trtcheck.gpu.state import GpuMonitor
+from pytest_trtcheck.plugin import session
 from tests import fake_nvml
 from tests.fake_nvml import card
 
@@ -116,6 +120,7 @@ def test_a_jetson_s_uuid_is_the_same_however_it_was_found(machine: Any) -> None:
     gpus = [machine(cards, CUDA_ORIN).gpu for cards in ([whole], [ORIN], [])]
     assert {gpu.uuid for gpu in gpus} == {f"GPU-{ORIN_UUID}"}
     assert len({gpu.lock_name for gpu in gpus}) == 1, "or two workers would measure at a time"
+    assert {gpu.environment()["name"] for gpu in gpus} == {"Orin"}, "or its baselines would lie in two folders"
 
 
 @pytest.mark.parametrize("visible", ["0", f"GPU-{ORIN_UUID}", "GPU-54d0"])
@@ -141,7 +146,7 @@ def test_a_thor_of_which_nvml_tells_the_name_alone(machine: Any) -> None:
 def test_what_nobody_describes_is_no_gpu_and_says_so(machine: Any) -> None:
     found = machine([ORIN], NO_CUDA)
     assert found.gpu is None
-    assert found.reason == "NVML does not tell what Orin (nvgpu) is; no CUDA driver: libcuda.so.1"
+    assert found.reason == "NVML does not tell what Orin is; no CUDA driver: libcuda.so.1"
 
 
 def test_a_jetson_is_watched_by_the_handle_that_was_listed(
@@ -243,3 +248,46 @@ def test_the_slice_is_watched_and_its_card_s_clocks(machine: Any, monkeypatch: p
 )
 def test_same_uuid(one: str | None, other: str | None, same: bool) -> None:
     assert same_uuid(one, other) is same
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "broke the process that asked it (signal 11)"),
+        ("raise SystemExit('no such symbol: cuInit')", "(exit code 1): no such symbol: cuInit"),
+    ],
+)
+def test_a_probe_that_crashes_says_so(script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "query.py").write_text(script)
+    monkeypatch.setattr(cuda_query, "__file__", str(tmp_path / "query.py"))
+    told = device._told_by_cuda({}, ())
+    assert isinstance(told, str)
+    assert said in told
+    assert "Expecting value" not in told
+
+
+def test_what_a_hint_says_leads_somewhere() -> None:
+    """A virtual GPU, which is in no table: the line that is printed makes it known."""
+    name, capability = "NVIDIA A10-24Q", (8, 6)
+    here = Gpu(name=name, model=model_of(name, capability), compute_capability=capability)
+    with pytest.raises(GpuError) as caught:
+        device.require_match(find_gpu("T4"), here)
+    assert "or for 'A10-24Q' with the line `A10-24Q = 8.6` in the ini key trt_gpus" in caught.value.hint
+    extra = parse_extra_gpus([device.own_line(here)])
+    asked = find_gpu("A10-24Q", extra)
+    assert device.require_match(asked, replace(here, model=model_of(name, capability, extra)), extra) is asked
+    with pytest.raises(GpuError, match="ask for 'A10-24Q' or nothing"):
+        device.require_match(find_gpu("T4"), replace(here, model=model_of(name, capability, extra)), extra)
+
+
+def test_an_unknown_gpu_is_told_with_the_one_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    t4 = Gpu(name="Tesla T4", model=find_gpu("T4"), compute_capability=(7, 5))
+    monkeypatch.setattr(device, "detect", lambda *_: device.Detection(t4))
+    with pytest.raises(GpuError) as caught:
+        session._asked_for("Board", ())
+    assert "Tesla T4" in caught.value.hint
+    assert "`Board = 7.5`" in caught.value.hint
+    monkeypatch.setattr(device, "detect", lambda *_: device.Detection(None, "none"))
+    with pytest.raises(GpuError) as caught:
+        session._asked_for("Board", ())
+    assert "`Board = X.Y`" in caught.value.hint

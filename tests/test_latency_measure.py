@@ -30,7 +30,7 @@ from tests import fake_nvml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_trtcheck.backends.base import Backend, Runner
+    from pytest_trtcheck.backends.base import Backend, Built, Runner
 
 T4 = find_gpu("T4")
 
@@ -60,6 +60,9 @@ class Runs:
 
 class Simulated:
     """A system as far as measuring needs one: its engines are their runs."""
+
+    def load_runs(self, *_: Any) -> None:
+        """One run comes after the other."""
 
     lock_name = f"GPU-simulated-{os.getpid()}"
 
@@ -288,9 +291,13 @@ def test_an_instance_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     assert failed.value.poisoned
 
 
+def rival_of(runs: Runs, title: str) -> measure.Rival:
+    return measure.Rival(cast("Backend", Simulated()), cast("Runner", runs), title, cast("Built", None))
+
+
 @pytest.mark.parametrize(("factor", "verdict"), [(1.8, "pass"), (2.2, "fail")])
 def test_a_slower_double_of_another_system(machine: Machine, factor: float, verdict: str) -> None:
-    rival = measure.Rival(cast("Backend", Simulated()), cast("Runner", Runs(run_ms=2.0)), "a double")
+    rival = rival_of(Runs(run_ms=2.0), "a double")
     found = machine.measure(slower={"torch": rival}, min_speedup={"torch": factor})
     assert found.verdict == verdict
     (budget,) = found.budgets
@@ -298,8 +305,19 @@ def test_a_slower_double_of_another_system(machine: Machine, factor: float, verd
     assert budget.value == pytest.approx(2.0, rel=0.01)
 
 
+def test_another_clock_is_no_measure(machine: Machine) -> None:
+    slow = Runs(run_ms=2.0)
+    slow.measured = "host time"
+    rival = rival_of(slow, "a service")
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": 1.1})
+    assert found.verdict == "not_measured"
+    assert found.reason == "min_speedup[torch]: of a service host time is measured, of the engine GPU time"
+    found = machine.measure(slower={"torch": rival}, min_speedup={"torch": 1.1}, p50_ms=1.2)
+    assert (found.verdict, [each.verdict for each in found.budgets]) == ("pass", ["pass", "not_measured"])
+
+
 def test_factors_by_gpu(machine: Machine) -> None:
-    rival = measure.Rival(cast("Backend", Simulated()), cast("Runner", Runs(run_ms=2.0)), "a double")
+    rival = rival_of(Runs(run_ms=2.0), "a double")
     found = machine.measure(slower={"fp32": rival}, min_speedup={"fp32": {"T4": 2.5, "default": 1.1}})
     assert (found.verdict, found.details.budget_keys) == ("fail", {"min_speedup[fp32]": "T4"})
     spec = LatencySpec(min_speedup={"fp32": {"A100": 2.5}})

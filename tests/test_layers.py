@@ -13,10 +13,11 @@ import pytest
 from pytest_trtcheck.backends.tensorrt.layers import described, timed
 from pytest_trtcheck.check import steps
 from pytest_trtcheck.errors import GpuError
-from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, LayerRecord
+from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, LayerRecord, jsonable
 from tests import onnx_models
 from tests.test_guards import OnCpu, OnGpu, StandIn, X, check
 from tests.test_guards import on_gpu as on_gpu  # noqa: PLC0414 - a fixture
+from tests.test_report_json import validate
 from tests.test_tensorrt_io import layer
 
 if TYPE_CHECKING:
@@ -40,9 +41,17 @@ def test_the_onnx_nodes_of_a_layer_stand_in_its_metadata(between: str) -> None:
     metadata = between.join(f"[ONNX Layer: {name}]" for name in ("/a/Conv", "scale[0]", "/a/Conv", "Cast_1"))
     one = layer(None, inputs=("Half",), Metadata=metadata, LayerType="kgen")
     (found,) = described(information(one))
-    assert found == LayerRecord("layer", "kgen", "fp16", ("/a/Conv", "scale[0]", "Cast_1"))
+    assert found == LayerRecord("layer", "kgen", "fp16", ("/a/Conv", "scale[0]"), ("Cast_1",))
     (found,) = described(information(one), {"/a/Conv", "scale[0]"})
     assert (found.nodes, found.moves) == (("/a/Conv", "scale[0]"), ("Cast_1",))
+
+
+def test_what_a_node_does_is_read_from_its_name_where_nothing_else_tells() -> None:
+    converting = ("/q/QuantizeLinear_1", "w_DequantizeLinear", "Cast", "/a/Cast_12")
+    computing = ("/quantized/Conv", "Broadcast", "CastLess/MatMul", "Cast_me")
+    metadata = "\x1e".join(f"[ONNX Layer: {name}]" for name in (*converting, *computing))
+    (found,) = described(information(layer(None, inputs=("Half",), Metadata=metadata)))
+    assert (found.nodes, found.moves) == (computing, converting)
 
 
 def test_an_older_release_has_the_nodes_in_the_name_alone() -> None:
@@ -158,9 +167,12 @@ def test_layers_are_timed_behind_a_latency_that_was_measured() -> None:
         parts = {"record": record, "running": found, "runner": object(), "cases": [{}], "alone": nullcontext}
         return SimpleNamespace(**{**parts, "recorded": lambda **given: given, **changes})
 
-    settings: Any = SimpleNamespace(time_layers=False)
+    settings: Any = SimpleNamespace(time_layers=False, kept_open=None)
     measured: Any = steps.profiled(settings, known(10))
     assert measured == {"engine": timed_layers}
+    settings.kept_open = object()  # What is measured again must not be profiled.
+    kept: Any = steps.profiled(settings, known(10))
+    assert kept["engine"].layers_untimed == "the engine serves further examples"
     for unmeasured in (known(0), known(10, runner=None), known(10, running=SimpleNamespace(gpu=None))):
         assert steps.profiled(settings, unmeasured) is unmeasured
 
@@ -196,7 +208,9 @@ def test_the_page_shows_the_layers_that_take_longest(on_gpu: OnGpu) -> None:
     assert record.engine is not None
     many = [LayerRecord(f"<kernel {n}>", "kgen", "fp16", (f"node{n}",), time_ms=1.0 + n) for n in range(14)]
     record = replace(record, engine=replace(record.engine, layers=(*record.engine.layers, *many)))
-    page = html.render(document([record], environment()))
+    run = document([record], environment())
+    validate(jsonable(run))
+    page = html.render(run)
     assert "&lt;kernel 13&gt;" in page
     assert "&lt;kernel 3&gt;" not in page
     assert "6 more layers" in page

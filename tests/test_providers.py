@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -111,6 +113,20 @@ def test_other(): ...
     assert "pip install onnxruntime-ep-nv-tensorrt-rtx" in run.check("test_rtx")["message"]
 
 
+def test_of_two_onnxruntimes_the_one_that_is_imported_counts(tmp_path: Path) -> None:
+    for name, version in (("onnxruntime", "0.1"), ("onnxruntime_gpu", "0.2")):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        about = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+        (folder / "METADATA").write_text(about)
+    code = "from pytest_trtcheck.model import onnxruntime as ort; print(ort.version())"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout.strip() == onnxruntime.__version__
+
+
 PLUGIN = """
 __version__ = "0.5.0"
 
@@ -190,6 +206,7 @@ def test_every_build_option_is_mapped_or_refused_by_its_name() -> None:
         "refit": True,
         "strip_weights": True,
         "weight_streaming_mib": 512,
+        "min_subgraph_size": 5,
         "dla_core": 1,
         "preview": ("ALIASED_PLUGIN_IO_10_03",),
         "configure": compile_here,
@@ -204,6 +221,7 @@ def test_every_build_option_is_mapped_or_refused_by_its_name() -> None:
             "sparsity": {"trt_sparsity_enable": "True"},
             "hardware_compatible": {"trt_engine_hw_compatible": "True"},
             "max_aux_streams": {"trt_auxiliary_streams": "0"},
+            "min_subgraph_size": {"trt_min_subgraph_size": "5"},
             "dla_core": {"trt_dla_enable": "True", "trt_dla_core": "1"},
             "preview": {"trt_preview_features": "ALIASED_PLUGIN_IO_10_03"},
             "plugins": {"trt_extra_plugin_lib_paths": str(Path(__file__).resolve())},
@@ -415,8 +433,6 @@ def compile_here(request: dict[str, Any]) -> Any:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : the model is too good")
     if options.get("crash"):
         print("these are its last words", flush=True)
-        import os
-
         os.abort()
     (folder / CONTEXT).write_bytes(Path(request["model"]).read_bytes())
     (folder / "options.json").write_text(json.dumps(options))

@@ -152,7 +152,7 @@ def test_without_tensorrt_its_provider_says_which_one_it_links(
 
 ALL_OPTIONS = (
     "tf32=True, workspace_mib=64, optimization_level=2, sparsity=True, hardware_compatible='ampere_plus', "
-    "max_aux_streams=1, dla_core=0, preview=('ALIASED_PLUGIN_IO_10_03',)"
+    "max_aux_streams=1, dla_core=0, min_subgraph_size=2, preview=('ALIASED_PLUGIN_IO_10_03',)"
 )
 
 

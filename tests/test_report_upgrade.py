@@ -17,6 +17,7 @@ from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import (
     BuildRecord,
+    CalibrationRecord,
     CheckRecord,
     EngineRecord,
     GpuRecord,
@@ -27,6 +28,7 @@ from pytest_trtcheck.record import (
     PartitionRecord,
     RebuildRecord,
     RunRecord,
+    ScoreRecord,
     jsonable,
     typed,
 )
@@ -216,6 +218,20 @@ def test_what_failed_in_both_is_not_the_upgrade_s_doing_and_its_error_is_still_h
     assert upgrade(before(**failing(0.02)), after(**failing(0.05))).verdict == "fail"
 
 
+def test_a_score_that_surely_fell_further_fails() -> None:
+    def score(drop: float, **changes: Any) -> ScoreRecord:
+        found = ScoreRecord("pass", "top1", 0.9, 0.9 - drop, drop, drop - 0.004, drop + 0.004, 0.98, 0.05, samples=1000)
+        return replace(found, **changes)
+
+    old = before(score=score(0.01))
+    assert upgrade(old, after(score=score(0.015))).verdict == "pass", "the bounds of the two overlap"
+    gate = upgrade(old, after(score=score(0.03)))
+    assert gate.verdict == "fail"
+    assert told(gate)["score"] == [("fail", "top1 drop 0.010 (0.0060 to 0.014) → 0.030 (0.026 to 0.034)")]
+    for other in (score(0.01, max_drop=0.5), score(0.01, samples=10), replace(score(0.01), drop=None), None):
+        assert told(upgrade(old, after(score=other)))["score"][0][0] == "not compared"
+
+
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
@@ -338,6 +354,7 @@ def test_a_node_in_several_layers_computes_in_the_narrowest_and_a_copy_computes_
         ({"model_sha256": "b" * 64}, "not-comparable", "another model"),
         ({"evidence": "emulated"}, "not-comparable", "other evidence: engine before, emulated now"),
         ({"cases": 3}, "not-comparable", "other inputs"),
+        ({"calibration": CalibrationRecord("minmax", None, 4, sha256="b" * 64)}, "not-comparable", "other calibration"),
         ({"inputs_sha256": "b" * 64}, "not-comparable", "other inputs: sha256 aaaaaaaa"),
         ({"reference": "golden.npz"}, "not-comparable", "another reference"),
         ({"reference_sha256": "b" * 64}, "not-comparable", "another reference: sha256 cccccccc"),
@@ -358,7 +375,8 @@ def test_a_node_in_several_layers_computes_in_the_narrowest_and_a_copy_computes_
 def test_what_is_not_compared_fails_unless_it_is_allowed(changes: dict[str, Any], kind: Any, said: str) -> None:
     # Another check is sound: were there none at all, the reports would not fit together.
     both = {"inputs_sha256": "a" * 64, "reference_sha256": "c" * 64, "parity": parity(output(), output("scores"))}
-    old = before(**both), before(nodeid="t.py::sound")
+    calibrated = {"calibration": CalibrationRecord("minmax", None, 4, sha256="a" * 64)}
+    old = before(**both, **calibrated), before(nodeid="t.py::sound")
     new = after(**{**both, **changes}), after(nodeid="t.py::sound")
     gate = upgrade(old, new)
     assert gate.verdict == "fail"
@@ -492,7 +510,7 @@ def test_a_report_that_a_hand_altered_is_not_compared() -> None:
         judge(report(before()), replace(new, summary=summary), Limits())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_a_report_that_was_spoilt_is_an_error_or_judged_and_never_a_crash(data: st.DataObject) -> None:
     spoilt = jsonable(report(after(), tensorrt="1.7.1.116"))
@@ -541,6 +559,7 @@ def test_exit_status(
     assert all(columns(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
     found = json.loads(out.read_text())
     assert found["exit_status"] == status
+    assert (found["limits"]["error_ratio"], found["limits"]["error_share"]) == (1.5, 0.05)
     assert found["verdict"] == {0: "pass", 3: "inconclusive"}.get(status, "fail")
     assert f"upgrade: {found['verdict']} (" in text.splitlines()[-1] or f"upgrade: {found['verdict']} (" in text
     pytest.importorskip("jinja2")

@@ -20,6 +20,7 @@ from pytest_trtcheck.report.json_report import read as load_report
 from pytest_trtcheck.spec import Case
 from tests import onnx_models
 from tests.onnx_models import FLOAT
+from tests.test_evidence import OPTIONS, on_gpu, reason, save
 from tests.test_parity import require_schema
 
 if TYPE_CHECKING:
@@ -294,6 +295,29 @@ def test_fp32(): return batches()
     assert "score not measured (1 check)" in run.text
 
 
+def test_what_fails_its_task_is_not_exported(task: Suite) -> None:
+    task.write(
+        test_task=f"""{HEAD}
+@trt_parity("good.onnx", score=top1, max_drop=0.01)
+def test_sound(): return batches()
+
+@trt_parity({BAD})
+def test_flips(): return batches(broken=80)
+
+@trt_parity("good.onnx", precision="bf16", score=top1, max_drop=0.01)
+def test_too_few(): return batches(count=100)
+"""
+    )
+    run = task.run("--trt-export=out")
+    run.result.assert_outcomes(passed=1, failed=2)
+    (folder,) = (task.path / "out/typed").iterdir()
+    assert folder.name == "good_fp16"
+    (judged,) = json.loads((folder / "manifest.json").read_text())["judged"]
+    assert judged["score"]["name"] == "top1"
+    assert judged["score"]["max_drop"] == 0.01
+    assert judged["evidence"] == "emulated"
+
+
 def test_a_bundle_says_that_the_score_is_not_in_it(task: Suite) -> None:
     task.write(
         test_task=f"""{HEAD}
@@ -399,6 +423,28 @@ def test_cases_beyond_the_memory_come_back_from_a_file(most: int) -> None:
 def test_strings_are_held_in_memory() -> None:
     held = labelled.Held([{"text": np.array(["a", "bc"], object)}], 0)
     assert held[0]["text"].tolist() == ["a", "bc"]
+
+
+def test_labels_have_an_identity() -> None:
+    labels = [np.arange(3), ["a", "b"], {"boxes": np.zeros((1, 4))}, None, "ab", 1.5, b"x", np.array(["a", None])]
+    found = [labelled.digest([each]) for each in labels]
+    assert len(set(found)) == len(labels)
+    assert found == [labelled.digest([each]) for each in labels]
+    others = [np.arange(3.0), ["ab"], {"boxes": np.zeros((4, 1))}, "None", "a", 1, b"y", np.array(["a", "b"], object)]
+    assert not set(found) & {labelled.digest([each]) for each in others}
+    assert labelled.digest([object()]) == labelled.digest([object()])
+
+
+def test_evidence_of_another_score_or_other_labels_proves_nothing(task: Suite) -> None:
+    text = f"{HEAD}\n@trt_parity({BAD})\ndef test_it(): return batches()\n"
+    save(task, on_gpu(task.write(test_it=text).run().report))
+    assert task.run(*OPTIONS).check("test_it")["proof"]["file"] == "gpu.json"
+    task.write(test_it=text.replace("max_drop=0.01", "max_drop=0.02"))
+    assert reason(task.run(*OPTIONS)).startswith("--trt-require-evidence=gpu.json: other score")
+    task.write(
+        test_it=text.replace("return batches()", "return [Case(c.inputs, c.labels.tolist()) for c in batches()]")
+    )
+    assert reason(task.run(*OPTIONS)).startswith("--trt-require-evidence=gpu.json: other score")
 
 
 def test_records_of_scores_are_read_again(task: Suite) -> None:

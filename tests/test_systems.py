@@ -379,6 +379,29 @@ def test_a_table_a_test_precision_and_batch_whatever_the_parameters() -> None:
     assert all([row.system for row in each.systems] == ["torch", "torch-compile"] for each in found)
 
 
+def test_machines_of_a_merged_report_are_apart_and_clocks_are_told() -> None:
+    def timed(system: str, machine: str, measured: str) -> CheckRecord:
+        details = LatencyDetails(qps=1.0, measured=measured)
+        latency = LatencyRecord("pass", samples=100, p50_ms=1.0, p99_ms=1.0, details=details)
+        return record(system, f"t.py::test[{system}]", machine=machine, latency=latency)
+
+    first, second = systems.compared(
+        [
+            timed("torch", "A100", "GPU time"),
+            timed("remote", "A100", "host time"),
+            timed("torch", "T4", "GPU time"),
+            timed("tensorrt", "T4", "GPU time"),
+        ]
+    )
+    assert systems.title(first) == "m.onnx fp16, t.py::test on A100"
+    assert systems.remarks(first) == [
+        "remote: p50, p99 and QPS are of host time",
+        "torch: p50, p99 and QPS are of GPU time",
+    ]
+    assert [row.system for row in second.systems] == ["tensorrt", "torch"]
+    assert systems.remarks(second) == []
+
+
 def test_it_is_read_back_and_fits_80_columns() -> None:
     latency = LatencyRecord(
         "pass", samples=100, p50_ms=1234.56, p99_ms=2345.67, details=LatencyDetails(qps=1234.5), gpu="A100"

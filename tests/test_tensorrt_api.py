@@ -47,7 +47,7 @@ COMPUTED = {
 }
 """The enums of which members are taken by a computed name; `test_names_that_are_computed` checks those. Names of
 `PreviewFeature` are the user's, and looked up there."""
-COMPUTED_OF_OTHERS = {"options", "module.handle", "_module_of(found)"}
+COMPUTED_OF_OTHERS = {"options", "module.handle", "_module_of(found)", "importlib.import_module(module)"}
 UNTYPED = (
     "creator.name",  # The bindings say nothing of what a registry's list holds.
     *("model.graph.node", "node.attribute"),  # ONNX's

@@ -27,6 +27,7 @@ _OWN = {
     "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
     "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
     EMULATED: "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
+    "triton": "pytest_trtcheck.backends.triton.backend:Triton",
     "onnxruntime-cuda": "pytest_trtcheck.backends.onnxruntime.cuda:OrtCuda",
     "onnxruntime-tensorrt": "pytest_trtcheck.backends.onnxruntime.tensorrt:OrtTensorRT",
     "onnxruntime-tensorrt-rtx": "pytest_trtcheck.backends.onnxruntime.tensorrt_rtx:OrtTensorRTRtx",

@@ -14,6 +14,7 @@ from pytest_trtcheck.model.arrays import arrays_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.cache import Cache, Entry
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
+    from pytest_trtcheck.latency.load import LoadRuns
     from pytest_trtcheck.latency.samples import Samples
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.lowering import Lowered
-    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan, PartitionRecord
+    from pytest_trtcheck.record import EngineRecord, Evidence, GpuRan, PartitionRecord, ServerRecord
     from pytest_trtcheck.spec import BuildOptions, InputMapping, ParitySpec, Precision, Shape, ShapeRange
 
 
@@ -84,12 +86,15 @@ class Machine:
         Why no GPU is here.
     triton_url
         The Triton server that `--trt-triton-url` names.
+    triton_models
+        What it calls which models: the lines of the ini key `trt_triton_models`.
     """
 
     requested: GpuModel | None = None
     detected: Gpu | None = None
     no_gpu: str = "there is no GPU"
     triton_url: str | None = None
+    triton_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,26 @@ class Built:
     path: Path
     record: EngineRecord | None = None
     entry: Entry | None = None
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Requests that were made at once, and each alone.
+
+    Parameters
+    ----------
+    alone, together
+        The outputs of each request, in the same order.
+    batches
+        How many executions the system counted meanwhile, by batch size; None where it does not count.
+    note
+        What to say of how it put them together.
+    """
+
+    alone: Sequence[Mapping[str, NDArray[Any]]]
+    together: Sequence[Mapping[str, NDArray[Any]]]
+    batches: Mapping[int, int] | None
+    note: str
 
 
 @dataclass(frozen=True)
@@ -178,6 +203,9 @@ class Backend(ABC):
     """Whether it is our own emulation, which in FP32 is the reference itself."""
     is_file: ClassVar[bool] = False
     """Whether it is an engine that exists: no part of another model is built by it, and nothing stands in for it."""
+    is_server: ClassVar[bool] = False
+    """Whether it serves a model of its own: nothing is lowered or built for it, and its precision is what is said of
+    it."""
     is_timed: ClassVar[bool] = False
     """Whether `timed_runs` measures it."""
     runs_parts: ClassVar[bool] = True
@@ -327,6 +355,26 @@ class Backend(ABC):
         """
         del built, runner, instances
         return {}
+
+    def serving(self, runner: Runner) -> ServerRecord | None:
+        """The served model; None of what is no server."""
+        del runner
+        return None
+
+    def at_once(self, runner: Runner, cases: Sequence[Case]) -> AtOnce | None:
+        """What it computes of requests that are made together; None where one comes after the other."""
+        del runner, cases
+        return None
+
+    def load_runs(self, runner: Runner, cases: Sequence[InputMapping]) -> AbstractContextManager[LoadRuns] | None:
+        """Prepare measuring with several requests under way at once; None where one comes after the other."""
+        del runner, cases
+        return None
+
+    def disturbed(self, runner: Runner) -> tuple[str, ...]:
+        """What slowed it down since this was asked last, as far as it is no GPU in this machine."""
+        del runner
+        return ()
 
     def timed_runs(
         self, runner: Runner, cases: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False

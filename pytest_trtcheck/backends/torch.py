@@ -231,9 +231,11 @@ class TorchRunner:
         """The most device memory that PyTorch held for it up to the end of the first run; None on a CPU."""
         self._types = {spec.name: spec.dtype for spec in model.outputs}
         self._is_first = True
-        self._held_before = torch.cuda.memory_allocated() if self.on_gpu else 0
+        self._held_before = 0
         if self.on_gpu:
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats()
+            self._held_before = torch.cuda.memory_allocated()
         with self.settings():
             self._eager: Running | None = model.origin.running(self.device, getattr(torch, _TYPES[precision]))
         self.running: Running | None = self._eager

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, variance
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.baselines.digits import rounded
@@ -227,8 +227,28 @@ def _factor(rise: RiseRecord, limits: Mapping[tuple[str, str], JudgedRecord]) ->
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def differences(baseline: ErrorBaseline, record: CheckRecord) -> list[str]:
-    """Why the errors of a check cannot be compared with those that were recorded."""
+class Subject(Protocol):
+    """What was recorded of what: a baseline of errors, or of a score."""
+
+    @property
+    def model_sha256(self) -> str | None:
+        """Of the model."""
+
+    @property
+    def inputs_sha256(self) -> str | None:
+        """Of all inputs."""
+
+    @property
+    def reference_sha256(self) -> str | None:
+        """Of a reference of its own."""
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """What else decides."""
+
+
+def different_hashes(baseline: Subject, record: CheckRecord) -> list[str]:
+    """Why what a check found cannot be compared with what was recorded."""
     found = []
     own = baseline.reference_sha256 is None and record.reference_sha256 is None
     # Beside a reference of its own, another model answers the same question: is it as near as the last one was?
@@ -243,7 +263,7 @@ def differences(baseline: ErrorBaseline, record: CheckRecord) -> list[str]:
     return found
 
 
-def changed(baseline: ErrorBaseline, record: CheckRecord, made_with: Mapping[str, str]) -> list[str]:
+def changed(baseline: Subject, record: CheckRecord, made_with: Mapping[str, str]) -> list[str]:
     """What is another now than when the baseline was recorded, and may be why an error is."""
     found = []
     if baseline.model_sha256 != record.model_sha256:
@@ -276,7 +296,7 @@ def judge(
         return replace(now, text="no baseline of this check's errors: record one, --trt-update-baseline")
     other = changed(baseline, record, now.made_with)
     now = replace(now, recorded=baseline.recorded, builds=baseline.builds, changed=tuple(other))
-    if different := differences(baseline, record):
+    if different := different_hashes(baseline, record):
         text = f"the baseline of {baseline.recorded} is not comparable: {'; '.join(different)}"
         return replace(now, text=text if updating else f"{text}; {RECORD_AGAIN}")
     found, count = rises(baseline, record)
@@ -287,7 +307,7 @@ def judge(
         return replace(now, verdict="pass", text=f"no error rose since {_since(baseline)}")
     accepted = ", accepted as the new baseline" if updating else ""
     rose = listed((_risen(rise) for rise in found), separator="\n  ")
-    text = f"{rose}\n  since {_since(baseline)}{accepted}; {_told(other)}"
+    text = f"{rose}\n  since {_since(baseline)}{accepted}; {told(other)}"
     verdict: Verdict = "pass" if updating else "fail"
     return replace(now, verdict=verdict, text=text, rises=tuple(found))
 
@@ -311,7 +331,8 @@ def _risen(rise: RiseRecord) -> str:
     )
 
 
-def _told(other: Sequence[str]) -> str:
+def told(other: Sequence[str]) -> str:
+    """What else changed, in words."""
     return f"what else changed: {'; '.join(other)}" if other else "nothing else that is recorded changed"
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.baselines.errors import ErrorBaseline
 from pytest_trtcheck.baselines.latency import LatencyBaseline
+from pytest_trtcheck.baselines.scores import ScoreBaseline
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record.files import write_text
 
@@ -97,10 +98,11 @@ class Entry:
 
     latency: LatencyBaseline | None = None
     errors: ErrorBaseline | None = None
+    score: ScoreBaseline | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a file."""
-        parts = {"errors": self.errors, "latency": self.latency}
+        parts = {"errors": self.errors, "latency": self.latency, "score": self.score}
         return {name: part.to_json() for name, part in parts.items() if part is not None}
 
     @classmethod
@@ -112,12 +114,13 @@ class Entry:
         ReportError, KeyError, TypeError, ValueError, AttributeError, OverflowError
             It is something else.
         """
-        if unknown := set(data) - {"errors", "latency"}:
+        if unknown := set(data) - {"errors", "latency", "score"}:
             raise ValueError(f"{min(unknown)!r} is no part of a baseline")
-        latency, errors = data.get("latency"), data.get("errors")
+        latency, errors, score = data.get("latency"), data.get("errors"), data.get("score")
         return cls(
             None if latency is None else LatencyBaseline.from_json(latency),
             None if errors is None else ErrorBaseline.from_json(errors),
+            None if score is None else ScoreBaseline.from_json(score),
         )
 
 

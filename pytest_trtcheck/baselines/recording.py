@@ -12,6 +12,7 @@ from pytest_trtcheck.baselines import errors, files
 from pytest_trtcheck.baselines.errors import ErrorBaseline
 from pytest_trtcheck.baselines.files import CheckKey, Entry, Place
 from pytest_trtcheck.baselines.latency import MIN_SLOWDOWN, LatencyBaseline
+from pytest_trtcheck.baselines.scores import ScoreBaseline
 from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import BASELINE, BaselineRecord, Conditions, GpuRecord, is_bad
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord, ScoreRecord
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def update(
         part
         for checks in new.values()
         for each in checks.values()
-        for part in (each.new.latency, each.new.errors)
+        for part in (each.new.latency, each.new.errors, each.new.score)
         if part is not None
     ]
     return Updated(tuple(sorted(path for _, path in merged)), len(parts), tuple(left_out))
@@ -101,6 +102,14 @@ def _recorded(record: CheckRecord, day: str, left_out: list[tuple[str, str]]) ->
             left_out.append((record.nodeid, reason))
         else:
             new = replace(new, latency=_latency(record, latency.details, day))
+    score = record.score
+    if score is not None and score.baseline is not None:
+        asked.add("score")
+        reason = _why_no_score(record, score)
+        if reason is not None:
+            left_out.append((record.nodeid, reason))
+        else:
+            new = replace(new, score=_score(record, score, score.baseline, day))
     if parity is not None and record.baseline is not None:
         reason = _why_no_errors(record)
         if reason is not None:
@@ -120,8 +129,9 @@ def _recorded(record: CheckRecord, day: str, left_out: list[tuple[str, str]]) ->
 
 
 def _gpu(record: CheckRecord) -> GpuRecord | None:
-    if record.baseline is not None:
-        return record.baseline.gpu
+    found = record.baseline or (record.score and record.score.baseline)
+    if found:
+        return found.gpu
     told = (record.latency and record.latency.details.conditions) or Conditions()
     return told.gpu_record
 
@@ -157,6 +167,30 @@ def _errors(record: CheckRecord, now: BaselineRecord, day: str) -> ErrorBaseline
             }
             for output, first in builds[0].items()
         },
+    )
+
+
+def _why_no_score(record: CheckRecord, score: ScoreRecord) -> str | None:
+    """Why a score is no baseline; None where it is one."""
+    if record.verdict == "error" or is_bad(score.verdict):
+        return f"score: {score.verdict}: {(score.reason or record.message or '').partition(chr(10))[0]}"
+    return None if score.items is not None else f"score: the items of {score.name} are no array of numbers"
+
+
+def _score(record: CheckRecord, score: ScoreRecord, now: BaselineRecord, day: str) -> ScoreBaseline:
+    assert score.items is not None
+    return ScoreBaseline(
+        model=Path(record.model).name,
+        model_sha256=record.model_sha256,
+        inputs_sha256=record.inputs_sha256,
+        reference_sha256=record.reference_sha256,
+        recorded=day,
+        made_with=now.made_with,
+        name=score.name,
+        lower_is_better=score.lower_is_better,
+        reference=float(score.reference or 0.0),
+        value=float(score.value or 0.0),
+        items=score.items,
     )
 
 

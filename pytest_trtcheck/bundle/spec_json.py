@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.metrics import METRICS, Metric, named, top1
+from pytest_trtcheck.metrics import METRICS, Metric, detections, named, top1
 from pytest_trtcheck.spec import BuildOptions, ParitySpec, Shape, ShapeRange, Tolerance
 
 if TYPE_CHECKING:
@@ -52,12 +52,16 @@ def spec_from_json(data: Mapping[str, Any]) -> ParitySpec:
 
 
 def _metric_to_json(metric: Metric) -> Any:
+    if metric.detections is not None:
+        return {"detections": asdict(metric.detections)}
     if metric.name not in METRICS:
         return {"callable": metric.name}
     return metric.name if metric.axis is None else [metric.name, metric.axis]
 
 
 def _metric_from_json(data: Any) -> Any:
+    if isinstance(data, dict) and "detections" in data:
+        return detections(**data["detections"])
     if isinstance(data, dict):
         _refuse_callables([data.get("callable")])
     return top1(data[1]) if isinstance(data, list) and data[0] == "top1" else data

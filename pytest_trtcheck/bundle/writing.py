@@ -27,7 +27,7 @@ from pytest_trtcheck.bundle.reading import (
     signed,
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
-from pytest_trtcheck.cache import format_bytes, hash_file
+from pytest_trtcheck.cache import format_bytes, hash_file, remove_old
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.check.request import Known
     from pytest_trtcheck.record import CheckRecord, JudgedRecord, ParityRecord
+
+
+_UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,9 @@ class Writer:
             return ()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            remove_old(self._folder.glob(f"{_UNFINISHED}*"))
             # Inside the temporary directory, which nobody else may read, one with the permissions that users expect.
-            self._work = TemporaryDirectory(prefix=".unfinished-", dir=self._folder, ignore_cleanup_errors=True)
+            self._work = TemporaryDirectory(prefix=_UNFINISHED, dir=self._folder, ignore_cleanup_errors=True)
             work = Path(self._work.name, "bundle")
             work.mkdir()
             self._about = _contents(known, work, self._bounds)
@@ -208,11 +212,12 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             "sha256": identity,
             **stored_lowered,
             "notes": lowered.notes,
-            "details": lowered.details,
+            # What of the calibration samples is kept beside is arrays, and no replay needs it.
+            "details": {name: each for name, each in lowered.details.items() if name != "seen"},
             "taken_as_it_is": lowered.taken_as_it_is,
         },
         **_store_engine(known, work, bounds, notes),
-        "spec": spec_to_json(spec),
+        "spec": {**spec_to_json(spec), **({"precision": None} if known.has_unknown_precision else {})},
         "options": {
             **plain(options),
             "plugins": [str(Path(plugin).absolute()) for plugin in options.plugins],

@@ -6,6 +6,7 @@ A layout version is a directory of its own, so that two versions of the plugin c
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -45,6 +46,7 @@ LOCKED_S = 7200.0
 """The longest, in seconds, that anybody waits for what another process is making."""
 WEIGH_S = 3600.0
 """How long, in seconds, the processes go by what they noted, before one of them looks at every entry again."""
+_SCRATCH = "trtcheck-"
 _RECALLED = 64
 _DIGEST_CHARACTERS = 64
 
@@ -81,6 +83,21 @@ class CacheDir:
             f"{self.root} is not a cache of {_OWNER}: it holds {listed(map(repr, foreign), 1)}",
             f"name an empty or a new directory with --trt-cache-dir, such as {self.root / 'trtcheck'}",
         )
+
+    def exposed(self) -> str | None:
+        """Who else may write into the cache, in words; None where nobody may, and where that is not known."""
+        if not hasattr(os, "geteuid"):
+            return None
+        for place in (self.root, self.entries):
+            try:
+                status = place.stat()
+            except OSError:
+                continue
+            if status.st_uid not in {os.geteuid(), 0}:
+                return f"{place} belongs to another account (uid {status.st_uid})"
+            if status.st_mode & 0o022:
+                return f"{place} can be written by others (mode {status.st_mode & 0o777:04o})"
+        return None
 
     def _prepare(self) -> None:
         ours = self.is_ours()
@@ -223,6 +240,21 @@ class CacheDir:
         else:
             state = "cannot be written" if error.errno in _UNWRITABLE else "cannot be used"
         return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
+
+
+def scratch_folder(name: str) -> TemporaryDirectory[str]:
+    """A temporary directory outside of any cache. What processes that were killed left of theirs goes after a day."""
+    _remove_scratch()
+    return TemporaryDirectory(prefix=f"{_SCRATCH}{name}-", ignore_cleanup_errors=True)
+
+
+@functools.cache
+def _remove_scratch() -> None:
+    own = getattr(os, "getuid", lambda: None)()
+    for path in Path(gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            if own in {None, path.lstat().st_uid}:
+                remove_old([path])
 
 
 def remove_old(paths: Iterable[Path]) -> None:

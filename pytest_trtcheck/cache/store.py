@@ -116,6 +116,10 @@ class Cache:
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
         self._made_bytes = math.inf  # since the limit was looked at
 
+    def exposed(self) -> str | None:
+        """Who else may write into it, in words: an engine from there is code that runs here. None: nobody."""
+        return self._dir.exposed()
+
     def get(self, key: Key) -> Entry | None:
         """The entry of `key`, whole and checked; None where there is none or a damaged one.
 

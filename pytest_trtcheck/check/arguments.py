@@ -62,12 +62,14 @@ def trt_parity(
     if engine is not None:
         _refuse_beside_engine(precision, backend, calibration=calibration, keep_fp32=keep_fp32, exclude=exclude)
     scored = _score(score, aggregate, max_drop, lower_is_better)
-    if scored is not None and tol is None and (is_auto or judged_by != METRICS["max"]):
-        raise ArgumentError(
-            f"{'keep_fp32=' + repr(keep_fp32) if is_auto else 'metric=' + judged_by.name} beside score= needs tol=: "
-            "without one the score alone is judged, and no output is held to anything",
-            "give tol=, or leave it out",
-        )
+    if scored is not None and tol is None:
+        of_outputs = {"keep_fp32='auto'": is_auto, f"metric={judged_by.name}": metric != "max"}
+        if given := [name for name, is_given in of_outputs.items() if is_given]:
+            raise ArgumentError(
+                f"{given[0]} beside score= needs tol=: without one the score alone is judged, and no output is held to "
+                "anything",
+                "give tol=, or leave it out",
+            )
     if is_auto and set(precisions) <= {"fp32", "tf32"}:
         raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
     if excluded and not any(map(quantized_part, precisions)):

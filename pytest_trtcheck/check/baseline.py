@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck import __version__
-from pytest_trtcheck.baselines import errors
+from pytest_trtcheck.baselines import errors, scores
 from pytest_trtcheck.baselines.files import CheckKey, Place
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.record import BaselineRecord, Conditions, is_bad
@@ -55,24 +55,37 @@ def made_with(known: Known) -> dict[str, str]:
 
 
 def held(settings: Settings, known: Known) -> Known:
-    """The errors against those that were recorded: a rise fails though the limits hold.
+    """Errors and score against those that were recorded: a rise fails though the limits hold.
 
     Raises
     ------
     ReportError
         The file with them cannot be read.
     """
-    parity = known.record.parity
-    if settings.baselines is None or parity is None or not parity.outputs:
+    record = known.record
+    compares, scored = bool(record.parity and record.parity.outputs), record.score is not None and record.score.samples
+    if settings.baselines is None or not (compares or scored):
         return known
     entry = settings.baselines.find(key_of(known))
     now = BaselineRecord("not_measured", "", made_with(known), gpu=gpu_of(known))
-    found = errors.judge(entry.errors, known.record, now, updating=settings.update_baselines)
-    is_first = settings.update_baselines and entry.errors is None
-    told = [] if is_first or found.verdict == "fail" or (found.verdict == "pass" and not found.rises) else [found.text]
-    if found.verdict == "fail" and is_bad(parity.verdict):
-        told.append(found.text)
+    updating, notes = settings.update_baselines, []
+    if record.parity is not None and compares:
+        found = errors.judge(entry.errors, record, now, updating=updating)
+        notes += _notes(found, is_first=updating and entry.errors is None, was_bad=is_bad(record.parity.verdict))
+        known = known.recorded(parity=errors.applied(record.parity, found), baseline=found)
+    spec = known.request.parity.score
+    if record.score is not None and scored and spec is not None:
+        found = scores.judge(entry.score, record, now, spec, updating=updating)
+        notes += _notes(found, is_first=updating and entry.score is None, was_bad=is_bad(record.score.verdict))
+        known = known.recorded(score=scores.applied(record.score, found))
+    return known.recorded(*dict.fromkeys(notes))
+
+
+def _notes(found: BaselineRecord, *, is_first: bool, was_bad: bool) -> list[str]:
+    """What of it no verdict says."""
+    is_said = found.verdict == "fail" and not was_bad
+    is_quiet = found.verdict == "pass" and not found.text.count("accepted")
+    notes = [] if is_first or is_said or is_quiet else [found.text]
     # Its ranges are other ones now, whatever came of it.
     others = [each for each in found.changed if each.startswith("calibration")]
-    told += [f"not as in the baseline of {found.recorded}: {each}" for each in others]
-    return known.recorded(*told, parity=errors.applied(parity, found), baseline=found)
+    return notes + [f"not as in the baseline of {found.recorded}: {each}" for each in others]

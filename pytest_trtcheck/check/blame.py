@@ -55,8 +55,8 @@ def blamed(settings: Settings, known: Known) -> Known:
     """A failed check with who is to blame."""
     allowance = settings.allowance
     refusal = allowance.refusal()
-    if refusal is None and known.existing is not None:
-        refusal = _why_no_lowering(known, settings.cache)
+    if refusal is None and known.is_given:
+        refusal = _why_no_lowering(settings, known)
     if refusal is not None:
         return known.recorded(refusal)
     start = time.monotonic()
@@ -72,9 +72,9 @@ def blamed(settings: Settings, known: Known) -> Known:
         )
 
     def find() -> dict[str, Any] | None:
-        if not known.running.runs_parts:
-            return _diagnosed_source(settings, known)
-        return _diagnosed(settings, known) if known.existing is None else _diagnosed_file(settings, known)
+        if known.is_given:
+            return _diagnosed_given(settings, known)
+        return _diagnosed(settings, known) if known.running.runs_parts else _diagnosed_source(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
     found = remembered(known, settings.cache, find, worst=_worst(known)) if known.running.is_emulation else find()
@@ -82,17 +82,30 @@ def blamed(settings: Settings, known: Known) -> Known:
     return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
 
 
-def _why_no_lowering(known: Known, cache: Cache) -> str | None:
-    """Why an engine that exists cannot be held against its precision; None where it can."""
+def _why_no_lowering(settings: Settings, known: Known) -> str | None:
+    """Why what was made elsewhere cannot be held against its precision; None where it can."""
+    what = "the engine" if known.existing else "the server's model"
     if known.has_unknown_precision:
-        return "not diagnosed: nothing tells what precision the engine computes in"
+        return f"not diagnosed: nothing tells what precision {what} computes in"
     try:
-        lower(known.model, known.precision, cache)
+        _lowered_here(settings, known)
     except CheckError as error:
-        return (
-            f"not diagnosed: how the engine was lowered to {known.precision} is not known, and here: {error.headline}"
-        )
+        return f"not diagnosed: how {what} was lowered to {known.precision} is not known, and here: {error.headline}"
     return None
+
+
+def _lowered_here(settings: Settings, known: Known) -> Lowered:
+    """The model in the precision of what was made elsewhere; as the marker says, if it says how."""
+    parity = known.request.parity
+    return lower(
+        known.model,
+        known.precision,
+        settings.cache,
+        keep_fp32=parity.keep_fp32,
+        exclude=parity.exclude,
+        calibration=known.request.calibration,
+        folders=known.request.folders,
+    )
 
 
 def _export(known: Known, cache: Cache, own: Failure) -> dict[str, Any]:
@@ -234,17 +247,20 @@ def _diagnosed_source(settings: Settings, known: Known) -> dict[str, Any] | None
     return _beside_emulation(settings, known, known.lowered, ran, list)
 
 
-def _diagnosed_file(settings: Settings, known: Known) -> dict[str, Any] | None:
-    """What is to blame in an engine that was built elsewhere, from a lowering that nobody here knows.
+def _diagnosed_given(settings: Settings, known: Known) -> dict[str, Any] | None:
+    """What is to blame in an engine or served model that was made elsewhere, from a lowering that nobody here knows.
 
     It is held against this package's own lowering to its precision: emulated, which tells whether the precision as such
     loses as much, and built here, which tells whether TensorRT does.
     """
-    system, lowered = known.running.builder, lower(known.model, known.precision, settings.cache)
-    headline = f"emulated, {known.computed_in} keeps the limits, and the file does not"
-    return _beside_emulation(
-        settings, known, lowered, headline, lambda: _built_here(settings, known, system, lowered), known_lowering=False
-    )
+    system, lowered = known.running.builder, _lowered_here(settings, known)
+    what = "file" if known.existing else "server"
+    headline = f"emulated, {known.computed_in} keeps the limits, and the {what} does not"
+
+    def built_here() -> list[str]:
+        return _built_here(settings, known, system, lowered) if known.existing else []
+
+    return _beside_emulation(settings, known, lowered, headline, built_here, known_lowering=False)
 
 
 def _beside_emulation(
@@ -273,7 +289,7 @@ def _beside_emulation(
         found = diagnose.diagnose(subject, settings.cache, None, emulated=emulated, budget=budget)
         if found is not None:
             note = "of the model in that precision, emulated"
-            note += "" if known_lowering else ": how the engine itself was lowered is not known"
+            note += "" if known_lowering else ": how what failed was lowered is not known"
             return {**found.to_dict(), "notes": (*found.notes, note)}
     return {
         "step": "engine",

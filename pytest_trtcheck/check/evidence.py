@@ -107,7 +107,7 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
         ("build options", record.build_options, proved.build_options),
         ("inputs", record.inputs_sha256, proved.inputs_sha256),
         ("reference", (record.reference, record.reference_sha256), (proved.reference, proved.reference_sha256)),
-        ("score", _score(record), _score(proved) if record.score else None),
+        ("score", record.score and record.score.asked, record.score and proved.score and proved.score.asked),
         ("tolerances", _tolerances(record), _tolerances(proved) if _tolerances(record) else None),
     )
     yield from (f"other {what}" for what, here, there in compared if here != there)
@@ -140,12 +140,6 @@ def _tolerances(record: CheckRecord) -> Any:
     """Every limit that was applied, by output; None where nothing was compared, so that nobody knows them."""
     outputs = record.parity.outputs if record.parity else ()
     return {output.name: [(each.metric, each.limit) for each in output.judged] for output in outputs} or None
-
-
-def _score(record: CheckRecord) -> Any:
-    """What the score was, and how far it might fall; None where none was asked for."""
-    score = record.score
-    return score and (score.name, score.max_drop, score.lower_is_better, score.samples)
 
 
 def _budgets(record: CheckRecord) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pytest_trtcheck.errors import UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.gpu.state import GpuMonitor, clocks_record, disturbances, family, held_back, while_running
 from pytest_trtcheck.latency.distribution import Distribution
+from pytest_trtcheck.latency.load import PLATEAU, WINDOW_S, best, sweep
 from pytest_trtcheck.record import BudgetRecord, Conditions, LatencyDetails, LatencyRecord
 from pytest_trtcheck.spec import LatencySpec
 
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Backend, Runner, TimedRuns
+    from pytest_trtcheck.backends.base import Backend, Built, Runner, TimedRuns
     from pytest_trtcheck.baselines import LatencyBaseline
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.gpu.state import GpuState
+    from pytest_trtcheck.latency.load import LoadRuns
     from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.record import LoadRecord
 
 WARM_UP_S = 0.2
 """As trtexec warms up: by time, so that clocks have risen whatever the engine's size."""
@@ -43,6 +46,8 @@ ENQUEUE_SHARE = 0.95
 is the host's and a little more. So trtexec's rule (the host takes longer) would miss most of it."""
 MOST_INPUTS = 64
 """Cases that are used in turn, each with device memory of its own: a data set of thousands would not fit."""
+CLIENT_BOUND = 0.8
+"""Of a core: from here on it may be the client, one process of Python, that answers are slow to come by."""
 _CHUNK_MS = 50.0
 _SHOWN_SAMPLES = 500
 
@@ -57,11 +62,12 @@ _LOADS, _LOAD_S = (15, 30, 60), 20.0
 
 @dataclass(frozen=True)
 class Rival:
-    """What `min_speedup` compares with: a system, what it runs, and what that is in words."""
+    """What `min_speedup` compares with: a system, what it runs, what that is in words, and what it was loaded from."""
 
     system: Backend
     runner: Runner
     title: str
+    built: Built
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ def judge(
             is_compared=known.request.parity.is_compared,
         )
         record = measure(subject, spec, budgets, system.gpu, model)
-    if not budgets.limits and settings.baselines is None:
+    if not record.budgets and settings.baselines is None:
         record = replace(record, verdict="not_measured", reason=no_budget)
     if settings.baselines is not None and system.gpu is not None:
         record = baselines.judge(record, baseline, model_sha256=known.model.sha256, updating=settings.update_baselines)
@@ -248,9 +254,11 @@ def _with_unmeasured(record: LatencyRecord, reasons: Mapping[str, str]) -> Laten
     if not reasons:
         return record
     entries = tuple(BudgetRecord("not_measured", name, text=why) for name, why in sorted(reasons.items()))
-    if record.verdict == "not_measured":
-        record = replace(record, reason="; ".join(f"{entry.name}: {entry.text}" for entry in entries))
-    return replace(record, budgets=(*record.budgets, *entries))
+    budgets = (*record.budgets, *entries)
+    if all(entry.verdict == "not_measured" for entry in budgets):
+        why = "; ".join(f"{entry.name}: {entry.text}" for entry in budgets)
+        record = replace(record, verdict="not_measured", reason=why)
+    return replace(record, budgets=budgets)
 
 
 def conditions_of(gpu: Gpu | None, tensorrt: tuple[str, str], shapes: Mapping[str, Sequence[int]]) -> Conditions:
@@ -286,7 +294,7 @@ def measure(
     name = subject.system.lock_name
     with nullcontext() if name is None else gpu_lock(name):
         taken, seen = _watched(subject, spec, budgets, gpu)
-    return latency.to_record(
+    record = latency.to_record(
         taken.samples_ms,
         taken.decision,
         gpu=model.product if model else None,
@@ -301,6 +309,7 @@ def measure(
             "held_back": seen.held_back,
         },
     )
+    return _with_unmeasured(record, taken.incomparable)
 
 
 @dataclass(frozen=True)
@@ -315,7 +324,9 @@ class _Seen:
 
 def _watched(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu | None) -> tuple[_Taken, _Seen]:
     if gpu is None:
-        return _sample(subject, spec, budgets, None), _Seen()
+        subject.system.disturbed(subject.engine)
+        taken = _sample(subject, spec, budgets, None)
+        return taken, _Seen(subject.system.disturbed(subject.engine))
     with GpuMonitor(gpu) as monitor:
         before = monitor.idle()
         taken = _sample(subject, spec, budgets, monitor.snapshot)
@@ -347,6 +358,8 @@ class _Taken:
     decision: latency.LatencyDecision
     details: Mapping[str, Any]
     states: Sequence[GpuState]
+    incomparable: Mapping[str, str] = field(default_factory=dict)
+    """Why what was to be slower was not compared, by the budget's name."""
 
 
 def _sample(
@@ -357,6 +370,8 @@ def _sample(
     )
     others = len(subject.slower) + len({"min_qps", "load_ms"} & set(budgets.limits)) + (subject.is_enough is not None)
     plan = latency.LookPlan(tuple(sorted(quantiles)), others)
+    load = subject.system.load_runs(subject.engine, subject.cases)
+    one_by_one = budgets if load is None else budgets.without({"min_qps"})
     series = _Runs(transfers=spec.transfers)
     pairs = {name: _Runs(transfers=False) for name in subject.slower}
     several: dict[str, Any] = {"instances": spec.instances} if spec.instances > 1 else {}
@@ -371,7 +386,7 @@ def _sample(
             if is_over or plan.is_due(look, len(series), series.total_ms):
                 states += [look_at_gpu()] if look_at_gpu else []
                 confidence, judged = plan.confidence_at(look), series.judged()
-                decision = _decide(series, judged, budgets, subject.costs, confidence)
+                decision = _decide(series, judged, one_by_one, subject.costs, confidence)
                 is_decided = decision.decision != "undecided"
                 if is_over or (is_decided and (subject.is_enough is None or subject.is_enough(judged, confidence))):
                     break
@@ -381,19 +396,29 @@ def _sample(
     if subject.load_again:
         result, loads_ms = _loads(subject.load_again, budgets.limits["load_ms"], confidence)
         results.append(result)
+    incomparable: dict[str, str] = {}
     if subject.slower:
-        _interleave(subject, spec, pairs, series)
+        incomparable = _interleave(subject, spec, pairs, series)
         results += _decide_speedups(pairs, budgets.speedups, confidence)
+    under_load: dict[str, Any] = {}
+    if load is not None:
+        with load as runs:
+            levels, ended = sweep(runs, spec.max_seconds)
+            if "min_qps" in budgets.limits:
+                result = _qps_under_load(runs, best(levels), budgets.limits["min_qps"], plan, spec.max_seconds)
+                results.append(_undecided_before_the_most(result, ended))
+        under_load = {"load": levels, "load_ended": ended}
     decision = latency.combine_decisions(results)
     details = {
         **_details(series, judged.values, measured),
+        **under_load,
         "cuda_graph": graph,
         "cuda_graph_reason": graph_reason,
         "distribution": Distribution.of(judged, confidence).to_json(),
         "load_samples_ms": tuple(round(each, 3) for each in loads_ms),
         "instances": spec.instances if spec.instances > 1 else None,
     }
-    return _Taken(judged, decision, details, states)
+    return _Taken(judged, decision, details, states, incomparable)
 
 
 class _Runs:
@@ -456,13 +481,21 @@ def _loads(load: Callable[[], Runner], limit_ms: float, confidence: float) -> tu
     return result, found
 
 
-def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> None:
-    """Measure each slower engine in turns with the subject: what drifts, drifts for both."""
+def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs], series: _Runs) -> dict[str, str]:
+    """Measure each slower engine in turns with the subject: what drifts, drifts for both.
+
+    What is measured by another clock is no measure of the subject: the reason why not comes back, by the budget's name.
+    """
+    incomparable = {}
     for name, rival in subject.slower.items():
         with (
             subject.system.timed_runs(subject.engine, subject.cases) as ours,
             rival.system.timed_runs(rival.runner, subject.cases) as theirs,
         ):
+            if theirs.measured != ours.measured:
+                why = f"of {rival.title} {theirs.measured} is measured, of the engine {ours.measured}"
+                incomparable[f"min_speedup[{name}]"] = why
+                continue
             _warm_up(theirs)
             _warm_up(ours)
             own = _Runs(transfers=False)
@@ -472,6 +505,7 @@ def _interleave(subject: Subject, spec: LatencySpec, pairs: Mapping[str, _Runs],
                 pairs[name].extend(theirs, count)
                 own.extend(ours, count)
             pairs[name].partner_ms = own.run_ms
+    return incomparable
 
 
 def _decide(
@@ -485,6 +519,54 @@ def _decide(
         if name in budgets.limits and name != "load_ms":
             results.append(latency.decide_exact(name, cost, budgets.limits[name]))
     return latency.combine_decisions(results)
+
+
+def _qps_under_load(
+    runs: LoadRuns, level: LoadRecord, limit: float, plan: latency.LookPlan, max_seconds: float
+) -> latency.BudgetResult:
+    """Judge the throughput with as many requests under way as gave most; measured anew, as the best of all flatters."""
+    intervals_ms: list[float] = []
+    deadline, look, cores = time.monotonic() + max_seconds, 1, 0.0
+    while True:
+        window = runs.run(level.concurrency, WINDOW_S)
+        intervals_ms += window.interval_ms.tolist()
+        cores = max(cores, window.client_cores)
+        is_over = time.monotonic() > deadline
+        if not is_over and not plan.is_due(look, len(intervals_ms), sum(intervals_ms)):
+            continue
+        result = latency.decide_qps(intervals_ms, limit, confidence=plan.confidence_at(look))
+        if result.decision == "fail" and cores > CLIENT_BOUND:
+            slow = f"min_qps is {result.value:.4g} from here, where the client itself takes {cores:.2g} of a core"
+            return replace(result, decision="undecided", reason=f"{slow}: the server may answer more")
+        if is_over or result.decision != "undecided":
+            return result
+        look += 1
+
+
+def _undecided_before_the_most(result: latency.BudgetResult, ended: str) -> latency.BudgetResult:
+    """A throughput that is too low decides nothing while more requests at once might bring more."""
+    if result.decision != "fail" or ended == PLATEAU:
+        return result
+    reason = f"min_qps is {result.value:.4g} so far, and may be more with more requests at once: {ended}"
+    return replace(result, decision="undecided", reason=reason)
+
+
+def notes(record: LatencyRecord) -> tuple[str, ...]:
+    """What a check says of how its latency was measured."""
+    levels = record.details.load
+    if not levels:
+        return baselines.notes(record)
+    shown = "; ".join(
+        f"{each.concurrency}: {each.qps:.4g}/s"
+        + (f", p50 {each.p50_ms:.4g} ms, p99 {each.p99_ms:.4g} ms" if each.p50_ms and each.p99_ms else "")
+        + ("" if each.stable else ", not stable")
+        for each in levels
+    )
+    top = best(levels)
+    said = f"under load, by requests at once: {shown}. Most with {top.concurrency}; {record.details.load_ended}"
+    if top.client_cores > CLIENT_BOUND:
+        said += f"; the client itself took {top.client_cores:.2g} of a core, so the server may answer more"
+    return (*baselines.notes(record), said)
 
 
 def _decide_speedups(

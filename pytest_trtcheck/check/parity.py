@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.base import AtOnce, Runner
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ParitySpec, Precision
@@ -283,6 +283,23 @@ def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool)
             return (
                 f"output {name!r} is not deterministic: {REPEATS} runs on the same input lie {spread:.3g} apart "
                 f"(relative to the largest value; {allowed:g} is allowed for {precision})"
+            )
+    return None
+
+
+def apart(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> float:
+    """How far the outputs of two runs lie apart, as max|a - b| / max|a| of the output that differs most."""
+    return max((_spread(array, second[name]) for name, array in first.items()), default=0.0)
+
+
+def unlike_alone(known: Known, found: AtOnce) -> str | None:
+    """Why requests that are made together do not give what each gives alone, by the check's own limits; None if so."""
+    for index, (alone, together) in enumerate(zip(found.alone, found.together, strict=True)):
+        failure = first_failure(known, together, alone)
+        if failure is not None:
+            return (
+                f"requests that are sent at once do not give what each gives alone: of request [{index}] of "
+                f"{len(found.together)}, {failure} ({found.note})"
             )
     return None
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.baselines.errors import figures
-from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.cache import Cache, scratch_folder
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.record import SEVERITY, BuildRecord, RebuildRecord, Verdict, combine
 
@@ -75,7 +74,7 @@ def _judged(
     settings: Settings, known: Known, worst: Known, judging: Sequence[Step], explaining: Sequence[Step]
 ) -> Known:
     """The same check of an engine of its own, which a cache of its own makes: neither a plan nor timings are there."""
-    with TemporaryDirectory(prefix="trtcheck-rebuild-") as scratch:
+    with scratch_folder("rebuild") as scratch:
         made = known.system.build(known.spec(known.system), Cache(Path(scratch)))
         again = replace(known, built=made, runner=None, outcome=None, doubt=None)
         if judging:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import shlex
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.cache import Cache, scratch_folder
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, ReportError, first_line, plural
 from pytest_trtcheck.model import golden, npz
@@ -92,7 +91,7 @@ def record(asked: Recording) -> list[str]:
     """
     if asked.output.suffix != ".npz":
         raise ArgumentError(f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix")
-    with tempfile.TemporaryDirectory(prefix="trtcheck-record-") as scratch:
+    with scratch_folder("record") as scratch:
         cache, here = Cache(Path(scratch)), [Path.cwd()]
         read = dict(_read(asked.inputs))
         examples = Examples(list(read.values()) or None, asked.batch, asked.shapes)

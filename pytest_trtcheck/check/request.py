@@ -169,8 +169,8 @@ class Settings:
         The GPU that `--trt-gpu` names.
     detected
         The GPU in this machine; `no_gpu_reason` says why there is none.
-    triton_url
-        The Triton server that `--trt-triton-url` names.
+    triton_url, triton_models
+        The Triton server that `--trt-triton-url` names, and what it calls which models.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
     time_layers
@@ -204,6 +204,7 @@ class Settings:
     detected: Gpu | None = None
     no_gpu_reason: str | None = None
     triton_url: str | None = None
+    triton_models: Sequence[str] = ()
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     evidence: EvidenceReport | None = None
@@ -241,10 +242,15 @@ class Settings:
                 raise
             raise UnsupportedTargetError(error.message, error.hint) from error
 
+    def is_served(self, request: Request) -> bool:
+        """Whether a server is asked, which has a model of its own."""
+        return backends.load(self.backend_of(request)).is_server
+
     @property
     def machine(self) -> Machine:
         """What systems under test find."""
-        return Machine(self.requested, self.detected, self.no_gpu_reason or Machine.no_gpu, self.triton_url)
+        no_gpu = self.no_gpu_reason or Machine.no_gpu
+        return Machine(self.requested, self.detected, no_gpu, self.triton_url, tuple(self.triton_models))
 
     def only_judges(self, request: Request) -> bool:
         """Whether engines are asked for and no GPU tells what for: whether TensorRT takes the model can be said."""
@@ -257,7 +263,11 @@ class Settings:
             return self.requested
         from pytest_trtcheck.gpu.device import require_match
 
-        return self.detected.model if self.requested is None else require_match(self.requested, self.detected)
+        return (
+            self.detected.model
+            if self.requested is None
+            else require_match(self.requested, self.detected, self.extra_gpus)
+        )
 
 
 @dataclass(frozen=True)
@@ -396,9 +406,14 @@ class Known:
         return computed if computed == self.precision else f"{computed} (asked {self.precision})"
 
     @property
+    def is_given(self) -> bool:
+        """Whether what is tested was made elsewhere: an engine that exists, or a served model."""
+        return self.existing is not None or self.system.is_server
+
+    @property
     def has_unknown_precision(self) -> bool:
-        """Whether it is an engine that exists of which nothing tells, or told yet, what it computes in."""
-        return self.existing is not None and not self.reads_precision and not self.request.parity.states_precision
+        """Whether it was made elsewhere, and nothing tells, or told yet, what it computes in."""
+        return self.is_given and not self.reads_precision and not self.request.parity.states_precision
 
     @property
     def title(self) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.baselines.scores import packed
 from pytest_trtcheck.check.exercised import Mismatch
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, name_of, plural
+from pytest_trtcheck.model import labelled
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.record import SampleRecord, ScoreRecord
 from pytest_trtcheck.spec import Case
@@ -65,8 +67,13 @@ class _Scored:
         return case, sample - (int(ends[case - 1]) if case else 0)
 
 
-def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
+def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreRecord:
     """Score what the runner and the reference compute on every case, one case after the other; no output is kept.
+
+    Parameters
+    ----------
+    keeps_items
+        Whether the record has what ran scored on each sample.
 
     Raises
     ------
@@ -78,13 +85,14 @@ def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
     found = _Scored(Mismatch(spec))
     # What is judged by a tolerance too was computed already; else keeping outputs would cost more than computing them.
     reference = known.reference if known.request.parity.judges_outputs else known.reference.computed
-    for index, inputs in enumerate(known.cases):
+    # Behind the labelled cases there may be others, which an earlier search kept.
+    for index, (inputs, labels) in enumerate(zip(known.cases, known.labels, strict=False)):
         with known.alone():
             actual = known.run(inputs)
         expected = reference(inputs)
         if index < MEASURED_CASES and not known.request.parity.judges_outputs:
             found.measured.append(compare.measure_all(actual, expected, {}))
-        case = Case(inputs, known.labels[index] if known.labels else None)
+        case = Case(inputs, labels)
         where = f"{known.request.inputs_source} inputs[{index}]"
         before = _items(spec, expected, case, f"on the reference's outputs of {where}")
         after = _items(spec, actual, case, f"on {known.running.title}'s outputs of {where}")
@@ -99,7 +107,8 @@ def judge(known: Known, spec: ScoreSpec) -> ScoreRecord:
         found.reference.add(before)
         found.actual.add(after)
         found.sizes.append(len(before))
-    return _record(known, spec, found)
+    record = _record(known, spec, found)
+    return replace(record, items=packed(found.actual.joined())) if keeps_items else record
 
 
 def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:
@@ -157,13 +166,13 @@ def _require_count(spec: ScoreSpec, known: Known, case: Case, count: int, where:
     open_first = [each.name for each in known.model.inputs if each.shape and not isinstance(each.shape[0], int)]
     rows = {inputs[name].shape[0] for name in open_first}
     labels = as_array(case.labels) if is_array(case.labels) else case.labels
-    labelled = None
+    told = None
     if isinstance(labels, (list, tuple)) or (isinstance(labels, np.ndarray) and labels.ndim):
-        labelled = len(labels)
-    if len(rows) != 1 or count in {*rows, labelled} or (count == 1 and case.labels is not None and labelled is None):
+        told = len(labels)
+    if len(rows) != 1 or count in {*rows, told} or (count == 1 and case.labels is not None and told is None):
         return
     (batch,) = rows
-    beside = f" and {plural(labelled, 'label')}" if labelled is not None else ""
+    beside = f" and {plural(told, 'label')}" if told is not None else ""
     raise ComparisonError(
         f"score {name_of(spec.function)} gave {plural(count, 'item')} of {where}, which hold {plural(batch, 'row')}"
         f"{beside}",
@@ -184,7 +193,7 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
         except ComparisonError as error:
             raise ComparisonError(f"aggregate {name_of(spec.aggregate)} {error.message}", error.hint) from error
         method = f"paired bootstrap, {RESAMPLES:,} resamples"
-    is_plain = isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
+    is_plain = spec.aggregate is None
     found.mismatch.require_knowledge(drop.reference, min(before.min(), after.min()) if is_plain else drop.reference)
     verdict = drop.verdict(spec.max_drop)
     needed = drop.samples_to_decide(spec.max_drop) if verdict == "inconclusive" else None
@@ -208,13 +217,15 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
         worst=tuple(_changed(found, before, after, spec.lower_is_better)),
         errors={each.name: each.value("max") for each in merged} or None,
         errors_of_cases=len(found.measured) or None,
+        labels_sha256=labelled.digest(known.labels),
     )
 
 
 def _changed(found: _Scored, before: Any, after: Any, lower_is_better: bool) -> list[SampleRecord]:
     """The samples that lost most; of items that are no numbers, the first that differ."""
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and before.ndim == 1:
-        fell = after - before if lower_is_better else before - after
+        # Of truth values there is no difference.
+        fell = (before.astype(np.float64) - after) * (-1 if lower_is_better else 1)
         order = [int(each) for each in np.argsort(-fell, kind="stable")[:SHOWN_SAMPLES] if fell[each] > 0]
     else:
         differ = (number for number in range(len(before)) if not same(before[number], after[number]))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from pytest_trtcheck import backends, baselines
+from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import blame, evidence, keeping, kept_inputs, latency, message, parity, scoring
 from pytest_trtcheck.check.baseline import held
@@ -48,7 +48,16 @@ from pytest_trtcheck.precision.reference import (
     SourceReference,
     reference_given,
 )
-from pytest_trtcheck.record import BASELINE, CalibrationRecord, CheckRecord, Evidence, LoweredRecord, combine, is_bad
+from pytest_trtcheck.record import (
+    BASELINE,
+    CalibrationRecord,
+    CheckRecord,
+    Evidence,
+    LoweredRecord,
+    ServerRecord,
+    combine,
+    is_bad,
+)
 from pytest_trtcheck.spec import PRECISIONS, Tolerance
 
 if TYPE_CHECKING:
@@ -142,7 +151,9 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         known = replace(known, kept_from=own)
     if isinstance(known.reference, GoldenReference):
         golden_samples.require(known.reference.golden, cases, f"{request.inputs_source} inputs")
-    if request.judge_parity and request.parity.keep_auto:
+    if known.system.is_server and request.parity.keep_auto:
+        notes = [*notes, "keep_fp32='auto' was not searched: the server has a model of its own"]
+    elif request.judge_parity and request.parity.keep_auto:
 
         def keeping_fp32(nodes: tuple[str, ...]) -> Lowered:
             parity_spec = replace(request.parity, keep_fp32=nodes)
@@ -166,8 +177,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
         calibration=calibration,
-        # What an engine that exists was built from is not known here.
-        lowered=None if existing else _lowered_record(known),
+        # What was made elsewhere was lowered by others.
+        lowered=None if known.is_given else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
     )
 
@@ -195,7 +206,8 @@ def _calibration(known: Known) -> CalibrationRecord | None:
     digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
     found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
     if seen:
-        found = replace(found, inputs=coverage.covered(known.model, seen, known.cases))
+        some = known.cases[:: max(1, len(known.cases) // coverage.CASES)]
+        found = replace(found, inputs=coverage.covered(known.model, seen, some))
     if not ranges["choice"]:
         return found
     errors = {
@@ -266,10 +278,11 @@ def lowered(
 ) -> Known:
     """The model in its precision. That TensorRT has no place for a model says more than that it cannot be lowered."""
     reference = _reference(settings, request, model)
-    if existing is not None:
+    if existing is not None or settings.is_served(request):
         # Whoever built it lowered the model, nobody here knows how.
         as_it_is = Lowered(model.path, model.sha256, taken_as_it_is=True)
-        return Known(request, model, as_it_is, cases, reference, existing, system=existing)
+        system = existing or settings.system(request)
+        return Known(request, model, as_it_is, cases, reference, existing, system=system)
     try:
         return Known(request, model, _lowered(settings, request, model), cases, reference)
     except (ModelError, CalibrationError):
@@ -354,6 +367,8 @@ def placed(settings: Settings, known: Known) -> Known:
     check_values(known.request.build_options)
     if known.existing is not None:
         return _placed_engine(known, known.existing)
+    if known.system.is_server:
+        return _placed_on_server(known)
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, quantized_part(known.precision) or known.precision)
     problem = system.why_not(known.precision, op_types)
@@ -386,6 +401,25 @@ def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
     if file.stated_model not in {None, known.model.sha256}:
         notes.append(f"by its manifest {file.label} was built from another model than {known.model.label} is now")
     return known.recorded(*notes, engine=existing.found_in_file(), precision=precision)
+
+
+def _placed_on_server(known: Known) -> Known:
+    """A served model with the precision that is said of it: no server tells what it computes in.
+
+    Raises
+    ------
+    ArgumentError
+        Neither is a precision said, nor what decides without one.
+    """
+    if known.has_unknown_precision:
+        if known.request.judge_parity and not _decides_alone(known.request.parity.tol):
+            raise ArgumentError(
+                f"{known.model.label}: what {known.system.title} computes in is not known, and neither precision= nor "
+                "tol= is given",
+                'say what it was built in, @trt_parity("model.onnx", precision="fp16"), or give a limit, tol=',
+            )
+        return known.recorded("the precision is not known: a server does not tell", precision=None)
+    return known.recorded(f"{known.precision} is stated, not proved: a server does not tell what it computes in")
 
 
 def _are_one(first: str, second: str) -> bool:
@@ -471,7 +505,7 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
         raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
     if settings.kept_open is None:
         return system.load(built)
-    found: Runner = settings.kept_open.get((system.name, built.path), lambda: system.load(built))
+    found: Runner = settings.kept_open.get((system.name, built.path, built.spec.precision), lambda: system.load(built))
     return found
 
 
@@ -555,7 +589,8 @@ def inspected(settings: Settings, known: Known) -> Known:
     if known.runner is None or known.built is None:
         return known
     engine = known.running.described(known.built, known.runner) or known.record.engine
-    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine)
+    serving = known.running.serving(known.runner)
+    known = known.recorded(*known.running.notes(known.built, known.runner), engine=engine, server=serving)
     return known if known.existing is None else _with_precision_read(known, known.existing.file)
 
 
@@ -617,14 +652,35 @@ def compared(settings: Settings, known: Known) -> Known:
                 known.runner, case, known.computed_in, bitwise=settings.bitwise
             )
         if known.request.judges_outputs or doubt:
-            outcome = parity.judge(known)
+            # Where a score alone is asked for, one case shows how far off what is doubted is.
+            judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])
+            outcome = parity.judge(judged)
     known = _with_partition(known)
     if outcome is None:
         return known
+    if outcome.record.verdict == "pass":
+        known, doubt = _at_once(known, doubt)
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
     return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
+
+
+def _at_once(known: Known, doubt: str | None) -> tuple[Known, str | None]:
+    """Whether requests that are made together give what each gives alone, of what takes several at once."""
+    assert known.runner is not None
+    with known.alone():
+        found = known.running.at_once(known.runner, known.cases)
+    if found is None:
+        return known, doubt
+    apart = max(map(parity.apart, found.alone, found.together), default=0.0)
+    note = f"{found.note}; an answer lies up to {apart:.3g} from that of the same request alone"
+    server = known.record.server
+    if server is not None:
+        batches = None if found.batches is None else {str(size): count for size, count in found.batches.items()}
+        server = replace(server, at_once=len(found.together), difference=apart, batches=batches)
+    known = known.recorded(note, server=server)
+    return known, doubt or parity.unlike_alone(known, found)
 
 
 def _with_partition(known: Known) -> Known:
@@ -632,11 +688,11 @@ def _with_partition(known: Known) -> Known:
     assert known.built is not None
     assert known.runner is not None
     found, most = known.running.partition(known.built, known.runner), known.request.parity.max_subgraphs
-    if found is not None:
-        return known.recorded(partition=found)
-    if most is None:
-        return known
-    return known.recorded(f"max_subgraphs={most} was not checked: {known.running.title} does not divide a model")
+    unchecked = () if most is None else (f"max_subgraphs={most} was not checked: {known.running.title}",)
+    if found is None:
+        return known.recorded(*(f"{said} does not divide a model" for said in unchecked))
+    alone = () if found.subgraphs else unchecked
+    return known.recorded(*(f"{said} runs node by node" for said in alone), partition=found)
 
 
 def costed(settings: Settings, known: Known) -> Known:
@@ -661,8 +717,9 @@ def scored(settings: Settings, known: Known) -> Known:
     spec = known.request.parity.score
     if spec is None or known.runner is None or known.doubt is not None:
         return known
-    settings.progress(f"{known.title}: scoring {plural(len(known.cases), 'case')}")
-    return known.recorded(score=scoring.judge(known, spec))
+    settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
+    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
+    return known.recorded(*alone, score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -677,7 +734,7 @@ def explained(settings: Settings, known: Known) -> Known:
             )
         else:
             known = blame.blamed(settings, known)
-    if known.running.is_emulation or known.existing is not None or not settings.emulate_too:
+    if known.running.is_emulation or known.is_given or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
         return known
@@ -703,6 +760,16 @@ def watched(settings: Settings, known: Known) -> Known:
         return known.recorded(str(error))
 
 
+def _refuse_the_same(known: Known, other: ServerRecord | None, precision: Precision) -> None:
+    """What a served model is compared with for speed must not be that model itself."""
+    own = known.record.server
+    if own is not None and other is not None and (own.model, own.version) == (other.model, other.version):
+        raise ArgumentError(
+            f"min_speedup={{{precision!r}: …}}: the server's model {own.model!r} would be compared with itself",
+            "name the models by their precision: --trt-triton-url=http://localhost:8000/{model}_{precision}",
+        )
+
+
 def timed(settings: Settings, known: Known) -> Known:
     """How fast it is; of several systems each is measured, whether a budget holds or not."""
     spec = known.request.latency or (latency.COMPARED if known.request.parity.is_compared else None)
@@ -721,7 +788,7 @@ def timed(settings: Settings, known: Known) -> Known:
         for entry in record.budgets
         if entry.verdict == "not_measured" != record.verdict and entry.name != BASELINE
     ]
-    return known.recorded(*baselines.notes(record), *missed, latency=record)
+    return known.recorded(*latency.notes(record), *missed, latency=record)
 
 
 def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
@@ -748,13 +815,22 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
         precision = half_part(precision) or "fp32"
     plain = replace(known.request.parity, precision=(precision,), keep_fp32=(), keep_auto=False, exclude=())
     system.admit(known.model, plain, known.request.build_options)
-    return _loaded_rival(settings, known, system, precision)
+    rival = _loaded_rival(settings, known, system, precision)
+    # One that does not do what it is named after would make a slow rival, and any engine fast.
+    with known.alone():
+        doubt = system.doubt(rival.built, rival.runner, known.cases[0])
+    if doubt is not None:
+        rival.runner.close()
+        raise UnsupportedTargetError(doubt)
+    return rival
 
 
 def _loaded_rival(settings: Settings, known: Known, system: Backend, precision: Precision) -> latency.Rival:
-    lowered = _lowered(settings, known.request, known.model, precision)
+    lowered = None if system.is_server else _lowered(settings, known.request, known.model, precision)
     built = system.build(known.spec(system, lowered, precision), settings.cache)
-    return latency.Rival(system, loaded_by(settings, system, built), f"{system.title} in {precision}")
+    runner = loaded_by(settings, system, built)
+    _refuse_the_same(known, system.serving(runner), precision)
+    return latency.Rival(system, runner, f"{system.title} in {precision}", built)
 
 
 def kept(settings: Settings, known: Known) -> Known:
@@ -771,6 +847,8 @@ def profiled(settings: Settings, known: Known) -> Known:
     wanted = settings.time_layers or (latency is not None and latency.samples > 0)
     if not wanted or engine is None or known.runner is None or known.running.gpu is None:
         return known
+    if settings.kept_open is not None:
+        return known.recorded(engine=replace(engine, layers_untimed="the engine serves further examples"))
     with known.alone():
         return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
 

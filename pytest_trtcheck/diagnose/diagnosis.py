@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair, quantized_part
 from pytest_trtcheck.diagnose import audit, judging, keeping, models, nonfinite, relowering, result, trace
 from pytest_trtcheck.diagnose.bisection import Bisection
@@ -154,7 +154,7 @@ class _Diagnosis:
         if self.engine is not None and 0 < lowered.usage < total.usage < math.inf:
             self.goal = lowered.usage / total.usage
         try:
-            with tempfile.TemporaryDirectory(prefix="trtcheck-diagnosis-") as folder:
+            with scratch_folder("diagnosis") as folder:
                 self._look_closer(lowered, emulated, Path(folder))
         except Exception as error:
             # A fault of ours must not hide the failure that it was to explain.

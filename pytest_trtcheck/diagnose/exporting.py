@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.diagnose.culprit import Culprit
 from pytest_trtcheck.diagnose.result import Blame
 from pytest_trtcheck.model.sources import exported
@@ -113,7 +113,7 @@ def _computed(model: OnnxModel, file: Path, case: Case, names: Iterable[str]) ->
         ir_model.graph.outputs.extend(
             value for value in node.outputs if value.name in wanted - outputs and value.dtype is not None
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("export") as folder:
         graph.write(ir_model, Path(folder) / "inside.onnx")
         with closing(OrtRunner(Path(folder) / "inside.onnx", model.label, custom_ops=model.custom_ops)) as runner:
             return runner(case)

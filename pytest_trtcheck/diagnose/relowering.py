@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.cache import Cache, hash_bytes
+from pytest_trtcheck.cache import Cache, hash_bytes, scratch_folder
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
@@ -47,7 +46,7 @@ def calibrated(subject: Subject, method: RangeMethod) -> LimitResult:
     """The judgement with ranges chosen by another method."""
     given = subject.calibration
     given = given if isinstance(given, Calibration) else Calibration(given)
-    with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+    with scratch_folder("trial") as folder:
         lowered = lower(
             subject.model,
             subject.precision,
@@ -68,7 +67,7 @@ def judge(subject: Subject, runner: Callable[[Case], Mapping[str, NDArray[Any]]]
 
 
 def _emulated(subject: Subject, lowered: Lowered) -> LimitResult:
-    with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+    with scratch_folder("trial") as folder:
         runner = emulation(subject.model, lowered, subject.precision, Cache(folder))
         with closing(runner):
             return judge(subject, runner)
@@ -84,7 +83,7 @@ def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowere
         Nothing is left to lower.
     """
     kept = tuple(sorted({*subject.keep_fp32, *nodes}))
-    with tempfile.TemporaryDirectory(prefix="trtcheck-trial-") as folder:
+    with scratch_folder("trial") as folder:
         if subject.is_quantized:
             path = _quantized(subject, kept, Path(folder))
             key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())

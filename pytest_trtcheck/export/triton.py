@@ -142,7 +142,7 @@ def config(
     Raises
     ------
     ArgumentError
-        Triton cannot describe a tensor: it has no name for its dtype, or a dimension of size 0.
+        Triton cannot describe a tensor: it has no name for its dtype, a dimension of size 0, or a scalar.
     """
     found = batching(inputs, outputs)
     lines = [f"# {line}".rstrip() for text in comments for line in text.splitlines()]
@@ -169,8 +169,10 @@ def _tensor(tensor: Tensor, *, batched: bool) -> list[str]:
     dims = _dims(tensor)[1 if batched else 0 :]
     if 0 in dims:
         raise ArgumentError(f"Triton has no tensors with a dimension of size 0, which {tensor.name!r} has")
+    if not dims and not batched:
+        raise ArgumentError(f"Triton has no scalars where it does not batch, and {tensor.name!r} is one")
     lines = [f"name: {_quoted(tensor.name)}", f"data_type: {DATA_TYPES[tensor.dtype]}"]
-    # Triton refuses empty dims; a reshape is how it spells a tensor that has none.
+    # Triton refuses empty dims; a reshape is how it spells a tensor that has none beside the batch.
     lines.append(f"dims: [ {', '.join(map(str, dims or (1,)))} ]")
     if not dims:
         lines.append("reshape { shape: [ ] }")

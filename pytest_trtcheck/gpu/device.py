@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.errors import GpuError, first_line
 from pytest_trtcheck.gpu import cuda_query, jetson
-from pytest_trtcheck.gpu.names import fits, model_of
+from pytest_trtcheck.gpu.names import find_gpu, fits, model_of
 from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, devices, nvml, read, same_uuid, slices
 
 if TYPE_CHECKING:
@@ -136,7 +136,12 @@ def detect(extra: Sequence[GpuModel] = (), environ: Mapping[str, str] = os.envir
     return Detection(told, f"clocks and load are unknown: {reason}")
 
 
-def require_match(declared: GpuModel, detected: Gpu) -> GpuModel:
+def own_line(gpu: Gpu) -> str:
+    """The line of `trt_gpus` that makes a GPU known which is in no table."""
+    return f"{gpu.product} = {capability_text(gpu.compute_capability)}"
+
+
+def require_match(declared: GpuModel, detected: Gpu, extra: Sequence[GpuModel] = ()) -> GpuModel:
     """Check that the real GPU is the declared one, and return the model to judge it by.
 
     That is the real GPU's, being the more specific; but a Jetson whose module the driver does not tell ("Orin") is
@@ -151,9 +156,16 @@ def require_match(declared: GpuModel, detected: Gpu) -> GpuModel:
         return detected.model
     if detected.model.product in jetson.FAMILIES and declared.family == detected.model.product:
         return declared
+    try:
+        find_gpu(detected.product, extra)
+        known = f"ask for {detected.product!r} or nothing"
+    except GpuError:
+        known = (
+            f"ask for nothing, or for {detected.product!r} with the line `{own_line(detected)}` in the ini key trt_gpus"
+        )
     raise GpuError(
         f"the GPU asked for is {declared.product}, but the one in this machine is {detected.description}",
-        f"ask for {detected.product!r} or nothing, or choose among several GPUs with CUDA_VISIBLE_DEVICES",
+        f"{known}, or choose among several GPUs with CUDA_VISIBLE_DEVICES",
     )
 
 
@@ -316,7 +328,7 @@ def _describe(library: Any, uuid: str, cards: Sequence[Card], extra: Sequence[Gp
         mig = name.partition(" MIG ")[2]
     major, minor = capability or (0, 0)
     return Gpu(
-        name=name,
+        name=jetson.plain(name),
         model=_model(name or "GPU", (major, minor), extra),
         compute_capability=(major, minor),
         uuid=_named(uuid, "MIG-" if is_slice else "GPU-") if uuid else None,
@@ -353,9 +365,14 @@ def _ask_cuda(environ: Mapping[str, str]) -> dict[str, Any]:
         answer = subprocess.run(
             command, capture_output=True, text=True, timeout=_CUDA_TIMEOUT_S, env=dict(environ), check=False
         )
-        found: dict[str, Any] = json.loads(answer.stdout)
-    except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": f"the CUDA driver could not be asked: {error}"}
+    try:
+        found: dict[str, Any] = json.loads(answer.stdout)
+    except ValueError:
+        signalled = f"signal {-answer.returncode}" if answer.returncode < 0 else f"exit code {answer.returncode}"
+        last = first_line(answer.stderr.strip().rpartition("\n")[2])
+        return {"error": f"the CUDA driver broke the process that asked it ({signalled}){f': {last}' if last else ''}"}
     return found
 
 
@@ -369,7 +386,7 @@ def _told_by_cuda(environ: Mapping[str, str], extra: Sequence[GpuModel]) -> Gpu 
     uuid = ("MIG-" if mig else "GPU-") + str(UUID(digits)) if digits and set(digits) != {"0"} else None
     sm_khz, memory_khz = found.get("sm_khz"), found.get("memory_khz")
     return Gpu(
-        name=found["name"],
+        name=jetson.plain(found["name"]),
         model=_model(found["name"], capability, extra),
         compute_capability=capability,
         uuid=uuid,

@@ -16,6 +16,11 @@ _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _GPU = re.compile(r"gpu|ga10b|gv11b|gp10b")
 
 
+def plain(name: str) -> str:
+    """A GPU's name as CUDA tells it: NVML puts the driver of a Jetson behind it."""
+    return name.removesuffix(" (nvgpu)")
+
+
 def module(root: Path | None = None) -> str | None:
     """The product of this Jetson, such as "Orin NX"; None where the device tree is hidden, as in a container."""
     return product_of(read_text((root or ROOT) / "proc/device-tree/model"))

@@ -37,7 +37,7 @@ def gpu_lock(gpu: str, timeout_s: float = TIMEOUT_S, *, directory: Path | None =
     Parameters
     ----------
     gpu
-        The GPU's UUID (`Gpu.lock_name`).
+        The GPU's UUID (`Gpu.lock_name`), or what a server is called (`Backend.lock_name`).
     timeout_s
         The most seconds to wait.
     directory
@@ -54,7 +54,8 @@ def gpu_lock(gpu: str, timeout_s: float = TIMEOUT_S, *, directory: Path | None =
         release = _held(path, timeout_s)
     except TimeoutError as error:
         raise GpuError(
-            f"another process held the GPU {gpu} for {timeout_s:g} s", f"see who holds {path}, and run the tests again"
+            f"another process held the GPU or server {gpu} for {timeout_s:g} s",
+            f"see who holds {path}, and run the tests again",
         ) from error
     except OSError as error:
         raise GpuError(f"the lock file {path} cannot be used: {error.strerror or error}") from error

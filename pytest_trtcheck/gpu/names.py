@@ -38,7 +38,7 @@ Value = TypeVar("Value")
 
 DEFAULT_KEY = "default"
 
-_HOW_TO_ADD = "add one of your own to the ini key trt_gpus, as in `{name} = 8.7`"
+_HOW_TO_ADD = "add a line of your own to the ini key trt_gpus, `{name} = X.Y` with the GPU's compute capability for X.Y"
 _SYNTAX = "a line of trt_gpus reads `Name = 8.7`, `Name = 8.7, ampere` or `Name = 8.7, ampere, alias 1|alias 2`"
 
 _VENDOR_WORDS = frozenset({"nvidia", "geforce", "tesla", "jetson", "gpu", "graphics", "corporation", "nvgpu"})

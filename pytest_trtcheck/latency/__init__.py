@@ -1,4 +1,6 @@
-"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), and against an earlier one (`comparison`)."""
+"""Latency: from samples to bounds (`stats`), to a verdict (`verdict`), against an earlier one (`comparison`), and under
+load (`load`).
+"""
 
 from pytest_trtcheck.latency.stats import CONFIDENCE, Bounds, Series, min_samples
 from pytest_trtcheck.latency.verdict import (

@@ -1,6 +1,6 @@
 """What a model is fed: the user's inputs, checked against the model, or inputs generated from its specs.
 
-A case is one mapping from input name to array: what one inference takes.
+A case is one mapping from input name to array: what one inference takes, the inputs of a `spec.Case`, checked.
 """
 
 from __future__ import annotations

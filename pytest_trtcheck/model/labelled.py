@@ -6,6 +6,7 @@ labels must stay beside what they are of.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from pytest_trtcheck.errors import InputError
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.arrays import is_array
+from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
@@ -100,6 +101,27 @@ def _divided(item: Any, names: Sequence[str]) -> tuple[Any, Any]:
         others = tuple(item[len(names) :])
         return dict(zip(names, item, strict=False)), others[0] if len(others) == 1 else others or None
     return item, None
+
+
+def digest(labels: Any) -> str:
+    """Identity of labels: every byte of arrays, numbers and texts as they are written, of other objects their type."""
+    total = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if is_array(value):
+            array = as_array(value)
+            total.update(f"{array.dtype.name}{array.shape}".encode())
+            total.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+        elif isinstance(value, (list, tuple, Mapping)):
+            total.update(f"{type(value).__name__}{len(value)}".encode())
+            for each in value.items() if isinstance(value, Mapping) else value:
+                add(each)
+        else:
+            is_plain = value is None or isinstance(value, (str, bytes, int, float))
+            total.update((repr(value) if is_plain else type(value).__qualname__).encode() + b"\0")
+
+    add(labels)
+    return total.hexdigest()
 
 
 class Held(Sequence["model_inputs.Case"]):

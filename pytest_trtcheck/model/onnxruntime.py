@@ -56,9 +56,13 @@ def version() -> str:
         As `module`.
     """
     if "onnxruntime" not in sys.modules:
+        told = set[str]()
         for distribution in ("onnxruntime", "onnxruntime-gpu"):
             with suppress(PackageNotFoundError):
-                return metadata.version(distribution)
+                told.add(metadata.version(distribution))
+        if len(told) == 1:
+            return told.pop()
+    # Where both are installed, one has overwritten the other, or is found before it.
     found: str = module().__version__
     return found
 

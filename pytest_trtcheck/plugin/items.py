@@ -308,7 +308,8 @@ class OnnxItem(_FileItem, pytest.Function):
 
     def runtest(self) -> None:
         """Check the model as a marked test that returns nothing would."""
-        parity = ParitySpec(precision=(self.originalname,))  # type: ignore[arg-type]  # the option takes no other names
+        is_asked = settings.is_given(self.config, "trt_precision")
+        parity = ParitySpec(precision=(self.originalname,), states_precision=is_asked)  # type: ignore[arg-type]  # the option takes no other names
         given = self.funcargs.get
         request = outcome.request_for(
             self,
@@ -319,7 +320,7 @@ class OnnxItem(_FileItem, pytest.Function):
             inputs_source="trt_inputs",
             default_batch=1,
         )
-        outcome.run(self, replace(request, precision_is_default=not settings.is_given(self.config, "trt_precision")))
+        outcome.run(self, replace(request, precision_is_default=not is_asked))
 
 
 class BundleItem(_FileItem):
@@ -344,6 +345,8 @@ class BundleItem(_FileItem):
             outcome.refuse(self, unforeseen(error, str(self.path)))
         if backend != backends.AUTO:
             parity = replace(parity, backend=None)
+        elif loaded.record.server is not None:
+            parity = replace(parity, backend=loaded.record.backend)
 
         def watch(known: Known) -> tuple[str, ...]:
             return (
@@ -362,7 +365,8 @@ class BundleItem(_FileItem):
                 inputs=list(loaded.cases),
                 inputs_source="given",
                 options=loaded.options,
-                lowered=loaded.lowered,
+                # What a server computes from is not ours: another system gets the model lowered here.
+                lowered=None if loaded.record.server else loaded.lowered,
                 watch=watch,
             ),
         )

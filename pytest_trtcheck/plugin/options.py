@@ -34,6 +34,7 @@ OPTIONS: tuple[Option, ...] = (
         choices=backends.NAMES,
         metavar="LIST",
     ),
+    Option("trt_triton_url", "text", "the Triton server that --trt-backend=triton asks", metavar="URL"),
     Option(
         "trt_precision",
         "names",
@@ -59,8 +60,10 @@ OPTIONS: tuple[Option, ...] = (
     ),
     *(report.option for report in REPORTS if report.option),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
-    Option("trt_baseline", "path", "where baselines of errors and latency are kept", metavar="DIR"),
-    Option("trt_update_baseline", "flag", "record this run's errors and latencies as the baseline", default=False),
+    Option("trt_baseline", "path", "where baselines of errors, scores and latency are kept", metavar="DIR"),
+    Option(
+        "trt_update_baseline", "flag", "record this run's errors, scores and latencies as the baseline", default=False
+    ),
     Option("trt_export", "path", "write the engines and typed ONNX files that the run proved", metavar="DIR"),
     Option(
         "trt_diagnose",
@@ -70,6 +73,13 @@ OPTIONS: tuple[Option, ...] = (
         metavar="SECONDS",
     ),
     Option("trt_collect", "lines", "globs of .onnx files to collect as tests", default=(), ini_only=True),
+    Option(
+        "trt_triton_models",
+        "lines",
+        "what the Triton server calls which models, one a line: 'models/detector.onnx = detector_fp16/2'",
+        default=(),
+        ini_only=True,
+    ),
     Option("trt_gpus", "lines", "GPUs of your own, one a line: 'MyBoard = 8.7'", default=(), ini_only=True),
     Option("trt_cache_size", "size", "the most the cache may hold, such as '20 GiB'", default="20 GiB", ini_only=True),
     Option(

@@ -13,11 +13,11 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_trtcheck.backends.base import Backend
     from pytest_trtcheck.baselines import Baselines
@@ -71,7 +71,7 @@ class Session:
         return cls(
             config=config,
             cache=Cache(cls._cache_dir(config), settings.value(config, "trt_cache_size")),
-            requested=gpu.find_gpu(requested, extra_gpus(config)) if requested else None,
+            requested=_asked_for(requested, extra_gpus(config)) if requested else None,
         )
 
     @classmethod
@@ -87,8 +87,12 @@ class Session:
         values = {option.name: settings.value(config, option.name) for option in settings.OPTIONS}
         extra = extra_gpus(config)
         if values["trt_gpu"]:
-            gpu.find_gpu(values["trt_gpu"], extra)
+            _asked_for(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        if values["trt_triton_url"]:
+            from pytest_trtcheck.backends.triton.address import Address
+
+            Address.parse(values["trt_triton_url"])
         _ = session_of(config).evidence, session_of(config).evidence_key
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
@@ -123,6 +127,8 @@ class Session:
             return
         backend = backends.load(name)
         backend.require()
+        if backend.is_server:
+            backend.find(self.checker.machine)
         if not needs and (not wanted or not backend.builds):
             return
         system = backend.find(self.checker.machine)
@@ -208,7 +214,7 @@ class Session:
 
         found = device.detect(extra_gpus(self.config))
         if found.gpu is not None and self.requested is not None:
-            device.require_match(self.requested, found.gpu)
+            device.require_match(self.requested, found.gpu, extra_gpus(self.config))
         return found
 
     def settle_strategies(self) -> None:
@@ -296,6 +302,8 @@ class Session:
             requested=self.requested,
             detected=self.detection.gpu,
             no_gpu_reason=self.detection.reason,
+            triton_url=self.get("trt_triton_url"),
+            triton_models=self.get("trt_triton_models"),
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
@@ -310,6 +318,24 @@ class Session:
             allowance=Allowance(self.get("trt_diagnose")),
             progress=functools.partial(_show, self.config),
         )
+
+
+def _asked_for(name: str, extra: Sequence[gpu.GpuModel]) -> gpu.GpuModel:
+    """The GPU that `--trt-gpu` names; where none is known by that name, the error tells the one that is there."""
+    try:
+        return gpu.find_gpu(name, extra)
+    except GpuError as error:
+        from pytest_trtcheck.gpu import device
+
+        here = device.detect(extra).gpu
+        if here is None:
+            raise
+        line = f"{name.strip()} = {device.capability_text(here.compute_capability)}"
+        raise GpuError(
+            error.message,
+            f"in this machine is {here.description}: leave --trt-gpu away, or add the line `{line}` to the ini key "
+            "trt_gpus",
+        ) from None
 
 
 def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> str:

@@ -140,9 +140,21 @@ class Collector:
         if self.records and settings.value(self._config, "trt_update_baseline"):
             with self._problem("--trt-update-baseline"):
                 self._update_baselines()
+        if self.records:
+            with self._problem("looking at the cache"):
+                self._warn_of_cache()
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _warn_of_cache(self) -> None:
+        from pytest_trtcheck.plugin.session import session_of
+
+        exposed = session_of(self._config).cache.exposed()
+        if exposed is not None:
+            self._told.append(
+                f"warning: {exposed}: an engine is code, and theirs would run here (--trt-cache-dir names another)"
+            )
 
     @contextmanager
     def _problem(self, doing: str) -> Iterator[None]:

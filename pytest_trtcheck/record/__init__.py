@@ -232,6 +232,14 @@ class SampleRecord:
 
 
 @dataclass(frozen=True)
+class ItemsRecord:
+    """Numbers, one a sample or one array a sample: FP32, little-endian, deflated, in base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """The score of a check: of the reference, of what ran, and by how much it fell.
 
@@ -261,6 +269,21 @@ class ScoreRecord:
     errors: Mapping[str, float | None] | None = _absent()
     """max|y−r| / max|r| by output, of the first `errors_of_cases` cases: told, not judged."""
     errors_of_cases: int | None = _absent()
+    items: ItemsRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What ran scored on each sample, where there are baselines to record or to hold it against."""
+    baseline: BaselineRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """What came of holding it against what was recorded."""
+    labels_sha256: str | None = _absent()
+    """Of the labels of all samples."""
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What was asked: the score, the most that it may fall, and of which samples."""
+        return self.name, self.max_drop, self.lower_is_better, self.samples, self.labels_sha256
+
+    def fell_further_than(self, other: ScoreRecord) -> bool:
+        """Whether it surely fell further: by more at the least than the other at the most."""
+        return self.lower is not None and other.upper is not None and self.lower > other.upper
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -306,6 +329,32 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class LoadRecord:
+    """Throughput and latency with so many requests under way at once, over the last windows that were measured.
+
+    Parameters
+    ----------
+    requests, qps
+        The requests that were answered, and how many a second.
+    stable
+        Whether throughput and latency stood still over these windows.
+    windows
+        How many it took.
+    client_cores
+        The processor time that sending and receiving took on this side, in cores: near 1 it is the client that is slow.
+    """
+
+    concurrency: int
+    requests: int
+    qps: float
+    p50_ms: float | None
+    p99_ms: float | None
+    stable: bool
+    windows: int
+    client_cores: float
+
+
+@dataclass(frozen=True)
 class LatencyDetails:
     """How a latency was measured, and what a report draws from."""
 
@@ -326,6 +375,10 @@ class LatencyDetails:
     samples_ms: tuple[float, ...] = _absent(())
     distribution: Mapping[str, Any] | None = _absent()
     """`latency.distribution.Distribution` reads it."""
+    load: tuple[LoadRecord, ...] = _absent(())
+    """Of a server: by the number of requests at once, 1, 2, 4, …"""
+    load_ended: str | None = _absent()
+    """Why no more of them were tried."""
     budget_keys: Mapping[str, str] | None = _absent()
     conditions: Conditions | None = _absent()  # noqa: RUF009 - it is a field
     disturbances: tuple[str, ...] = _absent((), beside="conditions")
@@ -366,7 +419,7 @@ class LayerRecord:
     precision: str | None = _absent()
     """What it computes in, as `EngineRecord.layers_by_precision` counts it."""
     nodes: tuple[str, ...] = _absent(())
-    """The nodes of the ONNX file in it that do arithmetic; all of them where that is not known."""
+    """The ONNX nodes in it that do arithmetic; where that is not known, those whose names say of no conversion."""
     moves: tuple[str, ...] = _absent(())
     """Those that only move, convert or choose values."""
     time_ms: float | None = _absent()
@@ -408,6 +461,40 @@ class EngineRecord:
     """The compute capabilities that it was compiled for, as far as the file tells, such as "8.6"."""
     proved: bool | None = _absent(beside="source")
     """Whether the precision was read from its layers; false: it is stated, or not known. None: it did not run."""
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """The served model that was checked, as the server describes it.
+
+    Parameters
+    ----------
+    server
+        Name and version, such as "triton 2.51.0".
+    platform
+        What runs the model there, such as `tensorrt_plan`.
+    at_once, difference
+        How many answers there were to requests that were sent together with others, and how far one lay from that to
+        the same request alone, as max|a - b| / max|a|.
+    batches
+        What the server counted meanwhile: how many executions there were, by batch size.
+    proved
+        Whether the precision was proved: a server does not tell.
+    """
+
+    url: str
+    server: str
+    model: str
+    version: str
+    platform: str
+    max_batch_size: int
+    at_once: int | None = None
+    difference: float | None = None
+    batches: Mapping[str, int] | None = None
+    proved: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.server} at {self.url}: model {self.model!r}, version {self.version} ({self.platform})"
 
 
 @dataclass(frozen=True)
@@ -695,6 +782,8 @@ class CheckRecord:
     score: ScoreRecord | None = _absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None
     engine: EngineRecord | None = None
+    server: ServerRecord | None = _absent()  # noqa: RUF009 - it is a field
+    """The served model that gave the outputs."""
     partition: PartitionRecord | None = _absent()  # noqa: RUF009 - it is a field
     """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
     costs: Mapping[str, float] | None = _absent()
@@ -828,6 +917,8 @@ class SystemRecord:
     engine_mib: float | None = None
     build_s: float | None = None
     load_ms: float | None = None
+    measured: str | None = None
+    """What a run's time is, such as "GPU time"."""
     missing: tuple[str, ...] = ()
     """What could not be measured, and why."""
 

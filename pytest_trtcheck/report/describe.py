@@ -32,6 +32,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Evidence": _evidence(record),
         "Proved": record.proof and _proved(record.proof),
         "Backend": record.backend,
+        "Server": str(record.server) if record.server else None,
         "Compiled for": record.compiled_for,
         "Inputs": _inputs(record),
         "Reference": record.reference,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_trtcheck.latency.distribution import Distribution
-    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord, ScoreRecord
+    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
 
@@ -156,24 +156,23 @@ def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
     )
 
 
-def fell_further(old: ScoreRecord, new: ScoreRecord) -> bool:
-    """Whether a score surely fell further: by at least more than it fell by at the most before."""
-    return new.lower is not None and old.upper is not None and new.lower > old.upper
-
-
 def _score(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     """Another drop of the score, where neither's bounds hold the other's; and another limit on it."""
     before, after, views = old.score, new.score, [scored(each) for each in (old, new)]
     if before is None or after is None or views[0] is None or views[1] is None:
         return
-    if before.name != after.name:
-        yield Change("score", "changed", views[0].name, views[1].name)
-        return
+    for what, one, two in (
+        ("score", views[0].name, views[1].name),
+        ("labels", before.labels_sha256 or MISSING, after.labels_sha256 or MISSING),
+    ):
+        if one != two:
+            yield Change(what, "changed", one[:40], two[:40])
+            return
     if before.reference != after.reference:
         texts = [format_number(each.reference or 0.0, 4) for each in (before, after)]
         yield Change(f"{after.name} of the reference", "changed", texts[0], texts[1])
-    worse = fell_further(before, after)
-    if worse or fell_further(after, before):
+    worse = after.fell_further_than(before)
+    if worse or before.fell_further_than(after):
         yield Change(f"{after.name} drop", "worse" if worse else "better", views[0].drop, views[1].drop, views[1].limit)
     if before.max_drop != after.max_drop:
         yield Change(f"{after.name} max_drop", "changed", views[0].limit, views[1].limit)

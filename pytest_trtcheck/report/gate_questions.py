@@ -10,7 +10,7 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.record import SEVERITY, combine, nodes_shown
-from pytest_trtcheck.report import diff, diff_changes, gate_layers
+from pytest_trtcheck.report import builds, diff, diff_changes, gate_layers
 from pytest_trtcheck.report.text import format_number, format_optional
 from pytest_trtcheck.report.view import decisive, scored, verdict_word
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, PartitionRecord, RunRecord
 
-Question: TypeAlias = Literal["comparable", "verdict", "error", "latency", "precision", "layers"]
+Question: TypeAlias = Literal["comparable", "verdict", "error", "score", "latency", "precision", "layers"]
 Outcome: TypeAlias = Literal["pass", "inconclusive", "not compared", "fail"]
 Allowable: TypeAlias = Literal["missing", "not-comparable", "not-measured", "emulated", "layers"]
 
@@ -107,6 +107,9 @@ def answers(
         A latency distribution cannot be read.
     """
     obstacles = list(diff.obstacles(old, new, runs))
+    data = [check.calibration.sha256 if check.calibration else None for check in (old, new)]
+    if None not in data and data[0] != data[1]:
+        obstacles.append(f"other calibration data: sha256 {str(data[0])[:8]}… before, {str(data[1])[:8]}… now")
     for name, check in (("old", old), ("new", new)):
         if (wrong := _contradiction(check)) is not None:
             obstacles.append(f"the {name} report was altered: {wrong}")
@@ -164,23 +167,23 @@ def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: b
 
 def _score(old: CheckRecord, new: CheckRecord, *, is_emulated: bool) -> Iterator[Finding]:
     """Whether the task's score surely fell further than before: no bounds of the two drops overlap."""
+    if old.score is None:
+        return
     one, two = scored(old), scored(new)
-    if old.score is None or one is None:
+    if new.score is None or one is None or two is None:
+        where = "the old report alone" if one else "the new report alone" if two else "neither report"
+        yield Finding("score", "not compared", f"the task was scored in {where}", "not-measured")
         return
-    if new.score is None or two is None:
-        yield Finding("error", "not compared", f"{one.name} was scored in the old report alone", "not-measured")
-        return
-    asked = [(each.name, each.max_drop, each.lower_is_better, each.samples) for each in (old.score, new.score)]
-    if asked[0] != asked[1]:
-        yield Finding(
-            "error", "not compared", f"another score, max_drop or number of samples: {two.name}", "not-comparable"
-        )
-        return
-    if is_emulated and old.parity is None:
-        yield Finding("error", "not compared", "the score was emulated in both: TensorRT did not run", "emulated")
-    text = f"{two.name} drop {one.drop} → {two.drop}"
-    is_worse = diff_changes.fell_further(old.score, new.score)
-    yield Finding("error", "fail" if is_worse else "pass", text)
+    names = ("name", "max_drop", "lower_is_better", "samples", "labels_sha256")
+    for name, before, after in zip(names, old.score.asked, new.score.asked, strict=True):
+        if before != after:
+            text = "other labels" if name == "labels_sha256" else f"another score: {name} was {before}, and is {after}"
+            yield Finding("score", "not compared", text, "not-comparable")
+            return
+    if is_emulated:
+        yield Finding("score", "not compared", "emulated in both: TensorRT did not run", "emulated")
+    fell = new.score.fell_further_than(old.score)
+    yield Finding("score", "fail" if fell else "pass", f"{two.name} drop {one.drop} → {two.drop}")
 
 
 def _rises(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
@@ -405,6 +408,11 @@ def information(old: CheckRecord, new: CheckRecord) -> Iterator[str]:
     for name, (one, two) in sizes.items():
         if one is not None and two is not None and one != two:
             yield f"{name} {format_bytes(one)} → {format_bytes(two)}" + (f" ({two / one - 1:+.0%})" if one else "")
+    options = [builds.options(check) for check in (old, new)]
+    if options[0] != options[1]:
+        yield f"build options {options[0]} → {options[1]}"
+    if old.lowered and new.lowered and old.lowered.key != new.lowered.key:
+        yield "the typed ONNX file is another one"
     seconds = [format_number(engine.build_s) for engine in (before, after)]
     if seconds[0] != seconds[1]:
         yield f"built in {seconds[0]} → {seconds[1]} s"

@@ -142,7 +142,11 @@ def page(gate: Gate, names: tuple[str, str]) -> str:
 
 def data(gate: Gate, names: tuple[str, str], exit_status: int) -> dict[str, Any]:
     """For a program; docs/upgrade.md says what the keys are."""
-    allowed = gate.limits.allowed
+    from pytest_trtcheck.baselines.errors import RISE, RISE_SHARE
+
+    limits, allowed = asdict(gate.limits), gate.limits.allowed
+    for name, default in (("error_ratio", RISE), ("error_share", RISE_SHARE)):
+        limits[name] = default if limits[name] is None else limits[name]
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": f"{TOOL} upgrade",
@@ -150,7 +154,7 @@ def data(gate: Gate, names: tuple[str, str], exit_status: int) -> dict[str, Any]
         "new": names[1],
         "verdict": gate.verdict,
         "exit_status": exit_status,
-        "limits": {**asdict(gate.limits), "allowed": sorted(allowed)},
+        "limits": {**limits, "allowed": sorted(allowed)},
         "environment": [asdict(change) for change in gate.environment],
         "summary": {outcome: gate.counts[outcome] for outcome in reversed(OUTCOMES)},
         "compared": gate.compared,

@@ -21,6 +21,7 @@ from pytest_trtcheck.report.view import (
     failed,
     missing,
     ordered,
+    scored,
     short_names,
     verdict_word,
 )
@@ -124,9 +125,12 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """The verdict, with the error that decided it."""
+        """The verdict, with the error that decided it, or the score where no error did."""
         judged = decisive(self.worst) if self.worst else None
-        return f"{self.word} {judged.value_text}" if judged and judged.value is not None else self.word
+        score = scored(self.worst) if self.worst else None
+        if judged and judged.value is not None:
+            return f"{self.word} {judged.value_text}"
+        return f"{self.word} {score.name} {score.values}" if score else self.word
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Row:
 
 def fleet(run: RunRecord) -> list[Row]:
     """Every model and precision of a merged report, with what each of its machines says of it."""
+    if not run.machines:
+        return []
     names = short_names({check.model for check in run.checks})
     found: dict[tuple[str, str | None], dict[str | None, list[CheckRecord]]] = defaultdict(lambda: defaultdict(list))
     for check in run.checks:

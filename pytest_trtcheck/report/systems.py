@@ -64,6 +64,7 @@ def _row(record: CheckRecord) -> SystemRecord:
         engine_mib=costs.get("engine_mib"),
         build_s=costs.get("build_s"),
         load_ms=costs.get("load_ms"),
+        measured=latency.details.measured if latency and is_timed else None,
         missing=tuple(_missing(record, stood_in=stood_in)),
     )
 
@@ -105,7 +106,10 @@ def title(comparison: ComparisonRecord) -> str:
 def remarks(comparison: ComparisonRecord) -> list[str]:
     """What stands under a table: by system, or by all systems of which the same is to be said."""
     said: dict[str, list[str]] = defaultdict(list)
+    clocks = {row.measured for row in comparison.systems} - {None}
     for row in comparison.systems:
-        for text in row.missing:
+        # Times by different clocks stand side by side, and are not the same.
+        clock = [f"p50, p99 and QPS are of {row.measured}"] if row.measured and len(clocks) > 1 else []
+        for text in (*clock, *row.missing):
             said[one_line(text)].append(one_line(row.system))
     return [f"{', '.join(systems)}: {text}" for text, systems in said.items()]

@@ -213,7 +213,7 @@ def scored(record: CheckRecord) -> ScoreView | None:
         return None
     limit = score.max_drop or 0.0
     drop, low, high = (
-        format_number(each, distinct_digits(each, limit))
+        format_number(each, distinct_digits(each, limit, 2))
         for each in (score.drop, score.lower or 0.0, score.upper or 0.0)
     )
     return ScoreView(

@@ -253,7 +253,7 @@ def test_it(): ...
         took.append(1000 * (time.perf_counter() - began))
     ratio = run.checks[0]["latency"]["p50_ms"] / statistics.median(took[200:])
     # Two processes, one after the other, on a host that others use.
-    assert 0.6 < ratio < 1.6
+    assert 0.5 < ratio < 2
 
 
 # --- TensorRT --------------------------------------------------------------------------------------------------------

@@ -43,7 +43,10 @@ def test_tensors(trt_build):
 """
     )
     run = suite.run_apart(f"--trt-cache-dir={suite.path / 'cache'}")
-    run.result.assert_outcomes(passed=5, failed=1)
+    run.result.assert_outcomes(passed=6, failed=1)
+    not_compiled = run.check("test_not_compiled")["latency"]
+    assert not_compiled["verdict"] == "not_measured"
+    assert "torch.compile compiled nothing" in not_compiled["reason"]
     assert all(record["evidence"] == "engine" for record in run.checks)
     blame = run.check("test_wrong")["parity"]["blame"]
     assert (blame["step"], blame["culprit"]["module"]) == ("export", "blocks.3.mlp.fc1")
@@ -115,13 +118,29 @@ def test_faster(): return X
 @trt_latency(min_speedup={"torch": 1000})
 def test_not_that_fast(): return X
 
+class Off(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = network
+
+    @torch.compiler.disable
+    def forward(self, x):
+        return self.inner(x)
+
+@trt_parity(Off(), precision="fp16")
+@trt_latency(min_speedup={"torch-compile": 0.01})
+def test_not_compiled(): return X
+
 @trt_parity(network, precision="fp16", backend="torch")
 @trt_latency(min_speedup={"fp32": 0.01, "torch": 2})
 def test_itself(): return X
 """
     )
     run = suite.run_apart(f"--trt-cache-dir={suite.path / 'cache'}")
-    run.result.assert_outcomes(passed=5, failed=1)
+    run.result.assert_outcomes(passed=6, failed=1)
+    not_compiled = run.check("test_not_compiled")["latency"]
+    assert not_compiled["verdict"] == "not_measured"
+    assert "torch.compile compiled nothing" in not_compiled["reason"]
     (comparison,) = run.report["comparisons"]
     for row in comparison["systems"]:
         assert row["error"] < 1e-2

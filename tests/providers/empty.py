@@ -1,7 +1,7 @@
 """Empty libraries in the place of CUDA, TensorRT and the driver, so that what links them loads.
 
-Each function of them does nothing and says that all is well; memory is the host's, and copies are made. So the CUDA
-provider of ONNX Runtime makes sessions and divides models as on a GPU, and computes nothing.
+Each function of them does nothing and says that all is well; memory is the host's, full of NaN, and copies are made. So
+the CUDA provider of ONNX Runtime makes sessions and divides models as on a GPU, and computes nothing.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ __attribute__((constructor)) static void fill(void) {
   for (int i = 1; i < 512; i++) object[i] = object;
 }
 void *malloc(unsigned long);
-void *memcpy(void *, const void *, unsigned long);
+void *memcpy(void *, const void *, unsigned long), *memset(void *, int, unsigned long);
 """
+_ALLOCATE = "int {}(void **to, unsigned long n) {{ *to = memset(malloc(n), 255, n); return 0; }}"
+_COPY = "int {}(void *to, const void *from, unsigned long n) {{ memcpy(to, from, n); return 0; }}"
 _BODIES = (
     (r"_ZTI.*", "char {}[64];"),
     (r"cudaGetDeviceCount", "int {}(int *count) {{ *count = 1; return 0; }}"),
-    (r"cudaMalloc|cudaMallocHost|cudaHostAlloc", "int {}(void **to, unsigned long n) {{ *to = malloc(n); return 0; }}"),
-    (r"cudaMemcpy(Async)?", "int {}(void *to, const void *from, unsigned long n) {{ memcpy(to, from, n); return 0; }}"),
+    (r"cudaMalloc|cudaMallocHost|cudaHostAlloc", _ALLOCATE),
+    (r"cudaMemcpy(Async)?", _COPY),
     (r"cudaGetError(String|Name)", 'const char *{}(void) {{ return "nothing"; }}'),
     (r"create.*|getPlugin.*|getBuilder.*", "void *{}(void) {{ return object; }}"),
     (r".*", "void *{}(void) {{ return 0; }}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,3 +243,15 @@ def test_a_test_module_with_pytorch_in_it_that_cannot_be_imported(suite: Suite) 
     run.result.assert_outcomes(errors=1)
     assert "not today" in run.text
     assert "INTERNALERROR" not in run.text
+
+
+def test_the_example_of_the_documentation(suite: Suite) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    (suite.path / "test_network.py").write_text(code)
+    run = suite.run_apart("-k", "not compile")
+    run.result.assert_outcomes(passed=3, deselected=1)
+    shown, printed = (re.search(r"^system .*$", text, re.MULTILINE) for text in (page, run.text))
+    assert shown is not None
+    assert printed is not None
+    assert shown[0].split() == printed[0].split()

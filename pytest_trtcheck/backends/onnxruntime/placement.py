@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import plural
 from pytest_trtcheck.record import NodeRecord, PartitionRecord, nodes_shown
@@ -78,7 +78,7 @@ def profiled(
     run
         Runs it.
     """
-    with tempfile.TemporaryDirectory(prefix="trtcheck-profile-") as scratch:
+    with scratch_folder("profile") as scratch:
         session = open_session(Path(scratch, "profile"))
         run(session, case)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

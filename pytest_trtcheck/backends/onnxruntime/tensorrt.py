@@ -6,7 +6,6 @@ TensorRT and CUDA: an option that it does not know is an error there. It was nev
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider, is_
 from pytest_trtcheck.backends.onnxruntime.options import Counterparts, as_is, mib, profile_shapes
 from pytest_trtcheck.backends.onnxruntime.session import open_session, session_options
 from pytest_trtcheck.backends.tensorrt.module import available
-from pytest_trtcheck.cache import Key
+from pytest_trtcheck.cache import Key, scratch_folder
 from pytest_trtcheck.gpu.device import identity_parts
 
 if TYPE_CHECKING:
@@ -76,6 +75,7 @@ class OrtTensorRT(CompilingProvider):
             "sparsity": lambda value: {"trt_sparsity_enable": str(value)},
             "hardware_compatible": _hardware,
             "max_aux_streams": as_is("trt_auxiliary_streams"),
+            "min_subgraph_size": as_is("trt_min_subgraph_size"),
             "dla_core": lambda core: {"trt_dla_enable": _ON, "trt_dla_core": str(core)},
             "preview": _preview,
             "plugins": lambda paths: {
@@ -117,7 +117,7 @@ class OrtTensorRT(CompilingProvider):
         if not spec.options.timing_cache:
             yield {}
             return
-        with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as folder:
+        with scratch_folder("timing") as folder:
             kept = self._kept(cache)
             name, data = kept.read_extra(_TIMINGS_NAME), kept.read_extra(_TIMINGS)
             if name and data:

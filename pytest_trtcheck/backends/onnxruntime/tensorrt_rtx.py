@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -18,6 +17,7 @@ from pytest_trtcheck.backends.onnxruntime.backend import outer_types
 from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider
 from pytest_trtcheck.backends.onnxruntime.options import Counterparts, mib
 from pytest_trtcheck.backends.onnxruntime.session import ProviderRunner, open_session, session_options
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.errors import MissingDependencyError, UnsupportedTargetError
 from pytest_trtcheck.model import onnxruntime as ort
 
@@ -113,7 +113,7 @@ class OrtTensorRTRtx(CompilingProvider):
 
     def load(self, built: Built) -> Runner:
         """The session, with the kernels that were compiled when it was loaded before."""
-        kernels = tempfile.TemporaryDirectory(prefix="trtcheck-kernels-")
+        kernels = scratch_folder("kernels")
         kept, name = (built.entry.read_extra(each) if built.entry else None for each in (_KERNELS, _KERNELS_NAME))
         if kept and name:
             Path(kernels.name, name.decode()).write_bytes(kept)

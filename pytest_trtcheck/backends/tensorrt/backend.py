@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,9 +21,9 @@ from pytest_trtcheck.backends.tensorrt.layers import timed, unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
-from pytest_trtcheck.cache import Cache, Entry, Key, hash_file
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_file, scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair
-from pytest_trtcheck.errors import CheckError, GpuError, MissingDependencyError
+from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.record import EngineRecord
 
@@ -159,6 +158,12 @@ class TensorRT(Backend):
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
         entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder))
         made = json.loads((entry.path / _BUILD_FILE).read_text())
+        if entry.cached and hash_file(entry.path / PLAN_FILE) != made["sha256"]:
+            # Checksums guard against accidents: this was somebody who wrote them again.
+            raise CacheError(
+                f"{spec.model.label}: {entry.path / PLAN_FILE} was replaced: it is not the engine that was built",
+                "see who can write there, then empty it with --trt-cache-clear",
+            )
         record = EngineRecord(
             key=key.digest,
             cached=entry.cached,
@@ -275,7 +280,7 @@ class TensorRT(Backend):
             built.entry.write_extra(JIT_CACHE, kernels)
 
     def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="trtcheck-timing-") as scratch:
+        with scratch_folder("timing") as scratch:
             timings = Path(scratch, _TIMING_CACHE)
             kept = self._kept_timings(spec.options, cache)
             if kept is not None:

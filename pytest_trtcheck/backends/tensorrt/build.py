@@ -13,13 +13,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_trtcheck.backends.tensorrt.options import check_options, plain
 from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.errors import BuildError, GpuError, UnsupportedTargetError
 from pytest_trtcheck.spec import BuildOptions
 
@@ -107,7 +107,7 @@ def build(
     check_options(module, options, precision, target)
     if not target.here and target.compute_capability not in module.compile_only():
         raise UnsupportedTargetError(f"{module.title} cannot compile for {target.sm} on a machine without that GPU")
-    with tempfile.TemporaryDirectory(prefix="trtcheck-build-") as scratch:
+    with scratch_folder("build") as scratch:
         folder = Path(scratch)
         request = {
             **_common_request("build", model_path, folder),
@@ -182,7 +182,7 @@ def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] 
     plugins
         Paths of plugin libraries that are loaded before.
     """
-    with tempfile.TemporaryDirectory(prefix="trtcheck-parse-") as scratch:
+    with scratch_folder("parse") as scratch:
         folder = Path(scratch)
         request = {**_common_request("parse", model_path, folder), "modules": list(names), "plugins": list(plugins)}
         outcome = _run_builder(request, folder, PARSE_TIMEOUT_S)
@@ -230,7 +230,7 @@ def inspect(
     GpuError
         It cannot be loaded here; the loader is quoted.
     """
-    with tempfile.TemporaryDirectory(prefix="trtcheck-inspect-") as scratch:
+    with scratch_folder("inspect") as scratch:
         folder = Path(scratch)
         request = {
             **_common_request("inspect", plan, folder),
@@ -263,7 +263,7 @@ def run_apart(function: str, request: dict[str, Any], timeout_s: float | None) -
     -------
     Its answer, None where it gave none; and why not, or the end of what it wrote to its output.
     """
-    with tempfile.TemporaryDirectory(prefix="trtcheck-build-") as scratch:
+    with scratch_folder("build") as scratch:
         folder = Path(scratch)
         asked = {**request, **_common_request("call", Path(request["model"]), folder), "function": function}
         outcome = _run_builder(asked, folder, timeout_s)

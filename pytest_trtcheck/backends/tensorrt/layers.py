@@ -30,6 +30,8 @@ _TYPES: tuple[tuple[str, str], ...] = (
 )
 _NODE = re.compile(r"\[ONNX Layer: (.+?)\](?=\s*(?:$|[\x1e\x1f]|\[ONNX Layer: ))", re.DOTALL)
 """A node in a layer's metadata; what stands between two of them is a control character, or nothing."""
+_CONVERSION = re.compile(r"(?:^|[/_.])(?:Cast|QuantizeLinear|DequantizeLinear)(?:_\d+)?$")
+"""What exporters and quantizers call a node that converts, where nothing else tells what a node is."""
 _NARROWEST_FIRST = ("fp4", "int4", "fp8", "int8", "fp16", "bf16", "fp32", "other")
 
 
@@ -64,7 +66,8 @@ def described(information: str, computing: Collection[str] | None = None) -> tup
     information
         As above.
     computing
-        The ONNX nodes that do arithmetic, by name; None where that is not known.
+        The ONNX nodes that do arithmetic, by name; None where that is not known. Then all count as such whose names do
+        not say that they convert.
 
     Raises
     ------
@@ -82,12 +85,13 @@ def _described(layer: Any, computing: Collection[str] | None) -> LayerRecord:
     if not nodes and computing:
         words = (word.removeprefix("PWN(").removesuffix(")") for word in name.split(" + "))
         nodes = [word for word in words if word in computing]
+    moves = [node for node in nodes if (node not in computing if computing is not None else _CONVERSION.search(node))]
     return LayerRecord(
         name,
         kind=str(layer["LayerType"]) if layer.get("LayerType") else None,
         precision=_precision(layer),
-        nodes=tuple(node for node in nodes if computing is None or node in computing),
-        moves=tuple(node for node in nodes if computing is not None and node not in computing),
+        nodes=tuple(node for node in nodes if node not in moves),
+        moves=tuple(moves),
     )
 
 

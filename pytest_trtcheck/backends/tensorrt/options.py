@@ -25,6 +25,7 @@ _WHOLE_NUMBERS = {
     "l2_limit_mib": (1, 1 << 20, "of MiB, at least 1"),
     "weight_streaming_mib": (0, 1 << 40, "of MiB, at least 0, or 'auto'"),
     "dla_core": (0, 15, "that counts the cores from 0"),
+    "min_subgraph_size": (1, 1 << 31, "of nodes, at least 1"),
 }
 _WORDS = {"hardware_compatible": get_args(HardwareCompatible), "tiling": get_args(Tiling)}
 _FLAGS = ("sparsity", "version_compatible", "refit", "strip_weights", "timing_cache")
@@ -93,6 +94,11 @@ def check_options(
         raise ArgumentError(
             f"{module.title} has no build option {', '.join(lacking)}",
             "leave it out, or build with backend='tensorrt'",
+        )
+    if options.min_subgraph_size is not None:
+        raise ArgumentError(
+            f"{module.title} has no build option min_subgraph_size: it does not divide a model",
+            "leave it out: it is for backend='onnxruntime-tensorrt'",
         )
     for name, (holder, attribute, since) in _NEEDS.items():
         if name in given and not hasattr(getattr(module.handle, holder, None), attribute):

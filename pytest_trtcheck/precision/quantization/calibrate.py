@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -17,6 +16,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import CALIBRATION_METHODS, RANGE_METHODS
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed, plural
 from pytest_trtcheck.precision.probes import Probes
@@ -224,7 +224,7 @@ def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Colle
     every = tuple(range(folds))
     parts = [every, *((*every[:fold], *every[fold + 1 :]) for fold in every if folds > 1)]
     found: list[dict[Method, dict[str, TensorRange]]] = [{each: {} for each in methods} for _ in parts]
-    with tempfile.TemporaryDirectory(prefix="trtcheck-") as folder:
+    with scratch_folder("trial") as folder:
         probes = Probes(task.model_path, Path(folder))
         count, extremes = _extremes(probes, task, folds)
         needs_histograms = any(each.name != "minmax" for each in methods)

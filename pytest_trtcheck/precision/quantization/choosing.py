@@ -14,7 +14,6 @@ less is, if anything, too large.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.compare import Division
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.emulation import rewrite
@@ -98,7 +98,7 @@ def _limits(model: OnnxModel, dtype: QuantizedName) -> Limits:
 def _errors(task: Task, found: Collected, held_out: Sequence[int], limits: Limits) -> dict[Method, dict[str, float]]:
     """Each output's error by each method: the root of its mean square over the samples held out."""
     squares: dict[Method, dict[str, list[float]]] = {method: defaultdict(list) for method in METHODS}
-    with tempfile.TemporaryDirectory(prefix="trtcheck-") as folder:
+    with scratch_folder("trial") as folder:
         path = Path(folder, "emulated.onnx")
         scales = _write_with_scales(task, found, path)
         with closing(task.make_runner(task.model_path)) as reference, closing(task.make_runner(path)) as emulated:

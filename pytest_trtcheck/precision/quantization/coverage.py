@@ -36,8 +36,8 @@ OUTSIDE, MARGIN = 0.1, 0.25
 """The share of the elements fed that may lie outside of the calibration data's range by so much of its width."""
 MAGNITUDE = 10.0
 """How many times as large, or as small, as that of any calibration sample a magnitude is another one."""
-MANY = 16
-"""Samples from which on the index is taken at its word; of a quarter of them it has to be four times as large."""
+MANY = 10
+"""Samples from which on the index is taken at its word; of half of them it has to be twice as large."""
 BEYOND = 5.0
 """How many times as much as any calibration sample answers against the others is beyond them."""
 ALIKE = 0.5
@@ -46,6 +46,8 @@ ENOUGH = 3
 """Samples from which on it is known how much they differ; of fewer, only another magnitude tells."""
 FEW = 50
 """Elements below which there is no distribution to speak of."""
+CASES = 1000
+"""The cases that are looked at, about, where there are more."""
 _SAMPLES, _ELEMENTS, _ASKED = 256, 1024, 16
 """The most samples, and elements of each, that are kept; and how many of them are held against the others."""
 _DECILES = np.arange(1, 10) / 10

@@ -109,8 +109,9 @@ class Running:
             failure.poisoned = True
             return failure
         shapes = ", ".join(f"{name} {list(each.shape)}" for name, each in tensors.items())
+        on = f" on {shapes}" if shapes else ""
         kind = str(self.dtype).removeprefix("torch.")
         at, line = place(error, self.module)
         return ModelError(
-            f"{where} in {kind} failed{f' in {at}' if at else ''} on {shapes}: {type(error).__name__}: {said}", line
+            f"{where} in {kind} failed{f' in {at}' if at else ''}{on}: {type(error).__name__}: {said}", line
         )

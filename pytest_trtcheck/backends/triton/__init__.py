@@ -1,0 +1,1 @@
+"""A model that the Triton Inference Server serves."""
