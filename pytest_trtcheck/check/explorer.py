@@ -31,6 +31,8 @@ _SPREAD = 0.3
 """The first step of the evolution strategy, as a share of the range."""
 _HOT = 0.4
 """The share of changes that fall on the variables whose changes were felt."""
+_SHAKEN = 0.25
+"""The share of changes that move every variable a little: rounding then falls otherwise, and the best may be near."""
 _LEAST_SHARE = 0.2
 """How often a way that gains nothing is asked, as a share of the one that gains most."""
 _REMEMBERED = 1 << 23
@@ -155,8 +157,12 @@ class Explorer:
         return points
 
     def _mutate(self, point: Points) -> NDArray[np.intp]:
-        """Change some variables of a point in place; which ones."""
+        """Change some variables of a point in place; which ones, none where all were."""
         rng = self._rng
+        if rng.random() < _SHAKEN:
+            shaken = point + rng.normal(size=self._size) * 10 ** rng.uniform(-3, -0.7)
+            point[:] = np.where(self._ordered, np.clip(shaken, 0, 1), point)
+            return np.empty(0, np.intp)
         if rng.random() < _HOT:
             heat = (self._felt / np.maximum(self._tried, 1) + 1e-12) ** 2
             count = min(int(rng.integers(1, 4)), self._size)
@@ -188,6 +194,8 @@ class Explorer:
     def _feel(self, scores: NDArray[np.float64]) -> None:
         """Remember which variables the score hangs on, and change fewer at a time where nothing was gained."""
         for chosen, score, before in zip(self._moved, scores, self._from, strict=False):
+            if not len(chosen):
+                continue
             felt = abs(math.log(max(score, 1e-12) / max(before, 1e-12))) if math.isfinite(score) else 0.0
             self._felt[chosen] += felt / len(chosen)
             self._tried[chosen] += 1 / len(chosen)
