@@ -292,8 +292,9 @@ class _Hunt:
         if known.running.is_emulation:
             return 1, max(1, min(_ROWS, _ELEMENTS // space.size))
         if known.existing is None and known.system.builds:
-            spans = known.profile().values()
-            return max(span.min[0] for span in spans), min(*(span.max[0] for span in spans), _ROWS)
+            # Always as many: an engine may have kernels to choose, or to compile, for each new shape.
+            rows = min(*(span.max[0] for span in known.profile().values()), _ROWS)
+            return rows, rows
         return space.rows, space.rows
 
     # --- the simplest that still fails -------------------------------------------------------------------------------
