@@ -111,7 +111,7 @@ def test_junit_file_of_a_real_run_carries_them(pytester: pytest.Pytester) -> Non
     assert result.ret == 0
 
     found = {p.get("name"): p.get("value") for p in ET.parse(pytester.path / "out.xml").iter("property")}
-    assert found["trtcheck.model"] == "odd <&> name.onnx"
+    assert found["trtcheck.model"] == "odd \\x1b <&> name.onnx"
     assert found["trtcheck.max_error"] == "0.00120"
 
 
@@ -136,7 +136,7 @@ def test_the_message_of_the_check_is_escaped() -> None:
     (command,) = github.annotation_commands([record])
 
     assert command.startswith("::error file=tests/a%2Cb%3Ac.py,")
-    assert command.endswith("::100%25 wrong:%0D%0A::error::injected, or not")
+    assert command.endswith("::100%25 wrong:\\r%0A::error::injected, or not")
     assert "\n" not in command
 
 

@@ -200,8 +200,8 @@ def test_a_report_that_cannot_be_written_whole_leaves_the_old_one(
     path.write_text("old")
     write_text = Path.write_text
 
-    def half(self: Path, data: str, encoding: str | None = None) -> int:
-        write_text(self, data[: len(data) // 2], encoding=encoding)
+    def half(self: Path, data: str, **how: str) -> int:
+        write_text(self, data[: len(data) // 2], **how)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
