@@ -102,7 +102,7 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
 
 
 def test_damaged_models_are_errors_in_the_users_words(tmp_path: Path) -> None:
-    """A sample of what the fuzz in benchmarks/ tries by the thousand: bytes of a sound model, changed at random."""
+    """Bytes of a sound model, changed at random."""
     sound = onnx_models.conv_net().SerializeToString()
     path = tmp_path / "model.onnx"
     verdicts = set()

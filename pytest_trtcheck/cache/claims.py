@@ -44,6 +44,7 @@ class Claims:
             os.write(self._descriptor, f"{_name(entry)}\n".encode())
 
     def _list(self) -> int:
+        assert sys.platform != "win32"
         import fcntl
 
         self._tag.stat()
@@ -90,6 +91,7 @@ def _name(entry: Path) -> str:
 
 
 def _process() -> str:
+    assert sys.platform != "win32"
     return f"{os.uname().nodename.partition('.')[0]}-{os.getpid()}"
 
 
