@@ -44,7 +44,8 @@ class Claims:
             os.write(self._descriptor, f"{_name(entry)}\n".encode())
 
     def _list(self) -> int:
-        assert sys.platform != "win32"
+        if sys.platform == "win32":
+            raise NotImplementedError
         import fcntl
 
         self._tag.stat()
@@ -91,7 +92,8 @@ def _name(entry: Path) -> str:
 
 
 def _process() -> str:
-    assert sys.platform != "win32"
+    if sys.platform == "win32":
+        raise NotImplementedError
     return f"{os.uname().nodename.partition('.')[0]}-{os.getpid()}"
 
 
