@@ -67,7 +67,7 @@ GROUPS = {
         ("precision/half.py",),
         ("test_half*.py", "test_lowering.py", "test_computed.py", "test_artifacts.py", "test_guards.py"),
     ),
-    "latency": Group(("latency/**/*.py",), ("test_latency*.py", "test_guards.py")),
+    "latency": Group(("latency/**/*.py", "baselines/latency.py"), ("test_latency*.py", "test_guards.py")),
 }
 MORE_GROUPS = {
     "lowering": Group(
