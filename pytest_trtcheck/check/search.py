@@ -246,8 +246,8 @@ class _Hunt:
 
     def _guided(self, points: Points, scores: NDArray[np.float64], headroom: Headroom) -> NDArray[np.float64]:
         """The scores with what leads towards an overflow, beyond what the check's own inputs use of FP16's range."""
-        own = min(1.0, headroom.used(self.space.template))
-        used = np.array([min(1.0, headroom.used(self.space.case(point[None]))) for point in points])
+        own = headroom.used(self.space.template)
+        used = np.array([headroom.used(self.space.case(point[None])) for point in points])
         further = np.maximum(0.0, np.sqrt(used) - math.sqrt(own))
         return np.where((scores > 0) & (scores <= 1), np.minimum(scores + _LEADS * further, 1.0), scores)
 
