@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.backends.tensorrt.layers import described, timed
-from pytest_trtcheck.check import latency, steps
+from pytest_trtcheck.check import latency
+from pytest_trtcheck.check.steps import judged
 from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, LayerRecord, jsonable
 from tests import onnx_models
@@ -179,13 +180,13 @@ def test_layers_are_timed_behind_a_latency_that_was_measured(monkeypatch: pytest
         return SimpleNamespace(**{**parts, "recorded": lambda **given: given, **changes})
 
     settings: Any = SimpleNamespace(time_layers=False, kept_open=None)
-    measured: Any = steps.profiled(settings, known(10))
+    measured: Any = judged.profiled(settings, known(10))
     assert measured == {"engine": timed_layers}
     settings.kept_open = object()  # What is measured again must not be profiled.
-    kept: Any = steps.profiled(settings, known(10))
+    kept: Any = judged.profiled(settings, known(10))
     assert kept["engine"].layers_untimed == "the engine serves further examples"
     for unmeasured in (known(0), known(10, runner=None), known(10, running=SimpleNamespace(gpu=None))):
-        assert steps.profiled(settings, unmeasured) is unmeasured
+        assert judged.profiled(settings, unmeasured) is unmeasured
 
 
 def test_a_profiler_that_tells_nothing_changes_no_verdict_and_is_said(on_gpu: OnGpu) -> None:

@@ -1,11 +1,11 @@
 """Does calibration data cover what a check is fed? Ranges chosen from other data saturate, or waste their steps.
 
-Three questions of every input of numbers: how much of what is fed lies far outside of all that calibration saw; whether
-it is of another magnitude; and whether it has the same distribution, by the population stability index over the deciles
-of the calibration data, of which 0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards",
-2006). Samples of one data set differ too, the more so the fewer there are: each calibration sample is asked the same
-questions against the others, and what is fed has to lie beyond their answers. Where those samples have no distribution
-in common, the index says nothing.
+Of every input of numbers is asked how much of what is fed lies far outside of all that calibration saw; whether it is
+of another magnitude; whether its samples have other means or widths than those of the calibration data; and whether all
+of it has the same distribution, by the population stability index over the deciles of the calibration data, of
+which 0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards", 2006). Samples of one data set
+differ too, the more so the fewer there are: each calibration sample is asked the same questions against the others, and
+what is fed has to lie beyond their answers. Where those samples have no distribution in common, the index says nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ MANY = 10
 """Samples from which on the index is taken at its word; of half of them it has to be twice as large."""
 BEYOND = 5.0
 """How many times as much as any calibration sample answers against the others is beyond them."""
+SPARSE = 16
+"""By how many times their range samples may be exceeded: once, and so many more over their number."""
+MATERIAL = 0.1
+"""In the calibration data's standard deviation, how far apart two means or widths matter."""
 ALIKE = 0.5
 """The index of each calibration sample against the others up to which they have a distribution in common."""
 ENOUGH = 3
@@ -202,6 +206,7 @@ def _compared(seen: Seen, fed: Seen, outside: float) -> CoverageRecord:
         is_known = max(indices) <= ALIKE and min(whole.size, given.size) >= FEW
         least = PSI * max(1.0, MANY / len(seen.samples))
         drifted |= is_known and index > max(least, BEYOND * max(indices))
+        drifted |= any(_apart(of, seen.samples, fed.samples, float(whole.std())) for of in (np.mean, _width))
     return CoverageRecord(seen.min, seen.max, fed.min, fed.max, outside, index, drifted)
 
 
@@ -220,6 +225,22 @@ def _far_outside(values: NDArray[np.float64], others: NDArray[np.float64]) -> fl
     least, largest = float(others.min()), float(others.max())
     margin = MARGIN * (largest - least)
     return float(((values < least - margin) | (values > largest + margin)).mean())
+
+
+def _apart(of: Any, samples: Sequence[NDArray[np.float64]], fed: Sequence[NDArray[np.float64]], unit: float) -> bool:
+    """Whether what is fed has another mean, or width, than any sample.
+
+    Noise is alike from one sample to the next; images that have the same distribution on the whole are not.
+    """
+    usual, now = (np.array([of(each) for each in side]) for side in (samples, fed))
+    apart = float(np.abs(now - usual.mean()).mean())
+    # The range of few samples says little of where another may lie.
+    return apart > max(MATERIAL * unit, (1 + SPARSE / len(usual)) * float(np.ptp(usual)))
+
+
+def _width(values: NDArray[np.float64]) -> float:
+    """Between what one and nine of ten values do not exceed."""
+    return float(np.ptp(np.quantile(values, (0.1, 0.9))))
 
 
 def _magnitude(values: NDArray[np.float64]) -> float:
