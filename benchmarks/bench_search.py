@@ -1,6 +1,6 @@
 """Whether a search finds what uniform inputs do not: a region of 10⁻⁶ of the space on which a model's precision fails.
 
-    python benchmarks/bench_search.py [--tries N] [--seeds N] [--share N] [--json FILE]
+    python benchmarks/bench_search.py [--tries N] [--seeds N] [--first-seed N] [--share N] [--json FILE]
 
 Six models whose inputs have 64 to 256 elements fail in FP16 or INT8 on about one uniform input in a million, and err
 more the nearer an input comes to that (but for the last: its inner tensors grow). Each is lowered and emulated as any
@@ -276,17 +276,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--share", type=int, default=4_000_000)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    report: dict[str, Any] = {"tries": asked.tries, "models": {}}
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    report: dict[str, Any] = {"tries": asked.tries, "seeds": list(seeds), "models": {}}
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(Path(folder))
         for make in PLANTED:
             planted = make()
             limit = DEFAULT_TOLERANCE[planted.precision]
             far = int((errors(planted, cache, asked.share, -1 % 2**32) > limit).sum()) if asked.share else None
-            uniform = [errors(planted, cache, asked.tries, seed) / limit for seed in range(asked.seeds)]
+            uniform = [errors(planted, cache, asked.tries, seed) / limit for seed in seeds]
             report["models"][make.__name__] = {
                 "about": planted.about,
                 "elements": planted.size,
@@ -294,7 +296,7 @@ def main() -> None:
                 "uniform_inputs": asked.share,
                 "beyond_the_limit": far,
                 "uniform": [{"usage": float(each.max()), "found": int((each > 1).sum())} for each in uniform],
-                "search": [searched(planted, cache, asked.tries, seed) for seed in range(asked.seeds)],
+                "search": [searched(planted, cache, asked.tries, seed) for seed in seeds],
             }
             print(make.__name__, report["models"][make.__name__], flush=True)
     every = list(report["models"].values())
