@@ -6,18 +6,18 @@ import os
 import random
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
 from pytest_trtcheck.cache import Cache, format_bytes
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ModelError, ReportError, visible
-from pytest_trtcheck.model import graph, memory, npz, onnx_model
+from pytest_trtcheck.model import graph, memory, npz, onnx_model, onnxruntime
 from pytest_trtcheck.record.files import read_json
 from pytest_trtcheck.report import json_report
 from pytest_trtcheck.spec import ParitySpec
@@ -102,7 +102,7 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
 
 
 def test_damaged_models_are_errors_in_the_users_words(tmp_path: Path) -> None:
-    """A sample of what the fuzz in benchmarks/ tries by the thousand: bytes of a sound model, changed at random."""
+    """Bytes of a sound model, changed at random."""
     sound = onnx_models.conv_net().SerializeToString()
     path = tmp_path / "model.onnx"
     verdicts = set()
@@ -134,6 +134,34 @@ def test_a_shape_beyond_the_memory_is_refused_with_the_limit(
     assert found.verdict == "error"
     limit = format_bytes(memory.limit_bytes())
     assert f"of which this machine's memory admits {limit} (a quarter of it)" in str(found.message)
+
+
+@pytest.mark.parametrize("held_by", ["initializer", "constant"])
+@pytest.mark.parametrize("op_type", ["ConstantOfShape", "Expand", "Tile", "RandomNormal"])
+def test_a_constant_that_asks_for_more_than_the_memory(op_type: str, held_by: str, tmp_path: Path) -> None:
+    """ONNX Runtime fills it, and the machine goes with it: 140 bytes are enough."""
+    size = numpy_helper.from_array(np.array([2**42]), "s")
+    inputs = {"ConstantOfShape": ["s"], "Expand": ["x", "s"], "Tile": ["x", "s"], "RandomNormal": []}[op_type]
+    shape: dict[str, Any] = {"shape": [2**42]} if op_type == "RandomNormal" else {}
+    nodes = [
+        helper.make_node(op_type, inputs, ["c"], name="bomb", **shape),
+        helper.make_node("Add", ["c", "x"], ["a"]),
+        helper.make_node("ReduceSum", ["a"], ["y"], keepdims=0),
+    ]
+    if held_by == "constant":
+        nodes.insert(0, helper.make_node("Constant", [], ["s"], value=size))
+    path = tmp_path / "model.onnx"
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", FLOAT, [1])],
+        [helper.make_tensor_value_info("y", FLOAT, [])],
+        [size] * (held_by == "initializer"),
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    found = check(path)
+    assert found.verdict == "error"
+    assert f"node 'bomb' ({op_type}) makes [{2**42}], in FP32 16.0 TiB, of which" in str(found.message)
 
 
 def test_what_fits_into_the_memory_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +258,13 @@ def test_names_command_neither_terminal_nor_page(suite: Suite, workers: str) -> 
         + "@trt_parity(NAME, batch=1)\ndef test_path(): ...\n\n"
         + f"@trt_parity('conv.onnx', keep_fp32=[{EVIL!r}])\ndef test_argument(): ...\n"
     )
+    old = suite.path / "bundles" / ".unfinished-old"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
     arguments = ("--trt-html=report.html", "--junitxml=junit.xml", "--trt-bundle=bundles", "-rA")
     run = suite.run(*arguments) if workers == "plain" else suite.run_apart("-n2", *arguments)
     assert len(run.checks) == 3
+    assert not old.exists(), "what a killed run left of a bundle"
     for text in (run.text, (suite.path / "report.html").read_text(), (suite.path / "junit.xml").read_text()):
         assert not set("\x1b\x07\x9b\u202e\x00") & set(text)
         assert SHOWN in text
@@ -279,3 +311,10 @@ def test_data_files_may_have_hard_links(suite: Suite, monkeypatch: pytest.Monkey
     assert list(suite.path.rglob("cache/**/*.data"))
     assert all(path.stat().st_nlink == 1 for path in suite.path.rglob("cache/**/*") if path.is_file())
     assert len(list((suite.path / "bundles").rglob("*.data"))) == 4
+
+
+def test_too_little_memory_is_told_whatever_it_is_called() -> None:
+    said = "Non-zero status code: CUDNN failure 5000: CUDNN_STATUS_INTERNAL_ERROR ; GPU=0"
+    assert "too little memory is free" in onnxruntime.memory_hint(RuntimeError(said))
+    assert "too little memory is free" in onnxruntime.memory_hint(RuntimeError("std::bad_alloc"))
+    assert onnxruntime.memory_hint(RuntimeError("Got invalid dimensions for input: x")) == ""

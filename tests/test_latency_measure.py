@@ -324,16 +324,23 @@ def test_factors_by_gpu(machine: Machine) -> None:
     assert measure.budgets_for(spec, T4, ()).speedups == {}
 
 
-@pytest.mark.parametrize(("limit", "verdict", "loads"), [(50.0, "pass", 15), (0.5, "fail", 15), (2.0, "", 60)])
-def test_loads_until_their_median_is_decided(limit: float, verdict: str, loads: int) -> None:
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("limit", "decision", "loads"), [(50.0, "pass", 15), (0.5, "fail", 15), (2.0, "undecided", 60), (2.02, "pass", 30)]
+)
+def test_loads_until_their_median_is_decided(
+    monkeypatch: pytest.MonkeyPatch, limit: float, decision: str, loads: int
+) -> None:
+    clock, random = [0.0], np.random.default_rng(0)
+    told = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0])
+    monkeypatch.setattr(measure, "time", told)
 
     def load() -> Any:
-        time.sleep(0.002 * random.lognormal(sigma=0.02) - 0.00016)
+        clock[0] += 0.002 * random.normal(1.0, 0.02)
         return SimpleNamespace(close=lambda: None)
 
     found, taken = measure._loads(load, limit, 0.99)
-    assert len(taken) <= 60
-    if verdict:
-        assert (found.decision, len(taken)) == (verdict, loads)
-    assert found.value == pytest.approx(2.0, rel=0.5)
+    assert (found.decision, len(taken)) == (decision, loads)
+    assert found.value == pytest.approx(2.0, rel=0.02)
+    slow, few = measure._loads(lambda: (clock.__setitem__(0, clock[0] + 15.0), load())[1], limit, 0.99)
+    assert len(few) == 2, "no more than there is time for"
+    assert slow.decision == "undecided"

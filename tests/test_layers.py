@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.backends.tensorrt.layers import described, timed
-from pytest_trtcheck.check import steps
+from pytest_trtcheck.check import latency
+from pytest_trtcheck.check.steps import judged
 from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, LayerRecord, jsonable
 from tests import onnx_models
@@ -156,7 +157,18 @@ def test_layers_are_not_timed_where_nobody_measures(on_gpu: OnGpu) -> None:
     assert all(each.time_ms is None for each in layers_of(record))
 
 
-def test_layers_are_timed_behind_a_latency_that_was_measured() -> None:
+def test_what_somebody_else_slowed_down_is_the_time_of_no_layer(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = "another process used the GPU: pid 7 (python) kept up to 60 % of it busy"
+    monkeypatch.setattr(latency, "disturbances", lambda *_: [busy])
+    record = check(timing(on_gpu, lambda: [[("layer", 0.5), ("cast", 0.1)]] * 20), onnx_models.gemm_net(), X)
+    assert record.verdict == "pass"
+    assert record.engine is not None
+    assert record.engine.layers_untimed == busy
+    assert all(each.time_ms is None for each in layers_of(record))
+
+
+def test_layers_are_timed_behind_a_latency_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "while_watched", lambda _, run: (run(), []))
     timed_layers = EngineRecord("k", cached=True, miss_reason=None, build_s=1.0, bytes=1, build_notes=("timed",))
 
     def known(samples: int, **changes: Any) -> Any:
@@ -168,13 +180,13 @@ def test_layers_are_timed_behind_a_latency_that_was_measured() -> None:
         return SimpleNamespace(**{**parts, "recorded": lambda **given: given, **changes})
 
     settings: Any = SimpleNamespace(time_layers=False, kept_open=None)
-    measured: Any = steps.profiled(settings, known(10))
+    measured: Any = judged.profiled(settings, known(10))
     assert measured == {"engine": timed_layers}
     settings.kept_open = object()  # What is measured again must not be profiled.
-    kept: Any = steps.profiled(settings, known(10))
+    kept: Any = judged.profiled(settings, known(10))
     assert kept["engine"].layers_untimed == "the engine serves further examples"
     for unmeasured in (known(0), known(10, runner=None), known(10, running=SimpleNamespace(gpu=None))):
-        assert steps.profiled(settings, unmeasured) is unmeasured
+        assert judged.profiled(settings, unmeasured) is unmeasured
 
 
 def test_a_profiler_that_tells_nothing_changes_no_verdict_and_is_said(on_gpu: OnGpu) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -30,6 +31,8 @@ from pytest_trtcheck.backends.onnxruntime.cuda import OrtCuda
 from pytest_trtcheck.backends.onnxruntime.options import Counterparts, profile_shapes
 from pytest_trtcheck.backends.onnxruntime.tensorrt import OrtTensorRT
 from pytest_trtcheck.backends.onnxruntime.tensorrt_rtx import OrtTensorRTRtx
+from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ArgumentError, BuildError, GpuError, MissingDependencyError, UnsupportedTargetError
 from pytest_trtcheck.gpu.device import Gpu
@@ -522,6 +525,60 @@ def test_a_compiled_model_runs_and_its_pieces_are_counted(opened: OnnxModel, tmp
     record = system.described(built, runner)
     assert record is not None
     assert record.proved is False
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({"fp16": 3, "fp32": 1}, None),
+        ({"fp32": 4}, "fp16 did not take effect: the engine inspector lists 4 in fp32"),
+    ],
+)
+def test_the_engine_proves_the_precision_and_the_options_do_not(
+    opened: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: dict[str, int], said: str | None
+) -> None:
+    monkeypatch.setattr(Compiling, "_layers", lambda *_: (layers, ""))
+    system, case = Compiling(GPU), {"x": np.ones((2, 8), np.float32)}
+    built = system.build(spec_of(opened, precision="fp16"), Cache(tmp_path / "cache"))
+    with system.opened(built) as runner:
+        assert system.doubt(built, runner, case) == said
+        record, notes = system.described(built, runner), system.notes(built, runner)
+    assert record is not None
+    assert record.layers_by_precision == layers
+    assert record.proved is True
+    assert not any("not proved" in note for note in notes)
+
+
+def test_the_engine_in_a_context_model_is_given_to_the_inspector(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from onnx import helper
+
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    save(reshaped(), tmp_path / "model.onnx")
+    tensorrt.build(
+        find_module("tensorrt_rtx"),
+        tmp_path / "model.onnx",
+        engines / "one.engine",
+        target=Target((8, 9), here=False),
+        precision="fp32",
+        profile={"x": ShapeRange((1, 8), (2, 8), (4, 8))},
+    )
+    held: dict[str, Any] = {"embed_mode": 0, "ep_cache_context": "engines/one.engine"}
+    node = helper.make_node("EPContext", ["x"], ["y"], "whole", domain="com.microsoft", **held)
+    ends = [helper.make_tensor_value_info(name, FLOAT, ["n", 8]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "context", ends[:1], ends[1:])
+    # ONNX has no such operator, so its checker is not asked.
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("com.microsoft", 1)]), tmp_path / CONTEXT)
+
+    class OfRtx(Compiling):
+        ships = ("tensorrt_rtx",)
+
+    layers, why = OfRtx(GPU)._layers(tmp_path, Cache(tmp_path / "cache"))
+    # Without the GPU that it was compiled for, its loader has the word.
+    assert layers is None
+    assert "cannot load" in why
+    assert Compiling(GPU)._layers(tmp_path, Cache(tmp_path / "cache"))[0] is None
 
 
 @pytest.mark.parametrize(

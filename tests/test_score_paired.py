@@ -80,6 +80,17 @@ def test_twice_the_limit_is_found_in_ten_thousand_samples() -> None:
     assert chance[np.array(caught)].sum() > 0.95
 
 
+def test_a_score_that_varies_wildly_decides_nothing() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(50, 40, (2, 1000))
+    found = drop_of_means(before, after)
+    assert found.verdict(0.5) == "inconclusive"
+    assert (found.samples_to_decide(0.5) or 10_000) > 4000
+    # Where the same noise is on both sides, pairing leaves it out.
+    assert drop_of_means(before, before - rng.normal(0.1, 0.1, 1000)).verdict(2.0) == "pass"
+    assert found.verdict(2.0) == "inconclusive"
+
+
 def test_no_change_seen_is_no_proof_of_none() -> None:
     same = np.ones(200)
     assert drop_of_means(same, same).verdict(0.02) == "inconclusive"

@@ -30,6 +30,10 @@ def test_marker_signatures_are_the_contract() -> None:
         "precision",
         "tol",
         "metric",
+        "score",
+        "aggregate",
+        "max_drop",
+        "lower_is_better",
         "reference",
         "engine",
         "calibration",
@@ -175,7 +179,7 @@ def test_any_arguments_give_a_spec_or_an_argument_error(arguments: dict[str, Any
 
 def test_marker_help_comes_from_the_signature() -> None:
     text = markers.marker_help("trt_parity")
-    assert text.startswith("trt_parity(model, precision, tol, metric='max', reference, engine,")
+    assert text.startswith("trt_parity(model, precision, tol, metric='max', score, aggregate, max_drop,")
     assert "\n" not in text
 
 

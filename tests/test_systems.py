@@ -68,6 +68,10 @@ class Wrong(Fast):
         })()
 
 
+class Whole(Wrong):
+    name, title, runs_parts = "whole", "one that runs no parts", False
+
+
 class Missing(Fast):
     name, title = "missing", "the missing one"
 
@@ -89,7 +93,7 @@ class Several(Fast):
     def costs(self, built, runner, instances=1):
         return {"memory_mib": 10.0 + instances}
 """
-NAMES = ("fast", "slow", "wrong", "missing", "loading", "several")
+NAMES = ("fast", "slow", "wrong", "missing", "loading", "several", "whole")
 
 
 @pytest.fixture
@@ -138,6 +142,17 @@ def test_each_is_a_check_of_its_own_and_a_row(kit: Suite, run_everywhere: Callab
     text = run.text[run.text.index("system ") :]
     assert re.search(r"^fast +\S+ +2\.0\d? +2\.0\d? +\d+ +12\.5 +– +– +–$", text, re.MULTILINE)
     assert "\n  missing: not measured: missing is not installed\n" in text
+
+
+def test_one_that_runs_no_parts_is_blamed_beside_the_emulation(kit: Suite) -> None:
+    kit.write(test_it=listed("'whole'"))
+    (record,) = kit.run().checks
+    assert record["verdict"] == "fail"
+    blame = record["parity"]["blame"]
+    assert (blame["step"], blame["headline"]) == (
+        "engine",
+        "emulated, fp32 keeps the limits, and one that runs no parts does not",
+    )
 
 
 def test_alone_it_stays_an_error_and_of_a_list_on_the_command_line_too_if_all_are_missing(kit: Suite) -> None:

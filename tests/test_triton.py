@@ -99,6 +99,8 @@ def test_what_was_counted_in_between() -> None:
     before = Counts(10, 4, {1: 2, 4: 2})
     after = Counts(20, 6, {1: 2, 4: 3, 6: 1})
     assert after.since(before) == Counts(10, 2, {4: 1, 6: 1})
+    assert (before.least, after.least, Counts(3, 3, {}).least) == (10, 20, 3)
+    assert Counts(10, 1, {4: 1}).least == 4, "the batch is counted, not all of its requests"
 
 
 # --- throughput under load --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -97,8 +98,10 @@ class Torch(Backend):
         import torch
 
         if cls.compiles:
-            # Takes seconds, which are no part of loading a model.
-            importlib.import_module("torch._inductor.compile_fx")
+            # Takes seconds, which are no part of loading; what PyTorch deprecates is no error of the user's test.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module("torch._inductor.compile_fx")
         if machine.detected is None:
             return cls()
         why_not = None if torch.cuda.is_available() else f"PyTorch {torch.__version__} can't use the GPU that is here"
@@ -253,17 +256,14 @@ class TorchRunner:
         import torch
 
         mha = torch.backends.mha
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, mha.get_fastpath_enabled()
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = self.tf32
+        before = mha.get_fastpath_enabled()
         if exact:
             mha.set_fastpath_enabled(False)
         try:
-            yield
+            with _float32_products(tf32=self.tf32):
+                yield
         finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
-            mha.set_fastpath_enabled(before[2])
+            mha.set_fastpath_enabled(before)
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""
@@ -443,6 +443,35 @@ class _Mark:
 
     def __sub__(self, other: _Mark) -> float:
         return float(other.event.elapsed_time(self.event))
+
+
+@contextmanager
+def _float32_products(*, tf32: bool) -> Iterator[None]:
+    """FP32 products as they are or in TF32, and as they were once it is left."""
+    import torch
+
+    backends = torch.backends
+    try:
+        before = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:
+        # Where the newer settings were used (from PyTorch 2.9 on), the older ones can't be read any more.
+        places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+        earlier = [place.fp32_precision for place in places]
+        try:
+            for place in places:
+                place.fp32_precision = "tf32" if tf32 and place is not backends.mkldnn.matmul else "ieee"
+            yield
+        finally:
+            for place, precision in zip(places, earlier, strict=True):
+                place.fp32_precision = precision
+        return
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        backends.cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        backends.cudnn.allow_tf32 = before[1]
 
 
 def _compiled_graphs() -> int:

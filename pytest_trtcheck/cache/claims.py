@@ -44,6 +44,8 @@ class Claims:
             os.write(self._descriptor, f"{_name(entry)}\n".encode())
 
     def _list(self) -> int:
+        if sys.platform == "win32":
+            raise NotImplementedError
         import fcntl
 
         self._tag.stat()
@@ -90,6 +92,8 @@ def _name(entry: Path) -> str:
 
 
 def _process() -> str:
+    if sys.platform == "win32":
+        raise NotImplementedError
     return f"{os.uname().nodename.partition('.')[0]}-{os.getpid()}"
 
 

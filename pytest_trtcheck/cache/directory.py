@@ -248,9 +248,14 @@ def scratch_folder(name: str) -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix=f"{_SCRATCH}{name}-", ignore_cleanup_errors=True)
 
 
+def _uid() -> int | None:
+    found: int | None = getattr(os, "getuid", lambda: None)()
+    return found
+
+
 @functools.cache
 def _remove_scratch() -> None:
-    own = getattr(os, "getuid", lambda: None)()
+    own = _uid()
     for path in Path(gettempdir()).glob(f"{_SCRATCH}*"):
         with suppress(OSError):
             if own in {None, path.lstat().st_uid}:
@@ -293,4 +298,4 @@ def user_folder() -> Path:
     except RuntimeError:
         found = Path("~")
     # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
-    return found if found.is_absolute() else Path(gettempdir(), f"pytest-trtcheck-{os.getuid()}")
+    return found if found.is_absolute() else Path(gettempdir(), f"pytest-trtcheck-{_uid()}")

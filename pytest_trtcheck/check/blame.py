@@ -61,7 +61,7 @@ def blamed(settings: Settings, known: Known) -> Known:
         return known.recorded(refusal)
     start = time.monotonic()
     own = _fault_of_the_model(known, settings.cache)
-    if own is not None and isinstance(known.reference, SourceReference):
+    if own is not None and isinstance(known.reference, SourceReference) and known.running.runs_parts:
         wrong = _export(known, settings.cache, own)
         allowance.spent_s += time.monotonic() - start
         return known.recorded(parity=replace(known.parity, blame=typed(jsonable(wrong), BlameRecord)))
@@ -236,13 +236,13 @@ def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _diagnosed_source(settings: Settings, known: Known) -> dict[str, Any] | None:
-    """What is to blame where the model's source itself ran: its export, the precision, or what ran it."""
+    """What is to blame where no lowered model ran, but its source: the export, the precision, or what ran it."""
     origin, case = known.model.origin, known.cases[_worst(known)]
-    assert origin is not None
-    with closing(Reference(known.model, settings.cache)) as of_export:
-        wrong = parity.first_failure(known, of_export(case), origin(case))
-    if wrong is not None:
-        return _export(known, settings.cache, wrong)
+    if origin is not None and known.request.parity.reference is None:
+        with closing(Reference(known.model, settings.cache)) as of_export:
+            wrong = parity.first_failure(known, of_export(case), origin(case))
+        if wrong is not None:
+            return _export(known, settings.cache, wrong)
     ran = f"emulated, {known.computed_in} keeps the limits, and {known.running.title} does not"
     return _beside_emulation(settings, known, known.lowered, ran, list)
 

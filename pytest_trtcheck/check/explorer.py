@@ -31,6 +31,8 @@ _SPREAD = 0.3
 """The first step of the evolution strategy, as a share of the range."""
 _HOT = 0.4
 """The share of changes that fall on the variables whose changes were felt."""
+_SHAKEN = 0.25
+"""The share of changes that move every variable a little: rounding then falls otherwise, and the best may be near."""
 _LEAST_SHARE = 0.2
 """How often a way that gains nothing is asked, as a share of the one that gains most."""
 _REMEMBERED = 1 << 23
@@ -107,14 +109,14 @@ class Explorer:
 
     def _remember(self, points: Points, scores: NDArray[np.float64]) -> None:
         usable = (scores > 0) & np.isfinite(scores)
-        most = max(64, _REMEMBERED // self._size)
+        most = max(2 * _STARTS, _REMEMBERED // self._size)
         self._seen = np.vstack([self._seen, points[usable].astype(np.float32)])[-most:]
         self._logs = np.concatenate([self._logs, np.log(scores[usable])])[-most:]
 
     def _along(self) -> Points:
         """Steps from the best points in the direction in which scores rise, through all that was seen or the latest."""
         count = min(len(self._logs), _MOST_FITTED if self._rng.random() < 0.25 else 64 + self._size // 2)
-        seen, logs = self._seen[-count:].astype(np.float64), self._logs[-count:]
+        seen, logs = self._seen[-count:], self._logs[-count:].astype(np.float32)
         if count < _STARTS or not logs.std():
             return self._mutated()
         seen, logs = seen - seen.mean(axis=0), logs - logs.mean()
@@ -125,7 +127,7 @@ class Explorer:
         else:
             gram = seen @ seen.T
             slope = seen.T @ np.linalg.solve(gram + np.trace(gram) / count * np.eye(count), logs)
-        slope = np.where(self._ordered, slope, 0.0)
+        slope = np.where(self._ordered, slope, 0.0).astype(np.float64)
         top = np.abs(slope).max()
         if not top:
             return self._mutated()
@@ -137,7 +139,7 @@ class Explorer:
                 # Some of the variables alone, those more likely that count more.
                 chances = np.abs(direction) ** self._rng.random()
                 direction = np.where(self._rng.random(self._size) < chances, direction, 0.0)
-            points.append(np.clip(start + direction * 10 ** self._rng.uniform(-2, 0.7), 0.0, 1.0))
+            points.append(np.clip(start + direction * 10 ** self._rng.uniform(-2.5, 0.3), 0.0, 1.0))
         return np.array(points)
 
     def _parent(self) -> tuple[Points, float]:
@@ -155,8 +157,12 @@ class Explorer:
         return points
 
     def _mutate(self, point: Points) -> NDArray[np.intp]:
-        """Change some variables of a point in place; which ones."""
+        """Change some variables of a point in place; which ones, none where all were."""
         rng = self._rng
+        if rng.random() < _SHAKEN:
+            shaken = point + rng.normal(size=self._size) * 10 ** rng.uniform(-3, -0.7)
+            point[:] = np.where(self._ordered, np.clip(shaken, 0, 1), point)
+            return np.empty(0, np.intp)
         if rng.random() < _HOT:
             heat = (self._felt / np.maximum(self._tried, 1) + 1e-12) ** 2
             count = min(int(rng.integers(1, 4)), self._size)
@@ -188,6 +194,8 @@ class Explorer:
     def _feel(self, scores: NDArray[np.float64]) -> None:
         """Remember which variables the score hangs on, and change fewer at a time where nothing was gained."""
         for chosen, score, before in zip(self._moved, scores, self._from, strict=False):
+            if not len(chosen):
+                continue
             felt = abs(math.log(max(score, 1e-12) / max(before, 1e-12))) if math.isfinite(score) else 0.0
             self._felt[chosen] += felt / len(chosen)
             self._tried[chosen] += 1 / len(chosen)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.record import LoadRecord
 
+T = TypeVar("T")
 WARM_UP_S = 0.2
 """As trtexec warms up: by time, so that clocks have risen whatever the engine's size."""
 ENQUEUE_SHARE = 0.95
@@ -337,6 +338,16 @@ def _watched(subject: Subject, spec: LatencySpec, budgets: Budgets, gpu: Gpu | N
     own = family(process.pid for process in after.processes or ())
     disturbed = disturbances(before, after, own, idle_after)
     return taken, _Seen(tuple(disturbed), tuple(held_back(after)), clocks_record(before, after), after.conditions())
+
+
+def while_watched(gpu: Gpu, run: Callable[[], T]) -> tuple[T, list[str]]:
+    """What `run` gives, and what others did to the GPU meanwhile."""
+    with GpuMonitor(gpu) as monitor:
+        # What kept it busy a moment ago was our own work.
+        before = replace(monitor.snapshot(), utilization_percent=None)
+        result = run()
+        after = monitor.snapshot(since=before)
+    return result, disturbances(before, after, family(process.pid for process in after.processes or ()))
 
 
 def _remarks(details: Mapping[str, Any]) -> list[str]:

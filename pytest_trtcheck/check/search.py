@@ -292,8 +292,9 @@ class _Hunt:
         if known.running.is_emulation:
             return 1, max(1, min(_ROWS, _ELEMENTS // space.size))
         if known.existing is None and known.system.builds:
-            spans = known.profile().values()
-            return max(span.min[0] for span in spans), min(*(span.max[0] for span in spans), _ROWS)
+            # Always as many: an engine may have kernels to choose, or to compile, for each new shape.
+            rows = min(*(span.max[0] for span in known.profile().values()), _ROWS)
+            return rows, rows
         return space.rows, space.rows
 
     # --- the simplest that still fails -------------------------------------------------------------------------------
@@ -313,33 +314,39 @@ class _Hunt:
         return self._simpler(point)
 
     def _failing(self, candidates: Sequence[Points]) -> list[Points]:
-        """Those of some points that fail; none where tries or time are used up."""
+        """Those of some points that fail, the worst first; none where tries or time are used up."""
         if self._left <= 0 or not candidates or time.monotonic() > self._deadline:
             return []
         self._left -= len(candidates)
         scores = self.scores(np.array(candidates))
-        failing = np.flatnonzero((scores > 1) & (scores >= self._least))
-        return [candidates[int(index)] for index in failing]
+        order = np.argsort(-scores, kind="stable")
+        return [candidates[int(index)] for index in order if scores[index] > 1 and scores[index] >= self._least]
 
     def _fewer(self, point: Points) -> Points:
         """Blocks of changes taken back, the largest first, while it fails without them (Zeller's ddmin)."""
         parts = 2
         while True:
             changed = np.flatnonzero(point != self.base)
-            if len(changed) < 2:
-                return point
             parts = min(parts, len(changed))
-            blocks = [self._with(point, block, self.base[block]) for block in np.array_split(changed, parts)]
-            failing = self._failing(blocks)
+            blocks = np.array_split(changed, parts) if len(changed) > 1 else []
+            failing = self._failing([self._with(point, block, self.base[block]) for block in blocks])
             if failing:
-                # Mostly what can be taken back by itself can be taken back together.
-                together = np.where(np.any([each == self.base for each in failing], axis=0), self.base, point)
-                smaller = self._failing([together]) if len(failing) > 1 else []
-                point, parts = (smaller or failing)[0], max(2, parts - len(failing))
+                point = self._together(point, failing)
             elif parts >= len(changed) or self._left <= 0 or time.monotonic() > self._deadline:
                 return point
             else:
                 parts *= 2
+
+    def _together(self, point: Points, failing: list[Points]) -> Points:
+        """As many of the changes taken back at once as can be taken back one by one: all, half of them, …"""
+        count = len(failing)
+        while count > 1:
+            back = np.any([each == self.base for each in failing[:count]], axis=0)
+            smaller = self._failing([np.where(back, self.base, point)])
+            if smaller:
+                return smaller[0]
+            count //= 2
+        return failing[0]
 
     def _simpler(self, point: Points) -> Points:
         """What is left of the changes with the simplest values that still fail: ends, the middle, few digits."""
@@ -347,7 +354,9 @@ class _Hunt:
         groups = [changed, *(changed[:, None] if len(changed) <= _SMALL else ())]
         for group in groups:
             simple = [0.0, 1.0, 0.5, *(point[group].round(digits) for digits in (1, 2, 3))]
-            point = (self._failing([self._with(point, group, each) for each in simple]) or [point])[0]
+            candidates = [self._with(point, group, each) for each in simple]
+            failing = {id(each) for each in self._failing(candidates)}
+            point = next((each for each in candidates if id(each) in failing), point)
         return point
 
     @staticmethod

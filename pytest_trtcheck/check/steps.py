@@ -718,8 +718,7 @@ def scored(settings: Settings, known: Known) -> Known:
     if spec is None or known.runner is None or known.doubt is not None:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
-    alone = () if known.request.judges_outputs or not settings.search else ("no worse input was searched: no tol=",)
-    return known.recorded(*alone, score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
+    return known.recorded(score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
 
 
 def explained(settings: Settings, known: Known) -> Known:
@@ -843,14 +842,18 @@ def kept(settings: Settings, known: Known) -> Known:
 
 def profiled(settings: Settings, known: Known) -> Known:
     """What each layer takes, where latency was measured or it is asked for: last of all, to disturb nothing."""
-    engine, latency = known.record.engine, known.record.latency
-    wanted = settings.time_layers or (latency is not None and latency.samples > 0)
-    if not wanted or engine is None or known.runner is None or known.running.gpu is None:
+    engine, runner, measured = known.record.engine, known.runner, known.record.latency
+    wanted = settings.time_layers or (measured is not None and measured.samples > 0)
+    if not wanted or engine is None or runner is None or known.running.gpu is None:
         return known
     if settings.kept_open is not None:
         return known.recorded(engine=replace(engine, layers_untimed="the engine serves further examples"))
     with known.alone():
-        return known.recorded(engine=known.running.profiled(engine, known.runner, known.cases[0]))
+        found, disturbed = latency.while_watched(
+            known.running.gpu, lambda: known.running.profiled(engine, runner, known.cases[0])
+        )
+    # What somebody else slowed down says nothing of a layer.
+    return known.recorded(engine=replace(engine, layers_untimed=disturbed[0]) if disturbed else found)
 
 
 def rebuilt(settings: Settings, known: Known) -> Known:

@@ -100,6 +100,8 @@ def _held(path: Path, timeout_s: float) -> Callable[[], object]:
 
 def _opened(path: Path) -> int:
     """The file, open for reading: that is enough to lock it, and any account may."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -20,12 +20,12 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 @functools.cache
 def total_bytes() -> int:
     """The memory of this machine, or of the container that this process runs in."""
-    if sys.platform == "win32":
+    if sys.platform == "win32" and hasattr(ctypes, "windll"):
         # MEMORYSTATUSEX: two 32-bit numbers, then seven of 64 bits, of which the first is all of the memory.
         status = (ctypes.c_uint64 * 8)()
         status[0] = ctypes.sizeof(status)
         return int(status[1]) if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else sys.maxsize
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [sys.maxsize]
     for limit in _CGROUPS:
         with suppress(OSError, ValueError):  # "max": there is none
             found.append(int(Path(limit).read_text(encoding="ascii")))

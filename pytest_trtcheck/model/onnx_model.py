@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, unforeseen
+from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.output_parts import output_parts
-from pytest_trtcheck.model.proto import all_graphs, all_nodes
+from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
 from pytest_trtcheck.model.randomness import random_nodes
 
 if TYPE_CHECKING:
@@ -152,6 +153,10 @@ def _load(path: Path, label: str) -> OnnxModel:
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
     files = _external_files(proto, path.parent, label)
+    if problems := list(_too_large(proto)):
+        raise ModelError(
+            f"{label}: {listed(problems, 10, '; ')}", "export it with smaller constants, or open dimensions"
+        )
     digest = hashlib.sha256(hash_file(path).encode())
     for location, file in sorted(files.items()):
         digest.update(f"\0{location}\0{hash_file(file)}".encode())
@@ -278,6 +283,39 @@ def _unknown_types(proto: onnx.ModelProto) -> Iterator[str]:
             yield f"{value.name!r} has element type {code}, which is none of ONNX's"
 
 
+_SIZES = {
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "Tile": 1,
+    "OneHot": 1,
+    "Resize": 3,
+    "RandomNormal": -1,
+    "RandomUniform": -1,
+}
+"""Which operand of an operator says how many elements it makes; -1: its attribute does."""
+
+
+def _too_large(proto: onnx.ModelProto) -> Iterator[str]:
+    """Nodes that a few bytes of constants tell to make more than the memory holds."""
+    known = {tensor.name: tensor for graph in all_graphs(proto.graph) for tensor in graph.initializer}
+    held = {name: elements(tensor) for name, tensor in known.items() if tensor.data_type in _INTEGERS}
+    for node in nodes(proto):
+        if node.op_type == "Constant" and node.output:
+            held[node.output[0]] = constant(node)
+        operand = _SIZES.get(node.op_type)
+        if operand is None:
+            continue
+        given = next((list(each.ints) for each in node.attribute if each.name == "shape"), None)
+        if operand >= 0:
+            given = held.get(node.input[operand]) if operand < len(node.input) else None
+        whole = given is not None and all(isinstance(size, (int, float)) and size > 0 for size in given)
+        if whole and (said := memory.too_large(_USUAL_BYTES * math.prod(map(int, given or ())))):
+            yield f"node {node.name or '(nameless)'!r} ({node.op_type}) makes {given}, in FP32 {said}"
+
+
+_USUAL_BYTES = 4
+_INTEGERS = frozenset({6, 7})
+"""INT32 and INT64, as onnx.TensorProto has them: what sizes are of."""
 _LONGEST_NAME = 4095
 """TensorRT takes names of up to 4096 bytes with the zero behind them; no message could show a longer one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import re
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -67,6 +68,20 @@ def version() -> str:
     return found
 
 
+_NO_MEMORY = re.compile(
+    r"CUDNN_STATUS_(?:INTERNAL_ERROR|ALLOC_FAILED)|CUBLAS_STATUS_ALLOC_FAILED|out of memory|bad.?alloc|"
+    "failed to allocate",
+    re.IGNORECASE,
+)
+
+
+def memory_hint(error: Exception) -> str:
+    """What to do where ONNX Runtime had too little memory, which cuDNN calls an internal error; else nothing."""
+    if not _NO_MEMORY.search(str(error)):
+        return ""
+    return "too little memory is free, of the GPU or of the machine: use a smaller batch, or end what else runs there"
+
+
 class OrtRunner:
     """A model on ONNX Runtime.
 
@@ -123,6 +138,7 @@ class OrtRunner:
                     "name a library that has the operator, BuildOptions(custom_ops=[…]), or give the reference itself: "
                     "reference=…"
                 )
+            hint = memory_hint(error) or hint
             raise ModelError(f"{label}: ONNX Runtime cannot load it: {first_line(error)}", hint) from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise GpuError(
@@ -161,7 +177,8 @@ class OrtRunner:
             shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
             raise ModelError(
                 f"{self._label}: ONNX Runtime failed to run it on {shapes}: {first_line(error)}",
-                "inputs that were generated may lie outside what the model accepts: return real ones from the test",
+                memory_hint(error)
+                or "inputs that were generated may lie outside what the model accepts: return real ones from the test",
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))
 

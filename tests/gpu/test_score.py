@@ -41,5 +41,5 @@ def test_both(): return batches(1000)
     assert (sound["verdict"], sound["score"]["value"], sound["parity"]) == ("pass", 1.0, None)
     assert sound["latency"]["verdict"] == "pass"
     assert run.check("test_both")["parity"]["verdict"] == "pass"
-    assert list((suite.path / "out").glob("good_fp16*"))
+    assert list((suite.path / "out").rglob("good_fp16*"))
     assert not list((suite.path / "out").glob("bad*"))

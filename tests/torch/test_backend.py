@@ -67,6 +67,26 @@ def test_it_is_the_module_in_that_type_and_leaves_the_users_alone(tmp_path: Path
         runner(CASE)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one way alone")
+def test_pytorchs_newer_settings_are_kept_too(tmp_path: Path) -> None:
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [each.fp32_precision for each in places]
+    made = built(opened(Net(), tmp_path))
+    try:
+        places[0].fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            torch.get_float32_matmul_precision()
+        runner = Torch().load(made)
+        with runner.settings():  # type: ignore[attr-defined]
+            assert [each.fp32_precision for each in places] == ["ieee", "ieee"]
+        assert len(runner(CASE)) == 1
+        assert [each.fp32_precision for each in places] == ["tf32", before[1]]
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 class InFp32(nn.Module):
     """Computes in FP32 whatever it is converted to."""
 
@@ -195,6 +215,12 @@ def test_precision(): return {"x": X}
 @trt_parity(Net(), precision="fp32", reference=SOURCE, backend="torch")
 def test_itself(): return {"x": X}
 
+@trt_parity(Blocks(wrong=3), precision="fp16", reference=SOURCE, backend="torch")
+def test_source(): return {"ids": IDS}
+
+@trt_parity(Blocks(wrong=3), precision="fp16", reference=SOURCE, backend="torch", tol=1e-9)
+def test_source_too_tight(): return {"ids": IDS}
+
 @trt_parity("conv.onnx", backend="torch", batch=1)
 def test_onnx(): ...
 
@@ -215,6 +241,8 @@ def test_random(trt_check):
         "test_export[fp16]": "fail",
         "test_precision": "fail",
         "test_itself": "error",
+        "test_source": "pass",
+        "test_source_too_tight": "fail",
         "test_onnx": "error",
         "test_listed[fp16-onnxruntime]": "pass",
         "test_listed[fp16-torch]": "pass",
@@ -230,6 +258,9 @@ def test_random(trt_check):
         blame = checks[name]["parity"]["blame"]
         assert (blame["step"], blame["culprit"]["module"]) == ("export", "blocks.3.mlp.fc1")
     assert checks["test_precision"]["parity"]["blame"]["step"] == "spread"
+    tight = checks["test_source_too_tight"]
+    assert tight["parity"]["blame"] is None, "the export did not run"
+    assert any("not diagnosed: computed in FP32, Blocks (nn.Module) itself differs" in note for note in tight["notes"])
     assert "would be compared with itself" in checks["test_itself"]["message"]
     assert "conv.onnx comes from no PyTorch model" in checks["test_onnx"]["message"]
     assert "is not deterministic: 3 runs on the same input" in checks["test_random"]["message"]

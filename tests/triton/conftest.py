@@ -93,6 +93,7 @@ def models() -> dict[str, Model]:
         "hangs": Model(right, X, HEADS, fault="sleeps 4", batching="max_batch_size: 8\n"),
         "full": Model(right, X, HEADS, batching=QUEUE, fault="sleeps 0.02"),
         "only_one": Model(right, X, HEADS, fault="refuses batches"),
+        "cached": Model(right, X, HEADS, batching=f"{BATCHED}response_cache {{ enable: true }}\n"),
         "broken": Model(right, X, HEADS, fault="broken"),
         "wider": Model(right, {"x": ("FP32", [5])}, {"first": ("FP32", [3]), "third": ("INT32", [3])}),
     }

@@ -47,10 +47,13 @@ class Server:
         The folder of its models.
     work
         Where the server's files are put.
+    arguments
+        Further ones of the server.
     """
 
-    def __init__(self, repository: Path, work: Path) -> None:
+    def __init__(self, repository: Path, work: Path, *arguments: str) -> None:
         self._repository = repository
+        self._arguments = arguments
         self._log = work / "server.log"
         package = _package(Path(os.environ[VARIABLE]))
         version = package.parent.parent.name.removeprefix("python")
@@ -87,6 +90,7 @@ class Server:
                     f"--backend-directory={self._backends}",
                     "--exit-on-error=false",
                     "--strict-readiness=false",
+                    *self._arguments,
                     *(f"--{name}-port={port}" for name, port in ports),
                     *(f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")),
                 ],

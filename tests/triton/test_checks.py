@@ -15,13 +15,14 @@ from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.client import Connection
 from pytest_trtcheck.latency import load
 from tests import onnx_models
-from tests.triton.conftest import two_heads
+from tests.triton.conftest import models, two_heads
+from tests.triton.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.conftest import Run, Suite
-    from tests.triton.server import Server
 
 CHECK = """
 @trt_parity("heads.onnx", precision="{precision}", batch={batch})
@@ -118,6 +119,22 @@ def test_requests_that_a_full_queue_refuses_are_counted(checked: Callable[..., R
     assert 0 < record["server"]["at_once"] < 5 * 16
 
 
+def test_a_server_that_restricts_its_lists_and_statistics_is_checked_all_the_same(
+    checked: Callable[..., Run], suite: Suite, tmp_path: Path
+) -> None:
+    checked("heads", "--collect-only")
+    models()["heads"].write(tmp_path / "repository" / "heads_fp32")
+    restricted = "--http-restricted-api=model-repository,statistics:token=secret"
+    with Server(tmp_path / "repository", tmp_path, restricted) as server:
+        record = suite.run("--trt-backend=triton", f"--trt-triton-url={server.http}").check("test_it")
+        unknown = suite.run("--trt-backend=triton", f"--trt-triton-url={server.http}/nobody").check("test_it")
+    assert record["verdict"] == "pass", record["message"]
+    assert (record["server"]["model"], record["server"]["version"]) == ("heads_fp32", "3")
+    assert record["server"]["batches"] is None
+    assert "gives no statistics, so whether it batched them is not known" in "\n".join(record["notes"])
+    assert "model 'nobody' is not ready, or not there; it does not list its models" in unknown["message"]
+
+
 # --- planted faults ---------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +185,7 @@ def test_a_gpu_is_not_taken_on_trust(checked: Callable[..., Run]) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nobody", [r"serves no model 'nobody': it serves full, hangs, heads,", "trt_triton_models"]),
+        ("nobody", [r"serves no model 'nobody': it serves cached, full, hangs, heads,", "trt_triton_models"]),
         ("head", ["did you mean 'heads'"]),
         ("heads/2", [r"model 'heads' has no version 2 that is ready: 1, 3 are"]),
         ("broken", ["model 'broken' is not ready: .*the weights are gone"]),
@@ -180,6 +197,7 @@ def test_a_gpu_is_not_taken_on_trust(checked: Callable[..., Run]) -> None:
                 "outputs that the server lacks: second",
             ],
         ),
+        ("cached", ["model 'cached' has a response cache", "response_cache { enable: false }"]),
         ("hangs?timeout=1", ["model 'hangs': no answer within 1 s", r"\?timeout=2"]),
     ],
 )

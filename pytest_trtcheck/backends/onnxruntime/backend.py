@@ -59,11 +59,6 @@ class OrtProvider(Backend):
         """With ONNX Runtime's version."""
         return f"ONNX Runtime {ort.module().__version__}'s {self.says}"
 
-    @property
-    def builds_for(self) -> str:
-        """The GPU."""
-        return self.gpu.product if self.gpu else self.title
-
     @classmethod
     def find(cls, machine: Machine) -> Backend:
         """On the GPU that is here; without one, the emulation of the precision stands in."""

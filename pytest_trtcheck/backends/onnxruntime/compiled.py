@@ -52,6 +52,11 @@ class CompilingProvider(OrtProvider):
     compile_by: ClassVar[str]
     """The function that makes a session that builds, as "module:name"."""
 
+    @property
+    def builds_for(self) -> str:
+        """The GPU."""
+        return self.gpu.product if self.gpu else self.title
+
     @abstractmethod
     def rests_on(self) -> dict[str, str]:
         """The releases that an engine is bound to, by name."""

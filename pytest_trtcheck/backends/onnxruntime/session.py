@@ -79,7 +79,8 @@ def open_session(path: Path, options: Any, providers: Sequence[tuple[str, Mappin
         lacks = "NOT_IMPLEMENTED" in str(error)
         raise ModelError(
             f"{label}: ONNX Runtime cannot load it: {installed.quoted(error)}",
-            "no provider has that operator in that type: keep it out of the precision with keep_fp32=" * lacks,
+            ort.memory_hint(error)
+            or "no provider has that operator in that type: keep it out of the precision with keep_fp32=" * lacks,
         ) from error
     for name, _ in providers[:1]:
         if name not in session.get_providers():
@@ -224,7 +225,9 @@ class HostTimedRuns:
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception as error:
-            raise GpuError(f"ONNX Runtime failed while it was measured: {installed.quoted(error)}") from error
+            raise GpuError(
+                f"ONNX Runtime failed while it was measured: {installed.quoted(error)}", ort.memory_hint(error)
+            ) from error
         return 1000.0 * (time.perf_counter() - began)
 
     def run(self, n: int) -> Samples:

@@ -137,7 +137,7 @@ def _moved(array: NDArray[Any], step: int) -> NDArray[Any]:
 def _said(served: ServedModel, requests: int, seen: Counts | None) -> str:
     """What to say of how the server put requests together."""
     if seen is None:
-        return f"{requests} requests at once: the server keeps no statistics, so whether it batched them is not known"
+        return f"{requests} requests at once: the server gives no statistics, so whether it batched them is not known"
     batches = ", ".join(f"{count} of {size}" for size, count in seen.batches.items())
     counted = f"{requests} requests at once: by the server's statistics {plural(seen.executions, 'execution')}"
     counted += f" (batches: {batches})" if batches else ""

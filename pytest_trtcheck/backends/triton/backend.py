@@ -125,7 +125,7 @@ class Triton(Backend):
         except BaseException:
             connection.close()
             raise
-        return Served(connection, served, model)
+        return Served(connection, served, model, connection.counts(served.name, served.version))
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """What was converted on the way, and what is left out."""

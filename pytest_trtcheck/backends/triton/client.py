@@ -86,6 +86,8 @@ class Counts:
     @property
     def least(self) -> int:
         """The inferences that are counted both ways; a moment later it is all of them."""
+        if not self.batches:  # As of an ensemble.
+            return self.inferences
         return min(self.inferences, sum(size * count for size, count in self.batches.items()))
 
     def since(self, before: Counts) -> Counts:
@@ -132,11 +134,17 @@ class Connection:
         """
         told = self._ask("get_server_metadata", hint=_WHICH_PORT)
         index = self._index()
-        name = next((name for name in names if any(each["name"] == name for each in index or ())), names[0])
-        found = self._asked_for(name, version, index)
+        name = next((name for name in names if self._has(name, index)), names[0])
+        asked_for = self._asked_for(name, version, index)
+        metadata = self._ask("get_model_metadata", name, asked_for)
+        found = asked_for or max(metadata.get("versions", ()), key=int, default="")
         config = self._ask("get_model_config", name, found)
         config = config.get("config", config)
-        metadata = self._ask("get_model_metadata", name, found)
+        if config.get("response_cache", {}).get("enable"):
+            raise self._error(
+                f"model {name!r} has a response cache: what it answers need not have been computed",
+                "set response_cache { enable: false } in the config.pbtxt of the model that is checked",
+            )
         optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
         inputs, outputs = (
             tuple(
@@ -156,8 +164,14 @@ class Connection:
             outputs,
         )
 
+    def _has(self, name: str, index: Sequence[Mapping[str, Any]] | None) -> bool:
+        if index is not None:
+            return any(each["name"] == name for each in index)
+        with self._said(f"model {name!r}"):
+            return bool(self._client.is_model_ready(name, **self._limit()))
+
     def _asked_for(self, name: str, version: str | None, index: Sequence[Mapping[str, Any]] | None) -> str:
-        """The version to take, which is ready."""
+        """The version to take, which is ready; empty where the server lists none."""
         mine = [each for each in index or () if each["name"] == name]
         ready = sorted({each["name"] for each in index or () if each.get("state") == "READY"})
         shown = f"it serves {listed(ready, 20)}" if ready else "it serves no model that is ready"
@@ -177,11 +191,12 @@ class Connection:
         with self._said(f"model {name!r}"):
             is_ready = self._client.is_model_ready(name, chosen, **self._limit())
         if not is_ready:
-            raise self._error(f"model {name!r} is not ready", "see the server's log")
+            unlisted = "; it does not list its models" if index is None else ""
+            raise self._error(f"model {name!r} is not ready, or not there{unlisted}", "see the server's log")
         return chosen
 
     def _index(self) -> Sequence[Mapping[str, Any]] | None:
-        """The models that the server knows; None where it has no such extension."""
+        """The models that the server knows; None where it does not tell."""
         try:
             found = self._ask("get_model_repository_index")
         except ServerError:
@@ -190,7 +205,7 @@ class Connection:
         return models
 
     def counts(self, name: str = "", version: str = "") -> Counts | None:
-        """What was counted of a model, or of all of them; None where the server keeps no statistics."""
+        """What was counted of a model, or of all of them; None where the server gives no statistics."""
         try:
             found = self._ask("get_inference_statistics", name, version)
         except ServerError:

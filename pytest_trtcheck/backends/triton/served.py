@@ -35,15 +35,19 @@ class Served:
     ----------
     model
         The user's, whose types and ranks the outputs get.
+    at_first
+        What the server had counted of it before; None where nobody asks what it counts, or it does not count.
     """
 
-    def __init__(self, connection: Connection, served: ServedModel, model: OnnxModel) -> None:
+    def __init__(
+        self, connection: Connection, served: ServedModel, model: OnnxModel, at_first: Counts | None = None
+    ) -> None:
         self.connection = connection
         self.served = served
         self.model = model
         self.sent = 0
         """The rows that were answered, so that the server's count of them tells what others sent."""
-        self._at_first = self._counted()
+        self._at_first = at_first
         self._before: tuple[Counts | None, int] = None, 0
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
@@ -78,8 +82,10 @@ class Served:
 
     def counts(self) -> Counts | None:
         """What the server has counted of it, all that was answered included: that is counted a moment later."""
+        if self._at_first is None:
+            return None
         found, until = self._counted(), time.monotonic() + _COUNTED_S
-        while found and self._at_first and time.monotonic() < until:
+        while found and time.monotonic() < until:
             if found.least >= self._at_first.least + self.sent:
                 break
             time.sleep(0.01)

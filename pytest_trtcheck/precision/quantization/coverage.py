@@ -2,9 +2,9 @@
 
 Of every input of numbers is asked how much of what is fed lies far outside of all that calibration saw; whether it is
 of another magnitude; whether its samples have other means or widths than those of the calibration data; and whether all
-of it has the same distribution, by the population stability index over the deciles of the calibration data, of
-which 0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards", 2006). Samples of one data set
-differ too, the more so the fewer there are: each calibration sample is asked the same questions against the others, and what
+of it has the same distribution, by the population stability index over the deciles of the calibration data, of which
+0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards", 2006). Samples of one data set differ
+too, the more so the fewer there are: each calibration sample is asked the same questions against the others, and what
 is fed has to lie beyond their answers. Where those samples have no distribution in common, the index says nothing.
 """
 
