@@ -52,7 +52,7 @@ FEW = 50
 """Elements below which there is no distribution to speak of."""
 CASES = 1000
 """The cases that are looked at, about, where there are more."""
-_SAMPLES, _ELEMENTS, _ASKED = 64, 512, 16
+_SAMPLES, _ELEMENTS, _ASKED = 32, 1024, 16
 """The most samples, and elements of each, that are kept; and how many of them are held against the others."""
 _DECILES = np.arange(1, 10) / 10
 _LEAST = 1e-4
