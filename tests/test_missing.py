@@ -62,12 +62,12 @@ def test_ended_before_the_check(suite: Suite) -> None:
 
 
 def test_unforeseen_exception_is_a_record(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_trtcheck.check import steps
+    from pytest_trtcheck.check.steps import asked
 
     def broken(*_: object, **__: object) -> None:
         raise KeyError("whatever")
 
-    monkeypatch.setattr(steps, "prepared", broken)
+    monkeypatch.setattr(asked, "prepared", broken)
     suite.write(test_x=HEAD)
     run = suite.run()
     (record,) = run.checks

@@ -134,6 +134,26 @@ def test_whole_cases_and_every_row(tmp_path: Path, shape: tuple[int | str, ...])
     assert record.search.elements == SIZE
 
 
+def test_an_overflow_that_no_error_announces(tmp_path: Path) -> None:
+    """Until an inner tensor leaves FP16, the output errs no more than anywhere: its size leads there."""
+    nodes = [
+        helper.make_node("Sub", ["x", "half"], ["c"], name="sub"),
+        helper.make_node("MatMul", ["c", "w"], ["z"], name="matmul"),
+        helper.make_node("Mul", ["z", "gain"], ["large"], name="grow"),
+        helper.make_node("Mul", ["large", "small"], ["s"], name="shrink"),
+        helper.make_node("Add", ["s", "bias"], ["y"], name="add"),
+    ]
+    numbers = {"half": 0.5, "gain": 65504 / 7, "small": 1e-4, "bias": 9.0}
+    weights = {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+    proto = onnx_models.model(nodes, {"x": (FLOAT, ["N", SIZE])}, {"y": (FLOAT, ["N", 1])}, {**weights, "w": DIRECTION})
+    record = checked(proto, tmp_path, batch=1, search=2000)
+    assert record.verdict == "fail"
+    assert record.search is not None
+    assert record.search.usage == float("inf")
+    kept = checked(proto, tmp_path / "kept", batch=1, search=300, keep_fp32=["grow", "shrink"])
+    assert kept.verdict == "pass"
+
+
 def test_ranges_come_from_the_inputs_unless_they_are_given(tmp_path: Path) -> None:
     inputs = np.random.default_rng(2).uniform(0.4, 0.6, (3, SIZE)).astype(np.float32)
     record = checked(cancelling(), tmp_path, inputs=inputs, search=200)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.base import RunnerByShape
-from pytest_trtcheck.check import message, steps
+from pytest_trtcheck.check import message
 from pytest_trtcheck.check.request import Known, Request, Settings
+from pytest_trtcheck.check.steps import BUILDING, CHECKING, asked, engine
 from pytest_trtcheck.errors import ArgumentError, UnsupportedTargetError, name_of, unforeseen
 from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.onnx_model import explained
@@ -56,11 +57,11 @@ class Checker(Settings):
         known: Known | None = None
         model: OnnxModel | None = None
         try:
-            request = steps.read_once(request)
-            model = steps.model_of(self, request)
+            request = asked.read_once(request)
+            model = asked.model_of(self, request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
-            request, notes = steps.in_its_own_precision(self, request, model)
-            request = steps.fed_as_recorded(request, model)
+            request, notes = asked.in_its_own_precision(self, request, model)
+            request = asked.fed_as_recorded(request, model)
             record = replace(
                 record,
                 precision=request.precision if request.parity.engine is None else None,
@@ -68,13 +69,13 @@ class Checker(Settings):
                 inputs=request.inputs_source,
                 reference=_reference_label(request.parity.reference),
             )
-            known = steps.prepared(self, request, model, record)
-            for step in steps.BUILDING if self.build_only else steps.CHECKING:
+            known = asked.prepared(self, request, model, record)
+            for step in BUILDING if self.build_only else CHECKING:
                 known = step(self, known)
             record = known.record
         except Exception as raised:
             error = explained(raised, model.path, model.label) if model else unforeseen(raised, record.model)
-            steps.note_broken(self, request, error)
+            engine.note_broken(self, request, error)
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
             if known is not None and self.kept_open is None:
@@ -83,7 +84,7 @@ class Checker(Settings):
 
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:
         """The FP32 model as a callable."""
-        opened = open_model(steps.named_model(self, model, folders), (), self.cache, custom_ops)
+        opened = open_model(asked.named_model(self, model, folders), (), self.cache, custom_ops)
         return Reference(opened, self.cache, self.reference_provider)
 
     def runner(self, request: Request) -> Runner:
@@ -93,11 +94,11 @@ class Checker(Settings):
                 "keep_fp32='auto': there are no inputs yet to judge by",
                 "use it in a check, and name what it found here",
             )
-        model, existing = steps.model_of(self, request), steps.existing_engine(self, request)
+        model, existing = asked.model_of(self, request), asked.existing_engine(self, request)
         if existing is None:
             self.system(request).admit(model, request.parity, request.build_options)
-        known = steps.lowered(self, request, model, (), existing)
-        known = steps.placed(self, known)
+        known = asked.lowered(self, request, model, (), existing)
+        known = engine.placed(self, known)
         system = known.running
         if known.existing is not None and not known.system.runs:
             raise UnsupportedTargetError(known.system.no_engine, "run it on a machine with that GPU and TensorRT")
@@ -108,7 +109,7 @@ class Checker(Settings):
 
         def open_for(case: Case) -> Runner:
             asked = replace(known, cases=[case])
-            return steps.loaded_by(self, system, system.build(asked.spec(system), self.cache))
+            return engine.loaded_by(self, system, system.build(asked.spec(system), self.cache))
 
         declared = request.declared_for(model)
         by_shape = system.builds and any(spec.free_dims() and spec.name not in declared for spec in model.inputs)

@@ -213,7 +213,8 @@ class _Strategy:
         size = min(len(start), _LARGEST_STRATEGY)
         self._block = None if size == len(start) else np.arange(len(start)) * size // len(start)
         # Of blocks it moves the offset, of single variables themselves.
-        self._low, self._mean = (0.0, start.copy()) if self._block is None else (-1.0, np.zeros(size))
+        self._low = 0.0 if self._block is None else -1.0
+        self._mean: NDArray[Any] = start.copy() if self._block is None else np.zeros(size)
         self._sigma = _SPREAD
         self._count = 4 + int(3 * math.log(size))
         parents = self._count // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 from pytest_trtcheck import compare
 from pytest_trtcheck.check import kept_inputs, parity
 from pytest_trtcheck.check.explorer import Explorer
+from pytest_trtcheck.check.headroom import Headroom
 from pytest_trtcheck.check.search_space import space_of
 from pytest_trtcheck.errors import ArgumentError, CheckError, plural
 from pytest_trtcheck.precision.reference import CallableReference, GoldenReference
@@ -41,6 +43,8 @@ _ELEMENTS = 1 << 20
 """Elements of the inputs that it is given at a time, at the most."""
 _OWN = 8
 """Rows of the check's own inputs that the search begins with."""
+_LEADS = 0.9
+"""What the whole of FP16's range counts for, as a share of the limit."""
 _TELL_S = 10.0
 _SMALL = 32
 """Changed elements up to which each is made simple by itself."""
@@ -65,7 +69,8 @@ def searched(settings: Settings, known: Known) -> Known:
     if not space.size:
         return _impossible(known, f"no input is searched ({'; '.join(held) or 'the model has none'})")
     hunt = _Hunt(known, space, asked, settings.progress)
-    hunt.run()
+    with closing(Headroom(known)) as headroom:
+        hunt.run(headroom)
     worst = hunt.as_case(hunt.best)
     limits = compare.usage(hunt.judged(worst))
     record = SearchRecord(
@@ -214,7 +219,7 @@ class _Hunt:
         """Seconds since it began."""
         return round(time.monotonic() - self.start, 3)
 
-    def run(self) -> None:
+    def run(self, headroom: Headroom) -> None:
         """Try until an input exceeds the limit, or tries or time are used up."""
         same = [case for case in self.known.cases if _shapes(case) == _shapes(self.space.template)]
         own = np.concatenate([self.space.points(case) for case in same])[:_OWN]
@@ -234,9 +239,17 @@ class _Hunt:
                 self.found = top > 1
                 if self.found:
                     break
-            explorer.observe(points[: len(scores)], scores)
+            tried = points[: len(scores)]
+            explorer.observe(tried, self._guided(tried, scores, headroom))
             self.tries += len(scores)
             self._tell(top)
+
+    def _guided(self, points: Points, scores: NDArray[np.float64], headroom: Headroom) -> NDArray[np.float64]:
+        """The scores with what leads towards an overflow, beyond what the check's own inputs use of FP16's range."""
+        own = headroom.used(self.space.template)
+        used = np.array([headroom.used(self.space.case(point[None])) for point in points])
+        further = np.maximum(0.0, np.sqrt(used) - math.sqrt(own))
+        return np.where((scores > 0) & (scores <= 1), np.minimum(scores + _LEADS * further, 1.0), scores)
 
     def _tell(self, top: float) -> None:
         if time.monotonic() - self._told_at > _TELL_S:

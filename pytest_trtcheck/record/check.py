@@ -1,0 +1,164 @@
+"""One check: one verdict, and all that it rests on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_trtcheck.errors import first_line
+from pytest_trtcheck.record.baseline import BaselineRecord
+from pytest_trtcheck.record.common import GpuRan, Verdict, absent, jsonable, typed
+from pytest_trtcheck.record.latency import LatencyRecord
+from pytest_trtcheck.record.parity import ParityRecord, ScoreRecord
+from pytest_trtcheck.record.system import (
+    CalibrationRecord,
+    EngineRecord,
+    LoweredRecord,
+    PartitionRecord,
+    RebuildRecord,
+    ServerRecord,
+)
+
+
+@dataclass(frozen=True)
+class ProofRecord:
+    """Where the same check passed on a GPU: the report, and what it ran on there; `signed`: its signature holds."""
+
+    file: str
+    gpu: str | None
+    tensorrt: str | None
+    driver: str | None
+    signed: bool
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What the search for a check's worst input came to. A try is one input; with an open batch dimension, one row.
+
+    `usage` is how much of its limit the worst input found uses (above 1 the check fails); `output`, `metric`, `value`
+    and `limit` are those of the limit that is used most. `found_at` is the try that it was, from 1 on. `own_usage` is
+    that of the check's own inputs.
+    """
+
+    tries: int
+    asked: int
+    seconds: float
+    usage: float
+    own_usage: float
+    found_at: int | None = None
+    output: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    limit: float | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By input, the values among which was searched."""
+    held: tuple[str, ...] = ()
+    """The inputs that were left as the check's own have them."""
+    unusable: int = 0
+    """Tries whose reference is NaN or infinite where that of the check's own inputs is not."""
+    changed: int | None = absent()
+    """Of an input that fails: how many elements differ from the check's own first input, once it was shrunk."""
+    elements: int | None = absent(beside="changed")
+    kept: str | None = absent(beside="changed")
+    """The file that keeps it."""
+    scale: float | None = absent(beside="changed")
+    """How large max|reference| of the output is there, to what it is on the check's own inputs."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a test stands: `file` relative to pytest's rootdir, `line` from 1."""
+
+    file: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """One check: one verdict, and all that it rests on."""
+
+    nodeid: str
+    model: str
+    verdict: Verdict
+    model_sha256: str | None = None
+    precision: str | None = None
+    system: str | None = absent()
+    """Where several backends are compared: the one that this check is of, whatever ran in the end."""
+    backend: str | None = None
+    evidence: str | None = None
+    gpu_ran: GpuRan | None = absent()  # noqa: RUF009 - it is a field
+    """Whether a GPU computed the outputs; "unknown" where a server's word is all there is."""
+    compiled_for: str | None = None
+    cases: int = 0
+    seed: int | None = None
+    inputs: str | None = None
+    """Where the inputs came from: "returned", "trt_inputs", "given" (to `trt_check`) or "generated"."""
+    inputs_sha256: str | None = absent()
+    """Of every byte of all of them, with their names, types and shapes."""
+    reference: str | None = None
+    """What `reference=` named; None: the FP32 model itself."""
+    reference_sha256: str | None = absent()
+    """Of the model or the recorded samples that `reference=` named."""
+    lowered: LoweredRecord | None = absent()  # noqa: RUF009 - it is a field
+    profile: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] | None = absent()
+    """By input, the least, usual and largest shape that the check is of."""
+    build_options: Mapping[str, Any] | None = absent()
+    """The `BuildOptions` that are not the default."""
+    parity: ParityRecord | None = None
+    score: ScoreRecord | None = absent()  # noqa: RUF009 - it is a field
+    latency: LatencyRecord | None = None
+    engine: EngineRecord | None = None
+    server: ServerRecord | None = absent()  # noqa: RUF009 - it is a field
+    """The served model that gave the outputs."""
+    partition: PartitionRecord | None = absent()  # noqa: RUF009 - it is a field
+    """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
+    costs: Mapping[str, float] | None = absent()
+    """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
+    rebuild: RebuildRecord | None = absent()  # noqa: RUF009 - it is a field
+    """What further builds of the engine came to (`--trt-rebuild`)."""
+    search: SearchRecord | None = absent()  # noqa: RUF009 - it is a field
+    """What the search for the worst input came to (`search=`, `--trt-search`)."""
+    examples: int | None = absent()
+    """Of a test under Hypothesis's `@given`: how many examples were checked. The record is that of the worst, of a
+    failure that of the minimal failing one."""
+    duration_s: float = 0.0
+    runs: int = 1
+    """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
+    message: str | None = None
+    """The first thing to read when the verdict is not `pass`."""
+    notes: tuple[str, ...] = ()
+    calibration: CalibrationRecord | None = absent()  # noqa: RUF009 - it is a field
+    baseline: BaselineRecord | None = absent()  # noqa: RUF009 - it is a field
+    """What the errors were held against; the latency's is among its budgets."""
+    proof: ProofRecord | None = absent()  # noqa: RUF009 - it is a field
+    """What `--trt-require-evidence` found."""
+    # What is known once the test has ended:
+    expected_failure: str | None = absent()
+    """The reason of the test's `xfail` mark."""
+    outcome: str | None = absent()
+    """How pytest's test ended: "passed", "failed" or "skipped" (an expected failure is "skipped")."""
+    location: Location | None = absent()  # noqa: RUF009 - it is a field
+    machine: str | None = absent()
+    """In a merged report, the name of the machine that it ran on."""
+
+    @property
+    def headline(self) -> str:
+        """The first line of the message."""
+        return first_line(self.message or "")
+
+    @property
+    def parts(self) -> dict[str, ParityRecord | ScoreRecord | LatencyRecord]:
+        """The parts that the check has, by name."""
+        named = {"parity": self.parity, "score": self.score, "latency": self.latency}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(jsonable(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckRecord:
+        """What `to_json` wrote."""
+        return typed(json.loads(text), cls)
