@@ -2,10 +2,10 @@
 
 Of every input of numbers is asked how much of what is fed lies far outside of all that calibration saw; whether it is
 of another magnitude; whether its samples have other means or widths than those of the calibration data; and whether all
-of it has the same distribution, by the population stability index over the deciles of the calibration data, of
-which 0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards", 2006). Samples of one data set
-differ too, the more so the fewer there are: each calibration sample is asked the same questions against the others, and
-what is fed has to lie beyond their answers. Where those samples have no distribution in common, the index says nothing.
+of it has the same distribution, by the population stability index over the deciles of the calibration data, of which
+0.25 and more is called a significant shift (Siddiqi, "Credit Risk Scorecards", 2006). Samples of one data set differ
+too, the more so the fewer there are: each calibration sample is asked the same questions against the others, and what
+is fed has to lie beyond their answers. Where those samples have no distribution in common, the index says nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FEW = 50
 """Elements below which there is no distribution to speak of."""
 CASES = 1000
 """The cases that are looked at, about, where there are more."""
-_SAMPLES, _ELEMENTS, _ASKED = 256, 1024, 16
+_SAMPLES, _ELEMENTS, _ASKED = 32, 1024, 16
 """The most samples, and elements of each, that are kept; and how many of them are held against the others."""
 _DECILES = np.arange(1, 10) / 10
 _LEAST = 1e-4
