@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import ArgumentError, CheckError, visible
-from pytest_trtcheck.report import gate_command
+from pytest_trtcheck.report.upgrade import command as upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--fail-on", choices=_FAIL_ON, default="never", help="what exits with 1 (default: %(default)s)"
     )
-    gate_command.declare(commands)
+    upgrade.declare(commands)
     command = commands.add_parser(
         "release",
         help="what a folder of --trt-export holds, what is missing and what was altered",
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "release":
             return _release(Path(given.folder), [Path(each) for each in given.others])
-        if given.command == gate_command.NAME:
-            return gate_command.run(given, _width())
+        if given.command == upgrade.NAME:
+            return upgrade.run(given, _width())
         if given.command == "merge":
             return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)

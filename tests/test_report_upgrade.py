@@ -32,12 +32,12 @@ from pytest_trtcheck.record import (
     jsonable,
     typed,
 )
-from pytest_trtcheck.report import gate_layers, gate_text
-from pytest_trtcheck.report.gate import Gate, judge
-from pytest_trtcheck.report.gate_questions import ALLOWABLE, Limits
 from pytest_trtcheck.report.json_report import read, save
 from pytest_trtcheck.report.merge import merge
 from pytest_trtcheck.report.text import columns
+from pytest_trtcheck.report.upgrade import layers, text
+from pytest_trtcheck.report.upgrade.gate import Gate, judge
+from pytest_trtcheck.report.upgrade.questions import ALLOWABLE, Limits
 from tests.test_report_diff import LEAVES, _walk, check, latency, output, parity, report
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def test_what_is_fused_into_a_layer_that_names_nothing_may_be_wider() -> None:
         assert told(gate)["precision"][0][0] == outcome, silent
         assert gate.verdict == "fail", "half of the time lies in a layer that cannot be matched"
     # tf32 and fp32 differ by a kernel's name alone.
-    assert not gate_layers.widened([layer("a", "tf32", "n")], [layer("b", "fp32", "n")])
+    assert not layers.widened([layer("a", "tf32", "n")], [layer("b", "fp32", "n")])
 
 
 def test_a_layer_that_is_slower_fails_where_it_matters_and_where_it_is_sure() -> None:
@@ -274,11 +274,11 @@ def test_a_layer_that_is_slower_fails_where_it_matters_and_where_it_is_sure() ->
 def test_layers_are_matched_by_the_nodes_that_they_share_however_they_are_fused() -> None:
     old = [layer("a", "fp16", "n1", "n2", ms=1.0), layer("b", "fp16", "n3", ms=1.0), layer("c", "fp16", ms=1.0)]
     new = [layer("x", "fp16", "n1", ms=1.0), layer("y", "fp16", "n2", "n3", ms=1.0), layer("z", "fp16", "n4", ms=1.0)]
-    (group,) = gate_layers.groups(old, new)
+    (group,) = layers.groups(old, new)
     assert group.nodes == ("n1", "n2", "n3")
     assert [each.name for each in (*group.old, *group.new)] == ["a", "b", "x", "y"]
     assert group.is_fused_otherwise
-    took = gate_layers.Took.of(group.old)
+    took = layers.Took.of(group.old)
     assert took is not None
     assert (took.ms, took.lower, took.upper) == pytest.approx((2.0, 1.96, 2.04))
 
@@ -300,7 +300,7 @@ def test_engines_that_do_not_tell_are_not_compared(old: Any, new: Any, said: str
     assert [outcome for outcome, _ in told(gate)["layers"]] == ["not compared"]
     allowed = upgrade(one, two, allowed={"layers"})
     assert allowed.verdict == "pass"
-    assert "1 not compared in full, which layers allows" in gate_text.headline(allowed)
+    assert "1 not compared in full, which layers allows" in text.headline(allowed)
 
 
 def test_that_no_layer_runs_in_the_precision_any_more_fails_though_no_layer_is_named() -> None:
@@ -336,13 +336,13 @@ def test_why_layers_were_not_timed_is_said() -> None:
 
 def test_a_node_in_several_layers_computes_in_the_narrowest_and_a_copy_computes_nothing() -> None:
     split = [layer("product", "int8", "gemm"), layer("bias", "fp32", "gemm")]
-    assert not gate_layers.widened([layer("gemm", "int8", "gemm")], split)
-    assert not gate_layers.widened([layer("gemm", "int8", "gemm")], split[::-1])
-    assert gate_layers.widened(split, [layer("gemm", "fp32", "gemm")])
+    assert not layers.widened([layer("gemm", "int8", "gemm")], split)
+    assert not layers.widened([layer("gemm", "int8", "gemm")], split[::-1])
+    assert layers.widened(split, [layer("gemm", "fp32", "gemm")])
     copy = replace(layer("copy to gemm", "int8", "gemm"), kind="Reformat")
-    (found,) = gate_layers.widened(split, [layer("gemm", "fp32", "gemm"), copy])
+    (found,) = layers.widened(split, [layer("gemm", "fp32", "gemm"), copy])
     assert str(found) == "1 node went from int8 to fp32: gemm"
-    assert gate_layers.untold(split, [copy, layer("?", "fp32")]) == ("gemm",)
+    assert layers.untold(split, [copy, layer("?", "fp32")]) == ("gemm",)
 
 
 # --- what was not compared -------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_a_check_that_the_new_report_lacks_fails_and_one_that_it_adds_is_said() 
     gate = upgrade([before(), before(nodeid="t.py::gone")], [after(), after(nodeid="t.py::more")])
     assert gate.verdict == "fail"
     assert gate.checks[0].findings[0].text == "the new report has no such check"
-    assert "1 only in the new report, not judged" in gate_text.headline(gate)
+    assert "1 only in the new report, not judged" in text.headline(gate)
     assert upgrade([before(), before(nodeid="t.py::gone")], after(), allowed={"missing"}).verdict == "pass"
 
 
@@ -411,7 +411,7 @@ def test_nothing_compared_is_no_pass_whatever_is_allowed() -> None:
     gate = upgrade(before(), after(model_sha256="b" * 64), allowed=ALLOWABLE)
     assert gate.verdict == "fail"
     assert not gate.fits
-    assert "nothing was compared" in gate_text.headline(gate)
+    assert "nothing was compared" in text.headline(gate)
 
 
 def test_checks_of_one_test_on_several_backends_are_paired_by_backend() -> None:
@@ -432,7 +432,7 @@ def test_a_test_that_left_no_record_in_the_new_report_is_a_loss_with_its_reason(
     assert gate.checks[0].findings[0].text == "the new report has no such check: the worker died"
     unknown = judge(report(before()), without("t.py::new"), Limits())
     assert unknown.verdict == "fail", "the old report does not know it either, and it was to check something"
-    assert any("t.py::new (the worker died)" in line for line in gate_text.lines(unknown, ("a", "b"), 200))
+    assert any("t.py::new (the worker died)" in line for line in text.lines(unknown, ("a", "b"), 200))
     assert judge(report(before()), without("t.py::new"), Limits(allowed=frozenset({"missing"}))).verdict == "pass"
 
 
@@ -522,8 +522,8 @@ def test_a_report_that_was_spoilt_is_an_error_or_judged_and_never_a_crash(data: 
         gate = judge(report(before()), typed(spoilt, RunRecord), Limits())
     except (ReportError, ArgumentError):
         return
-    gate_text.lines(gate, ("a", "b"))
-    json.dumps(jsonable(gate_text.data(gate, ("a", "b"), 0)), allow_nan=False)
+    text.lines(gate, ("a", "b"))
+    json.dumps(jsonable(text.data(gate, ("a", "b"), 0)), allow_nan=False)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -590,14 +590,14 @@ def test_bad_arguments_and_files_exit_with_2(
 def test_markdown_is_a_table_that_names_cannot_break_and_fits_a_summary() -> None:
     old = [before(nodeid=f"t.py::test_a[x|y{n}]") for n in range(300)]
     new = [after(nodeid=f"t.py::test_a[x|y{n}]", verdict="fail", message="a|b<script>") for n in range(300)]
-    text = gate_text.markdown(upgrade(old, new), ("old.json", "new.json"), limit=20_000)
-    assert len(text.encode()) <= 20_000
-    rows = [line for line in text.splitlines() if line.startswith("| ❌")]
+    table = text.markdown(upgrade(old, new), ("old.json", "new.json"), limit=20_000)
+    assert len(table.encode()) <= 20_000
+    rows = [line for line in table.splitlines() if line.startswith("| ❌")]
     assert rows
     assert all(line.count("|") == 6 for line in rows)
-    assert "<script>" not in text
+    assert "<script>" not in table
     pytest.importorskip("jinja2")
-    assert "<script>" not in gate_text.page(upgrade(old[:1], new[:1]), ("<script>", "new.json"))
+    assert "<script>" not in text.page(upgrade(old[:1], new[:1]), ("<script>", "new.json"))
 
 
 # --- reports of real runs --------------------------------------------------------------------------------------------

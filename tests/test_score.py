@@ -15,8 +15,9 @@ from pytest_trtcheck.check import arguments
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.model import labelled
 from pytest_trtcheck.model.onnx_model import load
-from pytest_trtcheck.report import diff, gate_questions
+from pytest_trtcheck.report import diff
 from pytest_trtcheck.report.json_report import read as load_report
+from pytest_trtcheck.report.upgrade import questions
 from pytest_trtcheck.spec import Case
 from tests import onnx_models
 from tests.onnx_models import FLOAT
@@ -353,8 +354,8 @@ def test_a_diff_tells_a_drop_that_grew(task: Suite) -> None:
     assert diff.diff(reports[1], reports[0]).checks[0].kind == "better"
     assert not diff.diff(reports[1], reports[2]).checks
     pairs = ((reports[0], reports[1]), (reports[1], reports[2]), (reports[1], reports[0]))
-    limits = gate_questions.Limits()
-    answers = [gate_questions.answers(one.checks[0], two.checks[0], (one, two), limits) for one, two in pairs]
+    limits = questions.Limits()
+    answers = [questions.answers(one.checks[0], two.checks[0], (one, two), limits) for one, two in pairs]
     outcomes = [[each.outcome for each in found if "top1" in each.text] for found in answers]
     assert outcomes == [["fail"], ["pass"], ["pass"]]
 

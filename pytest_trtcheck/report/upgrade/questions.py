@@ -10,8 +10,9 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.record import SEVERITY, combine, nodes_shown
-from pytest_trtcheck.report import builds, diff, diff_changes, gate_layers
+from pytest_trtcheck.report import builds, diff, diff_changes
 from pytest_trtcheck.report.text import format_number, format_optional
+from pytest_trtcheck.report.upgrade import layers
 from pytest_trtcheck.report.view import decisive, scored, verdict_word
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ def _partition(old: PartitionRecord | None, new: PartitionRecord | None) -> Iter
 
 def _gone(old: Mapping[str, int], new: Mapping[str, int]) -> list[str]:
     """The narrow types that something computed in, and nothing does any more."""
-    return [kind for kind, count in old.items() if count and new and kind in gate_layers.NARROW and not new.get(kind)]
+    return [kind for kind, count in old.items() if count and new and kind in layers.NARROW and not new.get(kind)]
 
 
 def _precision(old: EngineRecord, new: EngineRecord, precision: str | None) -> Iterator[Finding]:
@@ -329,10 +330,10 @@ def _precision(old: EngineRecord, new: EngineRecord, precision: str | None) -> I
         which = "neither report tells" if not any(named) else f"the {'new' if named[0] else 'old'} report does not tell"
         yield Finding("precision", "not compared", f"{which} which layer computes which ONNX node", "layers")
         return
-    widened = gate_layers.widened(old.layers, new.layers)
+    widened = layers.widened(old.layers, new.layers)
     for each in widened:
         yield Finding("precision", "fail", str(each))
-    if untold := gate_layers.untold(old.layers, new.layers):
+    if untold := layers.untold(old.layers, new.layers):
         text = f"no layer of the new engine names {plural(len(untold), 'node')}: {listed(untold)}"
         yield Finding("precision", "not compared", text, "layers")
     elif not widened:
@@ -344,7 +345,7 @@ def _layer_times(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator
     assert old.engine is not None
     assert new.engine is not None
     engines = old.engine, new.engine
-    totals = [gate_layers.Took.of(engine.layers) for engine in engines]
+    totals = [layers.Took.of(engine.layers) for engine in engines]
     if not any(totals):
         if any(check.latency and check.latency.samples for check in (old, new)):
             yield Finding("layers", "not compared", _untimed(engines, totals), "layers")
@@ -359,9 +360,9 @@ def _layer_times(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator
     ):
         yield Finding("layers", "not compared", otherwise.removeprefix("not compared: "), "not-comparable")
         return
-    groups = gate_layers.groups(engines[0].layers, engines[1].layers)
+    groups = layers.groups(engines[0].layers, engines[1].layers)
     total = totals[0].ms if totals[0] else 0.0
-    slower = gate_layers.slower(groups, total, 1 + limits.layer_slowdown, limits.layer_share)
+    slower = layers.slower(groups, total, 1 + limits.layer_slowdown, limits.layer_share)
     for each in slower:
         outcome: Outcome = "fail" if each.surely else "inconclusive"
         yield Finding("layers", outcome, str(each) + ("" if each.surely else ": too uncertain to tell"))
@@ -379,7 +380,7 @@ _MOST_LEFT, _MENTIONED = 0.25, 0.01
 """The share of an engine's time that may lie in layers that cannot be matched; and that is worth a word."""
 
 
-def _sums(groups: Sequence[gate_layers.Group]) -> tuple[float, float]:
+def _sums(groups: Sequence[layers.Group]) -> tuple[float, float]:
     before, after = (
         sum(layer.time_ms or 0.0 for group in groups for layer in getattr(group, side)) for side in ("old", "new")
     )
@@ -417,7 +418,7 @@ def information(old: CheckRecord, new: CheckRecord) -> Iterator[str]:
     if seconds[0] != seconds[1]:
         yield f"built in {seconds[0]} → {seconds[1]} s"
     numbers = len(before.layers), len(after.layers)
-    groups = gate_layers.groups(before.layers, after.layers)
+    groups = layers.groups(before.layers, after.layers)
     otherwise = sum(group.is_fused_otherwise for group in groups)
     if all(numbers) and (numbers[0] != numbers[1] or otherwise):
         yield f"{numbers[0]} → {numbers[1]} layers, {plural(otherwise, 'group')} of them fused otherwise"

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pytest_trtcheck.errors import ArgumentError, ReportError
-from pytest_trtcheck.report import diff, gate_questions
-from pytest_trtcheck.report.gate_questions import OUTCOMES, Allowable, Finding, Limits, Outcome
+from pytest_trtcheck.report import diff
+from pytest_trtcheck.report.upgrade import questions
+from pytest_trtcheck.report.upgrade.questions import OUTCOMES, Allowable, Finding, Limits, Outcome
 from pytest_trtcheck.report.view import counts, missing
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ def judge(old: RunRecord, new: RunRecord, limits: Limits, *, downgrade: bool = F
             lost = Finding("comparable", "not compared", text, "missing")
             judged += [Judged(diff.subject(key, one), (lost,))] if one else []
         elif one is not None:
-            answers = gate_questions.answers(one, two, (old, new), limits)
-            judged.append(Judged(diff.subject(key, two), answers, tuple(gate_questions.information(one, two))))
+            answers = questions.answers(one, two, (old, new), limits)
+            judged.append(Judged(diff.subject(key, two), answers, tuple(questions.information(one, two))))
     outcomes = [each.outcome(limits.allowed) for each in judged]
     order = sorted(range(len(judged)), key=lambda index: -OUTCOMES.index(outcomes[index]))
     return Gate(

@@ -19,14 +19,14 @@ from pytest_trtcheck.report.diff_text import (
     row,
     wrapped,
 )
-from pytest_trtcheck.report.gate_questions import OUTCOMES
 from pytest_trtcheck.report.text import markdown_code, markdown_text
+from pytest_trtcheck.report.upgrade.questions import OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_trtcheck.report.gate import Gate, Judged
-    from pytest_trtcheck.report.gate_questions import Finding, Outcome
+    from pytest_trtcheck.report.upgrade.gate import Gate, Judged
+    from pytest_trtcheck.report.upgrade.questions import Finding, Outcome
 
 _ICONS: Mapping[Outcome, str] = {"fail": "❌", "not compared": "⬜", "inconclusive": "❔", "pass": "✅"}
 _ALLOWED = "not compared, allowed"

@@ -7,7 +7,7 @@ import json
 import math
 
 from pytest_trtcheck.record import jsonable
-from pytest_trtcheck.report.gate_questions import ALLOWABLE, Limits
+from pytest_trtcheck.report.upgrade.questions import ALLOWABLE, Limits
 
 NAME = "upgrade"
 PASS, FAIL, DOES_NOT_FIT, INCONCLUSIVE = 0, 1, 2, 3
@@ -93,7 +93,8 @@ def run(given: argparse.Namespace, width: int) -> int:
         The reports do not fit together, or one of them cannot be read.
     """
     from pytest_trtcheck.record.files import write_text
-    from pytest_trtcheck.report import gate, gate_text, html, json_report
+    from pytest_trtcheck.report import html, json_report
+    from pytest_trtcheck.report.upgrade import gate, text
 
     if given.html:
         html.require()
@@ -109,12 +110,12 @@ def run(given: argparse.Namespace, width: int) -> int:
     found = gate.judge(json_report.read(given.old), json_report.read(given.new), limits, downgrade=given.downgrade)
     status = {"pass": PASS, "fail": FAIL, "inconclusive": INCONCLUSIVE}[found.verdict] if found.fits else DOES_NOT_FIT
     if given.markdown:
-        print(gate_text.markdown(found, names), end="")
+        print(text.markdown(found, names), end="")
     else:
-        print("\n".join(gate_text.lines(found, names, width)))
+        print("\n".join(text.lines(found, names, width)))
     if given.html:
-        write_text(given.html, gate_text.page(found, names))
+        write_text(given.html, text.page(found, names))
     if given.json:
-        text = json.dumps(jsonable(gate_text.data(found, names, status)), indent=2, allow_nan=False, ensure_ascii=False)
-        write_text(given.json, text + "\n")
+        told = json.dumps(jsonable(text.data(found, names, status)), indent=2, allow_nan=False, ensure_ascii=False)
+        write_text(given.json, told + "\n")
     return status

@@ -1,0 +1,1 @@
+"""Two reports in one verdict: may the upgrade between them go out?"""
