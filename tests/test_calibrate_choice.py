@@ -262,14 +262,10 @@ def test_the_report_says_what_each_method_was_worth(suite: Suite) -> None:
     run = suite.run()
     found: dict[str, Any] = {check["nodeid"].split("::")[-1]: check.get("calibration") for check in run.checks}
     assert found["test_nothing_calibrated"] is None
-    assert found["test_named"] == {"method": "minmax", "percentile": None, "samples": 5}
-    assert found["test_single"] == {
-        "method": "minmax",
-        "percentile": None,
-        "samples": 1,
-        "held_out": 0,
-        "errors": {},
-    }
+    method = {"method": "minmax", "percentile": None}
+    assert found["test_named"].items() >= {**method, "samples": 5}.items()
+    assert "held_out" not in found["test_named"]
+    assert found["test_single"].items() >= {**method, "samples": 1, "held_out": 0, "errors": {}}.items()
     chosen = found["test_chosen"]
     assert (chosen["samples"], chosen["held_out"]) == (5, 5)
     worst = {method: max(each.values()) for method, each in chosen["errors"].items()}

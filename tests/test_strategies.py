@@ -54,8 +54,8 @@ def drawn(strategy: Any, count: int = 60) -> list[dict[str, Any]]:
 
 def smallest(strategy: Any, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """The example that others shrink to. Hypothesis's phase of explaining tries others behind it."""
-    phases = (Phase.generate, Phase.shrink)
-    found: dict[str, Any] = find(strategy, lambda inputs: bool(condition(inputs)), settings=settings(phases=phases))
+    enough = settings(phases=(Phase.generate, Phase.shrink), max_examples=5000)
+    found: dict[str, Any] = find(strategy, lambda inputs: bool(condition(inputs)), settings=enough)
     return found
 
 

@@ -102,7 +102,6 @@ def models() -> dict[str, Model]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server, with all of the models."""
-    pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     work = tmp_path_factory.mktemp("triton")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Seen:
 
     min: float
     max: float
-    samples: Sequence[NDArray[np.float64]]
+    samples: Sequence[NDArray[np.float64]] = field(compare=False)
 
 
 def of_calibration(model: OnnxModel, samples: Iterable[Case], digest: str, cache: Cache) -> dict[str, Seen]:
