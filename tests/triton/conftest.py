@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server, with all of the models."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
+    # Before any run of pytester, which forgets what it imports: a second copy of gevent breaks the loop of the first.
+    importlib.import_module("tritonclient.http")
+    importlib.import_module("tritonclient.grpc")
     work = tmp_path_factory.mktemp("triton")
     for name, model in models().items():
         model.write(work / "repository" / name)
