@@ -30,6 +30,7 @@ import numpy as np
 import reports  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck import gpu
+from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check.request import Allowance
@@ -98,7 +99,7 @@ def checks(case: str, folder: Path) -> list[dict[str, float]]:
     checker = check.Checker(
         allowance=Allowance(0),  # what a failed check costs is bench_diagnose's matter
         cache=Cache(folder / "cache"),
-        requested=gpu.find_gpu("A100", ()) if with_engine else None,
+        machine=Machine(gpu.find_gpu("A100", ()) if with_engine else None),
     )
     ort.module()
     if with_engine:

@@ -472,7 +472,7 @@ def test_a_budget_on_what_an_engine_does_not_tell_is_not_kept(on_gpu: OnGpu, mon
     monkeypatch.setattr(StandIn, "described", lambda _, built, *__: built.record)
     latency = LatencySpec(memory_mib=1.0)
     request = Request("t.py::t", onnx_models.gemm_net(), (), judge_parity=False, latency=latency, inputs=X)
-    record = replace(on_gpu, requested=gpu.find_gpu("A100")).check(request)
+    record = replace(on_gpu, machine=replace(on_gpu.machine, requested=gpu.find_gpu("A100"))).check(request)
     assert record.verdict == "not_measured"
     assert record.message is not None
     assert record.message.startswith("memory_mib: TensorRT")

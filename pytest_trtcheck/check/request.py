@@ -165,12 +165,8 @@ class Settings:
     ----------
     backend
         What runs the checks that name none.
-    requested
-        The GPU that `--trt-gpu` names.
-    detected
-        The GPU in this machine; `no_gpu_reason` says why there is none.
-    triton_url, triton_models
-        The Triton server that `--trt-triton-url` names, and what it calls which models.
+    machine
+        What systems under test find.
     extra_gpus
         The GPUs of the ini key `trt_gpus`.
     time_layers
@@ -200,11 +196,7 @@ class Settings:
     cache: Cache
     backend: str = backends.AUTO
     reference_provider: Provider = "cpu"
-    requested: GpuModel | None = None
-    detected: Gpu | None = None
-    no_gpu_reason: str | None = None
-    triton_url: str | None = None
-    triton_models: Sequence[str] = ()
+    machine: Machine = field(default_factory=Machine)
     extra_gpus: Sequence[GpuModel] = ()
     require_gpu: bool = False
     evidence: EvidenceReport | None = None
@@ -247,10 +239,14 @@ class Settings:
         return backends.load(self.backend_of(request)).is_server
 
     @property
-    def machine(self) -> Machine:
-        """What systems under test find."""
-        no_gpu = self.no_gpu_reason or Machine.no_gpu
-        return Machine(self.requested, self.detected, no_gpu, self.triton_url, tuple(self.triton_models))
+    def requested(self) -> GpuModel | None:
+        """The GPU that `--trt-gpu` names."""
+        return self.machine.requested
+
+    @property
+    def detected(self) -> Gpu | None:
+        """The GPU in this machine."""
+        return self.machine.detected
 
     def only_judges(self, request: Request) -> bool:
         """Whether engines are asked for and no GPU tells what for: whether TensorRT takes the model can be said."""

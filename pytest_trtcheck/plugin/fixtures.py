@@ -171,7 +171,7 @@ def trt_engine(request: pytest.FixtureRequest, trt_build_options: BuildOptions |
     spec = found.selected(request.node)
     checker = _checker(request)
     if spec.engine is not None and checker.detected is None:
-        reason = f"not measured: the engine {spec.engine} runs on a GPU alone ({checker.no_gpu_reason})"
+        reason = f"not measured: the engine {spec.engine} runs on a GPU alone ({checker.machine.no_gpu})"
         (pytest.fail if checker.require_gpu else pytest.skip)(reason)
     runner = _runner(request, spec.model if spec.model is not None else request.getfixturevalue("trt_model"), spec)
     yield runner
@@ -188,6 +188,6 @@ def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
 
     checker = _checker(request)
     if checker.detected is None:
-        reason = f"not measured: trt_benchmark needs a GPU ({checker.no_gpu_reason})"
+        reason = f"not measured: trt_benchmark needs a GPU ({checker.machine.no_gpu})"
         (pytest.fail if checker.require_gpu else pytest.skip)(reason)
     return GpuBenchmark(request, checker.detected)

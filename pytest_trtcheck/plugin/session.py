@@ -19,7 +19,7 @@ from pytest_trtcheck.plugin import options as settings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_trtcheck.backends.base import Backend
+    from pytest_trtcheck.backends.base import Backend, Machine
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
     from pytest_trtcheck.check.checker import Checker
@@ -128,10 +128,10 @@ class Session:
         backend = backends.load(name)
         backend.require()
         if backend.is_server:
-            backend.find(self.checker.machine)
+            backend.find(self.machine)
         if not needs and (not wanted or not backend.builds):
             return
-        system = backend.find(self.checker.machine)
+        system = backend.find(self.machine)
         judges = values["trt_build_only"] and not wanted and self.detection.gpu is None and backend.builds
         if not system.builds and not (judges and values["trt_rebuild"] == 1):
             option = needs[0] if needs else f"--trt-gpu={wanted}"
@@ -289,6 +289,19 @@ class Session:
         return EvidenceReport(named, run, signed=self.evidence_key is not None)
 
     @functools.cached_property
+    def machine(self) -> Machine:
+        """What systems under test find."""
+        from pytest_trtcheck.backends.base import Machine
+
+        return Machine(
+            self.requested,
+            self.detection.gpu,
+            self.detection.reason or Machine.no_gpu,
+            self.get("trt_triton_url"),
+            tuple(self.get("trt_triton_models")),
+        )
+
+    @functools.cached_property
     def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.check.checker import Checker
@@ -299,11 +312,7 @@ class Session:
             cache=self.cache,
             backend=self.get("trt_backend")[0] if len(self.get("trt_backend")) == 1 else backends.AUTO,
             reference_provider=self.get("trt_reference"),
-            requested=self.requested,
-            detected=self.detection.gpu,
-            no_gpu_reason=self.detection.reason,
-            triton_url=self.get("trt_triton_url"),
-            triton_models=self.get("trt_triton_models"),
+            machine=self.machine,
             extra_gpus=extra_gpus(self.config),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
@@ -59,7 +60,7 @@ def test_an_engine_that_was_altered_after_lowering(
         return build(system, altered(spec, tmp_path), cache)
 
     monkeypatch.setattr(TensorRT, "build", planted)
-    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
     record = checker.check(
         Request("t", "chain.onnx", (tmp_path,), parity=ParitySpec(precision=("fp16",)), inputs=[image()])
     )
@@ -78,7 +79,7 @@ def test_an_engine_that_was_altered_after_lowering(
 def test_a_sound_engine_has_nothing_to_bisect(tmp_path: Path, real_gpu: Gpu) -> None:
     """A tolerance that nothing can keep: the precision is to blame, not TensorRT's other way of rounding."""
     onnx_models.save(conv_chain(12), tmp_path / "chain.onnx")
-    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
     spec = ParitySpec(precision=("bf16",), tol=1e-4)
     record = checker.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
     assert record.parity is not None
@@ -100,7 +101,7 @@ def cancelling_chain() -> onnx.ModelProto:
 def test_what_is_advised_holds_on_the_engine(tmp_path: Path, real_gpu: Gpu) -> None:
     """The list is pasted into a check of its own, and that passes on the GPU with the error that was promised."""
     onnx_models.save(cancelling_chain(), tmp_path / "chain.onnx")
-    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
     cases = [image(), image(1)]
 
     def made(keep_fp32: tuple[str, ...]) -> CheckRecord:
@@ -128,7 +129,7 @@ def test_what_is_advised_holds_on_the_engine(tmp_path: Path, real_gpu: Gpu) -> N
 def test_the_blame_does_not_depend_on_the_tolerance(tmp_path: Path, real_gpu: Gpu, share: float) -> None:
     """A sound engine, whatever tolerance it misses: the precision is to blame for it."""
     onnx_models.save(conv_chain(12), tmp_path / "chain.onnx")
-    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
 
     def made(tol: float) -> CheckRecord:
         spec = ParitySpec(precision=("bf16",), tol=tol)
@@ -146,7 +147,7 @@ def test_the_blame_does_not_depend_on_the_tolerance(tmp_path: Path, real_gpu: Gp
 
 def test_fp32_on_tensorrt_rtx_is_judged_as_tf32(tmp_path: Path, real_gpu: Gpu) -> None:
     onnx_models.save(conv_chain(6), tmp_path / "chain.onnx")
-    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
     spec = ParitySpec(precision=("fp32",))
     record = checker.check(Request("t", "chain.onnx", (tmp_path,), parity=spec, inputs=[image()]))
     assert record.verdict == "pass", record.message
@@ -161,7 +162,7 @@ def test_an_overflow_inside_a_branch_on_the_gpu(tmp_path: Path, real_gpu: Gpu) -
     from tests.test_diagnose_inner import X, choice
 
     onnx_models.save(choice(), tmp_path / "choice.onnx")
-    checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+    checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
     spec = ParitySpec(precision=("fp16",))
     record = checker.check(Request("t", "choice.onnx", (tmp_path,), parity=spec, inputs=[{"x": X + 1}]))
     assert record.verdict == "fail", record.message

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check.request import Request
@@ -34,7 +35,7 @@ def test_one_large_feature(tmp_path: Path, real_gpu: Gpu) -> None:
     worst = {}
     for name, proto in {"pieces": pieces, "operator": operator}.items():
         onnx_models.save(proto, tmp_path / f"{name}.onnx")
-        checker = check.Checker(cache=Cache(tmp_path / "cache"), detected=real_gpu)
+        checker = check.Checker(cache=Cache(tmp_path / "cache"), machine=Machine(detected=real_gpu))
         record = checker.check(
             Request("t", f"{name}.onnx", (tmp_path,), parity=ParitySpec(precision=("fp16",)), inputs=[{"x": x}])
         )

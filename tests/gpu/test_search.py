@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck import Search
+from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.check.checker import Checker, Request
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.gpu
 def checked(proto: onnx.ModelProto, folder: Path, gpu: Gpu, search: object, shapes: object) -> CheckRecord:
     spec = from_marker("trt_parity", (), {"search": search, "shapes": shapes})
     request = Request("tests/test_a.py::test_a", proto, (folder,), spec, search_folder=folder / "trtcheck_inputs")
-    return Checker(Cache(folder / "cache"), detected=gpu, allowance=Allowance(0)).check(request)
+    return Checker(Cache(folder / "cache"), machine=Machine(detected=gpu), allowance=Allowance(0)).check(request)
 
 
 @pytest.mark.parametrize("rows", [1, 32], ids=["one at a time", "32 at a time"])
