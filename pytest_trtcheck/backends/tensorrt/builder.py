@@ -1,5 +1,5 @@
-"""The builder process: one request in, one engine file or a parser's word out. Started by `tensorrt.build` and
-`tensorrt.parse`, which name all the files.
+"""What the builder process does: one request in, one engine file or a parser's word out. `tensorrt.build` and
+`tensorrt.parse` ask it, and name all the files.
 
 Messages are written as they come, so that the last of them survive a crash.
 """
@@ -12,8 +12,6 @@ import inspect
 import json
 import os
 import re
-import signal
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -38,13 +36,12 @@ class RequestError(Exception):
         self.errors = errors
 
 
-def serve(request: dict[str, Any]) -> None:
-    """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what `request` asks for; the answer is `{stage, errors, …}`; no stage: all is well.
 
     The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, the
     task `inspect` adds `io` and `layers`, and the task `call` what the function gives.
     """
-    _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}, "notes": []}
     heard: list[str] = []
     with Path(request["messages"]).open("w", encoding="utf-8") as sink:
@@ -67,12 +64,7 @@ def serve(request: dict[str, Any]) -> None:
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
-    response = Path(request["response"])
-    response.with_suffix(".part").write_text(json.dumps(answer))
-    response.with_suffix(".part").replace(response)
-    sys.stdout.flush()
-    # TensorRT's own teardown has crashed after successful builds; the engine is on disk by now.
-    os._exit(0)
+    return answer
 
 
 def _refuse_changed_meaning(heard: list[str]) -> None:
@@ -82,15 +74,6 @@ def _refuse_changed_meaning(heard: list[str]) -> None:
         raise RequestError(
             "keep the meaning of", ["TensorRT takes UINT8 quantization for INT8: half the range is lost"]
         )
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process when the one that waits for it is killed (Linux)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # It was killed before that.
-            os._exit(1)
 
 
 def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> dict[str, Any]:
