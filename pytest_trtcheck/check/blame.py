@@ -369,11 +369,13 @@ def _run_part(settings: Settings, known: Known, path: Path) -> Mapping[str, NDAr
     whole = known.spec(known.running)
     part = onnx_model.load(path, f"{known.model.label} (a part of it)")
     names = {spec.name for spec in part.inputs}
+    case = {name: array for name, array in known.cases[_worst(known)].items() if name in names}
     spec = replace(
         whole,
         model=part,
         lowered=replace(known.lowered, path=path, key=f"{known.lowered.key}:{hash_file(path)}"),
         profile={name: span for name, span in whole.profile.items() if name in names},
+        cases=[case],
     )
     with _opened(settings, known, spec) as runner:
-        return runner({name: array for name, array in known.cases[_worst(known)].items() if name in names})
+        return runner(case)

@@ -444,6 +444,7 @@ class Known:
             self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
             self.request.parity.max_subgraphs,
+            self.cases,
         )
 
     def alone(self) -> AbstractContextManager[None]:
