@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision import half
 from pytest_trtcheck.precision.emulation import rewrite, weights
 from pytest_trtcheck.precision.quantization import qdq

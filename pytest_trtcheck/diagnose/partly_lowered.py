@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.diagnose.per_operator import WHOLE, Builder
 from pytest_trtcheck.model import pieces
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

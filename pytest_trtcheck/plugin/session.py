@@ -341,7 +341,9 @@ class Session:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
+        from pytest_trtcheck.model import ort_runner
 
+        ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,

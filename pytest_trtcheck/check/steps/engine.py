@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from pytest_trtcheck import backends
+from pytest_trtcheck.backends.tensorrt import emulated
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import parity, scoring
 from pytest_trtcheck.check.steps.asked import accepted, decides_alone
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CheckError, GpuError, ModelError, UnsupportedTargetError
-from pytest_trtcheck.precision.emulation import computes_the_reference
+from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
 from pytest_trtcheck.record import Evidence, GpuRecord
 from pytest_trtcheck.spec import PRECISIONS
@@ -213,7 +214,12 @@ def loaded(settings: Settings, known: Known) -> Known:
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
     started = time.perf_counter()
-    runner = loaded_by(settings, system, found)
+    runner: Runner
+    if isinstance(system, emulated.Emulated) and settings.kept_open is None:
+        # What was computed before is not computed again: it depends on nothing else than its key.
+        runner = Emulated(known.model, known.lowered, found.spec.precision, settings.cache)
+    else:
+        runner = loaded_by(settings, system, found)
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
     known = replace(known, built=found, runner=runner, load_ms=load_ms)
     if system.gpu is not None:
