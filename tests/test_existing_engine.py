@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
-from pytest_trtcheck.backends.tensorrt import existing, plan_file
+from pytest_trtcheck.backends.tensorrt import existing, plan_file, trial
 from pytest_trtcheck.backends.tensorrt.io import TensorSpec, check_inputs
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, find_module
 from pytest_trtcheck.cache import Cache
@@ -531,6 +531,7 @@ def answering(project: Suite, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     def answer(model: onnx.ModelProto, layers: Mapping[str, int]) -> None:
         path = onnx_models.save(model, project.path / "answers.bin")
         monkeypatch.setattr(tensorrt, "inspect", lambda *_, **__: {"io": IO, "layers": layers})
+        monkeypatch.setattr(trial.Trial, "beside", lambda *_: None)
         monkeypatch.setattr(existing.ExistingEngine, "load", lambda *_: StandIn(path, layers))
 
     return answer

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,7 @@ from pytest_trtcheck.model.apart import EndedError, Process
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.spec import Precision, ShapeRange
 
@@ -69,6 +70,7 @@ def build(
     profile: Mapping[str, ShapeRange] | None = None,
     timing_cache: Path | None = None,
     label: str | None = None,
+    process: Process | None = None,
 ) -> Plan:
     """Build an engine from the ONNX file `model_path` into the file `plan_path`.
 
@@ -86,6 +88,8 @@ def build(
         The file that keeps TensorRT's timings between builds; TensorRT-RTX has none.
     label
         What messages call the model; None: its file's name.
+    process
+        A builder process that is there already, and stays.
 
     Raises
     ------
@@ -112,7 +116,8 @@ def build(
             "profile": {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in (profile or {}).items()},
             "timing_cache": str(timing_cache) if timing_cache and options.timing_cache and not module.is_rtx else None,
         }
-        answered = _ask_builder(request, options.timeout_s)
+        with builder_process(process) as asked:
+            answered = _ask(asked, request, options.timeout_s)
         messages = _messages(folder / "messages.jsonl", target)
     response = answered.response
     if response is None or response["stage"]:
@@ -267,24 +272,56 @@ def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """What the builder process answered, and the end of its output; or how it ended, where it gave no answer."""
+class Answered:
+    """What the builder process answered, and the end of its output; or how it ended, where it gave no answer.
+
+    Parameters
+    ----------
+    messages
+        What TensorRT said meanwhile, where that was asked for.
+    """
 
     response: Any = None
     said: str = ""
     ended: str = ""
     crashed: bool = False
+    timed_out: bool = False
+    messages: tuple[str, ...] = ()
 
 
-def _ask_builder(request: dict[str, Any], timeout_s: float | None, title: str = "the builder process") -> _Answered:
-    with Process("pytest_trtcheck.backends.tensorrt.builder:serve", title) as process:
-        try:
-            return _Answered(process.ask(request, timeout_s), process.said())
-        except EndedError as error:
-            reason = str(error)
-            if error.timed_out:
-                reason = f"it did not finish within timeout_s={timeout_s:g} s and was stopped"
-            return _Answered(ended=reason, crashed=error.crashed)
+@contextmanager
+def builder_process(process: Process | None = None, title: str = "the builder process") -> Iterator[Process]:
+    """A builder process: the one that is given, which then stays, or one of its own, which ends with the block."""
+    if process is not None:
+        yield process
+        return
+    with Process("pytest_trtcheck.backends.tensorrt.builder:serve", title) as own:
+        yield own
+
+
+def called(process: Process, function: str, request: dict[str, Any], timeout_s: float | None) -> Answered:
+    """As `run_apart`, in a builder process that is there: what it loads stays for the next call."""
+    with scratch_folder("build") as scratch:
+        folder = Path(scratch)
+        asked = {**request, **_common_request("call", Path(request["model"]), folder), "function": function}
+        answered = _ask(process, asked, timeout_s)
+        messages = _messages(folder / "messages.jsonl", Target((0, 0), here=True))
+    return replace(answered, messages=tuple(text for _, text in messages))
+
+
+def _ask_builder(request: dict[str, Any], timeout_s: float | None, title: str = "the builder process") -> Answered:
+    with builder_process(title=title) as process:
+        return _ask(process, request, timeout_s)
+
+
+def _ask(process: Process, request: dict[str, Any], timeout_s: float | None) -> Answered:
+    try:
+        return Answered(process.ask(request, timeout_s), process.said())
+    except EndedError as error:
+        reason = str(error)
+        if error.timed_out:
+            reason = f"it did not finish within timeout_s={timeout_s:g} s and was stopped"
+        return Answered(ended=reason, crashed=error.crashed, timed_out=error.timed_out)
 
 
 def _messages(path: Path, target: Target) -> list[tuple[str, str]]:

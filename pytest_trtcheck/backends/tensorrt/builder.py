@@ -7,6 +7,7 @@ Messages are written as they come, so that the last of them survive a crash.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import inspect
 import json
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
+listeners: list[Callable[[str, str], None]] = []
+"""Who is told what TensorRT says in this process: severity and text."""
 # The parser logs its own errors again, node dumps included; it is asked for them directly instead.
 _PARSER_ECHO = re.compile(r"ModelImporter\.cpp:\d+: (?:While parsing node|--- (?:Begin|End) node|ERROR: )")
 
@@ -51,9 +54,10 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             sink.flush()
             heard.append(text)
 
+        listeners.append(say)
         try:
             if request["task"] == "parse":
-                _parse_alone(request, answer, say)
+                _parse_alone(request, answer)
             elif request["task"] == "inspect":
                 _inspect(request, answer)
             elif request["task"] == "call":
@@ -64,6 +68,8 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
+        finally:
+            listeners.remove(say)
     return answer
 
 
@@ -79,7 +85,7 @@ def _refuse_changed_meaning(heard: list[str]) -> None:
 def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> dict[str, Any]:
     """Parse and build in this process; the seconds that took, the engine's inputs and outputs, and what to note."""
     started = time.perf_counter()
-    log = logger(trt, say)
+    log = process_logger(trt)
     is_rtx = request["module"] == "tensorrt_rtx"
     if not is_rtx:
         trt.init_libnvinfer_plugins(log, "")
@@ -117,7 +123,7 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     return answer
 
 
-def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[[str, str], None]) -> None:
+def _parse_alone(request: dict[str, Any], answer: dict[str, Any]) -> None:
     """Parse with the first of the modules that can be loaded, which needs neither a GPU nor a driver."""
     reasons = []
     for name in request["modules"]:
@@ -133,7 +139,7 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
     else:
         raise RequestError("load", reasons)
     answer |= {"module": name, "version": trt.__version__, "provided": []}
-    log = logger(trt, say)
+    log = process_logger(trt)
     if name != "tensorrt_rtx":
         trt.init_libnvinfer_plugins(log, "")
     builder = trt.Builder(log)
@@ -185,6 +191,17 @@ def _io(network: Any) -> dict[str, Any]:
         ]
         for side, each in tensors.items()
     }
+
+
+@functools.cache
+def process_logger(trt: Any) -> Any:
+    """The logger of this process: TensorRT takes the first that it is given for all that it ever makes here."""
+
+    def tell(severity: str, text: str) -> None:
+        for listener in tuple(listeners):
+            listener(severity, text)
+
+    return logger(trt, tell)
 
 
 def logger(trt: Any, say: Callable[[str, str], None]) -> Any:

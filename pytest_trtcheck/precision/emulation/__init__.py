@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import Cache, Key
@@ -53,7 +54,7 @@ def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cach
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
         from pytest_trtcheck.precision import half_io
-        from pytest_trtcheck.precision.emulation import rewrite
+        from pytest_trtcheck.precision.emulation import rewrite, weights
 
         emulate = rewrite.emulated_tf32 if tf32 else rewrite.emulated
         read = graph.read(lowered.path)
@@ -63,6 +64,12 @@ def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cach
         read = emulate(read)
         if io is not None:
             half_io.float_outputs(read, io)
-        graph.write(read, folder / MODEL_FILE)
+        unfolded = folder / "unfolded"
+        unfolded.mkdir()
+        if graph.write(read, unfolded / MODEL_FILE):
+            weights.fold(unfolded / MODEL_FILE, folder / MODEL_FILE)
+        else:
+            (unfolded / MODEL_FILE).rename(folder / MODEL_FILE)
+        shutil.rmtree(unfolded)
 
     return cache.get_or_make(Key("emulated", model.label, parts), make).path / MODEL_FILE
