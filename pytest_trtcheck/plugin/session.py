@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,9 +302,27 @@ class Session:
             tuple(self.get("trt_triton_models")),
         )
 
+    def _start_gpu(self) -> None:
+        """Beside what is imported for the first check, load TensorRT and make the GPU's context."""
+        if self.detection.gpu is None or self.get("trt_build_only"):
+            return
+        import numpy  # noqa: F401 - both sides need it
+
+        machine = self.machine
+
+        def start() -> None:
+            for name in self.get("trt_backend"):
+                with suppress(CheckError):
+                    backend = backends.load(name)
+                    if backend.evidence == "engine":
+                        backend.find(machine).start()
+
+        threading.Thread(target=start, name="trtcheck-start").start()
+
     @functools.cached_property
     def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
+        self._start_gpu()
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
 
