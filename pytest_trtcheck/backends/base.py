@@ -84,6 +84,8 @@ class Machine:
     ----------
     no_gpu
         Why no GPU is here.
+    gpu_note
+        What records should say of why it is this one of several.
     triton_url
         The Triton server that `--trt-triton-url` names.
     triton_models
@@ -93,6 +95,7 @@ class Machine:
     requested: GpuModel | None = None
     detected: Gpu | None = None
     no_gpu: str = "there is no GPU"
+    gpu_note: str | None = None
     triton_url: str | None = None
     triton_models: tuple[str, ...] = ()
 

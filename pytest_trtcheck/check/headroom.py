@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import half_part
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.model import onnxruntime as ort
@@ -18,6 +18,7 @@ from pytest_trtcheck.precision.reference import Reference
 if TYPE_CHECKING:
     from pytest_trtcheck.check.request import Known
     from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.record.held import HeldFolder
 
 LARGEST = 65504.0
 _MOST_BYTES = 256 << 20
@@ -31,7 +32,7 @@ class Headroom:
     """
 
     def __init__(self, known: Known) -> None:
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folder: HeldFolder | None = None
         self._runner: ort.OrtRunner | None = None
         self._names: list[str] = []
         reference = known.reference
@@ -59,7 +60,7 @@ class Headroom:
         ]
         if not tensors:
             return
-        self._folder = TemporaryDirectory(prefix="trtcheck-search-", ignore_cleanup_errors=True)
+        self._folder = scratch_folder("search")
         probe, outputs = Probes(path, Path(self._folder.name)).with_extremes(tensors)
         self._names = [name for least, largest, *_ in outputs.values() for name in (least, largest)]
         self._runner = ort.OrtRunner(probe, known.model.label)

@@ -169,6 +169,11 @@ def any_given(config: pytest.Config) -> bool:
     return any(is_given(config, option) for option in known)
 
 
+def any_named(config: pytest.Config) -> bool:
+    """Whether any option stands on the command line itself."""
+    return any(config.getoption(option.name, None) is not None for option in OPTIONS)
+
+
 def is_given(config: pytest.Config, option: str | Option) -> bool:
     """Whether the user gave an option anywhere."""
     if isinstance(option, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
+    from pytest_trtcheck.gpu.spread import Place
     from pytest_trtcheck.record import Environment
 
 _SHORTEST_KEY = 16
 """Bytes: a secret that nobody guesses, of 128 bits."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -43,6 +46,15 @@ def session_of(config: pytest.Config) -> Session:
 def extra_gpus(config: pytest.Config) -> tuple[gpu.GpuModel, ...]:
     """The GPUs that the ini key `trt_gpus` adds."""
     return gpu.parse_extra_gpus(settings.value(config, "trt_gpus"))
+
+
+def worker_number(config: pytest.Config) -> int | None:
+    """The number of this pytest-xdist worker; None of a process that is none."""
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return None
+    digits = re.search(r"\d+$", worker["workerid"])
+    return int(digits[0]) if digits else 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,9 @@ class Session:
         if values["trt_gpu"]:
             _asked_for(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        elif worker_number(config) is not None and settings.any_named(config):
+            # Whoever names one wants checks: before the test modules are imported, which may initialize CUDA.
+            _ = session_of(config).place
         if values["trt_triton_url"]:
             from pytest_trtcheck.backends.triton.address import Address
 
@@ -203,8 +218,22 @@ class Session:
         return {"pytest_trtcheck": __version__, **jsonable(self.environment(backend)), **chosen}
 
     @functools.cached_property
+    def place(self) -> Place:
+        """Where among several GPUs this process runs; from now on, all that it starts runs there.
+
+        What is set before pytest-xdist starts its workers would hold for them all, so the process that starts them
+        keeps its environment.
+        """
+        from pytest_trtcheck.gpu import spread
+
+        found = spread.place(worker_number(self.config), self.requested, extra_gpus(self.config))
+        if found.visible is not None and not self.config.pluginmanager.hasplugin("dsession"):
+            os.environ[_VISIBLE] = found.visible
+        return found
+
+    @functools.cached_property
     def detection(self) -> Detection:
-        """The GPU in this machine, or why there is none.
+        """The GPU in this machine that this process uses, or why there is none.
 
         Raises
         ------
@@ -213,7 +242,9 @@ class Session:
         """
         from pytest_trtcheck.gpu import device
 
-        found = device.detect(extra_gpus(self.config))
+        visible = self.place.visible
+        environ = os.environ if visible is None else {**os.environ, _VISIBLE: visible}
+        found = device.detect(extra_gpus(self.config), environ)
         if found.gpu is not None and self.requested is not None:
             device.require_match(self.requested, found.gpu, extra_gpus(self.config))
         return found
@@ -298,6 +329,7 @@ class Session:
             self.requested,
             self.detection.gpu,
             self.detection.reason or Machine.no_gpu,
+            self.place.note,
             self.get("trt_triton_url"),
             tuple(self.get("trt_triton_models")),
         )

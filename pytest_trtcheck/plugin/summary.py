@@ -240,6 +240,9 @@ class Collector:
 
         modules = {tensorrt_module(record.backend) for record in self.records} - {None}
         environment = session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
+        used = {record.gpu.uuid or "": record.gpu for record in self.records if record.gpu is not None}
+        gpus = tuple(used[uuid] for uuid in sorted(used))
+        environment = replace(environment, gpu=gpus[0] if gpus else environment.gpu, gpus=gpus if gpus[1:] else ())
         return json_report.document(self.records, environment, self._missing, self._stopped)
 
     @functools.cached_property

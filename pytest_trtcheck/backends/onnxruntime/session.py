@@ -16,12 +16,12 @@ from pytest_trtcheck.model import onnxruntime as ort
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from tempfile import TemporaryDirectory
     from types import TracebackType
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.record import PartitionRecord
+    from pytest_trtcheck.record.held import HeldFolder
     from pytest_trtcheck.spec import InputMapping
 
 _DEVICE = 0
@@ -109,9 +109,7 @@ class ProviderRunner:
     `partition` is how the model was divided, once somebody has looked.
     """
 
-    def __init__(
-        self, session: Any, label: str, outer: Mapping[str, str], scratch: TemporaryDirectory[str] | None = None
-    ) -> None:
+    def __init__(self, session: Any, label: str, outer: Mapping[str, str], scratch: HeldFolder | None = None) -> None:
         self.session = session
         self.label = label
         self.scratch = scratch

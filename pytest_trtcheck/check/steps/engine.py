@@ -16,7 +16,7 @@ from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CheckError, GpuError, ModelError, UnsupportedTargetError
 from pytest_trtcheck.precision.emulation import computes_the_reference
 from pytest_trtcheck.precision.reference import CallableReference, SourceReference
-from pytest_trtcheck.record import Evidence
+from pytest_trtcheck.record import Evidence, GpuRecord
 from pytest_trtcheck.spec import PRECISIONS
 
 if TYPE_CHECKING:
@@ -214,9 +214,11 @@ def loaded(settings: Settings, known: Known) -> Known:
     started = time.perf_counter()
     runner = loaded_by(settings, system, found)
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
-    return replace(known, built=found, runner=runner, load_ms=load_ms).recorded(
-        backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
-    )
+    known = replace(known, built=found, runner=runner, load_ms=load_ms)
+    if system.gpu is not None:
+        notes = filter(None, [settings.machine.gpu_note])
+        known = known.recorded(*notes, gpu=GpuRecord(**system.gpu.environment()))
+    return known.recorded(backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran)
 
 
 def _uncompared(known: Known, reason: str) -> Known:
