@@ -21,7 +21,7 @@ from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, fin
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import GpuError, InputError, ModelError
 from pytest_trtcheck.gpu import device, find_gpu
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.spec import ShapeRange
 from tests import another_tensorrt, onnx_models
 
@@ -502,7 +502,7 @@ class StandIn:
     device_memory_bytes, aux_streams, streamed_bytes = 1 << 20, 0, 0
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
-        self._runner = ort.OrtRunner(model, "stand-in")
+        self._runner = OrtRunner(model, "stand-in")
         self._layers = layers
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

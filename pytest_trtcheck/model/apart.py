@@ -19,9 +19,10 @@ import threading
 import traceback
 import weakref
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 OUTPUT_TAIL = 4000
@@ -36,10 +37,42 @@ _LETTING_GO_S = 5.0
 # whatever lies there; the paths that only this process has, from conftest files or a source tree, come behind.
 _BOOTSTRAP = (
     "import sys; sys.path[:1] = [path for path in sys.path[:1] if path]; "
-    "import json; start = json.loads(sys.stdin.buffer.readline()); "
+    "import json; start = json.loads(sys.stdin.buffer.readline())['value']; "
     "sys.path += [path for path in start.pop('sys_path') if path not in sys.path]; "
     "from pytest_trtcheck.model.apart import work; work(**start)"
 )
+
+
+Blob: TypeAlias = "bytes | bytearray | memoryview"
+
+
+class Answer(NamedTuple):
+    """What JSON can hold, and bytes beside it."""
+
+    value: Any
+    blobs: Sequence[Blob] = ()
+
+
+def _write(pipe: IO[bytes], mark: bytes, value: Any, blobs: Sequence[Blob]) -> None:
+    head = {"value": value, "sizes": [len(blob) for blob in blobs]}
+    pipe.write(mark + json.dumps(head).encode() + b"\n")
+    for blob in blobs:
+        pipe.write(blob)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes], line: bytes) -> Answer | None:
+    """What begins with this line; None where the pipe ends before it does."""
+    head = json.loads(line)
+    blobs = [bytearray(size) for size in head["sizes"]]
+    for blob in blobs:
+        room = memoryview(blob)
+        while room:
+            count = pipe.readinto(room)  # type: ignore[attr-defined]  # pipes of Popen are buffered, or raw, and have it
+            if not count:
+                return None
+            room = room[count:]
+    return Answer(head["value"], blobs)
 
 
 class EndedError(Exception):
@@ -68,7 +101,7 @@ class Process:
     ----------
     serve
         What it does, as "module:function": each request is given to the function, whose result is the answer. Both
-        are what JSON can hold. An exception of the function's ends the process.
+        are what JSON can hold, or an `Answer` with bytes beside it. An exception of the function's ends the process.
     title
         What messages call it, such as "the builder process".
     memory_bytes
@@ -95,7 +128,11 @@ class Process:
             self._send(start)
 
     def ask(self, request: dict[str, Any], timeout_s: float | None = None) -> Any:
-        """Its answer to a request.
+        """Its answer to a request."""
+        return self.exchange(request, (), timeout_s).value
+
+    def exchange(self, request: dict[str, Any], blobs: Sequence[Blob], timeout_s: float | None = None) -> Answer:
+        """Its answer to a request with bytes beside it: the function is given a list of them as "blobs".
 
         Raises
         ------
@@ -116,7 +153,7 @@ class Process:
             if timer is not None:
                 timer.daemon = True
                 timer.start()
-            answer = self._answer(request)
+            answer = self._answer(request, blobs)
         except BaseException:  # whoever interrupts this leaves an answer behind that fits no later request
             self.close()
             raise
@@ -124,7 +161,7 @@ class Process:
             if timer is not None:
                 timer.cancel()
         if answer is not None and not over.is_set():
-            return answer["answer"]
+            return answer
         ended = self._ended(timeout_s if over.is_set() else None)
         self.close()
         raise ended
@@ -143,19 +180,18 @@ class Process:
     ) -> None:
         self.close()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any], blobs: Sequence[Blob] = ()) -> None:
         assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(message).encode() + b"\n")
-        self._child.stdin.flush()
+        _write(self._child.stdin, b"", message, blobs)
 
-    def _answer(self, request: dict[str, Any]) -> Any:
+    def _answer(self, request: dict[str, Any], blobs: Sequence[Blob]) -> Answer | None:
         """The next answer; None where the process has ended."""
         assert self._child.stdout is not None
         with contextlib.suppress(OSError):
-            self._send(request)
+            self._send(request, blobs)
         for line in self._child.stdout:
             if line.startswith(_ANSWER):
-                return json.loads(line.removeprefix(_ANSWER))
+                return _read(self._child.stdout, line.removeprefix(_ANSWER))
         return None
 
     def _ended(self, timeout_s: float | None) -> EndedError:
@@ -215,16 +251,19 @@ def work(serve: str, parent: int, *, dies_with_parent: bool, memory_bytes: int |
     _hold_to(memory_bytes)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     try:
         module, _, name = serve.partition(":")
         function = getattr(importlib.import_module(module), name)
         while True:
-            answer = json.dumps({"answer": function(json.loads(requests.get()))})
+            request, blobs = requests.get()
+            answer = function({**request, "blobs": blobs} if blobs else request)
+            if not isinstance(answer, Answer):
+                answer = Answer(answer)
             sys.stdout.flush()
-            answers.write(_ANSWER + answer.encode() + b"\n")
-            answers.flush()
+            _write(answers, _ANSWER, *answer)
+            del request, blobs, answer  # what they hold is not to wait for the next request
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -232,10 +271,16 @@ def work(serve: str, parent: int, *, dies_with_parent: bool, memory_bytes: int |
         os._exit(1)
 
 
-def _receive(pipe: IO[bytes], requests: queue.SimpleQueue[bytes]) -> None:
+def _receive(pipe: IO[bytes], requests: queue.SimpleQueue[Answer]) -> None:
     """Pass requests on; where the other end is gone, so is this process, whatever it is at."""
-    for line in pipe:
-        requests.put(line)
+    try:
+        while (line := pipe.readline()) and (request := _read(pipe, line)) is not None:
+            requests.put(request)
+            del request
+    except MemoryError:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     os._exit(0)
 
 

@@ -81,8 +81,8 @@ def memory_hint(error: Exception) -> str:
     return "too little memory is free, of the GPU or of the machine: use a smaller batch, or end what else runs there"
 
 
-class OrtRunner:
-    """A model on ONNX Runtime.
+class OrtSession:
+    """A model on ONNX Runtime, in this process: where that may die, `ort_runner.OrtRunner` is for it.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ class OrtRunner:
         self._hold(session)
 
     @classmethod
-    def of(cls, session: Any, label: str) -> OrtRunner:
+    def of(cls, session: Any, label: str) -> OrtSession:
         """What runs a session that exists already."""
         runner = cls.__new__(cls)
         runner._label = label
