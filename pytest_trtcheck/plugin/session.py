@@ -337,27 +337,39 @@ class Session:
             tuple(self.get("trt_triton_models")),
         )
 
-    def _start_gpu(self) -> None:
-        """Beside what is imported for the first check, load TensorRT and make the GPU's context."""
-        if self.detection.gpu is None or self.get("trt_build_only"):
-            return
-        import numpy  # noqa: F401 - both sides need it
+    @functools.cached_property
+    def _started(self) -> list[threading.Thread]:
+        return []
 
-        machine = self.machine
+    def start_gpu(self, backend: str | None) -> None:
+        """Beside what is imported for the first check, load its TensorRT and make the GPU's context.
+
+        Parameters
+        ----------
+        backend
+            What that check names; None: the session's.
+        """
+        if self._started:
+            return
 
         def start() -> None:
-            for name in self.get("trt_backend"):
-                with suppress(CheckError):
-                    backend = backends.load(name)
-                    if backend.evidence == "engine":
-                        backend.find(machine).start()
+            with suppress(CheckError):
+                found = backends.load(name)
+                # ONNX Runtime's providers bring a TensorRT of their own, which must find no other one there.
+                if found.evidence == "engine" and machine.detected is not None:
+                    found.find(machine).start()
 
-        threading.Thread(target=start, name="trtcheck-start").start()
+        name, machine = backend or self.get("trt_backend")[0], self.machine
+        starting = threading.Thread(target=start, name="trtcheck-start")
+        self._started.append(starting)
+        if machine.detected is not None and not self.get("trt_build_only"):
+            import numpy  # noqa: F401 - both sides need it
+
+            starting.start()
 
     @functools.cached_property
     def checker(self) -> Checker:
         """What makes and judges: it imports the heavy libraries."""
-        self._start_gpu()
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
         from pytest_trtcheck.model import ort_runner
