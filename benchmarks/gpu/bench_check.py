@@ -9,8 +9,8 @@ Polygraphy compares ONNX Runtime with TensorRT on the FP32 model; its engine may
 is given the engine and the reference outputs that it saved. Where the time of a cold and of a warm check goes is told
 by stages; what goes on beside another stage (in a thread, or in the builder process) is said to.
 
-Polygraphy is pure Python: `pip install --no-deps polygraphy`, or its one wheel (`pip download --no-deps polygraphy`, such as
-polygraphy-0.53.6-py3-none-any.whl) where there is no network.
+Polygraphy is pure Python: `pip install --no-deps polygraphy`, or where there is no network its one wheel, which
+`pip download --no-deps polygraphy` fetches elsewhere (polygraphy-0.53.6-py3-none-any.whl).
 """
 
 from __future__ import annotations
