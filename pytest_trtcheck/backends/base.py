@@ -320,6 +320,14 @@ class Backend(ABC):
         del precision
         return False
 
+    @classmethod  # noqa: B027 - most have nothing
+    def expect_build(cls) -> None:
+        """Get what builds ready: on a machine with a GPU, an engine will probably be built soon."""
+
+    @classmethod  # noqa: B027 - most have nothing
+    def dismiss_builder(cls) -> None:
+        """Let go of what was expected to be needed, and was not."""
+
     def start(self) -> None:  # noqa: B027 - most have nothing
         """Get ready what takes a while, beside a build."""
 

@@ -78,6 +78,7 @@ class Checker(Settings):
             engine.note_broken(self, request, error)
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
+            asked.dismiss_builder(self, request)
             if known is not None and self.kept_open is None:
                 known.close()
         return replace(record, duration_s=time.perf_counter() - start)

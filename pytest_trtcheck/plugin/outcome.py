@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -82,8 +83,12 @@ def request_for(
     **more: Any,
 ) -> Request:
     """What a test asks to be checked, with what the fixtures that users override say."""
-    from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.plugin import options
+    from pytest_trtcheck.plugin.session import session_of
+
+    with suppress(CheckError):  # It is said where the GPU is asked for.
+        session_of(item.config).start_gpu(parity.backend)
+    from pytest_trtcheck.check.request import Request
 
     compared = parity.backends or options.value(item.config, "trt_backend")
     if parity.backend is None and parity.engine is None and len(compared) > 1:

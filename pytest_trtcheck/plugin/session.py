@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -335,6 +336,36 @@ class Session:
             self.get("trt_triton_url"),
             tuple(self.get("trt_triton_models")),
         )
+
+    @functools.cached_property
+    def _started(self) -> list[threading.Thread]:
+        return []
+
+    def start_gpu(self, backend: str | None) -> None:
+        """Beside what is imported for the first check, load its TensorRT and make the GPU's context.
+
+        Parameters
+        ----------
+        backend
+            What that check names; None: the session's.
+        """
+        if self._started:
+            return
+
+        def start() -> None:
+            with suppress(CheckError):
+                found = backends.load(name)
+                # ONNX Runtime's providers bring a TensorRT of their own, which must find no other one there.
+                if found.evidence == "engine" and machine.detected is not None:
+                    found.find(machine).start()
+
+        name, machine = backend or self.get("trt_backend")[0], self.machine
+        starting = threading.Thread(target=start, name="trtcheck-start")
+        self._started.append(starting)
+        if machine.detected is not None and not self.get("trt_build_only"):
+            import numpy  # noqa: F401 - both sides need it
+
+            starting.start()
 
     @functools.cached_property
     def checker(self) -> Checker:

@@ -138,6 +138,16 @@ class TensorRT(Backend):
         """TensorRT-RTX takes TF32 for FP32, whatever it is told."""
         return "tf32" if precision == "fp32" and self.module.is_rtx else precision
 
+    @classmethod
+    def expect_build(cls) -> None:
+        """Let the builder process get ready."""
+        tensorrt.expect_build()
+
+    @classmethod
+    def dismiss_builder(cls) -> None:
+        """End it."""
+        tensorrt.dismiss_builder()
+
     def start(self) -> None:
         """Make the GPU's context, which takes a quarter of a second once; a loaded engine says what is wrong."""
         from pytest_trtcheck.backends.tensorrt.cuda import Cuda
@@ -291,7 +301,7 @@ class TensorRT(Backend):
 
     def _make(self, spec: EngineSpec, cache: Cache, folder: Path, failed: list[GpuError]) -> None:
         """Build into `folder`, and try what was built where its GPU is here; what that found is added to `failed`."""
-        with scratch_folder("timing") as scratch, tensorrt.builder_process() as process:
+        with scratch_folder("timing") as scratch, tensorrt.expected_builder() as process:
             timings = Path(scratch, _TIMING_CACHE)
             kept = self._kept_timings(spec.options, cache)
             if kept is not None:
