@@ -284,10 +284,10 @@ def test_an_unknown_gpu_is_told_with_the_one_that_is_here(monkeypatch: pytest.Mo
     t4 = Gpu(name="Tesla T4", model=find_gpu("T4"), compute_capability=(7, 5))
     monkeypatch.setattr(device, "detect", lambda *_: device.Detection(t4))
     with pytest.raises(GpuError) as caught:
-        session._asked_for("Board", ())
+        session._known("Board", ())
     assert "Tesla T4" in caught.value.hint
     assert "`Board = 7.5`" in caught.value.hint
     monkeypatch.setattr(device, "detect", lambda *_: device.Detection(None, "none"))
     with pytest.raises(GpuError) as caught:
-        session._asked_for("Board", ())
+        session._known("Board", ())
     assert "`Board = X.Y`" in caught.value.hint

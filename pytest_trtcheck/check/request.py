@@ -64,6 +64,8 @@ class Request:
         The model in its precision, where it was made before (a replay); None: it is made.
     search_folder
         Where inputs are kept that a search found, and are taken from; None: nowhere.
+    for_gpu
+        Which of the several GPUs of `--trt-gpu` it is for, as it is named there.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
     """
@@ -82,6 +84,7 @@ class Request:
     precision_is_default: bool = False
     lowered: Lowered | None = None
     search_folder: Path | None = None
+    for_gpu: str | None = None
     watch: Watcher | None = None
 
     @property
@@ -187,6 +190,8 @@ class Settings:
         Is told, in a line each, what takes long.
     baselines, update_baselines
         What latency is held against, None: nothing; and whether this run's latencies are to be recorded.
+    shares_emulation
+        Whether the same check is made for several GPUs: what is emulated is then computed once, and kept.
     kept_open
         What stays open until the test ends; None: each check closes what it opened.
     broken
@@ -210,6 +215,7 @@ class Settings:
     progress: Callable[[str], None] = lambda _: None
     baselines: Baselines | None = None
     update_baselines: bool = False
+    shares_emulation: bool = False
     kept_open: KeptOpen | None = None
     broken: list[str] = field(default_factory=list)
 

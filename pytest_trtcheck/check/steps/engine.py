@@ -6,14 +6,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
-from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import parity, scoring
 from pytest_trtcheck.check.steps.asked import accepted, decides_alone
 from pytest_trtcheck.choices import quantized_part
-from pytest_trtcheck.errors import ArgumentError, BuildError, CheckError, GpuError, ModelError, UnsupportedTargetError
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    BuildError,
+    CheckError,
+    GpuError,
+    ModelError,
+    UnsupportedTargetError,
+    first_line,
+)
+from pytest_trtcheck.precision.emulation import Emulated as KeptEmulation
 from pytest_trtcheck.precision.emulation import computes_the_reference
 from pytest_trtcheck.precision.reference import CallableReference, SourceReference
 from pytest_trtcheck.record import Evidence, GpuRecord
@@ -108,11 +116,9 @@ def built(settings: Settings, known: Known) -> Known:
     if known.existing is not None:
         return known
     if known.problem is not None:
-        named = settings.backend_of(known.request) != backends.AUTO
-        wanted = settings.requested is not None and settings.requested.supports(known.precision) is False
-        if named or system.runs or settings.build_only or wanted:
+        if not system.is_served_elsewhere(known.precision):
             raise known.unsupported()
-        return known.recorded(f"not compiled for {system.builds_for}: {known.problem}")
+        return _not_built(known, known.problem)
     if settings.build_only and not system.builds and not settings.only_judges(known.request):
         raise UnsupportedTargetError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
     if not system.builds:
@@ -121,9 +127,16 @@ def built(settings: Settings, known: Known) -> Known:
         with _getting_ready(settings, known):
             found = system.build(known.spec(system), settings.cache)
     except BuildError as error:
+        if system.is_served_elsewhere(known.precision, error.message):
+            return _not_built(known, error.message)
         raise BuildError(error.message, _advice(settings, known, error)) from error
     compiled_for = None if system.runs else system.builds_for
     return replace(known, built=found).recorded(engine=found.record, compiled_for=compiled_for)
+
+
+def _not_built(known: Known, reason: str) -> Known:
+    """What no engine could be built of here says nothing against the TensorRT of that GPU, nor for it."""
+    return known.recorded(f"not built for {known.system.builds_for}: {first_line(reason)}", not_built=reason)
 
 
 def _advice(settings: Settings, known: Known, error: BuildError) -> str:
@@ -140,6 +153,8 @@ def nothing_compared(settings: Settings, known: Known) -> Known:
     found = "built, nothing compared"
     if known.existing is not None:
         found = "engine= names a file, nothing was built, nothing compared"
+    elif known.record.not_built is not None:
+        found = f"not built for {known.system.builds_for}: {known.record.not_built}"
     elif known.built is None:
         found = f"{known.title}: no problem found by {known.judged_by}; no engine was built: --trt-gpu=A100 builds one"
     return known.recorded(verdict="not_measured", message=f"--trt-build-only: {found}")
@@ -212,13 +227,22 @@ def loaded(settings: Settings, known: Known) -> Known:
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
     started = time.perf_counter()
-    runner = loaded_by(settings, system, found)
+    runner = _emulation(settings, known) or loaded_by(settings, system, found)
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
     known = replace(known, built=found, runner=runner, load_ms=load_ms)
     if system.gpu is not None:
         notes = filter(None, [settings.machine.gpu_note])
         known = known.recorded(*notes, gpu=GpuRecord(**system.gpu.environment()))
     return known.recorded(backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran)
+
+
+def _emulation(settings: Settings, known: Known) -> Runner | None:
+    """The emulation, kept for the same check of other GPUs; None where it is asked for what hardly comes again."""
+    request = known.request
+    searches = settings.search or request.parity.search or request.parity.score or settings.kept_open
+    if not known.running.is_emulation or not settings.shares_emulation or searches:
+        return None
+    return cast("Runner", KeptEmulation(known.model, known.lowered, known.computed_in, settings.cache))
 
 
 def _uncompared(known: Known, reason: str) -> Known:
