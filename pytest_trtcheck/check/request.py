@@ -68,6 +68,9 @@ class Request:
         Which of the several GPUs of `--trt-gpu` it is for, as it is named there.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
+    cut_off
+        Is given the record of a failed check whose diagnosis is cut off (Ctrl-C, a limit on a test's time), before the
+        exception that does so goes on; None: there is no record then.
     """
 
     nodeid: str
@@ -86,6 +89,7 @@ class Request:
     search_folder: Path | None = None
     for_gpu: str | None = None
     watch: Watcher | None = None
+    cut_off: Callable[[CheckRecord], None] | None = None
 
     @property
     def precision(self) -> Precision:
@@ -190,8 +194,6 @@ class Settings:
         Is told, in a line each, what takes long.
     baselines, update_baselines
         What latency is held against, None: nothing; and whether this run's latencies are to be recorded.
-    shares_emulation
-        Whether the same check is made for several GPUs: what is emulated is then computed once, and kept.
     kept_open
         What stays open until the test ends; None: each check closes what it opened.
     broken
@@ -215,7 +217,6 @@ class Settings:
     progress: Callable[[str], None] = lambda _: None
     baselines: Baselines | None = None
     update_baselines: bool = False
-    shares_emulation: bool = False
     kept_open: KeptOpen | None = None
     broken: list[str] = field(default_factory=list)
 
@@ -379,6 +380,12 @@ class Known:
         assert self.runner is not None
         return self.runner(case)
 
+    def computed(self, case: Case) -> Mapping[str, NDArray[Any]]:
+        """The same, computed now and kept nowhere."""
+        assert self.runner is not None
+        found: Mapping[str, NDArray[Any]] = getattr(self.runner, "computed", self.runner)(case)
+        return found
+
     def close(self) -> None:
         """Free what runs the model and its reference."""
         self.reference.close()
@@ -450,6 +457,7 @@ class Known:
             self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
             self.request.parity.max_subgraphs,
+            self.cases,
         )
 
     def alone(self) -> AbstractContextManager[None]:

@@ -89,6 +89,19 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_gpus", "lines", "GPUs of your own, one a line: 'MyBoard = 8.7'", default=(), ini_only=True),
     Option("trt_cache_size", "size", "the most the cache may hold, such as '20 GiB'", default="20 GiB", ini_only=True),
     Option(
+        "trt_memory_limit",
+        "size",
+        "the most memory that a model may take on ONNX Runtime, such as '12 GiB'; default: half of the machine's",
+        ini_only=True,
+    ),
+    Option(
+        "trt_time_limit",
+        "seconds",
+        "how long ONNX Runtime may take to load or to run a model, beside what large models and inputs get",
+        default=30.0,
+        ini_only=True,
+    ),
+    Option(
         "trt_inconclusive",
         "text",
         "what an inconclusive latency verdict does to its test",

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import re
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.spread import Place
     from pytest_trtcheck.record import Environment
 
+_LOG_PACE_S = 10.0
+"""How often a log that nobody watches is told what takes so long."""
 _SHORTEST_KEY = 16
 """Bytes: a secret that nobody guesses, of 128 bits."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -373,7 +376,9 @@ class Session:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
+        from pytest_trtcheck.model import ort_runner
 
+        ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,
@@ -391,9 +396,8 @@ class Session:
             baselines=self.baselines,
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
-            shares_emulation=len(self.requested_gpus) > 1,
             allowance=Allowance(self.get("trt_diagnose")),
-            progress=functools.partial(_show, self.config),
+            progress=_Progress(self.config),
         )
 
 
@@ -444,12 +448,31 @@ def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> 
     )
 
 
-def _show(config: pytest.Config, line: str) -> None:
-    """Show what takes long, where somebody watches: over pytest's own progress line, in a terminal alone."""
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if reporter is None or not reporter.isatty or config.getoption("verbose") < 0:
-        return
-    with capture.global_and_fixture_disabled() if capture else nullcontext():
-        reporter.ensure_newline()
-        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
+class _Progress:
+    """Shows what takes long, over pytest's own progress line: in a terminal all of it, in a log a line now and then.
+
+    A worker of xdist has no terminal, and shows nothing.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._test, self._since = "", 0.0
+
+    def __call__(self, line: str) -> None:
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        if reporter is None or self._config.getoption("verbose") < 0 or not (reporter.isatty or self._is_due()):
+            return
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
+
+    def _is_due(self) -> bool:
+        """Whether a test has been silent for so long that a log should say what it does."""
+        test, now = os.environ.get("PYTEST_CURRENT_TEST", ""), time.monotonic()
+        if test != self._test:
+            self._test, self._since = test, now
+        if now - self._since < _LOG_PACE_S:
+            return False
+        self._since = now
+        return True

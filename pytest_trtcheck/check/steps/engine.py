@@ -6,8 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
+from pytest_trtcheck.backends.tensorrt import emulated
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import parity, scoring
 from pytest_trtcheck.check.steps.asked import accepted, decides_alone
@@ -21,9 +22,8 @@ from pytest_trtcheck.errors import (
     UnsupportedTargetError,
     first_line,
 )
-from pytest_trtcheck.precision.emulation import Emulated as KeptEmulation
-from pytest_trtcheck.precision.emulation import computes_the_reference
-from pytest_trtcheck.precision.reference import CallableReference, SourceReference
+from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
+from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
 from pytest_trtcheck.record import Evidence, GpuRecord
 from pytest_trtcheck.spec import PRECISIONS
 
@@ -217,6 +217,7 @@ def loaded(settings: Settings, known: Known) -> Known:
         if reason is not None:
             return _uncompared(known, reason)
         _refuse_itself(known)
+        _compute_large_reference(known)
     if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
         raise ArgumentError(
             f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
@@ -227,7 +228,12 @@ def loaded(settings: Settings, known: Known) -> Known:
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
     started = time.perf_counter()
-    runner = _emulation(settings, known) or loaded_by(settings, system, found)
+    runner: Runner
+    if isinstance(system, emulated.Emulated) and settings.kept_open is None:
+        # What was computed before is not computed again: it depends on nothing else than its key.
+        runner = Emulated(known.model, known.lowered, found.spec.precision, settings.cache)
+    else:
+        runner = loaded_by(settings, system, found)
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
     known = replace(known, built=found, runner=runner, load_ms=load_ms)
     if system.gpu is not None:
@@ -236,13 +242,13 @@ def loaded(settings: Settings, known: Known) -> Known:
     return known.recorded(backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran)
 
 
-def _emulation(settings: Settings, known: Known) -> Runner | None:
-    """The emulation, kept for the same check of other GPUs; None where it is asked for what hardly comes again."""
-    request = known.request
-    searches = settings.search or request.parity.search or request.parity.score or settings.kept_open
-    if not known.running.is_emulation or not settings.shares_emulation or searches:
-        return None
-    return cast("Runner", KeptEmulation(known.model, known.lowered, known.computed_in, settings.cache))
+def _compute_large_reference(known: Known) -> None:
+    """Get the outputs of a large reference into the cache before the other model is open: either fills the memory."""
+    reference = known.reference
+    if known.model.external and isinstance(reference, Reference) and reference.keeps:
+        for case in known.cases:
+            reference(case)
+        reference.close()
 
 
 def _uncompared(known: Known, reason: str) -> Known:
