@@ -426,11 +426,10 @@ def _known(name: str, extra: Sequence[gpu.GpuModel]) -> gpu.GpuModel:
         here = device.detect(extra).gpu
         if here is None:
             raise
-        line = f"{name.strip()} = {device.capability_text(here.compute_capability)}"
         raise GpuError(
             error.message,
-            f"in this machine is {here.description}: leave --trt-gpu away, or add the line `{line}` to the ini key "
-            "trt_gpus",
+            f"in this machine is {here.description}: {device.how_to_ask(here, extra)}; for a GPU elsewhere: "
+            f"{error.hint}",
         ) from None
 
 
