@@ -311,6 +311,14 @@ class Backend(ABC):
         del precision, op_types
         return None
 
+    def is_served_elsewhere(self, precision: Precision, said: str = "") -> bool:
+        """Whether another system than this one, which ships as well, serves what this one refuses for its GPU.
+
+        `said`: what came of building it; empty where it was refused before.
+        """
+        del precision, said
+        return False
+
     def computes_in(self, precision: Precision) -> Precision:
         """The precision that it really computes in when asked for another, and is judged by."""
         return precision

@@ -52,6 +52,7 @@ class Checker(Settings):
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
             build_options=request.build_options.given() or None,
+            for_gpu=request.for_gpu,
             system=request.parity.backend if request.parity.is_compared else None,
         )
         known: Known | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_trtcheck.choices import BACKEND
+from pytest_trtcheck.choices import BACKEND, GPU
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
@@ -99,8 +99,15 @@ def request_for(
                 "backend=",
             )
         parity = replace(parity, backend=parameters(item)[BACKEND], backends=compared)
+    gpus = options.value(item.config, "trt_gpu")
+    if len(gpus) > 1 and parity.engine is None and GPU not in parameters(item):
+        raise ArgumentError(
+            f"{item.name}: is to be built for {', '.join(gpus)}, and the test came to its check too late",
+            "mark it while tests are collected, and name trt_check or trt_build among its arguments; or name one GPU",
+        )
     return Request(
         nodeid=item.nodeid,
+        for_gpu=parameters(item).get(GPU),
         model=model,
         folders=folders(item),
         parity=parity,
@@ -131,9 +138,9 @@ def made(item: pytest.Item, request: Request) -> CheckRecord:
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
     if writer is None:
-        return session.checker.check(request)
+        return session.checker_for(request.for_gpu).check(request)
     try:
-        record = session.checker.check(replace(request, watch=writer.keep))
+        record = session.checker_for(request.for_gpu).check(replace(request, watch=writer.keep))
         return writer.finish(record, session.circumstances(record.backend))
     finally:
         writer.close()
