@@ -151,7 +151,10 @@ class Session:
                 raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
             if hasattr(report.writer, "require"):
                 report.writer.require()
-        folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
+        folders = ["trt_bundle", "trt_export"] + ["trt_baseline"] * values["trt_update_baseline"]
+        if values["trt_cache_dir"]:
+            where = self._path(values["trt_cache_dir"])
+            check_writable(where, settings.flag("trt_cache_dir"), is_folder=True, is_optional=True)
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)

@@ -67,6 +67,7 @@ def serve(request: dict[str, Any]) -> None:
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
+            answer["errno"] = getattr(error.__cause__, "errno", None)
     response = Path(request["response"])
     response.with_suffix(".part").write_text(json.dumps(answer))
     response.with_suffix(".part").replace(response)
