@@ -252,8 +252,9 @@ def forked(place: Place, at: tuple[str, int] = ("", 0)) -> Ended:
         target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(target, stream)
+        environment = place.environment(at)
         os.environ.clear()
-        os.environ.update(place.environment(at))
+        os.environ.update(environment)
         os.environ["KILLS_ROLE"] = "child"  # of what it starts
         tempfile.tempdir = None
         os.chdir(place.root / "suite")
@@ -430,6 +431,8 @@ class Found:
         self.left_after_next = max(self.left_after_next, len(left))
         self.left.update("/".join(Path(each).parts[:-1]) for each in left)
         self.problems += [f"{where}: {each}" for each in found]
+        for each in found:
+            print(f"{where}: {each}", file=sys.stderr, flush=True)
 
     def holds(self, usual_s: float) -> bool:
         """Nothing was wrong, nobody waited, and nothing was left."""

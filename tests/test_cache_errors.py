@@ -235,6 +235,42 @@ assert "Read-only file system" in new.problem
     )
 
 
+def test_a_file_system_that_never_answers(tmp_path: Path) -> None:
+    """A FUSE file system whose server reads no request, as a network's whose server is gone: `open` has no end."""
+    on_a_small_disk(
+        tmp_path,
+        """
+import ctypes, time
+import pytest_trtcheck.cache.directory as directory
+from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.record import files
+
+try:
+    descriptor = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0".encode()
+    assert not ctypes.CDLL(None).mount(b"hangs", os.fsencode(disk), b"fuse", 0, options)
+except (OSError, AssertionError):
+    raise SystemExit(0)  # there is no FUSE here
+directory.ANSWER_S = files.ANSWER_S = 0.3
+cache = Cache(disk / "c")
+entry = cache.get_or_make(KEY, small)
+assert (entry.path / "engine.plan").read_bytes() == b"plan" and not entry.path.is_relative_to(disk)
+assert "does not answer: its file system took more than 0.3 s" in cache.problem
+start = time.monotonic()
+assert all(cache.get_or_make(KEY, lambda _: 1 / 0).cached for _ in range(20))
+assert time.monotonic() - start < 0.3, "it is asked once"
+assert cache.exposed() is None
+for write in (lambda: files.write_text(disk / "r.json", ""), lambda: files.check_writable(disk / "r", "--trt-report")):
+    try:
+        write()
+    except ReportError as error:
+        assert "did not answer within 0.3 s" in error.message, error
+    else:
+        raise AssertionError("no error")
+""",
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks of its own")
 @pytest.mark.filterwarnings("error")
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,9 +161,14 @@ class Session:
 
     def remove_earlier_reports(self) -> None:
         """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
+        from pytest_trtcheck.record.files import ANSWER_S, answers
+
         for report in settings.reports(self.config):
             if report.option is not None and (given := settings.value(self.config, report.option)):
-                path = self._path(given).resolve()
+                path = self._path(given)
+                if not answers(path, ANSWER_S):
+                    return  # an error in a moment
+                path = path.resolve()
                 if path.is_file() and Path("/dev") not in path.parents:
                     with suppress(OSError):
                         path.unlink()

@@ -83,6 +83,13 @@ ANSWER_S = 60.0
 """The longest, in seconds, that the file system of a report may take to answer."""
 
 
+def _no_answer(what: str) -> ReportError:
+    return ReportError(
+        f"{what}: its file system did not answer within {ANSWER_S:g} s",
+        "see whether its server is up, or name another place",
+    )
+
+
 def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optional: bool = False) -> None:
     """See before the tests run that `path`, which `option` names, can be written; nothing is made.
 
@@ -96,10 +103,7 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
     if not answers(path, ANSWER_S):
         if is_optional:
             return
-        raise ReportError(
-            f"{option}: {path} does not answer: its file system took more than {ANSWER_S:g} s",
-            "see whether its server is up, or name another place",
-        )
+        raise _no_answer(f"{option}: cannot write {path}")
     if path.exists() and path.is_dir() != is_folder:
         raise ReportError(
             f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",
@@ -128,6 +132,8 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
         `path` cannot be written.
     """
     target = Path(path)
+    if not answers(target, ANSWER_S):
+        raise _no_answer(f"cannot write {what} {path}")
     try:
         if target.is_dir():
             raise ReportError(f"cannot write {what} {path}: it is a directory", "name a file in it")
