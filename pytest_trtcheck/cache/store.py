@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -39,6 +40,7 @@ GRACE_S = 3600.0
 _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
 _CRC_BYTES = 4
+_LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -324,6 +326,8 @@ class Cache:
         self._use(directory)
         self._dir.remember(key.kind, key.subject, key.digest)
         made_bytes = sum(size for size, _ in files.values())
+        if made_bytes > _LARGE_BYTES:
+            gc.collect()  # Graphs are cycles, and hold the weights that they were made from.
         self._made_bytes += made_bytes
         self._dir.grew(made_bytes)
         return Entry(directory / FILES, key, False, reason, make_s, self._dir)

@@ -12,7 +12,7 @@ import numpy as np
 from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import half_part
 from pytest_trtcheck.errors import CheckError
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision.reference import Reference
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Headroom:
 
     def __init__(self, known: Known) -> None:
         self._folder: HeldFolder | None = None
-        self._runner: ort.OrtRunner | None = None
+        self._runner: OrtRunner | None = None
         self._names: list[str] = []
         reference = known.reference
         if half_part(known.computed_in) != "fp16" or not isinstance(reference, Reference) or known.model.custom_ops:
@@ -63,7 +63,7 @@ class Headroom:
         self._folder = scratch_folder("search")
         probe, outputs = Probes(path, Path(self._folder.name)).with_extremes(tensors)
         self._names = [name for least, largest, *_ in outputs.values() for name in (least, largest)]
-        self._runner = ort.OrtRunner(probe, known.model.label)
+        self._runner = OrtRunner(probe, known.model.label)
 
     def used(self, case: Case) -> float:
         """The share that is used on one case; 1 is all of it, or more."""

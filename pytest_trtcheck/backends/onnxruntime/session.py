@@ -115,7 +115,7 @@ class ProviderRunner:
         self.scratch = scratch
         self.partition: PartitionRecord | None = None
         self._outer = dict(outer)
-        self._runner = ort.OrtRunner.of(session, label)
+        self._runner = ort.OrtSession.of(session, label)
         self._types = {put.name: put.type for put in session.get_inputs()}
 
     def converted(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
@@ -265,6 +265,6 @@ def profile_of(runner: ProviderRunner, open_with: Any, case: InputMapping) -> pl
     """What ran in a session of its own, by ONNX Runtime's profiler."""
 
     def run(session: Any, inputs: InputMapping) -> None:
-        ort.OrtRunner.of(session, runner.label)(runner.converted(inputs))
+        ort.OrtSession.of(session, runner.label)(runner.converted(inputs))
 
     return placement.profiled(open_with, case, run)
