@@ -82,6 +82,8 @@ class Checker(Settings):
             asked.dismiss_builder(self, request)
             if known is not None and self.kept_open is None:
                 known.close()
+        if self.cache.problem is not None:
+            record = replace(record, notes=(*record.notes, f"cache: {self.cache.problem}"))
         return replace(record, duration_s=time.perf_counter() - start)
 
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:

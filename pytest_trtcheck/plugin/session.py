@@ -179,16 +179,24 @@ class Session:
                 raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
             if hasattr(report.writer, "require"):
                 report.writer.require()
-        folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
+        folders = ["trt_bundle", "trt_export"] + ["trt_baseline"] * values["trt_update_baseline"]
+        if values["trt_cache_dir"]:
+            where = self._path(values["trt_cache_dir"])
+            check_writable(where, settings.flag("trt_cache_dir"), is_folder=True, is_optional=True)
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
 
     def remove_earlier_reports(self) -> None:
         """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
+        from pytest_trtcheck.record.files import ANSWER_S, answers
+
         for report in settings.reports(self.config):
             if report.option is not None and (given := settings.value(self.config, report.option)):
-                path = self._path(given).resolve()
+                path = self._path(given)
+                if not answers(path, ANSWER_S):
+                    return  # an error in a moment
+                path = path.resolve()
                 if path.is_file() and Path("/dev") not in path.parents:
                     with suppress(OSError):
                         path.unlink()

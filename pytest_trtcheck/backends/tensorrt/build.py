@@ -125,6 +125,8 @@ def build(
     response = answered.response
     if response is None or response["stage"]:
         Path(plan_path).unlink(missing_ok=True)
+        if response and response.get("errno"):
+            raise OSError(response["errno"], os.strerror(response["errno"]), str(plan_path))
         errors = [_relevant(error, target) for error in response["errors"]] if response else []
         stage = (response and response["stage"]) or "build an engine from"
         raise _failure(module, f"{stage} {label or Path(model_path).name}", answered.ended, errors, messages)

@@ -72,6 +72,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
+            answer["errno"] = getattr(error.__cause__, "errno", None)
         finally:
             listeners.remove(say)
     return answer
