@@ -134,7 +134,7 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     )
 
 
-_UNSAFE = re.compile(
+_UNSAFE = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _LONGEST = 200_000
@@ -152,7 +152,9 @@ def visible(text: str) -> str:
     if len(text) > _LONGEST:
         half = _LONGEST // 2
         text = f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
-    return text if text.isprintable() else _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return (
+        text if text.isprintable() else re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
+    )
 
 
 def first_line(said: object) -> str:
