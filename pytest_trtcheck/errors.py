@@ -139,7 +139,10 @@ _NO_MEMORY = (
     r"(?i)out[ _]?of[ _]?memory|bad.?alloc|failed to allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
     r"cudaErrorMemoryAllocation"
 )
-_PERHAPS_NO_MEMORY = r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|(?:cudnn|cublas)(?:Lt)?Create\w*"
+_PERHAPS_NO_MEMORY = (
+    r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|"
+    r"(?:cudnn|cublas)(?:Lt)?Create\w*"
+)
 
 
 def lacked_memory(said: str) -> Literal["certainly", "perhaps"] | None:

@@ -132,12 +132,12 @@ class Collector:
 
     def _keep_cut_off(self, session: pytest.Session) -> None:
         """Take the records of a test that Ctrl-C ended: pytest makes no report of it that could bring them here."""
-        from pytest_trtcheck.record import PROPERTY, CheckRecord
-
         for item in getattr(session, "items", ()):
-            if item.user_properties and self._end(item.nodeid) is None:
-                found = (CheckRecord.from_json(value) for name, value in item.user_properties if name == PROPERTY)
-                self.records += [replace(record, outcome="failed") for record in found]
+            found = [str(value) for name, value in item.user_properties if name == PROPERTY]
+            if found and self._end(item.nodeid) is None:
+                from pytest_trtcheck.record import CheckRecord
+
+                self.records += [replace(CheckRecord.from_json(each), outcome="failed") for each in found]
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
