@@ -48,6 +48,8 @@ def half_part(precision: str) -> HalfName | None:
     return next((part for part in parts_of(precision) if part in HALVES), None)
 
 
+PROPERTY = "trtcheck"
+"""The name under which a record rides on `item.user_properties`."""
 MARKERS = ("trt_parity", "trt_latency")
 PRECISION, BATCH, BACKEND, GPU = "_trt_precision", "_trt_batch", "_trt_backend", "_trt_gpu"
 """The parameters that lists in a marker or an option become."""

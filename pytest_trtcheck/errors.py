@@ -138,23 +138,25 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     )
 
 
-_NO_MEMORY = re.compile(
+# Texts, which `re` compiles when they are first needed: every pytest run loads this module.
+_NO_MEMORY = (
     r"(?i)out[ _]?of[ _]?memory|bad.?alloc|failed to allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
     r"cudaErrorMemoryAllocation"
 )
-_PERHAPS_NO_MEMORY = re.compile(
-    r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|(?:cudnn|cublas)(?:Lt)?Create\w*"
+_PERHAPS_NO_MEMORY = (
+    r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|"
+    r"(?:cudnn|cublas)(?:Lt)?Create\w*"
 )
 
 
 def lacked_memory(said: str) -> Literal["certainly", "perhaps"] | None:
     """Whether a library failed because memory ran out; cuDNN and cuBLAS call it an internal error, or say no more."""
-    if _NO_MEMORY.search(said):
+    if re.search(_NO_MEMORY, said):
         return "certainly"
-    return "perhaps" if _PERHAPS_NO_MEMORY.search(said) else None
+    return "perhaps" if re.search(_PERHAPS_NO_MEMORY, said) else None
 
 
-_UNSAFE = re.compile(
+_UNSAFE = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _LONGEST = 200_000
@@ -172,7 +174,9 @@ def visible(text: str) -> str:
     if len(text) > _LONGEST:
         half = _LONGEST // 2
         text = f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
-    return text if text.isprintable() else _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return (
+        text if text.isprintable() else re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
+    )
 
 
 def first_line(said: object) -> str:

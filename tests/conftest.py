@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-LEFT_OUT = ("anyio", "asyncio", "flaky", "hypothesispytest", "repeat", "rerunfailures")
+LEFT_OUT = (
+    "anyio",
+    "asyncio",
+    "flaky",
+    "html",
+    "hypothesispytest",
+    "pytest-split",
+    "pytest_cov",
+    "randomly",
+    "repeat",
+    "rerunfailures",
+    "sugar",
+    "timeout",
+)
 """Plugins that a small suite is run without: those that run tests in a way of their own, and hypothesis's, which
 imports all of hypothesis to end a run in which nothing used it."""
 

@@ -375,10 +375,11 @@ def test_no_pass_is_left_where_the_parser_refuses(suite: Suite) -> None:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the cases' own arithmetic
-        cases = {case.name: case.model for case in load_model_tests(kind="node") if case.name in wanted}
-    for name, proto in cases.items():
-        assert proto is not None
-        onnx.save(proto, suite.path / f"{name}.onnx")
+        cases = [case for case in load_model_tests(kind="node") if case.name in wanted]
+    for case in cases:
+        # onnx 1.19 has them as files, later releases as objects.
+        proto = onnx.load(f"{case.model_dir}/model.onnx") if case.model is None else case.model
+        onnx.save(proto, suite.path / f"{case.name}.onnx")
     run = suite.run(*sorted(path.name for path in suite.path.glob("test_*.onnx")))
     verdicts = {record["nodeid"].split(".")[0]: record["verdict"] for record in run.checks}
     passed = {name for name, verdict in verdicts.items() if verdict == "pass"}

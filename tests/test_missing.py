@@ -41,6 +41,16 @@ def test_dead_worker(suite: Suite) -> None:
     assert "test_x.py::test_dies (its process died)" in " ".join(run.text.split())
 
 
+def test_what_is_registered_has_no_properties() -> None:
+    """pytest 8.2 reads every attribute of a plugin object: a report was put together before the first test ran."""
+    import functools
+
+    from pytest_trtcheck.plugin.summary import Collector
+
+    computed = (property, functools.cached_property)
+    assert not [name for name, each in vars(Collector).items() if isinstance(each, computed)]
+
+
 def test_ended_before_the_check(suite: Suite) -> None:
     suite.write(
         test_x=HEAD

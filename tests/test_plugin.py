@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -391,6 +392,54 @@ def test_speed(trt_build, trt_benchmark):
     run.result.assert_outcomes(skipped=1)
     assert "not measured: trt_benchmark needs a GPU" in run.text
     run_everywhere("--trt-require-gpu").result.assert_outcomes(errors=1)
+    run = run_everywhere("-pno:benchmark")
+    run.result.assert_outcomes(errors=1)
+    assert "trt_benchmark: the plugin pytest-benchmark is not loaded" in run.text
+    assert 'pip install "pytest-trtcheck[benchmark]"' in run.text
+
+
+def test_tests_without_a_check_load_no_records(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types of records take five times as long to load as the rest of the plugin."""
+    monkeypatch.delenv("TRTCHECK_CACHE_DIR")  # An option that is given is looked at, and a model that is met.
+    for model in suite.path.glob("*.onnx"):
+        model.unlink()
+    (suite.path / "conftest.py").write_text(
+        "import sys\n"
+        "def pytest_unconfigure():\n"
+        "    print('\\nloaded', sorted(name for name in sys.modules if name.startswith('pytest_trtcheck.')))\n"
+    )
+    (suite.path / "test_other.py").write_text("def test_other(): ...\n\ndef test_fails(): assert 0\n")
+    result = suite.pytester.runpytest_subprocess("-q", "-s")
+    result.assert_outcomes(passed=1, failed=1)
+    (line,) = [line for line in result.outlines if line.startswith("loaded")]
+    assert "pytest_trtcheck.plugin.summary" in line
+    for name in ("record", "check", "cache", "compare", "model", "plugin.session", "plugin.items"):
+        assert f"'pytest_trtcheck.{name}" not in line
+
+
+def test_no_dependency_brings_a_plugin_of_its_own() -> None:
+    """It would be loaded in every run, for those as well who check nothing; extras that do (hypothesis) say so."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from packaging.requirements import Requirement
+
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["cpu"], *extras["report"]]
+    seen: set[str] = set()
+    while needed:
+        requirement = Requirement(needed.pop())
+        marker = requirement.marker
+        if requirement.name in {*seen, "pytest"} or (marker and not marker.evaluate({"extra": ""})):
+            continue
+        try:
+            needed += distribution(requirement.name).requires or ()
+        except PackageNotFoundError:
+            continue
+        seen.add(requirement.name)
+    assert {"numpy", "onnx", "filelock", "msgspec"} <= seen
+    assert not [name for name in seen if any(each.group == "pytest11" for each in distribution(name).entry_points)]
 
 
 def test_a_warm_check_loads_no_library_for_graphs(suite: Suite) -> None:

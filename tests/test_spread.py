@@ -151,7 +151,8 @@ def test_the_report_names_what_ran_each_check(suite: Suite) -> None:
         test_it='@trt_parity("conv.onnx", batch=2)\n@pytest.mark.parametrize("n", range(3))\ndef test_n(n): ...\n',
         conftest="""
 from dataclasses import replace
-from pytest_trtcheck.record import PROPERTY, CheckRecord, GpuRecord
+from pytest_trtcheck.choices import PROPERTY
+from pytest_trtcheck.record import CheckRecord, GpuRecord
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_makereport(item, call):

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -299,12 +300,17 @@ def format_bytes(count: float) -> str:
 
 
 def user_folder() -> Path:
-    """Where the cache lies unless somebody says otherwise."""
-    import platformdirs
-
-    try:
-        found = Path(platformdirs.user_cache_dir("pytest-trtcheck"))
-    except RuntimeError:
-        found = Path("~")
-    # A container's nameless user has no home, of which older releases of platformdirs make a path as well.
+    """Where the cache lies unless somebody says otherwise: where the system keeps an account's caches."""
+    # Not by platformdirs: it comes with a pytest plugin, which would be loaded in every run of whoever installs this.
+    if sys.platform == "win32":
+        found = Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local", _OWNER, "Cache")
+    elif sys.platform == "darwin":
+        found = Path("~/Library/Caches", _OWNER)
+    else:
+        # A relative one is to be ignored (XDG base directory specification).
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        found = Path(given if given.is_absolute() else "~/.cache", _OWNER)
+    with suppress(RuntimeError):
+        found = found.expanduser()
+    # A container's nameless user has no home.
     return found if found.is_absolute() else Path(gettempdir(), f"pytest-trtcheck-{_uid()}")

@@ -182,12 +182,18 @@ def trt_engine(request: pytest.FixtureRequest, trt_build_options: BuildOptions |
 
 @pytest.fixture
 def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
-    """`trt_benchmark(engine, inputs)`: pytest-benchmark's `benchmark`, timed in GPU time. It needs a GPU.
+    """`trt_benchmark(engine, inputs)`: pytest-benchmark's `benchmark`, timed in GPU time. It needs both.
 
     The statistics, their JSON, comparison and histogram are pytest-benchmark's own.
     """
+    from pytest_trtcheck.errors import MissingDependencyError
     from pytest_trtcheck.plugin.benchmark import GpuBenchmark
 
+    if not request.config.pluginmanager.hasplugin("benchmark"):
+        raise MissingDependencyError(
+            "trt_benchmark: the plugin pytest-benchmark is not loaded",
+            'pip install "pytest-trtcheck[benchmark]", and leave `-p no:benchmark` away',
+        )
     checker = _checker(request)
     if checker.detected is None:
         reason = f"not measured: trt_benchmark needs a GPU ({checker.machine.no_gpu})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_trtcheck.choices import BACKEND, GPU
+from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
 SEARCH_FOLDER = "trtcheck_inputs"
 """Where, beside the test, inputs are kept that a search found."""
-RUNS = "trtcheck.runs"
+RUNS = f"{PROPERTY}.runs"
 """The property that says of a test which was run again how often it ran."""
 
 
@@ -38,13 +38,12 @@ def begin_run(item: pytest.Item) -> None:
 
 def is_our_property(name: object) -> bool:
     """Whether a user property of a test was put there by a check."""
-    return name == "trtcheck" or str(name).startswith("trtcheck.")
+    return name == PROPERTY or str(name).startswith(f"{PROPERTY}.")
 
 
 def attach(item: pytest.Item, record: CheckRecord) -> None:
     """Let the record ride on the item, so that xdist workers and JUnit carry it."""
     from pytest_trtcheck.plugin import options
-    from pytest_trtcheck.record import PROPERTY
 
     record = replace(record, runs=item.stash.get(RUN, 1))
     index = sum(name == PROPERTY for name, _ in item.user_properties)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CheckError, first_line, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
@@ -48,6 +49,20 @@ def _reason(said: object) -> str:
     return first_line(str(crash.message if crash else said))
 
 
+def _with_outcome(record: str, report: pytest.TestReport, outcome: pytest.TestReport) -> CheckRecord:
+    """The record that a report carries as JSON, with how its test went."""
+    # Here, since most tests of most suites carry none: the types of records are most of what this plugin loads.
+    from pytest_trtcheck.record import CheckRecord, Location
+
+    reason: str | None = getattr(outcome, "wasxfail", None)
+    return replace(
+        CheckRecord.from_json(record),
+        expected_failure=(reason or "xfail") if reason is not None and outcome.outcome == "skipped" else None,
+        outcome=outcome.outcome,
+        location=Location(report.location[0], (report.location[1] or 0) + 1),
+    )
+
+
 class Collector:
     """Takes the records off the test reports, which reach this process from every xdist worker."""
 
@@ -64,6 +79,10 @@ class Collector:
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
         self._told_planned = False
+        # No properties: older releases of pytest read every attribute of what is registered, and these would be worked
+        # out before the first test ran.
+        self._missing = functools.cache(self._find_missing)
+        self._record = functools.cache(self._make_record)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -98,18 +117,8 @@ class Collector:
 
     def _keep(self, report: pytest.TestReport, outcome: pytest.TestReport) -> None:
         """Take the records of one run of a test; they replace those of its earlier runs."""
-        from pytest_trtcheck.record import PROPERTY, CheckRecord, Location
-
-        reason: str | None = getattr(outcome, "wasxfail", None)
         records = [
-            replace(
-                CheckRecord.from_json(str(value)),
-                expected_failure=(reason or "xfail") if reason is not None and outcome.outcome == "skipped" else None,
-                outcome=outcome.outcome,
-                location=Location(report.location[0], (report.location[1] or 0) + 1),
-            )
-            for name, value in report.user_properties
-            if name == PROPERTY
+            _with_outcome(str(value), report, outcome) for name, value in report.user_properties if name == PROPERTY
         ]
         # Two workers may run the same test (`--dist each`), and each of them counts.
         test = (report.nodeid, getattr(report, "worker_id", None))
@@ -123,12 +132,12 @@ class Collector:
 
     def _keep_cut_off(self, session: pytest.Session) -> None:
         """Take the records of a test that Ctrl-C ended: pytest makes no report of it that could bring them here."""
-        from pytest_trtcheck.record import PROPERTY, CheckRecord
-
         for item in getattr(session, "items", ()):
-            if item.user_properties and self._end(item.nodeid) is None:
-                found = (CheckRecord.from_json(value) for name, value in item.user_properties if name == PROPERTY)
-                self.records += [replace(record, outcome="failed") for record in found]
+            found = [str(value) for name, value in item.user_properties if name == PROPERTY]
+            if found and self._end(item.nodeid) is None:
+                from pytest_trtcheck.record import CheckRecord
+
+                self.records += [replace(CheckRecord.from_json(each), outcome="failed") for each in found]
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
@@ -201,7 +210,7 @@ class Collector:
                 self.records,
                 session.cache,
                 gpu=judged.product if judged else None,
-                environment=self._record.environment,
+                environment=self._record().environment,
             )
             self._told += done.lines()
         except CheckError as error:
@@ -226,14 +235,14 @@ class Collector:
 
     def _write(self, report: Report) -> None:
         path = settings.value(self._config, report.option) if report.option else None
-        if report.of_tests or (not path if report.option else not (self.records or self._missing)):
+        if report.of_tests or (not path if report.option else not (self.records or self._missing())):
             return
         from pytest_trtcheck.plugin.session import session_of
         from pytest_trtcheck.report.view import Run
 
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
         run = Run(
-            self._record,
+            self._record(),
             settings.path(self._config, path) if path else None,
             self._config.rootpath,
             reporter._tw.fullwidth if reporter else 80,
@@ -242,8 +251,7 @@ class Collector:
         for line in report.writer.write(run):
             self._shown.append(line)
 
-    @functools.cached_property
-    def _record(self) -> RunRecord:
+    def _make_record(self) -> RunRecord:
         from pytest_trtcheck.backends import tensorrt_module
         from pytest_trtcheck.plugin.session import session_of
         from pytest_trtcheck.report import json_report
@@ -253,10 +261,9 @@ class Collector:
         used = {record.gpu.uuid or "": record.gpu for record in self.records if record.gpu is not None}
         gpus = tuple(used[uuid] for uuid in sorted(used))
         environment = replace(environment, gpu=gpus[0] if gpus else environment.gpu, gpus=gpus if gpus[1:] else ())
-        return json_report.document(self.records, environment, self._missing, self._stopped)
+        return json_report.document(self.records, environment, self._missing(), self._stopped)
 
-    @functools.cached_property
-    def _missing(self) -> list[MissingRecord]:
+    def _find_missing(self) -> list[MissingRecord]:
         """The tests that were to check something and left no record."""
         recorded = {record.nodeid for record in self.records}
         return [self._absent(nodeid) for nodeid in self._planned if nodeid not in recorded]

@@ -8,7 +8,6 @@ from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord, ItemsReco
 from pytest_trtcheck.record.check import CheckRecord, Location, ProofRecord, SearchRecord, without_parameter
 from pytest_trtcheck.record.common import (
     BASELINE,
-    PROPERTY,
     SCHEMA_VERSION,
     SEVERITY,
     TOOL,
@@ -59,7 +58,6 @@ from pytest_trtcheck.record.system import (
 
 __all__ = [
     "BASELINE",
-    "PROPERTY",
     "SCHEMA_VERSION",
     "SEVERITY",
     "TOOL",

@@ -29,10 +29,6 @@ SCHEMA_VERSION = 1
 TOOL = "pytest-trtcheck"
 
 
-PROPERTY = "trtcheck"
-"""The name under which a record rides on `item.user_properties`."""
-
-
 SEVERITY: tuple[Verdict, ...] = ("not_measured", "pass", "inconclusive", "fail", "error")
 """From what says least to what must be looked at first: the order in which verdicts combine."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.record import PROPERTY
+from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.report.text import one_line
 from pytest_trtcheck.report.view import decisive, scored
 
