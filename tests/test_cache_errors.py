@@ -126,7 +126,7 @@ def on_a_small_disk(tmp_path: Path, code: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     prefix = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
-    mount = f"mount -t tmpfs -o size=1m tmpfs '{disk}'"
+    mount = f"mount -t tmpfs -o size=1m,mode=0755 tmpfs '{disk}'"
     probe = [*prefix, "sh", "-c", mount]
     if shutil.which("unshare") is None or subprocess.run(probe, check=False, capture_output=True).returncode != 0:
         pytest.skip("file systems cannot be mounted here")

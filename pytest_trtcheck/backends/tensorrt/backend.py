@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import platform
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -21,7 +23,7 @@ from pytest_trtcheck.backends.tensorrt.layers import timed, unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
-from pytest_trtcheck.cache import Cache, Entry, Key, hash_file, scratch_folder
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes, hash_file, scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence
-    from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision
+    from pytest_trtcheck.spec import BuildOptions, HardwareCompatible, InputMapping, Precision
 
 PLAN_FILE = "engine.plan"
 IO_FILE = "io.json"
@@ -145,18 +147,19 @@ class TensorRT(Backend):
         with contextlib.suppress(CheckError), contextlib.closing(Cuda()):
             pass
 
-    def key_parts(self) -> dict[str, str]:
-        """What of it an engine is bound to."""
+    def key_parts(self, compatible: HardwareCompatible = "none") -> dict[str, str]:
+        """What of it an engine is bound to, the operating system and the processor included."""
         versions = {"module": self.module.name, "tensorrt": self.module.version, "cuda": _cuda(self.module.name)}
+        versions["platform"] = f"{sys.platform}-{platform.machine()}"
         if self.gpu is not None:
-            return {**versions, **identity_parts(self.gpu)}
+            return {**versions, **identity_parts(self.gpu, compatible)}
         return {**versions, "compute_capability": self.target.sm}
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engine from the cache, or built into it."""
         check_options(self.module, spec.options, spec.precision, self.target)
-        key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
-        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder))
+        key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts(spec.options.hardware_compatible)})
+        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder), shared=True)
         made = json.loads((entry.path / _BUILD_FILE).read_text())
         if entry.cached and hash_file(entry.path / PLAN_FILE) != made["sha256"]:
             # Checksums guard against accidents: this was somebody who wrote them again.
@@ -164,14 +167,18 @@ class TensorRT(Backend):
                 f"{spec.model.label}: {entry.path / PLAN_FILE} was replaced: it is not the engine that was built",
                 "see who can write there, then empty it with --trt-cache-clear",
             )
+        notes = tuple(made["notes"])
+        if (built_on := made.get("gpu", self.product)) != self.product:
+            notes = (f"built on the {built_on}, whose choice of kernels it is: hardware_compatible", *notes)
         record = EngineRecord(
             key=key.digest,
             cached=entry.cached,
             miss_reason=entry.miss_reason,
+            cache=entry.origin,
             build_s=made["build_s"],
             bytes=made["bytes"],
             sha256=made["sha256"],
-            build_notes=tuple(made["notes"]),
+            build_notes=notes,
         )
         return Built(spec, entry.path / PLAN_FILE, record, entry)
 
@@ -179,7 +186,7 @@ class TensorRT(Backend):
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-        kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
+        kernels = built.entry.read_extra(self._kernels) if built.entry else None
         _, *names = built.spec.lowered.details.get("io", [None])
         options = built.spec.options
         return Engine(
@@ -277,7 +284,13 @@ class TensorRT(Backend):
         engine = cast("Engine", runner)
         kernels = None if engine.jit_cache_used else engine.jit_cache()
         if kernels and built.entry:
-            built.entry.write_extra(JIT_CACHE, kernels)
+            built.entry.write_extra(self._kernels, kernels)
+
+    @property
+    def _kernels(self) -> str:
+        """Under which the kernels lie beside an engine: they are this kind of GPU's and its driver's alone."""
+        bound_to = json.dumps(identity_parts(self.gpu)) if self.gpu is not None else ""
+        return f"{JIT_CACHE}-{hash_bytes(bound_to.encode())[:16]}"
 
     def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> None:
         with scratch_folder("timing") as scratch:
@@ -303,6 +316,7 @@ class TensorRT(Backend):
             "build_s": plan.build_s,
             "bytes": plan.bytes,
             "sha256": hash_file(plan.path),
+            "gpu": self.product,
             "notes": [note for note in notes if note],
         }
         (folder / _BUILD_FILE).write_text(json.dumps(made))

@@ -139,7 +139,7 @@ class ExistingEngine(TensorRT):
             raise GpuError(f"{self.file.label}: was changed on disk during the check", "run the test again")
         io = json.loads((built.entry.path / _FOUND_FILE).read_text())["io"]
         kept = built.entry.path / JIT_CACHE
-        kernels = built.entry.read_extra(JIT_CACHE) or (kept.read_bytes() if kept.exists() else None)
+        kernels = built.entry.read_extra(self._kernels) or (kept.read_bytes() if kept.exists() else None)
         return Engine(
             serialized,
             self.module,
