@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import hmac
 import json
-import os
-import threading
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.hashing import Checksum, Stamp, checksum, sign, stamp
 from pytest_trtcheck.cache.key import Key
+from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,10 +132,8 @@ def remember_verified(entry: Path, stamps: Mapping[Path, Stamp], secret: bytes |
     if sum(each.size for each in stamps.values()) < _WORTH_REMEMBERING:
         return
     text = json.dumps({path.relative_to(entry).as_posix(): each for path, each in stamps.items()}).encode()
-    part = entry / f".{VERIFIED}-{os.getpid()}-{threading.get_ident()}"
-    with suppress(OSError):
+    with suppress(OSError), replacing(entry / VERIFIED) as part:
         part.write_bytes(_sealed(text, VERIFIED, secret))
-        part.replace(entry / VERIFIED)
 
 
 def recall_verified(entry: Path, manifest: Manifest, secret: bytes | None = None) -> dict[Path, Stamp] | None:

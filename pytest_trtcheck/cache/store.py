@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import hmac
 import math
@@ -49,6 +50,7 @@ _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
 _CRC_BYTES = 4
 _SIGNATURE_BYTES = 32
+_LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class Cache:
         self._used: set[Path] = set()
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
         self._made_bytes = math.inf  # since the limit was looked at
+        self._is_clean = False
 
     def require_private(self) -> None:
         """See that nobody else could have put entries here: an engine is code that runs where it is loaded.
@@ -378,6 +381,8 @@ class Cache:
         self._use(directory)
         self._dir.remember(key.kind, key.subject, key.digest)
         made_bytes = sum(found.size for found in files.values())
+        if made_bytes > _LARGE_BYTES:
+            gc.collect()  # Graphs are cycles, and hold the weights that they were made from.
         self._made_bytes += made_bytes
         self._dir.grew(made_bytes)
 
@@ -421,7 +426,11 @@ class Cache:
         return True
 
     def _tidy(self) -> None:
-        """Remove what the dead left and what exceeds the limit, once enough was made to be worth listing the store."""
+        """Remove what the dead left, and what exceeds the limit, once enough was made to be worth listing the store."""
+        if not self._is_clean:
+            self._is_clean = True
+            with suppress(OSError):
+                self._dir.remove_leftovers()
         limit = math.inf if self.max_bytes is None else self.max_bytes
         weight = self._dir.weight_bytes()
         if self._made_bytes < limit / 100 or (weight <= limit and math.isfinite(weight)):
@@ -429,7 +438,6 @@ class Cache:
         self._made_bytes = 0
         # The entry that was asked for is there: tidying up may fail, as where another user's entries are in the way.
         with suppress(OSError, CacheError), self._dir.locked("tidy", "tidying it"):
-            self._dir.remove_leftovers()
             stored = sorted(self._stored(), key=lambda entry: _idle_s(entry.last_used), reverse=True)
             total = sum(entry.bytes for entry in stored) + self._dir.unfinished_bytes()
             for entry in stored:
