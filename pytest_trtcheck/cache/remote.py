@@ -555,7 +555,8 @@ class Remote:
             self.tally.trouble(self.address.without_secrets(text))
 
     def _words(self, error: Exception) -> str:
-        text = first_line(str(error))[:300] or repr(error)
+        # Without the entry's own address, so that what went wrong several times is told once.
+        text = re.sub(rf"/{_LAYOUT}/[^\s'\"]+", "/…", first_line(str(error)))[:300] or repr(error)
         return f"{type(error).__name__}: {text}"
 
 
