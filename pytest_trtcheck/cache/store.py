@@ -14,9 +14,9 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
-from pytest_trtcheck.cache.directory import CacheDir
+from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
 from pytest_trtcheck.cache.hashing import Stamp, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, stored_entry, table
@@ -33,7 +33,7 @@ from pytest_trtcheck.cache.manifest import (
     verify_files,
     write_manifest,
 )
-from pytest_trtcheck.errors import CacheError
+from pytest_trtcheck.errors import CacheError, CachePlaceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,17 +77,20 @@ class Entry:
     def write_extra(self, name: str, data: bytes) -> None:
         """Attach or replace a file beside the entry's own, atomically: something learned later, such as a JIT cache.
 
-        It does not touch the entry's validity. Nothing is attached to an entry that was cleared in the meantime.
-
-        Raises
-        ------
-        CacheError
-            When the cache directory cannot be written.
+        It does not touch the entry's validity. Nothing is attached to an entry that was cleared in the meantime, and
+        what can't be written is not there the next time: `Cache.problem` says so.
         """
         path = self._extra(name)
         doing = f"storing {name} of {_name(self.key)}"
         if not self.path.is_dir():
             return
+        try:
+            self._write(path, data, doing)
+        except CacheError as error:
+            self._dir.problem = self._dir.problem or error.message
+
+    def _write(self, path: Path, data: bytes, doing: str) -> None:
+        name = path.name
         with self._dir.working(doing) as work, self._dir.guarded(doing):
             (work / name).write_bytes(self._seal(name, data) + data)
             with suppress(FileNotFoundError):  # cleared in the meantime
@@ -136,6 +139,9 @@ class Cache:
         Whether entries are taken that are not signed, although others can write into the directory.
     remote
         A cache that machines share, which is asked for what is not here and shared.
+    is_spare
+        Whether this one stands in for another. Where the file system of `root` refuses (full, read-only) or does not
+        answer, a temporary directory stands in for as long as this object lives, and `problem` says so.
     """
 
     def __init__(
@@ -146,6 +152,7 @@ class Cache:
         secret: bytes | None = None,
         trusts: bool = False,
         remote: Remote | None = None,
+        is_spare: bool = False,
     ) -> None:
         self.root = Path(root).absolute()
         self.max_bytes = max_bytes
@@ -158,6 +165,9 @@ class Cache:
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
         self._made_bytes = math.inf  # since the limit was looked at
         self._is_clean = False
+        self._is_spare = is_spare
+        self._spare: Cache | None = None
+        self._refused: CachePlaceError | None = None
 
     def require_private(self) -> None:
         """See that nobody else could have put entries here: an engine is code that runs where it is loaded.
@@ -169,6 +179,10 @@ class Cache:
         """
         if self._is_private or self._secret is not None or self._trusts:
             return
+        try:
+            self._dir.require_answer()
+        except CachePlaceError:
+            return  # nothing is taken from there
         if (why := self._dir.exposed()) is not None:
             raise CacheError(
                 f"the cache directory is not used: {why}, and an engine is code: theirs would run here",
@@ -185,7 +199,7 @@ class Cache:
         CacheError
             When the cache directory cannot be read.
         """
-        return self._find(key)[0]
+        return self._look(key)
 
     def find(self, kind: str, digest: str) -> Entry | None:
         """The entry whose key has this digest, whole and checked; None where there is none or a damaged one.
@@ -198,8 +212,16 @@ class Cache:
         try:
             key = read_manifest(self._dir.entries / kind / digest, self._secret).key
         except DamagedError:
-            return None
+            return self._spare.find(kind, digest) if self._spare else None
         return self.get(key)
+
+    def remembers(self, kind: str, subject: str, **parts: str) -> bool:
+        """Whether one of the subject's entries that were made last has these parts in its key; a quick look."""
+        for path in self._dir.recall(kind, subject):
+            with suppress(DamagedError):
+                if parts.items() <= recall_manifest(path).key.parts.items():
+                    return True
+        return False
 
     def get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool = False) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
@@ -211,8 +233,61 @@ class Cache:
         Raises
         ------
         CacheError
-            When the cache directory cannot be used, or became full while `make` wrote.
+            When the cache directory is not one, and when a temporary one cannot be used either.
         """
+        if self._spare is None:
+            try:
+                return self._get_or_make(key, make, shared=shared)
+            except CachePlaceError as error:
+                self._take_spare(error)
+        found = self._look(key)
+        if found is not None:
+            return found
+        try:
+            return cast("Cache", self._spare).get_or_make(key, make, shared=shared)
+        except CachePlaceError as error:
+            refused = cast("CachePlaceError", self._refused)
+            raise CacheError(
+                f"{refused.message}\n  and a temporary directory instead: {error.message}", refused.hint
+            ) from error
+
+    @property
+    def problem(self) -> str | None:
+        """Why something is not kept, where that is so; what was made is then good for this process alone."""
+        return self._dir.problem
+
+    def _take_spare(self, error: CachePlaceError) -> None:
+        """Go on in a temporary directory: what can't be kept is no reason against what is computed."""
+        if self._is_spare:
+            raise error
+        try:
+            self._spare_folder = scratch_folder("cache")
+            self._spare = Cache(
+                Path(self._spare_folder.name, "cache"),
+                self.max_bytes,
+                secret=self._secret,
+                trusts=self._trusts,
+                remote=self.remote,
+                is_spare=True,
+            )
+        except OSError as other:
+            raise CacheError(
+                f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
+            ) from error
+        self._refused = error
+        self._dir.problem = f"nothing that is made is kept: {error.message}"
+
+    def _look(self, key: Key) -> Entry | None:
+        """The entry, here or in the temporary directory; what can't be read here is not there."""
+        try:
+            found, _ = self._find(key)
+        except CachePlaceError:
+            if self._spare is None:
+                raise
+            found = None
+        return found or (self._spare.get(key) if self._spare else None)
+
+    def _get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool) -> Entry:
         if shared and self.remote is not None:
             self._proposed[self._directory(key)] = key
         entry, _ = self._find(key)
@@ -231,11 +306,15 @@ class Cache:
     def watch(self) -> None:
         """Forget what was asked for until now: `share` is then about what follows."""
         self._proposed.clear()
+        if self._spare is not None:
+            self._spare.watch()
 
     def share(self, is_proved: Callable[[Key], bool]) -> None:
         """Write what was asked for since `watch`, and proved itself, to the shared cache."""
         if self.remote is None:
             return
+        if self._spare is not None:
+            self._spare.share(is_proved)
         from pytest_trtcheck.cache.remote import Offer
 
         for directory, key in list(self._proposed.items()):
@@ -302,6 +381,7 @@ class Cache:
     def _find(self, key: Key) -> tuple[Entry | None, str | None]:
         """The entry, or None and what is wrong with the one that is there."""
         directory = self._directory(key)
+        self._dir.require_answer()
         self.require_private()
         with self._dir.guarded(f"reading {_name(key)}"):
             try:
@@ -404,6 +484,8 @@ class Cache:
         """Take an entry out of reach in one step, then delete it."""
         self._used.discard(directory)
         self._verified.pop(directory, None)
+        if not os.path.lexists(directory):
+            return
         with self._dir.working("removing an entry") as trash, suppress(FileNotFoundError):
             directory.rename(trash / "entry")
 
