@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,12 @@ from pytest_trtcheck.cache import (
     hash_bytes,
     hash_file,
     hashing,
+    manifest,
     scratch_folder,
 )
 from pytest_trtcheck.cache.key import describe_change
 from pytest_trtcheck.cache.listing import stored_entry
+from pytest_trtcheck.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -897,19 +900,79 @@ def test_what_is_fresh_is_not_remembered_as_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such permissions")
-def test_who_else_may_write_is_told(tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache")
-    assert cache.exposed() is None
-    fill(cache, "a")
-    assert cache.exposed() is None
-    for mode in (0o770, 0o707):
-        cache.root.chmod(mode)
-        assert cache.exposed() == f"{cache.root} can be written by others (mode {mode:04o})"
-    cache.root.chmod(0o755)
-    assert cache.exposed() is None
+def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    fill(Cache(root), "a")
+
+    def refusal() -> str:
+        with pytest.raises(CacheError) as refused:
+            Cache(root).get(key())
+        return refused.value.message
+
+    for mode in (0o707, 0o773):
+        root.chmod(mode)
+        assert f"{root} can be written by others (mode {mode:04o})" in refusal()
+        assert Cache(root, trusts=True).get(key()) is None
+        assert Cache(root, secret=b"s" * 32).get(key()) is None
+    # Nobody gets to what lies inside of a folder that nobody else can enter.
+    (root / "v1" / "entries").chmod(0o777)
+    root.chmod(0o700)
+    Cache(root).get(key())
+    root.chmod(0o755)
+    assert f"{root / 'v1' / 'entries'} can be written by others" in refusal()
+    (root / "v1" / "entries").chmod(0o755)
+    Cache(root).get(key())
     if os.geteuid() == 0:
-        os.chown(cache.root, 65534, 65534)
-        assert cache.exposed() == f"{cache.root} belongs to another account (uid 65534)"
+        os.chown(root, -1, 65534)
+        root.chmod(0o770)
+        assert "can be written by others (mode 0770)" in refusal()
+        os.chown(root, 65534, 0)
+        assert f"{root} belongs to another account (uid 65534)" in refusal()
+
+
+def signed(root: Path, secret: str = "a") -> Cache:
+    return Cache(root, secret=secret.encode() * 32)
+
+
+def test_signed_entries_are_used_and_no_others(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    made = signed(root).get_or_make(key(), writes(b"mine"))
+    made.write_extra("kernels", b"mine")
+    assert signed(root).get_or_make(key(), never).origin == "hit"
+    assert signed(root).get_or_make(key(), never).read_extra("kernels") == b"mine"
+    # Whoever has no key reads signed entries, as checksums hold for them too, but no code beside them.
+    assert Cache(root).get_or_make(key(), never).read_extra("kernels") is None
+    again = signed(root, "b").get_or_make(key(), writes(b"ours"))
+    assert (again.origin, again.miss_reason) == (
+        "miss",
+        "the cached entry was not used: manifest is not signed with the key of --trt-cache-key",
+    )
+    assert again.read_extra("kernels") is None
+    unsigned = Cache(tmp_path / "unsigned")
+    unsigned.get_or_make(key(), writes(b"theirs"))
+    assert signed(unsigned.root).get_or_make(key(), writes(b"ours")).origin == "miss"
+
+
+def test_a_forged_entry_is_not_used_with_a_key(tmp_path: Path) -> None:
+    """Whoever can write there writes checksums too, and what says that all was verified; only the key is not theirs."""
+    root = tmp_path / "cache"
+    large = b"x" * (1 << 20)
+    entry = signed(root).get_or_make(key(), writes(large)).path.parent
+    file = next((entry / "files").iterdir())
+    file.write_bytes(b"y" * (1 << 20))
+    found = manifest.read_manifest(entry)
+    forged = replace(found, files=manifest.describe_files(entry / "files", hashed=True))
+    manifest.write_manifest(entry, forged)
+    for path in (file, entry / "manifest"):
+        os.utime(path, (0, 0))
+    manifest.remember_verified(entry, manifest.verify_files(entry, forged))
+    assert Cache(root).get(key()) is not None
+    assert signed(root).get(key()) is None
+    # With its own manifest, what was changed is seen by what was signed.
+    manifest.write_manifest(entry, found, b"a" * 32)
+    assert signed(root).get(key()) is None
+    file.write_bytes(large)
+    assert signed(root).get(key()) is not None
 
 
 def test_scratch_of_the_dead_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

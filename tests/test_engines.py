@@ -133,7 +133,7 @@ def test_a_damaged_engine_is_rebuilt(suite: Suite, fresh: str) -> None:
 
 
 def test_an_engine_that_was_replaced_in_the_cache_is_refused(suite: Suite, fresh: str) -> None:
-    """With the checksums written again, as whoever can write there can do; and such a directory is warned of."""
+    """With the checksums written again, as whoever can write there can do; and such a directory is refused."""
     suite.write(test_conv=TESTS)
     suite.run("--trt-gpu=A100", fresh, "-k", "fp16")
     (plan,) = (suite.path / "cache").rglob("engine.plan")
@@ -142,10 +142,11 @@ def test_an_engine_that_was_replaced_in_the_cache_is_refused(suite: Suite, fresh
     found = manifest.read_manifest(entry)
     manifest.write_manifest(entry, replace(found, files=manifest.describe_files(entry / "files")))
     (suite.path / "cache").chmod(0o777)
-    run = suite.run("--trt-gpu=A100", fresh, "-k", "fp16")
+    refused = suite.run("--trt-gpu=A100", fresh, "-k", "fp16")
+    assert f"{suite.path / 'cache'} can be written by others (mode 0777), and an engine is code" in refused.text
+    run = suite.run("--trt-gpu=A100", fresh, "-k", "fp16", "--trt-cache-unsigned")
     assert run.checks[0]["verdict"] == "error"
     assert "engine.plan was replaced: it is not the engine that was built" in run.checks[0]["message"]
-    assert f"warning: {suite.path / 'cache'} can be written by others (mode 0777)" in run.text
 
 
 def test_int8_is_calibrated_lowered_and_compiled(suite: Suite, fresh: str, run_everywhere: Callable[..., Run]) -> None:

@@ -357,6 +357,24 @@ def test_what_reports_and_baselines_tell_of_a_gpu() -> None:
     assert _gpu("Tesla T4", (7, 5)).full_name == "Tesla T4"
 
 
+def test_a_hardware_compatible_engine_is_found_by_the_class_that_it_serves() -> None:
+    a10, a40, l4 = (
+        _gpu(name, capability, memory_bytes=memory << 30, driver=driver)
+        for name, capability, memory, driver in (
+            ("NVIDIA A10", (8, 6), 24, "550.54"),
+            ("NVIDIA A40", (8, 6), 48, "580.10"),
+            ("NVIDIA L4", (8, 9), 24, "550.54"),
+        )
+    )
+    same = [identity_parts(each, "same_compute_capability") for each in (a10, a40, l4)]
+    assert same[0] == same[1] == {"compute_capability": "8.6"} != same[2]
+    assert len({str(identity_parts(each, "ampere_plus")) for each in (a10, a40, l4)}) == 1
+    assert len({str(identity_parts(each)) for each in (a10, a40, l4)}) == 3
+    # TensorRT refuses that for a T4: nothing is shared by it.
+    t4 = _gpu("Tesla T4", (7, 5), driver="550.54")
+    assert identity_parts(t4, "ampere_plus") == identity_parts(t4)
+
+
 def test_identity_parts_tell_apart_what_one_name_covers() -> None:
     def parts(**more: object) -> dict[str, str]:
         known: dict[str, object] = {"memory_bytes": 40 * 2**30, "driver": "580.159.04", "uuid": "GPU-1", "cores": 6912}

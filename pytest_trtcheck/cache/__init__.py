@@ -10,12 +10,13 @@ from pytest_trtcheck.cache.directory import format_bytes, scratch_folder, user_f
 from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
-from pytest_trtcheck.cache.store import Cache, Entry
+from pytest_trtcheck.cache.store import Cache, Entry, Origin
 
 __all__ = [
     "Cache",
     "Entry",
     "Key",
+    "Origin",
     "StoredEntry",
     "format_bytes",
     "hash_bytes",

@@ -93,18 +93,7 @@ class CacheDir:
 
     def exposed(self) -> str | None:
         """Who else may write into the cache, in words; None where nobody may, and where that is not known."""
-        if not hasattr(os, "geteuid"):
-            return None
-        for place in () if self.hangs else (self.root, self.entries):
-            try:
-                status = place.stat()
-            except OSError:
-                continue
-            if status.st_uid not in {os.geteuid(), 0}:
-                return f"{place} belongs to another account (uid {status.st_uid})"
-            if status.st_mode & 0o022:
-                return f"{place} can be written by others (mode {status.st_mode & 0o777:04o})"
-        return None
+        return None if self.hangs else exposed(self.root, self.entries)
 
     def _prepare(self) -> None:
         ours = self.is_ours()
@@ -258,6 +247,39 @@ class CacheDir:
         # What is no directory, or a name too long, was meant to be something else: nobody guesses what.
         kind = CacheError if error.errno in _MISTAKEN else CachePlaceError
         return kind(f"the cache directory {self.root} {state}: {why}", hint)
+
+
+def exposed(*places: Path) -> str | None:
+    """Who else may write into one of these folders, each of which lies in the one before, in words; None: nobody."""
+    if not hasattr(os, "geteuid"):
+        return None
+    for place in places:
+        try:
+            status = place.stat()
+        except OSError:
+            continue
+        if status.st_uid not in {os.geteuid(), 0}:
+            return f"{place} belongs to another account (uid {status.st_uid})"
+        others = 0o007 if _is_own_group(status.st_gid) else 0o077
+        if status.st_mode & others & 0o022:
+            return f"{place} can be written by others (mode {status.st_mode & 0o777:04o})"
+        if not status.st_mode & others & 0o011:
+            return None  # nobody else gets any further
+    return None
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group is the private one that many systems give every account, which is why they let it write."""
+    if sys.platform == "win32":
+        return False
+    import grp
+    import pwd
+
+    try:
+        group, own = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return gid == own.pw_gid and group.gr_name == own.pw_name and set(group.gr_mem) <= {own.pw_name}
 
 
 def scratch_folder(name: str) -> HeldFolder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import hmac
 import os
 import stat
 import time
@@ -52,14 +53,29 @@ def settled(*stamps: Stamp) -> bool:
     return all(now - max(stamp.mtime_ns, stamp.ctime_ns) > _SETTLED_NS for stamp in stamps)
 
 
-def checksum(path: Path) -> tuple[int, str]:
-    """Size in bytes and CRC-32 of a file: several GB/s, and it guards against accidents, not against malice."""
-    size, crc = 0, 0
+class Checksum(NamedTuple):
+    """Size in bytes, CRC-32 and SHA-256 of a file, in hex; the last where it is needed alone."""
+
+    size: int
+    crc: str
+    sha256: str | None = None
+
+
+def checksum(path: Path, *, hashed: bool = False) -> Checksum:
+    """What a file is: by CRC-32 alone at several GB/s, against accidents; hashed as well, against malice."""
+    size, crc, sha256 = 0, 0, hashlib.sha256() if hashed else None
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
             size += len(chunk)
-    return size, f"{crc:08x}"
+            if sha256 is not None:
+                sha256.update(chunk)
+    return Checksum(size, f"{crc:08x}", None if sha256 is None else sha256.hexdigest())
+
+
+def sign(secret: bytes, purpose: bytes, data: bytes) -> str:
+    """The HMAC-SHA-256 of `data`, in hex; what was signed for one purpose does not hold for another."""
+    return hmac.new(secret, b"%d:%s%s" % (len(purpose), purpose, data), hashlib.sha256).hexdigest()
 
 
 def hash_bytes(data: bytes | bytearray | memoryview) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hmac
 import json
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.cache.hashing import Stamp, checksum, stamp
+from pytest_trtcheck.cache.hashing import Checksum, Stamp, checksum, sign, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.record.held import replacing
 
@@ -28,51 +29,69 @@ class DamagedError(Exception):
     """An entry is not what was stored; the text names the file and what is wrong with it."""
 
 
+class UnsignedError(DamagedError):
+    """An entry was not made by somebody who knows the secret, or was changed since."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is stored about one entry.
 
     `created` is in seconds since the epoch; `make_s` is how long making took, in seconds; `files` maps each file's
-    path (relative, with slashes) to its size in bytes and its CRC-32 in hex.
+    path (relative, with slashes) to what it must be like: with a SHA-256 in a cache whose entries are signed.
     """
 
     key: Key
     created: float
     make_s: float
-    files: Mapping[str, tuple[int, str]]
+    files: Mapping[str, Checksum]
 
 
-def describe_files(directory: Path) -> dict[str, tuple[int, str]]:
-    """Size and CRC-32 of every file below `directory`; a ValueError where one is neither directory nor regular file."""
+def describe_files(directory: Path, *, hashed: bool = False) -> dict[str, Checksum]:
+    """What every file below `directory` is; a ValueError where one is neither directory nor regular file."""
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise ValueError(f"{name}: only regular files can be stored")
         if path.is_file():
-            found[name] = checksum(path)
+            found[name] = checksum(path, hashed=hashed)
     return found
 
 
-def write_manifest(entry: Path, manifest: Manifest) -> None:
-    """Write the manifest of the entry in the directory `entry`: a line with the CRC-32 of the JSON below it."""
+def _sealed(text: bytes, name: str, secret: bytes | None) -> bytes:
+    """A text below a line with its CRC-32, and its signature if there is a secret."""
+    signature = b"" if secret is None else b" " + sign(secret, name.encode(), text).encode()
+    return b"%08x%s\n%s" % (zlib.crc32(text), signature, text)
+
+
+def _unsealed(data: bytes, name: str, secret: bytes | None) -> bytes:
+    """What was sealed; a DamagedError where it was changed since, or is not signed."""
+    head, _, text = data.partition(b"\n")
+    crc, _, signature = head.partition(b" ")
+    if crc != b"%08x" % zlib.crc32(text):
+        raise DamagedError(f"{name} does not match its checksum")
+    if secret is not None and not hmac.compare_digest(signature, sign(secret, name.encode(), text).encode()):
+        raise UnsignedError(f"{name} is not signed with the key of --trt-cache-key")
+    return text
+
+
+def write_manifest(entry: Path, manifest: Manifest, secret: bytes | None = None) -> None:
+    """Write the manifest of the entry in the directory `entry`, signed if there is a secret."""
     text = json.dumps(asdict(manifest), indent=1).encode("ascii")
-    (entry / MANIFEST).write_bytes(b"%08x\n%s" % (zlib.crc32(text), text))
+    (entry / MANIFEST).write_bytes(_sealed(text, MANIFEST, secret))
 
 
-def read_manifest(entry: Path) -> Manifest:
+def read_manifest(entry: Path, secret: bytes | None = None) -> Manifest:
     """The manifest of the entry in the directory `entry`; a DamagedError where it is not as it was written there."""
     try:
-        crc, _, text = (entry / MANIFEST).read_bytes().partition(b"\n")
+        body = json.loads(_unsealed((entry / MANIFEST).read_bytes(), MANIFEST, secret))
     except OSError as error:
         raise _damage(error, MANIFEST) from error
-    if crc != b"%08x" % zlib.crc32(text):
-        raise DamagedError(f"{MANIFEST} does not match its checksum")
-    body = json.loads(text)
     key = Key(**body["key"])
     if key.digest != entry.name:
         raise DamagedError(f"{MANIFEST} belongs to another entry")
-    files = {name: (size, crc) for name, (size, crc) in body["files"].items()}
+    files = {name: Checksum(*found) for name, found in body["files"].items()}
     return Manifest(key, body["created"], body["make_s"], files)
 
 
@@ -82,7 +101,7 @@ def recall_manifest(entry: Path) -> Manifest:
     return read_manifest(entry)
 
 
-def verify_files(entry: Path, manifest: Manifest) -> dict[Path, Stamp]:
+def verify_files(entry: Path, manifest: Manifest, *, hashed: bool = False) -> dict[Path, Stamp]:
     """Check every file of an entry against its manifest; a DamagedError where one is missing or altered.
 
     Returns the stamps of the files and the manifest: as long as they stay, once they are settled, so does the content.
@@ -91,19 +110,20 @@ def verify_files(entry: Path, manifest: Manifest) -> dict[Path, Stamp]:
     try:
         name = MANIFEST
         stamps[entry / MANIFEST] = stamp(entry / MANIFEST)
-        for name, (size, crc) in manifest.files.items():
+        for name, known in manifest.files.items():
             path = entry / FILES / name
             stamps[path] = stamp(path)
-            if stamps[path].size != size:
-                raise DamagedError(f"{name} has {stamps[path].size} bytes instead of {size}")
-            if checksum(path) != (size, crc):
+            if stamps[path].size != known.size:
+                raise DamagedError(f"{name} has {stamps[path].size} bytes instead of {known.size}")
+            found = checksum(path, hashed=hashed)
+            if found[:2] != known[:2] or (hashed and found != known):
                 raise DamagedError(f"{name} does not match its checksum")
     except OSError as error:
         raise _damage(error, name) from error
     return stamps
 
 
-def remember_verified(entry: Path, stamps: Mapping[Path, Stamp]) -> None:
+def remember_verified(entry: Path, stamps: Mapping[Path, Stamp], secret: bytes | None = None) -> None:
     """Keep for later processes that these files were read and found right; a cache that is read-only does not learn.
 
     Whoever changes a file changes its stamp with it, so that what is remembered does not hide any damage but that
@@ -111,17 +131,17 @@ def remember_verified(entry: Path, stamps: Mapping[Path, Stamp]) -> None:
     """
     if sum(each.size for each in stamps.values()) < _WORTH_REMEMBERING:
         return
-    text = json.dumps({path.relative_to(entry).as_posix(): each for path, each in stamps.items()})
+    text = json.dumps({path.relative_to(entry).as_posix(): each for path, each in stamps.items()}).encode()
     with suppress(OSError), replacing(entry / VERIFIED) as part:
-        part.write_text(text)
+        part.write_bytes(_sealed(text, VERIFIED, secret))
 
 
-def recall_verified(entry: Path, manifest: Manifest) -> dict[Path, Stamp] | None:
+def recall_verified(entry: Path, manifest: Manifest, secret: bytes | None = None) -> dict[Path, Stamp] | None:
     """The files' stamps where all of them are those that `remember_verified` kept; None otherwise."""
     try:
-        kept = json.loads((entry / VERIFIED).read_bytes())
+        kept = json.loads(_unsealed((entry / VERIFIED).read_bytes(), VERIFIED, secret))
         stamps = {path: stamp(path) for path in [entry / MANIFEST, *(entry / FILES / name for name in manifest.files)]}
-    except (OSError, ValueError):
+    except (OSError, ValueError, DamagedError):
         return None
     now = {path.relative_to(entry).as_posix(): list(each) for path, each in stamps.items()}
     return stamps if kept == now else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import hashlib
+import hmac
 import math
 import os
 import re
@@ -11,16 +14,17 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
-from pytest_trtcheck.cache.hashing import Stamp, settled, stamp
+from pytest_trtcheck.cache.hashing import Stamp, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, stored_entry, table
 from pytest_trtcheck.cache.manifest import (
     FILES,
     DamagedError,
     Manifest,
+    UnsignedError,
     describe_files,
     read_manifest,
     recall_manifest,
@@ -34,12 +38,18 @@ from pytest_trtcheck.errors import CacheError, CachePlaceError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_trtcheck.cache.remote import Remote
+
+Origin: TypeAlias = Literal["hit", "remote", "miss"]
+"""Where an entry was: here, in the shared cache, or nowhere, so that it was made."""
+
 GRACE_S = 3600.0
 """What any process looked up within this time, in seconds, is not evicted."""
 
 _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
 _CRC_BYTES = 4
+_SIGNATURE_BYTES = 32
 _LARGE_BYTES = 64 << 20
 
 
@@ -47,16 +57,22 @@ _LARGE_BYTES = 64 << 20
 class Entry:
     """A directory in the cache; `Cache` says for how long.
 
-    `path` holds the files as they were made; nothing may be changed there. `cached` is False where this very call made
+    `path` holds the files as they were made; nothing may be changed there. `origin` is "miss" where this very call made
     it, and then `miss_reason` says why. `make_s` is what making took at the time, in seconds.
     """
 
     path: Path
     key: Key
-    cached: bool
+    origin: Origin
     miss_reason: str | None
     make_s: float
     _dir: CacheDir = field(repr=False, compare=False)
+    _secret: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def cached(self) -> bool:
+        """Whether somebody had made it before."""
+        return self.origin != "miss"
 
     def write_extra(self, name: str, data: bytes) -> None:
         """Attach or replace a file beside the entry's own, atomically: something learned later, such as a JIT cache.
@@ -76,20 +92,26 @@ class Entry:
     def _write(self, path: Path, data: bytes, doing: str) -> None:
         name = path.name
         with self._dir.working(doing) as work, self._dir.guarded(doing):
-            (work / name).write_bytes(zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data)
+            (work / name).write_bytes(self._seal(name, data) + data)
             with suppress(FileNotFoundError):  # cleared in the meantime
                 path.parent.mkdir(exist_ok=True)
                 (work / name).replace(path)
                 self._dir.grew(len(data))
 
     def read_extra(self, name: str) -> bytes | None:
-        """What was attached last under `name`; None where there is nothing, or where it is damaged."""
+        """What was attached last under `name`; None where there is nothing, or where it is damaged or not signed."""
         try:
             content = self._extra(name).read_bytes()
         except OSError:
             return None
-        crc, data = content[:_CRC_BYTES], content[_CRC_BYTES:]
-        return data if crc == zlib.crc32(data).to_bytes(_CRC_BYTES, "big") else None
+        length = _CRC_BYTES if self._secret is None else _SIGNATURE_BYTES
+        data = content[length:]
+        return data if hmac.compare_digest(content[:length], self._seal(name, data)) else None
+
+    def _seal(self, name: str, data: bytes) -> bytes:
+        if self._secret is None:
+            return zlib.crc32(data).to_bytes(_CRC_BYTES, "big")
+        return bytes.fromhex(sign(self._secret, f"{self.key.digest}/{name}".encode(), data))
 
     def _extra(self, name: str) -> Path:
         if not _EXTRA_NAME.fullmatch(name):
@@ -111,14 +133,33 @@ class Cache:
         A directory that is ours, empty, or not there yet.
     max_bytes
         The size limit; None: no limit.
+    secret
+        What entries are signed with: those that are not are made again. None: they are not signed.
+    trusts
+        Whether entries are taken that are not signed, although others can write into the directory.
+    remote
+        A cache that machines share, which is asked for what is not here and shared.
     is_spare
         Whether this one stands in for another. Where the file system of `root` refuses (full, read-only) or does not
         answer, a temporary directory stands in for as long as this object lives, and `problem` says so.
     """
 
-    def __init__(self, root: str | os.PathLike[str], max_bytes: int | None = None, *, is_spare: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        max_bytes: int | None = None,
+        *,
+        secret: bytes | None = None,
+        trusts: bool = False,
+        remote: Remote | None = None,
+        is_spare: bool = False,
+    ) -> None:
         self.root = Path(root).absolute()
         self.max_bytes = max_bytes
+        self.remote = remote
+        self._secret, self._trusts = secret, trusts
+        self._is_private = False
+        self._proposed: dict[Path, Key] = {}
         self._dir = CacheDir(self.root)
         self._used: set[Path] = set()
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
@@ -128,9 +169,27 @@ class Cache:
         self._spare: Cache | None = None
         self._refused: CachePlaceError | None = None
 
-    def exposed(self) -> str | None:
-        """Who else may write into it, in words: an engine from there is code that runs here. None: nobody."""
-        return self._dir.exposed()
+    def require_private(self) -> None:
+        """See that nobody else could have put entries here: an engine is code that runs where it is loaded.
+
+        Raises
+        ------
+        CacheError
+            Others can, entries are not signed, and nobody said that it does not matter.
+        """
+        if self._is_private or self._secret is not None or self._trusts:
+            return
+        try:
+            self._dir.require_answer()
+        except CachePlaceError:
+            return  # nothing is taken from there
+        if (why := self._dir.exposed()) is not None:
+            raise CacheError(
+                f"the cache directory is not used: {why}, and an engine is code: theirs would run here",
+                f"chmod go-w {self.root}, name another with --trt-cache-dir, sign entries (--trt-cache-key=FILE|ENV), "
+                "or trust whoever can write there (--trt-cache-unsigned)",
+            )
+        self._is_private = self.root.exists()
 
     def get(self, key: Key) -> Entry | None:
         """The entry of `key`, whole and checked; None where there is none or a damaged one.
@@ -151,7 +210,7 @@ class Cache:
             When the cache directory cannot be read.
         """
         try:
-            key = read_manifest(self._dir.entries / kind / digest).key
+            key = read_manifest(self._dir.entries / kind / digest, self._secret).key
         except DamagedError:
             return self._spare.find(kind, digest) if self._spare else None
         return self.get(key)
@@ -164,11 +223,12 @@ class Cache:
                     return True
         return False
 
-    def get_or_make(self, key: Key, make: Callable[[Path], object]) -> Entry:
+    def get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool = False) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
 
         One process makes, all others that want the same entry wait for it. `make` may ask for other entries, but not
-        for its own. Whatever it raises is passed on, and nothing stays behind.
+        for its own. Whatever it raises is passed on, and nothing stays behind. One that is `shared`, because its key
+        says the same on every machine, is looked for in the shared cache before, and proposed to it.
 
         Raises
         ------
@@ -177,14 +237,14 @@ class Cache:
         """
         if self._spare is None:
             try:
-                return self._get_or_make(key, make)
+                return self._get_or_make(key, make, shared=shared)
             except CachePlaceError as error:
                 self._take_spare(error)
         found = self._look(key)
         if found is not None:
             return found
         try:
-            return cast("Cache", self._spare).get_or_make(key, make)
+            return cast("Cache", self._spare).get_or_make(key, make, shared=shared)
         except CachePlaceError as error:
             refused = cast("CachePlaceError", self._refused)
             raise CacheError(
@@ -202,7 +262,14 @@ class Cache:
             raise error
         try:
             self._spare_folder = scratch_folder("cache")
-            self._spare = Cache(Path(self._spare_folder.name, "cache"), self.max_bytes, is_spare=True)
+            self._spare = Cache(
+                Path(self._spare_folder.name, "cache"),
+                self.max_bytes,
+                secret=self._secret,
+                trusts=self._trusts,
+                remote=self.remote,
+                is_spare=True,
+            )
         except OSError as other:
             raise CacheError(
                 f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
@@ -220,7 +287,9 @@ class Cache:
             found = None
         return found or (self._spare.get(key) if self._spare else None)
 
-    def _get_or_make(self, key: Key, make: Callable[[Path], object]) -> Entry:
+    def _get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool) -> Entry:
+        if shared and self.remote is not None:
+            self._proposed[self._directory(key)] = key
         entry, _ = self._find(key)
         if entry is not None:
             return entry
@@ -228,9 +297,41 @@ class Cache:
             entry, damage = self._find(key)
             if entry is not None:
                 return entry
-            entry = self._make(key, make, damage)
+            entry = (self._fetch(key, self.remote) if shared and self.remote else None) or self._make(key, make, damage)
+            if shared and self.remote and entry.origin == "miss":
+                self.remote.made(key, entry.make_s)
         self._tidy()
         return entry
+
+    def watch(self) -> None:
+        """Forget what was asked for until now: `share` is then about what follows."""
+        self._proposed.clear()
+        if self._spare is not None:
+            self._spare.watch()
+
+    def share(self, is_proved: Callable[[Key], bool]) -> None:
+        """Write what was asked for since `watch`, and proved itself, to the shared cache."""
+        if self.remote is None:
+            return
+        if self._spare is not None:
+            self._spare.share(is_proved)
+        from pytest_trtcheck.cache.remote import Offer
+
+        for directory, key in list(self._proposed.items()):
+            known = self._verified.get(directory)
+            if not is_proved(key) or self._mark(directory).exists():
+                continue
+            try:
+                manifest = known[0] if known else read_manifest(directory, self._secret)
+            except DamagedError:
+                continue
+            done = functools.partial(_touch, self._mark(directory))
+            self.remote.offer(Offer(key, directory / FILES, manifest.files, manifest.created, manifest.make_s, done))
+
+    def _mark(self, directory: Path) -> Path:
+        """The file that says that the shared cache has an entry."""
+        assert self.remote is not None
+        return directory / f"shared-{hashlib.sha256(self.remote.address.shown.encode()).hexdigest()[:8]}"
 
     def entries(self) -> list[StoredEntry]:
         """Everything that is stored, by kind, subject and last use; damaged entries are said to be damaged.
@@ -246,7 +347,8 @@ class Cache:
 
     def describe(self, width: int = 100) -> str:
         """The table of all entries, with totals, for a terminal of `width` columns."""
-        return table(self.root, self.entries(), self.max_bytes, time.time(), width)
+        found = table(self.root, self.entries(), self.max_bytes, time.time(), width)
+        return found if self.remote is None else f"{found}\n{self.remote.describe()}"
 
     def clear(self) -> int:
         """Remove every entry that no other process uses, and say how many; never what the cache did not put there.
@@ -280,6 +382,7 @@ class Cache:
         """The entry, or None and what is wrong with the one that is there."""
         directory = self._directory(key)
         self._dir.require_answer()
+        self.require_private()
         with self._dir.guarded(f"reading {_name(key)}"):
             try:
                 directory.stat()
@@ -291,9 +394,11 @@ class Cache:
         self._use(directory)
         try:
             manifest = self._verify(directory)
+        except UnsignedError as doubt:
+            return None, f"the cached entry was not used: {doubt}"
         except DamagedError as damage:
-            return None, str(damage)
-        return Entry(directory / FILES, key, True, None, manifest.make_s, self._dir), None
+            return None, f"the cached entry was damaged: {damage}"
+        return Entry(directory / FILES, key, "hit", None, manifest.make_s, self._dir, self._secret), None
 
     def _verify(self, directory: Path) -> Manifest:
         known = self._verified.pop(directory, None)
@@ -303,19 +408,35 @@ class Cache:
                 if all(stamp(path) == before for path, before in then.items()):
                     self._verified[directory] = known
                     return manifest
-        manifest = read_manifest(directory)
-        stamps = recall_verified(directory, manifest)
+        manifest = read_manifest(directory, self._secret)
+        stamps = recall_verified(directory, manifest, self._secret)
         if stamps is None:
-            stamps = verify_files(directory, manifest)
+            stamps = verify_files(directory, manifest, hashed=self._secret is not None)
             if not settled(*stamps.values()):
                 return manifest
-            remember_verified(directory, stamps)
+            remember_verified(directory, stamps, self._secret)
         self._verified[directory] = manifest, stamps
         return manifest
 
+    def _fetch(self, key: Key, remote: Remote) -> Entry | None:
+        """The entry as the shared cache has it, stored here; None where that has none that can be used."""
+        doing = f"storing {_name(key)}"
+        most = math.inf if self.max_bytes is None else self.max_bytes
+        with self._dir.working(doing) as work:
+            made = work / "entry"
+            with self._dir.guarded(doing):
+                (made / FILES).mkdir(parents=True)
+            listing = remote.fetch(key, made / FILES, most)
+            if listing is None:
+                return None
+            with self._dir.guarded(doing):
+                created = min(listing.created, time.time())  # by another machine's clock
+                self._store(key, made, round(created, 3), listing.make_s)
+        _touch(self._mark(self._directory(key)))
+        return Entry(self._directory(key) / FILES, key, "remote", None, listing.make_s, self._dir, self._secret)
+
     def _make(self, key: Key, make: Callable[[Path], object], damage: str | None) -> Entry:
         doing = f"storing {_name(key)}"
-        directory = self._directory(key)
         with self._dir.working(doing) as work:
             made = work / "entry"  # for its permissions: a temporary directory is closed to others
             with self._dir.guarded(doing):
@@ -326,23 +447,28 @@ class Cache:
                 make(made / FILES)
             make_s = round(time.perf_counter() - start, 6)
             with self._dir.guarded(doing):
-                files = describe_files(made / FILES)
-                write_manifest(made, Manifest(key, round(time.time(), 3), make_s, files))
-                self._discard(directory)  # the damaged one, if any
-                directory.parent.mkdir(parents=True, exist_ok=True)
-                made.rename(directory)
+                self._store(key, made, round(time.time(), 3), make_s)
+        return Entry(self._directory(key) / FILES, key, "miss", reason, make_s, self._dir, self._secret)
+
+    def _store(self, key: Key, made: Path, created: float, make_s: float) -> None:
+        """Take what was made into the cache, in one step."""
+        directory = self._directory(key)
+        files = describe_files(made / FILES, hashed=self._secret is not None)
+        write_manifest(made, Manifest(key, created, make_s, files), self._secret)
+        self._discard(directory)  # the damaged one, if any
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        made.rename(directory)
         self._use(directory)
         self._dir.remember(key.kind, key.subject, key.digest)
-        made_bytes = sum(size for size, _ in files.values())
+        made_bytes = sum(found.size for found in files.values())
         if made_bytes > _LARGE_BYTES:
             gc.collect()  # Graphs are cycles, and hold the weights that they were made from.
         self._made_bytes += made_bytes
         self._dir.grew(made_bytes)
-        return Entry(directory / FILES, key, False, reason, make_s, self._dir)
 
     def _miss_reason(self, key: Key, damage: str | None) -> str:
         if damage is not None:
-            return f"the cached entry was damaged: {damage}"
+            return damage
         same = []
         for path in self._dir.recall(key.kind, key.subject):
             with suppress(DamagedError):
@@ -410,6 +536,11 @@ def _idle_s(last_used: float) -> float:
     """How long ago an entry was used; a time in the future is a wrong clock's, and says nothing."""
     idle = time.time() - last_used
     return idle if idle > -GRACE_S else math.inf
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):
+        path.touch()
 
 
 def _name(key: Key) -> str:

@@ -449,9 +449,10 @@ def _comments(engine: _Engine) -> list[str]:
     title = TITLES.get(parts["module"], parts["module"])
     if engine.compiled_for:
         return [f"Built by {title} {parts['tensorrt']} for the {engine.compiled_for}, and proved by nothing yet."]
+    gpu = parts.get("gpu", "a GPU of its class")  # hardware compatible
     comments = [
         f"Written by pytest-trtcheck {__version__}. {MANIFEST} beside this file says which tests proved what.",
-        f"Built by {title} {parts['tensorrt']} and proved on {parts.get('gpu')}, compute capability "
+        f"Built by {title} {parts['tensorrt']} and proved on {gpu}, compute capability "
         f"{parts['compute_capability']}; with another version or on another kind of GPU, nothing is proved.",
     ]
     return [*comments, _RTX_NOTE] if parts["module"] == "tensorrt_rtx" else comments

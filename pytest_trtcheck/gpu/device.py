@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_trtcheck.gpu.table import ComputeCapability, GpuModel
+    from pytest_trtcheck.spec import HardwareCompatible
 
 _GIB = 2**30
 _CUDA_TIMEOUT_S = 60.0
@@ -192,12 +193,18 @@ def is_named(declared: GpuModel, detected: Gpu) -> bool:
     return is_family or fits(declared, detected.model) is not None
 
 
-def identity_parts(gpu: Gpu) -> dict[str, str]:
+def identity_parts(gpu: Gpu, compatible: HardwareCompatible = "none") -> dict[str, str]:
     """What of a GPU an engine is bound to, for cache keys: the kind of unit and the driver, never the single unit.
 
     The name alone is not enough: one name is sold with different memory sizes, core counts and clocks, and TensorRT
-    chooses kernels by them. Memory is rounded to GiB, since drivers reserve slightly different amounts of it.
+    chooses kernels by them. Memory is rounded to GiB, since drivers reserve slightly different amounts of it. An engine
+    that is hardware compatible is bound to the class alone that TensorRT's documentation names; on a GPU outside of
+    it, to that GPU.
     """
+    if compatible == "same_compute_capability":
+        return {"compute_capability": capability_text(gpu.compute_capability)}
+    if compatible == "ampere_plus" and gpu.compute_capability >= (8, 0):
+        return {"compute_capability": "8.0 and later"}
     memory = None if gpu.memory_bytes is None else f"{round(gpu.memory_bytes / _GIB)} GiB"
     parts = {
         "gpu": gpu.name,

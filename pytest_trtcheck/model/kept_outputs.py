@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.model import inputs as model_inputs
@@ -40,6 +40,8 @@ class KeptOutputs:
 
     keeps = True
     """Whether outputs are kept at all: not where the same inputs hardly come again."""
+    is_shared: ClassVar[bool] = True
+    """Whether they are the same on every machine."""
 
     def __init__(
         self, cache: Cache, kind: str, label: str, parts: Mapping[str, str], open_runner: Callable[[], Computing]
@@ -57,7 +59,9 @@ class KeptOutputs:
         case = arrays_of(inputs)
         parts = {**self._parts, "inputs": model_inputs.digest(case), "onnxruntime": ort.version()}
         entry = self._cache.get_or_make(
-            Key(*self._entry, parts), lambda folder: save_arrays(folder, self.computed(case))
+            Key(*self._entry, parts),
+            lambda folder: save_arrays(folder, self.computed(case)),
+            shared=self.is_shared,
         )
         return load_arrays(entry.path)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.base import Backend, Machine
     from pytest_trtcheck.baselines import Baselines
     from pytest_trtcheck.bundle import Writer
+    from pytest_trtcheck.cache.remote import Tally
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
@@ -45,6 +46,12 @@ def session_of(config: pytest.Config) -> Session:
     if _SESSION not in config.stash:
         config.stash[_SESSION] = Session.make(config)
     return config.stash[_SESSION]
+
+
+def shared_cache(config: pytest.Config, *, waits: bool) -> Tally | None:
+    """What came of the shared cache in this process, once what is being written is there; None where none was used."""
+    session = config.stash.get(_SESSION, None)
+    return session.cache.remote.finish(waits=waits) if session is not None and session.cache.remote else None
 
 
 def extra_gpus(config: pytest.Config) -> tuple[gpu.GpuModel, ...]:
@@ -86,7 +93,7 @@ class Session:
         """
         return cls(
             config=config,
-            cache=Cache(cls._cache_dir(config), settings.value(config, "trt_cache_size")),
+            cache=cls._cache(config),
             requested_gpus=_asked_for(settings.value(config, "trt_gpu"), extra_gpus(config)),
         )
 
@@ -94,6 +101,18 @@ class Session:
     def requested(self) -> gpu.GpuModel | None:
         """The one GPU that `--trt-gpu` names; None where it names none, or several."""
         return next(iter(self.requested_gpus.values())) if len(self.requested_gpus) == 1 else None
+
+    @classmethod
+    def _cache(cls, config: pytest.Config) -> Cache:
+        secret, trusts = _secret(config, "trt_cache_key"), settings.value(config, "trt_cache_unsigned")
+        remote = None
+        if url := settings.value(config, "trt_cache"):
+            from pytest_trtcheck.cache.remote import Address, Remote
+
+            remote = Remote(Address.parse(url, config.invocation_params.dir), secret, trusts=trusts)
+            remote.require_trust()
+        size = settings.value(config, "trt_cache_size")
+        return Cache(cls._cache_dir(config), size, secret=secret, trusts=trusts, remote=remote)
 
     @classmethod
     def _cache_dir(cls, config: pytest.Config) -> Path:
@@ -120,6 +139,7 @@ class Session:
 
             Address.parse(values["trt_triton_url"])
         _ = session_of(config).evidence, session_of(config).evidence_key
+        session_of(config).cache.require_private()
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
         if not hasattr(config, "workerinput"):
@@ -313,20 +333,7 @@ class Session:
         ArgumentError
             It is neither, or too short to be a secret.
         """
-        named = self.get("trt_evidence_key")
-        if not named:
-            return None
-        path = self._path(named)
-        try:
-            key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
-        except OSError as error:
-            raise ArgumentError(f"--trt-evidence-key={named}: cannot be read: {error.strerror}") from error
-        if len(key) < _SHORTEST_KEY:
-            found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
-            raise ArgumentError(
-                f"--trt-evidence-key={named}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more"
-            )
-        return key
+        return _secret(self.config, "trt_evidence_key")
 
     @functools.cached_property
     def evidence(self) -> EvidenceReport | None:
@@ -438,6 +445,28 @@ class Session:
             allowance=Allowance(self.get("trt_diagnose")),
             progress=_Progress(self.config),
         )
+
+
+def _secret(config: pytest.Config, option: str) -> bytes | None:
+    """What an option names: the content of a file, else the value of an environment variable.
+
+    Raises
+    ------
+    ArgumentError
+        It is neither, or too short to be a secret.
+    """
+    named = settings.value(config, option)
+    if not named:
+        return None
+    given, path = f"{settings.flag(option)}={named}", settings.path(config, named)
+    try:
+        key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
+    except OSError as error:
+        raise ArgumentError(f"{given}: cannot be read: {error.strerror}") from error
+    if len(key) < _SHORTEST_KEY:
+        found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
+        raise ArgumentError(f"{given}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more")
+    return key
 
 
 def _asked_for(names: Sequence[str], extra: Sequence[gpu.GpuModel]) -> dict[str, gpu.GpuModel]:

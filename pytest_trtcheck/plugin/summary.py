@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _PLANNED = "trtcheck_planned"
 """The attribute of a report under which it says which tests of its process check something."""
+_TALLIES = "trtcheck_shared_cache"
+"""Under which an xdist worker sends what came of the shared cache."""
 _STOPPED: dict[int, str] = {
     pytest.ExitCode.INTERRUPTED: "the run was interrupted",
     pytest.ExitCode.INTERNAL_ERROR: "pytest had an internal error",
@@ -83,6 +85,7 @@ class Collector:
         # out before the first test ran.
         self._missing = functools.cache(self._find_missing)
         self._record = functools.cache(self._make_record)
+        self._tallies: list[dict[str, Any]] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -141,7 +144,13 @@ class Collector:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
+        if settings.value(self._config, "trt_cache"):
+            from pytest_trtcheck.plugin.session import shared_cache
+
+            tally = shared_cache(self._config, waits=exitstatus != pytest.ExitCode.INTERRUPTED)
+            self._tallies += [asdict(tally)] if tally is not None else []
         if hasattr(self._config, "workerinput"):
+            vars(self._config)["workeroutput"][_TALLIES] = self._tallies  # xdist's
             return
         self._planned.update(dict.fromkeys(_planned(session)))
         self._keep_cut_off(session)
@@ -159,21 +168,25 @@ class Collector:
         if self.records and settings.value(self._config, "trt_update_baseline"):
             with self._problem("--trt-update-baseline"):
                 self._update_baselines()
-        if self.records:
-            with self._problem("looking at the cache"):
-                self._warn_of_cache()
+        if self._tallies:
+            with self._problem("the shared cache"):
+                self._tell_of_shared_cache()
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _warn_of_cache(self) -> None:
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what came of the shared cache in an xdist worker."""
+        self._tallies += getattr(node, "workeroutput", {}).get(_TALLIES, [])
+
+    def _tell_of_shared_cache(self) -> None:
+        from pytest_trtcheck.cache.remote import Tally
         from pytest_trtcheck.plugin.session import session_of
 
-        exposed = session_of(self._config).cache.exposed()
-        if exposed is not None:
-            self._told.append(
-                f"warning: {exposed}: an engine is code, and theirs would run here (--trt-cache-dir names another)"
-            )
+        remote = session_of(self._config).cache.remote
+        if remote is not None:
+            self._told += Tally.of(self._tallies).lines(remote.address.shown)
 
     @contextmanager
     def _problem(self, doing: str) -> Iterator[None]:

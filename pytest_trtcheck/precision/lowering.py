@@ -223,7 +223,7 @@ def _lowered(
         graph.write(made, folder / MODEL_FILE)
         _write_details(folder, notes, details)
 
-    entry = cache.get_or_make(Key("lowered", model.label, parts), make)
+    entry = cache.get_or_make(Key("lowered", model.label, parts), make, shared=True)
     details = json.loads((entry.path / _DETAILS_FILE).read_text())
     details |= {"seen": ranges.seen} if ranges is not None else {}
     return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
@@ -586,7 +586,7 @@ def _quantized(
             )
         (target / _RANGES_FILE).write_text(ranges.to_json())
 
-    entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated)
+    entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated, shared=True)
     ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
     quantized, notes, details = quantized_by(read, plan, ranges.amax(), precision, keep_fp32)
     rest = half_part(precision)

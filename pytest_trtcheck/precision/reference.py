@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -281,6 +281,8 @@ class CallableReference:
 
 class SourceReference(KeptOutputs):
     """What the model was exported from, computing by itself: the export is checked too."""
+
+    is_shared: ClassVar[bool] = False  # its framework's release is no part of the key
 
     def __init__(self, origin: Origin, checked: OnnxModel, cache: Cache) -> None:
         self.title = f"the reference, {origin.title} itself"

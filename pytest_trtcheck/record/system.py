@@ -53,6 +53,8 @@ class EngineRecord:
     """The CUDA streams that the loaded engine uses beside its own."""
     streamed_bytes: int | None = absent()
     """How many bytes of the weights are streamed from host memory, where that was asked for."""
+    cache: Literal["hit", "remote", "miss"] | None = absent()
+    """Where it was found: in the local cache, in the shared one, or nowhere, so that it was built."""
     build_notes: tuple[str, ...] = absent(())
     """What the builder had to say of what was asked for."""
     source: Literal["file"] | None = absent()

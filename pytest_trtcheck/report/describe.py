@@ -67,7 +67,8 @@ def _engine(engine: EngineRecord) -> str:
             f"from the file {engine.file}, built by {engine.built_by}{built_for}, {format_bytes(engine.bytes)}, "
             f"SHA-256 {(engine.sha256 or '')[:16]}…{stated[engine.proved]}"
         )
-    built = "taken from the cache" if engine.cached else f"built in {format_number(engine.build_s)} s"
+    cache = "the shared cache" if engine.cache == "remote" else "the cache"
+    built = f"taken from {cache}" if engine.cached else f"built in {format_number(engine.build_s)} s"
     reason = f" ({engine.miss_reason})" if engine.miss_reason else ""
     return f"{built}{reason}, {format_bytes(engine.bytes)}"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,7 +89,8 @@ class CompilingProvider(OrtProvider):
             "provider": self.name,
             "onnxruntime": ort.module().__version__,
             **self.rests_on(),
-            **identity_parts(self.gpu),
+            "platform": f"{sys.platform}-{platform.machine()}",
+            **identity_parts(self.gpu, spec.options.hardware_compatible),
             "lowered": spec.lowered.key,
             "precision": spec.precision,
             "profile": json.dumps(shapes),
@@ -96,12 +99,14 @@ class CompilingProvider(OrtProvider):
             "contents": _CONTENTS,
         }
         key = Key("provider_engine", spec.model.label, parts)
-        entry = cache.get_or_make(key, lambda folder: self._make(spec, {**chosen, **shapes}, cache, folder))
+        options = {**chosen, **shapes}
+        entry = cache.get_or_make(key, lambda folder: self._make(spec, options, cache, folder), shared=True)
         made = _made(entry)
         record = EngineRecord(
             key=key.digest,
             cached=entry.cached,
             miss_reason=entry.miss_reason,
+            cache=entry.origin,
             build_s=made["build_s"],
             bytes=made["bytes"],
             sha256=made["sha256"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import platform
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.record import Evidence
-    from pytest_trtcheck.spec import BuildOptions, InputMapping, Precision
+    from pytest_trtcheck.spec import BuildOptions, HardwareCompatible, InputMapping, Precision
 
 PLAN_FILE = "engine.plan"
 IO_FILE = "io.json"
@@ -157,19 +159,20 @@ class TensorRT(Backend):
         with contextlib.suppress(CheckError), contextlib.closing(Cuda()):
             pass
 
-    def key_parts(self) -> dict[str, str]:
-        """What of it an engine is bound to."""
+    def key_parts(self, compatible: HardwareCompatible = "none") -> dict[str, str]:
+        """What of it an engine is bound to, the operating system and the processor included."""
         versions = {"module": self.module.name, "tensorrt": self.module.version, "cuda": _cuda(self.module.name)}
+        versions["platform"] = f"{sys.platform}-{platform.machine()}"
         if self.gpu is not None:
-            return {**versions, **identity_parts(self.gpu)}
+            return {**versions, **identity_parts(self.gpu, compatible)}
         return {**versions, "compute_capability": self.target.sm}
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engine from the cache, or built into it."""
         check_options(self.module, spec.options, spec.precision, self.target)
-        key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
+        key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts(spec.options.hardware_compatible)})
         failed: list[GpuError] = []
-        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder, failed))
+        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder, failed), shared=True)
         made = json.loads((entry.path / _BUILD_FILE).read_text())
         if entry.cached and hash_file(entry.path / PLAN_FILE) != made["sha256"]:
             # Checksums guard against accidents: this was somebody who wrote them again.
@@ -177,14 +180,18 @@ class TensorRT(Backend):
                 f"{spec.model.label}: {entry.path / PLAN_FILE} was replaced: it is not the engine that was built",
                 "see who can write there, then empty it with --trt-cache-clear",
             )
+        notes = tuple(made["notes"])
+        if (built_on := made.get("gpu", self.product)) != self.product:
+            notes = (f"built on the {built_on}, whose choice of kernels it is: hardware_compatible", *notes)
         record = EngineRecord(
             key=key.digest,
             cached=entry.cached,
             miss_reason=entry.miss_reason,
+            cache=entry.origin,
             build_s=made["build_s"],
             bytes=made["bytes"],
             sha256=made["sha256"],
-            build_notes=tuple(made["notes"]),
+            build_notes=notes,
         )
         if failed:  # It is kept as it is: whoever tries it again need not build it again.
             raise failed[0]
@@ -333,6 +340,7 @@ class TensorRT(Backend):
             "build_s": plan.build_s,
             "bytes": plan.bytes,
             "sha256": sha256,
+            "gpu": self.product,
             "notes": [note for note in notes if note],
         }
         (folder / _BUILD_FILE).write_text(json.dumps(made))
