@@ -156,6 +156,14 @@ class Cache:
             return self._spare.find(kind, digest) if self._spare else None
         return self.get(key)
 
+    def remembers(self, kind: str, subject: str, **parts: str) -> bool:
+        """Whether one of the subject's entries that were made last has these parts in its key; a quick look."""
+        for path in self._dir.recall(kind, subject):
+            with suppress(DamagedError):
+                if parts.items() <= recall_manifest(path).key.parts.items():
+                    return True
+        return False
+
     def get_or_make(self, key: Key, make: Callable[[Path], object]) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
 
