@@ -115,3 +115,12 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     held.remove_leftovers(tmp_path.iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     folder.cleanup()
+
+
+def test_a_full_disk_is_told_with_what_helps(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="No space left on device") as caught:
+        write_text("/dev/full", "text")
+    assert "free some space" in caught.value.hint
+    with pytest.raises(ReportError, match=r"cannot export to .* \(there\)") as caught, export.alone(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device", "from here", None, "there")
+    assert "free some space" in caught.value.hint

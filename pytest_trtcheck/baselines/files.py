@@ -21,7 +21,7 @@ from pytest_trtcheck.baselines.latency import LatencyBaseline
 from pytest_trtcheck.baselines.scores import ScoreBaseline
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record import held
-from pytest_trtcheck.record.files import write_text
+from pytest_trtcheck.record.files import room_or, write_text
 
 if TYPE_CHECKING:
     import os
@@ -278,7 +278,7 @@ def locked(root: Path) -> Iterator[None]:
     except OSError as error:
         raise ReportError(
             f"cannot write the baselines in {root}: {error.strerror or error}",
-            "name a directory that can be written to",
+            room_or(error, "name a directory that can be written to"),
         ) from error
 
 

@@ -142,7 +142,8 @@ class Writer:
             self._work = None
 
     def _problem(self, error: Exception) -> str:
-        reason = error.message if isinstance(error, CheckError) else str(error) or type(error).__name__
+        said = error.message if isinstance(error, CheckError) else getattr(error, "strerror", None)
+        reason = said or str(error) or type(error).__name__
         return f"no failure bundle was written to {self._shown}: {reason}"
 
     def _publish(self, work: Path, record: CheckRecord, environment: Mapping[str, Any]) -> Path:

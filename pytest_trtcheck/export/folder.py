@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record import held
-from pytest_trtcheck.record.files import read_json
+from pytest_trtcheck.record.files import read_json, room_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -141,10 +141,11 @@ def alone(folder: Path) -> Iterator[None]:
             _finish_what_was_killed(folder)
             yield
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
+        # A copy that failed names what it was to copy first.
+        named = error.filename2 or error.filename
         raise ReportError(
-            f"cannot export to {folder}: {error.strerror or error}{where}",
-            "name a folder that can be written to, with room for the engines",
+            f"cannot export to {folder}: {error.strerror or error}{f' ({named})' if named else ''}",
+            room_or(error, "name a folder that can be written to, with room for the engines"),
         ) from error
 
 

@@ -83,6 +83,12 @@ ANSWER_S = 60.0
 """The longest, in seconds, that the file system of a report may take to answer."""
 
 
+def room_or(error: OSError, hint: str) -> str:
+    """The hint for what can't be written: on a full disk another than elsewhere."""
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return "free some space there (or inodes: df -i), or name another place" if is_full else hint
+
+
 def _no_answer(what: str) -> ReportError:
     return ReportError(
         f"{what}: its file system did not answer within {ANSWER_S:g} s",
@@ -150,5 +156,5 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
     except OSError as error:
         raise ReportError(
             f"cannot write {what} {path}: {error.strerror or error}",
-            "name a file in a directory that can be written to",
+            room_or(error, "name a file in a directory that can be written to"),
         ) from error
