@@ -244,7 +244,8 @@ def test_what_is_known_when_it_is_cut_off_is_reported(suite: Suite, end: str, sa
     assert record["parity"]["blame"]["culprit"]["node"] == "scale_up"
     assert record["parity"]["blame"]["step"] == "precision"
     assert not record["parity"]["blame"]["is_complete"]
-    assert f"the diagnosis was cut off ({said}): this is its first answer, unrefined" in record["notes"]
+    answer = "its first answer, unrefined: the precision is to blame, tensor 'scaled_up' overflows"
+    assert f"the diagnosis was cut off ({said}); {answer}" in record["notes"]
     assert not run.report["missing"]
     assert "to blame     the precision: tensor 'scaled_up' overflows" in record["message"]
 

@@ -191,8 +191,11 @@ def _blamed(settings: Settings, known: Known) -> Known:
     except BaseException as cut_off:
         if known.request.cut_off is None or isinstance(cut_off, Exception):
             raise
-        what = "this is its first answer, unrefined" if known_by_then is not known else "it had no answer yet"
-        note = f"the diagnosis was cut off ({first_line(cut_off)}): {what}"
+        from pytest_trtcheck.diagnose import verdict
+
+        found = known_by_then.record.parity.blame if known_by_then.record.parity else None
+        what = "it had no answer yet" if found is None else f"its first answer, unrefined: {verdict(found)}"
+        note = f"the diagnosis was cut off ({first_line(cut_off)}); {what}"
         known.request.cut_off(concluded(settings, known_by_then.recorded(note)).record)
         raise
 
