@@ -55,7 +55,7 @@ def settled(*stamps: Stamp) -> bool:
 def checksum(path: Path) -> tuple[int, str]:
     """Size in bytes and CRC-32 of a file: several GB/s, and it guards against accidents, not against malice."""
     size, crc = 0, 0
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
             size += len(chunk)

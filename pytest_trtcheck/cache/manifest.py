@@ -9,10 +9,13 @@ import threading
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.hashing import Stamp, checksum, stamp
 from pytest_trtcheck.cache.key import Key
+from pytest_trtcheck.errors import first_line
+from pytest_trtcheck.record.files import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest"
 FILES = "files"
 VERIFIED = "verified"
+_MOST_BYTES = 64 << 20
+"""A manifest that is larger is none of ours: one of ten thousand files has a tenth of it."""
 _WORTH_REMEMBERING = 1 << 20
 """Bytes from which on reading them again costs more than looking this up."""
 
@@ -64,17 +69,30 @@ def write_manifest(entry: Path, manifest: Manifest) -> None:
 def read_manifest(entry: Path) -> Manifest:
     """The manifest of the entry in the directory `entry`; a DamagedError where it is not as it was written there."""
     try:
-        crc, _, text = (entry / MANIFEST).read_bytes().partition(b"\n")
+        crc, _, text = read_bytes(entry / MANIFEST, _MOST_BYTES).partition(b"\n")
     except OSError as error:
         raise _damage(error, MANIFEST) from error
     if crc != b"%08x" % zlib.crc32(text):
         raise DamagedError(f"{MANIFEST} does not match its checksum")
-    body = json.loads(text)
-    key = Key(**body["key"])
-    if key.digest != entry.name:
+    try:
+        body = json.loads(text)
+        key = Key(**body["key"])
+        is_of_entry = key.digest == entry.name
+        files = {_inside(name): (int(size), str(crc)) for name, (size, crc) in body["files"].items()}
+        found = Manifest(key, float(body["created"]), float(body["make_s"]), files)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedError(f"{MANIFEST} is not understood: {first_line(error)}") from error
+    if not is_of_entry:
         raise DamagedError(f"{MANIFEST} belongs to another entry")
-    files = {name: (size, crc) for name, (size, crc) in body["files"].items()}
-    return Manifest(key, body["created"], body["make_s"], files)
+    return found
+
+
+def _inside(name: str) -> str:
+    """The name of a file, unless it leads out of the entry: a ValueError."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"{name!r} leads out of the entry")
+    return name
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -122,9 +140,9 @@ def remember_verified(entry: Path, stamps: Mapping[Path, Stamp]) -> None:
 def recall_verified(entry: Path, manifest: Manifest) -> dict[Path, Stamp] | None:
     """The files' stamps where all of them are those that `remember_verified` kept; None otherwise."""
     try:
-        kept = json.loads((entry / VERIFIED).read_bytes())
+        kept = json.loads(read_bytes(entry / VERIFIED, _MOST_BYTES))
         stamps = {path: stamp(path) for path in [entry / MANIFEST, *(entry / FILES / name for name in manifest.files)]}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     now = {path.relative_to(entry).as_posix(): list(each) for path, each in stamps.items()}
     return stamps if kept == now else None

@@ -29,6 +29,7 @@ from pytest_trtcheck.cache.manifest import (
     write_manifest,
 )
 from pytest_trtcheck.errors import CacheError
+from pytest_trtcheck.record.files import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,7 @@ GRACE_S = 3600.0
 _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
 _CRC_BYTES = 4
+_MOST_EXTRA_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Entry:
     def read_extra(self, name: str) -> bytes | None:
         """What was attached last under `name`; None where there is nothing, or where it is damaged."""
         try:
-            content = self._extra(name).read_bytes()
+            content = read_bytes(self._extra(name), _MOST_EXTRA_BYTES)
         except OSError:
             return None
         crc, data = content[:_CRC_BYTES], content[_CRC_BYTES:]

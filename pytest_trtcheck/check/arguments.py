@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS, quantized_part
-from pytest_trtcheck.errors import ArgumentError, suggestion
+from pytest_trtcheck.errors import ArgumentError, suggestion, unforeseen
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
 from pytest_trtcheck.spec import (
@@ -194,10 +194,15 @@ def _made(
         raise ArgumentError(f"{name}: {error.message}", error.hint) from None
     except TypeError as error:
         raise ArgumentError(f"{name}: {error}") from None
+    except Exception as error:  # an object of the user's that can't be compared, counted, or taken for true
+        raise unforeseen(error, name) from error
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # an object of the user's that can't say what it is
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
