@@ -27,6 +27,7 @@ import reports  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.emulation import emulated_path
 from pytest_trtcheck.precision.lowering import lower
@@ -67,7 +68,7 @@ def emulated(path: Path, folder: Path, precision: Precision = "fp16", inputs: In
 
 def time_ratio(path: Path, folder: Path, inputs: Inputs, repeat: int) -> dict[str, float]:
     lowered = [emulated(path, folder), emulated(path, folder, "int8+fp16", inputs)]
-    runners = [ort.OrtRunner(each, "emulated") for each in (path, *lowered)]
+    runners = [OrtRunner(each, "emulated") for each in (path, *lowered)]
     exact, *others = (next(iter(runner(inputs).values())) for runner in runners)
     if any(np.array_equal(exact, other) for other in others):
         raise SystemExit(f"{path.name}: nothing was rounded, so nothing was emulated")
@@ -104,7 +105,7 @@ def child(kind: str, name: str, folder: Path) -> None:
     path, inputs = models(folder)[name]
     ort.module()
     if kind != "baseline":
-        ort.OrtRunner(emulated(path, folder) if kind == "emulated" else path, kind)(inputs)
+        OrtRunner(emulated(path, folder) if kind == "emulated" else path, kind)(inputs)
     print(peak_kib())
 
 

@@ -42,7 +42,7 @@ from pytest_trtcheck.check.request import Allowance, Known
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.metrics import DEFAULT_TOLERANCE
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.precision.lowering import Lowered, float_path, lower

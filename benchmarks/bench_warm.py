@@ -35,6 +35,7 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import checker as check
 from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Inference:
         self._count("close")
 
     def _count(self, name: str) -> None:
-        method: Callable[..., Any] = getattr(ort.OrtRunner, name)
+        method: Callable[..., Any] = getattr(OrtRunner, name)
 
         def timed(*args: object, **kwargs: object) -> object:
             start = time.perf_counter()
@@ -68,7 +69,7 @@ class Inference:
             finally:
                 self.seconds += time.perf_counter() - start
 
-        setattr(ort.OrtRunner, name, timed)
+        setattr(OrtRunner, name, timed)
 
 
 def request(case: str, folder: Path) -> tuple[check.Request, bool]:

@@ -43,7 +43,7 @@ import zoo  # type: ignore[import-not-found]
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import survey
 from pytest_trtcheck.precision.emulation import rewrite

@@ -7,7 +7,7 @@ these. The plugin prints them without a traceback. They pickle, because xdist wo
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,6 +132,22 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
         "traceback that --log-level=DEBUG shows",
     )
+
+
+_NO_MEMORY = re.compile(
+    r"(?i)out[ _]?of[ _]?memory|bad.?alloc|failed to allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
+    r"cudaErrorMemoryAllocation"
+)
+_PERHAPS_NO_MEMORY = re.compile(
+    r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|(?:cudnn|cublas)(?:Lt)?Create\w*"
+)
+
+
+def lacked_memory(said: str) -> Literal["certainly", "perhaps"] | None:
+    """Whether a library failed because memory ran out; cuDNN and cuBLAS call it an internal error, or say no more."""
+    if _NO_MEMORY.search(said):
+        return "certainly"
+    return "perhaps" if _PERHAPS_NO_MEMORY.search(said) else None
 
 
 _UNSAFE = re.compile(

@@ -23,6 +23,7 @@ from pytest_trtcheck.backends.tensorrt.module import find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ArgumentError, ModelError
+from pytest_trtcheck.model import apart
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import Lowered
 from pytest_trtcheck.precision.reference import Reference
@@ -146,14 +147,14 @@ def test_what_cannot_be_found_out_is_said(judged: Any) -> None:
 def test_a_parser_that_crashes_does_not_take_the_session_along(
     judged: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(tensorrt, "_BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(apart, "_BOOTSTRAP", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     found = judged(onnx_models.conv_net(1), name)
     assert "the builder process crashed (SIGSEGV)" in found.refusal
 
 
 @needs_rtx
 def test_a_parser_that_cannot_be_asked_is_a_note(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "_BOOTSTRAP", "raise SystemExit(3)")
+    monkeypatch.setattr(apart, "_BOOTSTRAP", "raise SystemExit(3)")
     found = judged(onnx_models.conv_net(1), "tensorrt_rtx")
     assert not found.refusal
     assert any("could not be asked" in note and "exit status 3" in note for note in found.notes)

@@ -206,3 +206,79 @@ def test_an_engine_of_empty_tensors_is_not_said_to_have_missed_its_precision() -
     made = Built(EngineSpec(anything, lowered, "fp16", {}, BuildOptions()), Path("nowhere"))
     assert "the inputs are empty" in str(system.doubt(made, engine, empty))
     assert "did not take effect" in str(system.doubt(made, engine, full))
+
+
+CUT_OFF = """
+import onnx, os, signal
+from pytest_trtcheck.diagnose import diagnosis, keeping
+from tests.diagnosed import conv_chain, image, overflowing_block
+
+onnx.save(conv_chain(5, extra=overflowing_block(2)), "overflows.onnx")
+
+def ended(*_):
+    {end}
+
+keeping.Search.find = ended
+{early}
+
+@trt_parity("overflows.onnx", precision="fp16")
+def test_overflows():
+    return image()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", "KeyboardInterrupt"),
+        ("pytest.fail('Timeout (>5.0s) from pytest-timeout.')", "Timeout (>5.0s) from pytest-timeout."),
+    ],
+    ids=["ctrl-c", "pytest-timeout"],
+)
+def test_what_is_known_when_it_is_cut_off_is_reported(suite: Suite, end: str, said: str) -> None:
+    suite.write(test_x=CUT_OFF.format(end=end, early=""))
+    suite.pytester.syspathinsert(Path(__file__).parents[1])
+    run = suite.run_apart("-p", "no:timeout")
+    (record,) = run.checks
+    assert record["verdict"] == "fail"
+    assert record["parity"]["blame"]["culprit"]["node"] == "scale_up"
+    assert record["parity"]["blame"]["step"] == "precision"
+    assert not record["parity"]["blame"]["is_complete"]
+    assert f"the diagnosis was cut off ({said}): this is its first answer, unrefined" in record["notes"]
+    assert not run.report["missing"]
+    assert "to blame     the precision: tensor 'scaled_up' overflows" in record["message"]
+
+
+def test_a_failure_is_reported_that_was_cut_off_before_it_was_diagnosed(suite: Suite) -> None:
+    early = "diagnosis._Diagnosis._trace = ended"
+    suite.write(test_x=CUT_OFF.format(end="os.kill(os.getpid(), signal.SIGINT)", early=early))
+    suite.pytester.syspathinsert(Path(__file__).parents[1])
+    (record,) = suite.run_apart().checks
+    assert record["verdict"] == "fail"
+    assert record["outcome"] == "failed"
+    assert record["parity"]["blame"] is None
+    assert "it had no answer yet" in str(record["notes"])
+
+
+SLOW = """
+from pytest_trtcheck.check import checker
+from pytest_trtcheck.plugin import session
+
+session._LOG_PACE_S = {pace}
+
+def slow(self, request, made=checker.Checker.check):
+    for number in range(3):
+        self.progress(f"looking, {{number}} sets tried")
+    return made(self, request)
+
+checker.Checker.check = slow
+
+@trt_parity("conv.onnx", batch=1)
+def test_slow(): ...
+"""
+
+
+@pytest.mark.parametrize(("pace", "lines"), [(0.0, 3), (10.0, 0)])
+def test_a_log_is_told_now_and_then_what_takes_long(suite: Suite, pace: float, lines: int) -> None:
+    suite.write(test_x=SLOW.format(pace=pace))
+    assert suite.run_apart().text.count("trtcheck: looking, ") == lines

@@ -248,7 +248,7 @@ def test_lock_files_and_work_do_not_pile_up(tmp_path: Path) -> None:
     assert not unfinished(tmp_path)
 
 
-def test_what_the_dead_left_is_removed_and_the_work_of_the_living_is_not(tmp_path: Path) -> None:
+def test_work_that_nobody_holds_goes_after_a_day_and_lock_files_at_once(tmp_path: Path) -> None:
     Cache(tmp_path).get_or_make(key(), writes())
     work = tmp_path / "v1" / "work"
     for name in ("old", "new"):
@@ -259,7 +259,7 @@ def test_what_the_dead_left_is_removed_and_the_work_of_the_living_is_not(tmp_pat
         let_rest(path, 25 if path.name.startswith("old") else 23)
     forget_weight(tmp_path)
     Cache(tmp_path).get_or_make(key(n="2"), writes())
-    assert {path.name for path in unfinished(tmp_path)} == {"new-work", "new.lock"}
+    assert {path.name for path in unfinished(tmp_path)} == {"new-work"}
 
 
 def test_the_lock_file_of_the_dead_is_no_leftover_while_it_is_held_again(tmp_path: Path) -> None:

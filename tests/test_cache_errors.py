@@ -234,7 +234,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_trtcheck.cache.directory.LOCKED_S", 0.1)
+    monkeypatch.setattr("pytest_trtcheck.record.held.LOCKED_S", 0.1)
 
     def make_again(_: Path) -> None:
         Cache(tmp_path).get_or_make(KEY, small)

@@ -26,7 +26,7 @@ from pytest_trtcheck.diagnose.bisection import EXTRA_BUILDS, cuts
 from pytest_trtcheck.diagnose.models import named
 from pytest_trtcheck.errors import BuildError
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.pieces import Graph
 from pytest_trtcheck.precision.emulation import emulation, rewrite
 from pytest_trtcheck.spec import ShapeRange

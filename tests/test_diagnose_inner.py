@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.diagnose import diagnose, explain, unrolling
 from pytest_trtcheck.diagnose.models import named
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision import families
 from tests import onnx_models
 from tests.diagnosed import FLOAT, Bench, Case, assert_users_names

@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision import half
-from pytest_trtcheck.precision.emulation import rewrite
+from pytest_trtcheck.precision.emulation import rewrite, weights
 from pytest_trtcheck.precision.quantization import qdq
 from tests import onnx_models
 
@@ -183,3 +183,46 @@ def test_without_qdq_is_the_float_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(OrtRunner(target, "float")({"x": x})["y"], x * 2)
     expected = np.clip(np.round(x / 0.5), -128, 127) * 0.5 * 2
     np.testing.assert_array_equal(emulation(path)({"x": x})["y"], expected)
+
+
+# --- weights of a large model, folded --------------------------------------------------------------------------------
+
+
+def large_layers(path: Path) -> Path:
+    """Two products with weights of 256 KiB, one of them also read as it is, and a mask of one number."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((256, 256), dtype=np.float32) / 16 for _ in range(2)]
+    initializers = [onnx.numpy_helper.from_array(array, f"w{index}") for index, array in enumerate(arrays)]
+    initializers.append(onnx.numpy_helper.from_array(np.array([512, 256], np.int64), "size"))
+    initializers.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Gemm", ["a", "w1"], ["b"], name="second", transB=1),
+        helper.make_node("Expand", ["half", "size"], ["mask"], name="mask"),
+        helper.make_node("ReduceMean", ["mask"], ["least"], name="least", keepdims=0),
+        helper.make_node("Add", ["b", "least"], ["c"], name="add"),
+        helper.make_node("MatMul", ["c", "w0"], ["y"], name="third"),
+    ]
+    put = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 256]) for name in ("x", "y")]
+    made = helper.make_graph(nodes, "large", put[:1], put[1:], initializers)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_folded_weights_compute_the_same(kind: HalfName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "EXTERNAL_DATA_THRESHOLD", 0)
+    source = tmp_path / "emulated.onnx"
+    graph.write(rewrite.emulated(graph.read(lowered(large_layers(tmp_path / "m.onnx"), kind))), source)
+    (tmp_path / "folded").mkdir()
+    path = tmp_path / "folded" / "model.onnx"
+    weights.fold(source, path)
+    case = {"x": np.random.default_rng(1).standard_normal((3, 256), dtype=np.float32)}
+    before, after = OrtRunner(source, "unfolded")(case), OrtRunner(path, "folded")(case)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    held = {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
+    outside = [tensor for tensor in held.values() if tensor.data_location == TensorProto.EXTERNAL]
+    assert {tensor.data_type for tensor in outside if len(tensor.dims) > 1} == {TensorProto.FLOAT}
+    # What one number is expanded to is no weight: a few bytes could ask for any size of file.
+    assert (512, 256) not in {tuple(tensor.dims) for tensor in held.values()}

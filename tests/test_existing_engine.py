@@ -15,13 +15,13 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.backends.base import Machine
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
-from pytest_trtcheck.backends.tensorrt import existing, plan_file
+from pytest_trtcheck.backends.tensorrt import existing, plan_file, trial
 from pytest_trtcheck.backends.tensorrt.io import TensorSpec, check_inputs
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import GpuError, InputError, ModelError
 from pytest_trtcheck.gpu import device, find_gpu
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.spec import ShapeRange
 from tests import another_tensorrt, onnx_models
 
@@ -502,7 +502,7 @@ class StandIn:
     device_memory_bytes, aux_streams, streamed_bytes = 1 << 20, 0, 0
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
-        self._runner = ort.OrtRunner(model, "stand-in")
+        self._runner = OrtRunner(model, "stand-in")
         self._layers = layers
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -531,6 +531,7 @@ def answering(project: Suite, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     def answer(model: onnx.ModelProto, layers: Mapping[str, int]) -> None:
         path = onnx_models.save(model, project.path / "answers.bin")
         monkeypatch.setattr(tensorrt, "inspect", lambda *_, **__: {"io": IO, "layers": layers})
+        monkeypatch.setattr(trial.Trial, "beside", lambda *_: None)
         monkeypatch.setattr(existing.ExistingEngine, "load", lambda *_: StandIn(path, layers))
 
     return answer

@@ -27,6 +27,7 @@ from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.metrics import of_arrays
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import batch_norm
 from pytest_trtcheck.precision.emulation import Emulated, emulation
@@ -215,7 +216,7 @@ class OnCpu:
     `spoiled` changes the outputs of a run, which is counted from 0.
     """
 
-    runner: ort.OrtRunner
+    runner: OrtRunner
     layers: Mapping[str, int]
     spoiled: Callable[[int, Outputs], Outputs]
     runs: int = 0
@@ -483,19 +484,19 @@ def test_a_budget_on_what_an_engine_does_not_tell_is_not_kept(on_gpu: OnGpu, mon
 def test_every_session_is_closed_when_a_check_is_made(
     checker: Checker, monkeypatch: pytest.MonkeyPatch, tol: float
 ) -> None:
-    opened: dict[int, ort.OrtRunner] = {}
-    make, close = ort.OrtRunner.__init__, ort.OrtRunner.close
+    opened: dict[int, OrtRunner] = {}
+    make, close = OrtRunner.__init__, OrtRunner.close
 
-    def making(runner: ort.OrtRunner, *args: Any, **kwargs: Any) -> None:
+    def making(runner: OrtRunner, *args: Any, **kwargs: Any) -> None:
         make(runner, *args, **kwargs)
         opened[id(runner)] = runner
 
-    def closing(runner: ort.OrtRunner) -> None:
+    def closing(runner: OrtRunner) -> None:
         close(runner)
         opened.pop(id(runner))
 
-    monkeypatch.setattr(ort.OrtRunner, "__init__", making)
-    monkeypatch.setattr(ort.OrtRunner, "close", closing)
+    monkeypatch.setattr(OrtRunner, "__init__", making)
+    monkeypatch.setattr(OrtRunner, "close", closing)
     record = check(replace(checker, allowance=Allowance(0)), onnx_models.gemm_net(), X, tol=tol)
     assert record.verdict == ("pass" if tol > 1e-3 else "fail")
     assert not opened
@@ -571,7 +572,7 @@ def test_a_reference_of_one_provider_is_not_anothers(tmp_path: Path) -> None:
             return {name: array + 1 for name, array in super().computed(case).items()}
 
     other = Elsewhere(model, cache, "cuda")
-    other._runner = ort.OrtRunner(model.path, model.label, "cpu")
+    other._runner = OrtRunner(model.path, model.label, "cpu")
     np.testing.assert_array_equal(other(X)["y"], kept["y"] + 1)
     np.testing.assert_array_equal(Reference(model, cache, "cpu")(X)["y"], kept["y"])
 
@@ -659,7 +660,7 @@ def folded_outputs(model: onnx.ModelProto, folder: Path, keep: Sequence[str] = (
     folded = batch_norm.fold_batch_norm(graph.read(path), keep)
     graph.write(folded, folder / "folded.onnx")
     operators = {node.op_type for node in graph.all_nodes(folded.graph)}
-    return ort.OrtRunner(folder / "folded.onnx", "folded")(IMAGE), operators
+    return OrtRunner(folder / "folded.onnx", "folded")(IMAGE), operators
 
 
 def test_a_convolution_that_is_an_output_keeps_its_weights(tmp_path: Path) -> None:

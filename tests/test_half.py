@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision import batch_norm, half
 from tests import onnx_models
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision import half
 from pytest_trtcheck.precision.emulation import layers, rewrite
 from pytest_trtcheck.precision.emulation.recurrences import RECURRENCES

@@ -21,7 +21,7 @@ from pytest_trtcheck.check.arguments import trt_parity
 from pytest_trtcheck.check.request import Allowance, Known, Outcome, Request
 from pytest_trtcheck.errors import ArgumentError
 from pytest_trtcheck.metrics import top1
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference

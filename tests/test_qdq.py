@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from pytest_trtcheck.model import graph
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision.emulation import rewrite
 from tests import onnx_models
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import available
+from pytest_trtcheck.model import apart
 from tests import onnx_models
 
 pytestmark = [
@@ -93,7 +93,6 @@ def test_what_windows_refuses_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_one_by_its_status_on_windows_too() -> None:
-    assert tensorrt._ending(0) is None
-    assert tensorrt._ending(-9) == "the builder process crashed (SIGKILL)"
-    assert tensorrt._ending(0xC0000005) == "the builder process crashed (0xC0000005)"
-    assert tensorrt._ending(1) == "the builder process ended with exit status 1"
+    assert apart.ending(-9, "the process") == ("the process crashed (SIGKILL)", True)
+    assert apart.ending(0xC0000005, "the process") == ("the process crashed (0xC0000005)", True)
+    assert apart.ending(1, "the process") == ("the process ended with exit status 1", False)

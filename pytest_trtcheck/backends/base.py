@@ -84,6 +84,8 @@ class Machine:
     ----------
     no_gpu
         Why no GPU is here.
+    gpu_note
+        What records should say of why it is this one of several.
     triton_url
         The Triton server that `--trt-triton-url` names.
     triton_models
@@ -93,6 +95,7 @@ class Machine:
     requested: GpuModel | None = None
     detected: Gpu | None = None
     no_gpu: str = "there is no GPU"
+    gpu_note: str | None = None
     triton_url: str | None = None
     triton_models: tuple[str, ...] = ()
 
@@ -108,6 +111,8 @@ class EngineSpec:
     options: BuildOptions
     max_subgraphs: int | None = None
     """Into how many subgraphs a system that divides models may divide it; no matter of what is built."""
+    cases: Sequence[InputMapping] = ()
+    """What it will be fed: a new engine is tried with some of that; no matter of what is built either."""
 
 
 @dataclass(frozen=True)
@@ -437,6 +442,10 @@ class RunnerByShape:
         """Run once."""
         case = arrays_of(inputs)
         return self._runner(case)(case)
+
+    def prepare(self, inputs: InputMapping) -> None:
+        """Have the runner of these inputs made, which may wait for others: not while the GPU is held alone."""
+        self._runner(arrays_of(inputs))
 
     def timed_runs(self, inputs: InputMapping, *, graph: bool = True) -> TimedRuns:
         """Prepare measuring with these inputs; what it gives must be closed before the next call.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pytest_trtcheck.baselines.errors import ErrorBaseline
 from pytest_trtcheck.baselines.latency import LatencyBaseline
 from pytest_trtcheck.baselines.scores import ScoreBaseline
 from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.record import held
 from pytest_trtcheck.record.files import write_text
 
 if TYPE_CHECKING:
@@ -270,17 +271,10 @@ def locked(root: Path) -> Iterator[None]:
     ReportError
         It cannot be written to.
     """
-    from filelock import FileLock
-
-    path = root / _LOCK
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(path, mode=0o666):
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
+        with held.locked(root / _LOCK):
+            yield
     except OSError as error:
         raise ReportError(
             f"cannot write the baselines in {root}: {error.strerror or error}",

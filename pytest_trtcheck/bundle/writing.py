@@ -11,7 +11,6 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
@@ -27,7 +26,7 @@ from pytest_trtcheck.bundle.reading import (
     signed,
 )
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
-from pytest_trtcheck.cache import format_bytes, hash_file, remove_old
+from pytest_trtcheck.cache import format_bytes, hash_file
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
@@ -35,6 +34,7 @@ from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.record import TOOL, is_bad, jsonable
 from pytest_trtcheck.record.files import file_name, read_json
+from pytest_trtcheck.record.held import HeldFolder, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +84,7 @@ class Writer:
         self._shown = shown
         self._nodeid = nodeid
         self._bounds = bounds or Bounds()
-        self._work: TemporaryDirectory[str] | None = None
+        self._work: HeldFolder | None = None
         self._about: dict[str, Any] = {}
 
     def keep(self, known: Known) -> tuple[str, ...]:
@@ -103,9 +103,9 @@ class Writer:
             return ()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            remove_old(self._folder.glob(f"{_UNFINISHED}*"))
+            remove_leftovers(self._folder.glob(f"{_UNFINISHED}*"))
             # Inside the temporary directory, which nobody else may read, one with the permissions that users expect.
-            self._work = TemporaryDirectory(prefix=_UNFINISHED, dir=self._folder, ignore_cleanup_errors=True)
+            self._work = HeldFolder(_UNFINISHED, self._folder)
             work = Path(self._work.name, "bundle")
             work.mkdir()
             self._about = _contents(known, work, self._bounds)

@@ -6,7 +6,7 @@ directory, making it when it is not there. Whatever is wrong with the place itse
 
 from __future__ import annotations
 
-from pytest_trtcheck.cache.directory import format_bytes, remove_old, scratch_folder, user_folder
+from pytest_trtcheck.cache.directory import format_bytes, scratch_folder, user_folder
 from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
@@ -22,7 +22,6 @@ __all__ = [
     "hash_code",
     "hash_file",
     "hash_files",
-    "remove_old",
     "scratch_folder",
     "settled",
     "stamp",

@@ -66,23 +66,30 @@ class Claims:
         # Only now, since one without a lock is a dead process's.
         path.with_suffix(".new").rename(path)
         weakref.finalize(self, _let_go, descriptor, path, os.getpid())
+        self._remove_leftovers()
         return descriptor
 
     def is_claimed(self, entry: Path) -> bool:
         """Whether another process uses an entry."""
         return _name(entry) in self._of_others()
 
+    def _remove_leftovers(self) -> None:
+        """Remove the lists of this machine's processes that died: they pile up where nobody evicts."""
+        with suppress(OSError):
+            for _ in self._living(_node()):
+                pass
+
     def _of_others(self) -> set[str]:
         """All that other processes use; what dead ones left is removed."""
         return {name for path in self._living() for name in _names(path)}
 
-    def _living(self) -> Iterator[Path]:
+    def _living(self, prefix: str = "") -> Iterator[Path]:
         if sys.platform == "win32" or not self._folder.is_dir():
             return
         import fcntl
 
         for path in self._folder.iterdir():
-            if path.name.startswith(f"{_process()}-") or path.suffix:
+            if path.name.startswith(f"{_process()}-") or path.suffix or not path.name.startswith(prefix):
                 continue
             try:
                 file = open_regular(path)
@@ -110,7 +117,13 @@ def _name(entry: Path) -> str:
 def _process() -> str:
     if sys.platform == "win32":
         raise NotImplementedError
-    return f"{os.uname().nodename.partition('.')[0]}-{os.getpid()}"
+    return f"{_node()}{os.getpid()}"
+
+
+def _node() -> str:
+    if sys.platform == "win32":
+        raise NotImplementedError
+    return f"{os.uname().nodename.partition('.')[0]}-"
 
 
 def _let_go(descriptor: int, path: Path, pid: int) -> None:

@@ -13,18 +13,18 @@ import os
 import re
 import shutil
 import time
-import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
 from pytest_trtcheck.errors import CacheError, listed
 from pytest_trtcheck.record.files import append, open_regular, read_bytes
+from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 _LAYOUT = "v1"
 _TAG = "CACHEDIR.TAG"
@@ -41,10 +41,6 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}) | _FULL
 _ALMOST_NOTHING_BYTES = 1 << 20
 
-LEFTOVER_S = 86400.0
-"""Unfinished work that is older than this, in seconds, was left by a process that died."""
-LOCKED_S = 7200.0
-"""The longest, in seconds, that anybody waits for what another process is making."""
 WEIGH_S = 3600.0
 """How long, in seconds, the processes go by what they noted, before one of them looks at every entry again."""
 _MOST_TAG_BYTES, _MOST_WEIGHT_BYTES = 1 << 16, 1 << 26
@@ -110,53 +106,38 @@ class CacheDir:
         if not ours:
             with suppress(FileExistsError), (self.root / ".gitignore").open("x", encoding="utf-8") as file:
                 file.write("*\n")
-            with TemporaryDirectory(dir=self.work) as work:
+            with HeldFolder("", self.work) as work:
                 (Path(work) / _TAG).write_text(_TAG_TEXT, encoding="utf-8")
                 (Path(work) / _TAG).replace(self.root / _TAG)
 
     @contextmanager
     def locked(self, name: str, doing: str) -> Iterator[None]:
-        """One process and one thread at a time. What is missing of the cache is created.
-
-        The holder removes the lock file, so that they do not pile up. Those who wait look for the file again each time.
-        (Windows deletes no open file: there filelock does it, once it has let go of it.)
-        """
-        from filelock import FileLock, Timeout
-
+        """One process and one thread at a time. What is missing of the cache is created."""
         path = self.work / f"{name}.lock"
-        lock = FileLock(path, timeout=LOCKED_S, mode=0o666)
-        with self.guarded(doing), warnings.catch_warnings():
-            # Where a file system has no flock, filelock warns and goes on in another way.
-            warnings.filterwarnings("ignore", "flock not supported")
-            self._prepare()
-            try:
-                lock.acquire()
-            except Timeout:
-                raise CacheError(
-                    f"{doing} failed: another process held {path} for {LOCKED_S / 3600:g} h",
-                    "see who holds it (fuser, lsof), or name another directory with --trt-cache-dir",
-                ) from None
-        try:
-            with suppress(OSError):  # what a killed process left would look like a leftover while it is held again
-                path.touch()
+        with ExitStack() as held:
+            with self.guarded(doing):
+                self._prepare()
+                try:
+                    held.enter_context(locked(path))
+                except TimeoutError as error:
+                    raise CacheError(
+                        f"{doing} failed: {error}",
+                        "see who holds it (fuser, lsof), or name another directory with --trt-cache-dir",
+                    ) from None
             yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
-            lock.release()
 
     @contextmanager
     def working(self, doing: str) -> Iterator[Path]:
         """An empty directory on the file system of the entries, for the time being."""
         with self.guarded(doing):
             self.work.mkdir(exist_ok=True)  # what restores a cache in CI may leave empty directories out
-            folder = TemporaryDirectory(dir=self.work, ignore_cleanup_errors=True)
+            folder = HeldFolder("", self.work)
         with folder as name:
             yield Path(name)
 
     def remove_leftovers(self) -> None:
         """Remove unfinished work, trash and lock files of processes that died."""
-        remove_old(self.work.iterdir())
+        remove_leftovers(self.work.iterdir())
 
     def unfinished_bytes(self) -> int:
         """What lies here beside the entries: the work of the living, and of those who died a moment ago."""
@@ -183,10 +164,8 @@ class CacheDir:
 
     def weighed(self, total_bytes: int) -> None:
         """Note how much there is: somebody looked at every entry."""
-        with suppress(OSError):
-            part = self._weight.with_name(f".{self._weight.name}-{os.getpid()}")
+        with suppress(OSError), replacing(self._weight) as part:
             part.write_text(f"{time.time():.0f}\n{total_bytes}\n", encoding="ascii")
-            part.replace(self._weight)
 
     def grew(self, by_bytes: int) -> None:
         """Note that so much was added."""
@@ -243,10 +222,10 @@ class CacheDir:
         return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
 
 
-def scratch_folder(name: str) -> TemporaryDirectory[str]:
-    """A temporary directory outside of any cache. What processes that were killed left of theirs goes after a day."""
+def scratch_folder(name: str) -> HeldFolder:
+    """A temporary directory outside of any cache. What processes that were killed left of theirs is removed."""
     _remove_scratch()
-    return TemporaryDirectory(prefix=f"{_SCRATCH}{name}-", ignore_cleanup_errors=True)
+    return HeldFolder(f"{_SCRATCH}{name}-")
 
 
 def _uid() -> int | None:
@@ -260,15 +239,7 @@ def _remove_scratch() -> None:
     for path in Path(gettempdir()).glob(f"{_SCRATCH}*"):
         with suppress(OSError):
             if own in {None, path.lstat().st_uid}:
-                remove_old([path])
-
-
-def remove_old(paths: Iterable[Path]) -> None:
-    """Remove what was left alone for a day; its time may lie in the future, where a clock was wrong."""
-    for path in paths:
-        with suppress(OSError):
-            if abs(time.time() - path.lstat().st_mtime) > LEFTOVER_S:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
+                remove_leftovers([path])
 
 
 def tree_bytes(path: Path) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import threading
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from pytest_trtcheck.cache.hashing import Stamp, checksum, stamp
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.errors import first_line
 from pytest_trtcheck.record.files import read_bytes
+from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,10 +130,8 @@ def remember_verified(entry: Path, stamps: Mapping[Path, Stamp]) -> None:
     if sum(each.size for each in stamps.values()) < _WORTH_REMEMBERING:
         return
     text = json.dumps({path.relative_to(entry).as_posix(): each for path, each in stamps.items()})
-    part = entry / f".{VERIFIED}-{os.getpid()}-{threading.get_ident()}"
-    with suppress(OSError):
+    with suppress(OSError), replacing(entry / VERIFIED) as part:
         part.write_text(text)
-        part.replace(entry / VERIFIED)
 
 
 def recall_verified(entry: Path, manifest: Manifest) -> dict[Path, Stamp] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -41,6 +42,7 @@ _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
 _CRC_BYTES = 4
 _MOST_EXTRA_BYTES = 4 << 30
+_LARGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Cache:
         self._used: set[Path] = set()
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
         self._made_bytes = math.inf  # since the limit was looked at
+        self._is_clean = False
 
     def exposed(self) -> str | None:
         """Who else may write into it, in words: an engine from there is code that runs here. None: nobody."""
@@ -269,6 +272,8 @@ class Cache:
         self._use(directory)
         self._dir.remember(key.kind, key.subject, key.digest)
         made_bytes = sum(size for size, _ in files.values())
+        if made_bytes > _LARGE_BYTES:
+            gc.collect()  # Graphs are cycles, and hold the weights that they were made from.
         self._made_bytes += made_bytes
         self._dir.grew(made_bytes)
         return Entry(directory / FILES, key, False, reason, make_s, self._dir)
@@ -313,7 +318,11 @@ class Cache:
         return True
 
     def _tidy(self) -> None:
-        """Remove what the dead left and what exceeds the limit, once enough was made to be worth listing the store."""
+        """Remove what the dead left, and what exceeds the limit, once enough was made to be worth listing the store."""
+        if not self._is_clean:
+            self._is_clean = True
+            with suppress(OSError):
+                self._dir.remove_leftovers()
         limit = math.inf if self.max_bytes is None else self.max_bytes
         weight = self._dir.weight_bytes()
         if self._made_bytes < limit / 100 or (weight <= limit and math.isfinite(weight)):
@@ -321,7 +330,6 @@ class Cache:
         self._made_bytes = 0
         # The entry that was asked for is there: tidying up may fail, as where another user's entries are in the way.
         with suppress(OSError, CacheError), self._dir.locked("tidy", "tidying it"):
-            self._dir.remove_leftovers()
             stored = sorted(self._stored(), key=lambda entry: _idle_s(entry.last_used), reverse=True)
             total = sum(entry.bytes for entry in stored) + self._dir.unfinished_bytes()
             for entry in stored:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check.parity import Failure
     from pytest_trtcheck.check.request import Known, Settings
-    from pytest_trtcheck.diagnose import Subject
+    from pytest_trtcheck.diagnose import Blame, Subject
     from pytest_trtcheck.precision.lowering import Lowered
 
 
@@ -51,8 +51,12 @@ class _Unfinished(Exception):  # noqa: N818 - it keeps a diagnosis out of the ca
         self.found = found
 
 
-def blamed(settings: Settings, known: Known) -> Known:
-    """A failed check with who is to blame."""
+def blamed(settings: Settings, known: Known, first: Callable[[Known], None] = lambda _: None) -> Known:
+    """A failed check with who is to blame; `first` is given the same with what is known before it is refined."""
+
+    def so_far(blame: Blame) -> None:
+        first(_with(known, _with_module(known, blame.to_dict())))
+
     allowance = settings.allowance
     refusal = allowance.refusal()
     if refusal is None and known.is_given:
@@ -64,7 +68,7 @@ def blamed(settings: Settings, known: Known) -> Known:
     if own is not None and isinstance(known.reference, SourceReference) and known.running.runs_parts:
         wrong = _export(known, settings.cache, own)
         allowance.spent_s += time.monotonic() - start
-        return known.recorded(parity=replace(known.parity, blame=typed(jsonable(wrong), BlameRecord)))
+        return _with(known, wrong)
     if own is not None:
         label = known.model.label
         return known.recorded(
@@ -74,11 +78,15 @@ def blamed(settings: Settings, known: Known) -> Known:
     def find() -> dict[str, Any] | None:
         if known.is_given:
             return _diagnosed_given(settings, known)
-        return _diagnosed(settings, known) if known.running.runs_parts else _diagnosed_source(settings, known)
+        return _diagnosed(settings, known, so_far) if known.running.runs_parts else _diagnosed_source(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
     found = remembered(known, settings.cache, find, worst=_worst(known)) if known.running.is_emulation else find()
     allowance.spent_s += time.monotonic() - start
+    return _with(known, found)
+
+
+def _with(known: Known, found: dict[str, Any] | None) -> Known:
     return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
 
 
@@ -202,7 +210,7 @@ def subject_of(known: Known, worst: int) -> Subject:
     )
 
 
-def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
+def _diagnosed(settings: Settings, known: Known, first: Callable[[Blame], None]) -> dict[str, Any] | None:
     from pytest_trtcheck import diagnose
 
     seconds, subject = settings.allowance.seconds, subject_of(known, _worst(known))
@@ -221,6 +229,7 @@ def _diagnosed(settings: Settings, known: Known) -> dict[str, Any] | None:
         emulated=outputs if is_emulation else None,
         budget=diagnose.Budget(seconds=seconds, engine_seconds=5 * seconds),
         progress=told(f"{known.title}: ", settings.progress),
+        first=first,
     )
     return None if blame is None else _with_module(known, blame.to_dict())
 
@@ -369,11 +378,13 @@ def _run_part(settings: Settings, known: Known, path: Path) -> Mapping[str, NDAr
     whole = known.spec(known.running)
     part = onnx_model.load(path, f"{known.model.label} (a part of it)")
     names = {spec.name for spec in part.inputs}
+    case = {name: array for name, array in known.cases[_worst(known)].items() if name in names}
     spec = replace(
         whole,
         model=part,
         lowered=replace(known.lowered, path=path, key=f"{known.lowered.key}:{hash_file(path)}"),
         profile={name: span for name, span in whole.profile.items() if name in names},
+        cases=[case],
     )
     with _opened(settings, known, spec) as runner:
-        return runner({name: array for name, array in known.cases[_worst(known)].items() if name in names})
+        return runner(case)

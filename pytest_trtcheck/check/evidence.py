@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
 from pytest_trtcheck.errors import listed
-from pytest_trtcheck.record import CheckRecord, Environment, ProofRecord, RunRecord
+from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, ProofRecord, RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -95,8 +95,9 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
         yield "no GPU is known to have run it there"
     if proved.runs > 1:
         yield f"there it took {proved.runs} runs to pass"
-    if (ran_on := _model(environment, wanted.extra_gpus)) is None or gpus.fits(wanted.gpu, ran_on) is None:
-        name = environment.gpu.name if environment.gpu else "a GPU that it does not name"
+    card = proved.gpu or environment.gpu
+    if (ran_on := _model(card, wanted.extra_gpus)) is None or gpus.fits(wanted.gpu, ran_on) is None:
+        name = card.name if card else "a GPU that it does not name"
         yield f"it ran on {name}, not on {wanted.gpu.product}"
     record = wanted.record
     compared: tuple[tuple[str, object, object], ...] = (
@@ -123,8 +124,7 @@ def _asked(record: CheckRecord) -> str:
     return (record.precision or "").rpartition("(asked ")[2].rstrip(")")
 
 
-def _model(environment: Environment, extra: Sequence[GpuModel]) -> GpuModel | None:
-    card = environment.gpu
+def _model(card: GpuRecord | None, extra: Sequence[GpuModel]) -> GpuModel | None:
     if card is None or card.name is None or card.compute_capability is None:
         return None
     major, _, minor = card.compute_capability.partition(".")

@@ -5,19 +5,20 @@ from __future__ import annotations
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import half_part
 from pytest_trtcheck.errors import CheckError
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision.reference import Reference
 
 if TYPE_CHECKING:
     from pytest_trtcheck.check.request import Known
     from pytest_trtcheck.model.inputs import Case
+    from pytest_trtcheck.record.held import HeldFolder
 
 LARGEST = 65504.0
 _MOST_BYTES = 256 << 20
@@ -31,8 +32,8 @@ class Headroom:
     """
 
     def __init__(self, known: Known) -> None:
-        self._folder: TemporaryDirectory[str] | None = None
-        self._runner: ort.OrtRunner | None = None
+        self._folder: HeldFolder | None = None
+        self._runner: OrtRunner | None = None
         self._names: list[str] = []
         reference = known.reference
         if half_part(known.computed_in) != "fp16" or not isinstance(reference, Reference) or known.model.custom_ops:
@@ -59,10 +60,10 @@ class Headroom:
         ]
         if not tensors:
             return
-        self._folder = TemporaryDirectory(prefix="trtcheck-search-", ignore_cleanup_errors=True)
+        self._folder = scratch_folder("search")
         probe, outputs = Probes(path, Path(self._folder.name)).with_extremes(tensors)
         self._names = [name for least, largest, *_ in outputs.values() for name in (least, largest)]
-        self._runner = ort.OrtRunner(probe, known.model.label)
+        self._runner = OrtRunner(probe, known.model.label)
 
     def used(self, case: Case) -> float:
         """The share that is used on one case; 1 is all of it, or more."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from pytest_trtcheck.errors import InputError, first_line
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz
 from pytest_trtcheck.record.files import file_name
+from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,14 +97,10 @@ def write(path: Path, cases: Sequence[Case], model: OnnxModel) -> None:
     """Keep the inputs, each once; an OSError where that fails."""
     different = list({model_inputs.digest(case): case for case in cases}.values())[-_MOST:]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         writer = npz.ArrayWriter(temporary)
         for number, case in enumerate(different):
             writer.add(number, case)
         about = {"format": _FORMAT, "model": model.label, "cases": len(different), "inputs": writer.index}
         writer.add_text(_ABOUT, json.dumps(about))
         writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -66,6 +66,9 @@ class Request:
         Where inputs are kept that a search found, and are taken from; None: nowhere.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
+    cut_off
+        Is given the record of a failed check whose diagnosis is cut off (Ctrl-C, a limit on a test's time), before the
+        exception that does so goes on; None: there is no record then.
     """
 
     nodeid: str
@@ -83,6 +86,7 @@ class Request:
     lowered: Lowered | None = None
     search_folder: Path | None = None
     watch: Watcher | None = None
+    cut_off: Callable[[CheckRecord], None] | None = None
 
     @property
     def precision(self) -> Precision:
@@ -373,6 +377,12 @@ class Known:
         assert self.runner is not None
         return self.runner(case)
 
+    def computed(self, case: Case) -> Mapping[str, NDArray[Any]]:
+        """The same, computed now and kept nowhere."""
+        assert self.runner is not None
+        found: Mapping[str, NDArray[Any]] = getattr(self.runner, "computed", self.runner)(case)
+        return found
+
     def close(self) -> None:
         """Free what runs the model and its reference."""
         self.reference.close()
@@ -444,6 +454,7 @@ class Known:
             self.profile() if system.builds or system.is_file else {},
             self.request.build_options,
             self.request.parity.max_subgraphs,
+            self.cases,
         )
 
     def alone(self) -> AbstractContextManager[None]:

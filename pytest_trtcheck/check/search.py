@@ -284,7 +284,7 @@ class _Hunt:
 
     def _computed(self, case: Case) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]:
         with self.known.alone():
-            return self.known.run(case), self.known.reference.computed(case)
+            return self.known.computed(case), self.known.reference.computed(case)
 
     def judged(self, case: Case) -> list[OutputRecord]:
         """The outputs of a whole case, by the check's own limits."""

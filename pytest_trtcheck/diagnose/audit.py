@@ -20,7 +20,7 @@ from pytest_trtcheck.diagnose.subject import BudgetSpent
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.model import pieces
 from pytest_trtcheck.model.inputs import digest
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.pieces import Instruments
 
 if TYPE_CHECKING:

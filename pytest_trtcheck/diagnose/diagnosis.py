@@ -71,6 +71,7 @@ def diagnose(
     emulated: Mapping[str, NDArray[Any]] | None = None,
     budget: Budget | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    first: Callable[[Blame], None] = lambda _: None,
     search_only: bool = False,
 ) -> Blame | None:
     """Say why a check failed.
@@ -85,6 +86,9 @@ def diagnose(
         What the emulation computed from the input to look at, where that is at hand; None: it is computed.
     progress
         Is told, in a line each, what is being done.
+    first
+        Is given what is known of the step and the tensor as soon as the error was traced, and again where that changes:
+        what there is to say should the rest be cut off.
     search_only
         Whether only the nodes to keep in FP32 are of interest.
 
@@ -103,7 +107,7 @@ def diagnose(
             emulated = runner(subject.case)
     budget = budget or Budget()
     budget.start()
-    return _Diagnosis(subject, cache, engine, budget, progress, search_only=search_only).run(emulated)
+    return _Diagnosis(subject, cache, engine, budget, progress, first=first, search_only=search_only).run(emulated)
 
 
 class _Diagnosis:
@@ -115,14 +119,16 @@ class _Diagnosis:
         budget: Budget,
         progress: Callable[[str], None],
         *,
+        first: Callable[[Blame], None],
         search_only: bool,
     ) -> None:
-        self.search_only = search_only
+        self.search_only, self.first = search_only, first
         self.subject, self.cache, self.engine, self.budget, self.progress = subject, cache, engine, budget, progress
         self.notes: list[str] = []
         self.quantized: frozenset[str] | None = None
         self.start = self._paced = time.monotonic()
         self.is_complete = True
+        self._told = ""
 
     def run(self, emulated: Mapping[str, NDArray[Any]]) -> Blame | None:
         subject = self.subject
@@ -220,15 +226,13 @@ class _Diagnosis:
             self._note_tiny_output(findings)
         if step in {"precision", "both"} and findings is not None:
             self._find_causes(findings)
+            self._answer(findings)
             with self._or_missed("the likeliest causes could not be looked at"):
                 self._measure_suspects(findings, lowered)
             if self.search_only:
                 self._search(findings, lowered)
                 return
-            likely = next((each for each in findings.ranked() if findings.stands_out(each)), None)
-            if likely is not None:
-                # The first answer, before it is refined.
-                self.progress(f"so far, {_headline(self._in_users_names(findings.culprit(likely)), 0)}")
+            self._answer(findings)
             if is_pair(self.subject.precision):
                 with self._or_missed("the parts of the precision could not be told apart"):
                     self._measure_parts(findings)
@@ -241,12 +245,38 @@ class _Diagnosis:
             may_calibrate = self.subject.is_quantized and not lowered.passed
             with self.budget.part(_SEARCH_SHARE if may_calibrate else 1.0):
                 kept, conclusive = self._search(findings, lowered)
-            self._blame_precision(findings, kept, conclusive=conclusive)
+            self.blame, notes = self._precision_to_blame(findings, kept, conclusive=conclusive)
+            self.notes += notes
             if may_calibrate and self.blame.calibration is not None and self.blame.calibration["samples"] is not None:
                 self._calibrate(self.blame.calibration)
         if step in {"engine", "both"}:
+            self._tell(self.blame)
             with self._or_missed("the engine could not be bisected"):
                 self._blame_engine(findings, emulated, folder)
+
+    # --- the first answer --------------------------------------------------------------------------------------------
+
+    def _answer(self, findings: Findings) -> None:
+        """What can be said of the precision by now."""
+        if self.search_only:
+            return
+        blame, notes = self._precision_to_blame(findings, None, conclusive=False)
+        lost = next((each for each in findings.ranked() if each.node), None)
+        if blame.culprit is None and lost is not None and not notes:
+            worst = self._in_users_names(findings.culprit(lost))
+            notes = [
+                f"most is lost at tensor {worst.tensor!r} of node {worst.node!r} ({worst.op_type}): {worst.detail}"
+            ]
+        self._tell(blame, *notes)
+
+    def _tell(self, blame: Blame, *notes: str) -> None:
+        """Hand on what is known, and show it where it is new."""
+        said = "; ".join((blame.headline, *(note.partition(": ")[0] for note in notes)))
+        if said != self._told:
+            self._told = said
+            self.progress(f"so far, {said}")
+        seconds, notes = time.monotonic() - self.start, (*self.notes, *notes)
+        self.first(replace(blame, notes=notes, trials=self.budget.tried, seconds=seconds, is_complete=False))
 
     # --- precision ---------------------------------------------------------------------------------------------------
 
@@ -330,8 +360,10 @@ class _Diagnosis:
             found = audit.methods(self.subject, self.budget, self.progress)
             self.blame = replace(self.blame, calibration={**examined, "methods": found})
 
-    def _blame_precision(self, findings: Findings, kept: keeping.Kept | None, *, conclusive: bool) -> None:
-        """The operator to blame; `conclusive`: the search found no remedy, and went as far as it should."""
+    def _precision_to_blame(
+        self, findings: Findings, kept: keeping.Kept | None, *, conclusive: bool
+    ) -> tuple[Blame, list[str]]:
+        """The operator to blame, and notes; `conclusive`: the search found no remedy, and went as far as it should."""
         names, blame = self.names, self.blame
         largest = findings.largest_contributions(_LISTED)
         blame = replace(blame, contributions=tuple({**each, "node": names.node(each["node"])} for each in largest))
@@ -342,24 +374,25 @@ class _Diagnosis:
             causes = [*(each for each in causes if each.node in kept.nodes), *kept.causes]
             local = _is_local(kept, causes, findings)
         if not local:
+            notes = []
             if causes:
                 worst = self._in_users_names(findings.culprit(causes[0]))
-                self.notes.append(f"most is lost at node {worst.node!r} ({worst.op_type}): {worst.detail}")
+                notes.append(f"most is lost at node {worst.node!r} ({worst.op_type}): {worst.detail}")
             step: Step = "spread" if blame.step == "precision" else blame.step
-            self.blame = replace(blame, step=step, headline=_HEADLINES["spread"])
-            return
+            return replace(blame, step=step, headline=_HEADLINES["spread"]), notes
         first = findings.culprit(causes[0])
         alike = [each for each in map(findings.culprit, causes[1:]) if each.kind == first.kind]
         culprit = self._in_users_names(first)
         others = dict.fromkeys(names.node(each.node) for each in alike if each.tensor != first.tensor)
         others.pop(culprit.node, None)
-        self.blame = replace(
+        found = replace(
             blame,
             culprit=culprit,
             others=tuple(others),
             headline=_headline(culprit, len(others)),
             tensors=result.rows(findings.tensors, names, (first.tensor, causes[0].name)),
         )
+        return found, []
 
     def _search(self, findings: Findings, lowered: LimitResult) -> tuple[keeping.Kept | None, bool]:
         """The nodes to keep in FP32, and whether a search that found none went as far as it should."""

@@ -104,7 +104,7 @@ def _held(model: OnnxModel, file: Path, case: Case, proto: onnx.ModelProto) -> l
 def _computed(model: OnnxModel, file: Path, case: Case, names: Iterable[str]) -> Mapping[str, NDArray[Any]]:
     """The tensors of the export by name, those that are left of them."""
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.model.onnxruntime import OrtRunner
+    from pytest_trtcheck.model.ort_runner import OrtRunner
 
     wanted = set(names)
     ir_model = graph.read(file)

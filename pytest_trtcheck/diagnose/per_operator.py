@@ -37,6 +37,7 @@ class Variant:
 
 WHOLE = Variant("whole", True, True)
 RESULT = Variant("result", False, False)
+_CONSTANT = "//constant"
 PARTS = (Variant("activations", True, False), Variant("weights", False, True), RESULT)
 
 
@@ -82,15 +83,20 @@ class Builder:
         """The name under which `tensor` is computed."""
         return self._computed(self.pair.emulated, tensor, variant)
 
+    @staticmethod
+    def is_constant(node: onnx.NodeProto) -> bool:
+        """Whether one of `nodes` is computed from weights alone."""
+        return node.name.endswith(_CONSTANT)
+
     def _computed(self, graph: Graph, name: str, variant: Variant) -> str:
         """The name under which `name` is computed anew."""
         reference = graph is self.pair.reference
-        suffix = "reference" if reference else "constant" if graph.is_constant(name) else variant.name
-        made = f"{name}//{suffix}"
+        suffix = "//reference" if reference else _CONSTANT if graph.is_constant(name) else f"//{variant.name}"
+        made = f"{name}{suffix}"
         if made in self._made:
             return made
         node = graph.nodes[graph.producers[name]]
-        copy = copied(node, name=f"{node.name}//{suffix}")
+        copy = copied(node, name=f"{node.name}{suffix}")
         twin = None if reference or variant is WHOLE else self.pair.twin(node)
         operands: dict[str, str] = {}
         for index, operand in enumerate(node.input):
@@ -101,7 +107,7 @@ class Builder:
             if outer not in operands and (outer in graph.producers or outer in graph.inputs):
                 operands[outer] = self._operand(graph, outer, "", variant)
         pieces.rename_inside(copy, operands)
-        copy.output[:] = [f"{output}//{suffix}" if output else "" for output in node.output]
+        copy.output[:] = [f"{output}{suffix}" if output else "" for output in node.output]
         self._made.update(name for name in copy.output if name)
         self.nodes.append(copy)
         return made

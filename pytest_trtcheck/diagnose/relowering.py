@@ -12,7 +12,7 @@ from pytest_trtcheck.cache import Cache, hash_bytes, scratch_folder
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by, with_half_io
 from pytest_trtcheck.precision.quantization import calibrate

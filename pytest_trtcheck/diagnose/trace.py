@@ -16,7 +16,7 @@ from pytest_trtcheck.diagnose import per_operator
 from pytest_trtcheck.diagnose.measuring import FLOATS, Measuring
 from pytest_trtcheck.diagnose.statistics import Difference, Fit, difference, is_float
 from pytest_trtcheck.model import pieces
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.model import pieces
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

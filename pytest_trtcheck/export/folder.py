@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.record import held
 from pytest_trtcheck.record.files import read_json
 
 if TYPE_CHECKING:
@@ -136,18 +137,11 @@ def alone(folder: Path) -> Iterator[None]:
     ReportError
         It cannot be written to.
     """
-    from filelock import FileLock
-
-    path = folder / f"{_WORK}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path, mode=0o666):
-            try:
-                _finish_what_was_killed(folder)
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
+        with held.locked(folder / f"{_WORK}.lock"):
+            _finish_what_was_killed(folder)
+            yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise ReportError(

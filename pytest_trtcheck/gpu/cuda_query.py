@@ -43,6 +43,7 @@ def first_device() -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": name.value.decode(errors="replace"),
         "uuid_hex": _uuid(cuda, device),
+        "uuids_hex": _uuids(cuda, count.value),
         "memory_bytes": memory.value,
         "count": count.value,
     }
@@ -57,6 +58,13 @@ def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str | None:
     read = getattr(cuda, "cuDeviceGetUuid_v2", None) or getattr(cuda, "cuDeviceGetUuid", None)
     raw = (ctypes.c_ubyte * 16)()
     return None if read is None or read(ctypes.byref(raw), device) else bytes(raw).hex()
+
+
+def _uuids(cuda: ctypes.CDLL, count: int) -> list[str]:
+    """Those of all devices, in CUDA's order."""
+    device = ctypes.c_int()
+    found = (None if cuda.cuDeviceGet(ctypes.byref(device), i) else _uuid(cuda, device) for i in range(count))
+    return [uuid for uuid in found if uuid]
 
 
 if __name__ == "__main__":

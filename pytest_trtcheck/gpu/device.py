@@ -152,10 +152,8 @@ def require_match(declared: GpuModel, detected: Gpu, extra: Sequence[GpuModel] =
     GpuError
         Naming both.
     """
-    if fits(declared, detected.model) is not None:
-        return detected.model
-    if detected.model.product in jetson.FAMILIES and declared.family == detected.model.product:
-        return declared
+    if is_named(declared, detected):
+        return detected.model if fits(declared, detected.model) is not None else declared
     try:
         find_gpu(detected.product, extra)
         known = f"ask for {detected.product!r} or nothing"
@@ -167,6 +165,12 @@ def require_match(declared: GpuModel, detected: Gpu, extra: Sequence[GpuModel] =
         f"the GPU asked for is {declared.product}, but the one in this machine is {detected.description}",
         f"{known}, or choose among several GPUs with CUDA_VISIBLE_DEVICES",
     )
+
+
+def is_named(declared: GpuModel, detected: Gpu) -> bool:
+    """Whether a real GPU is, or may be, the one that was declared."""
+    is_family = detected.model.product in jetson.FAMILIES and declared.family == detected.model.product
+    return is_family or fits(declared, detected.model) is not None
 
 
 def identity_parts(gpu: Gpu) -> dict[str, str]:
@@ -213,15 +217,62 @@ def select_visible(visible: str | None, cards: Sequence[Card]) -> tuple[str | No
     entry = visible.split(",")[0].strip()
     if not entry:
         return None, "CUDA_VISIBLE_DEVICES is empty and hides every GPU"
-    nothing = f"CUDA_VISIBLE_DEVICES={visible} names no GPU of this machine"
+    found = _entry(entry, cards)
+    if isinstance(found, Card):
+        return _whole_or_slice(found)
+    return (found, "") if found else (None, f"CUDA_VISIBLE_DEVICES={visible} names no GPU of this machine")
+
+
+def _entry(entry: str, cards: Sequence[Card]) -> Card | str | None:
+    """What an entry of CUDA_VISIBLE_DEVICES names: a card, or the UUID of a slice."""
     if re.fullmatch(r"[+-]?\d+", entry):
-        index = int(entry)
-        return _whole_or_slice(cards[index]) if 0 <= index < len(cards) else (None, nothing)
+        return cards[int(entry)] if 0 <= int(entry) < len(cards) else None
     matches = [card for card in cards if _abbreviates(entry, card.uuid, "GPU-")]
-    if len(matches) == 1:
-        return _whole_or_slice(matches[0])
+    if matches:
+        return matches[0] if len(matches) == 1 else None
     found = [uuid for card in cards for uuid in card.slices if _abbreviates(entry, uuid, "MIG-")]
-    return (found[0], "") if len(found) == 1 and not matches else (None, nothing)
+    return found[0] if len(found) == 1 else None
+
+
+def visible_gpus(extra: Sequence[GpuModel] = (), environ: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
+    """Every GPU that a process in this environment may use, each slice of a card in MIG mode for itself.
+
+    CUDA shows a process one slice alone; all of them can be named by CUDA_VISIBLE_DEVICES. Empty without NVML, and
+    under MPS, whose server deals the GPUs out.
+    """
+    if _under_mps(environ):
+        return ()
+    try:
+        with nvml() as library:
+            cards = [_card(library, handle) for handle in devices(library)]
+            found = (_describe(library, uuid, cards, extra) for uuid in _visible(cards, environ) if uuid)
+            return tuple(gpu for gpu in found if gpu.source == "nvml")
+    except NvmlUnavailableError:
+        return ()
+
+
+def _visible(cards: Sequence[Card], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The UUIDs of those that CUDA_VISIBLE_DEVICES shows; an entry that names none hides all behind it."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    entries = None if visible is None else [entry.strip() for entry in visible.split(",")]
+    if entries is None:
+        return tuple(uuid for card in cards for uuid in _units(card))
+    if len(set(entries)) < len(entries):
+        return ()  # Such a list is no list to CUDA.
+    if any(entry.lstrip("+").isdigit() for entry in entries) and _counts_otherwise(cards, environ):
+        told: Sequence[str] = _ask_cuda(environ).get("uuids_hex") or ()
+        return tuple(uuid for hex_ in told for card in cards for uuid in _units(card) if same_uuid(hex_, uuid))
+    found: dict[str, None] = {}
+    for each in (_entry(entry, cards) for entry in entries):
+        if each is None:
+            break
+        found |= dict.fromkeys(_units(each) if isinstance(each, Card) else (each,))
+    return tuple(found)
+
+
+def _units(card: Card) -> tuple[str, ...]:
+    """What of a card can be used by itself: its slices, where it is in MIG mode, else the whole."""
+    return card.slices if card.mig_enabled else (card.uuid,)
 
 
 def _abbreviates(entry: str, uuid: str, prefix: str) -> bool:
@@ -295,8 +346,12 @@ def _order_is_unknown(visible: str | None, cards: Sequence[Card], environ: Mappi
     if len(cards) > 1 and any(card.mig_enabled for card in cards):
         return True
     by_index = not entries or entries[0].lstrip("+").isdigit()
-    different = len({card.name for card in cards}) > 1
-    return by_index and different and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    return by_index and _counts_otherwise(cards, environ)
+
+
+def _counts_otherwise(cards: Sequence[Card], environ: Mapping[str, str]) -> bool:
+    """Whether CUDA may count the cards in another order than NVML lists them in."""
+    return len({card.name for card in cards}) > 1 and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
 
 
 def _under_mps(environ: Mapping[str, str]) -> bool:

@@ -175,7 +175,8 @@ class GpuMonitor:
         if bits is None:  # its name before R535
             bits = read(library, "nvmlDeviceGetCurrentClocksThrottleReasons", whole)
         utilization = read(library, "nvmlDeviceGetUtilizationRates", self._handle)
-        load = _load_by_process(library, whole, since.time_us) if since else None
+        # What runs on another slice of the card disturbs nobody on this one.
+        load = _load_by_process(library, whole, since.time_us) if since and self._handle is whole else None
         return GpuState(
             time_us=now_us,
             sm_mhz=read(library, "nvmlDeviceGetClockInfo", whole, library.NVML_CLOCK_SM),

@@ -21,6 +21,7 @@ from pytest_trtcheck.model import npz
 from pytest_trtcheck.model.names import matched
 from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
+from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -171,9 +172,8 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
 
 def write(path: Path, about: About, samples: Iterable[tuple[Arrays, Arrays]]) -> None:
     """Write (inputs, outputs) of samples as they come; an OSError where that fails."""
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
     digests: tuple[list[str], list[str]] = ([], [])
-    try:
+    with replacing(path) as temporary:
         writer = npz.ArrayWriter(temporary)
         indices: tuple[list[Any], list[Any]] = ([], [])
         for number, sample in enumerate(samples):
@@ -185,9 +185,6 @@ def write(path: Path, about: About, samples: Iterable[tuple[Arrays, Arrays]]) ->
         parts = {"inputs": indices[0], "outputs": indices[1], "input_digests": digests[0], "output_digests": digests[1]}
         writer.add_text(_ABOUT, json.dumps({"format": _FORMAT, "about": vars(about), **parts}))
         writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def now() -> str:

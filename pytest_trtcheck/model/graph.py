@@ -209,18 +209,20 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """Write `model`, with its weights in `<path>.data` when they are too large for one protobuf file.
+def write(model: ir.Model, path: Path) -> bool:
+    """Write `model`, with its weights in `<path>.data` when they are too large for one protobuf file, and say if so.
 
     Where two values or two nodes go by one name, the later one is renamed; inputs and outputs keep theirs.
     """
     _tell_apart(model)
     weights = sum(value.const_value.nbytes for value in initializers(model.graph) if value.const_value is not None)
-    if weights > EXTERNAL_DATA_THRESHOLD:
+    is_large = weights > EXTERNAL_DATA_THRESHOLD
+    if is_large:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.external_data.load_to_model(model)
         ir.save(model, path)
+    return is_large
 
 
 def _tell_apart(model: ir.Model) -> None:

@@ -50,11 +50,11 @@ class KeptOutputs:
         self._open_runner = open_runner
         self._runner: Computing | None = None
 
-    def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, memory-mapped from the cache."""
         if not self.keeps:
-            return self.computed(case)
-        case = arrays_of(case)
+            return self.computed(inputs)
+        case = arrays_of(inputs)
         parts = {**self._parts, "inputs": model_inputs.digest(case), "onnxruntime": ort.version()}
         entry = self._cache.get_or_make(
             Key(*self._entry, parts), lambda folder: save_arrays(folder, self.computed(case))

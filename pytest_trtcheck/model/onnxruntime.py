@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import re
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -15,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pytest_trtcheck.errors import ArgumentError, GpuError, MissingDependencyError, ModelError, first_line
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    GpuError,
+    MissingDependencyError,
+    ModelError,
+    first_line,
+    lacked_memory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,22 +74,15 @@ def version() -> str:
     return found
 
 
-_NO_MEMORY = re.compile(
-    r"CUDNN_STATUS_(?:INTERNAL_ERROR|ALLOC_FAILED)|CUBLAS_STATUS_ALLOC_FAILED|out of memory|bad.?alloc|"
-    "failed to allocate",
-    re.IGNORECASE,
-)
-
-
 def memory_hint(error: Exception) -> str:
     """What to do where ONNX Runtime had too little memory, which cuDNN calls an internal error; else nothing."""
-    if not _NO_MEMORY.search(str(error)):
+    if lacked_memory(str(error)) is None:
         return ""
     return "too little memory is free, of the GPU or of the machine: use a smaller batch, or end what else runs there"
 
 
-class OrtRunner:
-    """A model on ONNX Runtime.
+class OrtSession:
+    """A model on ONNX Runtime, in this process: where that may die, `ort_runner.OrtRunner` is for it.
 
     Parameters
     ----------
@@ -148,7 +147,7 @@ class OrtRunner:
         self._hold(session)
 
     @classmethod
-    def of(cls, session: Any, label: str) -> OrtRunner:
+    def of(cls, session: Any, label: str) -> OrtSession:
         """What runs a session that exists already."""
         runner = cls.__new__(cls)
         runner._label = label

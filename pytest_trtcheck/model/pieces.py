@@ -11,24 +11,24 @@ import math
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
 Arrays = dict[str, "NDArray[Any]"]
 Message = TypeVar("Message", onnx.ModelProto, onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
 
-_SHARED_BYTES = 1 << 16
+LARGE_BYTES = 1 << 16
 """Weights from this size on lie in a file of their own; smaller ones travel in each piece that needs them."""
 _PAGE = 1 << 16
 """Where a weight may begin so that it can be mapped, on every system."""
@@ -80,8 +80,8 @@ class Graph:
             for tensor in _initializers(proto.graph):
                 if tensor.data_location == TensorProto.EXTERNAL:
                     _relocate(tensor, path.parent, folder, name, copies)
-                elif len(tensor.raw_data) >= _SHARED_BYTES:
-                    _move_out(tensor, file, own.name)
+                elif len(tensor.raw_data) >= LARGE_BYTES:
+                    append(file, tensor.raw_data, tensor)
         # Parsed anew: protobuf gives the memory of a cleared field back with its message, not before.
         return cls(onnx.ModelProto.FromString(proto.SerializeToString()), folder)
 
@@ -142,6 +142,10 @@ class Graph:
     def array(self, weight: str) -> NDArray[Any]:
         """The values of a weight."""
         return numpy_helper.to_array(self.weights[weight], base_dir=str(self.folder))
+
+    def elements(self, weight: str) -> int:
+        """How many values a weight has."""
+        return math.prod(self.weights[weight].dims)
 
     def cut(self, wanted: Iterable[str], given: Collection[str] = ()) -> Piece:
         """The piece that computes `wanted`, going back no further than `given` and the model's inputs."""
@@ -357,10 +361,12 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from _initializers(body)
 
 
-def _move_out(tensor: onnx.TensorProto, file: Any, location: str) -> None:
+def append(file: BinaryIO, data: bytes, tensor: onnx.TensorProto) -> None:
+    """Write what a weight holds to the end of a file beside its model, and let the weight refer to it alone."""
     file.write(b"\0" * (-file.tell() % _PAGE))
-    offset, length = file.tell(), file.write(tensor.raw_data)
-    onnx.external_data_helper.set_external_data(tensor, location, offset, length)
+    offset, length = file.tell(), file.write(data)
+    tensor.raw_data = b""  # onnx refers none without that field.
+    onnx.external_data_helper.set_external_data(tensor, Path(file.name).name, offset, length)
     tensor.ClearField("raw_data")
 
 

@@ -100,6 +100,7 @@ class GpuBenchmark:
                 f"trt_benchmark: expected an engine, got {type(engine).__name__}",
                 "give what trt_build returned and its inputs: trt_benchmark(engine, {'input': array})",
             )
+        engine.prepare(inputs)
         with gpu_lock(self._gpu.lock_name), engine.timed_runs(inputs, graph=graph) as timed:
             self._clock.timed = timed
             self._benchmark.extra_info.update(

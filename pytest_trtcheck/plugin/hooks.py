@@ -213,11 +213,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Start collecting records, where tests are run at all."""
-    if not session.config.option.collectonly:
+    """Start collecting records, where tests are run at all; a worker that will check takes its GPU first."""
+    config = session.config
+    if not config.option.collectonly:
         from pytest_trtcheck.plugin.summary import Collector
 
-        session.config.pluginmanager.register(Collector(session.config), "trtcheck-collector")
+        config.pluginmanager.register(Collector(config), "trtcheck-collector")
+        if hasattr(config, "workerinput") and any(map(_uses_gpu, getattr(session, "items", ()))):
+            from pytest_trtcheck.plugin.session import session_of
+
+            _ = session_of(config).place
+
+
+def _uses_gpu(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return marks.is_marked(item) or getattr(item, "is_check", False) or not _RUN.isdisjoint(fixtures)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -84,6 +84,19 @@ OPTIONS: tuple[Option, ...] = (
     Option("trt_gpus", "lines", "GPUs of your own, one a line: 'MyBoard = 8.7'", default=(), ini_only=True),
     Option("trt_cache_size", "size", "the most the cache may hold, such as '20 GiB'", default="20 GiB", ini_only=True),
     Option(
+        "trt_memory_limit",
+        "size",
+        "the most memory that a model may take on ONNX Runtime, such as '12 GiB'; default: half of the machine's",
+        ini_only=True,
+    ),
+    Option(
+        "trt_time_limit",
+        "seconds",
+        "how long ONNX Runtime may take to load or to run a model, beside what large models and inputs get",
+        default=30.0,
+        ini_only=True,
+    ),
+    Option(
         "trt_inconclusive",
         "text",
         "what an inconclusive latency verdict does to its test",
@@ -168,6 +181,11 @@ def any_given(config: pytest.Config) -> bool:
     """Whether any option is given at all; the defaults need no check."""
     known = dict.fromkeys((*OPTIONS, *(report.option for report in reports(config) if report.option)))
     return any(is_given(config, option) for option in known)
+
+
+def any_named(config: pytest.Config) -> bool:
+    """Whether any option stands on the command line itself."""
+    return any(config.getoption(option.name, None) is not None for option in OPTIONS)
 
 
 def is_given(config: pytest.Config, option: str | Option) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -128,6 +129,7 @@ def made(item: pytest.Item, request: Request) -> CheckRecord:
     from pytest_trtcheck.plugin.session import session_of
 
     session = session_of(item.config)
+    request = replace(request, cut_off=functools.partial(attach, item))
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
     if writer is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.gpu.device import Detection
+    from pytest_trtcheck.gpu.spread import Place
     from pytest_trtcheck.record import Environment
 
+_LOG_PACE_S = 10.0
+"""How often a log that nobody watches is told what takes so long."""
 _SHORTEST_KEY = 16
 """Bytes: a secret that nobody guesses, of 128 bits."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
@@ -42,6 +48,15 @@ def session_of(config: pytest.Config) -> Session:
 def extra_gpus(config: pytest.Config) -> tuple[gpu.GpuModel, ...]:
     """The GPUs that the ini key `trt_gpus` adds."""
     return gpu.parse_extra_gpus(settings.value(config, "trt_gpus"))
+
+
+def worker_number(config: pytest.Config) -> int | None:
+    """The number of this pytest-xdist worker; None of a process that is none."""
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return None
+    digits = re.search(r"\d+$", worker["workerid"])
+    return int(digits[0]) if digits else 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,9 @@ class Session:
         if values["trt_gpu"]:
             _asked_for(values["trt_gpu"], extra)
             _ = session_of(config).detection
+        elif worker_number(config) is not None and settings.any_named(config):
+            # Whoever names one wants checks: before the test modules are imported, which may initialize CUDA.
+            _ = session_of(config).place
         if values["trt_triton_url"]:
             from pytest_trtcheck.backends.triton.address import Address
 
@@ -204,8 +222,22 @@ class Session:
         return {"pytest_trtcheck": __version__, **jsonable(self.environment(backend)), **chosen}
 
     @functools.cached_property
+    def place(self) -> Place:
+        """Where among several GPUs this process runs; from now on, all that it starts runs there.
+
+        What is set before pytest-xdist starts its workers would hold for them all, so the process that starts them
+        keeps its environment.
+        """
+        from pytest_trtcheck.gpu import spread
+
+        found = spread.place(worker_number(self.config), self.requested, extra_gpus(self.config))
+        if found.visible is not None and not self.config.pluginmanager.hasplugin("dsession"):
+            os.environ[_VISIBLE] = found.visible
+        return found
+
+    @functools.cached_property
     def detection(self) -> Detection:
-        """The GPU in this machine, or why there is none.
+        """The GPU in this machine that this process uses, or why there is none.
 
         Raises
         ------
@@ -214,7 +246,9 @@ class Session:
         """
         from pytest_trtcheck.gpu import device
 
-        found = device.detect(extra_gpus(self.config))
+        visible = self.place.visible
+        environ = os.environ if visible is None else {**os.environ, _VISIBLE: visible}
+        found = device.detect(extra_gpus(self.config), environ)
         if found.gpu is not None and self.requested is not None:
             device.require_match(self.requested, found.gpu, extra_gpus(self.config))
         return found
@@ -299,6 +333,7 @@ class Session:
             self.requested,
             self.detection.gpu,
             self.detection.reason or Machine.no_gpu,
+            self.place.note,
             self.get("trt_triton_url"),
             tuple(self.get("trt_triton_models")),
         )
@@ -308,7 +343,9 @@ class Session:
         """What makes and judges: it imports the heavy libraries."""
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
+        from pytest_trtcheck.model import ort_runner
 
+        ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
         return Checker(
             cache=self.cache,
@@ -327,7 +364,7 @@ class Session:
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
             allowance=Allowance(self.get("trt_diagnose")),
-            progress=functools.partial(_show, self.config),
+            progress=_Progress(self.config),
         )
 
 
@@ -363,12 +400,31 @@ def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> 
     )
 
 
-def _show(config: pytest.Config, line: str) -> None:
-    """Show what takes long, where somebody watches: over pytest's own progress line, in a terminal alone."""
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if reporter is None or not reporter.isatty or config.getoption("verbose") < 0:
-        return
-    with capture.global_and_fixture_disabled() if capture else nullcontext():
-        reporter.ensure_newline()
-        reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
+class _Progress:
+    """Shows what takes long, over pytest's own progress line: in a terminal all of it, in a log a line now and then.
+
+    A worker of xdist has no terminal, and shows nothing.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._test, self._since = "", 0.0
+
+    def __call__(self, line: str) -> None:
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        if reporter is None or self._config.getoption("verbose") < 0 or not (reporter.isatty or self._is_due()):
+            return
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
+
+    def _is_due(self) -> bool:
+        """Whether a test has been silent for so long that a log should say what it does."""
+        test, now = os.environ.get("PYTEST_CURRENT_TEST", ""), time.monotonic()
+        if test != self._test:
+            self._test, self._since = test, now
+        if now - self._since < _LOG_PACE_S:
+            return False
+        self._since = now
+        return True

@@ -121,11 +121,21 @@ class Collector:
             self._last[test] = records
             self.records += records
 
+    def _keep_cut_off(self, session: pytest.Session) -> None:
+        """Take the records of a test that Ctrl-C ended: pytest makes no report of it that could bring them here."""
+        from pytest_trtcheck.record import PROPERTY, CheckRecord
+
+        for item in getattr(session, "items", ()):
+            if item.user_properties and self._end(item.nodeid) is None:
+                found = (CheckRecord.from_json(value) for name, value in item.user_properties if name == PROPERTY)
+                self.records += [replace(record, outcome="failed") for record in found]
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
         if hasattr(self._config, "workerinput"):
             return
         self._planned.update(dict.fromkeys(_planned(session)))
+        self._keep_cut_off(session)
         self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(exitstatus)
         try:
             folder = settings.value(self._config, "trt_export")
@@ -240,6 +250,9 @@ class Collector:
 
         modules = {tensorrt_module(record.backend) for record in self.records} - {None}
         environment = session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
+        used = {record.gpu.uuid or "": record.gpu for record in self.records if record.gpu is not None}
+        gpus = tuple(used[uuid] for uuid in sorted(used))
+        environment = replace(environment, gpu=gpus[0] if gpus else environment.gpu, gpus=gpus if gpus[1:] else ())
         return json_report.document(self.records, environment, self._missing, self._stopped)
 
     @functools.cached_property
@@ -251,18 +264,23 @@ class Collector:
     def _absent(self, nodeid: str) -> MissingRecord:
         from pytest_trtcheck.record import MissingRecord
 
-        report = self._ended.get(nodeid)
+        report = self._end(nodeid)
         if nodeid in self._crashed:
             return MissingRecord(nodeid, "its process died", "failed")
-        if report is None or (report.when == "setup" and report.passed):
+        if report is None:
             return MissingRecord(
-                nodeid, f"did not {'run' if report is None else 'end'}: {self._stopped or 'nobody knows why'}"
+                nodeid, f"did not {'end' if nodeid in self._ended else 'run'}: {self._stopped or 'nobody knows why'}"
             )
         if report.passed:
             return MissingRecord(nodeid, "passed, and made no check", "passed")
         why = getattr(report, "wasxfail", None) or _reason(report.longrepr)
         words = "skipped" if report.skipped else f"failed in its {report.when} before it was checked"
         return MissingRecord(nodeid, f"{words}: {why}", report.outcome)
+
+    def _end(self, nodeid: str) -> pytest.TestReport | None:
+        """The report of how a test ended; None where it did not."""
+        report = self._ended.get(nodeid)
+        return None if report is not None and report.when == "setup" and report.passed else report
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """What the reports show, behind pytest's own sections."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
 from pytest_trtcheck.choices import HALVES, PRECISIONS, QUANTIZED, half_part, is_pair, quantized_part
 from pytest_trtcheck.errors import ArgumentError, CalibrationError, NothingComputedError, listed, plural
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model import onnxruntime, ort_runner
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.precision.identity import library_versions
@@ -211,6 +211,7 @@ def _lowered(
         )
 
     def make(folder: Path) -> None:
+        ort_runner.expect()  # what is lowered now will be run
         from pytest_trtcheck.model import graph
 
         if ranges is not None:
@@ -425,7 +426,7 @@ def _calibration(
     key_parts = {
         "calibration": calibration_data.digest_of(samples, cache),
         "calibration_method": given.method + f" {given.percentile}" * (given.method == "percentile"),
-        "onnxruntime": ort.version(),
+        "onnxruntime": onnxruntime.version(),
     }
     # Now: of a generator there is no other time.
     seen = coverage.of_calibration(model, samples, key_parts["calibration"], cache)
@@ -565,8 +566,8 @@ def _quantized(
         # Its levels, and the model that is judged.
         parts |= {"precision": kind, "plan": hash_bytes(json.dumps(asdict(plan)).encode())}
 
-    def run(probe: Path) -> ort.OrtRunner:
-        return ort.OrtRunner(probe, model.label, custom_ops=model.custom_ops)
+    def run(probe: Path) -> ort_runner.OrtRunner:
+        return ort_runner.OrtRunner(probe, model.label, custom_ops=model.custom_ops)
 
     def calibrated(target: Path) -> None:
         if given.method == "auto":

@@ -10,11 +10,11 @@ from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.errors import CheckError, ModelError, listed, name_of
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.arrays import as_array
 from pytest_trtcheck.model.golden import Golden
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.model.names import matched, renamed
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
 from pytest_trtcheck.precision.identity import code, library_versions
 from pytest_trtcheck.spec import SOURCE
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
-    from pytest_trtcheck.model.onnxruntime import OrtRunner, Provider
+    from pytest_trtcheck.model.onnxruntime import Provider
     from pytest_trtcheck.model.sources import Examples
     from pytest_trtcheck.model.sources.exported import Origin
 
@@ -46,7 +46,7 @@ class Reference(KeptOutputs):
         parts = {"model": model.sha256, "provider": provider, **({"code": code()} if self._is_lowered else {})}
 
         def opened() -> OrtRunner:
-            return ort.OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
+            return OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
 
         super().__init__(cache, "reference", model.label, parts, opened)
 

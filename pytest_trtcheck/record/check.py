@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_trtcheck.errors import first_line
-from pytest_trtcheck.record.baseline import BaselineRecord
+from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord
 from pytest_trtcheck.record.common import GpuRan, Verdict, absent, jsonable, typed
 from pytest_trtcheck.record.latency import LatencyRecord
 from pytest_trtcheck.record.parity import ParityRecord, ScoreRecord
@@ -90,6 +90,8 @@ class CheckRecord:
     evidence: str | None = None
     gpu_ran: GpuRan | None = absent()  # noqa: RUF009 - it is a field
     """Whether a GPU computed the outputs; "unknown" where a server's word is all there is."""
+    gpu: GpuRecord | None = absent()  # noqa: RUF009 - it is a field
+    """The GPU that computed the outputs: one of several, where test processes are dealt out over them."""
     compiled_for: str | None = None
     cases: int = 0
     seed: int | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.record.held import replacing
 
 _MOST_JSON_BYTES = 1 << 30
 
@@ -135,12 +136,8 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
         # A link stays a link: what it points to is what gets replaced.
         target = resolved(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
-        try:
+        with replacing(target) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(
             f"cannot write {what} {path}: {error.strerror or error}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,15 +32,17 @@ class Environment:
     tensorrt: Library | None = None
     driver: str | None = None
     gpu: GpuRecord | None = None
+    gpus: tuple[GpuRecord, ...] = absent(())
+    """The GPUs that ran checks, where test processes were dealt out over several."""
     requested_gpu: str | None = None
 
     def described(self) -> dict[str, str]:
         """All of it in words, by what it is called; what is not known is left out."""
-        gpu, tensorrt = self.gpu or GpuRecord(), self.tensorrt or Library()
-        capability = f" (compute capability {gpu.compute_capability})" if gpu.compute_capability else ""
+        tensorrt = self.tensorrt or Library()
+        gpus = Counter(map(_gpu_text, self.gpus or filter(None, [self.gpu])))
         known = {
             "TensorRT": " ".join(filter(None, (tensorrt.module, tensorrt.version))),
-            "GPU": f"{gpu.name}{capability}" if gpu.name else None,
+            "GPU": ", ".join(f"{n} × {gpu}" if n > 1 else gpu for gpu, n in gpus.items()),
             "driver": self.driver,
             "requested GPU": self.requested_gpu,
             "ONNX Runtime": self.onnxruntime,
@@ -49,6 +52,11 @@ class Environment:
             "platform": self.platform,
         }
         return {name: text for name, text in known.items() if text}
+
+
+def _gpu_text(gpu: GpuRecord) -> str:
+    capability = f" (compute capability {gpu.compute_capability})" if gpu.compute_capability else ""
+    return f"{gpu.name}{capability}" if gpu.name else ""
 
 
 @dataclass(frozen=True)

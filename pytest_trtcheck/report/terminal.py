@@ -29,7 +29,7 @@ from pytest_trtcheck.report.view import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.record import CheckRecord, RunRecord
     from pytest_trtcheck.report.view import Run
 
 DEFAULT_WIDTH = 80
@@ -79,9 +79,18 @@ class Line:
 def write(run: Run) -> list[Line]:
     """The summary, to be shown."""
     lines = summary_lines(run.record.checks, run.width)
+    if run.record.environment.gpus:
+        lines += _wrapped(_dealt_out(run.record), run.width, {})
     if said := missing(run.record):
         lines += _wrapped(said, run.width, _MARKUP["error"])
     return lines
+
+
+def _dealt_out(run: RunRecord) -> str:
+    """How many checks each of several GPUs ran."""
+    ran = Counter(check.gpu.uuid for check in run.checks if check.gpu)
+    shares = ", ".join(f"{gpu.uuid} {plural(ran[gpu.uuid], 'check')}" for gpu in run.environment.gpus)
+    return one_line(f"run on {run.environment.described()['GPU']}: {shares}")
 
 
 def show(lines: Iterable[Line | str], writer: Writer) -> None:

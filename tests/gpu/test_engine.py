@@ -327,6 +327,13 @@ def test_memory_that_runs_out_is_named_and_the_engine_goes_on(make: MakeEngine) 
     np.testing.assert_array_equal(engine(conv_input())["y"], expected)
 
 
+def test_memory_is_named_where_cudnn_names_none(make: MakeEngine) -> None:
+    engine = make(trt_models.operator("Conv", "fp32"))
+    with pytest.raises(GpuError, match="CUDNN_STATUS_INTERNAL_ERROR") as info, engine.guard("running the engine"):
+        raise GpuError("could not start the run: CUDNN_STATUS_INTERNAL_ERROR")
+    assert "MiB are free" in info.value.hint
+
+
 def heavy_model() -> onnx.ModelProto:
     """A model whose run takes a good while longer than to start it."""
     return onnx_models.model(
@@ -342,6 +349,7 @@ def heavy_model() -> onnx.ModelProto:
 
 
 BREAK = """
+import ctypes
 import sys
 from pathlib import Path
 import numpy as np
@@ -363,7 +371,15 @@ if sys.argv[3] == "illegal address":
 
     engine.point_at = astray
 else:
-    engine.timeout_s = 0.0
+    # Whatever else the machine is busy with: the stream stands still for 20 s behind the run.
+    cuda, libc, enqueue = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL(None), engine.enqueue
+
+    def endless():
+        enqueue()
+        stream, sleep = ctypes.c_void_p(engine.cuda.handle), ctypes.cast(libc.sleep, ctypes.c_void_p)
+        assert cuda.cuLaunchHostFunc(stream, sleep, ctypes.c_void_p(20)) == 0
+
+    engine.enqueue, engine.timeout_s = endless, 0.2
 
 def run(what):
     try:

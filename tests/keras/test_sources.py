@@ -14,7 +14,7 @@ from keras import layers
 
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import MissingDependencyError, ModelError
-from pytest_trtcheck.model.onnxruntime import OrtRunner
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.model.sources.tensorflow import export
 from tests.keras import networks

@@ -27,7 +27,7 @@ import numpy as np
 import probes  # type: ignore[import-not-found]  # beside this script
 
 from pytest_trtcheck import compare, metrics
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -69,10 +69,10 @@ def engines(folder: Path) -> Iterator[tuple[probes.Case, str, Path]]:
                 yield case, precision, path
 
 
-def reference(case: probes.Case, folder: Path) -> ort.OrtRunner:
+def reference(case: probes.Case, folder: Path) -> OrtRunner:
     path = folder / "reference.onnx"
     path.write_bytes(case.model.SerializeToString())
-    return ort.OrtRunner(path, case.name)
+    return OrtRunner(path, case.name)
 
 
 def emulate(models: Path, target: Path) -> None:
@@ -88,7 +88,7 @@ def emulate(models: Path, target: Path) -> None:
             try:
                 rewrite = emulation.emulated_tf32 if precision == "tf32" else emulation.emulated
                 graph.write(rewrite(graph.read(path)), folder / "emulated.onnx")
-                runner = ort.OrtRunner(folder / "emulated.onnx", key)
+                runner = OrtRunner(folder / "emulated.onnx", key)
                 exact = reference(case, folder)
                 found[key] = {
                     name: judged(runner(inputs), exact(inputs), precision)
@@ -130,7 +130,7 @@ def measure(models: Path, out: Path, target: Path) -> None:
             case = cases[name]
             exact = reference(case, Path(scratch))
             try:
-                plain = ort.OrtRunner(models / f"{key}.onnx", key)
+                plain = OrtRunner(models / f"{key}.onnx", key)
             except Exception:
                 plain = exact  # ONNX Runtime has no such kernel: what remains is the FP32 model.
             found[key] = {}
@@ -168,7 +168,7 @@ def lines_of(found: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
-def at_the_edge(exact: ort.OrtRunner, inputs: Outputs) -> bool:
+def at_the_edge(exact: OrtRunner, inputs: Outputs) -> bool:
     """Whether FP32 itself is about to overflow: there the order of additions decides, whatever the precision."""
     larger = {name: array * 8 if array.dtype.kind == "f" else array for name, array in inputs.items()}
     before, after = exact(inputs), exact(larger)

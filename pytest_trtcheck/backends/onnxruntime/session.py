@@ -16,12 +16,12 @@ from pytest_trtcheck.model import onnxruntime as ort
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from tempfile import TemporaryDirectory
     from types import TracebackType
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.record import PartitionRecord
+    from pytest_trtcheck.record.held import HeldFolder
     from pytest_trtcheck.spec import InputMapping
 
 _DEVICE = 0
@@ -109,15 +109,13 @@ class ProviderRunner:
     `partition` is how the model was divided, once somebody has looked.
     """
 
-    def __init__(
-        self, session: Any, label: str, outer: Mapping[str, str], scratch: TemporaryDirectory[str] | None = None
-    ) -> None:
+    def __init__(self, session: Any, label: str, outer: Mapping[str, str], scratch: HeldFolder | None = None) -> None:
         self.session = session
         self.label = label
         self.scratch = scratch
         self.partition: PartitionRecord | None = None
         self._outer = dict(outer)
-        self._runner = ort.OrtRunner.of(session, label)
+        self._runner = ort.OrtSession.of(session, label)
         self._types = {put.name: put.type for put in session.get_inputs()}
 
     def converted(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
@@ -267,6 +265,6 @@ def profile_of(runner: ProviderRunner, open_with: Any, case: InputMapping) -> pl
     """What ran in a session of its own, by ONNX Runtime's profiler."""
 
     def run(session: Any, inputs: InputMapping) -> None:
-        ort.OrtRunner.of(session, runner.label)(runner.converted(inputs))
+        ort.OrtSession.of(session, runner.label)(runner.converted(inputs))
 
     return placement.profiled(open_with, case, run)

@@ -21,6 +21,7 @@ from pytest_trtcheck.backends.tensorrt.layers import timed, unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import unsupported
+from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file, scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
@@ -43,7 +44,6 @@ PLAN_FILE = "engine.plan"
 IO_FILE = "io.json"
 _BUILD_FILE = "build.json"
 _TIMING_CACHE = "timing.cache"
-JIT_CACHE = "jit.cache"
 _CONTENTS = "3"
 """Which files an entry holds: part of its key, so that an entry without the newer ones is made again."""
 
@@ -156,7 +156,8 @@ class TensorRT(Backend):
         """The engine from the cache, or built into it."""
         check_options(self.module, spec.options, spec.precision, self.target)
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts()})
-        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder))
+        failed: list[GpuError] = []
+        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder, failed))
         made = json.loads((entry.path / _BUILD_FILE).read_text())
         if entry.cached and hash_file(entry.path / PLAN_FILE) != made["sha256"]:
             # Checksums guard against accidents: this was somebody who wrote them again.
@@ -173,24 +174,33 @@ class TensorRT(Backend):
             sha256=made["sha256"],
             build_notes=tuple(made["notes"]),
         )
-        return Built(spec, entry.path / PLAN_FILE, record, entry)
+        if failed:  # It is kept as it is: whoever tries it again need not build it again.
+            raise failed[0]
+        built = Built(spec, entry.path / PLAN_FILE, record, entry)
+        if self.gpu is not None:
+            self._trial(spec, self.gpu, built.path, made["sha256"]).beside(entry)
+        return built
+
+    def _trial(self, spec: EngineSpec, gpu: Gpu, plan: Path, sha256: str) -> Trial:
+        label = f"the engine of {spec.model.label} in {spec.precision}"
+        return Trial(self.module, gpu, plan, sha256, label, self._loaded_with(spec), spec.cases)
+
+    def _loaded_with(self, spec: EngineSpec) -> dict[str, Any]:
+        """What `Engine` is given beside the plan and the kernels, as JSON can hold it."""
+        _, *names = spec.lowered.details.get("io", [None])
+        return {
+            "plugins": [*spec.options.plugins],
+            "outer": {name: "float32" for listed in names for name in listed},
+            "weights": str(spec.lowered.path) if spec.options.strip_weights else None,
+            "streaming_mib": spec.options.weight_streaming_mib,
+        }
 
     def load(self, built: Built) -> Runner:
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-        kernels = built.entry.read_extra(JIT_CACHE) if built.entry else None
-        _, *names = built.spec.lowered.details.get("io", [None])
-        options = built.spec.options
-        return Engine(
-            built.path,
-            self.module,
-            jit_cache=kernels,
-            plugins=options.plugins,
-            outer={name: "float32" for listed in names for name in listed},
-            weights=built.spec.lowered.path if options.strip_weights else None,
-            streaming_mib=options.weight_streaming_mib,
-        )
+        kernels = kernels_of(built.entry) if built.entry else None
+        return Engine(built.path, self.module, jit_cache=kernels, **self._loaded_with(built.spec))
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """With what the loaded engine takes of the device's memory, and what its layers compute in."""
@@ -277,10 +287,11 @@ class TensorRT(Backend):
         engine = cast("Engine", runner)
         kernels = None if engine.jit_cache_used else engine.jit_cache()
         if kernels and built.entry:
-            built.entry.write_extra(JIT_CACHE, kernels)
+            built.entry.write_extra(KERNELS, kernels)
 
-    def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> None:
-        with scratch_folder("timing") as scratch:
+    def _make(self, spec: EngineSpec, cache: Cache, folder: Path, failed: list[GpuError]) -> None:
+        """Build into `folder`, and try what was built where its GPU is here; what that found is added to `failed`."""
+        with scratch_folder("timing") as scratch, tensorrt.builder_process() as process:
             timings = Path(scratch, _TIMING_CACHE)
             kept = self._kept_timings(spec.options, cache)
             if kept is not None:
@@ -295,14 +306,21 @@ class TensorRT(Backend):
                 profile=spec.profile,
                 timing_cache=timings if kept is not None else None,
                 label=f"{spec.model.label} in {spec.precision}",
+                process=process,
             )
             if kept is not None and timings.stat().st_size:
                 kept.write_extra(_TIMING_CACHE, timings.read_bytes())
+            sha256 = hash_file(plan.path)
+            if self.gpu is not None:
+                try:
+                    self._trial(spec, self.gpu, plan.path, sha256).into(folder, process)
+                except GpuError as error:
+                    failed.append(error)
         notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
         made = {
             "build_s": plan.build_s,
             "bytes": plan.bytes,
-            "sha256": hash_file(plan.path),
+            "sha256": sha256,
             "notes": [note for note in notes if note],
         }
         (folder / _BUILD_FILE).write_text(json.dumps(made))

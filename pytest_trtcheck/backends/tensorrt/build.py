@@ -6,14 +6,10 @@ the builder adds nothing to it. What only one of them has is found out by lookin
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,17 +17,15 @@ from pytest_trtcheck.backends.tensorrt.options import check_options, plain
 from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
 from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.errors import BuildError, GpuError, UnsupportedTargetError
+from pytest_trtcheck.model.apart import EndedError, Process
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.spec import Precision, ShapeRange
 
 from pytest_trtcheck.backends.tensorrt.module import ModuleName, Target, TensorRTModule
-
-OUTPUT_TAIL = 4000
-"""How much of a crashed builder's own output is quoted, in characters."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,7 @@ def build(
     profile: Mapping[str, ShapeRange] | None = None,
     timing_cache: Path | None = None,
     label: str | None = None,
+    process: Process | None = None,
 ) -> Plan:
     """Build an engine from the ONNX file `model_path` into the file `plan_path`.
 
@@ -93,6 +88,8 @@ def build(
         The file that keeps TensorRT's timings between builds; TensorRT-RTX has none.
     label
         What messages call the model; None: its file's name.
+    process
+        A builder process that is there already, and stays.
 
     Raises
     ------
@@ -119,14 +116,15 @@ def build(
             "profile": {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in (profile or {}).items()},
             "timing_cache": str(timing_cache) if timing_cache and options.timing_cache and not module.is_rtx else None,
         }
-        outcome = _run_builder(request, folder, options.timeout_s)
+        with builder_process(process) as asked:
+            answered = _ask(asked, request, options.timeout_s)
         messages = _messages(folder / "messages.jsonl", target)
-        response = _read_json(folder / "response.json")
-    if outcome or response is None or response["stage"]:
+    response = answered.response
+    if response is None or response["stage"]:
         Path(plan_path).unlink(missing_ok=True)
         errors = [_relevant(error, target) for error in response["errors"]] if response else []
         stage = (response and response["stage"]) or "build an engine from"
-        raise _failure(module, f"{stage} {label or Path(model_path).name}", outcome, errors, messages)
+        raise _failure(module, f"{stage} {label or Path(model_path).name}", answered.ended, errors, messages)
     return Plan(
         path=Path(plan_path),
         module=module.name,
@@ -167,7 +165,6 @@ class Parsed:
 # TensorRT-RTX 1.5 and later have RoiAlign (their release notes), as a plugin that is not made without libcuda.so.
 _NEEDS_GPU = re.compile(r"\((RoiAlign)\): .*plugin != nullptr")
 PARSE_TIMEOUT_S = 600.0
-_CRASHED = "the builder process crashed"
 
 
 def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] = ()) -> Parsed:
@@ -185,12 +182,10 @@ def parse(names: Sequence[ModuleName], model_path: Path, plugins: Sequence[str] 
     with scratch_folder("parse") as scratch:
         folder = Path(scratch)
         request = {**_common_request("parse", model_path, folder), "modules": list(names), "plugins": list(plugins)}
-        outcome = _run_builder(request, folder, PARSE_TIMEOUT_S)
-        response = _read_json(folder / "response.json")
-    if outcome is not None and outcome.startswith(_CRASHED):
-        return Parsed(names[0], "", (outcome,))
-    if outcome or response is None:
-        return Parsed("", "", (outcome or "it gave no answer",))
+        answered = _ask_builder(request, PARSE_TIMEOUT_S)
+    response = answered.response
+    if response is None:
+        return Parsed(names[0] if answered.crashed else "", "", (answered.ended,))
     if response["stage"] == "load":
         return Parsed("", "", tuple(response["errors"]))
     nowhere = Target((0, 0), here=False)
@@ -238,13 +233,11 @@ def inspect(
             "plugins": list(plugins),
             "kernels": str(kernels),
         }
-        outcome = _run_builder(request, folder, INSPECT_TIMEOUT_S)
-        response = _read_json(folder / "response.json")
-    if outcome is None and response is not None and not response["stage"]:
+        answered = _ask_builder(request, INSPECT_TIMEOUT_S, "the process that loaded it")
+    response = answered.response
+    if response is not None and not response["stage"]:
         return {"io": response["io"], "layers": response["layers"]}
-    said = "\n".join(response["errors"]) if response else ""
-    if outcome is not None:
-        said = outcome.replace("the builder process", "the process that loaded it")
+    said = "\n".join(response["errors"]) if response else answered.ended
     raise GpuError(
         f"{module.title} cannot load {label}: {said or 'it gave no reason'}",
         "load it with the TensorRT and on the GPU that it was built for, or build it again",
@@ -266,97 +259,69 @@ def run_apart(function: str, request: dict[str, Any], timeout_s: float | None) -
     with scratch_folder("build") as scratch:
         folder = Path(scratch)
         asked = {**request, **_common_request("call", Path(request["model"]), folder), "function": function}
-        outcome = _run_builder(asked, folder, timeout_s)
-        if outcome is not None:
-            return None, outcome
-        said = (folder / "output.txt").read_text(errors="replace")[-OUTPUT_TAIL:].strip()
-        return _read_json(folder / "response.json"), said
+        answered = _ask_builder(asked, timeout_s)
+        return answered.response, answered.said or answered.ended
 
 
 def _common_request(task: str, model_path: Path, folder: Path) -> dict[str, Any]:
     return {
         "task": task,
-        "sys_path": sys.path,
-        "parent": os.getpid(),
         "model": str(Path(model_path).resolve()),
         "messages": str(folder / "messages.jsonl"),
-        "response": str(folder / "response.json"),
     }
 
 
-# Without the working folder in its path (Python's -P, which 3.10 lacks), the child finds its standard library first,
-# whatever lies there; the paths that only this process has, from conftest files or a source tree, come behind.
-_BOOTSTRAP = (
-    "import sys; sys.path[:1] = [path for path in sys.path[:1] if path]; "
-    "import json; request = json.load(sys.stdin); "
-    "sys.path += [path for path in request['sys_path'] if path not in sys.path]; "
-    "from pytest_trtcheck.backends.tensorrt.builder import serve; serve(request)"
-)
+@dataclass(frozen=True)
+class Answered:
+    """What the builder process answered, and the end of its output; or how it ended, where it gave no answer.
+
+    Parameters
+    ----------
+    messages
+        What TensorRT said meanwhile, where that was asked for.
+    """
+
+    response: Any = None
+    said: str = ""
+    ended: str = ""
+    crashed: bool = False
+    timed_out: bool = False
+    messages: tuple[str, ...] = ()
 
 
-def _run_builder(request: dict[str, Any], folder: Path, timeout_s: float | None) -> str | None:
-    """Run the builder process to its end; the reason if that end was not a normal one."""
-    output = folder / "output.txt"
-    with output.open("wb") as sink:
-        child = subprocess.Popen(
-            # Warnings of the TensorRT package itself must not become errors because of the caller's settings.
-            [sys.executable, "-W", "ignore", "-c", _BOOTSTRAP],
-            stdin=subprocess.PIPE,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            child.communicate(json.dumps(request).encode(), timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            return f"it did not finish within timeout_s={timeout_s:g} s and was stopped"
-        finally:
-            _kill_group(child)
-    reason = _ending(child.returncode)
-    if reason is None:
-        return None
-    said = output.read_text(errors="replace")[-OUTPUT_TAIL:].strip()
-    return f"{reason}; its output ends with:\n{said}" if said else reason
+@contextmanager
+def builder_process(process: Process | None = None, title: str = "the builder process") -> Iterator[Process]:
+    """A builder process: the one that is given, which then stays, or one of its own, which ends with the block."""
+    if process is not None:
+        yield process
+        return
+    with Process("pytest_trtcheck.backends.tensorrt.builder:serve", title) as own:
+        yield own
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End whatever is left of the builder's process group, when it timed out or the caller was interrupted."""
-    if child.poll() is None:
-        if sys.platform == "win32":  # No process groups; the builder starts nothing of its own.
-            child.kill()
-        else:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+def called(process: Process, function: str, request: dict[str, Any], timeout_s: float | None) -> Answered:
+    """As `run_apart`, in a builder process that is there: what it loads stays for the next call."""
+    with scratch_folder("build") as scratch:
+        folder = Path(scratch)
+        asked = {**request, **_common_request("call", Path(request["model"]), folder), "function": function}
+        answered = _ask(process, asked, timeout_s)
+        messages = _messages(folder / "messages.jsonl", Target((0, 0), here=True))
+    return replace(answered, messages=tuple(text for _, text in messages))
 
 
-_WINDOWS_ERROR = 0xC0000000
-"""From here on, an exit status on Windows is the exception that ended the process (NTSTATUS, severity "error")."""
+def _ask_builder(request: dict[str, Any], timeout_s: float | None, title: str = "the builder process") -> Answered:
+    with builder_process(title=title) as process:
+        return _ask(process, request, timeout_s)
 
 
-def _ending(status: int) -> str | None:
-    """How a process ended that has this exit status; None where that was well."""
-    if status == 0:
-        return None
-    if status < 0:
-        return f"{_CRASHED} ({_signal_name(-status)})"
-    if status >= _WINDOWS_ERROR:
-        return f"{_CRASHED} (0x{status:08X})"
-    return f"the builder process ended with exit status {status}"
-
-
-def _signal_name(number: int) -> str:
+def _ask(process: Process, request: dict[str, Any], timeout_s: float | None) -> Answered:
     try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+        return Answered(process.ask(request, timeout_s), process.said())
+    except EndedError as error:
+        reason = str(error)
+        if error.timed_out:
+            reason = f"it did not finish within timeout_s={timeout_s:g} s and was stopped"
+        return Answered(ended=reason, crashed=error.crashed, timed_out=error.timed_out)
 
 
 def _messages(path: Path, target: Target) -> list[tuple[str, str]]:
@@ -379,7 +344,7 @@ def _relevant(text: str, target: Target) -> str:
 
 
 def _failure(
-    module: TensorRTModule, task: str, outcome: str | None, errors: list[str], messages: list[tuple[str, str]]
+    module: TensorRTModule, task: str, outcome: str, errors: list[str], messages: list[tuple[str, str]]
 ) -> BuildError:
     lines = [f"  {index}. {error}".replace("\n", "\n     ") for index, error in enumerate(errors, 1)]
     said = [text for severity, text in messages if severity in ("ERROR", "INTERNAL_ERROR")]

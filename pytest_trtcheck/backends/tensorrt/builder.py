@@ -1,5 +1,5 @@
-"""The builder process: one request in, one engine file or a parser's word out. Started by `tensorrt.build` and
-`tensorrt.parse`, which name all the files.
+"""What the builder process does: one request in, one engine file or a parser's word out. `tensorrt.build` and
+`tensorrt.parse` ask it, and name all the files.
 
 Messages are written as they come, so that the last of them survive a crash.
 """
@@ -7,13 +7,12 @@ Messages are written as they come, so that the last of them survive a crash.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import inspect
 import json
 import os
 import re
-import signal
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
+listeners: list[Callable[[str, str], None]] = []
+"""Who is told what TensorRT says in this process: severity and text."""
 # The parser logs its own errors again, node dumps included; it is asked for them directly instead.
 _PARSER_ECHO = re.compile(r"ModelImporter\.cpp:\d+: (?:While parsing node|--- (?:Begin|End) node|ERROR: )")
 
@@ -38,13 +39,12 @@ class RequestError(Exception):
         self.errors = errors
 
 
-def serve(request: dict[str, Any]) -> None:
-    """Do what `request` asks for and write the answer: `{stage, errors, …}`; no stage: all is well.
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what `request` asks for; the answer is `{stage, errors, …}`; no stage: all is well.
 
     The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, the
     task `inspect` adds `io` and `layers`, and the task `call` what the function gives.
     """
-    _die_with_parent(request["parent"])
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}, "notes": []}
     heard: list[str] = []
     with Path(request["messages"]).open("w", encoding="utf-8") as sink:
@@ -54,9 +54,10 @@ def serve(request: dict[str, Any]) -> None:
             sink.flush()
             heard.append(text)
 
+        listeners.append(say)
         try:
             if request["task"] == "parse":
-                _parse_alone(request, answer, say)
+                _parse_alone(request, answer)
             elif request["task"] == "inspect":
                 _inspect(request, answer)
             elif request["task"] == "call":
@@ -67,12 +68,9 @@ def serve(request: dict[str, Any]) -> None:
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
-    response = Path(request["response"])
-    response.with_suffix(".part").write_text(json.dumps(answer))
-    response.with_suffix(".part").replace(response)
-    sys.stdout.flush()
-    # TensorRT's own teardown has crashed after successful builds; the engine is on disk by now.
-    os._exit(0)
+        finally:
+            listeners.remove(say)
+    return answer
 
 
 def _refuse_changed_meaning(heard: list[str]) -> None:
@@ -84,19 +82,10 @@ def _refuse_changed_meaning(heard: list[str]) -> None:
         )
 
 
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process when the one that waits for it is killed (Linux)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # It was killed before that.
-            os._exit(1)
-
-
 def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> dict[str, Any]:
     """Parse and build in this process; the seconds that took, the engine's inputs and outputs, and what to note."""
     started = time.perf_counter()
-    log = logger(trt, say)
+    log = process_logger(trt)
     is_rtx = request["module"] == "tensorrt_rtx"
     if not is_rtx:
         trt.init_libnvinfer_plugins(log, "")
@@ -134,7 +123,7 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     return answer
 
 
-def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[[str, str], None]) -> None:
+def _parse_alone(request: dict[str, Any], answer: dict[str, Any]) -> None:
     """Parse with the first of the modules that can be loaded, which needs neither a GPU nor a driver."""
     reasons = []
     for name in request["modules"]:
@@ -150,7 +139,7 @@ def _parse_alone(request: dict[str, Any], answer: dict[str, Any], say: Callable[
     else:
         raise RequestError("load", reasons)
     answer |= {"module": name, "version": trt.__version__, "provided": []}
-    log = logger(trt, say)
+    log = process_logger(trt)
     if name != "tensorrt_rtx":
         trt.init_libnvinfer_plugins(log, "")
     builder = trt.Builder(log)
@@ -202,6 +191,17 @@ def _io(network: Any) -> dict[str, Any]:
         ]
         for side, each in tensors.items()
     }
+
+
+@functools.cache
+def process_logger(trt: Any) -> Any:
+    """The logger of this process: TensorRT takes the first that it is given for all that it ever makes here."""
+
+    def tell(severity: str, text: str) -> None:
+        for listener in tuple(listeners):
+            listener(severity, text)
+
+    return logger(trt, tell)
 
 
 def logger(trt: Any, say: Callable[[str, str], None]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from pytest_trtcheck.backends.tensorrt.builder import logger
+from pytest_trtcheck.backends.tensorrt.builder import listeners, process_logger
 from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory
 from pytest_trtcheck.errors import GpuError
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 class RuntimeLog:
-    """What TensorRT's runtime says in this process: it takes one logger, the first, for all its objects."""
+    """What TensorRT's runtime says in this process."""
 
     def __init__(self, trt: Any) -> None:
         self._errors: deque[str] = deque(maxlen=100)
-        self.logger = logger(trt, self._hear)
+        self.logger = process_logger(trt)
+        listeners.append(self._hear)
 
     def _hear(self, severity: str, text: str) -> None:
         if severity in ("ERROR", "INTERNAL_ERROR"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.module import EITHER
-from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision.emulation import emulated_path
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ class Emulated(Backend):
         return Built(spec, emulated_path(spec.model, spec.lowered, spec.precision, cache))
 
     def load(self, built: Built) -> Runner:
-        """A session of ONNX Runtime."""
+        """ONNX Runtime, in a process of its own."""
         model = built.spec.model
         label = model.label if built.path == model.path else f"{model.label} (emulated {built.spec.precision})"
-        return ort.OrtRunner(built.path, label, custom_ops=model.custom_ops)
+        return OrtRunner(built.path, label, custom_ops=model.custom_ops)
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """None: the evidence says it."""

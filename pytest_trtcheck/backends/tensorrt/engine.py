@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from pytest_trtcheck.backends.tensorrt.io import (
     unwritten,
 )
 from pytest_trtcheck.backends.tensorrt.layers import described, layers_by_precision, tensor_types
-from pytest_trtcheck.errors import GpuError, listed
+from pytest_trtcheck.errors import GpuError, lacked_memory, listed
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ PROFILED_RUNS, UNCOUNTED_RUNS = 50, 5
 PROFILED_S = 2.0
 """The most seconds for that, once there are runs enough to bound a median."""
 FEWEST_RUNS = 12
-_OUT_OF_MEMORY = re.compile(r"(?i)OUT_OF_MEMORY|out ?of ?memory|MEM_ALLOC_FAILED|cudaErrorMemoryAllocation")
 
 
 class Engine:
@@ -519,10 +517,13 @@ class Engine:
         self.poisoned = self.cuda.is_broken()
         if self.poisoned:
             hint = hint or "CUDA cannot be used any more in this process"
-        elif _OUT_OF_MEMORY.search(text):
+        elif lacked := lacked_memory(text):
             free, total = self.cuda.free_memory()
-            text = text.replace(task, f"{task}: out of GPU memory", 1)
             hint = f"{free >> 20} of {total >> 20} MiB are free: use a smaller batch, or end other processes on the GPU"
+            if lacked == "certainly":
+                text = text.replace(task, f"{task}: out of GPU memory", 1)
+            else:
+                hint = f"cuDNN and cuBLAS fail like this where GPU memory runs out, too; {hint}"
         failure = GpuError(text, hint)
         failure.poisoned = self.poisoned
         return failure

@@ -11,10 +11,11 @@ import numpy as np
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import Acceptance, Built, EngineSpec
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
-from pytest_trtcheck.backends.tensorrt.backend import JIT_CACHE, TensorRT
+from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, TensorRTModule, available, hash_plugin
 from pytest_trtcheck.backends.tensorrt.plan_file import PlanFile, refuse_unfit
+from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of
 from pytest_trtcheck.cache import Key, hash_bytes
 from pytest_trtcheck.choices import is_pair
 from pytest_trtcheck.errors import ArgumentError, GpuError, InputError, ModelError
@@ -94,12 +95,12 @@ class ExistingEngine(TensorRT):
         )
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
-        """The file, once a process of its own was seen to load it, and the model's inputs and outputs fit.
+        """The file, once a process of its own was seen to load and run it, and the model's inputs and outputs fit.
 
         Raises
         ------
         GpuError
-            It cannot be loaded; the loader is quoted.
+            It cannot be loaded or run; the loader is quoted.
         ModelError, InputError
             It is an engine of another model, or for other shapes.
         """
@@ -115,12 +116,15 @@ class ExistingEngine(TensorRT):
         entry = cache.get_or_make(key, lambda folder: self._look(spec, folder))
         found = json.loads((entry.path / _FOUND_FILE).read_text())
         refuse_other_model(self.file.label, found["io"], spec.model)
-        chosen_profile(self.file.label, found["io"], spec.profile)
+        if self.gpu is not None:
+            arguments = self._loaded_from_file(spec, found["io"])
+            trial = Trial(self.module, self.gpu, self.file.path, self.file.sha256, self._named, arguments, spec.cases)
+            trial.beside(entry)
         return Built(spec, self.file.path, self.found_in_file(), entry)
 
     def _look(self, spec: EngineSpec, folder: Path) -> None:
         found = tensorrt.inspect(
-            self.module, self.file.path, folder / JIT_CACHE, label=self._named, plugins=spec.options.plugins
+            self.module, self.file.path, folder / KERNELS, label=self._named, plugins=spec.options.plugins
         )
         (folder / _FOUND_FILE).write_text(json.dumps(found))
 
@@ -138,16 +142,17 @@ class ExistingEngine(TensorRT):
         if hash_bytes(serialized) != self.file.sha256:
             raise GpuError(f"{self.file.label}: was changed on disk during the check", "run the test again")
         io = json.loads((built.entry.path / _FOUND_FILE).read_text())["io"]
-        kept = built.entry.path / JIT_CACHE
-        kernels = built.entry.read_extra(JIT_CACHE) or (kept.read_bytes() if kept.exists() else None)
-        return Engine(
-            serialized,
-            self.module,
-            jit_cache=kernels,
-            plugins=built.spec.options.plugins,
-            profile=chosen_profile(self.file.label, io, built.spec.profile),
-            outer=dict(_converted(io, built.spec.model)),
-        )
+        arguments = self._loaded_from_file(built.spec, io)
+        return Engine(serialized, self.module, jit_cache=kernels_of(built.entry), **arguments)
+
+    def _loaded_from_file(self, spec: EngineSpec, io: Mapping[str, Any]) -> dict[str, Any]:
+        """With the profile that the inputs lie in, and what is converted on the way in and out."""
+        profile = chosen_profile(self.file.label, io, spec.profile)
+        return {
+            "plugins": [*spec.options.plugins],
+            "profile": profile,
+            "outer": dict(_converted(io, spec.model)),
+        }
 
     def doubt(self, built: Built, runner: Runner, case: Case) -> str | None:
         """Why it does not compute in a pair that was stated for it; all else is read from its layers."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.tensorrt.module import TITLES
 from pytest_trtcheck.choices import quantized_part
+from pytest_trtcheck.errors import lacked_memory
 from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
@@ -176,7 +177,6 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"MODEL_DESERIALIZE_FAILED|has no outputs",
         "the file is no complete ONNX model: export or download it again",
     ),
-    (r"(?i)out ?of ?memory|CUDA_ERROR_OUT_OF_MEMORY", "free GPU memory, lower workspace_mib, or use a smaller batch"),
     (r"SIGKILL", "the system ends processes this way when memory runs out: see the kernel log, lower workspace_mib"),
     (
         r"did not finish within timeout_s",
@@ -213,6 +213,9 @@ def advice(text: str, *, is_rtx: bool) -> list[str]:
         Whether it was TensorRT-RTX.
     """
     pieces: dict[str, None] = {}
+    if lacked := lacked_memory(text):
+        too = "cuDNN and cuBLAS fail like this where GPU memory runs out, too: " if lacked == "perhaps" else ""
+        pieces[f"{too}free GPU memory, lower workspace_mib, or use a smaller batch"] = None
     for pattern, what_to_do in _ADVICE:
         if "TensorRT-RTX" in what_to_do and not is_rtx:
             continue

@@ -9,14 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from pytest_trtcheck import backends
+from pytest_trtcheck.backends.tensorrt import emulated
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import parity, scoring
 from pytest_trtcheck.check.steps.asked import accepted, decides_alone
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import ArgumentError, BuildError, CheckError, GpuError, ModelError, UnsupportedTargetError
-from pytest_trtcheck.precision.emulation import computes_the_reference
-from pytest_trtcheck.precision.reference import CallableReference, SourceReference
-from pytest_trtcheck.record import Evidence
+from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
+from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
+from pytest_trtcheck.record import Evidence, GpuRecord
 from pytest_trtcheck.spec import PRECISIONS
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ def loaded(settings: Settings, known: Known) -> Known:
         if reason is not None:
             return _uncompared(known, reason)
         _refuse_itself(known)
+        _compute_large_reference(known)
     if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
         raise ArgumentError(
             f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
@@ -212,11 +214,27 @@ def loaded(settings: Settings, known: Known) -> Known:
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
     assert found is not None
     started = time.perf_counter()
-    runner = loaded_by(settings, system, found)
+    runner: Runner
+    if isinstance(system, emulated.Emulated) and settings.kept_open is None:
+        # What was computed before is not computed again: it depends on nothing else than its key.
+        runner = Emulated(known.model, known.lowered, found.spec.precision, settings.cache)
+    else:
+        runner = loaded_by(settings, system, found)
     load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
-    return replace(known, built=found, runner=runner, load_ms=load_ms).recorded(
-        backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran
-    )
+    known = replace(known, built=found, runner=runner, load_ms=load_ms)
+    if system.gpu is not None:
+        notes = filter(None, [settings.machine.gpu_note])
+        known = known.recorded(*notes, gpu=GpuRecord(**system.gpu.environment()))
+    return known.recorded(backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran)
+
+
+def _compute_large_reference(known: Known) -> None:
+    """Get the outputs of a large reference into the cache before the other model is open: either fills the memory."""
+    reference = known.reference
+    if known.model.external and isinstance(reference, Reference) and reference.keeps:
+        for case in known.cases:
+            reference(case)
+        reference.close()
 
 
 def _uncompared(known: Known, reason: str) -> Known:

@@ -12,7 +12,7 @@ from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.steps.asked import decides_alone, lowered_model
 from pytest_trtcheck.check.steps.engine import loaded, loaded_by, note_broken
 from pytest_trtcheck.choices import half_part
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, UnsupportedTargetError, plural
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, UnsupportedTargetError, first_line, plural
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.record import BASELINE, ServerRecord, combine, is_bad
@@ -169,13 +169,32 @@ def explained(settings: Settings, known: Known) -> Known:
                 "not diagnosed: detections are compared as sets, which no tensor inside the model is"
             )
         else:
-            known = blame.blamed(settings, known)
+            known = _blamed(settings, known)
     if known.running.is_emulation or known.is_given or not settings.emulate_too:
         return known
     if computes_the_reference(known.lowered, known.computed_in):
         return known
     with closing(Emulated(known.model, known.lowered, known.computed_in, settings.cache)) as emulated:
         return known.recorded(parity=parity.with_emulation(known, emulated))
+
+
+def _blamed(settings: Settings, known: Known) -> Known:
+    """Who is to blame. What cuts that off (Ctrl-C, a limit on a test's time) still leaves what is known by then."""
+    known_by_then = known
+
+    def first(answer: Known) -> None:
+        nonlocal known_by_then
+        known_by_then = answer
+
+    try:
+        return blame.blamed(settings, known, first)
+    except BaseException as cut_off:
+        if known.request.cut_off is None or isinstance(cut_off, Exception):
+            raise
+        what = "this is its first answer, unrefined" if known_by_then is not known else "it had no answer yet"
+        note = f"the diagnosis was cut off ({first_line(cut_off)}): {what}"
+        known.request.cut_off(concluded(settings, known_by_then.recorded(note)).record)
+        raise
 
 
 def watched(settings: Settings, known: Known) -> Known:

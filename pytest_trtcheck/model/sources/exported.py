@@ -186,7 +186,7 @@ def _cases(model: OnnxModel, opening: Opening) -> dict[int | None, Case]:
 
 
 def _prove(model: OnnxModel, cases: Mapping[int | None, Case]) -> list[str]:
-    from pytest_trtcheck.model.onnxruntime import OrtRunner
+    from pytest_trtcheck.model.ort_runner import OrtRunner
 
     origin = model.origin
     assert origin is not None

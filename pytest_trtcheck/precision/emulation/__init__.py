@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
+from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision.identity import library_versions
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
-    from pytest_trtcheck.model.onnxruntime import OrtRunner
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.spec import Precision
 
@@ -31,11 +31,13 @@ def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: C
     """
     path = emulated_path(model, lowered, precision, cache)
     label = model.label if path == model.path else f"{model.label} (emulated {precision})"
-    return ort.OrtRunner(path, label, custom_ops=model.custom_ops)
+    return OrtRunner(path, label, custom_ops=model.custom_ops)
 
 
 class Emulated(KeptOutputs):
-    """The emulated model's outputs, computed once for each inputs and kept: what an engine is held against."""
+    """The emulated model's outputs, computed once for each inputs and kept: what is checked where no GPU runs it, and
+    what an engine is held against.
+    """
 
     def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
         parts = {"lowered": lowered.key, "precision": precision, **library_versions()}
@@ -52,7 +54,7 @@ def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cach
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
         from pytest_trtcheck.precision import half_io
-        from pytest_trtcheck.precision.emulation import rewrite
+        from pytest_trtcheck.precision.emulation import rewrite, weights
 
         emulate = rewrite.emulated_tf32 if tf32 else rewrite.emulated
         read = graph.read(lowered.path)
@@ -62,6 +64,12 @@ def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cach
         read = emulate(read)
         if io is not None:
             half_io.float_outputs(read, io)
-        graph.write(read, folder / MODEL_FILE)
+        unfolded = folder / "unfolded"
+        unfolded.mkdir()
+        if graph.write(read, unfolded / MODEL_FILE):
+            weights.fold(unfolded / MODEL_FILE, folder / MODEL_FILE)
+        else:
+            (unfolded / MODEL_FILE).rename(folder / MODEL_FILE)
+        shutil.rmtree(unfolded)
 
     return cache.get_or_make(Key("emulated", model.label, parts), make).path / MODEL_FILE
