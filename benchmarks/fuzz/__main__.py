@@ -131,14 +131,15 @@ def fuzz(name: str, seed: str, *, seconds: float, most: int, first: int, limit_s
     """Make cases of a target until the time is over; what came of them."""
     words: Counter[str] = Counter()
     failures: dict[str, dict[str, Any]] = {}
-    slowest, largest, number = 0.0, 0, first
+    slowest, largest, number = (0.0, ""), 0, first
     worker = Worker(name, seed, limit_s)
     until = time.monotonic() + seconds
     try:
         while time.monotonic() < until and number - first < most:
             answer = worker.make(number)
             words[answer["word"]] += 1
-            slowest, largest = max(slowest, answer["seconds"]), max(largest, answer.get("bytes", 0))
+            slowest = max(slowest, (answer["seconds"], f"{name}:{number}"))
+            largest = max(largest, answer.get("bytes", 0))
             if answer["word"] in FAILURES:
                 kind = f"{answer['word']}: {kind_of(answer['said'])}"
                 entry = failures.setdefault(kind, {"case": f"{name}:{number}", "count": 0, "said": answer["said"]})
@@ -158,7 +159,8 @@ def fuzz(name: str, seed: str, *, seconds: float, most: int, first: int, limit_s
         "outcomes": dict(words.most_common()),
         "failures": bad,
         "kinds": failures,
-        "slowest_s": slowest,
+        "slowest_s": slowest[0],
+        "slowest": slowest[1],
         "most_memory_mib": largest >> 20,
     }
 

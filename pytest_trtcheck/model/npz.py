@@ -130,8 +130,13 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with file.open(name) as stream:
-        return _read(stream, file.getinfo(name).file_size)
+    try:
+        with file.open(name) as stream:
+            return _read(stream, file.getinfo(name).file_size)
+    except UNREADABLE:
+        raise
+    except Exception as error:  # each way of packing has errors of its own
+        raise ValueError(f"{name[:200]!r} can't be unpacked: {first_line(error)}") from error
 
 
 def _read(stream: IO[bytes], size: int) -> NDArray[Any]:

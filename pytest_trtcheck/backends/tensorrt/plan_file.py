@@ -8,6 +8,7 @@ Size and targets were found by building plans of TensorRT-RTX 1.5 to 1.7 for eac
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -369,9 +370,9 @@ def _beside(path: Path, label: str, named: str) -> Path:
             f"{label}: its EPContext node names the engine {named[:200]!r}, which leads out of the model's folder",
             "an engine is code: put it beside the model, or name it as engine= yourself",
         )
-    if not plan.is_file():
+    if not os.path.isfile(plan):  # noqa: PTH113 - Path's raises where no file can have the name
         raise ModelError(
-            f"{label}: its EPContext node names the engine {named!r}, which is not there", "copy it as well"
+            f"{label}: its EPContext node names the engine {named[:200]!r}, which is not there", "copy it as well"
         )
     return plan
 
