@@ -2,7 +2,7 @@
 
 Each target makes cases from the files of `corpus/`: bytes flipped, cut off and put elsewhere, fields of protobuf
 messages and JSON documents replaced, arguments of every type. A case is used as a test run would use it, in a process
-apart that has 30 seconds for it and, beyond what it had, 1 GiB (what the package is told the machine has) and sixteen
+apart that has 30 seconds for it (times what else runs on each core) and, beyond what it had, 1 GiB (what the package is told the machine has) and sixteen
 times the bytes of the case's files. What must not come of it: an error that nobody foresaw, a traceback of ours, a
 text beyond 200,000 characters, a pass where the untampered input fails, a hang, more memory, a process that died.
 
@@ -75,7 +75,8 @@ class Worker:
 
     def _answer(self, limit_s: float) -> dict[str, Any]:
         assert self.process.stdout
-        until = time.monotonic() + limit_s
+        # What others run here takes its share of the time.
+        until = time.monotonic() + limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         while b"\n" not in self._rest:
             if time.monotonic() > until:
                 return {"word": "hang", "said": self.said(), "gone": True}

@@ -93,7 +93,7 @@ def main() -> None:
                 continue
             worth = tree_bytes(folder)
             before = peak_bytes(reset=True)
-            faulthandler.dump_traceback_later(seconds * 0.9, file=log)
+            faulthandler.dump_traceback_later(seconds * 0.9, repeat=True, file=log)
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 word, said = judged(run)
             faulthandler.cancel_dump_traceback_later()
