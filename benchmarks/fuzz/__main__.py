@@ -2,9 +2,10 @@
 
 Each target makes cases from the files of `corpus/`: bytes flipped, cut off and put elsewhere, fields of protobuf
 messages and JSON documents replaced, arguments of every type. A case is used as a test run would use it, in a process
-apart that has 30 seconds for it (times what else runs on each core) and, beyond what it had, 1 GiB (what the package is told the machine has) and sixteen
-times the bytes of the case's files. What must not come of it: an error that nobody foresaw, a traceback of ours, a
-text beyond 200,000 characters, a pass where the untampered input fails, a hang, more memory, a process that died.
+apart that has 30 seconds for it (times what else each core runs) and, beyond what it had, 1 GiB (what the package is
+told the machine has) and sixteen times the bytes of the case's files. What must not come of it: an error that nobody
+foresaw, a traceback of ours, a text beyond 200,000 characters, characters that command a terminal, something written
+elsewhere, a pass where the untampered input fails, a hang, more memory, a process that died.
 
 Ends with status 1 where one of these did. `--case TARGET:NUMBER` makes one case again, and prints what came of it;
 `--keep DIR` keeps the files of what failed.
