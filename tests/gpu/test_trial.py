@@ -109,7 +109,8 @@ def test_an_engine_that_ends_its_process_ends_no_worker(
             assert any(each in record["message"] for each in expected.split("|")), record["message"]
             assert "Traceback" not in record["message"]
             assert (record["engine"] or {}).get("cached") in {None, cached}
-        assert len([*Path(faulty.path, "cache").rglob("engine.plan")]) == 2
+        # The two models are one by content.
+        assert len([*Path(faulty.path, "cache").rglob("engine.plan")]) == 1
         assert not [*Path(faulty.path, "cache").rglob("tried-*.json")]
     plans = {path: path.stat().st_mtime_ns for path in Path(faulty.path, "cache").rglob("engine.plan")}
     monkeypatch.setenv("FAULT", "")
