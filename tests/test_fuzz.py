@@ -34,7 +34,7 @@ from pytest_trtcheck.model import graph, npz, onnx_model
 from pytest_trtcheck.plugin.options import parse_size
 from pytest_trtcheck.precision.quantization import calibration_data
 from pytest_trtcheck.record.files import read_bytes, resolved, write_text
-from pytest_trtcheck.report import json_report
+from pytest_trtcheck.report import json_report, plots
 from pytest_trtcheck.spec import BuildOptions, ParitySpec
 from tests import onnx_models
 
@@ -241,6 +241,10 @@ def test_reports_that_hold_what_no_report_does(tmp_path: Path, capsys: pytest.Ca
         json_report.read(tmp_path / "r.json", b"0123456789abcdef")
     assert main(["diff", str(tmp_path), str(REPORT)]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_histogram_has_an_end() -> None:
+    assert len(plots.histogram([(-(2**62), 3), (2**62, -1)], 0, 1.0)) < 1_000_000
 
 
 @pytest.mark.parametrize("command", ["diff", "merge", "upgrade"])
