@@ -41,6 +41,7 @@ _BYTES_A_SECOND = 10e6
 _PRODUCTS_A_SECOND = 10e9
 """Bytes of the model times bytes of the inputs: what every weight may have to do with every input, in a second."""
 _LONGEST_S = 3600.0
+_STARTING_S = 300.0
 _NO_MEMORY = re.compile(r"bad.?alloc|failed to allocate|MemoryError|cannot allocate memory", re.IGNORECASE)
 
 
@@ -77,6 +78,7 @@ class _Host:
         self.limits = Limits()
         self.dropped: deque[tuple[Process, int]] = deque()
         self._process: Process | None = None
+        self._is_up = False
         self._owner = os.getpid()
         self._lock = threading.RLock()
 
@@ -99,6 +101,7 @@ class _Host:
             if self._process is None or self._owner != os.getpid():  # A fork has no use for its parent's.
                 self._owner = os.getpid()
                 self._process = Process(f"{__name__}:serve", _TITLE, memory_bytes=self.limits.allowed_bytes)
+                self._is_up = False
             return self._process
 
     def ask(
@@ -117,6 +120,9 @@ class _Host:
             drop = [number for of, number in self.dropped if of is process]
             self.dropped.clear()
             try:
+                if not self._is_up:  # what a busy machine takes for that is no model's time
+                    process.ask({"do": "start", "drop": []}, _STARTING_S)
+                    self._is_up = True
                 answer = process.exchange({**request, "drop": drop}, blobs, allowed_s)
             except EndedError as ended:
                 self._process = None
@@ -305,8 +311,8 @@ def _sessions() -> tuple[dict[int, OrtSession], itertools.count[int]]:
 
 
 def serve(request: dict[str, Any]) -> Any:
-    """Load, run or free a model."""
-    from pytest_trtcheck.model.onnxruntime import OrtSession
+    """Get ready, or load, run or free a model."""
+    from pytest_trtcheck.model.onnxruntime import OrtSession, module
 
     sessions, numbers = _sessions()
     for number in request["drop"]:
@@ -317,6 +323,9 @@ def serve(request: dict[str, Any]) -> Any:
             return Answer(*_packed(sessions[request["number"]](inputs)))
         if request["do"] == "close":
             sessions.pop(request["number"], None)
+            return None
+        if request["do"] == "start":
+            module()
             return None
         session = OrtSession(
             Path(request["path"]), request["label"], custom_ops=request["custom_ops"], in_order=request["in_order"]

@@ -1,0 +1,292 @@
+"""ONNX Runtime apart: models that crash it, take all memory or never end are errors of their checks alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck.model import ort_runner
+from pytest_trtcheck.model.ort_runner import Limits, OrtRunner
+from pytest_trtcheck.model.sources import open_model
+from pytest_trtcheck.precision.emulation import emulation
+from pytest_trtcheck.precision.lowering import lower
+from pytest_trtcheck.precision.reference import Reference
+from tests import custom_ops, onnx_models
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.conftest import Suite
+
+X = {"x": np.arange(4, dtype=np.float32)}
+N = 60_000
+LINUX = pytest.mark.skipif(os.name == "nt", reason="only Linux holds a process to its memory")
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    """Little memory, so that the tests are quick."""
+    ort_runner.settle(Limits(memory_bytes=1 << 30))
+    yield
+    ort_runner.settle(Limits())
+
+
+def process_id() -> int:
+    """The process that models run in, started if need be."""
+    return ort_runner._HOST.process()._child.pid
+
+
+def save(path: Path, nodes: Sequence[onnx.NodeProto], **constants: Any) -> Path:
+    """A model from x [4] to y [4], in which the largest element of what `nodes` call "big" has a part."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["most", "nothing"], ["zero"]),
+        helper.make_node("Cast", ["zero"], ["whole"], to=TensorProto.INT64),
+        *nodes,
+        helper.make_node("ReduceMax", ["big"], ["m"], keepdims=0),
+        helper.make_node("Add", ["x", "m"], ["sum"]),
+        helper.make_node("Mul", ["sum", "x"], ["y"]),
+    ]
+    arrays = {"nothing": np.float32(0), **constants}
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(proto, path)
+    return path
+
+
+def sized(operator: str, **attributes: Any) -> list[onnx.NodeProto]:
+    """An operator whose output is as large as the run says: by "n", to which zero times the input is added."""
+    operands = {"ConstantOfShape": ["size"], "Resize": ["one", "", "floats"], "Range": ["nothing", "floats", "step"]}
+    return [
+        helper.make_node("Add", ["n", "whole"], ["size"]),
+        helper.make_node("Cast", ["size"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node(operator, operands.get(operator, ["one", "size"]), ["big"], name="it", **attributes),
+    ]
+
+
+def spread(operator: str) -> list[onnx.NodeProto]:
+    """A column and a row, of which an operator makes a matrix."""
+    return [
+        helper.make_node("Expand", ["x", "many"], ["long"]),
+        helper.make_node("Reshape", ["long", "column"], ["a"]),
+        helper.make_node("Reshape", ["long", "row"], ["b"]),
+        helper.make_node(operator, ["a", "b"], ["big"], name="it"),
+    ]
+
+
+REFUSED = r"it may take 1\.0 GiB \(trt_memory_limit\)\n.*raise the ini key|supported maximum|not a finite"
+"""What ends it: our limit, or one of ONNX Runtime's own."""
+ONE = np.ones((1, 1), np.float32)
+SPREAD = {"many": np.array([N // 4, 4]), "column": np.array([N, 1]), "row": np.array([1, N])}
+BOMBS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "ConstantOfShape": (sized("ConstantOfShape"), {"n": np.array([N, N])}),
+    "Expand": (sized("Expand"), {"n": np.array([N, N]), "one": ONE}),
+    "Tile": (sized("Tile"), {"n": np.array([N, N]), "one": ONE}),
+    "Pad": (sized("Pad"), {"n": np.array([0, 0, N, N]), "one": ONE}),
+    "Resize": (sized("Resize", mode="nearest"), {"n": np.array([N, N]), "one": ONE}),
+    "Range": (sized("Range"), {"n": np.array(N * N), "step": np.float32(1)}),
+    "MatMul": (spread("MatMul"), SPREAD),
+    "Add": (spread("Add"), SPREAD),
+}
+
+
+def loop(path: Path, *body: onnx.NodeProto, size: int | None) -> Path:
+    """A model with a Loop that ends after 2^62 times; its body makes "w" of "v"."""
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["go"]), *body],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [size]),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [size]),
+        ],
+    )
+    node = helper.make_node("Loop", ["times", "yes", "x"], ["big"], body=inner, name="it")
+    return save(path, [node], times=np.array(2**62), yes=np.array(True))
+
+
+def endless(path: Path) -> Path:
+    return loop(path, helper.make_node("Add", ["v", "v"], ["w"]), size=4)
+
+
+@LINUX
+@pytest.mark.parametrize("operator", BOMBS)
+def test_what_a_run_would_generate_is_bounded(tmp_path: Path, operator: str) -> None:
+    nodes, constants = BOMBS[operator]
+    path = save(tmp_path / "bomb.onnx", nodes, **constants)
+    assert path.stat().st_size < 1024
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    model, began = open_model(path, (), cache), time.monotonic()
+    emulated = emulation(model, lower(model, "fp16", cache), "fp16", cache)
+    for runs in (Reference(model, cache), emulated):
+        with pytest.raises(ModelError, match=rf"bomb\.onnx.*{operator} node. Name:'it'.*(?:{REFUSED})"):
+            runs(X)
+    assert time.monotonic() - began < 30
+
+
+@LINUX
+def test_a_loop_that_doubles_is_bounded_too(tmp_path: Path) -> None:
+    path = loop(tmp_path / "double.onnx", helper.make_node("Concat", ["v", "v"], ["w"], axis=0), size=None)
+    with pytest.raises(ModelError, match=r"it may take 1\.0 GiB"):
+        OrtRunner(path, "double.onnx")(X)
+
+
+@LINUX
+def test_what_loading_folds_is_bounded(tmp_path: Path) -> None:
+    # ONNX Runtime computes what depends on no input when it loads a model, and would keep it.
+    nodes = [helper.make_node("Expand", ["one", "n"], ["big"], name="it")]
+    path = save(tmp_path / "folds.onnx", nodes, one=ONE, n=np.array([N, N]))
+    with pytest.raises(ModelError, match=r"it may take 1\.0 GiB"):
+        OrtRunner(path, "folds.onnx")(X)
+
+
+def test_what_never_ends_is_stopped(tmp_path: Path) -> None:
+    ort_runner.settle(Limits(seconds=1.0))
+    runner = OrtRunner(endless(tmp_path / "endless.onnx"), "endless.onnx")
+    with pytest.raises(ModelError, match=r"endless\.onnx, on x \[4\]: ONNX Runtime did not finish within 1 s") as info:
+        runner(X)
+    assert "trt_time_limit" in info.value.hint
+    runner.close()
+
+
+def test_large_models_and_inputs_have_more_time() -> None:
+    limits = Limits()
+    assert limits.allowed_s(300, 16) == pytest.approx(30, abs=0.01)
+    assert limits.allowed_s(12_000_000, 0) == pytest.approx(31.2)
+    assert limits.allowed_s(12_000_000, 1_200_000) == pytest.approx(30 + 1.2 + 1440)
+    assert limits.allowed_s(10**12, 10**12) == 3600
+    assert Limits(seconds=7200).allowed_s(10**12, 10**12) == 7200
+
+
+def test_a_runner_outlives_the_death_of_the_process(tmp_path: Path) -> None:
+    runner = OrtRunner(onnx_models.save(onnx_models.gemm_net(), tmp_path / "gemm.onnx"), "gemm")
+    session = onnx.load(tmp_path / "gemm.onnx").graph.input[0]
+    shape = [each.dim_value or 2 for each in session.type.tensor_type.shape.dim]
+    feed = {session.name: np.ones(shape, np.float32)}
+    first, dead = runner(feed), process_id()
+    ort_runner.settle(Limits(seconds=1.0))
+    with pytest.raises(ModelError):
+        OrtRunner(endless(tmp_path / "endless.onnx"), "endless")(X)
+    for name, found in runner(feed).items():
+        np.testing.assert_array_equal(found, first[name])
+    assert process_id() != dead
+    os.kill(process_id(), signal.SIGKILL)
+    with pytest.raises(ModelError, match=r"crashed \(SIGKILL\), most likely for want of memory"):
+        runner(feed)
+    runner(feed)
+    runner.close()
+
+
+def test_every_type_arrives_as_it_was_sent() -> None:
+    arrays: dict[str, Any] = {
+        "scalar": np.array(1.5),
+        "empty": np.zeros((0, 3), np.int64),
+        "bool": np.array([[True, False]]),
+        "big_endian": np.arange(3, dtype=">f4"),
+        "strided": np.arange(12, dtype=np.float16).reshape(3, 4).T,
+        "bfloat16": np.array([1, 2], ml_dtypes.bfloat16),
+        "fp8": np.array([1, 2], ml_dtypes.float8_e4m3fn),
+        "texts": np.array([["a", "é\n"]]),
+    }
+    described, blobs = ort_runner._packed(arrays)
+    found = ort_runner._unpacked(described, [bytes(blob) for blob in blobs])
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == (object if name == "texts" else array.dtype.newbyteorder("="))
+    with pytest.raises(ModelError, match="'maps' is no tensor"):
+        ort_runner._packed({"maps": np.array([{"a": 1}], object)})
+
+
+def crashing_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A custom-op library whose kernel writes where it must not."""
+    planted = custom_ops._SOURCE.replace("y[i] = x[i] * x[i] * x[i];", "*(volatile int *)8 = 1;")
+    assert planted != custom_ops._SOURCE
+    monkeypatch.setattr(custom_ops, "_SOURCE", planted)
+    return custom_ops.library(folder)
+
+
+def test_a_library_that_crashes_is_named_with_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = crashing_library(tmp_path, monkeypatch)
+    path = onnx_models.save(custom_ops.model(), tmp_path / "cube.onnx")
+    runner = OrtRunner(path, "cube.onnx", custom_ops=[str(library)])
+    with pytest.raises(ModelError, match=r"cube\.onnx, on x \[2, 4\]: ONNX Runtime's process crashed \(SIGSEGV\)") as e:
+        runner({"x": np.ones((2, 4), np.float32)})
+    assert "custom_ops" in e.value.hint
+    runner.close()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+def test_the_session_goes_on(suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]) -> None:
+    crashing_library(suite.path, monkeypatch)
+    onnx_models.save(custom_ops.model(), suite.path / "cube.onnx")
+    endless(suite.path / "endless.onnx")
+    save(suite.path / "bomb.onnx", BOMBS["Add"][0], **BOMBS["Add"][1])
+    suite.pytester.makeini("[pytest]\ntrt_time_limit = 3\ntrt_memory_limit = 1 GiB\n")
+    suite.write(
+        test_it=r"""
+from pytest_trtcheck.spec import BuildOptions
+
+@pytest.fixture
+def trt_build_options(request):
+    return BuildOptions(custom_ops=["libcube.so"]) if request.node.name == "test_cube" else None
+
+def test_cube(trt_reference):
+    with pytest.raises(CheckError, match=r"cube\.onnx, on x \[2, 4\]: ONNX Runtime's process crashed \(SIGSEGV\)"):
+        trt_reference("cube.onnx")({"x": np.ones((2, 4), np.float32)})
+
+@pytest.mark.parametrize("name", ["endless", "bomb", "conv"])
+def test_model(name, trt_check):
+    trt_check(f"{name}.onnx", precision="fp16", batch=1 if name == "conv" else None)
+"""
+    )
+    run = (suite.run_apart if workers else suite.run)(*workers, "--trt-backend=onnxruntime")
+    run.result.assert_outcomes(passed=2, failed=2)
+    found = {Path(check["model"]).stem: check for check in run.checks}
+    assert {name: check["verdict"] for name, check in found.items()} == {
+        **dict.fromkeys(("endless", "bomb"), "error"),
+        "conv": "pass",
+    }
+    assert "did not finish within 3 s" in found["endless"]["message"]
+    assert "it may take 1.0 GiB" in found["bomb"]["message"]
+
+
+def test_a_warm_check_starts_no_process(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+from pytest_trtcheck import trt_parity
+from pytest_trtcheck.model import ort_runner
+
+@trt_parity("conv.onnx", batch=1)
+def test_conv():
+    ort_runner._HOST.end()
+
+def test_process():
+    assert (ort_runner._HOST._process is None) == WARM
+"""
+    )
+    text = (suite.path / "test_it.py").read_text()
+    for warm in (False, True):
+        (suite.path / "test_it.py").write_text(text.replace("WARM", str(warm)))
+        suite.run("--trt-backend=onnxruntime", "--trt-cache-dir=fresh").result.assert_outcomes(passed=2)
