@@ -19,6 +19,7 @@ from pytest_trtcheck.__main__ import main
 from pytest_trtcheck.backends.tensorrt import plan_file
 from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.check import kept_inputs
+from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.check.checker import Checker
 from pytest_trtcheck.check.request import Request
 from pytest_trtcheck.errors import (
@@ -326,6 +327,11 @@ def test_fixtures_say_what_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.Mo
         checker.reference("m.onnx", ())
     with pytest.raises(UnforeseenError, match="LookupError: no such thing"):
         checker.runner(Request("t", "m.onnx", (), parity=ParitySpec()))
+
+
+def test_an_array_stands_beside_an_engine() -> None:
+    with pytest.raises(ArgumentError, match="calibration= stands beside engine="):
+        from_marker("trt_parity", (), {"engine": "m.plan", "calibration": np.zeros(3)})
 
 
 @pytest.mark.parametrize("given", [{"plugins": 3}, {"custom_ops": "lib.so"}, {"io": object()}, {"configure": 1}])

@@ -254,7 +254,8 @@ def _refuse_beside_engine(precision: object, backend: object, **of_lowering: obj
     if isinstance(precision, (list, tuple)):
         raise _wrong("precision", precision, "one precision beside engine=", "leave it out: it is read from the engine")
     for name, value in of_lowering.items():
-        if value is not None and value != ():
+        # Not by `!=`: an array gives an array.
+        if value is not None and not (isinstance(value, tuple) and not value):
             raise ArgumentError(f"{name}= stands beside engine=, of which nothing is built", f"leave {name}= out")
     found = _backends(backend) or (backends.AUTO,)
     if len(found) > 1 or (found[0] != backends.AUTO and backends.tensorrt_module(found[0]) is None):
