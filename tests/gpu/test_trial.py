@@ -105,7 +105,9 @@ def test_an_engine_that_ends_its_process_ends_no_worker(
         run.result.assert_outcomes(failed=2)
         for record in run.checks:
             assert record["verdict"] == "error"
-            expected = {"context": "SIGSEGV", "run": "SIGABRT", "address": "ILLEGAL_ADDRESS|illegal memory"}[fault]
+            expected = {"context": "SIGSEGV", "run": "SIGABRT", "address": "ILLEGAL_ADDRESS|illegal memory|err 700"}[
+                fault
+            ]
             assert any(each in record["message"] for each in expected.split("|")), record["message"]
             assert "Traceback" not in record["message"]
             assert (record["engine"] or {}).get("cached") in {None, cached}
