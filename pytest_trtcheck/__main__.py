@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ArgumentError, CheckError, visible
+from pytest_trtcheck.errors import ArgumentError, unforeseen, visible
 from pytest_trtcheck.report.upgrade import command as upgrade
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "merge":
             return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)
-    except CheckError as error:
-        print(visible(f"ERROR: {error}"), file=sys.stderr)
+    except Exception as error:
+        print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
         return BAD_INPUT
 
 
@@ -100,9 +100,9 @@ def _diff(given: argparse.Namespace) -> int:
 
     names = given.old, given.new
     if given.markdown:
-        print(diff_text.markdown(found, names), end="")
+        _say(diff_text.markdown(found, names), end="")
     else:
-        print("\n".join(diff_text.lines(found, names, _width())))
+        _say("\n".join(diff_text.lines(found, names, _width())))
     bad = given.fail_on != "never" and found.is_worse
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
 
@@ -118,9 +118,14 @@ def _merge(given: argparse.Namespace) -> int:
         json_report.save(given.output, found)
     if given.html:
         html.save(given.html, found)
-    print(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
+    _say(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
     is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
     return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print it, whoever wrote the names in it."""
+    print("\n".join(map(visible, text.split("\n"))), end=end)
 
 
 def _width() -> int:

@@ -179,9 +179,17 @@ def visible(text: str) -> str:
     )
 
 
+_LONGEST_LINE = 2_000
+
+
 def first_line(said: object) -> str:
-    """The first line of a message; of an error that says nothing, what it is."""
-    return (str(said).strip().splitlines() or ["" if isinstance(said, str) else type(said).__name__])[0]
+    """The first line of a message, as far as anybody reads it; of an error that says nothing, what it is."""
+    try:
+        lines = str(said).strip().splitlines()
+    except Exception:  # an object of the user's that can't say what it is
+        lines = []
+    line = (lines or ["" if isinstance(said, str) else type(said).__name__])[0]
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
 
 
 def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -13,7 +14,7 @@ from pytest_trtcheck.choices import (
     HalfName,
     Precision,
 )
-from pytest_trtcheck.errors import name_of
+from pytest_trtcheck.errors import ArgumentError, name_of
 from pytest_trtcheck.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
@@ -277,6 +278,19 @@ class BuildOptions:
     min_subgraph_size: int | None = None
     timing_cache: bool = True
     timeout_s: float | None = 3600.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(each.default, tuple):
+                fits = isinstance(value, (tuple, list)) and all(isinstance(item, (str, os.PathLike)) for item in value)
+            elif each.name == "configure":
+                fits = value is None or callable(value)
+            else:
+                fits = value is None or isinstance(value, (bool, int, float, str))
+            if not fits:
+                expected = "a list of names" if isinstance(each.default, tuple) else "a number, a name or None"
+                raise ArgumentError(f"BuildOptions: {each.name} is a {type(value).__name__}, expected {expected}")
 
     def given(self) -> dict[str, Any]:
         """The options that are not the default, as plain data: a function by its module and name."""

@@ -14,7 +14,7 @@ import numpy as np
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ModelError, ReportError
+from pytest_trtcheck.errors import ModelError, ReportError, first_line
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
@@ -92,7 +92,10 @@ class Bundle:
 
     def arrays(self, file: str, case: int) -> dict[str, NDArray[Any]]:
         """What was recorded of one case: its inputs, outputs or reference; nothing where that was left out."""
-        return read_arrays(self.folder / file, self.about["arrays"][file], case)
+        try:
+            return read_arrays(self.folder / file, self.about["arrays"][file], case)
+        except UNREADABLE as error:
+            raise ReportError(f"{self.folder / file}: not understood: {first_line(error)}", _HINT) from error
 
 
 def is_bundle(path: Path) -> bool:

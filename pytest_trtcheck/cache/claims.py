@@ -13,9 +13,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from pytest_trtcheck.record.files import open_regular, read_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+_MOST_BYTES = 1 << 26
 
 
 class Claims:
@@ -76,7 +81,7 @@ class Claims:
 
     def _of_others(self) -> set[str]:
         """All that other processes use; what dead ones left is removed."""
-        return {name for path in self._living() for name in path.read_text(encoding="ascii").split()}
+        return {name for path in self._living() for name in _names(path)}
 
     def _living(self, prefix: str = "") -> Iterator[Path]:
         if sys.platform == "win32" or not self._folder.is_dir():
@@ -86,12 +91,23 @@ class Claims:
         for path in self._folder.iterdir():
             if path.name.startswith(f"{_process()}-") or path.suffix or not path.name.startswith(prefix):
                 continue
-            with suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                file = open_regular(path)
+            except OSError:  # gone, or none of ours
+                continue
+            with file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                     path.unlink()
                 except OSError:
                     yield path
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return read_bytes(path, _MOST_BYTES).decode(errors="replace").split()
+    except OSError:  # no file of ours
+        return []
 
 
 def _name(entry: Path) -> str:

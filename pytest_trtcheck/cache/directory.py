@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
 from pytest_trtcheck.errors import CacheError, CachePlaceError, listed
-from pytest_trtcheck.record.files import answers
+from pytest_trtcheck.record.files import answers, append, open_regular, read_bytes
 from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, replacing
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _ANSWERED_S = 5.0
 
 WEIGH_S = 3600.0
 """How long, in seconds, the processes go by what they noted, before one of them looks at every entry again."""
+_MOST_TAG_BYTES, _MOST_WEIGHT_BYTES = 1 << 16, 1 << 26
 _SCRATCH = "trtcheck-"
 _RECALLED = 64
 _DIGEST_CHARACTERS = 64
@@ -78,7 +79,7 @@ class CacheDir:
             When the root holds somebody else's files.
         """
         try:
-            if _OWNER in (self.root / _TAG).read_text(encoding="utf-8", errors="replace"):
+            if _OWNER.encode() in read_bytes(self.root / _TAG, _MOST_TAG_BYTES):
                 return True
         except FileNotFoundError:
             if not self.root.exists():
@@ -145,13 +146,12 @@ class CacheDir:
         """Keep that there is an entry of this subject, for `recall`."""
         with suppress(OSError):
             self._subjects.mkdir(exist_ok=True)
-            with self._index(kind, subject).open("a", encoding="ascii") as file:
-                file.write(f"{digest}\n")
+            append(self._index(kind, subject), f"{digest}\n")
 
     def recall(self, kind: str, subject: str) -> list[Path]:
         """The entries of a subject that were made last; some may be gone."""
         try:
-            with self._index(kind, subject).open("rb") as file:
+            with open_regular(self._index(kind, subject)) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _RECALLED * (_DIGEST_CHARACTERS + 1)))
                 found = file.read().decode("ascii", errors="replace").split()
         except OSError:
@@ -168,13 +168,13 @@ class CacheDir:
 
     def grew(self, by_bytes: int) -> None:
         """Note that so much was added."""
-        with suppress(OSError), self._weight.open("a", encoding="ascii") as file:
-            file.write(f"{by_bytes}\n")
+        with suppress(OSError):
+            append(self._weight, f"{by_bytes}\n")
 
     def weight_bytes(self) -> float:
         """How much there is, by what all processes noted; infinite where nobody looked at every entry for an hour."""
         with suppress(OSError, ValueError):
-            then, *sizes = self._weight.read_text(encoding="ascii").split()
+            then, *sizes = read_bytes(self._weight, _MOST_WEIGHT_BYTES).split()
             if abs(time.time() - int(then)) < WEIGH_S:
                 return sum(map(int, sizes))
         return math.inf

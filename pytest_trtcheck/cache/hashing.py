@@ -64,7 +64,7 @@ class Checksum(NamedTuple):
 def checksum(path: Path, *, hashed: bool = False) -> Checksum:
     """What a file is: by CRC-32 alone at several GB/s, against accidents; hashed as well, against malice."""
     size, crc, sha256 = 0, 0, hashlib.sha256() if hashed else None
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
             size += len(chunk)

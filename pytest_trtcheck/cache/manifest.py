@@ -8,10 +8,13 @@ import json
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.hashing import Checksum, Stamp, checksum, sign, stamp
 from pytest_trtcheck.cache.key import Key
+from pytest_trtcheck.errors import first_line
+from pytest_trtcheck.record.files import read_bytes
 from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest"
 FILES = "files"
 VERIFIED = "verified"
+_MOST_BYTES = 64 << 20
+"""A manifest that is larger is none of ours: one of ten thousand files has a tenth of it."""
 _WORTH_REMEMBERING = 1 << 20
 """Bytes from which on reading them again costs more than looking this up."""
 
@@ -85,14 +90,32 @@ def write_manifest(entry: Path, manifest: Manifest, secret: bytes | None = None)
 def read_manifest(entry: Path, secret: bytes | None = None) -> Manifest:
     """The manifest of the entry in the directory `entry`; a DamagedError where it is not as it was written there."""
     try:
-        body = json.loads(_unsealed((entry / MANIFEST).read_bytes(), MANIFEST, secret))
+        text = _unsealed(read_bytes(entry / MANIFEST, _MOST_BYTES), MANIFEST, secret)
     except OSError as error:
         raise _damage(error, MANIFEST) from error
-    key = Key(**body["key"])
-    if key.digest != entry.name:
+    try:
+        body = json.loads(text)
+        key = Key(**body["key"])
+        is_of_entry = key.digest == entry.name
+        files = {_inside(name): _as_checksum(*found) for name, found in body["files"].items()}
+        found = Manifest(key, float(body["created"]), float(body["make_s"]), files)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedError(f"{MANIFEST} is not understood: {first_line(error)}") from error
+    if not is_of_entry:
         raise DamagedError(f"{MANIFEST} belongs to another entry")
-    files = {name: Checksum(*found) for name, found in body["files"].items()}
-    return Manifest(key, body["created"], body["make_s"], files)
+    return found
+
+
+def _as_checksum(size: int, crc: str, sha256: str | None = None) -> Checksum:
+    return Checksum(int(size), str(crc), None if sha256 is None else str(sha256))
+
+
+def _inside(name: str) -> str:
+    """The name of a file, unless it leads out of the entry: a ValueError."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"{name!r} leads out of the entry")
+    return name
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -139,9 +162,9 @@ def remember_verified(entry: Path, stamps: Mapping[Path, Stamp], secret: bytes |
 def recall_verified(entry: Path, manifest: Manifest, secret: bytes | None = None) -> dict[Path, Stamp] | None:
     """The files' stamps where all of them are those that `remember_verified` kept; None otherwise."""
     try:
-        kept = json.loads(_unsealed((entry / VERIFIED).read_bytes(), VERIFIED, secret))
+        kept = json.loads(_unsealed(read_bytes(entry / VERIFIED, _MOST_BYTES), VERIFIED, secret))
         stamps = {path: stamp(path) for path in [entry / MANIFEST, *(entry / FILES / name for name in manifest.files)]}
-    except (OSError, ValueError, DamagedError):
+    except (OSError, ValueError, RecursionError, DamagedError):
         return None
     now = {path.relative_to(entry).as_posix(): list(each) for path, each in stamps.items()}
     return stamps if kept == now else None

@@ -34,6 +34,7 @@ from pytest_trtcheck.cache.manifest import (
     write_manifest,
 )
 from pytest_trtcheck.errors import CacheError, CachePlaceError
+from pytest_trtcheck.record.files import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
 _CRC_BYTES = 4
 _SIGNATURE_BYTES = 32
+_MOST_EXTRA_BYTES = 4 << 30
 _LARGE_BYTES = 64 << 20
 
 
@@ -101,7 +103,7 @@ class Entry:
     def read_extra(self, name: str) -> bytes | None:
         """What was attached last under `name`; None where there is nothing, or where it is damaged or not signed."""
         try:
-            content = self._extra(name).read_bytes()
+            content = read_bytes(self._extra(name), _MOST_EXTRA_BYTES)
         except OSError:
             return None
         length = _CRC_BYTES if self._secret is None else _SIGNATURE_BYTES

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS, quantized_part
-from pytest_trtcheck.errors import ArgumentError, suggestion
+from pytest_trtcheck.errors import ArgumentError, suggestion, unforeseen
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
 from pytest_trtcheck.spec import (
@@ -194,10 +194,15 @@ def _made(
         raise ArgumentError(f"{name}: {error.message}", error.hint) from None
     except TypeError as error:
         raise ArgumentError(f"{name}: {error}") from None
+    except Exception as error:  # an object of the user's that can't be compared, counted, or taken for true
+        raise unforeseen(error, name) from error
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # an object of the user's that can't say what it is
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
@@ -249,7 +254,8 @@ def _refuse_beside_engine(precision: object, backend: object, **of_lowering: obj
     if isinstance(precision, (list, tuple)):
         raise _wrong("precision", precision, "one precision beside engine=", "leave it out: it is read from the engine")
     for name, value in of_lowering.items():
-        if value is not None and value != ():
+        # Not by `!=`: an array gives an array.
+        if value is not None and not (isinstance(value, tuple) and not value):
             raise ArgumentError(f"{name}= stands beside engine=, of which nothing is built", f"leave {name}= out")
     found = _backends(backend) or (backends.AUTO,)
     if len(found) > 1 or (found[0] != backends.AUTO and backends.tensorrt_module(found[0]) is None):

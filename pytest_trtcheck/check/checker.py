@@ -95,12 +95,24 @@ class Checker(Settings):
         return replace(record, duration_s=time.perf_counter() - start)
 
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:
-        """The FP32 model as a callable."""
-        opened = open_model(asked.named_model(self, model, folders), (), self.cache, custom_ops)
-        return Reference(opened, self.cache, self.reference_provider)
+        """The FP32 model as a callable; whatever goes wrong is a CheckError."""
+        try:
+            opened = open_model(asked.named_model(self, model, folders), (), self.cache, custom_ops)
+            return Reference(opened, self.cache, self.reference_provider)
+        except Exception as error:
+            raise unforeseen(error, f"trt_reference: {_label(model)}") from error
 
     def runner(self, request: Request) -> Runner:
-        """The model in its precision, ready to run: the engine, or without a GPU its emulation."""
+        """The model in its precision, ready to run: the engine, or without a GPU its emulation.
+
+        Whatever goes wrong is a CheckError.
+        """
+        try:
+            return self._runner(request)
+        except Exception as error:
+            raise unforeseen(error, _label(request.model)) from error
+
+    def _runner(self, request: Request) -> Runner:
         if request.parity.keep_auto:
             raise ArgumentError(
                 "keep_fp32='auto': there are no inputs yet to judge by",

@@ -53,8 +53,10 @@ def read(path: Path | None, model: OnnxModel) -> list[Case]:
     try:
         text = npz.load_text(path, _ABOUT)
         told = json.loads(text or "{}")
-        if told.get("format") != _FORMAT:
+        if not isinstance(told, dict) or told.get("format") != _FORMAT:
             raise ValueError("it is no file of inputs that a search found")
+        if not 0 <= told["cases"] <= _MOST:
+            raise ValueError(f"it says that it holds {told['cases']} inputs")
         found = [npz.read_arrays(path, told["inputs"], number) for number in range(told["cases"])]
     except npz.UNREADABLE as error:
         raise InputError(

@@ -51,9 +51,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         needed = _NEEDED[manifest["format"]]
         file = manifest["engine"]["file"] if "engine" in needed else manifest["file"]
         files, model = manifest["files"], manifest["model"]
-        texts = [file, model["label"], files[file]["sha256"], *(each["sha256"] for each in files.values())]
+        judged = [each[name] for each in manifest.get("judged", ()) for name in ("nodeid", "evidence")]
+        json.dumps(manifest, allow_nan=False)  # as it is written again
+        texts = [*judged, file, model["label"], files[file]["sha256"], *(each["sha256"] for each in files.values())]
         ours = "sha256" in model and all(name in manifest for name in (*needed, "precision"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if ours and all(isinstance(text, str) for text in texts) else None
 

@@ -11,12 +11,13 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the types of a variant
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck import __version__
+from pytest_trtcheck import __version__, record
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ReportError, plural
+from pytest_trtcheck.errors import ReportError, first_line, plural
 from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export import typed
 from pytest_trtcheck.export.proof import NotProvedError, Objection, require_engine
@@ -24,7 +25,7 @@ from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.record.files import read_json, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.record import CheckRecord
@@ -96,9 +97,8 @@ class Variant:
 
     @classmethod
     def from_json(cls, model: str, data: Mapping[str, Any]) -> Variant:
-        """What `to_json` wrote."""
-        lists = {name: tuple(data[name]) for name in ("tests", "plans", "typed")}
-        return cls(model, **{**{name: value for name, value in data.items() if name != "batch"}, **lists})
+        """What `to_json` wrote; a ReportError where it is something else."""
+        return record.typed({**data, "model": model}, cls)
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.build_options.items())
@@ -343,12 +343,15 @@ def _read(root: Path) -> tuple[dict[str, str | None], list[Variant]]:
             raise ValueError(f"its format is {data['format']!r} {data['format_version']!r}")
         told = [(model, each) for model in data["models"] for each in (*model["variants"], *model["missing"])]
         variants = [Variant.from_json(model["label"], each) for model, each in told if each["tests"]]
-        return {model["label"]: model["sha256"] for model in data["models"]}, variants
+        models = {str(model["label"]): model["sha256"] for model in data["models"]}
+        if not all(sha256 is None or isinstance(sha256, str) for sha256 in models.values()):
+            raise ValueError("the SHA-256 of a model is none")
+        return models, variants
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ReportError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(
-            f"{path} is no release manifest of ours: {error}", "move it away, or export to another folder"
+            f"{path} is no release manifest of ours: {first_line(error)}", "move it away, or export to another folder"
         ) from error
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -39,7 +41,18 @@ def as_array(value: Any) -> NDArray[Any]:
 
 
 def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Arrays or tensors by name as arrays."""
+    """Arrays or tensors by name as arrays.
+
+    Raises
+    ------
+    InputError
+        It is no mapping.
+    """
+    if not hasattr(values, "items"):
+        raise InputError(
+            f"expected a mapping from input name to array, got a {type(values).__name__}",
+            'give each input by its name: {"input": array}',
+        )
     return {name: as_array(value) for name, value in values.items()}
 
 

@@ -157,6 +157,9 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
                 "record it with this version of pytest-trtcheck, or install the newer one",
             )
         about = typed(told["about"], About)
+        index, digests = typed(told["outputs"], list[dict[str, Any]]), tuple(told["output_digests"])
+        if len(told["input_digests"]) != len(digests):
+            raise ValueError("it describes other inputs than outputs")
         samples = [npz.read_arrays(path, told["inputs"], number) for number in range(len(told["input_digests"]))]
     except (*npz.UNREADABLE, ReportError) as error:
         raise _unreadable(label, error) from error
@@ -164,8 +167,7 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
         raise ModelError(f"reference: {label}: the inputs are not those that were recorded", "record it again")
     _refuse_stale(label, about, model)
     cases = _fed(samples, model, label)
-    digests = tuple(told["output_digests"])
-    return Golden(path, label, about, hash_file(path), cases, _index=told["outputs"], _digests=digests)
+    return Golden(path, label, about, hash_file(path), cases, _index=index, _digests=digests)
 
 
 def write(path: Path, about: About, samples: Iterable[tuple[Arrays, Arrays]]) -> None:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from pytest_trtcheck.errors import first_line
 from pytest_trtcheck.model.memory import too_large
 from pytest_trtcheck.record.files import open_regular
 
@@ -92,7 +93,8 @@ def read_arrays(path: Path, index: list[dict[str, Any]], case: int) -> dict[str,
 
 
 UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, RecursionError),
+    *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError),
+    *(MemoryError, RecursionError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError),
 )
 """What reading a file that is cut off, damaged, or of another kind can raise."""
@@ -128,8 +130,13 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with file.open(name) as stream:
-        return _read(stream, file.getinfo(name).file_size)
+    try:
+        with file.open(name) as stream:
+            return _read(stream, file.getinfo(name).file_size)
+    except UNREADABLE:
+        raise
+    except Exception as error:  # each way of packing has errors of its own
+        raise ValueError(f"{name[:200]!r} can't be unpacked: {first_line(error)}") from error
 
 
 def _read(stream: IO[bytes], size: int) -> NDArray[Any]:
@@ -137,7 +144,12 @@ def _read(stream: IO[bytes], size: int) -> NDArray[Any]:
     stream.seek(0)
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    try:
+        shape, _, dtype = read_header(stream)
+    except Exception as error:  # numpy reads it as a piece of Python, and fails in as many ways
+        raise ValueError(f"its header is none of numpy's: {first_line(error)}") from error
+    if any(axis < 0 for axis in shape):
+        raise ValueError(f"its header claims the shape {shape}")
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > size and not dtype.hasobject:
         raise ValueError(f"its header claims {claimed:,} bytes, and it holds {size:,}")

@@ -17,6 +17,7 @@ from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
 from pytest_trtcheck.model.randomness import random_nodes
+from pytest_trtcheck.record.files import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,7 +141,7 @@ def explained(error: Exception, path: Path, label: str) -> CheckError:
     if found is error or isinstance(error, MemoryError):
         return found
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path), full_check=True)
     except Exception as refused:
         return ModelError(
             f"{label}: not a sound ONNX model: {first_line(refused)}", f"export it again ({found.message})"
@@ -259,7 +260,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again")
     if any(node.op_type == "EPContext" and node.domain == "com.microsoft" for node in proto.graph.node):
         raise ModelError(f"{label}: holds an engine (EPContext), not a model", _AN_ENGINE)
-    if problems := list(_unknown_types(proto)) or list(_bad_names(proto)):
+    if problems := list(_unknown_types(proto)) or list(_bad_names(proto)) or list(_stray_references(proto)):
         raise ModelError(
             f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
         )
@@ -320,6 +321,11 @@ _LONGEST_NAME = 4095
 """TensorRT takes names of up to 4096 bytes with the zero behind them; no message could show a longer one."""
 
 
+_LONGEST_PART = 255
+"""Bytes of a file's or folder's name, on every usual file system."""
+_SHOWN = 80
+
+
 def _bad_names(proto: onnx.ModelProto) -> Iterator[str]:
     """Names that are no text, and names that TensorRT does not take."""
     for name in _names(proto):
@@ -327,6 +333,14 @@ def _bad_names(proto: onnx.ModelProto) -> Iterator[str]:
             yield f"the name {name[:40]!r} is no UTF-8"
         elif len(name) > _LONGEST_NAME:
             yield f"a name has {len(name):,} characters ({name[:40]!r}…), TensorRT takes {_LONGEST_NAME:,} at the most"
+
+
+def _stray_references(proto: onnx.ModelProto) -> Iterator[str]:
+    """Attributes that stand for one of a function's, outside of any function."""
+    for node in all_nodes(proto.graph.node):
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                yield f"node {node.name or '(nameless)'!r}: {attribute.name!r} refers to the attribute of a function"
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
@@ -361,20 +375,25 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
             problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
             continue
         location = PurePosixPath(info.location)
-        if location.is_absolute() or ".." in location.parts:
-            problems.append(f"weight {name}: {info.location!r} leads out of the model's folder")
+        if location.is_absolute() or ".." in location.parts or "\0" in info.location:
+            problems.append(f"weight {name}: {info.location[:_SHOWN]!r} leads out of the model's folder")
+            continue
+        if len(info.location) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
+            problems.append(f"weight {name}: {info.location[:_SHOWN]!r}… is no name that a file can have")
             continue
         file = folder / location
-        # A link inside the folder that points outside it escapes just as well as "..".
-        if not file.resolve().is_relative_to(folder.resolve()):
+        # A link inside the folder that points outside it escapes just as well as "..", and so does one to itself.
+        if not _resolved(file, folder).is_relative_to(folder.resolve()):
             problems.append(f"weight {name}: {info.location!r} is a link out of the model's folder")
             continue
         if not file.is_file():
             problems.append(f"weight {name}: {info.location!r} is missing")
             continue
         size = file.stat().st_size
-        needed = _tensor_bytes(tensor) if length is None else length
-        if offset + needed > size:
+        needed = _tensor_bytes(tensor)
+        if length is not None and length != needed:
+            problems.append(f"weight {name}: is said to have {length:,} bytes, its shape needs {needed:,}")
+        elif offset + needed > size:
             problems.append(
                 f"weight {name}: {info.location!r} is cut off: needs {offset + needed:,} bytes, has {size:,}"
             )
@@ -383,6 +402,13 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
         shown = listed(problems, 10, "\n  ")
         raise ModelError(f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}")
     return files
+
+
+def _resolved(file: Path, folder: Path) -> Path:
+    try:
+        return resolved(file)
+    except OSError:  # a link that leads to itself
+        return folder.resolve().parent
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:

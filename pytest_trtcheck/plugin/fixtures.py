@@ -114,7 +114,7 @@ def trt_reference(
     from pytest_trtcheck.plugin.outcome import folders
 
     checker = _checker(request)
-    custom_ops = () if trt_build_options is None else trt_build_options.custom_ops
+    custom_ops = getattr(trt_build_options, "custom_ops", ())
     made: list[Reference] = []
 
     def reference(model: object) -> Reference:

@@ -98,6 +98,8 @@ def _usage_errors() -> Iterator[None]:
     """What the user got wrong on the command line or in the ini file is shown without a traceback."""
     try:
         yield
+    except OSError as error:  # a path that the system refuses: too long, or through a link to itself
+        raise pytest.UsageError(visible(f"{error.strerror or error}: {str(error.filename)[:200]!r}")) from error
     except Exception as error:
         if _is_ours(error):
             raise pytest.UsageError(visible(str(error))) from error

@@ -115,8 +115,8 @@ def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
                 raise ArgumentError(f"{mark.name}: given twice for one test", "write two tests, or list the precisions")
             specs[mark.name] = arguments.from_marker(mark.name, mark.args, mark.kwargs)
         _check_gpu_keys(config, specs.get("trt_latency"))
-    except CheckError as error:
-        return Marked(ParitySpec(), error=error)
+    except Exception as error:
+        return Marked(ParitySpec(), error=unforeseen(error, found[-1].name))
     return Marked(specs.get("trt_parity", ParitySpec()), specs.get("trt_latency"), judge_parity="trt_parity" in specs)
 
 
@@ -220,9 +220,8 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
     if inputs is None:
         inputs, source = fixture("trt_inputs"), "trt_inputs"
     parity = found.selected(item)
-    outcome.run(
-        item,
-        outcome.request_for(
+    try:
+        request = outcome.request_for(
             item,
             parity.model if parity.model is not None else fixture("trt_model"),
             parity,
@@ -231,8 +230,10 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
             latency=found.latency,
             inputs=inputs,
             inputs_source=source,
-        ),
-    )
+        )
+    except Exception as error:
+        outcome.refuse(item, unforeseen(error, item.name))
+    outcome.run(item, request)
 
 
 # --- tests collected from files --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ registers the table.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
@@ -245,8 +246,9 @@ def _seconds(text: str, where: str) -> float:
 
 
 def _count(text: str, where: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise _wrong(f"{where}: expected a whole number from 1 on, got {text!r}")
+    # More digits than nine would be no number of anything, and Python refuses to read thousands of them.
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text.strip(), re.ASCII):
+        raise _wrong(f"{where}: expected a whole number from 1 on, got {text[:40]!r}")
     return int(text)
 
 
@@ -277,6 +279,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def parse_size(text: str, where: str) -> int:
     """Bytes of "500 MiB", "20GiB", "1.5 G" or "4096"."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise _wrong(f"{where}: expected a size such as '20 GiB', got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = float(match[1]) * _UNITS[match[2].upper()] if match else math.inf
+    if not math.isfinite(size):
+        raise _wrong(f"{where}: expected a size such as '20 GiB', got {text[:40]!r}")
+    return int(size)

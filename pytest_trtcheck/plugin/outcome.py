@@ -88,7 +88,14 @@ def request_for(
     with suppress(CheckError):  # It is said where the GPU is asked for.
         session_of(item.config).start_gpu(parity.backend)
     from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.spec import BuildOptions
 
+    built = more.get("options") or fixture("trt_build_options")
+    if built is not None and not isinstance(built, BuildOptions):
+        raise ArgumentError(
+            f"trt_build_options: expected a BuildOptions, got {type(built).__name__}",
+            "return BuildOptions(…), or None for the defaults",
+        )
     compared = parity.backends or options.value(item.config, "trt_backend")
     if parity.backend is None and parity.engine is None and len(compared) > 1:
         if BACKEND not in parameters(item):
@@ -114,7 +121,7 @@ def request_for(
         inputs_source=inputs_source if inputs is not None else "generated",
         search_folder=item.path.parent / SEARCH_FOLDER,
         calibration=parity.calibration if parity.calibration is not None else fixture("trt_calibration"),
-        **{"options": fixture("trt_build_options"), **more},
+        **{**more, "options": built},
     )
 
 

@@ -186,7 +186,7 @@ class Session:
                 raise ArgumentError(f"{option}: {system.no_engine}", _hint(machine.requested, name, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
-        from pytest_trtcheck.record.files import check_writable
+        from pytest_trtcheck.record.files import check_writable, resolved
 
         files: dict[Path, str] = {}
         for report in settings.reports(self.config):
@@ -194,7 +194,7 @@ class Session:
                 continue
             flag, path = report.option.flag, self._path(given)
             check_writable(path, flag)
-            other = files.setdefault(path.resolve(), flag)
+            other = files.setdefault(resolved(path), flag)
             if other != flag:
                 raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
             if hasattr(report.writer, "require"):
@@ -209,14 +209,14 @@ class Session:
 
     def remove_earlier_reports(self) -> None:
         """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
-        from pytest_trtcheck.record.files import ANSWER_S, answers
+        from pytest_trtcheck.record.files import ANSWER_S, answers, resolved
 
         for report in settings.reports(self.config):
             if report.option is not None and (given := settings.value(self.config, report.option)):
                 path = self._path(given)
                 if not answers(path, ANSWER_S):
                     return  # an error in a moment
-                path = path.resolve()
+                path = resolved(path)
                 if path.is_file() and Path("/dev") not in path.parents:
                     with suppress(OSError):
                         path.unlink()

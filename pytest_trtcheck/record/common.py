@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, first_line
 
 T = TypeVar("T")
 
@@ -90,7 +90,9 @@ def typed(data: Any, kind: type[T]) -> T:
         # Not strict: "inf" is a number, where a number is wanted.
         return msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ReportError(str(error)) from None
+        raise ReportError(first_line(error)) from None
+    except (UnicodeError, OverflowError, RecursionError) as error:  # a text that is no UTF-8, numbers of any length
+        raise ReportError(f"it holds what no report does: {first_line(error)}") from None
 
 
 def number(value: float | str | None) -> float | None:

@@ -26,13 +26,42 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path)
 
 
+def resolved(path: Path) -> Path:
+    """The path with all links followed; an OSError where they lead in a circle, in every version of Python."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path)) from None
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A regular file, open for reading; an OSError if it is none: opening a pipe that nobody writes to has no end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
+    """What a regular file holds; an OSError if it is none, or holds more than `most` bytes."""
+    with open_regular(path) as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise OSError(errno.EFBIG, f"it holds more than {most:,} bytes", os.fspath(path))
+    return found
+
+
+def append(path: str | os.PathLike[str], text: str) -> None:
+    """Put a text behind what a file holds, in one step; an OSError where that would wait: for who reads a pipe."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def answers(path: str | os.PathLike[str], seconds: float) -> bool:
@@ -118,7 +147,7 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
     if path.exists() and (is_folder or not path.is_file()):
         place = path
     else:
-        place = path.resolve().parent
+        place = resolved(path).parent
         while not place.exists():
             place = place.parent
         if not place.is_dir():
@@ -149,7 +178,7 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
                 stream.write(text)
             return
         # A link stays a link: what it points to is what gets replaced.
-        target = target.resolve()
+        target = resolved(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -71,6 +71,9 @@ def outputs(judgements: Sequence[tuple[Judgement, float | None, bool]]) -> str:
     return svg.svg(WIDTH, round(bottom + 34), f"error against tolerance of {plural(len(shown), 'output')}", parts)
 
 
+_LEAST_OCTAVE, _LAST_OCTAVE = -1074, 1022
+
+
 def histogram(octaves: Sequence[tuple[int, int]], zeros: int, limit: float | None) -> str:
     """How the errors of an output's elements are spread.
 
@@ -83,7 +86,8 @@ def histogram(octaves: Sequence[tuple[int, int]], zeros: int, limit: float | Non
     limit
         The tolerance in the same units.
     """
-    counts = dict(octaves)
+    # A report may have been edited: what no FP64 number has would make a page without end.
+    counts = {min(max(exponent, _LEAST_OCTAVE), _LAST_OCTAVE): max(count, 0) for exponent, count in octaves}
     first, last = min(counts), max(counts)
     edges = [2.0**exponent for exponent in range(first, last + 2)]
     heights = [counts.get(exponent, 0) for exponent in range(first, last + 1)]

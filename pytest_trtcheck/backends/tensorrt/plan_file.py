@@ -8,6 +8,7 @@ Size and targets were found by building plans of TensorRT-RTX 1.5 to 1.7 for eac
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.backends.tensorrt.module import TITLES, release_of
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_file
 from pytest_trtcheck.errors import ModelError, listed
-from pytest_trtcheck.record.files import read_json
+from pytest_trtcheck.record.files import read_json, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -277,10 +278,10 @@ def _manifest_of(path: Path) -> Path | None:
         try:
             manifest = read_json(place)
             named = manifest["format"] == EXPORT_FORMAT and folder / manifest["engine"]["file"]
-        except (OSError, ValueError, KeyError, TypeError):
+            if named and named.resolve() == path.resolve():
+                return place
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError):
             continue
-        if named and named.resolve() == path.resolve():
-            return place
     return None
 
 
@@ -320,7 +321,8 @@ def _onnx(path: Path) -> Any:
 def _of_context(path: Path, label: str, model: Any, cache: Cache) -> PlanFile:
     """The engine in an EPContext node that is the whole model."""
     nodes = [node for node in model.graph.node if node.op_type == _OPERATOR and node.domain == _DOMAIN]
-    others = [node.op_type for node in model.graph.node if node not in nodes]
+    # A name that is no UTF-8 comes as bytes.
+    others = [str(node.op_type) for node in model.graph.node if node not in nodes]
     if not nodes:
         raise ModelError(
             f"{label}: is an ONNX model ({listed(dict.fromkeys(others))}), no engine",
@@ -358,15 +360,19 @@ def _beside(path: Path, label: str, named: str) -> Path:
 
     ONNX Runtime's rule, with links followed.
     """
-    plan = path.parent / named
-    if not named or Path(named).is_absolute() or not plan.resolve().is_relative_to(path.parent.resolve()):
+    plan, folder = path.parent / named, path.parent.resolve()
+    try:
+        is_inside = "\0" not in named and not Path(named).is_absolute() and resolved(plan).is_relative_to(folder)
+    except OSError:  # no name that a file can have, or a link in a circle
+        is_inside = False
+    if named in {"", "."} or not is_inside:
         raise ModelError(
-            f"{label}: its EPContext node names the engine {named!r}, which leads out of the model's folder",
+            f"{label}: its EPContext node names the engine {named[:200]!r}, which leads out of the model's folder",
             "an engine is code: put it beside the model, or name it as engine= yourself",
         )
-    if not plan.is_file():
+    if not os.path.isfile(plan):  # noqa: PTH113 - Path's raises where no file can have the name
         raise ModelError(
-            f"{label}: its EPContext node names the engine {named!r}, which is not there", "copy it as well"
+            f"{label}: its EPContext node names the engine {named[:200]!r}, which is not there", "copy it as well"
         )
     return plan
 

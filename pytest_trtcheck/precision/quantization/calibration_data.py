@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import glob
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,7 +26,7 @@ import numpy as np
 from pytest_trtcheck.cache import Cache, Key, hash_code
 from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import remembered
+from pytest_trtcheck.model import npz, remembered
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
@@ -218,14 +216,9 @@ def _loaded(item: object, label: str) -> object:
     try:
         if item.suffix == ".npy" and item.stat().st_size >= _MMAP_BYTES:
             return np.load(item, allow_pickle=False, mmap_mode="r")
-        # Opened here, since numpy leaves a file that it can't read open.
-        with item.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded as archive:
-                return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        loaded = npz.load(item)
+        return loaded["arr_0"] if item.suffix == ".npy" else loaded
+    except npz.UNREADABLE as error:
         if "pickle" in str(error).lower():
             raise CalibrationError(
                 f"{label}: holds pickled objects, or is no numpy file; pickles are never loaded, they can run code",

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 
+from pytest_trtcheck.errors import visible
 from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.report.upgrade.questions import ALLOWABLE, Limits
 
@@ -109,10 +110,8 @@ def run(given: argparse.Namespace, width: int) -> int:
     )
     found = gate.judge(json_report.read(given.old), json_report.read(given.new), limits, downgrade=given.downgrade)
     status = {"pass": PASS, "fail": FAIL, "inconclusive": INCONCLUSIVE}[found.verdict] if found.fits else DOES_NOT_FIT
-    if given.markdown:
-        print(text.markdown(found, names), end="")
-    else:
-        print("\n".join(text.lines(found, names, width)))
+    told = text.markdown(found, names).rstrip("\n") if given.markdown else "\n".join(text.lines(found, names, width))
+    print("\n".join(map(visible, told.split("\n"))))
     if given.html:
         write_text(given.html, text.page(found, names))
     if given.json:
