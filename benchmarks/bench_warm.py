@@ -3,9 +3,9 @@
     python benchmarks/bench_warm.py [--processes N] [--json FILE]
 
 Inference is loading the emulated model into ONNX Runtime, running and freeing it, where its outputs are not kept; all
-else within `Checker.check` counts as overhead. Each process imports the libraries and prepares its inputs first, then makes the same check several
-times: the first one, and the median of those after it, are reported, medians over all processes. Where TensorRT-RTX is
-installed, one check is also made with an engine that was compiled for another GPU.
+else within `Checker.check` counts as overhead. Each process imports the libraries and prepares its inputs first, then
+makes the same check several times: the first one, and the median of those after it, are reported, medians over all
+processes. Where TensorRT-RTX is installed, one check is also made with an engine that was compiled for another GPU.
 """
 
 from __future__ import annotations
