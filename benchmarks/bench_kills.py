@@ -252,8 +252,9 @@ def forked(place: Place, at: tuple[str, int] = ("", 0)) -> Ended:
         target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(target, stream)
+        environment = place.environment(at)
         os.environ.clear()
-        os.environ.update(place.environment(at))
+        os.environ.update(environment)
         os.environ["KILLS_ROLE"] = "child"  # of what it starts
         tempfile.tempdir = None
         os.chdir(place.root / "suite")
@@ -430,6 +431,8 @@ class Found:
         self.left_after_next = max(self.left_after_next, len(left))
         self.left.update("/".join(Path(each).parts[:-1]) for each in left)
         self.problems += [f"{where}: {each}" for each in found]
+        for each in found:
+            print(f"{where}: {each}", file=sys.stderr, flush=True)
 
     def holds(self, usual_s: float) -> bool:
         """Nothing was wrong, nobody waited, and nothing was left."""
@@ -482,8 +485,10 @@ def say(text: str, found: Found) -> None:
     print(f"{text}: {found.kills} kills, {len(found.problems)} problems", file=sys.stderr, flush=True)
 
 
-def at_each_event(place: Place, states: dict[str, Path], most: int, seed: int) -> tuple[dict[str, Any], bool]:
-    """Kill before events of a run from each state."""
+def at_each_event(
+    place: Place, states: dict[str, Path], most: int, seed: int, until: float
+) -> tuple[dict[str, Any], bool]:
+    """Kill before events of a run from each state, `most` of them or until a time."""
     points: list[Point] = []
     usual = 0.0
     for state, template in states.items():
@@ -502,28 +507,36 @@ def at_each_event(place: Place, states: dict[str, Path], most: int, seed: int) -
     first = list({point.kind: point for point in points}.values())
     chosen = [*first, *(point for point in points if point not in first)][:most]
     found = Found()
+    hit = set()
     for done, point in enumerate(chosen):
+        if time.monotonic() > until:
+            break
         copied(states[point.state], place)
         ended = forked(place, (point.role, point.number))
         killed = ended.status == -signal.SIGKILL or point.role == "child"
+        hit |= {point.kind} if killed else set()
         found.kills += killed
         found.ended_before += not killed
         found.parts[point.part] += killed
         found.look(place, f"{point.state}, {point.role} before event {point.number}, {point.kind}")
         if done % 20 == 0:
             say(f"at each event: {done + 1} of {len(chosen)}", found)
-    report = {"events": len(points), "kinds_of_events": len(first), **found.to_json(usual)}
+    report = {"events": len(points), "kinds_of_events": len(first), "kinds_hit": len(hit), **found.to_json(usual)}
     return report, found.holds(usual)
 
 
-def at_random(place: Place, states: dict[str, Path], rounds: int, rng: random.Random) -> tuple[dict[str, Any], bool]:
+def at_random(
+    place: Place, states: dict[str, Path], rounds: int, seed: int, until: float
+) -> tuple[dict[str, Any], bool]:
     """Kill one of three runs that share everything, or all; what is left stays for the next two rounds."""
     copied(states["old"], place)
     start = time.perf_counter()
     started(place, "report0", 0).wait()
     usual = time.perf_counter() - start
-    found = Found()
+    found, rng = Found(), random.Random(seed)
     for number in range(rounds):
+        if time.monotonic() > until:
+            break
         if number % 3 == 0:
             copied(states[rng.choice(list(states))], place)
         place.empty_log()
@@ -544,13 +557,14 @@ def at_random(place: Place, states: dict[str, Path], rounds: int, rng: random.Ra
                 found.problems += [f"round {number}: beside one that was killed: {each}" for each in wrong]
         found.look(place, f"round {number}")
         say(f"at random: {number + 1} of {rounds}", found)
-    return {"rounds": rounds, **found.to_json(usual)}, found.holds(usual)
+    return {"rounds": len(found.seconds), **found.to_json(usual)}, found.holds(usual)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kill runs, and look at what is left.")
     parser.add_argument("--kills", type=int, default=400, help="the most kills at events, one of each kind first")
     parser.add_argument("--rounds", type=int, default=40, help="kills at random moments, of one or three runs each")
+    parser.add_argument("--minutes", type=float, default=240.0, help="the longest that it may take, more or less")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -559,6 +573,7 @@ def main() -> None:
     import onnxruntime  # noqa: F401
     import pytest  # noqa: F401
 
+    start = time.monotonic()
     name = tempfile.mkdtemp(prefix="kills-")  # what cleans up by itself would do so at the end of each fork
     try:
         place = Place.make(Path(name, "shared"))
@@ -570,8 +585,8 @@ def main() -> None:
         place.forget()
         place.age()
         states["old"] = kept(place, Path(name, "old"))
-        events, events_hold = at_each_event(place, states, given.kills, given.seed)
-        moments, moments_hold = at_random(place, states, given.rounds, random.Random(given.seed))
+        events, events_hold = at_each_event(place, states, given.kills, given.seed, start + 45 * given.minutes)
+        moments, moments_hold = at_random(place, states, given.rounds, given.seed, start + 60 * given.minutes)
     finally:
         shutil.rmtree(name)
     reports.keep(

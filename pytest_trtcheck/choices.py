@@ -49,10 +49,10 @@ def half_part(precision: str) -> HalfName | None:
 
 
 MARKERS = ("trt_parity", "trt_latency")
-PRECISION, BATCH, BACKEND = "_trt_precision", "_trt_batch", "_trt_backend"
-"""The parameters that lists in a marker become."""
+PRECISION, BATCH, BACKEND, GPU = "_trt_precision", "_trt_batch", "_trt_backend", "_trt_gpu"
+"""The parameters that lists in a marker or an option become."""
 
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backends"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backends", "list"]
 
 
 class Option(NamedTuple):

@@ -91,6 +91,10 @@ class CacheError(CheckError):
     """The cache directory cannot be used: not writable, full, or not ours."""
 
 
+class CachePlaceError(CacheError):
+    """The cache directory is ours, and its file system refuses or does not answer: another place can do instead."""
+
+
 class ComparisonError(CheckError):
     """A metric could not be computed; never a pass."""
 

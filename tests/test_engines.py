@@ -88,7 +88,7 @@ def test_a_gpu_that_the_library_cannot_target_is_noted_or_refused(suite: Suite, 
     noted = suite.run(fresh, "--trt-gpu=V100", "-k", "fp16")
     noted.result.assert_outcomes(passed=1)
     assert noted.checks[0]["compiled_for"] is None
-    assert "not compiled for V100" in " ".join(noted.checks[0]["notes"])
+    assert "not built for V100" in " ".join(noted.checks[0]["notes"])
     refused = suite.run(fresh, "--trt-gpu=V100", "-k", "fp16", "--trt-backend=tensorrt_rtx")
     refused.result.assert_outcomes(failed=1)
 

@@ -5,6 +5,7 @@ NVML is simulated (`fake_nvml`) and what the CUDA driver answers is given; the r
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -284,10 +285,40 @@ def test_an_unknown_gpu_is_told_with_the_one_that_is_here(monkeypatch: pytest.Mo
     t4 = Gpu(name="Tesla T4", model=find_gpu("T4"), compute_capability=(7, 5))
     monkeypatch.setattr(device, "detect", lambda *_: device.Detection(t4))
     with pytest.raises(GpuError) as caught:
-        session._asked_for("Board", ())
+        session._known("Board", ())
     assert "Tesla T4" in caught.value.hint
-    assert "`Board = 7.5`" in caught.value.hint
+    assert "ask for 'T4' or nothing; for a GPU elsewhere: add a line of your own" in caught.value.hint
     monkeypatch.setattr(device, "detect", lambda *_: device.Detection(None, "none"))
     with pytest.raises(GpuError) as caught:
-        session._asked_for("Board", ())
+        session._known("Board", ())
     assert "`Board = X.Y`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "asked"),
+    [
+        ("NVIDIA A10-24Q", (8, 6), "A10-24Q"),
+        ("GRID T4-16Q", (7, 5), "GRID T4-16Q"),
+        (SLICE, (8, 0), "A100 MIG 1g.5gb"),
+        ("NVIDIA B7000 MIG 1g.5gb", (10, 0), "B7000 MIG 1g.5gb"),
+        ("NVIDIA H100 NVL MIG unknown", (9, 0), "H100 NVL MIG unknown"),
+        ("Orin", (8, 7), "Orin"),
+        ("NVIDIA Thor", (11, 0), "Thor"),
+        ("Tesla T4", (8, 6), "T4"),
+        ("Rubin X", (13, 0), "Rubin X"),
+        ("NVIDIA X=Y", (8, 6), "sm86"),
+        ("NVIDIA", (9, 0), "sm90"),
+    ],
+)
+def test_what_is_said_of_any_gpu_leads_to_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], asked: str
+) -> None:
+    """vGPUs, slices, Jetsons, boards of tomorrow: the line that is printed is one, and the name then is the GPU's."""
+    monkeypatch.setattr(jetson, "module", lambda: None)
+    fake_nvml.install(monkeypatch, [card(name, "GPU-00000000-0000-0000-0000-000000000001", capability)])
+    said = device.how_to_ask(detect((), {}).gpu or pytest.fail("none"))
+    assert repr(asked) in said
+    extra = parse_extra_gpus(re.findall("the line `(.*?)` in", said))
+    here = detect(extra, {}).gpu
+    assert here is not None
+    assert device.is_named(find_gpu(asked, extra), here)

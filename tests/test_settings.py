@@ -186,10 +186,10 @@ def test_marker_help_comes_from_the_signature() -> None:
 def test_precedence() -> None:
     option = BY_NAME["trt_gpu"]
     environ = {"TRTCHECK_GPU": "L4"}
-    assert resolve(option, "T4", "A100", environ) == "T4"
-    assert resolve(option, None, "A100", environ) == "L4"
-    assert resolve(option, None, "A100", {}) == "A100"
-    assert resolve(option, None, None, {}) is None
+    assert resolve(option, "T4, RTX 4090,T4", "A100", environ) == ("T4", "RTX 4090")
+    assert resolve(option, None, "A100", environ) == ("L4",)
+    assert resolve(option, None, "A100", {}) == ("A100",)
+    assert resolve(option, None, None, {}) == ()
 
 
 def test_kinds() -> None:

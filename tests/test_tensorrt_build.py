@@ -573,7 +573,10 @@ def test_a_build_that_takes_too_long_is_ended(build: Any, endless: Path) -> None
         build(endless, options=BuildOptions(timeout_s=1.5))
     assert time.perf_counter() - started < 30
     assert "raise timeout_s" in info.value.hint
-    assert not list(children(os.getpid()))
+    # ONNX Runtime's process stays for the next one that asks.
+    assert not [
+        pid for pid in children(os.getpid()) if b"tensorrt.builder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     # Nobody waits to read the pipe any more.
     with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
         os.open(endless.with_name("pipe.bin"), os.O_WRONLY | os.O_NONBLOCK)

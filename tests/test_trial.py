@@ -11,19 +11,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pytest_trtcheck.backends.base import EngineSpec
+from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import trial
 from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, find_module
 from pytest_trtcheck.backends.tensorrt.trial import Trial, kernels_of
 from pytest_trtcheck.cache import Cache, Entry, Key
+from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.check.steps import asked
 from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.gpu.names import find_gpu
+from pytest_trtcheck.model import apart
 from pytest_trtcheck.model.sources import open_model
-from pytest_trtcheck.precision.lowering import Lowered
-from pytest_trtcheck.spec import BuildOptions
+from pytest_trtcheck.precision.lowering import Lowered, lower
+from pytest_trtcheck.spec import BuildOptions, ParitySpec
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -237,6 +240,33 @@ def test_the_process_that_built_it_loads_and_runs_it(tried: Any, built: Any, mon
     assert (builds, tried(), made.record.cached) == ([], [], True)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_builder_that_was_expected_is_the_one_that_builds(
+    tried: Any, built: Any, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    monkeypatch.setenv("DO", "load run")
+    started: list[apart.Process] = []
+    init = apart.Process.__init__
+
+    def counted(self: apart.Process, *args: Any, **kwargs: Any) -> None:
+        started.append(self)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(apart.Process, "__init__", counted)
+    TensorRT.expect_build()
+    TensorRT.expect_build()
+    assert len(started) == 1
+    if changed:  # It would build with the libraries and variables of a moment ago.
+        monkeypatch.setenv("TRTCHECK_OF_A_TEST", "1")
+    assert built()[1] == ["build"]
+    assert len(started) == 1 + changed
+    assert [line.split()[0] for line in tried()] == ["load", "run", "fed"]
+    assert all(not process.close.alive for process in started)
+    TensorRT.expect_build()
+    TensorRT.dismiss_builder()
+    assert not started[-1].close.alive
+
+
 def test_one_that_dies_is_not_built_again(tried: Any, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DO", "die run")
     error, builds = built()
@@ -257,3 +287,28 @@ def test_the_real_loader_is_quoted_where_there_is_no_gpu(built: Any) -> None:
     assert builds == ["build"]
     assert "CUDA device 0 cannot be used" in error.message or "cuda-core" in error.message
     assert built()[1] == []
+
+
+def test_the_builder_gets_ready_where_something_will_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "cache")
+    expected: list[bool] = []
+    monkeypatch.setattr(tensorrt, "expect_build", lambda: expected.append(True))
+    model = open_model(onnx_models.save(onnx_models.conv_net(), tmp_path / "m.onnx"), (), cache)
+
+    def is_expected(gpu: Gpu | None = GPU, **changes: Any) -> bool:
+        expected.clear()
+        settings = Checker(cache=cache, machine=Machine(detected=gpu))
+        asked._expect_build(settings, replace(Request("a", str(model.path), ()), **changes), model)
+        return bool(expected)
+
+    half: dict[str, Any] = {"parity": ParitySpec(precision=("fp16",))}
+    whole: dict[str, Any] = {"parity": ParitySpec(precision=("fp32",))}
+    assert is_expected(**half)
+    assert is_expected(**whole)
+    assert not is_expected(None, **half)
+    assert not is_expected(parity=ParitySpec(precision=("fp16",), backend="onnxruntime"))
+    lower(model, "fp16", cache)
+    assert not is_expected(**half)
+    assert is_expected(**whole)
+    cache.get_or_make(Key("engine", model.label, {"lowered": model.sha256}), lambda folder: (folder / "a").touch())
+    assert not is_expected(**whole)

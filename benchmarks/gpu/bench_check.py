@@ -1,12 +1,16 @@
 """What a check with an engine costs, cold and warm, against a bare script and against Polygraphy. On the GPU here.
 
-    python benchmarks/gpu/bench_check.py MODEL.onnx [--repeats N] [--json FILE]
+    python benchmarks/gpu/bench_check.py MODEL.onnx … [--repeats N] [--batch N] [--json FILE]
 
 Figures are of whole processes, and less the start of an empty one where that is said. Cold: nothing is cached. The
 bare script does the least that the same answer takes: the reference on ONNX Runtime, an engine, one run, one
 comparison; of the FP32 model as it is, which TensorRT-RTX computes in TF32, and of a lowered model that it is given.
 Polygraphy compares ONNX Runtime with TensorRT on the FP32 model; its engine may use TF32, and so may ours. Warm, it
-is given the engine and the reference outputs that it saved.
+is given the engine and the reference outputs that it saved. Where the time of a cold and of a warm check goes is told
+by stages; what goes on beside another stage (in a thread, or in the builder process) is said to.
+
+Polygraphy is pure Python: `pip install --no-deps polygraphy`, or where there is no network its one wheel, which
+`pip download --no-deps polygraphy` fetches elsewhere (polygraphy-0.53.6-py3-none-any.whl).
 """
 
 from __future__ import annotations
@@ -18,16 +22,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-BATCH = 8
-WARM_LIMIT_S, OURS_LIMIT_S = 1.0, 0.05
-COLD_LIMIT = 1.10
-POLYGRAPHY_WARM = 3.0
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LIMITS = {
+    # Warm, of Polygraphy's whole process; cold, of a bare script, each less its own empty process.
+    "warm_process_to_polygraphy": 1 / 3,
+    "warm_check_to_polygraphy": 1 / 6,
+    "cold_from_lowered_to_bare": 1.10,
+    "cold_from_fp32_to_bare": 1.25,
+}
 
 POLYGRAPHY = [sys.executable, "-c", "from polygraphy.tools import main; main()"]
 
@@ -35,7 +46,7 @@ SUITE = """
 import time, json, numpy as np
 from pytest_trtcheck import trt_parity
 
-@trt_parity({model!r}, precision={precision!r}, tol=0.05)
+@trt_parity({model!r}, precision={precision!r}, tol=0.05, reference={reference!r})
 def test_model():
     return {{{name!r}: np.load({inputs!r})}}
 """
@@ -106,7 +117,7 @@ def timed(command: list[str], folder: Path, **environment: str) -> float:
 class Bench:
     """One model in one precision, and the commands to compare."""
 
-    def __init__(self, model: Path, precision: str, folder: Path) -> None:
+    def __init__(self, model: Path, precision: str, batch: int, folder: Path) -> None:
         from pytest_trtcheck.backends.tensorrt.module import available
         from pytest_trtcheck.cache import Cache
         from pytest_trtcheck.model import inputs as model_inputs
@@ -122,20 +133,21 @@ class Bench:
         if found is None:
             raise SystemExit("neither tensorrt nor tensorrt_rtx is installed")
         self.module = found
-        (case,) = model_inputs.generate(opened, model_inputs.shape_ranges(opened, BATCH, {}), 0)
+        (case,) = model_inputs.generate(opened, model_inputs.shape_ranges(opened, batch, {}), 0)
         ((self.name, array),) = case.items()
         self.inputs = folder / "inputs.npy"
         np.save(self.inputs, array)
         self.shape = array.shape
-        self.write_suite("test_model.py", precision)
-        self.write_suite("test_tf32.py", "tf32")
+        self.write_suite("test_model.py", model, precision)
+        self.write_suite("test_lowered.py", self.lowered, precision, reference=str(model))
+        self.write_suite("test_tf32.py", model, "tf32")
         (folder / "bare.py").write_text(BARE)
         (folder / "test_nothing.py").write_text("def test_nothing(): ...\n")
 
-    def write_suite(self, name: str, precision: str) -> None:
+    def write_suite(self, file: str, model: Path, precision: str, reference: str | None = None) -> None:
         """A test module with one parity test."""
-        text = SUITE.format(model=str(self.model), precision=precision, name=self.name, inputs=str(self.inputs))
-        (self.folder / name).write_text(text)
+        given = {"model": str(model), "precision": precision, "reference": reference}
+        (self.folder / file).write_text(SUITE.format(**given, name=self.name, inputs=str(self.inputs)))
 
     def nothing(self) -> dict[str, float]:
         """Seconds of Python, of pytest with one empty test, and of Polygraphy's help."""
@@ -192,73 +204,110 @@ def _record(junit: Path) -> dict[str, Any]:
     raise SystemExit("the check left no record")
 
 
-def inside(folder: Path, cache: str) -> dict[str, float]:
-    """Where the time of a warm check goes, in this order, in a process of its own."""
-    command = [sys.executable, __file__, "--inside", str(folder)]
+def stages(folder: Path, cache: str) -> list[dict[str, Any]]:
+    """Where the time of a check goes, in a process of its own."""
+    command = [sys.executable, __file__, "--stages", str(folder)]
     done = subprocess.run(
         command, env=with_bytecode(TRTCHECK_CACHE_DIR=cache), capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def traced(folder: Path) -> dict[str, float]:
-    """One warm check: its seconds, and those in which TensorRT and the GPU were at work."""
-    import pytest
+class Trace:
+    """A pytest plugin that notes when what began and how long it took, from the start of pytest on."""
 
-    from pytest_trtcheck.backends.tensorrt import backend as engines
-    from pytest_trtcheck.check import checker as checks
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.rows: list[dict[str, Any]] = []
 
-    spent = {"check": 0.0, "engine": 0.0, "beside": 0.0}
+    def note(self, stage: str, began: float, depth: int = 0) -> None:
+        """A stage that ends now."""
+        ended, main = time.perf_counter(), threading.current_thread() is threading.main_thread()
+        row = {"stage": stage, "began_s": round(began - self.start, 4), "seconds": round(ended - began, 4)}
+        self.rows.append({**row, "depth": depth, "beside": not main})
 
-    def counted(owner: Any, name: str, what: str) -> None:
-        inner = getattr(owner, name)
+    def around(self, stage: str, inner: Callable[..., Any], depth: int = 0) -> Callable[..., Any]:
+        """A function that is noted each time that it is called."""
 
-        def timed_call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
             try:
                 return inner(*args, **kwargs)
             finally:
-                spent[what] += time.perf_counter() - start
+                self.note(stage, began, depth)
 
-        setattr(owner, name, timed_call)
+        return noted
 
-    from pytest_trtcheck.backends.tensorrt.engine import Engine
+    def pytest_runtest_setup(self) -> None:
+        """Put a watch on every stage."""
+        self.note("pytest until the first test", self.start)
+        began = time.perf_counter()
+        from pytest_trtcheck.backends.tensorrt import backend, engine, trial
+        from pytest_trtcheck.backends.tensorrt import build as tensorrt
+        from pytest_trtcheck.check import checker
+        from pytest_trtcheck.check.request import Settings
+        from pytest_trtcheck.check.steps import asked
+        from pytest_trtcheck.precision import reference
 
-    counted(checks.Checker, "check", "check")
-    counted(engines.TensorRT, "load", "engine")
-    counted(engines.TensorRT, "start", "beside")
-    counted(engines, "available", "engine")  # It imports TensorRT.
-    for name in ("__call__", "close", "layers_by_precision"):
-        counted(Engine, name, "engine")
-    code = pytest.main(["-q", "-p", "no:cacheprovider", str(folder / "test_model.py")])
+        self.note("imports for the first check", began)
+        for owner, name, stage, depth in (
+            (checker.Checker, "check", "the check", 0),
+            (asked, "model_of", "the model is opened and hashed", 1),
+            (asked, "lowered_model", "it is lowered, or found in the cache", 1),
+            (Settings, "system", "TensorRT is imported in this process", 1),
+            (backend.TensorRT, "accepts", "does TensorRT take it?", 1),
+            (backend.TensorRT, "start", "CUDA starts in this process", 2),
+            (tensorrt._Early, "is_fit", "waiting for the builder process to be ready", 2),
+            (tensorrt, "build", "the builder process parses and builds", 2),
+            (backend, "hash_file", "the engine is hashed", 2),
+            (trial.Trial, "_made", "the builder process loads and runs it once", 2),
+            (reference.Reference, "__call__", "the reference", 2),
+            (engine.Engine, "__init__", "the engine is loaded, with its kernels", 2),
+            (engine.Engine, "__call__", "a run", 2),
+            (engine.Engine, "layer_information", "the engine inspector", 2),
+            (engine.Engine, "close", "the engine is freed", 1),
+        ):
+            setattr(owner, name, self.around(stage, getattr(owner, name), depth))
+        names = vars(checker)
+        names["CHECKING"] = tuple(self.around(f"step: {step.__name__}", step, 1) for step in names["CHECKING"])
+
+
+def traced(folder: Path) -> list[dict[str, Any]]:
+    """One check: its stages in the order in which they began."""
+    import pytest
+
+    trace = Trace()
+    code = pytest.main(["-q", "-p", "no:cacheprovider", str(folder / "test_model.py")], plugins=[trace])
     if code:
         raise SystemExit(f"exit status {code}")
-    # A warm check finds nothing else to do while CUDA starts, so that all of it counts as the engine's.
-    return {**spent, "ours": spent["check"] - spent["engine"] - spent["beside"]}
+    trace.note("all of pytest", trace.start)
+    return sorted(trace.rows, key=lambda row: (row["began_s"], row["depth"]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Whole checks against a bare script and against Polygraphy.")
-    parser.add_argument("model", type=Path, nargs="?")
-    parser.add_argument("--precision", default="fp16")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.inside:
-        print(json.dumps(traced(arguments.inside)))
-        return
+def table(rows: Sequence[dict[str, Any]], least_s: float = 0.002) -> str:
+    """The stages as Markdown, without those that take nothing."""
+    lines = ["| stage | began, s | seconds |", "| --- | --- | --- |"]
+    for row in rows:
+        if row["seconds"] >= least_s:
+            beside = " (beside)" if row["beside"] else ""
+            indent = "&nbsp; " * row["depth"]
+            lines.append(f"| {indent}{row['stage']}{beside} | {row['began_s']:.3f} | {row['seconds']:.3f} |")
+    return "\n".join(lines)
+
+
+def measured(model: Path, precision: str, batch: int, repeats: int) -> dict[str, Any]:
+    """All figures of one model."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bench = Bench(arguments.model.resolve(), arguments.precision, folder)
+        bench = Bench(model, precision, batch, folder)
         bench.bare(bench.model)  # Libraries into the page cache, for everybody.
         bench.ours(str(folder / "first"))
         rounds = []
-        for index in range(arguments.repeats):
-            cache, tf32_cache = str(folder / f"cache{index}"), str(folder / f"tf32_{index}")
+        for index in range(repeats):
+            cache, tf32, lowered = (str(folder / f"{kind}{index}") for kind in ("cache", "tf32_", "lowered_"))
             empty = bench.nothing()
             cold, record = bench.ours(cache)
             warm, again = bench.ours(cache)
@@ -270,55 +319,68 @@ def main() -> None:
                     "bare_lowered_s": bench.bare(bench.lowered),
                     "cold_s": cold,
                     "cold_check_s": record["duration_s"],
+                    "cold_from_lowered_s": bench.ours(lowered, "test_lowered.py")[0],
                     "warm_s": warm,
                     "warm_check_s": again["duration_s"],
                     "polygraphy_cold_s": bench.polygraphy(engine, again=False),
                     "polygraphy_warm_s": bench.polygraphy(engine, again=True),
-                    "tf32_cold_s": bench.ours(tf32_cache, "test_tf32.py")[0],
-                    "tf32_warm_s": bench.ours(tf32_cache, "test_tf32.py")[0],
+                    "tf32_cold_s": bench.ours(tf32, "test_tf32.py")[0],
+                    "tf32_warm_s": bench.ours(tf32, "test_tf32.py")[0],
                 }
             )
         time.sleep(3)  # Only files that were left alone for a while are trusted to be what they were.
         bench.ours(str(folder / "cache0"))
-        details = inside(folder, str(folder / "cache0"))
+        found = {"cold": stages(folder, str(folder / "stages")), "warm": stages(folder, str(folder / "cache0"))}
     medians = {name: round(statistics.median(each[name] for each in rounds), 3) for name in rounds[0]}
-    started = medians["empty_pytest_s"]
+    pytest, python = medians["empty_pytest_s"], medians["empty_python_s"]
+    bare_lowered = medians["bare_lowered_s"] - python
     ratios = {
-        "cold_to_bare": (medians["tf32_cold_s"] - started) / (medians["bare_s"] - medians["empty_python_s"]),
-        "cold_with_lowering_to_bare_without": (medians["cold_s"] - started)
-        / (medians["bare_lowered_s"] - medians["empty_python_s"]),
-        "polygraphy_cold_to_ours": (medians["polygraphy_cold_s"] - medians["empty_polygraphy_s"])
-        / (medians["tf32_cold_s"] - started),
-        "polygraphy_warm_to_ours": (medians["polygraphy_warm_s"] - medians["empty_polygraphy_s"])
-        / (medians["tf32_warm_s"] - started),
+        "warm_process_to_polygraphy": medians["warm_s"] / medians["polygraphy_warm_s"],
+        "warm_check_to_polygraphy": medians["warm_check_s"] / medians["polygraphy_warm_s"],
+        "cold_from_lowered_to_bare": (medians["cold_from_lowered_s"] - pytest) / bare_lowered,
+        "cold_from_fp32_to_bare": (medians["cold_s"] - pytest) / bare_lowered,
+        "tf32_cold_to_bare": (medians["tf32_cold_s"] - pytest) / (medians["bare_s"] - python),
+        "tf32_warm_process_to_polygraphy": medians["tf32_warm_s"] / medians["polygraphy_warm_s"],
     }
+    return {
+        "model": "/".join(model.parts[-2:]),
+        "tensorrt": f"{bench.module.name} {bench.module.version}",
+        "medians": medians,
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "stages": found,
+        "within_limits": all(ratios[name] <= limit for name, limit in LIMITS.items()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Whole checks against a bare script and against Polygraphy.")
+    parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--stages", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stages:
+        print(json.dumps(traced(arguments.stages)))
+        return
+    found = []
+    for model in arguments.models:
+        found.append(measured(model.resolve(), arguments.precision, arguments.batch, arguments.repeats))
+        print(json.dumps({key: value for key, value in found[-1].items() if key != "stages"}, indent=2), flush=True)
+        for name, rows in found[-1]["stages"].items():
+            print(f"\n{found[-1]['model']}, {name}:\n\n{table(rows)}\n", flush=True)
     report = {
         "benchmark": "check",
-        "model": arguments.model.name,
         "precision": arguments.precision,
-        "tensorrt": f"{bench.module.name} {bench.module.version}",
-        "batch": BATCH,
+        "batch": arguments.batch,
         "repeats": arguments.repeats,
-        "medians": medians,
-        "less_the_empty_process": {name: round(value, 3) for name, value in ratios.items()},
-        "warm_check_s": {name: round(value, 4) for name, value in details.items()},
-        "limits": {
-            "warm_check_s": WARM_LIMIT_S,
-            "ours_s": OURS_LIMIT_S,
-            "cold_to_bare": COLD_LIMIT,
-            "polygraphy_cold_to_ours": 1.0,
-            "polygraphy_warm_to_ours": POLYGRAPHY_WARM,
-        },
-        "within_limits": details["check"] <= WARM_LIMIT_S
-        and details["ours"] <= OURS_LIMIT_S
-        and ratios["cold_to_bare"] <= COLD_LIMIT
-        and ratios["polygraphy_cold_to_ours"] >= 1
-        and ratios["polygraphy_warm_to_ours"] >= POLYGRAPHY_WARM,
+        "limits": {name: round(limit, 3) for name, limit in LIMITS.items()},
+        "models": found,
+        "within_limits": all(each["within_limits"] for each in found),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
     if arguments.json:
-        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+        arguments.json.write_text(f"{json.dumps(report, indent=2)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

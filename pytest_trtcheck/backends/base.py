@@ -311,6 +311,14 @@ class Backend(ABC):
         del precision, op_types
         return None
 
+    def is_served_elsewhere(self, precision: Precision, said: str = "") -> bool:
+        """Whether another system than this one, which ships as well, serves what this one refuses for its GPU.
+
+        `said`: what came of building it; empty where it was refused before.
+        """
+        del precision, said
+        return False
+
     def computes_in(self, precision: Precision) -> Precision:
         """The precision that it really computes in when asked for another, and is judged by."""
         return precision
@@ -319,6 +327,14 @@ class Backend(ABC):
         """Whether it runs what `reference=SOURCE` runs, in the same way."""
         del precision
         return False
+
+    @classmethod  # noqa: B027 - most have nothing
+    def expect_build(cls) -> None:
+        """Get what builds ready: on a machine with a GPU, an engine will probably be built soon."""
+
+    @classmethod  # noqa: B027 - most have nothing
+    def dismiss_builder(cls) -> None:
+        """Let go of what was expected to be needed, and was not."""
 
     def start(self) -> None:  # noqa: B027 - most have nothing
         """Get ready what takes a while, beside a build."""

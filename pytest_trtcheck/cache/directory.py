@@ -19,7 +19,8 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
-from pytest_trtcheck.errors import CacheError, listed
+from pytest_trtcheck.errors import CacheError, CachePlaceError, listed
+from pytest_trtcheck.record.files import answers
 from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, replacing
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}) | _FULL
 _ALMOST_NOTHING_BYTES = 1 << 20
+_MISTAKEN = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
+
+ANSWER_S = 60.0
+"""The longest, in seconds, that the file system of a cache may take to answer: a network's may take for ever."""
+_ANSWERED_S = 5.0
 
 WEIGH_S = 3600.0
 """How long, in seconds, the processes go by what they noted, before one of them looks at every entry again."""
@@ -55,6 +61,10 @@ class CacheDir:
         self.entries = root / _LAYOUT / "entries"
         self.work = root / _LAYOUT / "work"
         self.claims = Claims(root / _LAYOUT / "used", root / _TAG)
+        self.problem: str | None = None
+        """Why something could not be kept here, once that is so."""
+        self.hangs = False
+        self._answered: float | None = None
         self._subjects = root / _LAYOUT / "subjects"
         self._weight = root / _LAYOUT / "weight"
 
@@ -84,7 +94,7 @@ class CacheDir:
         """Who else may write into the cache, in words; None where nobody may, and where that is not known."""
         if not hasattr(os, "geteuid"):
             return None
-        for place in (self.root, self.entries):
+        for place in () if self.hangs else (self.root, self.entries):
             try:
                 status = place.stat()
             except OSError:
@@ -196,6 +206,24 @@ class CacheDir:
                 raise
             raise self._error(error, doing) from error
 
+    def require_answer(self) -> None:
+        """See that the file system answers, unless it did within the last seconds; it may block the kernel for ever.
+
+        Raises
+        ------
+        CachePlaceError
+            It does not, and is not asked again.
+        """
+        if self._answered is not None and time.monotonic() - self._answered < _ANSWERED_S:
+            return
+        if self.hangs or not answers(self.root / _TAG, ANSWER_S):
+            self.hangs = True
+            raise CachePlaceError(
+                f"the cache directory {self.root} does not answer: its file system took more than {ANSWER_S:g} s",
+                "see whether its server is up, or name another directory with --trt-cache-dir",
+            )
+        self._answered = time.monotonic()
+
     def _is_to_blame(self, error: OSError, directory: Path) -> bool:
         if isinstance(error.filename, (str, bytes)):
             return error.errno in _UNWRITABLE and Path(os.fsdecode(error.filename)).is_relative_to(directory)
@@ -210,15 +238,25 @@ class CacheDir:
             return shutil.disk_usage(self.root).free
         return 0
 
+    def _free(self) -> str:
+        free = self._free_bytes()
+        if free > _ALMOST_NOTHING_BYTES and hasattr(os, "statvfs"):
+            with suppress(OSError):
+                if not os.statvfs(self.root).f_favail:
+                    return f"{format_bytes(free)} free, and not one inode: no more files fit"
+        return f"{format_bytes(free)} free"
+
     def _error(self, error: OSError, doing: str) -> CacheError:
         why = f"{doing} failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         hint = "name another directory with --trt-cache-dir"
         if self._is_full(error):
-            state = f"is full ({format_bytes(self._free_bytes())} free)"
+            state = f"is full ({self._free()})"
             hint = f"free some space, empty the cache with --trt-cache-clear, or {hint}"
         else:
             state = "cannot be written" if error.errno in _UNWRITABLE else "cannot be used"
-        return CacheError(f"the cache directory {self.root} {state}: {why}", hint)
+        # What is no directory, or a name too long, was meant to be something else: nobody guesses what.
+        kind = CacheError if error.errno in _MISTAKEN else CachePlaceError
+        return kind(f"the cache directory {self.root} {state}: {why}", hint)
 
 
 def scratch_folder(name: str) -> HeldFolder:

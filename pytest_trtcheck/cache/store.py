@@ -11,9 +11,9 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from pytest_trtcheck.cache.directory import CacheDir
+from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
 from pytest_trtcheck.cache.hashing import Stamp, settled, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, stored_entry, table
@@ -29,7 +29,7 @@ from pytest_trtcheck.cache.manifest import (
     verify_files,
     write_manifest,
 )
-from pytest_trtcheck.errors import CacheError
+from pytest_trtcheck.errors import CacheError, CachePlaceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,17 +61,20 @@ class Entry:
     def write_extra(self, name: str, data: bytes) -> None:
         """Attach or replace a file beside the entry's own, atomically: something learned later, such as a JIT cache.
 
-        It does not touch the entry's validity. Nothing is attached to an entry that was cleared in the meantime.
-
-        Raises
-        ------
-        CacheError
-            When the cache directory cannot be written.
+        It does not touch the entry's validity. Nothing is attached to an entry that was cleared in the meantime, and
+        what can't be written is not there the next time: `Cache.problem` says so.
         """
         path = self._extra(name)
         doing = f"storing {name} of {_name(self.key)}"
         if not self.path.is_dir():
             return
+        try:
+            self._write(path, data, doing)
+        except CacheError as error:
+            self._dir.problem = self._dir.problem or error.message
+
+    def _write(self, path: Path, data: bytes, doing: str) -> None:
+        name = path.name
         with self._dir.working(doing) as work, self._dir.guarded(doing):
             (work / name).write_bytes(zlib.crc32(data).to_bytes(_CRC_BYTES, "big") + data)
             with suppress(FileNotFoundError):  # cleared in the meantime
@@ -108,9 +111,12 @@ class Cache:
         A directory that is ours, empty, or not there yet.
     max_bytes
         The size limit; None: no limit.
+    is_spare
+        Whether this one stands in for another. Where the file system of `root` refuses (full, read-only) or does not
+        answer, a temporary directory stands in for as long as this object lives, and `problem` says so.
     """
 
-    def __init__(self, root: str | os.PathLike[str], max_bytes: int | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str], max_bytes: int | None = None, *, is_spare: bool = False) -> None:
         self.root = Path(root).absolute()
         self.max_bytes = max_bytes
         self._dir = CacheDir(self.root)
@@ -118,6 +124,9 @@ class Cache:
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
         self._made_bytes = math.inf  # since the limit was looked at
         self._is_clean = False
+        self._is_spare = is_spare
+        self._spare: Cache | None = None
+        self._refused: CachePlaceError | None = None
 
     def exposed(self) -> str | None:
         """Who else may write into it, in words: an engine from there is code that runs here. None: nobody."""
@@ -131,7 +140,7 @@ class Cache:
         CacheError
             When the cache directory cannot be read.
         """
-        return self._find(key)[0]
+        return self._look(key)
 
     def find(self, kind: str, digest: str) -> Entry | None:
         """The entry whose key has this digest, whole and checked; None where there is none or a damaged one.
@@ -144,8 +153,16 @@ class Cache:
         try:
             key = read_manifest(self._dir.entries / kind / digest).key
         except DamagedError:
-            return None
+            return self._spare.find(kind, digest) if self._spare else None
         return self.get(key)
+
+    def remembers(self, kind: str, subject: str, **parts: str) -> bool:
+        """Whether one of the subject's entries that were made last has these parts in its key; a quick look."""
+        for path in self._dir.recall(kind, subject):
+            with suppress(DamagedError):
+                if parts.items() <= recall_manifest(path).key.parts.items():
+                    return True
+        return False
 
     def get_or_make(self, key: Key, make: Callable[[Path], object]) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
@@ -156,8 +173,54 @@ class Cache:
         Raises
         ------
         CacheError
-            When the cache directory cannot be used, or became full while `make` wrote.
+            When the cache directory is not one, and when a temporary one cannot be used either.
         """
+        if self._spare is None:
+            try:
+                return self._get_or_make(key, make)
+            except CachePlaceError as error:
+                self._take_spare(error)
+        found = self._look(key)
+        if found is not None:
+            return found
+        try:
+            return cast("Cache", self._spare).get_or_make(key, make)
+        except CachePlaceError as error:
+            refused = cast("CachePlaceError", self._refused)
+            raise CacheError(
+                f"{refused.message}\n  and a temporary directory instead: {error.message}", refused.hint
+            ) from error
+
+    @property
+    def problem(self) -> str | None:
+        """Why something is not kept, where that is so; what was made is then good for this process alone."""
+        return self._dir.problem
+
+    def _take_spare(self, error: CachePlaceError) -> None:
+        """Go on in a temporary directory: what can't be kept is no reason against what is computed."""
+        if self._is_spare:
+            raise error
+        try:
+            self._spare_folder = scratch_folder("cache")
+            self._spare = Cache(Path(self._spare_folder.name, "cache"), self.max_bytes, is_spare=True)
+        except OSError as other:
+            raise CacheError(
+                f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
+            ) from error
+        self._refused = error
+        self._dir.problem = f"nothing that is made is kept: {error.message}"
+
+    def _look(self, key: Key) -> Entry | None:
+        """The entry, here or in the temporary directory; what can't be read here is not there."""
+        try:
+            found, _ = self._find(key)
+        except CachePlaceError:
+            if self._spare is None:
+                raise
+            found = None
+        return found or (self._spare.get(key) if self._spare else None)
+
+    def _get_or_make(self, key: Key, make: Callable[[Path], object]) -> Entry:
         entry, _ = self._find(key)
         if entry is not None:
             return entry
@@ -216,6 +279,7 @@ class Cache:
     def _find(self, key: Key) -> tuple[Entry | None, str | None]:
         """The entry, or None and what is wrong with the one that is there."""
         directory = self._directory(key)
+        self._dir.require_answer()
         with self._dir.guarded(f"reading {_name(key)}"):
             try:
                 directory.stat()
@@ -294,6 +358,8 @@ class Cache:
         """Take an entry out of reach in one step, then delete it."""
         self._used.discard(directory)
         self._verified.pop(directory, None)
+        if not os.path.lexists(directory):
+            return
         with self._dir.working("removing an entry") as trash, suppress(FileNotFoundError):
             directory.rename(trash / "entry")
 

@@ -8,8 +8,6 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from pytest_trtcheck import __version__, compare
 from pytest_trtcheck.cache import Key, hash_code, hash_file
 from pytest_trtcheck.check import parity
@@ -238,6 +236,8 @@ def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
     """The same with where the source of an exported model has the node that is to blame."""
     culprit = found["culprit"]
     if known.model.origin is not None and culprit is not None:
+        import onnx
+
         nodes = onnx.load(known.model.path, load_external_data=False).graph.node
         node = next((each for each in nodes if each.name == culprit["node"]), None)
         culprit["module"] = (node is not None and module_path(node)) or None

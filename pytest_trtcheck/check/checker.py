@@ -52,6 +52,7 @@ class Checker(Settings):
             inputs=request.inputs_source,
             reference=_reference_label(request.parity.reference),
             build_options=request.build_options.given() or None,
+            for_gpu=request.for_gpu,
             system=request.parity.backend if request.parity.is_compared else None,
         )
         known: Known | None = None
@@ -78,8 +79,11 @@ class Checker(Settings):
             engine.note_broken(self, request, error)
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
+            asked.dismiss_builder(self, request)
             if known is not None and self.kept_open is None:
                 known.close()
+        if self.cache.problem is not None:
+            record = replace(record, notes=(*record.notes, f"cache: {self.cache.problem}"))
         return replace(record, duration_s=time.perf_counter() - start)
 
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:

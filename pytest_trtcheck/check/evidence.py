@@ -63,7 +63,7 @@ class Wanted:
 def proof(wanted: Wanted, evidence: EvidenceReport) -> ProofRecord | str:
     """What proves a check, or why nothing does."""
     record = wanted.record
-    same_test = [each for each in evidence.run.checks if each.nodeid == record.nodeid]
+    same_test = [each for each in evidence.run.checks if each.test == record.test]
     if not same_test:
         return "it holds no check of this test"
     found = [each for each in same_test if _asked(each) == _asked(record)]

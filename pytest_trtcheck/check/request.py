@@ -64,6 +64,8 @@ class Request:
         The model in its precision, where it was made before (a replay); None: it is made.
     search_folder
         Where inputs are kept that a search found, and are taken from; None: nowhere.
+    for_gpu
+        Which of the several GPUs of `--trt-gpu` it is for, as it is named there.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
     cut_off
@@ -85,6 +87,7 @@ class Request:
     precision_is_default: bool = False
     lowered: Lowered | None = None
     search_folder: Path | None = None
+    for_gpu: str | None = None
     watch: Watcher | None = None
     cut_off: Callable[[CheckRecord], None] | None = None
 

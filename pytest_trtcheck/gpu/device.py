@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pytest_trtcheck.errors import GpuError, first_line
+from pytest_trtcheck.errors import CheckError, GpuError, first_line
 from pytest_trtcheck.gpu import cuda_query, jetson
-from pytest_trtcheck.gpu.names import find_gpu, fits, model_of
+from pytest_trtcheck.gpu.names import card_of, find_gpu, fits, model_of, parse_extra_gpus
 from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, devices, nvml, read, same_uuid, slices
 
 if TYPE_CHECKING:
@@ -136,9 +136,35 @@ def detect(extra: Sequence[GpuModel] = (), environ: Mapping[str, str] = os.envir
     return Detection(told, f"clocks and load are unknown: {reason}")
 
 
+def how_to_ask(gpu: Gpu, extra: Sequence[GpuModel] = ()) -> str:
+    """How the GPU that is here is asked for by name: as it is known, else with the line of `trt_gpus` that makes it so.
+
+    A line is looked at before it is shown: where a name can stand in none, its compute capability is the name.
+    """
+    if _is_known(gpu, gpu.product, extra):
+        return f"ask for {gpu.product!r} or nothing"
+    line = own_line(gpu)
+    try:
+        known = _is_known(gpu, gpu.product, (*extra, *parse_extra_gpus([line])))
+    except CheckError:
+        known = False
+    if known:
+        return f"ask for nothing, or for {gpu.product!r} with the line `{line}` in the ini key trt_gpus"
+    sm = gpu.model.sm or ""
+    return f"ask for {sm!r} or nothing" if _is_known(gpu, sm, extra) else "ask for nothing"
+
+
+def _is_known(gpu: Gpu, name: str, extra: Sequence[GpuModel]) -> bool:
+    try:
+        return fits(find_gpu(name, extra), _model(gpu.name, gpu.compute_capability, extra)) is not None
+    except GpuError:
+        return False
+
+
 def own_line(gpu: Gpu) -> str:
-    """The line of `trt_gpus` that makes a GPU known which is in no table."""
-    return f"{gpu.product} = {capability_text(gpu.compute_capability)}"
+    """The line of `trt_gpus` that makes a GPU known which is in no table; of a slice it is its card's."""
+    architecture = "" if gpu.model.architecture != "unknown" else f", {gpu.model.sm}"
+    return f"{card_of(gpu.product)} = {capability_text(gpu.compute_capability)}{architecture}"
 
 
 def require_match(declared: GpuModel, detected: Gpu, extra: Sequence[GpuModel] = ()) -> GpuModel:
@@ -154,16 +180,9 @@ def require_match(declared: GpuModel, detected: Gpu, extra: Sequence[GpuModel] =
     """
     if is_named(declared, detected):
         return detected.model if fits(declared, detected.model) is not None else declared
-    try:
-        find_gpu(detected.product, extra)
-        known = f"ask for {detected.product!r} or nothing"
-    except GpuError:
-        known = (
-            f"ask for nothing, or for {detected.product!r} with the line `{own_line(detected)}` in the ini key trt_gpus"
-        )
     raise GpuError(
         f"the GPU asked for is {declared.product}, but the one in this machine is {detected.description}",
-        f"{known}, or choose among several GPUs with CUDA_VISIBLE_DEVICES",
+        f"{how_to_ask(detected, extra)}, or choose among several GPUs with CUDA_VISIBLE_DEVICES",
     )
 
 

@@ -80,6 +80,12 @@ def model_of(name: str, compute_capability: ComputeCapability, extra: Sequence[G
     return GpuModel(product, compute_capability, architecture_of(compute_capability))
 
 
+def card_of(name: str) -> str:
+    """The name of the card that a MIG slice is of; any other name as it is."""
+    slice_ = _MIG.fullmatch(name)
+    return slice_["card"] if slice_ else name
+
+
 def fits(key: GpuModel, gpu: GpuModel) -> int | None:
     """How specifically `key` names `gpu`: 0 its product, 1 its family, 2 compute capability, 3 architecture.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pytest_trtcheck.choices import GPU
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, plural
 from pytest_trtcheck.plugin import outcome
 from pytest_trtcheck.record import SEVERITY, CheckRecord, is_bad
@@ -154,7 +155,7 @@ def gathered(item: pytest.Function) -> Iterator[None]:
     session = session_of(item.config)
     kept = KeptOpen()
     quick: Mapping[str, Any] = {"allowance": Allowance(0), "emulate_too": False, "rebuild": 1, "search": None}
-    checker = replace(session.checker, kept_open=kept, **quick)
+    checker = replace(session.checker_for(outcome.parameters(item).get(GPU)), kept_open=kept, **quick)
     examples = item.stash[_EXAMPLES] = Examples(item, checker, session.get("trt_inconclusive"))
     try:
         with _suited(item):

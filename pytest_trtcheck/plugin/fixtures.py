@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 
 def _checker(request: pytest.FixtureRequest) -> Checker:
+    from pytest_trtcheck.choices import GPU
+    from pytest_trtcheck.plugin.outcome import parameters
     from pytest_trtcheck.plugin.session import session_of
 
-    return session_of(request.config).checker
+    return session_of(request.config).checker_for(parameters(request.node).get(GPU))
 
 
 @pytest.fixture

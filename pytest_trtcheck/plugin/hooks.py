@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.choices import BACKEND, BATCH, GPU, MARKERS, PRECISION
 from pytest_trtcheck.errors import visible
 from pytest_trtcheck.plugin import marks, specs
 from pytest_trtcheck.plugin import options as settings
@@ -39,6 +39,7 @@ _REFUSED = pytest.StashKey[list[str]]()
 
 _RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
 """Fixtures that run a backend."""
+_FOR_GPU = _RUN | {"trt_gpu"}
 # What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module.
 _CHECKING = frozenset({"trt_check", "trt_build"})
 _OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
@@ -163,11 +164,15 @@ def pytest_make_collect_report(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize a marked test that names several precisions or batches, and what checks by several backends."""
+    """Parametrize a marked test that names several precisions or batches, and what checks by several backends, or for
+    several GPUs.
+    """
     found = _marked(metafunc.definition)
     if found is None:
         if not _RUN.isdisjoint(metafunc.fixturenames):
             by_backend(metafunc)
+        if not _FOR_GPU.isdisjoint(metafunc.fixturenames):
+            by_gpu(metafunc)
         return
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
@@ -177,6 +182,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
     if found.parity.engine is None:
         by_backend(metafunc, found.parity.backends)
+        by_gpu(metafunc)
+
+
+def by_system(metafunc: pytest.Metafunc) -> None:
+    """Parametrize what has no test code: by the backends and by the GPUs of the options, where they are several."""
+    by_backend(metafunc)
+    by_gpu(metafunc)
 
 
 def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
@@ -185,6 +197,14 @@ def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
     if len(names) > 1:
         metafunc.fixturenames.append(BACKEND)
         metafunc.parametrize(BACKEND, names)
+
+
+def by_gpu(metafunc: pytest.Metafunc) -> None:
+    """Parametrize by the GPUs of `--trt-gpu`, where they are several."""
+    names = settings.value(metafunc.config, "trt_gpu")
+    if len(names) > 1:
+        metafunc.fixturenames.append(GPU)
+        metafunc.parametrize(GPU, names)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

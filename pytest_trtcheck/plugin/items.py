@@ -259,10 +259,10 @@ class OnnxFile(pytest.Module):
     """One model file: a test a precision, named after it; several, where a fixture that it takes is parametrized."""
 
     def _getobj(self) -> ModuleType:
-        from pytest_trtcheck.plugin.hooks import by_backend
+        from pytest_trtcheck.plugin.hooks import by_system
 
         module = ModuleType(self.path.stem)
-        vars(module)["pytest_generate_tests"] = by_backend
+        vars(module)["pytest_generate_tests"] = by_system
         return module
 
     def collect(self) -> Iterable[pytest.Item]:
@@ -337,6 +337,8 @@ class BundleItem(_FileItem):
         try:
             if others:
                 raise ArgumentError("--trt-backend: a bundle is replayed by one system", f"--trt-backend={backend}")
+            if len(session.requested_gpus) > 1:
+                raise ArgumentError("--trt-gpu: a bundle is replayed for one GPU", "name one")
             loaded = bundle.read(self.path)
             if session.detection.gpu is not None and not backends.load(backend).is_emulation:
                 bundle.check_plugins(loaded)

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from pytest_trtcheck.report import Report
 
 OPTIONS: tuple[Option, ...] = (
-    Option("trt_gpu", "text", "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …", metavar="GPU"),
+    Option(
+        "trt_gpu",
+        "list",
+        "the GPU to judge for: T4, A100, 'RTX 4090', Orin, sm75, turing …; several, separated by commas, to build for",
+        default=(),
+        metavar="GPU",
+    ),
     Option(
         "trt_backend",
         "backends",
@@ -202,6 +208,8 @@ def _converted(option: Option, raw: object, where: str) -> Any:
     )
     if parse is not None:
         return parse(text, where)
+    if option.kind == "list":
+        return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     if option.kind == "names":
         names = tuple(dict.fromkeys(text.replace(",", " ").split()))
         return tuple(_one_of(name, option.choices, where) for name in names) or option.default

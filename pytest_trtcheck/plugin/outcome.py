@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_trtcheck.choices import BACKEND
+from pytest_trtcheck.choices import BACKEND, GPU
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, visible
 
 if TYPE_CHECKING:
@@ -82,8 +83,12 @@ def request_for(
     **more: Any,
 ) -> Request:
     """What a test asks to be checked, with what the fixtures that users override say."""
-    from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.plugin import options
+    from pytest_trtcheck.plugin.session import session_of
+
+    with suppress(CheckError):  # It is said where the GPU is asked for.
+        session_of(item.config).start_gpu(parity.backend)
+    from pytest_trtcheck.check.request import Request
 
     compared = parity.backends or options.value(item.config, "trt_backend")
     if parity.backend is None and parity.engine is None and len(compared) > 1:
@@ -94,8 +99,15 @@ def request_for(
                 "backend=",
             )
         parity = replace(parity, backend=parameters(item)[BACKEND], backends=compared)
+    gpus = options.value(item.config, "trt_gpu")
+    if len(gpus) > 1 and parity.engine is None and GPU not in parameters(item):
+        raise ArgumentError(
+            f"{item.name}: is to be built for {', '.join(gpus)}, and the test came to its check too late",
+            "mark it while tests are collected, and name trt_check or trt_build among its arguments; or name one GPU",
+        )
     return Request(
         nodeid=item.nodeid,
+        for_gpu=parameters(item).get(GPU),
         model=model,
         folders=folders(item),
         parity=parity,
@@ -126,9 +138,9 @@ def made(item: pytest.Item, request: Request) -> CheckRecord:
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
     if writer is None:
-        return session.checker.check(request)
+        return session.checker_for(request.for_gpu).check(request)
     try:
-        record = session.checker.check(replace(request, watch=writer.keep))
+        record = session.checker_for(request.for_gpu).check(replace(request, watch=writer.keep))
         return writer.finish(record, session.circumstances(record.backend))
     finally:
         writer.close()

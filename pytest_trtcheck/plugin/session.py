@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
+import threading
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -65,13 +67,13 @@ class Session:
 
     Parameters
     ----------
-    requested
-        The GPU that `--trt-gpu` names; None when nothing was asked for.
+    requested_gpus
+        The GPUs that `--trt-gpu` names, by their names there.
     """
 
     config: pytest.Config
     cache: Cache
-    requested: gpu.GpuModel | None
+    requested_gpus: Mapping[str, gpu.GpuModel]
 
     @classmethod
     def make(cls, config: pytest.Config) -> Session:
@@ -82,12 +84,16 @@ class Session:
         ArgumentError, GpuError, CacheError
             An option's value cannot be used.
         """
-        requested = settings.value(config, "trt_gpu")
         return cls(
             config=config,
             cache=Cache(cls._cache_dir(config), settings.value(config, "trt_cache_size")),
-            requested=_asked_for(requested, extra_gpus(config)) if requested else None,
+            requested_gpus=_asked_for(settings.value(config, "trt_gpu"), extra_gpus(config)),
         )
+
+    @property
+    def requested(self) -> gpu.GpuModel | None:
+        """The one GPU that `--trt-gpu` names; None where it names none, or several."""
+        return next(iter(self.requested_gpus.values())) if len(self.requested_gpus) == 1 else None
 
     @classmethod
     def _cache_dir(cls, config: pytest.Config) -> Path:
@@ -103,6 +109,8 @@ class Session:
         extra = extra_gpus(config)
         if values["trt_gpu"]:
             _asked_for(values["trt_gpu"], extra)
+            if len(values["trt_gpu"]) > 1 and values["trt_export"]:
+                raise ArgumentError("--trt-export: --trt-gpu names several GPUs", "export for one at a time")
             _ = session_of(config).detection
         elif worker_number(config) is not None and settings.any_named(config):
             # Whoever names one wants checks: before the test modules are imported, which may initialize CUDA.
@@ -149,11 +157,13 @@ class Session:
             backend.find(self.machine)
         if not needs and (not wanted or not backend.builds):
             return
-        system = backend.find(self.machine)
         judges = values["trt_build_only"] and not wanted and self.detection.gpu is None and backend.builds
-        if not system.builds and not (judges and values["trt_rebuild"] == 1):
-            option = needs[0] if needs else f"--trt-gpu={wanted}"
-            raise ArgumentError(f"{option}: {system.no_engine}", _hint(self.requested, name, backend))
+        for each in wanted or (None,):
+            machine = self.machine_for(each)
+            system = backend.find(machine)
+            if not system.builds and not (judges and values["trt_rebuild"] == 1):
+                option = needs[0] if needs else f"--trt-gpu={','.join(wanted)}"
+                raise ArgumentError(f"{option}: {system.no_engine}", _hint(machine.requested, name, backend))
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
         from pytest_trtcheck.record.files import check_writable
@@ -169,16 +179,24 @@ class Session:
                 raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
             if hasattr(report.writer, "require"):
                 report.writer.require()
-        folders = ["trt_bundle", "trt_export", "trt_cache_dir"] + ["trt_baseline"] * values["trt_update_baseline"]
+        folders = ["trt_bundle", "trt_export"] + ["trt_baseline"] * values["trt_update_baseline"]
+        if values["trt_cache_dir"]:
+            where = self._path(values["trt_cache_dir"])
+            check_writable(where, settings.flag("trt_cache_dir"), is_folder=True, is_optional=True)
         for name in folders:
             if values[name]:
                 check_writable(self._path(values[name]), settings.flag(name), is_folder=True)
 
     def remove_earlier_reports(self) -> None:
         """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
+        from pytest_trtcheck.record.files import ANSWER_S, answers
+
         for report in settings.reports(self.config):
             if report.option is not None and (given := settings.value(self.config, report.option)):
-                path = self._path(given).resolve()
+                path = self._path(given)
+                if not answers(path, ANSWER_S):
+                    return  # an error in a moment
+                path = path.resolve()
                 if path.is_file() and Path("/dev") not in path.parents:
                     with suppress(OSError):
                         path.unlink()
@@ -206,7 +224,7 @@ class Session:
 
         found = self.detection.gpu
         return json_report.environment(
-            requested_gpu=self.get("trt_gpu") or None,
+            requested_gpu=", ".join(self.requested_gpus) or None,
             gpu=None if found is None else GpuRecord(**found.environment()),
             driver=None if found is None else found.driver,
             tensorrt_module=backends.tensorrt_module(backend),
@@ -240,14 +258,22 @@ class Session:
         Raises
         ------
         GpuError
-            `--trt-gpu` names another GPU than the one that is there.
+            `--trt-gpu` names another GPU than the one that is there, and not to build for it alone.
         """
         from pytest_trtcheck.gpu import device
 
         visible = self.place.visible
         environ = os.environ if visible is None else {**os.environ, _VISIBLE: visible}
         found = device.detect(extra_gpus(self.config), environ)
-        if found.gpu is not None and self.requested is not None:
+        if found.gpu is None or self.get("trt_build_only"):
+            return found
+        if len(self.requested_gpus) > 1:
+            raise GpuError(
+                f"--trt-gpu names {listed(list(self.requested_gpus))}, and in this machine is {found.gpu.description}: "
+                "what is checked runs on it",
+                "name that one or none; --trt-build-only builds for several",
+            )
+        if self.requested is not None:
             device.require_match(self.requested, found.gpu, extra_gpus(self.config))
         return found
 
@@ -317,24 +343,72 @@ class Session:
         from pytest_trtcheck.check.evidence import EvidenceReport
         from pytest_trtcheck.report import json_report
 
-        if self.requested is None and self.detection.gpu is None:
+        if not self.requested_gpus and self.detection.gpu is None:
             raise ArgumentError("--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4")
         run = json_report.read(self._path(named), self.evidence_key)
         return EvidenceReport(named, run, signed=self.evidence_key is not None)
 
     @functools.cached_property
     def machine(self) -> Machine:
-        """What systems under test find."""
-        from pytest_trtcheck.backends.base import Machine
+        """What systems under test find; where several GPUs are named, those of tests that are for none of them."""
+        return self.machine_for(next(iter(self.requested_gpus)) if len(self.requested_gpus) == 1 else None)
 
+    def machine_for(self, name: str | None) -> Machine:
+        """The machine for one of the GPUs that `--trt-gpu` names: what is only built for another has no GPU there."""
+        from pytest_trtcheck.backends.base import Machine
+        from pytest_trtcheck.gpu.device import is_named
+
+        requested, found = self.requested_gpus[name] if name else None, self.detection.gpu
         return Machine(
-            self.requested,
-            self.detection.gpu,
+            requested,
+            found if found is None or requested is None or is_named(requested, found) else None,
             self.detection.reason or Machine.no_gpu,
             self.place.note,
             self.get("trt_triton_url"),
             tuple(self.get("trt_triton_models")),
         )
+
+    def checker_for(self, gpu_name: str | None) -> Checker:
+        """The checker of a test that is for one of several GPUs; of any other, the one there is."""
+        if gpu_name is None:
+            return self.checker
+        if gpu_name not in self._checkers:
+            self._checkers[gpu_name] = replace(self.checker, machine=self.machine_for(gpu_name))
+        return self._checkers[gpu_name]
+
+    @functools.cached_property
+    def _checkers(self) -> dict[str, Checker]:
+        return {}
+
+    @functools.cached_property
+    def _started(self) -> list[threading.Thread]:
+        return []
+
+    def start_gpu(self, backend: str | None) -> None:
+        """Beside what is imported for the first check, load its TensorRT and make the GPU's context.
+
+        Parameters
+        ----------
+        backend
+            What that check names; None: the session's.
+        """
+        if self._started:
+            return
+
+        def start() -> None:
+            with suppress(CheckError):
+                found = backends.load(name)
+                # ONNX Runtime's providers bring a TensorRT of their own, which must find no other one there.
+                if found.evidence == "engine" and machine.detected is not None:
+                    found.find(machine).start()
+
+        name, machine = backend or self.get("trt_backend")[0], self.machine
+        starting = threading.Thread(target=start, name="trtcheck-start")
+        self._started.append(starting)
+        if machine.detected is not None and not self.get("trt_build_only"):
+            import numpy  # noqa: F401 - both sides need it
+
+            starting.start()
 
     @functools.cached_property
     def checker(self) -> Checker:
@@ -366,8 +440,23 @@ class Session:
         )
 
 
-def _asked_for(name: str, extra: Sequence[gpu.GpuModel]) -> gpu.GpuModel:
-    """The GPU that `--trt-gpu` names; where none is known by that name, the error tells the one that is there."""
+def _asked_for(names: Sequence[str], extra: Sequence[gpu.GpuModel]) -> dict[str, gpu.GpuModel]:
+    """The GPUs that `--trt-gpu` names, by name.
+
+    Raises
+    ------
+    ArgumentError
+        Two names mean the same.
+    """
+    found = {name: _known(name, extra) for name in names}
+    for first, second in itertools.combinations(found, 2):
+        if found[first] == found[second]:
+            raise ArgumentError(f"--trt-gpu: {first!r} and {second!r} name the same GPU", "leave one of them out")
+    return found
+
+
+def _known(name: str, extra: Sequence[gpu.GpuModel]) -> gpu.GpuModel:
+    """A GPU by name; where none is known by that name, the error tells the one that is there."""
     try:
         return gpu.find_gpu(name, extra)
     except GpuError as error:
@@ -376,11 +465,10 @@ def _asked_for(name: str, extra: Sequence[gpu.GpuModel]) -> gpu.GpuModel:
         here = device.detect(extra).gpu
         if here is None:
             raise
-        line = f"{name.strip()} = {device.capability_text(here.compute_capability)}"
         raise GpuError(
             error.message,
-            f"in this machine is {here.description}: leave --trt-gpu away, or add the line `{line}` to the ini key "
-            "trt_gpus",
+            f"in this machine is {here.description}: {device.how_to_ask(here, extra)}; for a GPU elsewhere: "
+            f"{error.hint}",
         ) from None
 
 

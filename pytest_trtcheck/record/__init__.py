@@ -5,7 +5,7 @@ has no NaN or infinity; these are written as the strings "nan", "inf" and "-inf"
 """
 
 from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord, ItemsRecord, RiseRecord
-from pytest_trtcheck.record.check import CheckRecord, Location, ProofRecord, SearchRecord
+from pytest_trtcheck.record.check import CheckRecord, Location, ProofRecord, SearchRecord, without_parameter
 from pytest_trtcheck.record.common import (
     BASELINE,
     PROPERTY,
@@ -112,4 +112,5 @@ __all__ = [
     "nodes_shown",
     "number",
     "typed",
+    "without_parameter",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,13 @@ from pytest_trtcheck.record.system import (
     RebuildRecord,
     ServerRecord,
 )
+
+
+def without_parameter(nodeid: str, name: str) -> str:
+    """A node id without one of the parameters in its brackets."""
+    test, bracket, given = nodeid.partition("[")
+    others = re.sub(rf"(^|-){re.escape(name)}(?=[-\]]|$)", "", given, count=1).removeprefix("-")
+    return test if others in {"", "]"} else f"{test}{bracket}{others}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,11 @@ class CheckRecord:
     """Whether a GPU computed the outputs; "unknown" where a server's word is all there is."""
     gpu: GpuRecord | None = absent()  # noqa: RUF009 - it is a field
     """The GPU that computed the outputs: one of several, where test processes are dealt out over them."""
+    for_gpu: str | None = absent()
+    """Where `--trt-gpu` names several GPUs: the one that this check is for."""
     compiled_for: str | None = None
+    not_built: str | None = absent()
+    """Why no engine was built for the GPU that was named, where it is another TensorRT that serves it."""
     cases: int = 0
     seed: int | None = None
     inputs: str | None = None
@@ -144,6 +156,11 @@ class CheckRecord:
     location: Location | None = absent()  # noqa: RUF009 - it is a field
     machine: str | None = absent()
     """In a merged report, the name of the machine that it ran on."""
+
+    @property
+    def test(self) -> str:
+        """The node id without the GPU among its parameters: the same test on a machine with that GPU has none."""
+        return self.nodeid if self.for_gpu is None else without_parameter(self.nodeid, self.for_gpu)
 
     @property
     def headline(self) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,24 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def answers(path: str | os.PathLike[str], seconds: float) -> bool:
+    """Whether the file system of a path answers within a time; what hangs in the kernel does so in a thread of its own.
+
+    A file is opened, since what else there is to ask, a network's file system may answer from memory.
+    """
+    import threading
+
+    answered = threading.Event()
+
+    def look() -> None:
+        with suppress(OSError):
+            os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+        answered.set()
+
+    threading.Thread(target=look, name="trtcheck-answers", daemon=True).start()
+    return answered.wait(seconds)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -60,14 +79,31 @@ def file_name(nodeid: str) -> str:
     return name if len(name) <= 100 else f"{name[:91]}-{hashlib.sha256(nodeid.encode()).hexdigest()[:8]}"
 
 
-def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
+ANSWER_S = 60.0
+"""The longest, in seconds, that the file system of a report may take to answer."""
+
+
+def _no_answer(what: str) -> ReportError:
+    return ReportError(
+        f"{what}: its file system did not answer within {ANSWER_S:g} s",
+        "see whether its server is up, or name another place",
+    )
+
+
+def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optional: bool = False) -> None:
     """See before the tests run that `path`, which `option` names, can be written; nothing is made.
+
+    What is optional (a cache) has to be of the right kind alone.
 
     Raises
     ------
     ReportError
         It can't: what is there is of the other kind, or no directory on the way to it may be written to.
     """
+    if not answers(path, ANSWER_S):
+        if is_optional:
+            return
+        raise _no_answer(f"{option}: cannot write {path}")
     if path.exists() and path.is_dir() != is_folder:
         raise ReportError(
             f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",
@@ -81,7 +117,7 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False) -> None:
             place = place.parent
         if not place.is_dir():
             raise ReportError(f"{option}: cannot write {path}: {place} is no directory", "name another place")
-    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+    if not is_optional and not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
         raise ReportError(f"{option}: cannot write {path}: no permission to write to {place}", "name another place")
 
 
@@ -96,6 +132,8 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
         `path` cannot be written.
     """
     target = Path(path)
+    if not answers(target, ANSWER_S):
+        raise _no_answer(f"cannot write {what} {path}")
     try:
         if target.is_dir():
             raise ReportError(f"cannot write {what} {path}: it is a directory", "name a file in it")

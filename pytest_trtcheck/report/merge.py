@@ -172,12 +172,12 @@ def gaps(run: RunRecord) -> list[str]:
     """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured."""
     if not run.checks:
         return ["no report holds a check"]
-    everywhere = {(check.nodeid, check.precision) for check in run.checks}
+    everywhere = {(check.test, check.precision) for check in run.checks}
     found = []
     for machine in run.machines:
         part = _of(machine, run)
         own, unrecorded = part.checks, missing(part)
-        absent = len(everywhere - {(check.nodeid, check.precision) for check in own})
+        absent = len(everywhere - {(check.test, check.precision) for check in own})
         unmeasured = sum(check.verdict == "not_measured" for check in own)
         unrun = len(emulated(own))
         said = [

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.record import ComparisonRecord, SystemRecord
+from pytest_trtcheck.record import ComparisonRecord, SystemRecord, without_parameter
 from pytest_trtcheck.report.text import MISSING, format_number, one_line
 from pytest_trtcheck.report.view import decisive, natural, verdict_word
 
@@ -25,19 +25,13 @@ def compared(records: Sequence[CheckRecord]) -> tuple[ComparisonRecord, ...]:
     groups = defaultdict(list)
     for record in records:
         if record.system is not None:
-            groups[_test(record), record.model, _asked(record), record.machine].append(record)
+            groups[
+                without_parameter(record.nodeid, record.system), record.model, _asked(record), record.machine
+            ].append(record)
     return tuple(
         ComparisonRecord(*told, systems=tuple(sorted(map(_row, found), key=lambda row: natural(row.system))))
         for told, found in groups.items()
     )
-
-
-def _test(record: CheckRecord) -> str:
-    """The node id without the backend among its parameters."""
-    test, bracket, given = record.nodeid.partition("[")
-    system = re.escape(record.system or "")
-    others = re.sub(rf"(^|-){system}(?=[-\]]|$)", "", given, count=1).removeprefix("-")
-    return test if others in {"", "]"} else f"{test}{bracket}{others}"
 
 
 def _asked(record: CheckRecord) -> str | None:

@@ -130,3 +130,13 @@ def test_without_workers_cuda_s_first_is_used(suite: Suite, two_gpus: list[Gpu])
     run.result.assert_outcomes(passed=2)
     assert {record["gpu"]["uuid"] for record in run.checks} == {two_gpus[0].uuid}
     assert "gpus" not in run.report["environment"]
+
+
+def test_sixteen_workers_on_one_cold_key_build_once(suite: Suite, two_gpus: list[Gpu]) -> None:
+    suite.write(
+        test_many='@trt_parity("conv.onnx", batch=2)\n@pytest.mark.parametrize("n", range(32))\ndef test_n(n): ...\n'
+    )
+    run = suite.run_apart(f"--trt-cache-dir={suite.path / 'cache'}", "-n16")
+    run.result.assert_outcomes(passed=32)
+    assert sorted(record["engine"]["cached"] for record in run.checks) == [False, *[True] * 31]
+    assert len({record["gpu"]["uuid"] for record in run.checks}) == len(two_gpus)

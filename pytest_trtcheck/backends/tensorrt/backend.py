@@ -20,12 +20,13 @@ from pytest_trtcheck.backends.tensorrt.io import DTYPES
 from pytest_trtcheck.backends.tensorrt.layers import timed, unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
-from pytest_trtcheck.backends.tensorrt.support import unsupported
+from pytest_trtcheck.backends.tensorrt.support import builds_on, of_the_gpu, unsupported
 from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file, scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
+from pytest_trtcheck.gpu.table import FIRST_WITH
 from pytest_trtcheck.record import EngineRecord
 
 if TYPE_CHECKING:
@@ -135,8 +136,19 @@ class TensorRT(Backend):
         return unsupported(self.module, self.target, precision, op_types)
 
     def computes_in(self, precision: Precision) -> Precision:
-        """TensorRT-RTX takes TF32 for FP32, whatever it is told."""
-        return "tf32" if precision == "fp32" and self.module.is_rtx else precision
+        """TensorRT-RTX takes TF32 for FP32, whatever it is told, where the GPU has it."""
+        has_tf32 = self.target.compute_capability >= FIRST_WITH["tf32"]
+        return "tf32" if precision == "fp32" and self.module.is_rtx and has_tf32 else precision
+
+    @classmethod
+    def expect_build(cls) -> None:
+        """Let the builder process get ready."""
+        tensorrt.expect_build()
+
+    @classmethod
+    def dismiss_builder(cls) -> None:
+        """End it."""
+        tensorrt.dismiss_builder()
 
     def start(self) -> None:
         """Make the GPU's context, which takes a quarter of a second once; a loaded engine says what is wrong."""
@@ -291,7 +303,7 @@ class TensorRT(Backend):
 
     def _make(self, spec: EngineSpec, cache: Cache, folder: Path, failed: list[GpuError]) -> None:
         """Build into `folder`, and try what was built where its GPU is here; what that found is added to `failed`."""
-        with scratch_folder("timing") as scratch, tensorrt.builder_process() as process:
+        with scratch_folder("timing") as scratch, tensorrt.expected_builder() as process:
             timings = Path(scratch, _TIMING_CACHE)
             kept = self._kept_timings(spec.options, cache)
             if kept is not None:
@@ -350,6 +362,10 @@ class Auto(TensorRT):
     @classmethod
     def require(cls) -> None:
         """Nothing has to be installed."""
+
+    def is_served_elsewhere(self, precision: Precision, said: str = "") -> bool:
+        """What is compiled here for another GPU says nothing of the TensorRT that builds on that GPU itself."""
+        return not self.runs and builds_on(self.target.compute_capability, precision) and (not said or of_the_gpu(said))
 
     @classmethod
     def _installed(cls) -> TensorRTModule | str:

@@ -7,8 +7,11 @@ the builder adds nothing to it. What only one of them has is found out by lookin
 from __future__ import annotations
 
 import json
+import os
 import re
-from contextlib import contextmanager
+import sys
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,6 +125,8 @@ def build(
     response = answered.response
     if response is None or response["stage"]:
         Path(plan_path).unlink(missing_ok=True)
+        if response and response.get("errno"):
+            raise OSError(response["errno"], os.strerror(response["errno"]), str(plan_path))
         errors = [_relevant(error, target) for error in response["errors"]] if response else []
         stage = (response and response["stage"]) or "build an engine from"
         raise _failure(module, f"{stage} {label or Path(model_path).name}", answered.ended, errors, messages)
@@ -289,14 +294,77 @@ class Answered:
     messages: tuple[str, ...] = ()
 
 
+_SERVE = "pytest_trtcheck.backends.tensorrt.builder:serve"
+_TITLE = "the builder process"
+
+
 @contextmanager
-def builder_process(process: Process | None = None, title: str = "the builder process") -> Iterator[Process]:
+def builder_process(process: Process | None = None, title: str = _TITLE) -> Iterator[Process]:
     """A builder process: the one that is given, which then stays, or one of its own, which ends with the block."""
     if process is not None:
         yield process
         return
-    with Process("pytest_trtcheck.backends.tensorrt.builder:serve", title) as own:
+    with Process(_SERVE, title) as own:
         yield own
+
+
+class _Early:
+    """A builder process that gets ready before there is anything to build, in the surroundings of that moment."""
+
+    def __init__(self) -> None:
+        self.process = Process(_SERVE, _TITLE)
+        self._found = _surroundings()
+        self._is_ready = False
+        self._asking = threading.Thread(target=self._ask, name="trtcheck-builder", daemon=True)
+        self._asking.start()
+
+    def _ask(self) -> None:
+        # It ended, or was dismissed meanwhile, pipes and all.
+        with suppress(EndedError, OSError, ValueError):
+            self.process.ask({"task": "ready", "messages": os.devnull})
+            self._is_ready = True
+
+    def is_fit(self) -> bool:
+        """Whether it got ready, which is waited for, and what it was started with is so still."""
+        self._asking.join()
+        return self._is_ready and self._found == _surroundings()
+
+    def close(self) -> None:
+        """End it."""
+        self.process.close()
+        self._asking.join()
+
+
+_early: list[_Early] = []
+"""At most one, of this process."""
+
+
+def _surroundings() -> tuple[list[str], dict[str, str]]:
+    return [*sys.path], dict(os.environ)
+
+
+def expect_build() -> None:
+    """Start the builder process beside other work: it imports TensorRT and makes its CUDA context meanwhile."""
+    if not _early:
+        _early.append(_Early())
+
+
+def dismiss_builder() -> None:
+    """End what `expect_build` started, where nothing was built after all."""
+    while _early:
+        _early.pop().close()
+
+
+@contextmanager
+def expected_builder() -> Iterator[Process]:
+    """The builder process that was expected to be needed, or another one."""
+    early = _early.pop() if _early else None
+    try:
+        with builder_process(early.process if early and early.is_fit() else None) as process:
+            yield process
+    finally:
+        if early is not None:
+            early.close()
 
 
 def called(process: Process, function: str, request: dict[str, Any], timeout_s: float | None) -> Answered:
@@ -309,7 +377,7 @@ def called(process: Process, function: str, request: dict[str, Any], timeout_s: 
     return replace(answered, messages=tuple(text for _, text in messages))
 
 
-def _ask_builder(request: dict[str, Any], timeout_s: float | None, title: str = "the builder process") -> Answered:
+def _ask_builder(request: dict[str, Any], timeout_s: float | None, title: str = _TITLE) -> Answered:
     with builder_process(title=title) as process:
         return _ask(process, request, timeout_s)
 

@@ -6,6 +6,7 @@ Messages are written as they come, so that the last of them survive a crash.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -13,6 +14,7 @@ import inspect
 import json
 import os
 import re
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -43,7 +45,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
     """Do what `request` asks for; the answer is `{stage, errors, …}`; no stage: all is well.
 
     The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, the
-    task `inspect` adds `io` and `layers`, and the task `call` what the function gives.
+    task `inspect` adds `io` and `layers`, and the task `call` what the function gives. The task `ready` adds nothing.
     """
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}, "notes": []}
     heard: list[str] = []
@@ -60,6 +62,8 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
                 _parse_alone(request, answer)
             elif request["task"] == "inspect":
                 _inspect(request, answer)
+            elif request["task"] == "ready":
+                _get_ready()
             elif request["task"] == "call":
                 module, _, name = request["function"].partition(":")
                 answer |= getattr(importlib.import_module(module), name)(request)
@@ -68,9 +72,26 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             _refuse_changed_meaning(heard)
         except RequestError as error:
             answer["stage"], answer["errors"] = error.stage, error.errors
+            answer["errno"] = getattr(error.__cause__, "errno", None)
         finally:
             listeners.remove(say)
     return answer
+
+
+def _get_ready() -> None:
+    """What any build for the GPU here begins with; what goes wrong is said by the build."""
+    from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+    from pytest_trtcheck.backends.tensorrt.module import available
+    from pytest_trtcheck.errors import CheckError
+
+    def start_cuda() -> None:
+        with contextlib.suppress(CheckError):
+            Cuda().close()
+
+    starting = threading.Thread(target=start_cuda)
+    starting.start()
+    available()
+    starting.join()
 
 
 def _refuse_changed_meaning(heard: list[str]) -> None:

@@ -68,6 +68,16 @@ def unsupported(
     return _on_turing(module, target, precision, op_types) if module.is_rtx else None
 
 
+def builds_on(capability: ComputeCapability, precision: Precision) -> bool:
+    """Whether some release of TensorRT builds on such a GPU in a precision."""
+    return capability >= max(VOLTA, FIRST_WITH[precision])
+
+
+def of_the_gpu(said: str) -> bool:
+    """Whether TensorRT-RTX refused a model for the GPU's sake, and not for the model's own."""
+    return re.search(r"FP32 GEMM is not supported|FP32 3D convolution is not supported", said) is not None
+
+
 def _gpu(module: TensorRTModule, capability: ComputeCapability) -> str | None:
     """Why this release is not for a GPU of this compute capability."""
     if not module.is_rtx and capability >= BLACKWELL and module.release < BLACKWELL_FROM:

@@ -220,7 +220,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         try:
             engine(case)
         except GpuError as error:
-            return {"error": [error.message, error.hint]}
+            # What it says of "this process" is of this one.
+            hint = "the session can go on: that was in another process" if error.poisoned else error.hint
+            return {"error": [error.message, hint]}
         except CheckError:  # Inputs that do not fit: the check says so itself.
             continue
     Path(request["kernels"]).write_bytes(engine.jit_cache() or b"")

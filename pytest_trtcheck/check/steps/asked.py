@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck import backends
 from pytest_trtcheck.check import keeping, kept_inputs, parity
 from pytest_trtcheck.check.request import Known
-from pytest_trtcheck.errors import CalibrationError, InputError, ModelError, listed
+from pytest_trtcheck.errors import CalibrationError, CheckError, InputError, ModelError, listed
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import labelled
@@ -89,6 +91,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     """What a check begins with: inputs, reference and lowered model. Where no engine is built, nothing is fed to it."""
     existing = existing_engine(settings, request)
     if existing is None:
+        _expect_build(settings, request, model)
         settings.system(request).admit(model, request.parity, request.build_options)
     compares = request.judge_parity and not settings.build_only
     if compares:
@@ -138,6 +141,25 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         lowered=None if known.is_given else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
     )
+
+
+def _expect_build(settings: Settings, request: Request, model: OnnxModel) -> None:
+    """Have the builder get ready beside the lowering, where neither that nor an engine of the model is in the cache."""
+    if settings.detected is None or settings.broken:
+        return
+    cache, label, sha256 = settings.cache, model.label, model.sha256
+    is_made = cache.remembers("engine", label, lowered=sha256) or cache.remembers(
+        "lowered", label, model=sha256, precision=request.precision
+    )
+    if not is_made:
+        backends.load(settings.backend_of(request)).expect_build()
+
+
+def dismiss_builder(settings: Settings, request: Request) -> None:
+    """Let go of the builder, where nothing was built after all."""
+    if settings.detected is not None:
+        with suppress(CheckError):
+            backends.load(settings.backend_of(request)).dismiss_builder()
 
 
 def _lowered_record(known: Known) -> LoweredRecord:

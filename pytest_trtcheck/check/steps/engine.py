@@ -8,13 +8,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
-from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt import emulated
 from pytest_trtcheck.backends.tensorrt.options import check_values
 from pytest_trtcheck.check import parity, scoring
 from pytest_trtcheck.check.steps.asked import accepted, decides_alone
 from pytest_trtcheck.choices import quantized_part
-from pytest_trtcheck.errors import ArgumentError, BuildError, CheckError, GpuError, ModelError, UnsupportedTargetError
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    BuildError,
+    CheckError,
+    GpuError,
+    ModelError,
+    UnsupportedTargetError,
+    first_line,
+)
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
 from pytest_trtcheck.record import Evidence, GpuRecord
@@ -109,11 +116,9 @@ def built(settings: Settings, known: Known) -> Known:
     if known.existing is not None:
         return known
     if known.problem is not None:
-        named = settings.backend_of(known.request) != backends.AUTO
-        wanted = settings.requested is not None and settings.requested.supports(known.precision) is False
-        if named or system.runs or settings.build_only or wanted:
+        if not system.is_served_elsewhere(known.precision):
             raise known.unsupported()
-        return known.recorded(f"not compiled for {system.builds_for}: {known.problem}")
+        return _not_built(known, known.problem)
     if settings.build_only and not system.builds and not settings.only_judges(known.request):
         raise UnsupportedTargetError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
     if not system.builds:
@@ -122,9 +127,16 @@ def built(settings: Settings, known: Known) -> Known:
         with _getting_ready(settings, known):
             found = system.build(known.spec(system), settings.cache)
     except BuildError as error:
+        if system.is_served_elsewhere(known.precision, error.message):
+            return _not_built(known, error.message)
         raise BuildError(error.message, _advice(settings, known, error)) from error
     compiled_for = None if system.runs else system.builds_for
     return replace(known, built=found).recorded(engine=found.record, compiled_for=compiled_for)
+
+
+def _not_built(known: Known, reason: str) -> Known:
+    """What no engine could be built of here says nothing against the TensorRT of that GPU, nor for it."""
+    return known.recorded(f"not built for {known.system.builds_for}: {first_line(reason)}", not_built=reason)
 
 
 def _advice(settings: Settings, known: Known, error: BuildError) -> str:
@@ -141,6 +153,8 @@ def nothing_compared(settings: Settings, known: Known) -> Known:
     found = "built, nothing compared"
     if known.existing is not None:
         found = "engine= names a file, nothing was built, nothing compared"
+    elif known.record.not_built is not None:
+        found = f"not built for {known.system.builds_for}: {known.record.not_built}"
     elif known.built is None:
         found = f"{known.title}: no problem found by {known.judged_by}; no engine was built: --trt-gpu=A100 builds one"
     return known.recorded(verdict="not_measured", message=f"--trt-build-only: {found}")
