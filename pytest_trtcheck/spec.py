@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import reprlib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -284,13 +285,14 @@ class BuildOptions:
             value = getattr(self, each.name)
             if isinstance(each.default, tuple):
                 fits = isinstance(value, (tuple, list)) and all(isinstance(item, (str, os.PathLike)) for item in value)
+                expected = "must be a tuple of names"
             elif each.name == "configure":
-                fits = value is None or callable(value)
+                fits, expected = value is None or callable(value), "is no function"
             else:
                 fits = value is None or isinstance(value, (bool, int, float, str))
+                expected = "must be a number, a name or None"
             if not fits:
-                expected = "a list of names" if isinstance(each.default, tuple) else "a number, a name or None"
-                raise ArgumentError(f"BuildOptions: {each.name} is a {type(value).__name__}, expected {expected}")
+                raise ArgumentError(f"BuildOptions: {each.name}={reprlib.repr(value)} {expected}")
 
     def given(self) -> dict[str, Any]:
         """The options that are not the default, as plain data: a function by its module and name."""

@@ -134,7 +134,8 @@ def pytest_runtest_logfinish(nodeid):
 @pytest.mark.parametrize(("written", "used"), [(True, True), (False, False)], ids=["checks", "other tests"])
 def test_real_workers(suite: Suite, monkeypatch: pytest.MonkeyPatch, written: bool, used: bool) -> None:
     """Each worker that will check is bound before its first test; one that won't keeps all GPUs."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTEST_XDIST_WORKER"):
+        monkeypatch.delenv(name, raising=False)
     marker = '@trt_parity("conv.onnx", batch=2, backend="onnxruntime")\n' if written else ""
     text = f"import pytest\nfrom pytest_trtcheck import trt_parity\n\n{marker}@pytest.mark.parametrize('n', range(4))\n"
     suite.path.joinpath("conftest.py").write_text(CONFTEST)

@@ -102,6 +102,8 @@ def build(
         An option is out of range or unknown to `module`.
     UnsupportedTargetError
         The GPU of `target` is not in this machine, and `module` cannot compile for it.
+    OSError
+        The engine was built and cannot be written to `plan_path`.
     """
     options = options or BuildOptions()
     check_options(module, options, precision, target)
