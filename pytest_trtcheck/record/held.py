@@ -29,8 +29,9 @@ _TRIES = 100
 
 def _mark() -> str:
     """What stands in the name of all that processes of this machine hold: others can't look at their locks."""
-    node = "" if sys.platform == "win32" else os.uname().nodename.partition(".")[0]
-    return f"held-{node}-"
+    if sys.platform == "win32":
+        return "held--"
+    return f"held-{os.uname().nodename.partition('.')[0]}-"
 
 
 def _hold(make: Callable[[], Path]) -> tuple[Path, int | None]:

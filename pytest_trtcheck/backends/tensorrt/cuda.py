@@ -7,6 +7,7 @@ on: its memory pools keep what is freed, and its graph builder does not outlive 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +25,9 @@ SPIN_S = 0.002
 """How long a wait with a time limit polls without sleeping: longer than most inferences, so that they pay nothing."""
 
 
+_IMPORTING = threading.Lock()
+
+
 def load() -> tuple[Any, Any]:
     """The modules cuda.core and cuda.bindings.driver.
 
@@ -33,8 +37,10 @@ def load() -> tuple[Any, Any]:
         One of them is not installed.
     """
     try:
-        from cuda import core
-        from cuda.bindings import driver
+        # Two threads that import its parts from different ends are let through each other's locks to half of a module.
+        with _IMPORTING:
+            from cuda import core
+            from cuda.bindings import driver
     except ImportError as error:
         raise MissingDependencyError(f"cuda-core is needed to run engines: {error}", INSTALL) from error
     if not hasattr(core, "Device"):
