@@ -235,9 +235,11 @@ def test_overflows():
     ],
     ids=["ctrl-c", "pytest-timeout"],
 )
-def test_what_is_known_when_it_is_cut_off_is_reported(suite: Suite, end: str, said: str) -> None:
+def test_what_is_known_when_it_is_cut_off_is_reported(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, end: str, said: str
+) -> None:
     suite.write(test_x=CUT_OFF.format(end=end, early=""))
-    suite.pytester.syspathinsert(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     run = suite.run_apart("-p", "no:timeout")
     (record,) = run.checks
     assert record["verdict"] == "fail"
@@ -250,10 +252,12 @@ def test_what_is_known_when_it_is_cut_off_is_reported(suite: Suite, end: str, sa
     assert "to blame     the precision: tensor 'scaled_up' overflows" in record["message"]
 
 
-def test_a_failure_is_reported_that_was_cut_off_before_it_was_diagnosed(suite: Suite) -> None:
+def test_a_failure_is_reported_that_was_cut_off_before_it_was_diagnosed(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     early = "diagnosis._Diagnosis._trace = ended"
     suite.write(test_x=CUT_OFF.format(end="os.kill(os.getpid(), signal.SIGINT)", early=early))
-    suite.pytester.syspathinsert(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     (record,) = suite.run_apart().checks
     assert record["verdict"] == "fail"
     assert record["outcome"] == "failed"

@@ -15,6 +15,7 @@ import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -195,11 +196,18 @@ def cache(store: Path) -> Cache:
     return Cache(store / "cache")
 
 
+class Untried(engines.TensorRTRtx):
+    """Builds for a GPU that is not here: nothing can try its engines."""
+
+    def _trial(self, *_: Any) -> Any:
+        return SimpleNamespace(into=lambda *_: None, beside=lambda _: None)
+
+
 def system() -> engines.TensorRT:
     module = find_module("tensorrt_rtx")
     a100 = gpu.find_gpu("A100")
     card = Gpu(name="NVIDIA A100-SXM4-80GB", model=a100, compute_capability=(8, 0), driver="580.65")
-    return engines.TensorRTRtx(module, Target((8, 0), here=False), "A100", card)
+    return Untried(module, Target((8, 0), here=False), "A100", card)
 
 
 def built(

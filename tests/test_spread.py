@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -136,6 +137,7 @@ def test_real_workers(suite: Suite, monkeypatch: pytest.MonkeyPatch, written: bo
     """Each worker that will check is bound before its first test; one that won't keeps all GPUs."""
     for name in ("CUDA_VISIBLE_DEVICES", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     marker = '@trt_parity("conv.onnx", batch=2, backend="onnxruntime")\n' if written else ""
     text = f"import pytest\nfrom pytest_trtcheck import trt_parity\n\n{marker}@pytest.mark.parametrize('n', range(4))\n"
     suite.path.joinpath("conftest.py").write_text(CONFTEST)

@@ -196,7 +196,7 @@ class TensorRT(Backend):
         if failed:  # It is kept as it is: whoever tries it again need not build it again.
             raise failed[0]
         built = Built(spec, entry.path / PLAN_FILE, record, entry)
-        if self.gpu is not None and self.target.here:
+        if self.gpu is not None:
             self._trial(spec, self.gpu, built.path, made["sha256"]).beside(entry)
         return built
 
@@ -330,7 +330,7 @@ class TensorRT(Backend):
             if kept is not None and timings.stat().st_size:
                 kept.write_extra(_TIMING_CACHE, timings.read_bytes())
             sha256 = hash_file(plan.path)
-            if self.gpu is not None and self.target.here:
+            if self.gpu is not None:
                 try:
                     self._trial(spec, self.gpu, plan.path, sha256).into(folder, process)
                 except GpuError as error:
