@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -40,8 +41,11 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 
 
 def peak_mib() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    """The peaks of this process and of those that it keeps (ONNX Runtime, a builder), whenever each was."""
+    own = Path("/proc/self")
+    kept = (own / "task" / str(os.getpid()) / "children").read_text(encoding="ascii").split()
+    texts = [Path("/proc", each, "status").read_text(encoding="ascii") for each in ("self", *kept)]
+    return sum(int(text.partition("VmHWM:")[2].split()[0]) for text in texts) / 1024
 
 
 def child(precision: Precision | None, folder: Path, width: int) -> None:
