@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from pytest_trtcheck.model.graph import ONNX_DOMAINS
 from pytest_trtcheck.model.pieces import LARGE_BYTES, Graph, append
 
 if TYPE_CHECKING:
@@ -57,10 +58,14 @@ def fold(source: Path, path: Path) -> None:
 
 
 def _made_of_weights(graph: Graph) -> Iterator[str]:
-    """What nodes compute from weights alone, where another node, or the model's user, reads more than that."""
+    """What ONNX's nodes compute from weights alone, where another node, or the model's user, reads more than that."""
     users = (graph.reads(node) for node, each in enumerate(graph.nodes) if not graph.is_constant(each.output[0]))
-    wanted = dict.fromkeys(name for names in users for name in names)
-    return (name for name in wanted if name in graph.producers and graph.is_constant(name) and graph.is_tensor(name))
+    for name in dict.fromkeys(name for names in users for name in names):
+        if name in graph.producers and graph.is_constant(name) and graph.is_tensor(name):
+            makers = [graph.nodes[index] for index in graph.cut([name]).nodes]
+            # Operators of a user's library are left to the session that has it.
+            if all(node.domain in ONNX_DOMAINS for node in makers):
+                yield name
 
 
 def _most_elements(graph: Graph, name: str) -> int:
