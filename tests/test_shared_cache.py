@@ -228,7 +228,7 @@ def rewrite(place: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../escaped", "/tmp/escaped", "a/../../escaped", "", ".", "a//b", "a\\..\\b", "C:x", "a\0b", "x."]
+    "name", ["../../escaped", "/escaped", "a/../../escaped", "", ".", "a//b", "a\\..\\b", "C:x", "a\0b", "x."]
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, place: Path, name: str) -> None:
     Machine(tmp_path / "a", str(place), None).run()

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pytest_trtcheck.backends.base import Acceptance, Backend, Built, EngineSpec
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.module import EITHER
-from pytest_trtcheck.model.ort_runner import OrtRunner
-from pytest_trtcheck.precision.emulation import emulated_path
+from pytest_trtcheck.precision.emulation import emulated_path, opened
 
 if TYPE_CHECKING:
     from pytest_trtcheck.backends.base import Runner
@@ -52,9 +51,7 @@ class Emulated(Backend):
 
     def load(self, built: Built) -> Runner:
         """ONNX Runtime, in a process of its own."""
-        model = built.spec.model
-        label = model.label if built.path == model.path else f"{model.label} (emulated {built.spec.precision})"
-        return OrtRunner(built.path, label, custom_ops=model.custom_ops)
+        return opened(built.spec.model, built.path, built.spec.precision)
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """None: the evidence says it."""

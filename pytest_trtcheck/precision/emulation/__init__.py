@@ -29,7 +29,11 @@ def emulation(model: OnnxModel, lowered: Lowered, precision: Precision, cache: C
 
     For fp32 it is the model itself: what it computes is the reference.
     """
-    path = emulated_path(model, lowered, precision, cache)
+    return opened(model, emulated_path(model, lowered, precision, cache), precision)
+
+
+def opened(model: OnnxModel, path: Path, precision: Precision) -> OrtRunner:
+    """What runs the file that `emulated_path` gave for `model`."""
     label = model.label if path == model.path else f"{model.label} (emulated {precision})"
     return OrtRunner(path, label, custom_ops=model.custom_ops)
 
