@@ -183,8 +183,7 @@ def remembered(
         entry = cache.get_or_make(Key(kind, known.title, parts), make)
     except _Unfinished as unfinished:
         return unfinished.found
-    found: dict[str, Any] | None = json.loads((entry.path / _BLAME_FILE).read_text())
-    return found
+    return entry.read_json(_BLAME_FILE, lambda found: found and typed(found, dict[str, Any]))
 
 
 def subject_of(known: Known, worst: int) -> Subject:
