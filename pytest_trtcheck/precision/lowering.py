@@ -225,9 +225,9 @@ def _lowered(
         _write_details(folder, notes, details)
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make, shared=True)
-    kept = entry.read_json(_DETAILS_FILE, _details)
+    notes, kept = entry.read_json(_DETAILS_FILE, _notes_and_details)
     seen = {"seen": ranges.seen} if ranges is not None else {}
-    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *kept.pop("notes")), {**kept, **seen})
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *notes), {**kept, **seen})
 
 
 def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
@@ -256,7 +256,7 @@ def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
         _write_details(folder, (), {_ARITHMETIC: survey.survey(read), _INTEGERS: qdq.integers_alone(read)})
 
     entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
-    return entry.read_json(_DETAILS_FILE, _details)
+    return entry.read_json(_DETAILS_FILE, details_of)
 
 
 def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...], cache: Cache) -> Lowered | None:
@@ -479,9 +479,19 @@ def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any
     (folder / _DETAILS_FILE).write_text(json.dumps({"notes": list(notes), **details}))
 
 
-def _details(found: Any) -> dict[str, Any]:
-    """What `_write_details` wrote."""
-    details: dict[str, Any] = {**typed(found, dict[str, Any]), "notes": typed(found["notes"], list[str])}
+def _notes_and_details(found: Any) -> tuple[list[str], dict[str, Any]]:
+    return typed(found.pop("notes"), list[str]), details_of(found)
+
+
+def details_of(found: Any) -> dict[str, Any]:
+    """`Lowered.details`, from JSON.
+
+    Raises
+    ------
+    ReportError
+        That is not what it is.
+    """
+    details = typed(found, dict[str, Any])
     if _ARITHMETIC in details:
         details[_ARITHMETIC] = typed(details[_ARITHMETIC], list[arithmetic.Computation])
     return details
