@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pytest_trtcheck
-from docs.site import docstrings, links, reference
+from docs.site import compatibility, docstrings, links, reference
 from pytest_trtcheck import metrics, strategies
 from pytest_trtcheck.backends.tensorrt.module import OLDEST, Target, TensorRTModule
 from pytest_trtcheck.backends.tensorrt.support import BLACKWELL_FROM, SINCE, STRONG_TYPING_COMPLETE, unsupported
@@ -96,6 +96,49 @@ def test_a_public_docstring_says_what_each_parameter_is(name: str) -> None:
 def test_every_field_of_the_report_has_a_meaning() -> None:
     text = (ROOT / "docs/reference/report.md").read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if re.search(r"^\| `.*(?<!\\)\| \|$", line)] == []
+
+
+def test_the_oldest_libraries_that_are_tried_are_those_that_are_admitted() -> None:
+    bounds, pins = compatibility.lower_bounds(), compatibility.pinned()
+    always = {name: bound for name, (extra, bound) in bounds.items() if not extra}
+    assert set(always) <= set(pins)
+    assert [name for name, pin in pins.items() if f"{pin}.".startswith(f"{bounds[name][1]}.") is False] == []
+
+
+def test_the_releases_are_those_that_are_looked_at() -> None:
+    # Read from the text there: importing it needs what its environment alone has.
+    assert {"10.1.0", "11.4.0.106", "rtx 1.5.0.114"} <= set(compatibility.releases())
+    assert len(compatibility.releases()) == 24
+
+
+IN_RUN = "`tensorrt-api`, in `.ci/run`"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "part", "row"),
+    [
+        (".ci/run", "10.16.1.11", "10.15.1.29", "tensorrts", f"TensorRT 10.15.1.29 | {IN_RUN}"),
+        (".ci/run", "torch,keras", "torch", "libraries", "keras | `[tensorflow]` | 3.8 | untried | `installs`"),
+        (".github/workflows/ci.yml", ', "3.14"', "", "pythons", "3.14 | untried"),
+        (
+            "pyproject.toml",
+            "rtx==1.7.1.116",
+            "rtx==1.6.1.120",
+            "tensorrts",
+            f"TensorRT-RTX 1.7.1.116 | {IN_RUN} | untried",
+        ),
+        ("tox.ini", "    msgspec==0.19.0\n", "", "libraries", "msgspec | | 0.19 | untried"),
+    ],
+)
+def test_the_compatibility_table_says_what_is_run(
+    file: str, old: str, new: str, part: str, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = compatibility.read
+    assert f"| {row}" not in reference.PARTS[part]("")
+    monkeypatch.setattr(
+        compatibility, "read", lambda path: read(path).replace(old, new) if path == file else read(path)
+    )
+    assert f"| {row}" in reference.PARTS[part]("")
 
 
 def test_every_verdict_is_documented() -> None:

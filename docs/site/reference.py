@@ -13,13 +13,13 @@ import json
 import operator
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest_trtcheck
-from docs.site import docstrings
+from docs.site import compatibility, docstrings
 from docs.site.links import ROOT, pages
+from docs.site.tables import first_name, kept, table, together
 from pytest_trtcheck import __main__ as commands
 from pytest_trtcheck import errors, metrics, record, spec, strategies
 from pytest_trtcheck.backends import base
@@ -28,44 +28,10 @@ from pytest_trtcheck.model import sources
 from pytest_trtcheck.plugin import fixtures, options
 from pytest_trtcheck.report import Report
 
-Kept = Mapping[str, str]
-"""By the first name of a row, what was written by hand."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
 _PART = re.compile(r"<!-- generated: ([\w-]+) -->\n(.*?)<!-- end of \1 -->", re.DOTALL)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    cells = [header, ["---"] * len(header), *([each.replace("|", "\\|") for each in row] for row in rows)]
-    return "".join(re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(row)} |\n") for row in cells)
-
-
-def kept(old: str, column: str) -> Kept:
-    """What a table had in a column, by the first name in its row."""
-    rows = [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in old.splitlines() if line[:1] == "|"
-    ]
-    if not rows or column not in rows[0]:
-        return {}
-    place = rows[0].index(column)
-    return {_name(" ".join(row)): row[place].replace("\\|", "|") for row in rows[2:]}
-
-
-def together(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Rows of names that share a description as one row; it is in the column before "more", or the last of two."""
-    found: list[list[str]] = []
-    for row in rows:
-        said = min(len(row) - 1, 2)
-        if found and row[said] == found[-1][said]:
-            merged = [", ".join(dict.fromkeys(filter(None, pair))) for pair in zip(found[-1], row, strict=True)]
-            found[-1] = [*merged[:said], row[said], *merged[said + 1 :]]
-        else:
-            found.append([*row])
-    return found
-
-
-def _name(text: str) -> str:
-    found = re.search(r"`([\w-]+)", text)
-    return found[1] if found else text
 
 
 def _code(value: object) -> str:
@@ -80,7 +46,7 @@ def option_table(old: str) -> str:
         flag = "" if option.ini_only else _code(option.flag + (f"={option.metavar}" if option.metavar else ""))
         choices = f": {', '.join(map(_code, option.choices))}" if option.choices else ""
         names = [flag, _code(option.variable), _code(option.name)]
-        by_hand = more.get(_name(" ".join(names)), "")
+        by_hand = more.get(first_name(" ".join(names)), "")
         return [*names, option.kind, _default(option.default), option.help + choices, by_hand]
 
     header = ["flag", "environment", "ini key", "kind", "default", "meaning", "more"]
@@ -338,6 +304,13 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "commands": command_help,
     "report": report_fields,
     "python": python_api,
+    "pythons": compatibility.pythons,
+    "libraries": compatibility.libraries,
+    "tensorrts": compatibility.tensorrts,
+    "gpu-runs": compatibility.gpu_runs,
+    "gpus": compatibility.gpus,
+    "cuda": compatibility.cuda,
+    "platforms": compatibility.platforms,
 }
 """What may stand between the comments, by name: from what stands there to what should."""
 
