@@ -115,11 +115,11 @@ IN_RUN = "`tensorrt-api`, in `.ci/run`"
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "part", "row"),
+    ("file", "change", "part", "row"),
     [
-        (".ci/run", "10.16.1.11", "10.15.1.29", "tensorrts", f"TensorRT 10.15.1.29 | {IN_RUN}"),
-        (".ci/run", "torch,keras", "torch", "libraries", "keras | `[tensorflow]` | 3.8 | untried | `installs`"),
-        (".github/workflows/ci.yml", ', "3.14"', "", "pythons", "3.14 | untried"),
+        (".ci/run", ("10.16.1.11", "10.15.1.29"), "tensorrts", f"TensorRT 10.15.1.29 | {IN_RUN}"),
+        (".ci/run", ("torch,keras", "torch"), "libraries", "keras | `[tensorflow]` | 3.8 | untried | `installs`"),
+        (".github/workflows/ci.yml", (', "3.14"', ""), "pythons", "3.14 | untried"),
         (
             "pyproject.toml",
             "rtx==1.7.1.116",
@@ -127,13 +127,13 @@ IN_RUN = "`tensorrt-api`, in `.ci/run`"
             "tensorrts",
             f"TensorRT-RTX 1.7.1.116 | {IN_RUN} | untried",
         ),
-        ("tox.ini", "    msgspec==0.19.0\n", "", "libraries", "msgspec | | 0.19 | untried"),
+        ("tox.ini", ("    msgspec==0.19.0\n", ""), "libraries", "msgspec | | 0.19 | untried"),
     ],
 )
 def test_the_compatibility_table_says_what_is_run(
-    file: str, old: str, new: str, part: str, row: str, monkeypatch: pytest.MonkeyPatch
+    file: str, change: tuple[str, str], part: str, row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = compatibility.read
+    read, (old, new) = compatibility.read, change
     assert f"| {row}" not in reference.PARTS[part]("")
     monkeypatch.setattr(
         compatibility, "read", lambda path: read(path).replace(old, new) if path == file else read(path)
