@@ -122,8 +122,7 @@ IN_RUN = "`tensorrt-api`, in `.ci/run`"
         (".github/workflows/ci.yml", (', "3.14"', ""), "pythons", "3.14 | untried"),
         (
             "pyproject.toml",
-            "rtx==1.7.1.116",
-            "rtx==1.6.1.120",
+            ("rtx==1.7.1.116", "rtx==1.6.1.120"),
             "tensorrts",
             f"TensorRT-RTX 1.7.1.116 | {IN_RUN} | untried",
         ),
