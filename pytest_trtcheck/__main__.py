@@ -31,8 +31,8 @@ any more, or cannot be compared.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+def parser() -> argparse.ArgumentParser:
+    """Every command and its arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m pytest_trtcheck", description="What pytest-trtcheck does apart from a test run."
     )
@@ -77,7 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
     command.add_argument("--require-all", action="store_true", help="every check run and measured on the GPU of each")
     _add_record(commands)
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    given = parser().parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
