@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
+
 from tests import onnx_models
 from tests.docs.page import ROOT
 
@@ -19,8 +22,29 @@ def _conv(path: Path) -> None:
     onnx_models.save(onnx_models.conv_net(), path)
 
 
+def _magika(path: Path) -> None:
+    """magika's model, its long names shortened: the part that all of them have in common left out."""
+    proto = onnx.load(onnx_models.magika())
+    prefix = "jax2tf_get_logits_/pjit_get_logits_/MagikaV2/"
+    for node in proto.graph.node:
+        node.name = node.name.replace(prefix, "")
+        for names in (node.input, node.output):
+            names[:] = [each.replace(prefix, "") for each in names]
+    for each in (*proto.graph.initializer, *proto.graph.value_info):
+        each.name = each.name.replace(prefix, "")
+    onnx.save(proto, path)
+
+
+def _golden(path: Path) -> None:
+    with np.load(EXAMPLE / "data" / "held_out.npz") as data:
+        np.save(path, data["images"][:8])
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {
     "conv.onnx": _conv,
+    "golden.npy": _golden,
+    "magika.onnx": _magika,
+    "quantized.onnx": lambda path: shutil.copy(ROOT / "tests/data/quantized/pt2e_asymmetric.onnx", path),
 }
 """By the name that a page asks for: what writes the file, or fills the folder."""
 

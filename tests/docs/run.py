@@ -19,6 +19,7 @@ from pytest_trtcheck import __main__
 from tests.conftest import LEFT_OUT
 from tests.docs import commands, makers, output
 from tests.docs.page import ROOT
+from tests.docs.rewrite import rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,15 +56,19 @@ class Folder:
     namespace: dict[str, object] = field(default_factory=dict)
     done: dict[str, Printed] = field(default_factory=dict)
     """By command."""
+    rewrites: list[tuple[str, str]] | None = None
+    """What stands on the page and what should stand there; None where nobody wants to know."""
 
     @property
     def project(self) -> Path:
         return self.home / "project"
 
 
-def run(page: Page, environment: str, pytester: pytest.Pytester) -> list[Fault]:
+def run(
+    page: Page, environment: str, pytester: pytest.Pytester, rewrites: list[tuple[str, str]] | None = None
+) -> list[Fault]:
     """Run what is to be run in this environment; what did not hold."""
-    folder = Folder(pytester, pytester.path / "home")
+    folder = Folder(pytester, pytester.path / "home", rewrites=rewrites)
     folder.project.mkdir(parents=True)
     for name, place in page.needs:
         makers.put(name, folder.project / place)
@@ -79,16 +84,34 @@ def _as_a_user(folder: Folder) -> Iterator[None]:
             patch.delenv(name)
         patch.setenv("HOME", str(folder.home))
         patch.setenv("COLUMNS", "80")
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("PATH", f"{_programs(folder)}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.chdir(folder.project)
-        # As in a script that lies in the page's folder.
-        patch.syspath_prepend(str(folder.project))
         before = set(sys.modules)
         try:
             yield
         finally:
             _forget(folder, set(sys.modules) - before)
+
+
+def _programs(folder: Folder) -> Path:
+    """A folder with what a shell calls `python` and `pytest`: those that run this test."""
+    place = folder.home.parent / "bin"
+    place.mkdir()
+    without = " ".join(f"-pno:{name}" for name in LEFT_OUT)
+    for name, arguments in (("python", ""), ("pytest", f"-P -m pytest {without}")):
+        script = place / name
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        script.chmod(0o755)
+    return place
+
+
+@contextlib.contextmanager
+def _here_on_the_path() -> Iterator[None]:
+    """As for a script that lies in this folder, and with `python -m`; `pytest` alone does not look here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path.cwd()))
+        yield
 
 
 def _forget(folder: Folder, names: set[str]) -> None:
@@ -138,6 +161,10 @@ def _compared(block: Block, command: str, expected: list[str], line: int, folder
     within = float(block.remarks.get("figures within", "0 %").partition(" %")[0]) / 100
     text = printed.text.replace(str(folder.home.resolve()), HOME).replace(str(folder.home), HOME)
     if found := output.difference([each.replace("~/", f"{HOME}/") for each in expected], text, within):
+        if folder.rewrites is not None:
+            new = rewritten(expected, text)
+            given = slice(1, -1) if "part of the output of" in block.remarks else slice(None)
+            folder.rewrites.append(("\n".join(expected[given]), "\n".join(new[given])))
         yield block.fault(f"$ {command}\nprints something else:\n{found}", line)
 
 
@@ -147,7 +174,8 @@ def _printed(command: str, folder: Folder) -> Printed:
         case ["pytest", *arguments]:
             return _pytest(arguments, folder)
         case ["python", "-m", "pytest", *arguments]:
-            return _pytest(arguments, folder)
+            with _here_on_the_path():
+                return _pytest(arguments, folder)
         case ["python", "-m", "pytest_trtcheck", *arguments]:
             return _captured(lambda: __main__.main(arguments))
         case ["cd", place]:
@@ -203,7 +231,8 @@ def _python(block: Block, folder: Folder) -> Iterator[Fault]:
         exec(code, folder.namespace)
 
     try:
-        folder.done[THE_BLOCK_ABOVE] = _captured(execute)
+        with _here_on_the_path():
+            folder.done[THE_BLOCK_ABOVE] = _captured(execute)
     except Exception as error:
         own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == block.page]
         yield block.fault(f"{type(error).__name__}: {error}", (own[-1] or block.line) - block.line if own else 0)
