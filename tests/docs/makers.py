@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 
 from tests import onnx_models
+from tests.docs import reports
 from tests.docs.page import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pytest_trtcheck.record import RunRecord
 
 EXAMPLE = ROOT / "example_project"
 
@@ -40,11 +43,29 @@ def _golden(path: Path) -> None:
         np.save(path, data["images"][:8])
 
 
+def _tests(text: str) -> Callable[[Path], object]:
+    head = "from pytest_trtcheck import trt_latency, trt_parity\n\n\n"
+    return lambda path: path.write_text(head + text, encoding="utf-8")
+
+
+def _reports(make: Callable[[], tuple[RunRecord, RunRecord]], which: int) -> Callable[[Path], object]:
+    """One of two reports."""
+    from pytest_trtcheck.report.json_report import save
+
+    return lambda path: save(path, make()[which])
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {
     "conv.onnx": _conv,
+    "diff-new.json": _reports(reports.compared, 1),
+    "diff-old.json": _reports(reports.compared, 0),
     "golden.npy": _golden,
     "magika.onnx": _magika,
     "quantized.onnx": lambda path: shutil.copy(ROOT / "tests/data/quantized/pt2e_asymmetric.onnx", path),
+    "test_bf16.py": _tests('@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'),
+    "test_detector.py": _tests('@trt_parity("models/detector.onnx", batch=4, tol=0.02)\ndef test_detector(): ...\n'),
+    "upgrade-new.json": _reports(reports.upgraded, 1),
+    "upgrade-old.json": _reports(reports.upgraded, 0),
 }
 """By the name that a page asks for: what writes the file, or fills the folder."""
 

@@ -18,6 +18,7 @@ import pytest
 from pytest_trtcheck import __main__
 from tests.conftest import LEFT_OUT
 from tests.docs import commands, makers, output
+from tests.docs.made import made
 from tests.docs.page import ROOT
 from tests.docs.rewrite import rewritten
 
@@ -56,6 +57,8 @@ class Folder:
     namespace: dict[str, object] = field(default_factory=dict)
     done: dict[str, Printed] = field(default_factory=dict)
     """By command."""
+    untried: list[Block] = field(default_factory=list)
+    """Files of tests that no command of the page has run: they are run at its end."""
     rewrites: list[tuple[str, str]] | None = None
     """What stands on the page and what should stand there; None where nobody wants to know."""
 
@@ -73,7 +76,12 @@ def run(
     for name, place in page.needs:
         makers.put(name, folder.project / place)
     with _as_a_user(folder):
-        return [fault for block in page.blocks for fault in _run(block, page, environment, folder)]
+        found = [fault for block in page.blocks for fault in _run(block, page, environment, folder)]
+        for block in folder.untried:
+            printed = _pytest(["-q", str(block.title)], folder)
+            if printed.status:
+                found.append(block.fault(f"its tests do not pass:\n{_end_of(printed.text)}"))
+        return found
 
 
 @contextlib.contextmanager
@@ -129,6 +137,9 @@ def _run(block: Block, page: Page, environment: str, folder: Folder) -> Iterator
         place = folder.project / block.title
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(block.text, encoding="utf-8")
+        folder.untried = [each for each in folder.untried if each.title != block.title]
+        if place.name.startswith("test_") and place.suffix == ".py":
+            folder.untried.append(block)
         return
     if block.remarks.get("environment", page.environment) != environment:
         return
@@ -144,6 +155,7 @@ def _run(block: Block, page: Page, environment: str, folder: Folder) -> Iterator
 def _compared(block: Block, command: str, expected: list[str], line: int, folder: Folder) -> Iterator[Fault]:
     """Run a command and hold what it printed against the page; an output further down is that of the same run."""
     is_of_block = block.language != "console"
+    folder.untried = [each for each in folder.untried if not _tries(command, str(each.title))]
     try:
         if is_of_block and (command in folder.done or command == THE_BLOCK_ABOVE):
             printed = folder.done[command]
@@ -168,6 +180,12 @@ def _compared(block: Block, command: str, expected: list[str], line: int, folder
         yield block.fault(f"$ {command}\nprints something else:\n{found}", line)
 
 
+def _tries(command: str, file: str) -> bool:
+    """Whether pytest runs the tests of a file: where it names it, or no file at all."""
+    named = [word.partition("::")[0] for word in command.partition(" #")[0].split() if not word.startswith("-")]
+    return "pytest" in named and (file in named or not any(each.endswith((".py", ".onnx", ".json")) for each in named))
+
+
 def _printed(command: str, folder: Folder) -> Printed:
     words = commands.simple(command)
     match words:
@@ -178,6 +196,8 @@ def _printed(command: str, folder: Folder) -> Printed:
                 return _pytest(arguments, folder)
         case ["python", "-m", "pytest_trtcheck", *arguments]:
             return _captured(lambda: __main__.main(arguments))
+        case ["made", name]:
+            return Printed(made(name), 0)
         case ["cd", place]:
             os.chdir(place)
             return Printed("", 0)
