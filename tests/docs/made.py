@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_trtcheck.backends.onnxruntime import placement
 from pytest_trtcheck.baselines.latency import LatencyBaseline, judge
+from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.cache.remote import Tally
 from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import LatencyDetails, LatencyRecord, NodeRecord, PartitionRecord, typed
+from pytest_trtcheck.report import json_report, terminal
+from tests.docs.page import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +53,35 @@ def _fell_back() -> str:
     return f"detector.onnx in fp16: {placement.fault(found, title, 'fp16', None)}"
 
 
+def exported(folder: Path, gpu: str, failed: str | None = None) -> str:
+    """Export a detector in FP16 and BF16 as a run on that GPU does; what it says at its end."""
+    from tests import test_export_release as release
+
+    with TemporaryDirectory() as store:
+        cache = Cache(Path(store) / "cache")
+        records = []
+        for precision in ("fp16", "bf16"):
+            record = release.checked(cache, precision, nodeid=f"tests/test_detector.py::test_detector[{precision}]")
+            record["model"] = "models/detector.onnx"
+            if precision == failed:
+                record |= {"verdict": "fail", "outcome": "failed", "message": "max of 'boxes' 0.0412 > 0.03"}
+            records.append(record)
+        return "\n".join(release.write(folder, records, cache, gpu=gpu).lines())
+
+
+def _systems() -> str:
+    """The table of a transformer's encoder in FP16, as it was measured on an H100."""
+    run = json_report.read(ROOT / "docs" / "measured" / "h100" / "systems.json")
+    checks = [each for each in run.checks if "encoder-fp16" in each.nodeid]
+    lines = [line.text for line in terminal.summary_lines(checks)]
+    start = next(number for number, line in enumerate(lines) if line.startswith("system "))
+    return "\n".join(lines[start - 1 : lines.index("", start)])
+
+
 MADE: dict[str, Callable[[], str]] = {
     "latency-baseline": _latency_baseline,
+    "exported": lambda: exported(Path("build/release"), "A100", failed="bf16"),
+    "systems": _systems,
     "fell-back": _fell_back,
     "shared-cache": lambda: "\n".join(Tally(14, 3, 212.0).lines("s3://bucket/trtcheck")),
 }

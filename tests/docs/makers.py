@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from tests import onnx_models
 from tests.docs import reports
 from tests.docs.page import ROOT
+from tests.onnx_models import FLOAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pytest_trtcheck.record import RunRecord
 
@@ -43,6 +47,90 @@ def _golden(path: Path) -> None:
         np.save(path, data["images"][:8])
 
 
+def _upscaler(path: Path) -> None:
+    onnx_models.save(onnx_models.conv_net(1), path)
+
+
+def _ranker(path: Path) -> None:
+    weights = {"w": onnx_models.weights((32, 64), 1).T.copy()}
+    node = helper.make_node("MatMul", ["features", "w"], ["scores"])
+    shapes = {"features": (FLOAT, ["N", 64])}, {"scores": (FLOAT, ["N", 32])}
+    onnx_models.save(onnx_models.model([node], *shapes, weights), path)
+
+
+def _weights(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, w0=onnx_models.weights((16, 8)), w1=onnx_models.weights((8, 4), 1))
+
+
+def _detector(path: Path) -> None:
+    """Boxes, scores and classes, out of images that hold them."""
+    columns = {"zero": 0, "four": 4, "five": 5, "six": 6, "axis": 2}
+    nodes = [
+        helper.make_node("MatMul", ["images", "w"], ["y"]),
+        *(
+            helper.make_node("Slice", ["y", first, last, "axis"], [name])
+            for name, first, last in (("boxes", "zero", "four"), ("s", "four", "five"), ("c", "five", "six"))
+        ),
+        helper.make_node("Squeeze", ["s", "axis"], ["scores"]),
+        helper.make_node("Squeeze", ["c", "axis"], ["classes"]),
+    ]
+    weights = {"w": np.eye(6, dtype=np.float32)} | {name: np.array([each]) for name, each in columns.items()}
+    outputs = {"boxes": (FLOAT, ["N", 8, 4]), "scores": (FLOAT, ["N", 8]), "classes": (FLOAT, ["N", 8])}
+    onnx_models.save(onnx_models.model(nodes, {"images": (FLOAT, ["N", 8, 6])}, outputs, weights), path)
+
+
+def _detections(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    corners = np.arange(8)[None, :, None] * 60 + rng.random((2, 8, 2)) * 9
+    scores, classes = 0.4 + rng.random((2, 8, 1)) / 2, np.broadcast_to(np.arange(8)[None, :, None] % 3, (2, 8, 1))
+    np.save(path, np.concatenate([corners, corners + 30, scores, classes], axis=2).astype(np.float32))
+
+
+def _package(path: Path) -> None:
+    """What an installer leaves of the packages of docs/extending.md."""
+    path.mkdir()
+    (path / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    entries = re.findall(r"```toml\n\[project.entry-points.\"(.*?)\"\]\n(.*?)```", page, re.DOTALL)
+    (path / "entry_points.txt").write_text("".join(f"[{group}]\n{lines}" for group, lines in entries))
+
+
+def _score_data(path: Path) -> None:
+    """The models and data of docs/score.md; `lost.onnx` is the classifier after it lost some of its accuracy."""
+    from tests import test_score_docs
+
+    for make in test_score_docs.TASKS.values():
+        make(path, 0.0)
+    with TemporaryDirectory() as folder:
+        test_score_docs.top1(Path(folder), 0.4)
+        shutil.copy(Path(folder) / "classifier.onnx", path / "lost.onnx")
+
+
+LOST = """
+import numpy as np
+from pytest_trtcheck import Case, trt_parity
+from test_top1 import top1
+
+
+@trt_parity(
+    "lost.onnx", precision="int8", calibration="calibration.npz", reference="classifier.onnx", score=top1, max_drop=0.01
+)
+def test_accuracy():
+    data = np.load("validation.npz")
+    return [Case({"image": data["image"][i : i + 50]}, data["label"][i : i + 50]) for i in range(0, 2000, 50)]
+"""
+
+
+def _releases(path: Path) -> None:
+    """Folders that runs on an A100, a T4 and an Orin exported into."""
+    from tests.docs.made import exported
+
+    exported(path / "release", "A100")
+    exported(path / "from-t4", "T4", failed="bf16")
+    exported(path / "from-orin", "Orin")
+
+
 def _tests(text: str) -> Callable[[Path], object]:
     head = "from pytest_trtcheck import trt_latency, trt_parity\n\n\n"
     return lambda path: path.write_text(head + text, encoding="utf-8")
@@ -55,14 +143,34 @@ def _reports(make: Callable[[], tuple[RunRecord, RunRecord]], which: int) -> Cal
     return lambda path: save(path, make()[which])
 
 
+def _fleet(name: str, capability: str) -> Callable[[Path], object]:
+    from pytest_trtcheck.report.json_report import save
+
+    return lambda path: save(path, reports.fleet(name, capability))
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {
     "conv.onnx": _conv,
+    "detections.npy": _detections,
+    "detections.onnx": _detector,
     "diff-new.json": _reports(reports.compared, 1),
     "diff-old.json": _reports(reports.compared, 0),
     "golden.npy": _golden,
+    "installed-package": _package,
+    "merge-a100.json": _fleet("NVIDIA A100-SXM4-80GB", "8.0"),
+    "merge-orin.json": _fleet("Orin", "8.7"),
+    "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
     "quantized.onnx": lambda path: shutil.copy(ROOT / "tests/data/quantized/pt2e_asymmetric.onnx", path),
-    "test_bf16.py": _tests('@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'),
+    "test_bf16.py": _tests(
+        '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
+    ),
+    "ranker.onnx": _ranker,
+    "releases": _releases,
+    "score-data": _score_data,
+    "test_lost.py": lambda path: path.write_text(LOST, encoding="utf-8"),
+    "upscaler.onnx": _upscaler,
+    "weights.mlp": _weights,
     "test_detector.py": _tests('@trt_parity("models/detector.onnx", batch=4, tol=0.02)\ndef test_detector(): ...\n'),
     "upgrade-new.json": _reports(reports.upgraded, 1),
     "upgrade-old.json": _reports(reports.upgraded, 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pytest_trtcheck.record import GpuRecord, Library
 from tests.test_report_diff import check, latency, output, parity, report
@@ -62,18 +62,15 @@ def _of(version: str, run: RunRecord) -> RunRecord:
 def fleet(name: str, capability: str) -> RunRecord:
     """A run on one machine of several: on the Orin INT8 fails, and one check was not made."""
     is_orin = name == "Orin"
-    wrong = parity(output(value=0.0911, limit=0.05, verdict="fail" if is_orin else "pass"), verdict="fail" if is_orin else "pass")
-    right = parity(output(value=0.0310, limit=0.05))
+    word: Literal["pass", "fail"] = "fail" if is_orin else "pass"
+    int8 = parity(output(value=0.0911 if is_orin else 0.0310, limit=0.05, verdict=word), verdict=word)
+    message = "models/detector.onnx in int8 differs from its FP32 reference" if is_orin else None
     checks = [
-        check(DETECTOR.format("fp16"), model="models/detector.onnx", precision="fp16", parity=parity(output(value=0.0021))),
-        check(
-            DETECTOR.format("int8"),
-            model="models/detector.onnx",
-            parity=wrong if is_orin else right,
-            verdict="fail" if is_orin else "pass",
-            message="models/detector.onnx in int8 differs from its FP32 reference" if is_orin else None,
-        ),
-        *([] if is_orin else [check("tests/test_ocr.py::test_ocr", model="models/ocr.onnx", precision="fp16")]),
+        check(DETECTOR.format("fp16"), precision="fp16", parity=parity(output(value=0.0021))),
+        check(DETECTOR.format("int8"), parity=int8, verdict=word, message=message),
     ]
+    checks = [replace(each, model="models/detector.onnx") for each in checks]
+    if not is_orin:
+        checks.append(replace(check("tests/test_ocr.py::test_ocr", precision="fp16"), model="models/ocr.onnx"))
     run = report(*checks)
     return replace(run, environment=replace(run.environment, gpu=GpuRecord(name, "GPU-1", capability)))

@@ -1,6 +1,6 @@
 """What a page shows, brought up to what is printed: `DOCS_WRITE=1 pytest tests/test_docs_run.py -k PAGE`.
 
-What comes out is to be read (`git diff`): between two lines of dots it is as many lines as there were, about where they were.
+Read what comes out (`git diff`): between two lines of dots it is as many lines as there were, about where they were.
 """
 
 from __future__ import annotations

@@ -186,9 +186,8 @@ def _tries(command: str, file: str) -> bool:
     return "pytest" in named and (file in named or not any(each.endswith((".py", ".onnx", ".json")) for each in named))
 
 
-def _printed(command: str, folder: Folder) -> Printed:
-    words = commands.simple(command)
-    match words:
+def _printed(command: str, folder: Folder) -> Printed:  # noqa: PLR0911 - one of each kind
+    match commands.simple(command):
         case ["pytest", *arguments]:
             return _pytest(arguments, folder)
         case ["python", "-m", "pytest", *arguments]:
@@ -199,12 +198,13 @@ def _printed(command: str, folder: Folder) -> Printed:
         case ["made", name]:
             return Printed(made(name), 0)
         case ["cd", place]:
-            os.chdir(place)
-            return Printed("", 0)
+            return _captured(lambda: os.chdir(place))
         case ["export", assignment]:
-            name, _, value = assignment.partition("=")
-            os.environ[name] = value
-            return Printed("", 0)
+            return _captured(lambda: os.environ.update([assignment.split("=", 1)]))
+    return _of_shell(command)
+
+
+def _of_shell(command: str) -> Printed:
     if unknown := commands.programs(command) - PROGRAMS:
         raise ValueError(f"the tests run no {', '.join(sorted(unknown))}: say why the block is not run")
     done = subprocess.run(

@@ -39,9 +39,11 @@ _BY_HAND = ("trt_check", "trt_build")
 
 def faults(page: Page, config: pytest.Config) -> Iterator[Fault]:
     """All that a page names and that does not exist."""
+    own = ["--" + name.replace("_", "-") for name in _declared(page)]
     for block in page.blocks:
         for line, what in _of_block(block, config):
-            yield block.fault(what, line)
+            if not any(f"has no option {flag}" in what for flag in own):
+                yield block.fault(what, line)
     yield from _vocabulary(page, config)
 
 
@@ -194,9 +196,14 @@ def _json(block: Block, _: pytest.Config) -> Iterator[tuple[int, str]]:
 _BY_LANGUAGE = {"python": _python, "toml": _toml, "ini": _ini, "yaml": _yaml, "json": _json}
 
 
+def _declared(page: Page) -> set[str]:
+    """The options that code on the page itself adds."""
+    return set(re.findall(r'Option\("(trt_\w+)"', page.text))
+
+
 def _vocabulary(page: Page, config: pytest.Config) -> Iterator[Fault]:
     """Flags, variables and sub-commands, wherever on the page they stand."""
-    declared = set(re.findall(r'Option\("(trt_\w+)"', page.text))
+    declared = _declared(page)
     flags = {option.flag for option in OPTIONS if not option.ini_only} | {
         "--" + each.replace("_", "-") for each in declared
     }
