@@ -188,9 +188,11 @@ def _record(given: argparse.Namespace) -> int:
 
     shapes = dict(map(_shape, given.shape))
     if given.inputs and (shapes or given.batch is not None or given.seed):
-        raise ArgumentError("record: --batch, --shape and --seed are for generated inputs", "leave them out")
+        raise ArgumentError(
+            "record: --batch, --shape and --seed are for generated inputs", "leave them out", code="argument-conflict"
+        )
     if given.batch is not None and given.batch < 1:
-        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1")
+        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1", code="option-value")
     asked = Recording(
         model=given.model,
         output=Path(given.output),
@@ -211,7 +213,7 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     try:
         return name, tuple(int(size) for size in sizes.split(",") if size.strip())
     except ValueError:
-        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224") from None
+        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224", code="option-value") from None
 
 
 if __name__ == "__main__":
