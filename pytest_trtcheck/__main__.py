@@ -77,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
     command.add_argument("--require-all", action="store_true", help="every check run and measured on the GPU of each")
     _add_record(commands)
+    command = commands.add_parser(
+        "explain",
+        help="what the code of an error means, and what to do",
+        description="Print the sections of docs/errors.md on these codes; without one, list all codes.",
+    )
+    command.add_argument("codes", metavar="CODE", nargs="*", help="such as model-missing")
     given = parser.parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
@@ -86,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _release(Path(given.folder), [Path(each) for each in given.others])
         if given.command == upgrade.NAME:
             return upgrade.run(given, _width())
+        if given.command == "explain":
+            from pytest_trtcheck.report import explain
+
+            _say(explain.explained(given.codes, min(_width(), 100)))
+            return NOTHING_WORSE
         if given.command == "merge":
             return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)

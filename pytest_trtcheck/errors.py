@@ -149,21 +149,24 @@ CODES: tuple[Code, ...] = get_args(Code)
 
 
 @functools.cache
-def page(code: str) -> str:
-    """Where a code is explained: a path in the repository, or an address where the package knows that of its site."""
+def address_of(code: str) -> str:
+    """Where a code is explained: a path in the repository, or an address where the package knows one."""
     from importlib import metadata
 
     try:
         addresses = metadata.metadata("pytest-trtcheck").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:
         addresses = []
-    site = dict(each.split(", ", 1) for each in addresses).get("Documentation")
-    return f"{site.rstrip('/')}/errors/#{code}" if site else f"docs/errors.md#{code}"
+    known = dict(each.split(", ", 1) for each in addresses)
+    if "Documentation" in known:
+        return f"{known['Documentation'].rstrip('/')}/errors.html#{code}"
+    repository = f"{known['Repository'].rstrip('/')}/blob/HEAD/" if "Repository" in known else ""
+    return f"{repository}docs/errors.md#{code}"
 
 
 def explained_at(text: str, code: str | None) -> str:
     """A message, and where its code is explained."""
-    return f"{text}\n  → see {page(code)}" if code else text
+    return f"{text}\n  → see {address_of(code)}" if code else text
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - for `raises=`, where it stands beside CheckError

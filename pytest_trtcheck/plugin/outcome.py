@@ -167,7 +167,7 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
         pytest.skip(f"not measured: {message}")
     if record.verdict == "inconclusive" and inconclusive == "skip":
         pytest.skip(f"inconclusive: {message}")
-    raise CheckFailed(message, cast("Code | None", record.code))
+    raise CheckFailed(message, code=cast("Code | None", record.code))
 
 
 def is_expected(item: pytest.Item, error: BaseException) -> bool:
