@@ -83,6 +83,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     given = parser().parse_args(arguments)
+    command = commands.add_parser(
+        "explain",
+        help="what the code of an error means, and what to do",
+        description="Print the sections of docs/errors.md on these codes; without one, list all codes.",
+    )
+    command.add_argument("codes", metavar="CODE", nargs="*", help="such as model-missing")
+    given = parser.parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
@@ -91,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _release(Path(given.folder), [Path(each) for each in given.others])
         if given.command == upgrade.NAME:
             return upgrade.run(given, _width())
+        if given.command == "explain":
+            from pytest_trtcheck.report import explain
+
+            _say(explain.explained(given.codes, min(_width(), 100)))
+            return NOTHING_WORSE
         if given.command == "merge":
             return _merge(given)
         return _record(given) if given.command == "record" else _diff(given)
@@ -193,9 +205,11 @@ def _record(given: argparse.Namespace) -> int:
 
     shapes = dict(map(_shape, given.shape))
     if given.inputs and (shapes or given.batch is not None or given.seed):
-        raise ArgumentError("record: --batch, --shape and --seed are for generated inputs", "leave them out")
+        raise ArgumentError(
+            "record: --batch, --shape and --seed are for generated inputs", "leave them out", code="argument-conflict"
+        )
     if given.batch is not None and given.batch < 1:
-        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1")
+        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1", code="option-value")
     asked = Recording(
         model=given.model,
         output=Path(given.output),
@@ -216,7 +230,7 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     try:
         return name, tuple(int(size) for size in sizes.split(",") if size.strip())
     except ValueError:
-        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224") from None
+        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224", code="option-value") from None
 
 
 if __name__ == "__main__":

@@ -224,6 +224,7 @@ class Cache:
                 f"the cache directory is not used: {why}, and an engine is code: theirs would run here",
                 f"chmod go-w {self.root}, name another with --trt-cache-dir, sign entries (--trt-cache-key=FILE|ENV), "
                 "or trust whoever can write there (--trt-cache-unsigned)",
+                code="cache-unsafe",
             )
         self._is_private = self.root.exists()
 

@@ -90,7 +90,9 @@ def record(asked: Recording) -> list[str]:
         The file can't be written.
     """
     if asked.output.suffix != ".npz":
-        raise ArgumentError(f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix")
+        raise ArgumentError(
+            f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix", code="option-value"
+        )
     with scratch_folder("record") as scratch:
         cache, here = Cache(Path(scratch)), [Path.cwd()]
         read = dict(_read(asked.inputs))
@@ -116,7 +118,9 @@ def record(asked: Recording) -> list[str]:
             try:
                 golden.write(asked.output, about, _computed(reference, cases, notes))
             except OSError as error:
-                raise ReportError(f"cannot write {asked.output}: {error.strerror or error}") from error
+                raise ReportError(
+                    f"cannot write {asked.output}: {error.strerror or error}", code="report-unwritable"
+                ) from error
     count = plural(len(cases), "sample")
     told = [f"{asked.output}: {count} of {asked.model} in FP32, computed on {about.computed_on}"]
     if golden.is_lowered(model):
@@ -133,7 +137,11 @@ def _computed(reference: Reference, cases: Sequence[Case], notes: list[str]) -> 
             bad = _count_bad(array)
             where = f"sample {number}: output {name!r}"
             if bad and bad == array.size:
-                raise ModelError(f"{where} is NaN or infinite throughout", "give inputs that the model is meant for")
+                raise ModelError(
+                    f"{where} is NaN or infinite throughout",
+                    "give inputs that the model is meant for",
+                    code="reference-not-finite",
+                )
             if bad:
                 notes.append(f"{where}: {bad} of {array.size} elements are NaN or infinite")
         yield case, outputs
@@ -154,7 +162,7 @@ def _read(globs: Sequence[str]) -> Iterator[tuple[str, object]]:
     for each in globs:
         paths = sorted(glob.glob(str(expanded(each)), recursive=True))  # noqa: PTH207 - takes absolute ones
         if not paths:
-            raise InputError(f"--inputs={each}: no file matches", f"looked in {Path.cwd()}")
+            raise InputError(f"--inputs={each}: no file matches", f"looked in {Path.cwd()}", code="input-files")
         for path in paths:
             yield path, _arrays(Path(path))
 
@@ -166,6 +174,7 @@ def _arrays(path: Path) -> object:
         raise InputError(
             f"{path}: not a readable .npz or .npy file: {first_line(error) or type(error).__name__}",
             "give files as np.savez(path, **{input name: array}) writes them",
+            code="input-files",
         ) from error
     # numpy calls what bears no name so.
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays

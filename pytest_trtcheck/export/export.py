@@ -466,7 +466,9 @@ def _stage(written: list[Written], name: str, engine: _Engine, target: Path) -> 
     plan.parent.mkdir(parents=True)
     shutil.copyfile(engine.entry.path / PLAN_FILE, plan)
     if hash_file(plan) != engine.sha256:
-        raise ReportError(f"{name}: the copy of the engine differs from the one in the cache", "export again")
+        raise ReportError(
+            f"{name}: the copy of the engine differs from the one in the cache", "export again", code="release-damaged"
+        )
     config, batching = triton.config(name, engine.inputs, engine.outputs, _comments(engine))
     size = plan.stat().st_size
     (target / CONFIG).write_text(config, encoding="ascii", errors="backslashreplace")

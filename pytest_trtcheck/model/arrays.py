@@ -53,6 +53,7 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"expected a mapping from input name to array, got a {type(values).__name__}",
             'give each input by its name: {"input": array}',
+            code="input-names",
         )
     return {name: as_array(value) for name, value in values.items()}
 

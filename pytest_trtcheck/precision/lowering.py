@@ -164,7 +164,9 @@ def with_half_io(model: OnnxModel, lowered: Lowered, kind: HalfName, cache: Cach
     io = entry.read_json(_DETAILS_FILE, lambda found: typed(found["io"], tuple[str, list[str], list[str]]))
     if not any(io[1:]):
         raise ArgumentError(
-            f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32", "leave it out"
+            f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32",
+            "leave it out",
+            code="build-option",
         )
     note = f"inputs and outputs are {kind}: {listed([*io[1], *io[2]])}"
     details = {**lowered.details, "io": io}
@@ -208,7 +210,9 @@ def _lowered(
         parts |= ranges.key_parts
     if own_qdq and exclude:
         raise ArgumentError(
-            f"exclude: {model.label} brings its Q/DQ nodes with it", "export it without those that are not wanted"
+            f"exclude: {model.label} brings its Q/DQ nodes with it",
+            "export it without those that are not wanted",
+            code="precision-carried",
         )
 
     def make(folder: Path) -> None:
@@ -302,6 +306,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...],
             f"keep_fp32, exclude: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can "
             "be kept",
             "leave them out; export the model with those nodes in FP32, or give the FP32 model",
+            code="precision-carried",
         )
     note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; " + (
         f"{len(mine)} of its {len(operators)} nodes that do arithmetic compute in {precision}"
@@ -335,6 +340,7 @@ def _computes_in_another(
         f"{precision=}: {model.label} carries its precision already: {_by_kind(shown)}, so that it can't be checked in "
         f"{precision}",
         hint,
+        code="precision-carried",
     )
 
 
@@ -371,6 +377,7 @@ def _refuse_without_computation(
             f"{precision=}: {model.label} carries its precision already: {len(integers)} of its nodes compute in "
             f"integers ({listed(integers)}), whatever is asked for",
             "export the model in FP32, or with Q/DQ nodes",
+            code="precision-carried",
         )
     if nodes:
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
+from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, merge, plots, systems
@@ -102,6 +102,7 @@ class Row:
     layers: Sequence[tuple[LayerRecord, float]]
     layers_left_out: int
     message: str
+    explained_at: str | None
 
     @property
     def rank(self) -> int:
@@ -283,6 +284,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         tensors=_tensors_to_look_at(blame, room.tensors),
         layers=timed[: room.layers],
         layers_left_out=max(0, len(timed) - room.layers),
+        explained_at=address_of(record.code) if record.code else None,
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
     )
 

@@ -179,6 +179,7 @@ class TensorRT(Backend):
             raise CacheError(
                 f"{spec.model.label}: {entry.path / PLAN_FILE} was replaced: it is not the engine that was built",
                 "see who can write there, then empty it with --trt-cache-clear",
+                code="cache-unsafe",
             )
         notes = made.notes
         if made.gpu != self.product:

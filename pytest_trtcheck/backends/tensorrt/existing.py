@@ -142,6 +142,10 @@ class ExistingEngine(TensorRT):
         if hash_bytes(serialized) != self.file.sha256:
             raise GpuError(f"{self.file.label}: was changed on disk during the check", "run the test again")
         io = _io(built.entry)
+            raise GpuError(
+                f"{self.file.label}: was changed on disk during the check", "run the test again", code="model-changed"
+            )
+        io = json.loads((built.entry.path / _FOUND_FILE).read_text())["io"]
         arguments = self._loaded_from_file(built.spec, io)
         return Engine(serialized, self.module, jit_cache=kernels_of(built.entry), **arguments)
 
@@ -192,6 +196,7 @@ def find(file: PlanFile, name: str, machine: Machine) -> ExistingEngine:
         raise ArgumentError(
             f"{file.label}: is an engine of {file.builder}, and backend={name!r} was asked for",
             f"leave the backend out, or name {file.module}",
+            code="argument-conflict",
         )
     requested, detected = machine.requested, machine.detected
     module = available(file.module)
@@ -261,6 +266,7 @@ def refuse_other_model(label: str, io: Mapping[str, Any], model: OnnxModel) -> N
         raise ModelError(
             f"{label}: is no engine of {model.label}:\n  " + "\n  ".join(problems),
             "name the model that it was built from, or build the engine again from this one",
+            code="engine-model",
         )
 
 
@@ -335,6 +341,7 @@ def chosen_profile(label: str, io: Mapping[str, Any], spans: Mapping[str, ShapeR
     raise InputError(
         f"{label}: takes no inputs of these shapes ({asked}):\n  " + "\n  ".join(each),
         "give inputs that lie in one of its profiles, or batch= and shapes= that do",
+        code="input-profile",
     )
 
 
@@ -375,6 +382,7 @@ def precisions_read(label: str, layers: Mapping[str, int]) -> tuple[Precision, .
             f"{label}: the engine computes in {', '.join(sorted(narrow))} ({layers_shown(layers)}), for which "
             "there are no limits",
             f"the precisions are {', '.join(PRECISIONS)}",
+            code="engine-precision",
         )
     rest = next((kind for kind in ("bf16", "fp16") if kind in kinds), None)
     quantized = next((kind for kind in ("int8", "fp8") if kind in kinds), None)
