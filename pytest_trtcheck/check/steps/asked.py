@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from pytest_trtcheck.model.labelled import Stream
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.quantization import coverage
-from pytest_trtcheck.precision.reference import GoldenReference, Reference, reference_given
+from pytest_trtcheck.precision.reference import GoldenReference, Reference, first_that_runs, reference_given
 from pytest_trtcheck.record import CalibrationRecord, CheckRecord, LoweredRecord
 from pytest_trtcheck.spec import Tolerance
 
@@ -228,7 +228,7 @@ def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequ
 
     def answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
         """What to paste: the likeliest sizes that the model runs with."""
-        found = next((each for each in proposed if _runs(settings, model, each, spec.seed)), None)
+        found = first_that_runs(model, proposed, settings.cache, settings.reference_provider)
         open_first = [each.name for each in model.inputs if each.shape and not isinstance(each.shape[0], int)]
         batches = [size for size in request.batches if size is not None]
         spelled = request.spell_shapes(free_dims.over(found or proposed[0], batches, open_first))
@@ -241,15 +241,6 @@ def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequ
     if request.default_batch is not None and batch is None and is_open:
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), labels, notes
-
-
-def _runs(settings: Settings, model: OnnxModel, shapes: Mapping[str, Shape], seed: int) -> bool:
-    """Whether the FP32 model computes something of inputs with these shapes."""
-    with suppress(CheckError), closing(Reference(model, settings.cache, settings.reference_provider)) as reference:
-        ranges = model_inputs.shape_ranges(model, None, shapes, default_batch=1)
-        outputs = reference(model_inputs.generate(model, ranges, seed)[0])
-        return all(array.size for array in outputs.values())
-    return False
 
 
 def _with_kept(
