@@ -77,19 +77,19 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
     command.add_argument("--require-all", action="store_true", help="every check run and measured on the GPU of each")
     _add_record(commands)
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    given = parser().parse_args(arguments)
     command = commands.add_parser(
         "explain",
         help="what the code of an error means, and what to do",
         description="Print the sections of docs/errors.md on these codes; without one, list all codes.",
     )
     command.add_argument("codes", metavar="CODE", nargs="*", help="such as model-missing")
-    given = parser.parse_args(arguments)
+    _add_init(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    given = parser().parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return NOTHING_WORSE
         if given.command == "merge":
             return _merge(given)
+        if given.command == "init":
+            return _init(given)
         return _record(given) if given.command == "record" else _diff(given)
     except Exception as error:
         print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
@@ -223,6 +225,34 @@ def _record(given: argparse.Namespace) -> int:
     )
     print(visible("\n".join(record(asked))))
     return NOTHING_WORSE
+
+
+def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "init",
+        help="a first test of the models in a project, and a CI workflow",
+        description="Look for models (.onnx, .pt2, .keras, SavedModel folders) and write tests/test_inference.py, "
+        "tests/conftest.py, a pytest.ini where nothing configures pytest, and a CI workflow. What exists stays.",
+        epilog="exit status: 0; 1 where no model was found; 2 where a file can't be written",
+    )
+    command.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="the project's (default: this one)")
+    command.add_argument(
+        "--ci",
+        choices=("github", "gitlab", "jenkins", "none"),
+        help="whose workflow (default: what the project has, else github)",
+    )
+    command.add_argument("--dry-run", action="store_true", help="write nothing, say what would be written")
+    command.add_argument("--diff", action="store_true", help="write nothing, show what would change")
+    command.add_argument("--force", action="store_true", help="write over files that exist")
+
+
+def _init(given: argparse.Namespace) -> int:
+    from pytest_trtcheck import init
+
+    asked = init.Asked(Path(given.folder), given.ci, given.force, given.dry_run, given.diff)
+    said, found = init.run(asked)
+    _say("\n".join(said))
+    return NOTHING_WORSE if found else WORSE
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

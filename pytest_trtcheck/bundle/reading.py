@@ -150,7 +150,7 @@ def read(path: Path) -> Bundle:
         found = list(problems(path.parent, about))
         if found:
             shown = "\n  ".join(found)
-            raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT)
+            raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT, code="bundle-damaged")
     except _WRONG as error:
         raise _not_understood(path, repr(error)) from error
     try:
@@ -163,12 +163,7 @@ _WRONG = KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionE
 
 
 def _not_understood(path: Path, why: str) -> ReportError:
-    return ReportError(f"{path}: not understood: {why}", f"use the {TOOL} that wrote it")
-            raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT, code="bundle-damaged")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE) as error:
-        raise ReportError(
-            f"{path}: not understood: {error!r}", f"use the {TOOL} that wrote it", code="bundle-damaged"
-        ) from error
+    return ReportError(f"{path}: not understood: {why}", f"use the {TOOL} that wrote it", code="bundle-damaged")
 
 
 def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:

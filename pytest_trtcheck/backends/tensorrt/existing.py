@@ -140,12 +140,10 @@ class ExistingEngine(TensorRT):
         assert built.entry is not None
         serialized = built.path.read_bytes()
         if hash_bytes(serialized) != self.file.sha256:
-            raise GpuError(f"{self.file.label}: was changed on disk during the check", "run the test again")
-        io = _io(built.entry)
             raise GpuError(
                 f"{self.file.label}: was changed on disk during the check", "run the test again", code="model-changed"
             )
-        io = json.loads((built.entry.path / _FOUND_FILE).read_text())["io"]
+        io = _io(built.entry)
         arguments = self._loaded_from_file(built.spec, io)
         return Engine(serialized, self.module, jit_cache=kernels_of(built.entry), **arguments)
 
