@@ -109,7 +109,6 @@ def _diff(given: argparse.Namespace) -> int:
 
 def _merge(given: argparse.Namespace) -> int:
     from pytest_trtcheck.report import html, json_report, merge
-    from pytest_trtcheck.report.view import failed, missing
 
     if given.html:
         html.require()
@@ -119,8 +118,7 @@ def _merge(given: argparse.Namespace) -> int:
     if given.html:
         html.save(given.html, found)
     _say(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
-    is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
-    return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+    return WORSE if merge.is_bad(found) or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
 
 
 def _say(text: str, end: str = "\n") -> None:

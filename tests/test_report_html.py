@@ -149,7 +149,7 @@ def test_the_title_is_the_verdict_of_the_run(records: list[dict[str, Any]], titl
 def test_a_row_has_the_columns_of_the_terminal() -> None:
     (row,) = rows(page(check(error=0.012)))
 
-    assert row == "fail resnet50.onnx tests/test_a.py::test_a[fp16] fp16 emulated 0.0120 max ≤ 0.01 –"
+    assert row == "fail resnet50.onnx tests/test_a.py::test_a[fp16] fp16 emulated 0.0120 max ≤ 0.01 120 % – 1.5 s"
 
 
 def test_emulated_and_unmeasured_are_said_plainly() -> None:
@@ -171,7 +171,7 @@ def test_a_diagnosis_is_shown_where_there_is_one() -> None:
     text = page(check(error=0.02, tensors=30))
 
     assert "<b>To blame: precision.</b> The error jumps in one layer." in text
-    assert '<code>keep_fp32=["layer/Conv"]</code>' in text
+    assert "<code>keep_fp32=[&#34;layer/Conv&#34;]</code>" in text
     assert '<tr class="marked"><td>layer20/output</td>' in text
     assert "<figcaption>Error along the graph</figcaption>" in text
 
@@ -208,7 +208,7 @@ def test_errors_that_are_not_finite_are_shown() -> None:
     text = page(record)
 
     assert " inf max ≤ 0.01" in rows(text)[0]
-    assert 'title="not finite"' in text
+    assert "not finite<span" in text
     assert "nan" not in re.sub("<title>.*?</title>", "", text)
 
 
@@ -222,7 +222,7 @@ def test_names_are_text_and_nothing_else() -> None:
 
     text = page(record, requested_gpu=HOSTILE)
 
-    assert text.count("<script>") == 1
+    assert text.count("<script>") == 2
     assert "<img" not in text
     assert "<i>" not in text
 
