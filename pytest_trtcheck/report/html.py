@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         RunRecord,
         TensorRecord,
     )
+    from pytest_trtcheck.report.history import History
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -92,6 +93,7 @@ _ROOMS = (
     Room(2, 2, 50, 0, 600, "not passed"),
     Room(2, 2, 50, 0, 200, "not passed"),
     Room(1, 1, 0, 0, 200, "none"),
+    Room(0, 0, 0, 0, 120, "none"),
 )
 _LARGEST_PAGE = 950_000
 """In bytes. A page that is larger says less of each check, as long as that helps: it should be small enough to mail."""
@@ -271,6 +273,37 @@ def render(run: RunRecord, written: str = "") -> str:
         if len(page.encode()) <= _LARGEST_PAGE:
             break
     return page
+
+
+def save_history(path: str | os.PathLike[str], found: History) -> None:
+    """Write what became of checks from report to report.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    ReportError
+        `path` cannot be written.
+    """
+    write_text(path, render_history(found))
+
+
+def render_history(found: History) -> str:
+    """The same as one HTML page.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    tracks = [(track, [(line, plots.history(line, track.turns)) for line in track.lines]) for track in found.tracks]
+    return filled(
+        "history.html",
+        found=found,
+        loud=[each for each in tracks if not each[0].is_quiet],
+        quiet=[each for each in tracks if each[0].is_quiet],
+        worse=sum(bool(track.worse) for track in found.tracks),
+    )
 
 
 def filled(template: str, **contents: Any) -> str:

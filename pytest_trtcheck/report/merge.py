@@ -67,7 +67,7 @@ def _shared(values: Sequence[str | None]) -> str | None:
 
 def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
     if not run.machines:
-        yield MachineRecord(_machine(run.environment), name, run.environment), run
+        yield MachineRecord(machine_name(run.environment), name, run.environment), run
     for machine in run.machines:
         yield machine, _of(machine, run)
 
@@ -79,7 +79,7 @@ def _of(machine: MachineRecord, run: RunRecord) -> RunRecord:
     return replace(run, checks=checks, missing=unrecorded, planned=len(checks) + len(unrecorded), stopped=None)
 
 
-def _machine(environment: Environment) -> str:
+def machine_name(environment: Environment) -> str:
     """What a machine is called: its GPU, without the maker."""
     if environment.gpu and environment.gpu.name:
         return one_line(environment.gpu.name.removeprefix("NVIDIA "))

@@ -75,6 +75,15 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def short_time(started: str) -> str:
+    """When a run began, to the minute, in UTC.
+
+    >>> short_time("2026-11-27T00:19:40Z")
+    '2026-11-27 00:19'
+    """
+    return one_line(started).replace("T", " ")[:16]
+
+
 def short_commit(commit: str) -> str:
     """A commit as git shows it.
 
