@@ -114,6 +114,7 @@ class Row:
     record: CheckRecord
     name: str
     anchor: str
+    place: int
     word: str
     judgement: Judgement | None
     latency: BudgetView | None
@@ -155,8 +156,10 @@ class Row:
             cure = f"; passes with {plural(len(kept), 'node')} in FP32" if kept else ""
             return one_line(f"To blame: {self.blame.step}, {summary.rstrip('.')}{cure}")
         # That outputs differ is what the error beside its tolerance says.
-        parity = self.record.parity
-        return "" if parity and is_bad(parity.verdict) else one_line(self.record.headline)
+        if self.record.parity and is_bad(self.record.parity.verdict):
+            return ""
+        reasons = (part.reason for part in self.record.parts.values() if is_bad(part.verdict))
+        return one_line(self.record.headline or next(filter(None, reasons), ""))
 
     @property
     def lines(self) -> list[tuple[int, str]]:
@@ -175,11 +178,6 @@ class Row:
         if self.word != "pass" and ".py::" in record.nodeid:
             found.append(("Run it again:", f"pytest {shlex.quote(record.nodeid)}"))
         return found
-
-    @property
-    def rank(self) -> int:
-        """What sorts the verdicts: the ones to look at first come first."""
-        return WORDS.index(self.word)
 
     @property
     def used(self) -> float | None:
@@ -318,9 +316,8 @@ def filled(template: str, **contents: Any) -> str:
 
 
 def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
-    names = zip(checks, labels(checks), anchors(checks), strict=True)
-    rows = [_row(record, name, anchor, room) for record, name, anchor in names]
-    rows.sort(key=lambda row: row.rank)
+    told = sorted(zip(checks, labels(checks), anchors(checks), strict=True), key=lambda each: rank(each[0]))
+    rows = [_row(*each, place, room) for place, each in enumerate(told)]
     words = Counter(row.word for row in rows)
     table = fleet.fleet(run)
     return {
@@ -372,6 +369,11 @@ def _groups(rows: Sequence[Row]) -> list[Group]:
         Group(shorten_middle(names[model], _LONGEST_NAME), f"model-{slug(model)}-{place}", of_model)
         for place, (model, of_model) in enumerate(found.items(), 1)
     ]
+
+
+def rank(record: CheckRecord) -> int:
+    """What sorts the verdicts: the ones to look at first come first."""
+    return WORDS.index(verdict_word(record))
 
 
 def anchors(checks: Sequence[CheckRecord]) -> list[str]:
@@ -436,6 +438,7 @@ def _jinja() -> Environment:
     environment.filters["number"] = format_optional
     environment.filters["sortable"] = _sortable
     environment.filters["value"] = _element
+    environment.filters["rank"] = rank
     environment.filters["duration"] = format_duration
     environment.globals["plural"] = plural
     environment.globals["listed"] = listed
@@ -447,7 +450,7 @@ def _asset(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _row(record: CheckRecord, name: str, anchor: str, room: Room) -> Row:
+def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) -> Row:
     parity = record.parity
     blame = (parity and parity.blame) or BlameRecord()
     judged = _by_output(record)
@@ -465,6 +468,7 @@ def _row(record: CheckRecord, name: str, anchor: str, room: Room) -> Row:
         record=record,
         name=shorten_middle(name, _LONGEST_NAME),
         anchor=anchor,
+        place=place,
         word=verdict_word(record),
         judgement=decisive(record),
         latency=max(measured, key=_tightness, default=None),

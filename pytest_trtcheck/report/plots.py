@@ -170,11 +170,11 @@ def latency(samples_ms: Sequence[float], budgets: Sequence[BudgetView]) -> str:
     parts = [*svg.x_axis(axis, _BOTTOM, "latency in ms")]
     if any(budget.low is not None and budget.high is not None for budget in quantiles):
         parts.append(svg.text(_LEFT, _BOTTOM + 27, "shaded: confidence bounds", "name"))
-    for budget in quantiles:
+    for row, budget in enumerate(quantiles):
         if budget.low is not None and budget.high is not None:
             left, right = axis(budget.low), axis(budget.high)
             parts.append(svg.rectangle(left, _TOP + 8, max(right - left, 2), _BOTTOM - _TOP - 8, "bounds"))
-            parts.append(svg.text((left + right) / 2, _TOP + 20, budget.name, "name", "middle"))
+            parts.append(svg.text((left + right) / 2, _TOP + 20 + 11 * (row % 2), budget.name, "name", "middle"))
     parts.append(svg.bars(edges, [height(count) for count in counts], _BOTTOM, "bars"))
     for row, budget in enumerate(quantiles):
         if budget.limit is not None:
