@@ -76,6 +76,19 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--html", metavar="FILE.html", help="write it as one page")
     command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
     command.add_argument("--require-all", action="store_true", help="every check run and measured on the GPU of each")
+    command = commands.add_parser(
+        "history",
+        help="how checks went from report to report, and where one became worse",
+        description="Follow each check through JSON reports (--trt-report), in the order in which the runs began: "
+        "error, latency, score and verdict, held against what each was when it last changed.",
+        epilog="exit status: 0; with --fail-on=regression 1 where something became worse in the newest report; 2 where "
+        "a file cannot be read as a report",
+    )
+    command.add_argument("reports", metavar="REPORT.json", nargs="+", help="a run's report, or a merged one")
+    command.add_argument("--html", metavar="FILE.html", help="write it as one page")
+    command.add_argument(
+        "--fail-on", choices=_FAIL_ON[:2], default="never", help="what exits with 1 (default: %(default)s)"
+    )
     _add_record(commands)
     command = commands.add_parser(
         "explain",
@@ -107,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _merge(given)
         if given.command == "init":
             return _init(given)
+        if given.command == "history":
+            return _history(given)
         return _record(given) if given.command == "record" else _diff(given)
     except Exception as error:
         print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
@@ -128,7 +143,6 @@ def _diff(given: argparse.Namespace) -> int:
 
 def _merge(given: argparse.Namespace) -> int:
     from pytest_trtcheck.report import html, json_report, merge
-    from pytest_trtcheck.report.view import failed, missing
 
     if given.html:
         html.require()
@@ -138,8 +152,19 @@ def _merge(given: argparse.Namespace) -> int:
     if given.html:
         html.save(given.html, found)
     _say(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
-    is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
-    return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+    return WORSE if merge.is_bad(found) or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+
+
+def _history(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.report import history, html, json_report
+
+    if given.html:
+        html.require()
+    found = history.history([(each, json_report.read(each)) for each in given.reports])
+    if given.html:
+        html.save_history(given.html, found)
+    _say("\n".join(history.lines(found, _width())))
+    return WORSE if given.fail_on == "regression" and found.is_worse else NOTHING_WORSE
 
 
 def _say(text: str, end: str = "\n") -> None:
