@@ -12,7 +12,7 @@ from pytest_trtcheck.errors import ArgumentError, unforeseen, visible
 from pytest_trtcheck.report.upgrade import command as upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_trtcheck.report.diff import ReportDiff
 
@@ -107,22 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        if given.command == "release":
-            return _release(Path(given.folder), [Path(each) for each in given.others])
-        if given.command == upgrade.NAME:
-            return upgrade.run(given, _width())
-        if given.command == "explain":
-            from pytest_trtcheck.report import explain
-
-            _say(explain.explained(given.codes, min(_width(), 100)))
-            return NOTHING_WORSE
-        if given.command == "merge":
-            return _merge(given)
-        if given.command == "init":
-            return _init(given)
-        if given.command == "history":
-            return _history(given)
-        return _record(given) if given.command == "record" else _diff(given)
+        return _RUN[given.command](given)
     except Exception as error:
         print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
         return BAD_INPUT
@@ -178,9 +163,21 @@ def _width() -> int:
     return max(60, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
 
 
-def _release(folder: Path, others: Sequence[Path]) -> int:
+def _explain(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.report import explain
+
+    _say(explain.explained(given.codes, min(_width(), 100)))
+    return NOTHING_WORSE
+
+
+def _upgrade(given: argparse.Namespace) -> int:
+    return upgrade.run(given, _width())
+
+
+def _release(given: argparse.Namespace) -> int:
     from pytest_trtcheck.export import release
 
+    folder, others = Path(given.folder), [Path(each) for each in given.others]
     found, remarks = release.merge(folder, others) if others else (release.check(folder), [])
     print(visible("\n".join([*found.lines(details=True), *remarks])))
     return NOTHING_WORSE if found.is_complete and not remarks else WORSE
@@ -286,6 +283,18 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
         return name, tuple(int(size) for size in sizes.split(",") if size.strip())
     except ValueError:
         raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224", code="option-value") from None
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "diff": _diff,
+    upgrade.NAME: _upgrade,
+    "release": _release,
+    "merge": _merge,
+    "history": _history,
+    "record": _record,
+    "explain": _explain,
+    "init": _init,
+}
 
 
 if __name__ == "__main__":
