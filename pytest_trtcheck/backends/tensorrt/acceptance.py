@@ -87,8 +87,7 @@ def acceptance(
         (folder / _FILE).write_text(json.dumps(asdict(found)))
 
     entry = cache.get_or_make(Key("acceptance", label, parts), make)
-    plain = json.loads((entry.path / _FILE).read_text())
-    return typed(plain, Acceptance)
+    return entry.read_json(_FILE, lambda found: typed(found, Acceptance))
 
 
 def _installed(name: str) -> str | None:
