@@ -85,7 +85,8 @@ def blamed(settings: Settings, known: Known, first: Callable[[Known], None] = la
 
 
 def _with(known: Known, found: dict[str, Any] | None) -> Known:
-    return known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
+    blame = None if found is None else typed(jsonable(found), BlameRecord)
+    return known.recorded(parity=replace(known.parity, blame=blame))
 
 
 def _why_no_lowering(settings: Settings, known: Known) -> str | None:
