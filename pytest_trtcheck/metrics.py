@@ -285,7 +285,9 @@ def named(metric: object) -> Metric:
     known = METRICS.get(metric.name)
     if metric.name in _RESERVED or (known and metric.of is not known.of and metric.axis is None):
         raise ArgumentError(
-            f"metric={metric.name}: a metric of that name is built in", "give the function, or the metric, another name"
+            f"metric={metric.name}: a metric of that name is built in",
+            "give the function, or the metric, another name",
+            code="argument-conflict",
         )
     return metric
 

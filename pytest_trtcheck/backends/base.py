@@ -208,7 +208,7 @@ class Acceptance:
     def require(self) -> None:
         """Raise what stands against the model, a ModelError."""
         if self.refusal:
-            raise ModelError(self.refusal, self.advice)
+            raise ModelError(self.refusal, self.advice, code="model-refused")
 
 
 class Backend(ABC):
@@ -492,7 +492,7 @@ class RunnerByShape:
             The system has no clock.
         """
         if not self._system.is_timed:
-            raise ArgumentError(f"{self._system.title} is not timed", "take another backend=")
+            raise ArgumentError(f"{self._system.title} is not timed", "take another backend=", code="benchmark-untimed")
         case = arrays_of(inputs)
         return self._system.timed_runs(self._runner(case), [case], graph=graph)
 
