@@ -139,14 +139,14 @@ def test_every_part_of_the_entries_that_checks_make_is_named(suite: Suite) -> No
 
 sys.path += [str(ROOT / "docs" / "site"), str(ROOT / "benchmarks" / "gpu" / "atlas")]
 
-import emulated as tables  # type: ignore[import-not-found]  # noqa: E402 - beside what builds the site
+import explained as tables  # type: ignore[import-not-found]  # noqa: E402 - beside what builds the site
 import probes  # type: ignore[import-not-found]  # noqa: E402 - beside the atlas's scripts
 
 
-def test_the_tables_of_the_emulation_are_what_code_and_reports_say() -> None:
-    text = tables.PAGE.read_text(encoding="utf-8")
-    assert tables.current(text) == text, "run python docs/site/emulated.py"
-    assert {name for name in tables.PARTS if f"<!-- begin {name} -->" in text} == set(tables.PARTS)
+def test_the_tables_are_what_code_and_reports_say() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in tables.PAGES]
+    assert [tables.current(text) for text in texts] == texts, "run python docs/site/explained.py"
+    assert sorted(re.findall(r"<!-- begin (\w+) -->", "".join(texts))) == sorted(tables.PARTS)
 
 
 APART = {

@@ -1,7 +1,7 @@
-"""The tables of explanation/emulation.md; `python docs/site/emulated.py` writes them, a test holds the page to them.
+"""Tables of docs/explanation; `python docs/site/explained.py` writes them, and a test holds the pages to them.
 
-How it is computed is read from the tables and rules of `precision.emulation`, `precision.half` and
-`precision.families`, how well it predicts from the reports in docs/measured.
+How an operator is emulated is read from the tables and rules of `precision.emulation`, `precision.half` and
+`precision.families`; figures are read from the reports in docs/measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.choices import HalfName
 
 DOCS = Path(__file__).resolve().parents[1]
-MEASURED, PAGE = DOCS / "measured", DOCS / "explanation" / "emulation.md"
+MEASURED, PAGES = DOCS / "measured", [DOCS / "explanation" / name for name in ("emulation.md", "latency.md")]
 FACTORS = (1.1, 1.5, 2.2, 3, 10)
 
 EXACT, ONCE, LAYERS = "values themselves", "FP32 inside, rounded once", "in layers, each rounded"
@@ -151,16 +151,43 @@ def _factor(one: float, other: float) -> float:
     return max(one / other, other / one)
 
 
+def latency_table() -> str:
+    """How often chance decided a median's budget, by the stream of simulated samples."""
+    found = _json("latency.json")["results"]
+    rows = []
+    for name in found:
+        stream = name.removeprefix("p50_ms is the budget, ")
+        if stream == name:
+            continue
+        above, below = (found[f"p50_ms {share} of the median, {stream}"] for share in ("1.03", "0.97"))
+        rows.append(
+            [
+                stream,
+                _decided(above, "pass"),
+                _decided(below, "fail"),
+                str(found[name]["pass"] + found[name]["fail"]) + f" of {found[name]['measured']}",
+                f"{above['median_s']:g} s",
+            ]
+        )
+    return table(["samples", "3 % above: pass", "3 % below: fail", "at the budget: decided", "half after"], rows)
+
+
+def _decided(found: dict[str, Any], right: str) -> str:
+    wrong = found["measured"] - found[right] - found["undecided"]
+    return f"{found[right]}, {found['undecided']} undecided, {wrong} wrong"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "operators": operator_table,
     "precisions": precision_table,
     "models": model_table,
+    "latencies": latency_table,
 }
-"""By the name that stands in the page's comments."""
+"""By the name that stands in the pages' comments."""
 
 
 def current(text: str) -> str:
-    """The page with what code and reports say now."""
+    """A page with what code and reports say now."""
     return re.sub(
         r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)",
         lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n{found[3]}",
@@ -197,4 +224,5 @@ def _json(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(current(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")
