@@ -167,6 +167,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "merge-orin.json": _fleet("Orin", "8.7"),
     "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
+    "nudenet.onnx": lambda path: shutil.copy(onnx_models.nudenet(), path),
     "quantized.onnx": lambda path: shutil.copy(ROOT / "tests/data/quantized/pt2e_asymmetric.onnx", path),
     "test_bf16.py": _tests(
         '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
@@ -196,9 +197,12 @@ def put(name: str, place: Path) -> None:
     if make := MAKERS.get(name):
         make(place)
         return
-    found = EXAMPLE if name == EXAMPLE.name else next(EXAMPLE.rglob(name), None)
+    folders = (EXAMPLE, ROOT / "tests" / "data")
+    found = EXAMPLE if name == EXAMPLE.name else next((each for folder in folders for each in folder.rglob(name)), None)
     if found is None:
-        raise LookupError(f"with: nothing is called {name!r}: neither in example_project, nor in tests/docs/makers.py")
+        raise LookupError(
+            f"with: nothing is called {name!r}: neither in example_project or tests/data, nor in tests/docs/makers.py"
+        )
     if found.is_dir():
         shutil.copytree(
             found, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*", "report.json")
