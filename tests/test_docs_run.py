@@ -17,7 +17,7 @@ from tests.docs.page import REASONS, ROOT, Fault, pages, parse, read  # noqa: E4
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages()]
 
-PENDING = {}
+PENDING: set[str] = set()
 """Pages that are not written by the convention yet: none is to be added."""
 
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="pages show what a machine without a GPU prints")

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.record import RunRecord
 
 EXAMPLE = ROOT / "example_project"
+Shaped: TypeAlias = "tuple[int, list[int | str]]"
 
 
 def _conv(path: Path) -> None:
@@ -54,8 +55,9 @@ def _upscaler(path: Path) -> None:
 def _ranker(path: Path) -> None:
     weights = {"w": onnx_models.weights((32, 64), 1).T.copy()}
     node = helper.make_node("MatMul", ["features", "w"], ["scores"])
-    shapes = {"features": (FLOAT, ["N", 64])}, {"scores": (FLOAT, ["N", 32])}
-    onnx_models.save(onnx_models.model([node], *shapes, weights), path)
+    inputs: dict[str, Shaped] = {"features": (FLOAT, ["N", 64])}
+    outputs: dict[str, Shaped] = {"scores": (FLOAT, ["N", 32])}
+    onnx_models.save(onnx_models.model([node], inputs, outputs, weights), path)
 
 
 def _weights(path: Path) -> None:
@@ -76,7 +78,11 @@ def _detector(path: Path) -> None:
         helper.make_node("Squeeze", ["c", "axis"], ["classes"]),
     ]
     weights = {"w": np.eye(6, dtype=np.float32)} | {name: np.array([each]) for name, each in columns.items()}
-    outputs = {"boxes": (FLOAT, ["N", 8, 4]), "scores": (FLOAT, ["N", 8]), "classes": (FLOAT, ["N", 8])}
+    outputs: dict[str, Shaped] = {
+        "boxes": (FLOAT, ["N", 8, 4]),
+        "scores": (FLOAT, ["N", 8]),
+        "classes": (FLOAT, ["N", 8]),
+    }
     onnx_models.save(onnx_models.model(nodes, {"images": (FLOAT, ["N", 8, 6])}, outputs, weights), path)
 
 

@@ -236,7 +236,7 @@ def _printed(command: str, folder: Folder) -> Printed:  # noqa: PLR0911 - one of
         case ["cd", place]:
             return _captured(lambda: os.chdir(place))
         case ["export", assignment]:
-            return _captured(lambda: os.environ.update([assignment.split("=", 1)]))
+            return _captured(lambda: os.environ.__setitem__(*assignment.split("=", 1)))
     return _of_shell(command)
 
 
