@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible
+from pytest_trtcheck.errors import MissingDependencyError, address_of, cut, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, merge, plots, systems
@@ -285,7 +285,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         layers=timed[: room.layers],
         layers_left_out=max(0, len(timed) - room.layers),
         explained_at=address_of(record.code) if record.code else None,
-        message=message[: room.message] + (" …" if len(message) > room.message else ""),
+        message=cut(message, room.message) + (" …" if len(message) > room.message else ""),
     )
 
 
