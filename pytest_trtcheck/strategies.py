@@ -157,7 +157,7 @@ def _spans(
     try:
         low, high = (model_inputs.shape_ranges(model, size, declared, answer=answer) for size in batch)
     except InputError as error:
-        raise InputError(f"strategies.inputs: {error.message}", error.hint) from error
+        raise error.within("strategies.inputs") from error
     return {name: ShapeRange(low[name].min, high[name].opt, high[name].max) for name in low}
 
 
@@ -210,6 +210,7 @@ class _Drawing:
                         f"strategies.inputs: {spec.name}[{axis}] is {dim}, which shapes= gives no size in common with "
                         "another input",
                         "one name is one size: give ranges that overlap",
+                        code="argument-conflict",
                     )
         return found
 

@@ -88,7 +88,9 @@ def record(asked: Recording) -> list[str]:
         The file can't be written.
     """
     if asked.output.suffix != ".npz":
-        raise ArgumentError(f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix")
+        raise ArgumentError(
+            f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix", code="option-value"
+        )
     with scratch_folder("record") as scratch:
         cache, here = Cache(Path(scratch)), [Path.cwd()]
         files = [path for each in asked.inputs for path in input_files.matching("--inputs", each, here[0])]
@@ -114,7 +116,9 @@ def record(asked: Recording) -> list[str]:
             try:
                 golden.write(asked.output, about, _computed(reference, cases, notes))
             except OSError as error:
-                raise ReportError(f"cannot write {asked.output}: {error.strerror or error}") from error
+                raise ReportError(
+                    f"cannot write {asked.output}: {error.strerror or error}", code="report-unwritable"
+                ) from error
     count = plural(len(cases), "sample")
     told = [f"{asked.output}: {count} of {asked.model} in FP32, computed on {about.computed_on}"]
     if golden.is_lowered(model):
@@ -131,7 +135,11 @@ def _computed(reference: Reference, cases: Sequence[Case], notes: list[str]) -> 
             bad = _count_bad(array)
             where = f"sample {number}: output {name!r}"
             if bad and bad == array.size:
-                raise ModelError(f"{where} is NaN or infinite throughout", "give inputs that the model is meant for")
+                raise ModelError(
+                    f"{where} is NaN or infinite throughout",
+                    "give inputs that the model is meant for",
+                    code="reference-not-finite",
+                )
             if bad:
                 notes.append(f"{where}: {bad} of {array.size} elements are NaN or infinite")
         yield case, outputs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
-from pytest_trtcheck.errors import CheckError, InputError, UnsupportedTargetError
+from pytest_trtcheck.errors import CheckError, Code, InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model import free_dims
 from pytest_trtcheck.model import inputs as model_inputs
@@ -246,7 +246,7 @@ class Settings:
         except CheckError as error:
             if not request.parity.is_compared:
                 raise
-            raise UnsupportedTargetError(error.message, error.hint) from error
+            raise UnsupportedTargetError(error.message, error.hint, code=error.code) from error
 
     def is_served(self, request: Request) -> bool:
         """Whether a server is asked, which has a model of its own."""
@@ -334,6 +334,8 @@ class Known:
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
+    doubt_code
+        The code of that.
     fewest, no_fewest
         The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
     kept_from
@@ -360,6 +362,7 @@ class Known:
     load_ms: float | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
+    doubt_code: Code = "precision-not-applied"
     fewest: tuple[str, ...] | None = None
     no_fewest: str = ""
     kept_from: int | None = None

@@ -64,10 +64,16 @@ class Marked:
         )
         refused = f"trt markers don't work on {item.name!r}"
         if not isinstance(item, pytest.Function) or isinstance(item, FileItem):
-            return ArgumentError(f"{refused} ({type(item).__name__}): only test functions are run", instead)
+            return ArgumentError(
+                f"{refused} ({type(item).__name__}): only test functions are run", instead, code="marker-misplaced"
+            )
         unittest = sys.modules.get("unittest")
         if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
-            return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
+            return ArgumentError(
+                f"{refused}: unittest runs the methods of {item.cls.__name__} by itself",
+                instead,
+                code="marker-misplaced",
+            )
         if (unfed := _why_not_fed(item)) is not None:
             return unfed
         several = {PRECISION: self.parity.precision, BATCH: self.parity.batch, BACKEND: self.parity.backends}
@@ -76,6 +82,7 @@ class Marked:
                 return ArgumentError(
                     f"trt_parity: lists {', '.join(map(str, listed))}, and came too late to make a test of each",
                     "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
+                    code="marker-misplaced",
                 )
         return None
 
@@ -83,11 +90,14 @@ class Marked:
 def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
     """Why nothing comes of what the test returns; None where it does."""
     if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
-        return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+        return ArgumentError(
+            f"{item.name}: a test that yields can't be checked", "return the inputs", code="marker-misplaced"
+        )
     if getattr(item.obj, "is_hypothesis_test", False):
         return ArgumentError(
             f"trt markers don't work on {item.name!r}: @given runs it many times, and what it returns is not fed",
             "take the marker away, and call the fixture trt_check in the test",
+            code="marker-misplaced",
         )
     return None
 
@@ -111,7 +121,11 @@ def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
     try:
         for mark in found:
             if mark.name in specs:
-                raise ArgumentError(f"{mark.name}: given twice for one test", "write two tests, or list the precisions")
+                raise ArgumentError(
+                    f"{mark.name}: given twice for one test",
+                    "write two tests, or list the precisions",
+                    code="marker-misplaced",
+                )
             specs[mark.name] = arguments.from_marker(mark.name, mark.args, mark.kwargs)
         _check_gpu_keys(config, specs.get("trt_latency"))
     except Exception as error:
@@ -129,7 +143,7 @@ def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
             try:
                 gpu.check_budget_keys(budget, extra_gpus(config))
             except CheckError as error:
-                raise ArgumentError(f"trt_latency: {name}: {error.message}", error.hint) from None
+                raise error.within(f"trt_latency: {name}") from None
 
 
 class _Body:
@@ -171,6 +185,7 @@ def _not_run(item: pytest.Item) -> ArgumentError:
     return ArgumentError(
         f"{item.name} is marked and was not checked: what ran it, a {type(item).__name__}, never called the function",
         "call the fixture trt_check in it instead",
+        code="marker-misplaced",
     )
 
 
@@ -192,6 +207,7 @@ def _returned(item: pytest.Function, *, may_stream: bool) -> object:
         raise ArgumentError(
             f"{item.name}: a trt marker was added while the test was running",
             "add it while tests are collected: in pytest_collection_modifyitems or before",
+            code="marker-misplaced",
         )
     body.checked = True
     if not body.returned:
@@ -205,6 +221,7 @@ def _returned(item: pytest.Function, *, may_stream: bool) -> object:
         raise ArgumentError(
             f"{item.name} returned a {type(value).__name__}, which nothing has run: its inputs are not known",
             "return the inputs themselves; mark an async def for the plugin that runs it (pytest-asyncio, anyio)",
+            code="marker-misplaced",
         )
     return value
 
@@ -290,9 +307,13 @@ class BundleItem(FileItem):
         backend, *others = session.get("trt_backend")
         try:
             if others:
-                raise ArgumentError("--trt-backend: a bundle is replayed by one system", f"--trt-backend={backend}")
+                raise ArgumentError(
+                    "--trt-backend: a bundle is replayed by one system",
+                    f"--trt-backend={backend}",
+                    code="argument-conflict",
+                )
             if len(session.requested_gpus) > 1:
-                raise ArgumentError("--trt-gpu: a bundle is replayed for one GPU", "name one")
+                raise ArgumentError("--trt-gpu: a bundle is replayed for one GPU", "name one", code="argument-conflict")
             loaded = bundle.read(self.path)
             if session.detection.gpu is not None and not backends.load(backend).is_emulation:
                 bundle.check_plugins(loaded)

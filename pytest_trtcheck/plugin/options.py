@@ -288,7 +288,7 @@ def _counts(text: str, where: str) -> tuple[int, ...]:
 def _wrong(message: str, hint: str = "") -> ArgumentError:
     from pytest_trtcheck.errors import ArgumentError
 
-    return ArgumentError(message, hint)
+    return ArgumentError(message, hint, code="option-value")
 
 
 def _one_of(text: str, choices: Sequence[str], where: str) -> str:

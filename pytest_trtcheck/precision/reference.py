@@ -207,6 +207,7 @@ class GoldenReference:
                 f"{self.title} does not fit {self._checked.label}: {', '.join(problems)}; it has "
                 f"{listed(map(repr, outputs), 10)}",
                 self.golden.again(),
+                code="reference-fit",
             )
         return names
 
@@ -280,11 +281,13 @@ class CallableReference:
             raise ModelError(
                 f"{self.title} failed: {type(error).__name__}: {error}",
                 "it takes a dict from input name to array, and returns one from output name to array",
+                code="user-code-failed",
             ) from error
         if missing := [spec.name for spec in self._checked.outputs if spec.name not in arrays]:
             raise ModelError(
                 f"{self.title} gave no output {', '.join(map(repr, missing))}",
                 f"it gave {', '.join(map(repr, arrays)) or 'nothing'}; return an array for each output of the model",
+                code="user-code-result",
             )
         return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
 
@@ -334,6 +337,7 @@ def reference_given(
             raise ModelError(
                 f"reference=SOURCE: {checked.label} is ONNX, and nothing else is known to compute it",
                 "give the PyTorch or Keras model itself as model=, or name another reference",
+                code="reference-fit",
             )
         return SourceReference(checked.origin, checked, cache)
     if isinstance(source, Golden):
@@ -343,7 +347,7 @@ def reference_given(
     try:
         other = open_model(source, folders, cache, examples=examples)
     except ModelError as error:
-        raise ModelError(f"reference: {error.message}", error.hint) from error
+        raise error.within("reference") from error
     return ModelReference(Reference(other, cache, provider), checked)
 
 
@@ -368,6 +372,7 @@ def _pairs(other: OnnxModel, checked: OnnxModel) -> tuple[dict[str, str], dict[s
             f"name the model that {checked.label} was made of; inputs and outputs must bear the same names, or those "
             "with a quantizer's suffix, and have the same shapes and, but for floats, types; a callable as reference= "
             "can rename and convert them",
+            code="reference-fit",
         )
     return inputs, outputs
 

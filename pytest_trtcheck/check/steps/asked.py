@@ -44,7 +44,9 @@ def named_model(
     """The model that a marker or fixture names."""
     if source is None:
         raise ModelError(
-            "no model is named", 'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model'
+            "no model is named",
+            'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model',
+            code="model-unnamed",
         )
     return open_model(source, folders, settings.cache, examples=examples)
 
@@ -81,6 +83,7 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
             raise ModelError(
                 f"engine={request.parity.engine}: no model is named, whose outputs the engine's are compared with",
                 'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
+                code="model-unnamed",
             )
         source = reference
     model = named_model(settings, source, request.folders, request.examples)
@@ -224,6 +227,7 @@ def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequ
         raise InputError(
             f"score={spec.score.name}: there is nothing to score: neither the test nor trt_inputs gives inputs",
             "return the samples with their labels: [Case(inputs, labels), …], or a loader of batches",
+            code="labels-missing",
         )
 
     def answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
