@@ -113,7 +113,7 @@ class Writer:
             self.close()
             if isinstance(error, GpuError) and error.poisoned:
                 raise
-            raise ReportError(self._problem(error)) from error
+            raise ReportError(self._problem(error), code="report-unwritable") from error
         return tuple(self._about["notes"])
 
     def finish(self, record: CheckRecord, environment: Mapping[str, Any]) -> CheckRecord:
@@ -202,7 +202,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             )
     loaded = onnx_model.load(located(work, stored), model.label)
     if loaded.sha256 != model.sha256:
-        raise ModelError(f"{model.label} was changed on disk while it was checked")
+        raise ModelError(f"{model.label} was changed on disk while it was checked", code="model-changed")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
     arrays = _store_cases(known, work, bounds, notes)
     if spec.score is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.choices import PROPERTY
-from pytest_trtcheck.errors import CheckError, first_line, unforeseen, visible
+from pytest_trtcheck.errors import CODES, CheckError, first_line, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
@@ -27,6 +27,8 @@ _PLANNED = "trtcheck_planned"
 """The attribute of a report under which it says which tests of its process check something."""
 _TALLIES = "trtcheck_shared_cache"
 """Under which an xdist worker sends what came of the shared cache."""
+_MOST_CODES = 6
+"""How many codes one line names."""
 _STOPPED: dict[int, str] = {
     pytest.ExitCode.INTERRUPTED: "the run was interrupted",
     pytest.ExitCode.INTERNAL_ERROR: "pytest had an internal error",
@@ -320,6 +322,9 @@ class Collector:
 
             terminalreporter.section("inference checks")
             terminal.show(self._shown, terminalreporter)
+            seen = {record.code for record in self.records}
+            if codes := [code for code in CODES if code in seen and code != "not-measured"][:_MOST_CODES]:
+                terminalreporter.write_line(f"explained by: python -m pytest_trtcheck explain {' '.join(codes)}")
         for line in self._told:
             terminalreporter.write_line(visible(line))
         for problem in self._problems:

@@ -144,6 +144,8 @@ class CheckRecord:
     """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
     message: str | None = None
     """The first thing to read when the verdict is not `pass`."""
+    code: str | None = absent()
+    """What that is of, where the verdict is not `pass`: a section of docs/errors.md explains it."""
     notes: tuple[str, ...] = ()
     calibration: CalibrationRecord | None = absent()  # noqa: RUF009 - it is a field
     baseline: BaselineRecord | None = absent()  # noqa: RUF009 - it is a field

@@ -39,7 +39,9 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         # As text, in which NaN is NaN.
         other = seen.setdefault(json.dumps(jsonable(run)), name)
         if run.checks and other is not name:
-            raise ReportError(f"{name} is the same report as {other}", "name each machine's report once")
+            raise ReportError(
+                f"{name} is the same report as {other}", "name each machine's report once", code="reports-unrelated"
+            )
     parts = [part for name, run in reports for part in _parts(name, run)]
     machines = _named_apart([machine for machine, _ in parts])
     named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
