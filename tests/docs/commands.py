@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-_OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1", "(", ")"}
+_OPERATORS = {"&&", "||", "|", ";", "&", "(", ")"}
+_REDIRECTIONS = {">", ">>", "<", ">&", "&>"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,11 @@ def _parts(command: str) -> list[list[str]]:
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
-    for word in lexer:
-        if word in _OPERATORS:
+    words = iter(lexer)
+    for word in words:
+        if word in _REDIRECTIONS:
+            next(words, None)
+        elif word in _OPERATORS:
             parts.append([])
         elif parts[-1] or not re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*|sudo", word):
             parts[-1].append(word)

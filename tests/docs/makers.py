@@ -128,18 +128,22 @@ def test_accuracy():
 """
 
 
-def _quantized(path: Path, **arguments: Any) -> None:
+def _cnn(path: Path) -> None:
+    from tests.test_quantized_elsewhere import cnn
+
+    onnx.save(cnn(), path)
+
+
+def _cnn_quantized(path: Path, **arguments: Any) -> None:
+    """As onnxruntime quantizes it, in the way that TensorRT takes; or with other arguments."""
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from tests.test_quantized_elsewhere import GOOD, Reader, cnn
+    from tests.test_quantized_elsewhere import GOOD, Reader
 
     with TemporaryDirectory() as folder:
-        original = Path(folder) / "original.onnx"
-        onnx.save(cnn(), original)
-        if path.name == "original.onnx":
-            shutil.copy(original, path)
-        else:
-            quantize_static(original, path, Reader(), **(arguments or {"activation_type": QuantType.QInt8, **GOOD}))
+        _cnn(Path(folder) / "cnn.onnx")
+        arguments = arguments or {"activation_type": QuantType.QInt8, **GOOD}
+        quantize_static(Path(folder) / "cnn.onnx", path, Reader(), **arguments)
 
 
 def _samples(path: Path) -> None:
@@ -215,6 +219,14 @@ def _reports(make: Callable[[], tuple[RunRecord, RunRecord]], which: int) -> Cal
     return lambda path: save(path, make()[which])
 
 
+def _nightly(path: Path) -> None:
+    from pytest_trtcheck.report.json_report import save
+
+    path.mkdir()
+    for name, run in reports.nightly().items():
+        save(path / name, run)
+
+
 def _fleet(name: str, capability: str) -> Callable[[Path], object]:
     from pytest_trtcheck.report.json_report import save
 
@@ -233,9 +245,11 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "merge-orin.json": _fleet("Orin", "8.7"),
     "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
-    "asymmetric.onnx": lambda path: _quantized(path, per_channel=False),
-    "original.onnx": _quantized,
-    "quantized.onnx": _quantized,
+    "320n.onnx": lambda path: shutil.copy(onnx_models.nudenet(), path),
+    "cnn.onnx": _cnn,
+    "cnn_asymmetric.onnx": lambda path: _cnn_quantized(path, per_channel=False),
+    "cnn_int8.onnx": _cnn_quantized,
+    "nightly": _nightly,
     "test_bf16.py": _tests(
         '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
     ),
@@ -267,9 +281,12 @@ def put(name: str, place: Path) -> None:
     if make := MAKERS.get(name):
         make(place)
         return
-    found = EXAMPLE if name == EXAMPLE.name else next(EXAMPLE.rglob(name), None)
+    places = (EXAMPLE, ROOT / "tests" / "data")
+    found = EXAMPLE if name == EXAMPLE.name else next((each for place in places for each in place.rglob(name)), None)
     if found is None:
-        raise LookupError(f"with: nothing is called {name!r}: neither in example_project, nor in tests/docs/makers.py")
+        raise LookupError(
+            f"with: nothing is called {name!r}: neither in example_project or tests/data, nor in makers.py"
+        )
     if found.is_dir():
         shutil.copytree(
             found, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*", "report.json")

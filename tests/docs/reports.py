@@ -74,3 +74,20 @@ def fleet(name: str, capability: str) -> RunRecord:
         checks.append(replace(check("tests/test_ocr.py::test_ocr", precision="fp16"), model="models/ocr.onnx"))
     run = report(*checks)
     return replace(run, environment=replace(run.environment, gpu=GpuRecord(name, "GPU-1", capability)))
+
+
+def nightly() -> dict[str, RunRecord]:
+    """Three runs on a T4, a night each: with the last one came another TensorRT, and INT8 got worse."""
+    found = {}
+    name = DETECTOR.format("int8")
+    for night, (commit, tensorrt) in enumerate(
+        (("9ad0146", "10.9.0.34"), ("1f20be1", "10.9.0.34"), ("77be8d0", "10.10.0.31")), 1
+    ):
+        is_worse = night == 3
+        wrong = parity(output(value=0.011, verdict="fail"), output("scores", 0.002), verdict="fail")
+        detector = check(name, verdict="fail", parity=wrong) if is_worse else check(name)
+        run = _of(tensorrt, report(detector, *_others()[:11]))
+        here = replace(run.environment, gpu=GpuRecord("Tesla T4", "GPU-1", "7.5"))
+        day = f"2026-11-{night:02}"
+        found[f"{day}.json"] = replace(run, environment=here, started=f"{day}T03:00:00Z", commit=commit * 6)
+    return found
