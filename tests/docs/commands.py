@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     import pytest
 
-_OPERATORS = {"&&", "||", "|", ";", "&", "(", ")"}
-_REDIRECTIONS = {">", ">>", "<", ">&", "&>"}
+_OPERATORS = {"&&", "||", "|", ";", "&", "2>&1", "(", ")"}
+_REDIRECTIONS = {">", ">>", "<"}
+"""What follows is a file."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,12 @@ def _parts(command: str) -> list[list[str]]:
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
-    words = iter(lexer)
-    for word in words:
-        if word in _REDIRECTIONS:
-            next(words, None)
-        elif word in _OPERATORS:
+    before = ""
+    for word in lexer:
+        before, last = word, before
+        if word in _REDIRECTIONS or last in _REDIRECTIONS:
+            continue
+        if word in _OPERATORS:
             parts.append([])
         elif parts[-1] or not re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*|sudo", word):
             parts[-1].append(word)

@@ -212,19 +212,11 @@ def _tests(text: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(head + text, encoding="utf-8")
 
 
-def _reports(make: Callable[[], tuple[RunRecord, RunRecord]], which: int) -> Callable[[Path], object]:
-    """One of two reports."""
+def _reports(make: Callable[[], tuple[RunRecord, ...]], which: int) -> Callable[[Path], object]:
+    """One of several reports."""
     from pytest_trtcheck.report.json_report import save
 
     return lambda path: save(path, make()[which])
-
-
-def _nightly(path: Path) -> None:
-    from pytest_trtcheck.report.json_report import save
-
-    path.mkdir()
-    for name, run in reports.nightly().items():
-        save(path / name, run)
 
 
 def _fleet(name: str, capability: str) -> Callable[[Path], object]:
@@ -249,7 +241,6 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "cnn.onnx": _cnn,
     "cnn_asymmetric.onnx": lambda path: _cnn_quantized(path, per_channel=False),
     "cnn_int8.onnx": _cnn_quantized,
-    "nightly": _nightly,
     "test_bf16.py": _tests(
         '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
     ),
@@ -263,6 +254,10 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "upscaler.onnx": _upscaler,
     "weights.mlp": _weights,
     "test_detector.py": _tests('@trt_parity("models/detector.onnx", batch=4, tol=0.02)\ndef test_detector(): ...\n'),
+    "night-1.json": _reports(reports.nights, 0),
+    "night-2.json": _reports(reports.nights, 1),
+    "night-3.json": _reports(reports.nights, 2),
+    "night-4.json": _reports(reports.nights, 3),
     "upgrade-new.json": _reports(reports.upgraded, 1),
     "upgrade-old.json": _reports(reports.upgraded, 0),
 }
