@@ -30,6 +30,24 @@ def _conv(path: Path) -> None:
     onnx_models.save(onnx_models.conv_net(), path)
 
 
+def _images(path: Path) -> None:
+    """Images of 640 × 640 pixels, by one convolution."""
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["c"], "conv", strides=[32, 32]),
+        helper.make_node("Relu", ["c"], ["scores"], "relu"),
+    ]
+    inputs: dict[str, Shaped] = {"images": (FLOAT, ["batch", 3, 640, 640])}
+    outputs: dict[str, Shaped] = {"scores": (FLOAT, ["batch", 4, 20, 20])}
+    onnx_models.save(onnx_models.model(nodes, inputs, outputs, {"w": onnx_models.weights((4, 3, 32, 32))}), path)
+
+
+def _image_samples(path: Path) -> None:
+    path.mkdir(parents=True)
+    for n in range(2):
+        images = np.random.default_rng(n).random((8, 3, 640, 640), np.float32)
+        np.savez(path / f"{n}.npz", images=images)
+
+
 def _magika(path: Path) -> None:
     """magika's model, its long names shortened: the part that all of them have in common left out."""
     proto = onnx.load(onnx_models.magika())
@@ -232,6 +250,8 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "diff-new.json": _reports(reports.compared, 1),
     "diff-old.json": _reports(reports.compared, 0),
     "golden.npy": _golden,
+    "images.onnx": _images,
+    "image-samples": _image_samples,
     "installed-package": _package,
     "merge-a100.json": _fleet("NVIDIA A100-SXM4-80GB", "8.0"),
     "merge-orin.json": _fleet("Orin", "8.7"),
@@ -253,6 +273,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "test_lost.py": lambda path: path.write_text(LOST, encoding="utf-8"),
     "upscaler.onnx": _upscaler,
     "weights.mlp": _weights,
+    "test_conv.py": _tests('@trt_parity("models/conv.onnx", batch=4)\ndef test_conv(): ...\n'),
     "test_detector.py": _tests('@trt_parity("models/detector.onnx", batch=4, tol=0.02)\ndef test_detector(): ...\n'),
     "night-1.json": _reports(reports.nights, 0),
     "night-2.json": _reports(reports.nights, 1),
