@@ -59,9 +59,9 @@ def navigation() -> str:
     trees = []
     for section in re.split(r"^## ", staged(CONTENTS), flags=re.MULTILINE)[1:]:
         title, _, text = section.partition("\n")
-        linked = (link.target.partition("#")[0] for link in links.links(text) if not links.is_elsewhere(link.target))
-        entries = "\n".join(dict.fromkeys(each.removesuffix(".md") for each in linked if each.endswith(".md")))
-        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title.strip()}\n\n{entries}\n```\n")
+        linked = {link.target: link.text.replace("`", "") for link in links.links(text)}
+        entries = [f"{shown} <{page.removesuffix('.md')}>" for page, shown in linked.items() if page.endswith(".md")]
+        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title.strip()}\n\n{chr(10).join(entries)}\n```\n")
     return "\n".join(trees)
 
 
