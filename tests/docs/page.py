@@ -8,6 +8,8 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+from docs.site.tables import by_hand
+
 ROOT = Path(__file__).resolve().parents[2]
 
 REASONS = ("needs a GPU", "needs the network", "needs a server", "changes the system", "a fragment")
@@ -88,7 +90,8 @@ def pages(environment: str | None = None) -> list[Path]:
 
 def read(path: Path) -> Page:
     """A page of the repository."""
-    return parse(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    # What is made from the code is held against it as a whole, by tests/test_docs.py.
+    return parse(path.relative_to(ROOT).as_posix(), by_hand(path.read_text(encoding="utf-8")))
 
 
 def parse(name: str, text: str) -> Page:
