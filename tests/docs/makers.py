@@ -234,6 +234,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
     "asymmetric.onnx": lambda path: _quantized(path, per_channel=False),
+    "nudenet.onnx": lambda path: shutil.copy(onnx_models.nudenet(), path),
     "original.onnx": _quantized,
     "quantized.onnx": _quantized,
     "test_bf16.py": _tests(
@@ -271,9 +272,12 @@ def put(name: str, place: Path) -> None:
     if make := MAKERS.get(name):
         make(place)
         return
-    found = EXAMPLE if name == EXAMPLE.name else next(EXAMPLE.rglob(name), None)
+    folders = (EXAMPLE, ROOT / "tests" / "data")
+    found = EXAMPLE if name == EXAMPLE.name else next((f for folder in folders for f in folder.rglob(name)), None)
     if found is None:
-        raise LookupError(f"with: nothing is called {name!r}: neither in example_project, nor in tests/docs/makers.py")
+        raise LookupError(
+            f"with: nothing is called {name!r}: neither in example_project or tests/data, nor in tests/docs/makers.py"
+        )
     if found.is_dir():
         shutil.copytree(
             found, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*", "report.json")
