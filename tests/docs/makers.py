@@ -128,18 +128,22 @@ def test_accuracy():
 """
 
 
-def _quantized(path: Path, **arguments: Any) -> None:
+def _cnn(path: Path) -> None:
+    from tests.test_quantized_elsewhere import cnn
+
+    onnx.save(cnn(), path)
+
+
+def _cnn_quantized(path: Path, **arguments: Any) -> None:
+    """As onnxruntime quantizes it, in the way that TensorRT takes; or with other arguments."""
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from tests.test_quantized_elsewhere import GOOD, Reader, cnn
+    from tests.test_quantized_elsewhere import GOOD, Reader
 
     with TemporaryDirectory() as folder:
-        original = Path(folder) / "original.onnx"
-        onnx.save(cnn(), original)
-        if path.name == "original.onnx":
-            shutil.copy(original, path)
-        else:
-            quantize_static(original, path, Reader(), **(arguments or {"activation_type": QuantType.QInt8, **GOOD}))
+        _cnn(Path(folder) / "cnn.onnx")
+        arguments = arguments or {"activation_type": QuantType.QInt8, **GOOD}
+        quantize_static(Path(folder) / "cnn.onnx", path, Reader(), **arguments)
 
 
 def _samples(path: Path) -> None:
@@ -233,10 +237,10 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "merge-orin.json": _fleet("Orin", "8.7"),
     "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
-    "asymmetric.onnx": lambda path: _quantized(path, per_channel=False),
-    "nudenet.onnx": lambda path: shutil.copy(onnx_models.nudenet(), path),
-    "original.onnx": _quantized,
-    "quantized.onnx": _quantized,
+    "320n.onnx": lambda path: shutil.copy(onnx_models.nudenet(), path),
+    "cnn.onnx": _cnn,
+    "cnn_asymmetric.onnx": lambda path: _cnn_quantized(path, per_channel=False),
+    "cnn_int8.onnx": _cnn_quantized,
     "test_bf16.py": _tests(
         '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
     ),
@@ -272,11 +276,11 @@ def put(name: str, place: Path) -> None:
     if make := MAKERS.get(name):
         make(place)
         return
-    folders = (EXAMPLE, ROOT / "tests" / "data")
-    found = EXAMPLE if name == EXAMPLE.name else next((f for folder in folders for f in folder.rglob(name)), None)
+    places = (EXAMPLE, ROOT / "tests" / "data")
+    found = EXAMPLE if name == EXAMPLE.name else next((each for place in places for each in place.rglob(name)), None)
     if found is None:
         raise LookupError(
-            f"with: nothing is called {name!r}: neither in example_project or tests/data, nor in tests/docs/makers.py"
+            f"with: nothing is called {name!r}: neither in example_project or tests/data, nor in makers.py"
         )
     if found.is_dir():
         shutil.copytree(

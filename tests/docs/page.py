@@ -16,7 +16,7 @@ REASONS = ("needs a GPU", "needs the network", "needs a server", "changes the sy
 ENVIRONMENTS = ("tests", "torch", "keras")
 """Where pages are run: the environments of tox.ini. A page of the first needs neither PyTorch nor TensorFlow."""
 
-_KEYS = ("not run", "output of", "part of the output of", "figures within", "with", "environment")
+_KEYS = ("not run", "output of", "part of the output of", "figures within", "with", "environment", "generated")
 _COMMENT = re.compile(rf"<!--\s*({'|'.join(_KEYS)})\b:?\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -80,7 +80,9 @@ class Page:
 def pages(environment: str | None = None) -> list[Path]:
     """Every page that people read, or those that have blocks for an environment."""
     front = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "example_project/README.md")]
-    found = [*front, *sorted((ROOT / "docs").rglob("*.md"))]
+    # The reference is generated from the code: tests of its own hold that it is.
+    generated = ROOT / "docs" / "reference"
+    found = [*front, *(path for path in sorted((ROOT / "docs").rglob("*.md")) if generated not in path.parents)]
     return [path for path in found if environment is None or environment in read(path).environments()]
 
 
@@ -97,6 +99,8 @@ def parse(name: str, text: str) -> Page:
         where = f"{name}:{token.map[0] + 1}" if token.map else name
         if token.type == "html_block":
             for key, value in _comments(where, token.content):
+                if key == "generated":
+                    continue  # .ci or the site writes what follows, and tests of their own hold it.
                 if key == "with":
                     needs += [_need(where, each) for each in value.split(",")]
                 else:
