@@ -18,7 +18,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest_trtcheck
-from docs.site import compatibility, docstrings
+from docs.site import compatibility, docstrings, explained
 from docs.site.links import ROOT, pages
 from docs.site.tables import GENERATED, first_name, kept, table, together
 from pytest_trtcheck import __main__ as commands
@@ -337,6 +337,10 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "gpus": compatibility.gpus,
     "cuda": compatibility.cuda,
     "platforms": compatibility.platforms,
+    "emulated-operators": explained.operator_table,
+    "emulated-precisions": explained.precision_table,
+    "emulated-models": explained.model_table,
+    "latencies": explained.latency_table,
 }
 """What may stand between the comments, by name: from what stands there to what should."""
 

@@ -175,9 +175,10 @@ def _yaml(block: Block, config: pytest.Config) -> Iterator[tuple[int, str]]:
 
 def _groovy(block: Block, config: pytest.Config) -> Iterator[tuple[int, str]]:
     """A Jenkinsfile: the commands of its `sh` steps."""
-    for number, line in enumerate(block.text.splitlines()):
-        for command in re.findall(r"\bsh '([^']*)'", line):
-            yield from ((number, what) for what in commands.problems(command, config))
+    for found in re.finditer(r"\bsh ('{3}|')(.*?)\1", block.text, re.DOTALL):
+        # In Groovy's strings a backslash is two.
+        for command in found[2].replace("\\\\\n", " ").strip().splitlines():
+            yield from ((block.text.count("\n", 0, found.start()), what) for what in commands.problems(command, config))
 
 
 def _scripts(value: Any, key: str = "") -> Iterator[str]:
