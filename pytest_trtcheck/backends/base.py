@@ -82,6 +82,10 @@ class Machine:
 
     Parameters
     ----------
+    requested
+        The GPU that `--trt-gpu` names; None: none was named.
+    detected
+        The GPU that is here; None: there is none.
     no_gpu
         Why no GPU is here.
     gpu_note
@@ -102,7 +106,21 @@ class Machine:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What to build, whatever builds it: `lowered.path` is the ONNX file, `profile` the range of every open shape."""
+    """What to build, whatever builds it.
+
+    Parameters
+    ----------
+    model
+        The model as it was named, in FP32.
+    lowered
+        The model of the precision: `lowered.path` is its ONNX file.
+    precision
+        What was asked for.
+    profile
+        By input, the range of every open shape.
+    options
+        What the user said of the build.
+    """
 
     model: OnnxModel
     lowered: Lowered
@@ -121,6 +139,8 @@ class Built:
 
     Parameters
     ----------
+    spec
+        What it was built from.
     path
         What is loaded.
     record

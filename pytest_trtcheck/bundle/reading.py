@@ -18,7 +18,7 @@ from pytest_trtcheck.errors import ModelError, ReportError, first_line, plural
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
-from pytest_trtcheck.precision.lowering import Lowered
+from pytest_trtcheck.precision.lowering import Lowered, details_of
 from pytest_trtcheck.record import TOOL, CheckRecord, Environment, typed
 from pytest_trtcheck.record.files import read_json
 
@@ -151,11 +151,19 @@ def read(path: Path) -> Bundle:
         if found:
             shown = "\n  ".join(found)
             raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT, code="bundle-damaged")
+    except _WRONG as error:
+        raise _not_understood(path, repr(error)) from error
+    try:
         return _bundle(path.parent, about)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE) as error:
-        raise ReportError(
-            f"{path}: not understood: {error!r}", f"use the {TOOL} that wrote it", code="bundle-damaged"
-        ) from error
+    except (*_WRONG, ReportError) as error:
+        raise _not_understood(path, first_line(error) if isinstance(error, ReportError) else repr(error)) from error
+
+
+_WRONG = KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE
+
+
+def _not_understood(path: Path, why: str) -> ReportError:
+    return ReportError(f"{path}: not understood: {why}", f"use the {TOOL} that wrote it", code="bundle-damaged")
 
 
 def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
@@ -176,8 +184,8 @@ def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
         lowered=Lowered(
             lowered.path,
             lowered.sha256,
-            tuple(of_lowered["notes"]),
-            of_lowered["details"],
+            tuple(typed(of_lowered["notes"], list[str])),
+            details_of(of_lowered["details"]),
             bool(of_lowered["taken_as_it_is"]),
         ),
         cases=tuple(

@@ -132,8 +132,9 @@ class Writer:
             return replace(record, notes=(*record.notes, self._problem(error)))
         finally:
             self.close()
-        command = f"replay it on any machine: pytest {shlex.quote(f'{self._shown}/{target.name}/{BUNDLE_FILE}')}"
-        return replace(record, message=f"{record.message}\n\n{command}" if record.message else command)
+        command = f"pytest {shlex.quote(f'{self._shown}/{target.name}/{BUNDLE_FILE}')}"
+        told = f"replay it on any machine: {command}"
+        return replace(record, replay=command, message=f"{record.message}\n\n{told}" if record.message else told)
 
     def close(self) -> None:
         """Remove what is unfinished."""

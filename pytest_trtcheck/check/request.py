@@ -12,6 +12,7 @@ from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.errors import CheckError, Code, InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
+from pytest_trtcheck.model import free_dims
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
@@ -56,6 +57,10 @@ class Request:
         The specs, with one precision and one batch; `judge_parity` is False for a test with `trt_latency` alone.
     inputs, inputs_source
         What to feed, and where it came from; None: generated.
+    batches
+        All that were listed beside the one batch of this check.
+    spell_shapes
+        How whoever asked would give shapes, for messages.
     default_batch
         Taken for open first dimensions that nothing else fixes (files collected without test code).
     precision_is_default
@@ -83,6 +88,8 @@ class Request:
     inputs_source: str = "generated"
     calibration: object = None
     options: BuildOptions | None = None
+    batches: tuple[int | None, ...] = ()
+    spell_shapes: Callable[[free_dims.Shapes], str] = free_dims.in_python
     default_batch: int | None = None
     precision_is_default: bool = False
     lowered: Lowered | None = None

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError, kind_of, plural
-from pytest_trtcheck.model import memory
+from pytest_trtcheck.model import free_dims, memory
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.input_files import FromFiles
 from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
 
@@ -42,7 +43,8 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
             raise InputError(
                 f"{source}: an empty list of inputs", "give at least one mapping or array", code="input-empty"
             )
-        return [case_from(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+        called = value.paths if isinstance(value, FromFiles) else [f"{source}[{index}]" for index in range(len(value))]
+        return [case_from(item, model, name) for name, item in zip(called, value, strict=True)]
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
         cases = [case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
@@ -292,13 +294,13 @@ def shape_ranges(
     shapes: Mapping[str, Shape | ShapeRange],
     *,
     default_batch: int | None = None,
-    otherwise: str = "return real inputs from the test",
+    answer: free_dims.Answer | None = None,
 ) -> dict[str, ShapeRange]:
     """The shapes that `batch` and `shapes` ask for, for every input of `model`.
 
     `batch` fixes the first dimension of every input that leaves it open, inside what `shapes` declares. Once one input
     fixes a symbolic dimension, it is fixed in the others too. `default_batch` is taken for open first dimensions that
-    nothing else fixes. `otherwise` is what may be done instead, for the error.
+    nothing else fixes. `answer` says what to do about free dimensions, for the error; None: what a marker takes.
 
     Raises
     ------
@@ -315,6 +317,7 @@ def shape_ranges(
     symbols = _symbols(model, batch, declared)
     ranges: dict[str, ShapeRange] = {}
     free: list[str] = []
+    axes: list[int] = []
     first = batch if batch is not None else default_batch
     for spec in model.inputs:
         if spec.name in declared:
@@ -329,19 +332,22 @@ def shape_ranges(
             elif axis == 0 and first is not None:
                 columns.append((first,) * 3)
             else:
+                axes.append(axis)
                 free.append(f"{spec.name}[{axis}]" + (f" ({dim})" if dim else ""))
         if len(columns) == len(spec.shape):
             ranges[spec.name] = ShapeRange(*([tuple(sizes) for sizes in zip(*columns, strict=True)] or [()] * 3))
     if free:
-        example = model.inputs[0]
-        raise InputError(
-            f"{model.label}: these dimensions are free: {', '.join(free)}",
-            f"fix them: batch=1 for first dimensions, shapes={{{example.name!r}: "
-            f"{tuple(dim if isinstance(dim, int) else '…' for dim in example.shape)}}} for the others, "
-            f"or {otherwise}",
-            code="input-dimensions",
-        )
+        sizes = {symbol: found[1] for symbol, found in symbols.items()}
+        fixed = {name: span.opt for name, span in declared.items()}
+        proposed = list(free_dims.proposals(model.inputs, fixed, sizes, first or 1))
+        only_first = first is None and not any(axes)
+        hint = "fix them: batch=1, or return real inputs from the test" if only_first else (answer or _answer)(proposed)
+        raise InputError(f"{model.label}: these dimensions are free: {', '.join(free)}", hint, code="input-dimensions")
     return ranges
+
+
+def _answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
+    return f"fix them, such as by {free_dims.in_python(proposed[0])}, or return real inputs from the test"
 
 
 def declared_ranges(model: OnnxModel, shapes: Mapping[str, Shape | ShapeRange]) -> dict[str, ShapeRange]:

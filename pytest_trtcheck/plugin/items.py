@@ -8,7 +8,6 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,7 +63,7 @@ class Marked:
             "trt_check in one"
         )
         refused = f"trt markers don't work on {item.name!r}"
-        if not isinstance(item, pytest.Function) or isinstance(item, _FileItem):
+        if not isinstance(item, pytest.Function) or isinstance(item, FileItem):
             return ArgumentError(
                 f"{refused} ({type(item).__name__}): only test functions are run", instead, code="marker-misplaced"
             )
@@ -247,6 +246,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
             latency=found.latency,
             inputs=inputs,
             inputs_source=source,
+            batches=found.parity.batch,
         )
     except Exception as error:
         outcome.refuse(item, unforeseen(error, item.name))
@@ -261,6 +261,8 @@ def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collecto
     named = parent.session.isinitpath(file_path)
     file: pytest.File | None = None
     if file_path.suffix == ".onnx":
+        from pytest_trtcheck.plugin.model_files import OnnxFile
+
         root = parent.config.rootpath
         path = (file_path.relative_to(root) if file_path.is_relative_to(root) else file_path).as_posix()
         if named or any(fnmatch(path, glob) for glob in settings.value(parent.config, "trt_collect")):
@@ -273,37 +275,6 @@ def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collecto
     return file
 
 
-class OnnxFile(pytest.Module):
-    """One model file: a test a precision, named after it; several, where a fixture that it takes is parametrized."""
-
-    def _getobj(self) -> ModuleType:
-        from pytest_trtcheck.plugin.hooks import by_system
-
-        module = ModuleType(self.path.stem)
-        vars(module)["pytest_generate_tests"] = by_system
-        return module
-
-    def collect(self) -> Iterable[pytest.Item]:
-        """The tests."""
-        for precision in settings.value(self.config, "trt_precision"):
-            setattr(self.obj, precision, _takes)
-            # pytest's own way from a function to its tests, the only one that parametrizes by fixtures.
-            for each in self._genfunctions(precision, _takes):
-                item: OnnxItem = OnnxItem.from_parent(
-                    self,
-                    name=each.name,
-                    originalname=precision,
-                    callspec=getattr(each, "callspec", None),
-                    callobj=_takes,
-                    fixtureinfo=each._fixtureinfo,
-                )
-                yield item
-
-
-def _takes(trt_inputs: object, trt_calibration: object, trt_build_options: object) -> None:
-    """What a test without code asks pytest for."""
-
-
 class BundleFile(pytest.File):
     """One bundle: one test."""
 
@@ -313,7 +284,9 @@ class BundleFile(pytest.File):
         yield item
 
 
-class _FileItem(pytest.Item):
+class FileItem(pytest.Item):
+    """The test of a file without code."""
+
     is_check = True
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
@@ -321,27 +294,7 @@ class _FileItem(pytest.Item):
         return self.path, None, self.nodeid
 
 
-class OnnxItem(_FileItem, pytest.Function):
-    """The parity of one model in one precision, on the inputs of `trt_inputs` or generated ones."""
-
-    def runtest(self) -> None:
-        """Check the model as a marked test that returns nothing would."""
-        is_asked = settings.is_given(self.config, "trt_precision")
-        parity = ParitySpec(precision=(self.originalname,), states_precision=is_asked)  # type: ignore[arg-type]  # the option takes no other names
-        given = self.funcargs.get
-        request = outcome.request_for(
-            self,
-            str(self.path),
-            parity,
-            given,
-            inputs=given("trt_inputs"),
-            inputs_source="trt_inputs",
-            default_batch=1,
-        )
-        outcome.run(self, replace(request, precision_is_default=not is_asked))
-
-
-class BundleItem(_FileItem):
+class BundleItem(FileItem):
     """The check that failed, made again with what the bundle holds."""
 
     def runtest(self) -> None:

@@ -148,6 +148,10 @@ class Session:
             )
         if not hasattr(config, "workerinput"):
             session_of(config).check_feasible(values)
+            if any(map(config.getoption, ("trt_inputs", "trt_calibration", "trt_batch", "trt_shapes"))):
+                from pytest_trtcheck.plugin import model_files
+
+                model_files.check_options(config, values)
         if values["trt_baseline"]:
             _ = session_of(config).baselines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._began = time.time()
         self._outcomes: dict[str, pytest.TestReport] = {}
         self.records: list[CheckRecord] = []
         self._last: dict[tuple[str, str | None], list[CheckRecord]] = {}
@@ -268,15 +270,24 @@ class Collector:
 
     def _make_record(self) -> RunRecord:
         from pytest_trtcheck.backends import tensorrt_module
+        from pytest_trtcheck.plugin.revision import commit
         from pytest_trtcheck.plugin.session import session_of
-        from pytest_trtcheck.report import json_report
+        from pytest_trtcheck.report import REPORTS, json_report
 
         modules = {tensorrt_module(record.backend) for record in self.records} - {None}
         environment = session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
         used = {record.gpu.uuid or "": record.gpu for record in self.records if record.gpu is not None}
         gpus = tuple(used[uuid] for uuid in sorted(used))
         environment = replace(environment, gpu=gpus[0] if gpus else environment.gpu, gpus=gpus if gpus[1:] else ())
-        return json_report.document(self.records, environment, self._missing(), self._stopped)
+        run = json_report.document(self.records, environment, self._missing(), self._stopped)
+        # What is only shown and forgotten needs no revision.
+        is_kept = any(settings.value(self._config, each.option) for each in REPORTS if each.option)
+        return replace(
+            run,
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
+            duration_s=round(time.time() - self._began, 3),
+            commit=commit(self._config.rootpath) if is_kept else None,
+        )
 
     def _find_missing(self) -> list[MissingRecord]:
         """The tests that were to check something and left no record."""

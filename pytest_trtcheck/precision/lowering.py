@@ -19,6 +19,7 @@ from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.precision.identity import library_versions
 from pytest_trtcheck.precision.reference import Reference
+from pytest_trtcheck.record import typed
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def with_half_io(model: OnnxModel, lowered: Lowered, kind: HalfName, cache: Cach
     entry = cache.get_or_make(
         Key("half_io", model.label, {"lowered": lowered.key, "io": kind, **library_versions()}), make
     )
-    io = json.loads((entry.path / _DETAILS_FILE).read_text())["io"]
+    io = entry.read_json(_DETAILS_FILE, lambda found: typed(found["io"], tuple[str, list[str], list[str]]))
     if not any(io[1:]):
         raise ArgumentError(
             f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32",
@@ -228,9 +229,9 @@ def _lowered(
         _write_details(folder, notes, details)
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make, shared=True)
-    details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    details |= {"seen": ranges.seen} if ranges is not None else {}
-    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
+    notes, kept = entry.read_json(_DETAILS_FILE, _notes_and_details)
+    seen = {"seen": ranges.seen} if ranges is not None else {}
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *notes), {**kept, **seen})
 
 
 def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
@@ -259,8 +260,7 @@ def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
         _write_details(folder, (), {_ARITHMETIC: survey.survey(read), _INTEGERS: qdq.integers_alone(read)})
 
     entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
-    found: dict[str, Any] = json.loads((entry.path / _DETAILS_FILE).read_text())
-    return found
+    return entry.read_json(_DETAILS_FILE, details_of)
 
 
 def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...], cache: Cache) -> Lowered | None:
@@ -486,6 +486,24 @@ def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any
     (folder / _DETAILS_FILE).write_text(json.dumps({"notes": list(notes), **details}))
 
 
+def _notes_and_details(found: Any) -> tuple[list[str], dict[str, Any]]:
+    return typed(found.pop("notes"), list[str]), details_of(found)
+
+
+def details_of(found: Any) -> dict[str, Any]:
+    """`Lowered.details`, from JSON.
+
+    Raises
+    ------
+    ReportError
+        That is not what it is.
+    """
+    details = typed(found, dict[str, Any])
+    if _ARITHMETIC in details:
+        details[_ARITHMETIC] = typed(details[_ARITHMETIC], list[arithmetic.Computation])
+    return details
+
+
 _Made: TypeAlias = "tuple[ir.Model, list[str], dict[str, Any]]"
 """A lowered model, the notes on it, and its details."""
 
@@ -594,7 +612,7 @@ def _quantized(
         (target / _RANGES_FILE).write_text(ranges.to_json())
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated, shared=True)
-    ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
+    ranges = entry.read_json(_RANGES_FILE, calibrate.Ranges.from_json)
     quantized, notes, details = quantized_by(read, plan, ranges.amax(), precision, keep_fp32)
     rest = half_part(precision)
     others = f"; {plural(len(arithmetic.within(details[_ARITHMETIC], rest)), 'other')} in {rest}" if rest else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from pytest_trtcheck.precision.identity import code, library_versions
 from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.onnxruntime import Provider
     from pytest_trtcheck.model.sources import Examples
     from pytest_trtcheck.model.sources.exported import Origin
+    from pytest_trtcheck.spec import Shape
 
 
 class Reference(KeptOutputs):
@@ -64,6 +66,19 @@ class Reference(KeptOutputs):
 
         twin = rewrite.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
         graph.write(twin, folder / MODEL_FILE)
+
+
+def first_that_runs(
+    model: OnnxModel, proposed: Iterable[Mapping[str, Shape]], cache: Cache, provider: Provider = "cpu"
+) -> Mapping[str, Shape] | None:
+    """The first of the shapes of open inputs that the FP32 model computes something of; None where it takes none."""
+    for shapes in proposed:
+        with suppress(CheckError), closing(Reference(model, cache, provider)) as reference:
+            ranges = model_inputs.shape_ranges(model, None, shapes, default_batch=1)
+            outputs = reference(model_inputs.generate(model, ranges, seed=0)[0])
+            if all(array.size for array in outputs.values()):
+                return shapes
+    return None
 
 
 class ModelReference:

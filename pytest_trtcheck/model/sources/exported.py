@@ -161,7 +161,8 @@ def _proved(model: OnnxModel, opening: Opening) -> tuple[str, ...]:
     except InputError:
         # What is missing is said when the check asks for its inputs; nothing is run before.
         return ()
-    return tuple(remembered.once(Key("export_proof", model.label, parts), lambda: _prove(model, cases), opening.cache))
+    key = Key("export_proof", model.label, parts)
+    return tuple(remembered.once(key, lambda: _prove(model, cases), remembered.names, opening.cache))
 
 
 def _cases(model: OnnxModel, opening: Opening) -> dict[int | None, Case]:

@@ -130,9 +130,8 @@ class Ranges:
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Ranges:
-        """The inverse of `to_json`."""
-        fields = json.loads(text)
+    def from_json(cls, fields: Mapping[str, Any]) -> Ranges:
+        """The inverse of `to_json`, of what was parsed."""
         choice = fields["choice"] and Choice(**fields["choice"])
         tensors = {name: TensorRange(**found) for name, found in fields["tensors"].items()}
         return cls(**{**fields, "tensors": tensors, "choice": choice})

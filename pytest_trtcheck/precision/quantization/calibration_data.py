@@ -28,6 +28,7 @@ from pytest_trtcheck.errors import CalibrationError, kind_of, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
 
@@ -395,5 +396,5 @@ def digest_of(samples: Samples, cache: Cache) -> str:
         return samples.digest()
     code = hash_code("model/inputs.py", "precision/quantization/calibration_data.py")
     parts = {**stamps, "code": code, "inputs": repr(samples.specs), "limit": str(samples.limit)}
-    digest: str = remembered.once(Key("samples", files[0].parent.name, parts), samples.digest, cache)
-    return digest
+    key = Key("samples", files[0].parent.name, parts)
+    return remembered.once(key, samples.digest, lambda found: typed(found, str), cache)
