@@ -229,7 +229,9 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     for name, run in reports:
         other = seen.setdefault(json.dumps(jsonable(run)), name)
         if other is not name:
-            raise ReportError(f"{name} is the same report as {other}", "name each report once")
+            raise ReportError(
+                f"{name} is the same report as {other}", "name each report once", code="reports-unrelated"
+            )
     untimed = tuple(name for name, run in reports if run.started is None)
     timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
     moments = tuple(_moments(timed))
