@@ -156,7 +156,7 @@ def test_a_function_that_goes_wrong_is_quoted(build: Callable[..., bytes], funct
         (lambda config: None, "is a lambda: another process cannot import it"),  # noqa: ARG005
         (Holder.method, "is made inside a function or class"),
         (takes_none, "must take one argument"),
-        (3, "configure=3 is no function"),
+        (3, "configure=3: expected a function"),
         (print, "is no function"),
     ],
 )
