@@ -155,7 +155,7 @@ class Row:
         if self.blame.step and summary:
             kept = self.blame.keep_fp32
             cure = f"; passes with {plural(len(kept), 'node')} in FP32" if kept else ""
-            return one_line(f"To blame: {self.blame.step}, {summary.rstrip('.')}{cure}")
+            return one_line(f"To blame: {self.blame.who}, {summary.rstrip('.')}{cure}")
         # That outputs differ is what the error beside its tolerance says.
         if self.record.parity and is_bad(self.record.parity.verdict):
             return ""

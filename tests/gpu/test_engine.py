@@ -552,7 +552,7 @@ def test_several_contexts_compute_the_same_and_share_the_gpu(heavy: Engine, grap
 
 
 def test_small_engines_gain_from_several_contexts(make: MakeEngine) -> None:
-    engine = make(onnx_models.conv_net(1))
+    engine = make(trt_models.operator("Conv", "fp32"))
     with TimedRun(engine, [conv_input()]) as timed:
         timed.run(50)
         alone = timed.run(1000)
