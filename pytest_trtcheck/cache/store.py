@@ -12,7 +12,7 @@ import os
 import re
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -155,6 +155,30 @@ class Entry:
         return self.path.parent / _EXTRA / name
 
 
+_MAKING = {
+    "engine": "building the engine of",
+    "provider_engine": "building the engine of",
+    "lowered": "lowering",
+    "calibration": "calibrating",
+    "exported": "exporting",
+    "emulated": "preparing the emulation of",
+    "reference": "computing the reference of",
+}
+"""What making an entry of a kind is called; of others nobody waits for long."""
+
+
+def _thing(key: Key) -> str:
+    """What people call what a key stands for."""
+    kind = "the engine of " if key.kind.endswith("engine") else ""
+    precision = key.parts.get("precision")
+    return f"{kind}{key.subject}{f' in {precision}' if precision else ''}"
+
+
+def _making(key: Key) -> str:
+    doing = _MAKING.get(key.kind, "preparing")
+    return f"{doing} {_thing(key).removeprefix('the engine of ')}"
+
+
 class Cache:
     """A content-addressed store of directories below `root`, for any number of processes and threads.
 
@@ -204,6 +228,8 @@ class Cache:
         self._is_spare = is_spare
         self._spare: Cache | None = None
         self._refused: CachePlaceError | None = None
+        self.during: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        """Is told what is made or fetched, as long as that takes."""
 
     def require_private(self) -> None:
         """See that nobody else could have put entries here: an engine is code that runs where it is loaded.
@@ -307,6 +333,7 @@ class Cache:
                 remote=self.remote,
                 is_spare=True,
             )
+            self._spare.during = self.during
         except OSError as other:
             raise CacheError(
                 f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
@@ -463,7 +490,8 @@ class Cache:
             made = work / "entry"
             with self._dir.guarded(doing):
                 (made / FILES).mkdir(parents=True)
-            listing = remote.fetch(key, made / FILES, most)
+            with self.during(f"asking the shared cache for {_thing(key)}"):
+                listing = remote.fetch(key, made / FILES, most)
             if listing is None:
                 return None
             with self._dir.guarded(doing):
@@ -480,7 +508,7 @@ class Cache:
                 reason = self._miss_reason(key, damage)
                 (made / FILES).mkdir(parents=True)
             start = time.perf_counter()
-            with self._dir.guarded(doing, others_work=work):
+            with self._dir.guarded(doing, others_work=work), self.during(_making(key)):
                 make(made / FILES)
             make_s = round(time.perf_counter() - start, 6)
             with self._dir.guarded(doing):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -91,6 +91,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         Session.check_options(config)
         if settings.value(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
             session_of(config).cache.clear()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist where to say what takes long."""
+    from pytest_trtcheck.plugin import progress
+
+    path = progress.for_worker(node.config)
+    if path is not None:
+        node.workerinput[progress.FILE] = path
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import itertools
 import os
 import re
 import threading
-import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,11 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_trtcheck.backends.base import Backend, Machine
     from pytest_trtcheck.baselines import Baselines
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.spread import Place
     from pytest_trtcheck.record import Environment
 
-_LOG_PACE_S = 10.0
-"""How often a log that nobody watches is told what takes so long."""
 _SHORTEST_KEY = 16
 """Bytes: a secret that nobody guesses, of 128 bits."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -441,6 +438,11 @@ class Session:
 
         ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
+        collector = self.config.pluginmanager.getplugin("trtcheck-collector")
+        progress: Callable[[str], None] = lambda _: None  # noqa: E731 - of fixtures outside a run of tests
+        if collector is not None:
+            progress = collector.progress
+            self.cache.during = collector.progress.during
         return Checker(
             cache=self.cache,
             backend=self.get("trt_backend")[0] if len(self.get("trt_backend")) == 1 else backends.AUTO,
@@ -458,7 +460,7 @@ class Session:
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
             allowance=Allowance(self.get("trt_diagnose")),
-            progress=_Progress(self.config),
+            progress=progress,
         )
 
 
@@ -535,33 +537,3 @@ def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> 
         'pip install "pytest-trtcheck[rtx]" builds engines without a GPU; '
         "--trt-backend=onnxruntime asks for emulated checks alone"
     )
-
-
-class _Progress:
-    """Shows what takes long, over pytest's own progress line: in a terminal all of it, in a log a line now and then.
-
-    A worker of xdist has no terminal, and shows nothing.
-    """
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._test, self._since = "", 0.0
-
-    def __call__(self, line: str) -> None:
-        reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        if reporter is None or self._config.getoption("verbose") < 0 or not (reporter.isatty or self._is_due()):
-            return
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            reporter.ensure_newline()
-            reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
-
-    def _is_due(self) -> bool:
-        """Whether a test has been silent for so long that a log should say what it does."""
-        test, now = os.environ.get("PYTEST_CURRENT_TEST", ""), time.monotonic()
-        if test != self._test:
-            self._test, self._since = test, now
-        if now - self._since < _LOG_PACE_S:
-            return False
-        self._since = now
-        return True
