@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import pytest
 
 from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY
-from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, kind_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +186,7 @@ def request_for(
     built = more.get("options") or fixture("trt_build_options")
     if built is not None and not isinstance(built, BuildOptions):
         raise ArgumentError(
-            f"trt_build_options: expected a BuildOptions, got {type(built).__name__}",
+            f"trt_build_options: expected a BuildOptions, got {kind_of(built)}",
             "return BuildOptions(…), or None for the defaults",
         )
     compared = parity.backends or options.value(item.config, "trt_backend")

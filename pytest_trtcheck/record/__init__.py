@@ -22,6 +22,7 @@ from pytest_trtcheck.record.common import (
 )
 from pytest_trtcheck.record.latency import BudgetRecord, Conditions, LatencyDetails, LatencyRecord, LoadRecord
 from pytest_trtcheck.record.parity import (
+    BLAMED,
     BlameRecord,
     ElementRecord,
     JudgedRecord,
@@ -58,6 +59,7 @@ from pytest_trtcheck.record.system import (
 
 __all__ = [
     "BASELINE",
+    "BLAMED",
     "SCHEMA_VERSION",
     "SEVERITY",
     "TOOL",

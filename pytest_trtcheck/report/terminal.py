@@ -173,7 +173,7 @@ def _summed_up(passed: Sequence[tuple[CheckRecord, Label]]) -> str:
 
 def wrapped(text: str, width: int) -> list[str]:
     """A paragraph in lines, the first of which stands out."""
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _wrapped(text: str, width: int, markup: Mapping[str, bool]) -> list[Line]:

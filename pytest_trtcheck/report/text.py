@@ -68,9 +68,11 @@ def format_optional(value: float | str | None, digits: int = 3) -> str:
 def format_duration(seconds: float) -> str:
     """A duration as people say it.
 
-    >>> [format_duration(x) for x in (0.0123, 1.5, 75, 7384)]
-    ['0.01 s', '1.5 s', '1 min 15 s', '2 h 3 min']
+    >>> [format_duration(x) for x in (0.001, 0.0123, 1.5, 75, 7384)]
+    ['< 0.01 s', '0.01 s', '1.5 s', '1 min 15 s', '2 h 3 min']
     """
+    if seconds < 0.01:
+        return "< 0.01 s"
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
