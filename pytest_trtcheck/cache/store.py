@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
 from pytest_trtcheck.cache.hashing import Stamp, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
-from pytest_trtcheck.cache.listing import StoredEntry, stored_entry, table
+from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
 from pytest_trtcheck.cache.manifest import (
     FILES,
     DamagedError,
@@ -409,13 +409,22 @@ class Cache:
             stored = self._stored() if self._dir.is_ours() else []
         return sorted(stored, key=lambda entry: (entry.kind, entry.subject, -entry.last_used, entry.digest))
 
-    def describe(self, width: int = 100) -> str:
-        """The table of all entries, with totals, for a terminal of `width` columns."""
-        found = table(self.root, self.entries(), self.max_bytes, time.time(), width)
+    def describe(self, width: int = 100, model: str | None = None) -> str:
+        """The entries by model, or those of the one that is named, with totals, for a terminal of `width` columns."""
+        entries = self.entries()
+        shown = entries if model is None else [entry for entry in entries if is_of(entry, model)]
+        whole = None if model is None else sum(entry.bytes for entry in entries)
+        found = table(self.root, shown, self.max_bytes, time.time(), width=width, whole=whole)
         return found if self.remote is None else f"{found}\n{self.remote.describe()}"
 
-    def clear(self) -> int:
-        """Remove every entry that no other process uses, and say how many; never what the cache did not put there.
+    def models(self) -> list[str]:
+        """What the models are called whose entries are here."""
+        return list(dict.fromkeys(map(model_of, self.entries())))
+
+    def clear(self, model: str | None = None) -> int:
+        """Remove every entry that no other process uses, or those of one model, and say how many.
+
+        Never what the cache did not put there.
 
         Raises
         ------
@@ -428,7 +437,9 @@ class Cache:
                 return 0
             with self._dir.locked("tidy", doing):
                 self._dir.remove_leftovers()
-                return sum(self._evict(path) for path in list(self._dir.directories()))
+                if model is None:
+                    return sum(self._evict(path) for path in list(self._dir.directories()))
+                return sum(self._evict(entry.path) for entry in self._stored() if is_of(entry, model))
 
     def _stored(self) -> list[StoredEntry]:
         return [entry for path in self._dir.directories() if (entry := stored_entry(path)) is not None]

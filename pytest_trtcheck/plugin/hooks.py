@@ -73,7 +73,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         if settings.value(config, "trt_cache_show"):
             from pytest_trtcheck.plugin.session import Session
 
-            print(visible(Session.make(config).cache.describe()))
+            print(visible(Session.make(config).cache_shown()))
             return 0
     return None
 
@@ -90,7 +90,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             session_of(config).remove_earlier_reports()
         Session.check_options(config)
         if settings.value(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
-            session_of(config).cache.clear()
+            session_of(config).clear_cache()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import re
+import shutil
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, plural
+from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, plural, suggestion
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -139,6 +140,10 @@ class Session:
             Address.parse(values["trt_triton_url"])
         _ = session_of(config).evidence, session_of(config).evidence_key
         session_of(config).cache.require_private()
+        if values["trt_cache_model"] and not (values["trt_cache_clear"] or values["trt_cache_show"]):
+            raise ArgumentError(
+                "--trt-cache-model: is neither shown nor cleared", "add --trt-cache-show or --trt-cache-clear"
+            )
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError(
                 "--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR", code="argument-missing"
@@ -151,6 +156,41 @@ class Session:
                 model_files.check_options(config, values)
         if values["trt_baseline"]:
             _ = session_of(config).baselines
+
+    def cache_shown(self) -> str:
+        """What `--trt-cache-show` prints; `--trt-cache-clear` beside it comes before."""
+        removed = ""
+        if self.get("trt_cache_clear"):
+            removed = f"removed {plural(self.clear_cache(), 'entry').replace('entrys', 'entries')}\n"
+        width = shutil.get_terminal_size().columns
+        return removed + self.cache.describe(width, None if removed else self._cache_model())
+
+    def clear_cache(self) -> int:
+        """Empty the cache, or remove what it has of one model; how many entries went."""
+        return self.cache.clear(self._cache_model())
+
+    def _cache_model(self) -> str | None:
+        """The model that `--trt-cache-model` names.
+
+        Raises
+        ------
+        ArgumentError
+            The cache has nothing of it.
+        """
+        named: str | None = self.get("trt_cache_model")
+        if not named:
+            return None
+        from pytest_trtcheck.cache.listing import is_of
+
+        entries = self.cache.entries()
+        if not any(is_of(entry, named) for entry in entries):
+            models = self.cache.models()
+            names = [*models, *(model.rpartition("/")[2] for model in models)]
+            raise ArgumentError(
+                f"--trt-cache-model={named}: nothing of it is in the cache",
+                suggestion(named, names) or f"it holds {listed(models)}" if models else "it is empty",
+            )
+        return named
 
     def check_feasible(self, values: Mapping[str, Any]) -> None:
         """What was asked for can be done here: else it is an error before the first test, and no pass without it.
