@@ -134,6 +134,8 @@ class _Screen:
             self._start()
 
     def show(self, line: str) -> None:
+        if self._stream is None:
+            return
         with self._lock:
             self._set("", line)
             if not self._is_terminal:
