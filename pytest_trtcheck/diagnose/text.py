@@ -138,6 +138,6 @@ def _row(label: str, text: str) -> list[str]:
         WIDTH,
         initial_indent=f"  {label:<{_LABEL}}",
         subsequent_indent=" " * (_LABEL + 2),
-        break_long_words=True,
+        break_long_words=False,
         break_on_hyphens=False,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible
+from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible, cut
 from pytest_trtcheck.record import BlameRecord, is_bad
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, fleet, merge, plots, systems
@@ -484,7 +484,7 @@ def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) ->
         layers=timed[: room.layers],
         layers_left_out=max(0, len(timed) - room.layers),
         explained_at=address_of(record.code) if record.code else None,
-        message=message[: room.message] + (" …" if len(message) > room.message else ""),
+        message=cut(message, room.message) + (" …" if len(message) > room.message else ""),
     )
 
 
