@@ -435,6 +435,13 @@ def test_the_keyboard_reaches_and_opens_everything(report: Chrome) -> None:
     unnamed = """return [...document.querySelectorAll("button, input, select, a")]
         .filter((each) => !(each.innerText.trim() || each.ariaLabel)).map((each) => each.outerHTML)"""
     assert run(report, unnamed) == []
+    show(report, "small phone", dark=False)
+    settle(report)
+    scrolled = """return [...document.querySelectorAll(".wide")]
+        .filter((each) => each.scrollWidth > each.clientWidth && each.tabIndex !== 0).length"""
+    run(report, "document.querySelectorAll('.open').forEach((each) => each.click())")
+    settle(report)
+    assert run(report, scrolled) == 0
     controlled = """return [...document.querySelectorAll("[aria-controls]")]
         .every((each) => document.getElementById(each.getAttribute("aria-controls")))"""
     assert run(report, controlled)
