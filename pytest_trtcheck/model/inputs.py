@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_trtcheck.errors import InputError, plural, kind_of
+from pytest_trtcheck.errors import InputError, kind_of, plural
 from pytest_trtcheck.model import free_dims, memory
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.model.input_files import FromFiles

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import pytest
 
 from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY
-from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, kind_of, visible, first_line
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, kind_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible, cut
+from pytest_trtcheck.errors import MissingDependencyError, address_of, cut, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord, is_bad
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, fleet, merge, plots, systems
