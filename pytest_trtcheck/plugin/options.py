@@ -10,10 +10,10 @@ import itertools
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS, Option
+from pytest_trtcheck.choices import PRECISIONS, GraphsOf, Option
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE|ENV",
     ),
     *(report.option for report in REPORTS if report.option),
+    Option(
+        "trt_report_graph",
+        "text",
+        "the checks whose model the reports hold as a graph: failed (the default), all, none",
+        default="failed",
+        choices=get_args(GraphsOf),
+        metavar="WHICH",
+    ),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where baselines of errors, scores and latency are kept", metavar="DIR"),
     Option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, merge, plots, systems
+from pytest_trtcheck.report import builds, describe, graph, merge, plots, systems
 from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
 from pytest_trtcheck.report.view import (
     WORDS,
@@ -53,13 +53,15 @@ if TYPE_CHECKING:
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_LIBRARIES = ("dagre", "panzoom")
+"""What draws models in a browser: templates/vendor/README.md says where they came from."""
 _LONGEST_NAME = 56
 
 
 @dataclass(frozen=True)
 class Room:
     """How much of a check the page has room for: outputs, tensors and points of a curve, layers, characters of a
-    message.
+    message; and of all checks together, bytes of models that are drawn.
     """
 
     outputs: int
@@ -67,9 +69,14 @@ class Room:
     points: int
     layers: int
     message: int
+    graphs: int
 
 
-_ROOMS = (Room(12, 5, 160, 10, 4000), Room(4, 3, 80, 5, 900), Room(2, 2, 50, 0, 200))
+_ROOMS = (
+    Room(12, 5, 160, 200, 4000, 450_000),
+    Room(4, 3, 80, 5, 900, 300_000),
+    Room(2, 2, 50, 0, 200, 100_000),
+)
 _LARGEST_PAGE = 950_000
 """In bytes. A page that is larger says less of each check, as long as that helps: it should be small enough to mail."""
 
@@ -193,7 +200,11 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
     rows = [_row(record, name, room) for record, name in zip(checks, labels(checks), strict=True)]
     rows.sort(key=lambda row: row.rank)
     words = Counter(row.word for row in rows)
+    drawings = graph.drawings([row.record for row in rows], room.graphs)
     return {
+        "drawings": drawings,
+        "graph_style": _asset("graph.css") if drawings.by_check else "",
+        "graph_scripts": [*map(_vendored, _LIBRARIES), _asset("graph.js")] if drawings.by_check else [],
         "rows": rows,
         "words": [(word, words[word]) for word in WORDS if words[word]],
         "bad": sum(failed(record) for record in checks),
@@ -254,6 +265,12 @@ def _asset(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
+def _vendored(name: str) -> str:
+    """A library with its license, as that demands; without the map that a browser would look for beside the page."""
+    code = _asset(f"vendor/{name}.min.js").partition("//# sourceMappingURL")[0]
+    return f"/*! {name}\n{_asset(f'vendor/{name}.LICENSE')}*/\n{code}"
+
+
 def _row(record: CheckRecord, name: str, room: Room) -> Row:
     parity = record.parity
     blame = (parity and parity.blame) or BlameRecord()
@@ -265,7 +282,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
     )
     shown = all_outputs[: room.outputs]
     measured = budgets(record)
-    timed = _slowest(record)
+    layers = _layers(record)
     message = record.message or ""
     return Row(
         record=record,
@@ -281,15 +298,17 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         score=scored(record),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
-        layers=timed[: room.layers],
-        layers_left_out=max(0, len(timed) - room.layers),
+        layers=layers[: room.layers],
+        layers_left_out=max(0, len(layers) - room.layers),
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
     )
 
 
-def _slowest(record: CheckRecord) -> list[tuple[LayerRecord, float]]:
-    """The layers that were timed, each with its share of the time of all, the one that takes longest first."""
-    layers = [layer for layer in (record.engine.layers if record.engine else ()) if layer.time_ms is not None]
+def _layers(record: CheckRecord) -> list[tuple[LayerRecord, float]]:
+    """The layers, each with its share of the time of all, the one that takes longest first; the engine's order where
+    none was timed.
+    """
+    layers = record.engine.layers if record.engine else ()
     total = sum(layer.time_ms or 0.0 for layer in layers) or 1.0
     return sorted(((layer, (layer.time_ms or 0.0) / total) for layer in layers), key=lambda pair: -pair[1])
 
