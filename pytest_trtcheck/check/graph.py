@@ -122,5 +122,10 @@ def _type(value: ir.Value) -> str | None:
     name = "string" if value.dtype.name == "STRING" else value.dtype.numpy().name
     if value.shape is None:
         return f"{name}"
-    dims = (str(each) if isinstance(each, int) else getattr(each, "value", None) or "?" for each in value.shape)
-    return f"{name}[{', '.join(map(str, dims))}]"
+    dims = (_dimension(each if isinstance(each, int) else each.value) for each in value.shape)
+    return f"{name}[{', '.join(dims)}]"
+
+
+def _dimension(size: int | str | None) -> str:
+    """A dimension by its number or name; what inference writes as a formula tells nobody anything."""
+    return str(size) if isinstance(size, int) or (size and size.isidentifier()) else "?"

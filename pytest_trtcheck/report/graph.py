@@ -36,7 +36,7 @@ _SHARES = (0.001, 0.003, 0.01, 0.03, 0.1)
 class Mode:
     """One way of colouring: of each node a colour, one character, and a text; `legend` says what the colours mean.
 
-    `missing` is why nothing has a colour, where nothing has.
+    `missing` is why nothing has a colour, where nothing has; `unknown` what is said of a node that has none.
     """
 
     key: Literal["error", "own", "precision", "time"]
@@ -46,6 +46,7 @@ class Mode:
     legend: tuple[tuple[str, str], ...]
     said: str
     missing: str = ""
+    unknown: str = "not measured"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Drawing:
     modes: tuple[Mode, ...]
     shown: Mode
     heading: str
+    others: int
     left_out: int
 
 
@@ -74,27 +76,24 @@ def drawings(checks: Sequence[CheckRecord], room: int) -> Drawings:
     """As many of the checks' graphs as fit into `room` bytes, the first ones first, each as large as fits for all."""
     wanted = [index for index, record in enumerate(checks) if record.graph is not None and record.graph.nodes]
     for size in _SIZES:
-        found = _drawn(checks, wanted, size, room if size == _SIZES[-1] else None)
-        if _bytes(found) <= room:
+        found = _drawn(checks, wanted, size, room)
+        if not found.left_out:
             break
     return found
 
 
-def _drawn(checks: Sequence[CheckRecord], wanted: Sequence[int], size: int, room: int | None) -> Drawings:
+def _drawn(checks: Sequence[CheckRecord], wanted: Sequence[int], size: int, room: int) -> Drawings:
     structures: dict[str, int] = {}
     found: dict[int, Drawing] = {}
     for index in wanted:
-        known = dict(structures)
+        shared = len(structures)
         drawing = _drawing(checks[index], size, structures)
-        if room is not None and _bytes(Drawings({**found, index: drawing}, tuple(structures))) > room:
-            return Drawings(found, tuple(known), frozenset(wanted) - set(found))
+        texts = (drawing.data, drawing.picture, *list(structures)[shared:])
+        room -= sum(len(text.encode()) for text in texts)
+        if room < 0:
+            return Drawings(found, tuple(structures)[:shared], frozenset(wanted) - set(found))
         found[index] = drawing
     return Drawings(found, tuple(structures))
-
-
-def _bytes(found: Drawings) -> int:
-    texts = [*found.structures, *(text for each in found.by_check.values() for text in (each.data, each.picture))]
-    return sum(len(text.encode()) for text in texts)
 
 
 def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Drawing:
@@ -134,6 +133,7 @@ def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Draw
         "others": others,
         "focus": focus,
         "mode": shown.key,
+        "unknown": {mode.key: mode.unknown for mode in modes},
     }
     return Drawing(
         structures.setdefault(structure, len(structures)),
@@ -142,6 +142,7 @@ def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Draw
         modes,
         shown,
         heading,
+        len(others),
         graph.left_out,
     )
 
@@ -195,7 +196,11 @@ def _errors(record: CheckRecord, graph: GraphRecord) -> tuple[Mode, Mode]:
     measure = "‖y−r‖ / ‖r‖ of what each operator gives"
     return (
         mode("error", "Error", f"{measure}, the emulated lowered model against the FP32 model, on the worst input"),
-        mode("own", "Lost here", f"{measure} if it alone is lowered, emulated on the FP32 model's values"),
+        mode(
+            "own",
+            "Lost here",
+            f"{measure} if it alone is lowered, emulated on the FP32 model's values; by channel where that is more",
+        ),
     )
 
 
@@ -219,9 +224,11 @@ def _precision(record: CheckRecord, graph: GraphRecord) -> Mode:
             for node, found in zip(graph.nodes, layers, strict=True)
         )
         said = "as TensorRT's engine inspector tells it, by the layer that holds the operator."
+        unknown = "not told: no layer names it"
     else:
         texts = tuple(node.precision or "" for node in graph.nodes)
         said = "as the model was lowered; what TensorRT makes of it was not seen."
+        unknown = "not told: it only moves values, or became part of another"
     texts = tuple(map(visible, texts))
     kinds = [text.partition("/")[0] for text in texts]
     colours = "".join(
@@ -230,7 +237,7 @@ def _precision(record: CheckRecord, graph: GraphRecord) -> Mode:
     present = {*colours}
     legend = tuple((str(place), name) for place, name in enumerate(_PRECISIONS) if str(place) in present)
     missing = "" if any(texts) else "it is not known what the operators compute in"
-    return Mode("precision", "Precision", colours, texts, legend, f"Computes in: {said}", missing)
+    return Mode("precision", "Precision", colours, texts, legend, f"Computes in: {said}", missing, unknown)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def _box(place: _Place, node: GraphNode, mode: Mode, index: int, word: str) -> s
             f'<rect x="{svg.px(x)}" y="{svg.px(y)}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>',
             svg.text(x + 8, y + 15, node.op_type, "op"),
             svg.text(x + 8, y + 29, tail(visible(node.name))),
-            svg.text(x + 8, y + 43, mode.texts[index] or "not measured"),
+            svg.text(x + 8, y + 43, mode.texts[index] or mode.unknown.partition(":")[0]),
             svg.text(place.x, y - 5, word, "flag", "middle") if word else "",
             "</g>",
         ]

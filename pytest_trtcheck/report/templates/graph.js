@@ -4,6 +4,7 @@
 (() => {
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 176, HEIGHT = 50, LONGEST = 25;  // of a box, and the columns of a name in it
+const READABLE = 0.08;  // below it a whole model is a line
 const FIRST = 30, GROWTH = 4;  // operators drawn at first, and how many times as many "Show more" draws
 const structures = [...document.querySelectorAll(".graph-structure")].map((each) => JSON.parse(each.textContent));
 
@@ -133,6 +134,7 @@ class Model {
     this.view.replaceChildren(svg);
     this.color();
     this.panzoom = Panzoom(stage, { canvas: true, minScale: 0.02, maxScale: 4, step: 0.35, origin: "0 0", cursor: "grab", animate: false });
+    stage.addEventListener("panzoomzoom", ({ detail }) => stage.style.setProperty("--line", Math.min(8, Math.max(1.2, 0.5 / detail.scale))));
     this.start = null;
     setTimeout(() => this.start && this.move(...this.start));
     svg.addEventListener("wheel", (event) => {
@@ -163,7 +165,7 @@ class Model {
     for (const [node, { group, figure }] of this.boxes) {
       const marks = [node === this.culprit && "marked", this.others.includes(node) && "alike", node === this.chosen && "chosen"];
       group.setAttribute("class", ["node", `${this.mode}-${this.colours[this.mode][node]}`, ...marks.filter(Boolean)].join(" "));
-      figure.textContent = this.texts[this.mode][node] || "not measured";
+      figure.textContent = this.texts[this.mode][node] || this.unknown[this.mode].split(":")[0];
     }
     for (const legend of this.section.querySelectorAll(".graph-legend")) legend.hidden = legend.dataset.mode !== this.mode;
   }
@@ -191,6 +193,14 @@ class Model {
     this.panzoom.pan(x, y);
   }
 
+  /** Around the middle of what is seen. */
+  zoom(factor) {
+    const { width, height } = this.svg.getBoundingClientRect();
+    const before = this.panzoom.getScale(), { x, y } = this.panzoom.getPan();
+    const now = Math.min(4, Math.max(0.02, before * factor));
+    this.move(now, x + width / 2 * (1 / now - 1 / before), y + height / 2 * (1 / now - 1 / before));
+  }
+
   fit() {
     const { width, height } = this.svg.getBoundingClientRect();
     const whole = this.layout.graph();
@@ -203,9 +213,9 @@ class Model {
     const tensor = (each) => [this.tensors[each], this.types[each], this.errors[each] ? `error ${this.errors[each]}` : "error not measured"].filter(Boolean).join(" · ");
     this.reads[node].forEach((each) => facts.push(["Reads", tensor(each)]));
     this.writes[node].forEach((each) => facts.push(["Gives", tensor(each)]));
-    facts.push(["Loses by itself", this.texts.own[node] || "not measured"]);
-    facts.push(["Computes in", this.texts.precision[node] || "not told: it only moves values, or became part of another"]);
-    facts.push(["Time", this.texts.time[node] || "not measured"]);
+    facts.push(["Loses by itself", this.texts.own[node] || this.unknown.own]);
+    facts.push(["Computes in", this.texts.precision[node] || this.unknown.precision]);
+    facts.push(["Time", this.texts.time[node] || this.unknown.time]);
     this.layersOf[node].forEach((each) => facts.push(["Layer", this.layers[each]]));
     const list = document.createElement("dl");
     for (const [name, value] of facts) {
@@ -242,7 +252,7 @@ class Model {
 
   /** Arrow keys: up to what it reads, down to what reads it, sideways along the row. */
   key(event) {
-    const step = { "+": () => this.panzoom.zoomIn(), "=": () => this.panzoom.zoomIn(), "-": () => this.panzoom.zoomOut(), Escape: () => this.fit(), Home: () => this.choose(this.focus) }[event.key];
+    const step = { "+": () => this.zoom(1.4), "=": () => this.zoom(1.4), "-": () => this.zoom(1 / 1.4), Escape: () => this.fit(), Home: () => this.choose(this.focus) }[event.key];
     if (step) { step(); event.preventDefault(); return; }
     if (!event.key.startsWith("Arrow") || event.ctrlKey || event.altKey || event.metaKey) return;
     const here = this.layout.node(`n${this.chosen}`);
@@ -273,15 +283,25 @@ class Model {
       this.hit = (this.hit + (event.shiftKey ? this.hits.length - 1 : 1)) % this.hits.length;
       this.found();
     });
-    const wider = (size) => { this.size = size; this.draw(); this.color(); this.fit(); };
+    const wider = (size) => {
+      this.find(".graph-found").textContent = `placing ${Math.min(size, this.names.length)} operators …`;
+      // Once that was painted: a thousand take a few seconds.
+      requestAnimationFrame(() => setTimeout(() => {
+        this.size = size;
+        this.draw();
+        this.find(".graph-found").textContent = "";
+        this.fit();
+        if (this.panzoom.getScale() < READABLE) this.look(this.chosen, READABLE);
+      }));
+    };
     const deeds = {
-      in: () => this.panzoom.zoomIn(), out: () => this.panzoom.zoomOut(), fit: () => this.fit(),
+      in: () => this.zoom(1.4), out: () => this.zoom(1 / 1.4), fit: () => this.fit(),
       focus: () => { this.center = this.focus; this.choose(this.focus); this.look(this.focus, 1); },
       wider: () => wider(this.shown.size * GROWTH), all: () => wider(this.names.length),
     };
     this.find(".graph-buttons").addEventListener("click", (event) => deeds[event.target.dataset.do]?.());
     let pressed = null;
-    this.view.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; });
+    this.view.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; }, true);
     this.view.addEventListener("click", (event) => {
       this.svg.focus({ preventScroll: true });
       const box = event.target.closest("[data-node]");
