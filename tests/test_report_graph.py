@@ -51,6 +51,7 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium a
 VENDOR = Path(report.__file__).parent / "templates" / "vendor"
 LENGTH, SPOILED = 24, 22
 NODES = 2 * LENGTH + 4
+FLOATS = (int(onnx_models.FLOAT), ("batch", 8))
 BIAS = np.linspace(0.1, 0.4, 8).astype(np.float32)
 HOSTILE = "</script><script>document.title='owned'</script>\"'\u202e<img src=x onerror=\"document.title='owned'\">"
 
@@ -84,8 +85,7 @@ def planted(spoiled: int | None = SPOILED, odd: str = "add7") -> onnx.ModelProto
         "one": np.asarray(1.0, np.float32),
         "bias": BIAS,
     }
-    shape = ["batch", 8]
-    return onnx_models.model(nodes, {"x": (onnx_models.FLOAT, shape)}, {"y": (onnx_models.FLOAT, shape)}, weights)
+    return onnx_models.model(nodes, {"x": FLOATS}, {"y": FLOATS}, weights)
 
 
 X = np.linspace(1.2, 2.9, 16).reshape(2, 8).astype(np.float32)
@@ -219,8 +219,7 @@ def test_what_is_inside_a_branch_stands_before_its_node(tmp_path: Path) -> None:
         ),
         helper.make_node("Mul", ["z", "limit"], ["y"], "last"),
     ]
-    io = (onnx_models.FLOAT, ["batch", 8])
-    model = onnx_models.model(nodes, {"x": io}, {"y": io}, {"limit": np.asarray(1.0, np.float32)})
+    model = onnx_models.model(nodes, {"x": FLOATS}, {"y": FLOATS}, {"limit": np.asarray(1.0, np.float32)})
     record = checked(tmp_path, model, graphs="all")
     assert record.graph is not None, record.message
     names = [node.name for node in record.graph.nodes]
