@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -192,17 +193,18 @@ def test_the_option_decides(suite: Suite) -> None:
         def test_passes(): ...
         """.replace("\n        ", "\n")
     )
-    found = {
-        which: {
-            each["nodeid"].partition("::")[2]: "graph" in each
-            for each in suite.run(f"--trt-report-graph={which}").checks
-        }
-        for which in ("failed", "all")
-    }
+    found = {}
+    for which in ("all", "failed"):
+        made = suite.run(f"--trt-report-graph={which}", f"--junitxml={suite.path / 'out.xml'}")
+        found[which] = {each["nodeid"].partition("::")[2]: "graph" in each for each in made.checks}
     assert found == {
         "failed": {"test_fails": True, "test_passes": False},
         "all": {"test_fails": True, "test_passes": True},
     }
+    junit = ElementTree.parse(suite.path / "out.xml")
+    carried = [json.loads(each.get("value", "")) for each in junit.iter("property") if each.get("name") == "trtcheck"]
+    assert [each["verdict"] for each in carried] == ["fail", "pass"]
+    assert not any("graph" in each for each in carried), "JUnit has no use for it"
     assert "--trt-report-graph: 'some' is none of failed, all, none" in suite.run("--trt-report-graph=some").text
 
 
