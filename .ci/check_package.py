@@ -104,6 +104,8 @@ def main(work: Path) -> None:
     print(run(python, "-m", "pytest", "-k", "harmless", cwd=home))
     failed = run(python, "-m", "pytest", "-k", "overflow", cwd=home, expect=1)
     must("1 failed" in failed, f"the planted overflow did not fail its test:\n{failed}")
+    explained = run(python, "-m", "pytest_trtcheck", "explain", "model-missing", cwd=home)
+    must("Cause." in explained, "the wheel explains no error")
     print("the wheel works; the planted overflow failed its test, as it must")
 
 

@@ -359,7 +359,7 @@ def entry_problems(entry: Path) -> Iterator[str]:
         if int(crc, 16) != zlib.crc32(text):
             yield "its manifest is damaged"
             return
-        for name, (size, told) in json.loads(text)["files"].items():
+        for name, (size, told, *_) in json.loads(text)["files"].items():
             data = (entry / "files" / name).read_bytes()
             if len(data) != size or int(told, 16) != zlib.crc32(data):
                 yield f"{name} is damaged"

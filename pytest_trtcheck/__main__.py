@@ -12,7 +12,7 @@ from pytest_trtcheck.errors import ArgumentError, unforeseen, visible
 from pytest_trtcheck.report.upgrade import command as upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_trtcheck.report.diff import ReportDiff
 
@@ -31,8 +31,8 @@ any more, or cannot be compared.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+def parser() -> argparse.ArgumentParser:
+    """Every command and its arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m pytest_trtcheck", description="What pytest-trtcheck does apart from a test run."
     )
@@ -76,19 +76,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--html", metavar="FILE.html", help="write it as one page")
     command.add_argument("--markdown", action="store_true", help="as Markdown, for a GitHub step summary")
     command.add_argument("--require-all", action="store_true", help="every check run and measured on the GPU of each")
+    command = commands.add_parser(
+        "history",
+        help="how checks went from report to report, and where one became worse",
+        description="Follow each check through JSON reports (--trt-report), in the order in which the runs began: "
+        "error, latency, score and verdict, held against what each was when it last changed.",
+        epilog="exit status: 0; with --fail-on=regression 1 where something became worse in the newest report; 2 where "
+        "a file cannot be read as a report",
+    )
+    command.add_argument("reports", metavar="REPORT.json", nargs="+", help="a run's report, or a merged one")
+    command.add_argument("--html", metavar="FILE.html", help="write it as one page")
+    command.add_argument(
+        "--fail-on", choices=_FAIL_ON[:2], default="never", help="what exits with 1 (default: %(default)s)"
+    )
     _add_record(commands)
-    given = parser.parse_args(arguments)
+    command = commands.add_parser(
+        "explain",
+        help="what the code of an error means, and what to do",
+        description="Print the sections of docs/errors.md on these codes; without one, list all codes.",
+    )
+    command.add_argument("codes", metavar="CODE", nargs="*", help="such as model-missing")
+    _add_init(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    given = parser().parse_args(arguments)
     # A terminal that knows no arrow shows a question mark rather than nothing at all.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        if given.command == "release":
-            return _release(Path(given.folder), [Path(each) for each in given.others])
-        if given.command == upgrade.NAME:
-            return upgrade.run(given, _width())
-        if given.command == "merge":
-            return _merge(given)
-        return _record(given) if given.command == "record" else _diff(given)
+        return _RUN[given.command](given)
     except Exception as error:
         print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
         return BAD_INPUT
@@ -109,7 +128,6 @@ def _diff(given: argparse.Namespace) -> int:
 
 def _merge(given: argparse.Namespace) -> int:
     from pytest_trtcheck.report import html, json_report, merge
-    from pytest_trtcheck.report.view import failed, missing
 
     if given.html:
         html.require()
@@ -119,8 +137,19 @@ def _merge(given: argparse.Namespace) -> int:
     if given.html:
         html.save(given.html, found)
     _say(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
-    is_bad = not found.checks or missing(found) is not None or any(map(failed, found.checks))
-    return WORSE if is_bad or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+    return WORSE if merge.is_bad(found) or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
+
+
+def _history(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.report import history, html, json_report
+
+    if given.html:
+        html.require()
+    found = history.history([(each, json_report.read(each)) for each in given.reports])
+    if given.html:
+        html.save_history(given.html, found)
+    _say("\n".join(history.lines(found, _width())))
+    return WORSE if given.fail_on == "regression" and found.is_worse else NOTHING_WORSE
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -134,9 +163,21 @@ def _width() -> int:
     return max(60, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
 
 
-def _release(folder: Path, others: Sequence[Path]) -> int:
+def _explain(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.report import explain
+
+    _say(explain.explained(given.codes, min(_width(), 100)))
+    return NOTHING_WORSE
+
+
+def _upgrade(given: argparse.Namespace) -> int:
+    return upgrade.run(given, _width())
+
+
+def _release(given: argparse.Namespace) -> int:
     from pytest_trtcheck.export import release
 
+    folder, others = Path(given.folder), [Path(each) for each in given.others]
     found, remarks = release.merge(folder, others) if others else (release.check(folder), [])
     print(visible("\n".join([*found.lines(details=True), *remarks])))
     return NOTHING_WORSE if found.is_complete and not remarks else WORSE
@@ -188,9 +229,11 @@ def _record(given: argparse.Namespace) -> int:
 
     shapes = dict(map(_shape, given.shape))
     if given.inputs and (shapes or given.batch is not None or given.seed):
-        raise ArgumentError("record: --batch, --shape and --seed are for generated inputs", "leave them out")
+        raise ArgumentError(
+            "record: --batch, --shape and --seed are for generated inputs", "leave them out", code="argument-conflict"
+        )
     if given.batch is not None and given.batch < 1:
-        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1")
+        raise ArgumentError(f"record: --batch={given.batch}: expected at least 1", code="option-value")
     asked = Recording(
         model=given.model,
         output=Path(given.output),
@@ -206,12 +249,52 @@ def _record(given: argparse.Namespace) -> int:
     return NOTHING_WORSE
 
 
+def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "init",
+        help="a first test of the models in a project, and a CI workflow",
+        description="Look for models (.onnx, .pt2, .keras, SavedModel folders) and write tests/test_inference.py, "
+        "tests/conftest.py, a pytest.ini where nothing configures pytest, and a CI workflow. What exists stays.",
+        epilog="exit status: 0; 1 where no model was found; 2 where a file can't be written",
+    )
+    command.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="the project's (default: this one)")
+    command.add_argument(
+        "--ci",
+        choices=("github", "gitlab", "jenkins", "none"),
+        help="whose workflow (default: what the project has, else github)",
+    )
+    command.add_argument("--dry-run", action="store_true", help="write nothing, say what would be written")
+    command.add_argument("--diff", action="store_true", help="write nothing, show what would change")
+    command.add_argument("--force", action="store_true", help="write over files that exist")
+
+
+def _init(given: argparse.Namespace) -> int:
+    from pytest_trtcheck import init
+
+    asked = init.Asked(Path(given.folder), given.ci, given.force, given.dry_run, given.diff)
+    said, found = init.run(asked)
+    _say("\n".join(said))
+    return NOTHING_WORSE if found else WORSE
+
+
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition("=")
     try:
         return name, tuple(int(size) for size in sizes.split(",") if size.strip())
     except ValueError:
-        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224") from None
+        raise ArgumentError(f"record: --shape={text}: expected NAME=1,3,224,224", code="option-value") from None
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "diff": _diff,
+    upgrade.NAME: _upgrade,
+    "release": _release,
+    "merge": _merge,
+    "history": _history,
+    "record": _record,
+    "explain": _explain,
+    "init": _init,
+}
 
 
 if __name__ == "__main__":

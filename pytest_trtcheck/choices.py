@@ -55,7 +55,7 @@ MARKERS = ("trt_parity", "trt_latency")
 PRECISION, BATCH, BACKEND, GPU = "_trt_precision", "_trt_batch", "_trt_backend", "_trt_gpu"
 """The parameters that lists in a marker or an option become."""
 
-Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "backends", "list"]
+Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "counts", "backends", "list"]
 
 
 class Option(NamedTuple):

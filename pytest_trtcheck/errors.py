@@ -2,19 +2,182 @@
 
 Everything that can go wrong because of what the user gave us (a file, an argument, a machine) is raised as one of
 these. The plugin prints them without a traceback. They pickle, because xdist workers send them to the controller.
+
+Each has a code: one cause and one cure, which a section of docs/errors.md explains. The class has the code of its
+usual cause; `code=` of what is raised names another.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+Code = Literal[
+    # What a check found.
+    "outputs-differ",
+    "outputs-not-finite",
+    "precision-not-applied",
+    "outputs-unstable",
+    "score-dropped",
+    "score-inconclusive",
+    "budget-exceeded",
+    "latency-inconclusive",
+    "baseline-exceeded",
+    "not-measured",
+    "gpu-required",
+    "evidence-required",
+    # Arguments, options and tests.
+    "argument-unknown",
+    "argument-value",
+    "argument-missing",
+    "argument-conflict",
+    "option-value",
+    "marker-misplaced",
+    "output-unknown",
+    "node-unknown",
+    "search-impossible",
+    "compared-with-itself",
+    "configure-function",
+    "benchmark-untimed",
+    "user-code-failed",
+    "user-code-result",
+    "extension-failed",
+    # Models.
+    "model-unnamed",
+    "model-missing",
+    "model-kind",
+    "model-damaged",
+    "model-unsound",
+    "model-weights",
+    "model-size",
+    "model-changed",
+    "model-random",
+    "model-refused",
+    "model-signature",
+    "model-unloadable",
+    "module-failed",
+    "export-failed",
+    "export-inputs",
+    "export-batch",
+    "export-differs",
+    "opset-conversion",
+    "operator-library",
+    "runtime-refused",
+    "runtime-failed",
+    "runtime-stopped",
+    "out-of-memory",
+    # Inputs.
+    "input-names",
+    "input-type",
+    "input-shape",
+    "input-values",
+    "input-empty",
+    "input-dimensions",
+    "input-batch",
+    "input-profile",
+    "input-generated",
+    "input-files",
+    "kept-inputs",
+    "labels-missing",
+    "not-exercised",
+    # Precision and calibration.
+    "nothing-computed",
+    "precision-carried",
+    "precision-unsupported",
+    "calibration-missing",
+    "calibration-files",
+    "calibration-fit",
+    "calibration-values",
+    "calibration-iterable",
+    # References and outputs.
+    "reference-fit",
+    "reference-not-finite",
+    "golden-unreadable",
+    "golden-stale",
+    "outputs-unpaired",
+    "output-type",
+    # Engines that others built.
+    "engine-file",
+    "engine-release",
+    "engine-gpu",
+    "engine-model",
+    "engine-manifest",
+    "engine-precision",
+    "engine-weights",
+    # Libraries, builds and GPUs.
+    "library-missing",
+    "library-broken",
+    "build-failed",
+    "build-option",
+    "provider-failed",
+    "gpu-unknown",
+    "gpu-mismatch",
+    "gpu-needed",
+    "gpu-busy",
+    "engine-failed",
+    "engine-stopped",
+    "cuda-broken",
+    "timer-broken",
+    # Servers, caches and files.
+    "server-failed",
+    "server-model",
+    "triton-tensors",
+    "cache-directory",
+    "cache-unsafe",
+    "cache-url",
+    "report-unreadable",
+    "report-version",
+    "report-unwritable",
+    "report-unsigned",
+    "reports-unrelated",
+    "baseline-file",
+    "bundle-damaged",
+    "bundle-model",
+    "bundle-outputs",
+    "bundle-code",
+    "export-folder",
+    "release-damaged",
+    "unforeseen",
+]
+"""What can be wrong, by cause and cure. A code that was released keeps its name and its meaning."""
+CODES: tuple[Code, ...] = get_args(Code)
+
+
+@functools.cache
+def address_of(code: str) -> str:
+    """Where a code is explained: a path in the repository, or an address where the package knows one."""
+    from importlib import metadata
+
+    try:
+        addresses = metadata.metadata("pytest-trtcheck").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        addresses = []
+    known = dict(each.split(", ", 1) for each in addresses)
+    if "Documentation" in known:
+        return f"{known['Documentation'].rstrip('/')}/errors.html#{code}"
+    repository = f"{known['Repository'].rstrip('/')}/blob/HEAD/" if "Repository" in known else ""
+    return f"{repository}docs/errors.md#{code}"
+
+
+def explained_at(text: str, code: str | None) -> str:
+    """A message, and where its code is explained."""
+    return f"{text}\n  → see {address_of(code)}" if code else text
+
+
 class CheckFailed(AssertionError):  # noqa: N818 - for `raises=`, where it stands beside CheckError
     """A check was made, and did not pass: a limit is exceeded, or a budget is not kept."""
+
+    def __init__(self, message: str = "", code: Code | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __str__(self) -> str:
+        return explained_at(super().__str__(), self.code)
 
 
 class CheckError(Exception):
@@ -28,57 +191,88 @@ class CheckError(Exception):
         What was wrong, naming the test argument, tensor or file.
     hint
         What to do about it; printed behind the message.
+    code
+        Which cause it is; by default the usual one of the class.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    usual_code: ClassVar[Code | None] = None
+
+    def __init__(self, message: str, hint: str = "", *, code: Code | None = None) -> None:
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
+        self.code = code or self.usual_code
 
     @property
     def headline(self) -> str:
         """The first line of the message."""
         return first_line(self.message)
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """Message and hint, for a text of which this is a part."""
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+    def __str__(self) -> str:
+        return explained_at(self.text, self.code)
+
+    def within(self, where: str) -> CheckError:
+        """The same, with what it is about in front."""
+        return type(self)(f"{where}: {self.message}", self.hint, code=self.code)
 
 
 class ArgumentError(CheckError):
     """A marker argument, option or fixture value is unknown or ill-typed."""
 
+    usual_code = "argument-value"
+
 
 class ModelError(CheckError):
     """The model file cannot be read or does not fit what was asked of it."""
+
+    usual_code: ClassVar[Code | None] = "model-unsound"
 
 
 class NothingComputedError(ModelError):
     """No operator of the model would be computed in the precision asked for."""
 
+    usual_code = "nothing-computed"
+
 
 class InputError(CheckError):
     """Inputs do not fit the model: name, dtype, rank, size or values."""
+
+    usual_code = "input-values"
 
 
 class CalibrationError(CheckError):
     """Calibration data is missing, unreadable, or does not fit the model."""
 
+    usual_code = "calibration-missing"
+
 
 class MissingDependencyError(CheckError):
     """A library that this check needs is not installed; the hint names the extra to install."""
+
+    usual_code = "library-missing"
 
 
 class BuildError(CheckError):
     """TensorRT could not parse the model or build the engine; the message quotes all that it said."""
 
+    usual_code = "build-failed"
+
 
 class UnsupportedTargetError(CheckError):
     """The GPU or the TensorRT library cannot serve what was asked; known before building."""
+
+    usual_code = "precision-unsupported"
 
 
 class GpuError(CheckError):
     """The GPU asked for is unknown, is not the one present, or failed while running."""
 
+    usual_code: ClassVar[Code | None] = "engine-failed"
     poisoned: bool = False
     """Whether CUDA cannot be used any more in this process; only a new process can go on."""
 
@@ -86,9 +280,13 @@ class GpuError(CheckError):
 class ServerError(CheckError):
     """An inference server does not answer, is too slow, or does not serve the model that was asked for."""
 
+    usual_code = "server-failed"
+
 
 class CacheError(CheckError):
     """The cache directory cannot be used: not writable, full, or not ours."""
+
+    usual_code = "cache-directory"
 
 
 class CachePlaceError(CacheError):
@@ -98,13 +296,19 @@ class CachePlaceError(CacheError):
 class ComparisonError(CheckError):
     """A metric could not be computed; never a pass."""
 
+    usual_code = "outputs-unpaired"
+
 
 class ReportError(CheckError):
     """A report or baseline file cannot be read or written."""
 
+    usual_code = "report-unreadable"
+
 
 class UnforeseenError(CheckError):
     """What no other class is for: an exception of another library, of the user's code, or of ours."""
+
+    usual_code = "unforeseen"
 
 
 def unforeseen(error: Exception, doing: str) -> CheckError:
@@ -124,7 +328,9 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     logging.getLogger(__package__).debug("%s", doing, exc_info=error)
     if isinstance(error, MemoryError):
         return UnforeseenError(
-            f"{doing}: out of memory{f' ({error})' if str(error) else ''}", "give smaller inputs, batch= or shapes="
+            f"{doing}: out of memory{f' ({error})' if str(error) else ''}",
+            "give smaller inputs, batch= or shapes=",
+            code="out-of-memory",
         )
     while isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -109,10 +109,20 @@ class Compared(Sums):
 
 @dataclass(frozen=True)
 class Score:
-    """One metric's value. None where it can't be computed, and then `note` says why.
+    """One metric's value.
 
-    `case` is the input that gave this value, where several were compared. A share of rows has `rows`, (how many, of how
-    many): those of several inputs are added up. `at_least` is that of the metric.
+    Parameters
+    ----------
+    value
+        None where it can't be computed; never a pass.
+    note
+        Why it can't be, or what else is to be said of it.
+    case
+        The input that gave this value, where several were compared.
+    rows
+        Of a share of rows, (how many, of how many): those of several inputs are added up.
+    at_least
+        That of the metric.
     """
 
     value: float | None
@@ -159,7 +169,9 @@ class Metric:
     range
         What a limit may lie between.
     default
-        The limit at a precision where none is given; None: one has to be given, and `no_default` says why.
+        The limit at a precision where none is given; None: one has to be given.
+    no_default
+        Why there is no default.
     kinds
         The dtypes that it says something of; others are judged by it only where the tolerance was given for them.
     on_demand
@@ -273,7 +285,9 @@ def named(metric: object) -> Metric:
     known = METRICS.get(metric.name)
     if metric.name in _RESERVED or (known and metric.of is not known.of and metric.axis is None):
         raise ArgumentError(
-            f"metric={metric.name}: a metric of that name is built in", "give the function, or the metric, another name"
+            f"metric={metric.name}: a metric of that name is built in",
+            "give the function, or the metric, another name",
+            code="argument-conflict",
         )
     return metric
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from pytest_trtcheck.cache import Cache, user_folder
 from pytest_trtcheck.errors import ArgumentError, InputError, MissingDependencyError
+from pytest_trtcheck.model import free_dims, values
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import values
 from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
     from numpy.typing import NDArray
@@ -150,13 +150,14 @@ def _spans(
     model: OnnxModel, batch: tuple[int | None, int | None], declared: Mapping[str, Shape | ShapeRange]
 ) -> dict[str, ShapeRange]:
     """The least, usual and largest shape of each input."""
+
+    def answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
+        return f"fix them, such as by {free_dims.in_python(proposed[0])}; (min, opt, max) of shapes for all in between"
+
     try:
-        low, high = (
-            model_inputs.shape_ranges(model, size, declared, otherwise="(min, opt, max) of shapes for all in between")
-            for size in batch
-        )
+        low, high = (model_inputs.shape_ranges(model, size, declared, answer=answer) for size in batch)
     except InputError as error:
-        raise InputError(f"strategies.inputs: {error.message}", error.hint) from error
+        raise error.within("strategies.inputs") from error
     return {name: ShapeRange(low[name].min, high[name].opt, high[name].max) for name in low}
 
 
@@ -209,6 +210,7 @@ class _Drawing:
                         f"strategies.inputs: {spec.name}[{axis}] is {dim}, which shapes= gives no size in common with "
                         "another input",
                         "one name is one size: give ranges that overlap",
+                        code="argument-conflict",
                     )
         return found
 

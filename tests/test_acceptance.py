@@ -387,3 +387,32 @@ def test_no_pass_is_left_where_the_parser_refuses(suite: Suite) -> None:
     assert len(verdicts) == 7
     for record in run.checks:
         assert "Traceback" not in (record["message"] or "")
+
+
+@needs_rtx
+def test_emulation_by_name_asks_no_tensorrt_that_happens_to_be_installed(suite: Suite) -> None:
+    """Where TensorRT itself ships, what TensorRT-RTX alone refuses is a note, and what nobody takes stays an error."""
+    floats = {name: (TensorProto.FLOAT, [4]) for name in ("x", "r")}
+    sized_by_data = onnx_models.model(
+        [helper.make_node("Relu", ["x"], ["r"], "relu"), helper.make_node("NonZero", ["r"], ["y"], "nonzero")],
+        {"x": floats["x"]},
+        {"r": floats["r"], "y": (TensorProto.INT64, [1, "n"])},
+        {},
+    )
+    onnx_models.save(sized_by_data, suite.path / "nonzero.onnx")
+    onnx_models.save(scatter("ScatterND", "add"), suite.path / "scatter.onnx")
+    suite.write(test_it='@trt_parity("nonzero.onnx")\ndef test_it(): ...\n')
+    auto = suite.run()
+    auto.result.assert_outcomes(failed=1)
+    message = auto.checks[0]["message"]
+    assert "does not take the model" in message
+    assert "TensorRT 10 and TensorRT 11 would take it, by the tables: where one of them ships" in message
+    named = suite.run("--trt-backend=onnxruntime")
+    named.result.assert_outcomes(passed=1)
+    (record,) = named.checks
+    assert record["gpu_ran"] is False
+    assert any(note.startswith("TensorRT-RTX would not take this model") for note in record["notes"])
+    suite.write(test_it='@trt_parity("scatter.onnx")\ndef test_it(): ...\n')
+    refused = suite.run("--trt-backend=onnxruntime")
+    refused.result.assert_outcomes(failed=1)
+    assert "none of TensorRT 10, TensorRT 11 and TensorRT-RTX takes the model" in refused.checks[0]["message"]

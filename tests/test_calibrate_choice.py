@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_ranges_are_those_of_the_method_from_all_samples(tmp_path: Path) -> None
         OrtRunner, path, points(graph.read(path)), samples, method=found.method, percentile=found.percentile or 99.99
     )
     assert (found.tensors, found.samples) == (alone.tensors, 11)
-    assert Ranges.from_json(found.to_json()) == found
+    assert Ranges.from_json(json.loads(found.to_json())) == found
     assert choose(net(), samples, tmp_path) == found, "the same data, the same choice"
 
 
@@ -204,7 +205,7 @@ def test_an_output_that_is_not_finite_by_one_method_is_not_chosen(tmp_path: Path
     assert found.choice is not None
     assert found.choice.errors["minmax"]["out"] is None
     assert found.method == "percentile"
-    assert Ranges.from_json(found.to_json()) == found
+    assert Ranges.from_json(json.loads(found.to_json())) == found
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])

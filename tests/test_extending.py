@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ TESTS = '@trt_parity("gemm.onnx", precision=["fp16", "bf16"], batch=2)\ndef test
 def section(title: str) -> str:
     """The code of a section."""
     text = DOCS.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2]
-    return text.partition("```python\n")[2].partition("```\n")[0]
+    return re.split(r"```python.*\n", text, maxsplit=1)[1].partition("```\n")[0]
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
 SECTION = DOCS.read_text(encoding="utf-8").partition("## Backend")[2].partition("\n## ")[0]
-CODES, (ENTRY,) = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL) for kind in ("python", "toml"))
+CODES, (ENTRY,) = (re.findall(rf"```{kind}[^\n]*\n(.*?)```", SECTION, re.DOTALL) for kind in ("python", "toml"))
 CODE, SERVED = CODES
 
 # Faults to plant, each a system of its own.

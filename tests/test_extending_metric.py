@@ -33,7 +33,7 @@ EVEN = np.linspace(-1, 1, 101).astype(np.float32)
 def example(section: str) -> dict[str, str]:
     """The code of a section of docs/extending.md: the text of each block by the file that its first line names."""
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r'```python title="(\S+)"\n(.*?)```', text, re.DOTALL)
     assert all(len(code.splitlines()) < 40 for _, code in blocks)
     return dict(blocks)
 

@@ -104,7 +104,7 @@ def test_generated_inputs_are_recorded_and_said_to_be(folder: Path, capsys: pyte
         (["record", "model.onnx", "-o", "golden.json"], "are an .npz file"),
         (["record", "model.onnx", "-o", "no/such/golden.npz"], "cannot write"),
         (["record", "model.onnx", "--inputs=no*.npz", "-o", "golden.npz"], "no file matches"),
-        (["record", "model.onnx", "--inputs=model.onnx", "-o", "golden.npz"], "not a readable .npz or .npy file"),
+        (["record", "model.onnx", "--inputs=model.onnx", "-o", "golden.npz"], "is neither .npz nor .npy"),
         (["record", "model.onnx", "--inputs=sample0.npz", "--batch=2", "-o", "golden.npz"], "are for generated inputs"),
         (["record", "model.onnx", "--batch=0", "-o", "golden.npz"], "--batch=0"),
         (["record", "model.onnx", "--shape=x=1,a", "-o", "golden.npz"], "expected NAME=1,3,224,224"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
 from pytest_trtcheck.cache import Cache, format_bytes
+from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ModelError, ReportError, visible
 from pytest_trtcheck.model import graph, memory, npz, onnx_model, onnxruntime
@@ -318,3 +320,33 @@ def test_too_little_memory_is_told_whatever_it_is_called() -> None:
     assert "too little memory is free" in onnxruntime.memory_hint(RuntimeError(said))
     assert "too little memory is free" in onnxruntime.memory_hint(RuntimeError("std::bad_alloc"))
     assert onnxruntime.memory_hint(RuntimeError("Got invalid dimensions for input: x")) == ""
+
+
+SEALED = """
+@trt_parity("conv.onnx", precision="int8", calibration="data/*.npz", batch=2, tol=1e-6)
+def test_fails(): ...
+"""
+
+
+def test_an_entry_that_says_something_else_under_a_right_checksum_is_an_error_that_names_the_file(suite: Suite) -> None:
+    """Made right again by whoever writes to the cache; every JSON file of every entry but those that nobody reads."""
+    (suite.path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        np.savez(suite.path / f"data/{index}.npz", image=rng.standard_normal((1, 3, 16, 16), np.float32))
+    suite.write(test_sealed=SEALED)
+    said = suite.run("--trt-cache-dir=cache").checks[0]["message"]
+    tried = set()
+    for path in sorted((suite.path / "cache").rglob("files/*.json")):
+        entry = path.parents[1]
+        original = path.read_bytes()
+        for content in (b"{}" if original.startswith(b"[") else b"[1]", original):
+            path.write_bytes(content)
+            write_manifest(entry, replace(read_manifest(entry), files=describe_files(entry / "files")))
+            if content is not original:
+                (check,) = suite.run("--trt-cache-dir=cache").checks
+                assert check["verdict"] == "error" or check["message"] == said, path
+                if check["verdict"] == "error":
+                    assert str(entry.relative_to(suite.path)) in check["message"], path
+                    tried.add(entry.parent.name)
+    assert {"lowered", "acceptance", "blame", "emulation", "reference"} <= tried

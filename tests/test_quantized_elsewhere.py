@@ -393,7 +393,7 @@ def test_the_lint_of_a_sound_model_passes_nothing_and_says_who_judged(
     (record,) = run.checks
     assert (record["verdict"], record["parity"], record["engine"]) == ("not_measured", None, None)
     assert "no problem found by the" in record["message"]
-    judge = "the parser of TensorRT-RTX 1." if installed else "no TensorRT is installed whose parser could be asked"
+    judge = "the parser of TensorRT-RTX 1." if installed else "no TensorRT's parser was asked"
     assert judge in record["message"]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.record import (
+    BlameRecord,
     BudgetRecord,
     CheckRecord,
     Evidence,
@@ -37,7 +38,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="driving a browser 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not installed")
 
 HOSTILE = "<script>document.title='owned'</script>"
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+SIZES = {"desk": (1280, 900), "phone": (390, 844), "small phone": (360, 640)}
 
 
 def check(
@@ -77,6 +78,12 @@ def check(
         latency=latency,
         message=f"{HOSTILE} {name}" if verdict != "pass" else None,
     )
+    if name == "gamma":
+        record = replace(record, message=f"{record.message}\n\n  where        {'at a node of a layer ' * 6}")
+    if name == "beta":
+        assert parity is not None
+        blame = BlameRecord("precision", summary="tensor 'y' overflows", keep_fp32=("/a/Conv", 'b"c'))
+        record = replace(record, replay="pytest 'bundles/a b/bundle.json'", parity=replace(parity, blame=blame))
     return CheckRecord.from_json(record.to_json())
 
 
@@ -120,7 +127,7 @@ def report(browser: Chrome, tmp_path: Path) -> Iterator[Chrome]:
 
 def show(browser: Chrome, size: str, *, dark: bool) -> None:
     width, height = SIZES[size]
-    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": "phone" in size}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
@@ -229,12 +236,218 @@ def test_a_check_opens_and_closes(report: Chrome) -> None:
 
 
 def test_a_link_opens_its_check(report: Chrome) -> None:
-    run(report, "location.hash = '#check-3'")
+    run(report, "location.hash = '#tests-test_gamma-test_gamma'")
     opened = "return [...document.querySelectorAll('tbody.opened')].map((b) => b.id)"
     # The event that follows a change of the hash comes a moment later.
     run(report, "return new Promise((resolve) => setTimeout(resolve, 100))")
 
-    assert run(report, opened) == ["check-3"]
+    assert run(report, opened) == ["tests-test_gamma-test_gamma"]
+
+
+OPENED = "return [...document.querySelectorAll('tbody.opened')].map((each) => each.id)"
+
+
+def address(browser: Chrome) -> str:
+    return str(run(browser, "return location.hash"))
+
+
+def settle(browser: Chrome) -> None:
+    """Wait for the events that follow a change of the address."""
+    run(browser, "return new Promise((resolve) => setTimeout(resolve, 100))")
+
+
+def test_the_address_follows_what_is_opened_and_back_undoes_it(report: Chrome) -> None:
+    beta, gamma = (f"tests-test_{name}-test_{name}" for name in ("beta", "gamma"))
+    at = run(report, "scrollTo(0, 40); return scrollY")
+    for name in ("beta", "gamma"):
+        click(report, ".open", name)
+    assert (address(report), run(report, OPENED)) == (f"#{gamma}", [beta, gamma])
+    assert run(report, "return scrollY") == at, "the page stays where it is"
+    click(report, ".open", "gamma")
+    assert (address(report), run(report, OPENED)) == (f"#{beta}", [beta])
+    for expected, shown in (([beta, gamma], f"#{gamma}"), ([beta], f"#{beta}"), ([], "")):
+        report.back()
+        settle(report)
+        assert (run(report, OPENED), address(report)) == (expected, shown)
+    report.forward()
+    settle(report)
+    assert (run(report, OPENED), address(report)) == ([beta], f"#{beta}")
+
+
+def test_an_address_opens_its_check_even_in_a_filtered_page_and_shows_it(report: Chrome) -> None:
+    search(report, "alpha")
+    run(report, "location.hash = '#tests-test_delta9-test_delta9'")
+    settle(report)
+    seen = """const row = document.querySelector("tbody.opened").getBoundingClientRect();
+        return [row.top >= 0 && row.top < innerHeight, document.activeElement.matches("tbody.opened .open")]"""
+    assert run(report, seen) == [True, True]
+    url = report.current_url
+    report.get("about:blank")
+    report.get(url)
+    assert run(report, OPENED) == ["tests-test_delta9-test_delta9"]
+    report.get(url.partition("#")[0] + "#no-such-check")
+    assert (
+        run(report, "document.querySelector('.chip').click(); return [...document.querySelectorAll('.row')].length")
+        == 6
+    )
+
+
+CLIPBOARD = """window.taken = []; const way = arguments[0];
+    const api = { writeText: async (text) => { if (way === "refused") throw new Error("no"); taken.push(text); } };
+    Object.defineProperty(navigator, "clipboard", { value: way === "missing" ? undefined : api, configurable: true });
+    const select = HTMLTextAreaElement.prototype.select;
+    HTMLTextAreaElement.prototype.select = function () { this.isConnected && (window.field = this.value); };
+    document.execCommand = (name) => {
+        if (way === "nothing works") return false;
+        taken.push(field);
+        return name === "copy";
+    };
+    if (way === "nothing works") api.writeText = () => Promise.reject(new Error("no"))"""
+
+
+@pytest.mark.parametrize("way", ["there", "missing", "refused", "nothing works"])
+def test_what_is_to_paste_is_copied(report: Chrome, way: str) -> None:
+    run(report, CLIPBOARD, way)
+    click(report, ".open", "beta")
+    run(report, "document.querySelectorAll('tbody.opened .copy').forEach((button) => button.click())")
+    settle(report)
+    said = "return [...document.querySelectorAll('tbody.opened .copy')].map((button) => button.textContent)"
+    if way == "nothing works":
+        assert set(run(report, said)) == {"press Ctrl+C"}
+        assert run(report, "return String(getSelection())") in COPIED
+    else:
+        assert run(report, "return taken") == COPIED
+        assert set(run(report, said)) == {"copied"}
+    assert not run(report, "return document.querySelectorAll('textarea').length")
+    assert run(report, "return document.getElementById('copied').textContent")
+
+
+COPIED = [
+    f"{HOSTILE} beta",
+    'keep_fp32=["/a/Conv", "b\\"c"]',
+    "pytest 'bundles/a b/bundle.json'",
+    "pytest tests/test_beta.py::test_beta",
+]
+
+
+GROUPED = [
+    check(f"m{model}[{each}]", 0.02, "fail") if model == each == 3 else check(f"m{model}[{each}]", 0.001 + model / 1e4)
+    for model in range(5)
+    for each in range(10)
+] + [check("alone", 0.001)]
+
+
+@pytest.fixture
+def grouped(report: Chrome, tmp_path: Path) -> Chrome:
+    records = [replace(each, model=f"models/{each.nodeid[11:13]}.onnx") for each in GROUPED]
+    html.save(tmp_path / "grouped.html", document(records, environment()))
+    report.get((tmp_path / "grouped.html").as_uri())
+    return report
+
+
+def test_models_are_groups_under_their_worst_verdict(grouped: Chrome) -> None:
+    heads = """return [...document.querySelectorAll(".group")].filter((each) => each.checkVisibility())
+        .map((each) => each.innerText.replace(/\\s+/g, " ").trim())"""
+    assert run(grouped, heads)[:2] == ["fail m3.onnx 10 checks: 1 fail, 9 pass", "pass m0.onnx 10 checks: 10 pass"]
+    shown = "return [...document.querySelectorAll('.check')].filter((each) => each.checkVisibility()).length"
+    assert run(grouped, shown) == 11, "of many checks, those where nothing failed are folded"
+    click(grouped, ".fold", "m1")
+    assert run(grouped, shown) == 21
+    search(grouped, "m4 [7]")
+    assert (run(grouped, shown), len(run(grouped, heads))) == (1, 1)
+    run(grouped, "search.value = ''; search.dispatchEvent(new Event('input'))")
+    for first in ("pass m0.onnx", "fail m3.onnx"):
+        click(grouped, "thead button", "Worst error")
+        assert run(grouped, heads)[0].startswith(first)
+
+
+def test_a_link_into_a_folded_group_unfolds_it(grouped: Chrome) -> None:
+    run(grouped, "location.hash = document.querySelectorAll('.check[hidden]')[4].id")
+    settle(grouped)
+    assert run(grouped, "return document.querySelector('tbody.opened').checkVisibility()")
+
+
+PRINTED = """return [...document.querySelectorAll("#checks > .check")]
+    .filter((each) => each.querySelector(".detail").checkVisibility())
+    .map((each) => each.querySelector(".open").innerText)"""
+
+
+def test_print_opens_what_needs_a_look_and_nothing_else(report: Chrome) -> None:
+    click(report, ".open", "alpha")
+    report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert run(report, PRINTED) == ["broken.onnx", "beta.onnx", "gamma.onnx"]
+        for hidden in (".filters", ".copy"):
+            assert not run(report, f"return document.querySelector('{hidden}').checkVisibility()")
+        # A4 and letter without their margins, in CSS pixels.
+        for width in (703, 725):
+            screen = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+            report.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+            cut = """const page = document.documentElement.clientWidth;
+                return [...document.querySelectorAll("table, figure, pre, dl")]
+                    .filter((each) => each.checkVisibility() && each.getBoundingClientRect().right > page + 1).length"""
+            assert run(report, cut) == 0
+    finally:
+        report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_what_is_folded_is_printed_as_rows(grouped: Chrome) -> None:
+    grouped.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        rows = "return [...document.querySelectorAll('.row')].filter((each) => each.checkVisibility()).length"
+        assert run(grouped, rows) == len(GROUPED)
+        assert run(grouped, PRINTED) == ["test_m3[3]"]
+    finally:
+        grouped.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_long_lines_of_a_message_hang_on_a_phone(report: Chrome) -> None:
+    show(report, "small phone", dark=False)
+    run(report, "document.querySelectorAll('.open').forEach((button) => button.click())")
+    assert run(report, "return document.documentElement.scrollWidth") <= 360
+    lefts = """const line = [...document.querySelectorAll(".message span")]
+        .find((each) => each.textContent.startsWith("  where"));
+        const range = document.createRange(); range.selectNodeContents(line);
+        const found = new Map();
+        for (const box of range.getClientRects()) {
+            const top = Math.round(box.top);
+            if (box.width) found.set(top, Math.min(found.get(top) ?? Infinity, Math.round(box.left)));
+        }
+        return [...found.values()]"""
+    first, *others = run(report, lefts)
+    assert len(others) > 2
+    assert len(set(others)) == 1
+    assert others[0] > first + 40
+
+
+def test_the_keyboard_reaches_and_opens_everything(report: Chrome) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    button = report.find_element("css selector", ".check .open")
+    run(report, "arguments[0].focus()", button)
+    assert run(report, "return getComputedStyle(document.activeElement).outlineStyle") != "none"
+    for opened in ("true", "false"):
+        report.switch_to.active_element.send_keys(Keys.ENTER)
+        assert button.get_attribute("aria-expanded") == opened
+    unnamed = """return [...document.querySelectorAll("button, input, select, a")]
+        .filter((each) => !(each.innerText.trim() || each.ariaLabel)).map((each) => each.outerHTML)"""
+    assert run(report, unnamed) == []
+    controlled = """return [...document.querySelectorAll("[aria-controls]")]
+        .every((each) => document.getElementById(each.getAttribute("aria-controls")))"""
+    assert run(report, controlled)
+
+
+def test_without_scripts_everything_is_open_and_nothing_is_there_that_needs_them(report: Chrome) -> None:
+    url = report.current_url
+    report.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        report.get(url)
+    finally:
+        report.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    seen = "return [...document.querySelectorAll(arguments[0])].filter((each) => each.checkVisibility()).length"
+    assert run(report, seen, ".detail") == len(RECORDS)
+    for scripted in (".filters", ".copy"):
+        assert run(report, seen, scripted) == 0
 
 
 def test_plots_are_drawn_inside_their_frames(report: Chrome) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import sys
+from html import unescape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,11 @@ from pytest_trtcheck.record import (
     EngineRecord,
     Evidence,
     GpuRecord,
+    JudgedRecord,
     LatencyRecord,
+    MissingRecord,
+    OutputRecord,
+    ParityRecord,
     TensorRecord,
     Verdict,
     combine,
@@ -149,7 +154,7 @@ def test_the_title_is_the_verdict_of_the_run(records: list[dict[str, Any]], titl
 def test_a_row_has_the_columns_of_the_terminal() -> None:
     (row,) = rows(page(check(error=0.012)))
 
-    assert row == "fail resnet50.onnx tests/test_a.py::test_a[fp16] fp16 emulated 0.0120 max ≤ 0.01 –"
+    assert row == "fail resnet50.onnx tests/test_a.py::test_a[fp16] fp16 emulated 0.0120 max ≤ 0.01 120 % – 1.5 s"
 
 
 def test_emulated_and_unmeasured_are_said_plainly() -> None:
@@ -171,7 +176,7 @@ def test_a_diagnosis_is_shown_where_there_is_one() -> None:
     text = page(check(error=0.02, tensors=30))
 
     assert "<b>To blame: precision.</b> The error jumps in one layer." in text
-    assert '<code>keep_fp32=["layer/Conv"]</code>' in text
+    assert "<code>keep_fp32=[&#34;layer/Conv&#34;]</code>" in text
     assert '<tr class="marked"><td>layer20/output</td>' in text
     assert "<figcaption>Error along the graph</figcaption>" in text
 
@@ -208,7 +213,7 @@ def test_errors_that_are_not_finite_are_shown() -> None:
     text = page(record)
 
     assert " inf max ≤ 0.01" in rows(text)[0]
-    assert 'title="not finite"' in text
+    assert "not finite<span" in text
     assert "nan" not in re.sub("<title>.*?</title>", "", text)
 
 
@@ -222,9 +227,95 @@ def test_names_are_text_and_nothing_else() -> None:
 
     text = page(record, requested_gpu=HOSTILE)
 
-    assert text.count("<script>") == 1
+    assert text.count("<script>") == 2
     assert "<img" not in text
     assert "<i>" not in text
+
+
+def test_the_address_of_a_check_is_that_of_its_test_in_every_report() -> None:
+    names = ["tests/test_a.py::test_x[fp16-b8]", "t.py::test_y[a+b]", "t.py::test_y[a-b]", f"t.py::t[{'x' * 200}]"]
+    records = [CheckRecord(name, "m.onnx", "pass", precision=each) for name in names for each in ("fp16", "int8")]
+    records.append(dataclasses.replace(records[0]))
+    found = html.anchors(records)
+    assert len(set(found)) == len(records)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,130}", each) for each in found)
+    assert html.anchors(records[::-1][:-1])[::-1][:-1] == found[1:-1], "in whatever order, beside whatever else"
+    assert html.anchors(records[:1]) == ["tests-test_a-test_x-fp16-b8"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "mark"),
+    [
+        (0.001, "10.0 %", 0.07),
+        (0.01, "100 %", 0.67),
+        (0.01004, "100.4 %", 0.67),
+        (0.2, "20.0 ×", 1.0),
+        (1e-9, "1.00e-5 %", 0.02),
+    ],
+)
+def test_the_share_of_the_tolerance_has_digits_enough_and_its_place_on_the_bar(
+    error: float, said: str, mark: float
+) -> None:
+    pattern = r'<td data-sort="[^"]*">([^<]*)<span class="used[^"]*" style="--used:([^"]*)"'
+    ((text, place),) = re.findall(pattern, exact(error))
+    assert text == said
+    assert float(place) == pytest.approx(mark, abs=0.005)
+
+
+def exact(error: float) -> str:
+    verdict: Verdict = "pass" if error <= 0.01 else "fail"
+    output = OutputRecord("y", judged=(JudgedRecord("max", error, 0.01, "tol", verdict),))
+    return html.render(
+        document([CheckRecord("t.py::a", "m", verdict, parity=ParityRecord(verdict, outputs=(output,)))], environment())
+    )
+
+
+def test_a_closed_row_says_what_is_to_blame_or_what_happened() -> None:
+    text = page(
+        check("t.py::a", error=0.02, tensors=30),
+        bare("t.py::b", "error", "models/b.onnx is no ONNX\n  → export it"),
+        bare("t.py::c", "inconclusive", "p50 between 1 and 3 ms"),
+        check("t.py::d", error=0.02, message="resnet50.onnx differs from its reference"),
+        check("t.py::e", message="nothing"),
+    )
+    said = dict(re.findall(r'id="t-(.)".*?(?:<span class="reason">([^<]*)</span></th>|</th>)', text, re.DOTALL))
+    assert said == {
+        "a": "To blame: precision, The error jumps in one layer; passes with 1 node in FP32",
+        "b": "models/b.onnx is no ONNX",
+        "c": "p50 between 1 and 3 ms",
+        # That it differs is what the error beside its tolerance says.
+        "d": "",
+        "e": "",
+    }
+
+
+def test_what_is_to_paste_is_whole_and_right() -> None:
+    kept = check("t.py::test_a[x y]", error=0.02, tensors=30, replay="pytest 'a b/bundle.json'")
+    kept["parity"]["blame"]["keep_fp32"] = ['/a"b', "c\\d"]
+    assert [unescape(each) for each in re.findall("<code>(.*?)</code>", page(kept))] == [
+        'keep_fp32=["/a\\"b", "c\\\\d"]',
+        "pytest 'a b/bundle.json'",
+        "pytest 't.py::test_a[x y]'",
+    ]
+    assert "<code>" not in page(check("t.py::test_a")), "nothing to paste where nothing is wrong"
+    assert "Run it again" not in page(bare("models/b.onnx::int8", "error", "no"))
+
+
+def test_a_message_hangs_by_its_labels_and_is_whole() -> None:
+    message = "short\n  where        at a node\n               that is far\n  → do it\n\n    keep_fp32=[]"
+    (found,) = re.findall(r"<pre[^>]*>(.*?)</pre>", page(bare("t.py::a", "error", message)), re.DOTALL)
+    assert [int(hang) for hang in re.findall(r"--hang:(\d+)", found)] == [2, 15, 17, 4, 2, 6]
+    assert re.sub("<[^>]*>", "", found) == message + "\n"
+
+
+def test_three_hundred_failures_take_less_than_a_megabyte() -> None:
+    failing = check("t.py::a", error=0.02, outputs=3, tensors=60, budgets={"p50_ms": 1.3}, message="far off\n" * 99)
+    assert len(page(*({**failing, "nodeid": f"t.py::a[{index}]"} for index in range(300))).encode()) < 1_000_000
+
+
+def test_what_left_no_record_is_in_the_title() -> None:
+    run = document([typed(check(), CheckRecord)], environment(), [MissingRecord("t.py::b", "its process died")])
+    assert "<h1>Nothing failed in 1 check; 1 test left no record</h1>" in html.render(run)
 
 
 # --- one file --------------------------------------------------------------------------------------------------------

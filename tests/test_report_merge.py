@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck import __main__
-from pytest_trtcheck.record import Environment, GpuRecord, Library, MissingRecord, RunRecord
-from pytest_trtcheck.report import html, json_report, merge
+from pytest_trtcheck.record import (
+    CheckRecord,
+    Environment,
+    GpuRecord,
+    JudgedRecord,
+    LatencyRecord,
+    Library,
+    MissingRecord,
+    OutputRecord,
+    ParityRecord,
+    RunRecord,
+    Verdict,
+)
+from pytest_trtcheck.report import fleet, html, json_report, merge
 from pytest_trtcheck.report.text import columns
 
 if TYPE_CHECKING:
@@ -160,3 +172,85 @@ def test_it_fits_the_terminal_and_the_summary_has_every_machine(machines: int) -
     assert all(machine.name in text for machine in run.machines)
     pytest.importorskip("jinja2", reason="the HTML report needs jinja2")
     assert html.render(run).count("<th>") >= machines
+
+
+# --- model × GPU ------------------------------------------------------------------------------------------------------
+
+
+def found_on(*runs: tuple[str, RunRecord]) -> dict[tuple[str, str], fleet.Cell]:
+    """The cells by model and precision in one text, and column."""
+    table = fleet.fleet(merge.merge(runs))
+    assert table is not None
+    return {
+        (f"{row.model} {row.precision}", name): cell
+        for row in table.rows
+        for name, cell in zip(table.columns, row.cells, strict=True)
+    }
+
+
+def one(name: str, verdict: Verdict, value: float, *, model: str = "models/a.onnx", **more: Any) -> CheckRecord:
+    judged = JudgedRecord("max", value, 0.01, "tol", verdict)
+    parity = ParityRecord(verdict, "max", 0.01, value, (OutputRecord("y", judged=(judged,)),))
+    return CheckRecord(f"t.py::{name}", model, verdict, precision="fp16", evidence="engine", parity=parity, **more)
+
+
+def holding(gpu: str, *checks: CheckRecord, missing: tuple[MissingRecord, ...] = ()) -> RunRecord:
+    return json_report.document(checks, Environment(gpu=GpuRecord(gpu)), missing)
+
+
+def test_a_cell_is_its_worst_check_and_says_how_many_and_what_was_not_run() -> None:
+    timed = LatencyRecord("pass", samples=9, p50_ms=1.5, p99_ms=2.5)
+    slower = replace(timed, p50_ms=3.0, p99_ms=4.0)
+    t4 = holding("T4", one("x[1]", "pass", 0.001, latency=timed), one("x[8]", "fail", 0.02, latency=slower))
+    dead = MissingRecord("t.py::x[8]", "its process died")
+    l4 = holding("L4", one("x[1]", "pass", 0.002), missing=(dead,))
+    cells = found_on(("t4.json", t4), ("l4.json", l4), ("orin.json", holding("Orin", one("z", "pass", 0.1, model="b"))))
+    worst = cells["a.onnx fp16", "T4"]
+    assert (worst.text, worst.latency) == ("fail 0.0200", "p50 1.50–3.00, p99 2.50–4.00 ms")
+    assert (worst.evidence, worst.remark) == ("engine", "the worst of 2: 1 fail, 1 pass")
+    assert cells["a.onnx fp16", "L4"].remark == "1 check not run there; its process died"
+    assert (cells["a.onnx fp16", "Orin"].word, cells["a.onnx fp16", "Orin"].absent) == ("–", 2)
+    text = merge.markdown(merge.merge([("t4.json", t4), ("l4.json", l4)]))
+    assert "| fail 0.0200, p50 1.50–3.00, p99 2.50–4.00 ms, engine (the worst of 2: 1 fail, 1 pass) |" in text
+
+
+def test_a_model_is_one_wherever_its_machines_keep_it() -> None:
+    here, there = "/home/a/models/a.onnx", "C:/ci/models/a.onnx"
+    same = [one("x", "pass", 0.001, model=model, model_sha256="1" * 64) for model in (here, there)]
+    cells = found_on(("t4.json", holding("T4", same[0])), ("l4.json", holding("L4", same[1])))
+    assert {name: cell.word for name, cell in cells.items()} == {
+        ("a.onnx fp16", "T4"): "pass",
+        ("a.onnx fp16", "L4"): "pass",
+    }
+    other = replace(same[1], model_sha256="2" * 64)
+    assert len(found_on(("t4.json", holding("T4", same[0])), ("l4.json", holding("L4", other)))) == 4
+
+
+def test_latency_has_a_table_of_its_own(merging: Merging) -> None:
+    timed = one("x", "pass", 0.001, latency=LatencyRecord("pass", samples=9, p50_ms=1.5, p99_ms=2.5))
+    text = merging(holding("T4", timed), holding("L4", one("x", "pass", 0.001)))[1]
+    assert re.search(r"p50 / p99 in ms\nmodel +precision +T4 +L4\na.onnx +fp16 +1.50 / 2.50 +–\n", text)
+
+
+def test_cells_of_the_page_lead_to_their_checks() -> None:
+    pytest.importorskip("jinja2", reason="the HTML report needs jinja2")
+    t4 = holding("T4", one("x[1]", "pass", 0.001), one("x[8]", "fail", 0.02), one("y", "pass", 0.001, model="b.onnx"))
+    run = merge.merge([("t4.json", t4), ("l4.json", holding("L4", one("x[1]", "pass", 0.001)))])
+    page = html.render(run)
+    links = re.findall(r'<a href="#([^"]*)" aria-label="([^"]*)"', page)
+    assert [said for _, said in links] == ["fail: a.onnx fp16, T4", "pass: a.onnx fp16, L4", "pass: b.onnx fp16, T4"]
+    assert links[0][0] == "t-x-8-T4"
+    assert all('<tbody class="check' in page and f'id="{anchor}"' in page for anchor, _ in links)
+    assert page.count('<span class="not-measured">not run there</span>') == 1
+
+
+def test_one_run_for_several_gpus_has_the_same_table() -> None:
+    checks = [
+        one(f"x[{gpu}]", "fail" if gpu == "A100" else "pass", 0.02 if gpu == "A100" else 0.001, for_gpu=gpu)
+        for gpu in ("T4", "A100")
+    ] + [one("y[T4]", "pass", 0.001, for_gpu="T4", model="b.onnx")]
+    table = fleet.fleet(json_report.document(checks, Environment(requested_gpu="T4, A100")))
+    assert table is not None
+    assert table.columns == ("A100", "T4")
+    assert [[cell.word for cell in row.cells] for row in table.rows] == [["fail", "pass"], ["–", "pass"]]
+    assert fleet.fleet(json_report.document([one("x", "pass", 0.001)], Environment())) is None

@@ -271,6 +271,22 @@ def test_a_layer_that_is_slower_fails_where_it_matters_and_where_it_is_sure() ->
     assert gate.verdict == "pass", "three microseconds of a millisecond matter to nobody"
 
 
+def test_what_the_profiler_adds_to_layers_of_microseconds_makes_none_surely_slower() -> None:
+    # An H100's, of one engine measured twice; a run of it took 0.0164 and 0.0165 ms.
+    took = {"conv1": (0.0211, 0.0265), "conv2": (0.0134, 0.0184), "gemm": (0.0069, 0.0141)}
+
+    def run(side: int, p50_ms: float | None) -> CheckRecord:
+        made = engine([layer(name, "fp16", name, ms=ms[side], width=0.002) for name, ms in took.items()])
+        return replace(before(engine=made), latency=None if p50_ms is None else latency(p50_ms))
+
+    def outcomes(*p50_ms: float | None) -> set[str]:
+        return {outcome for outcome, _ in told(upgrade(run(0, p50_ms[0]), run(1, p50_ms[1])))["layers"]}
+
+    assert outcomes(0.0164, 0.0165) == {"inconclusive"}
+    assert outcomes(None, None) == {"inconclusive"}, "nothing tells what a run takes"
+    assert "fail" in outcomes(0.0414, 0.059), "they add up to what a run takes"
+
+
 def test_layers_are_matched_by_the_nodes_that_they_share_however_they_are_fused() -> None:
     old = [layer("a", "fp16", "n1", "n2", ms=1.0), layer("b", "fp16", "n3", ms=1.0), layer("c", "fp16", ms=1.0)]
     new = [layer("x", "fp16", "n1", ms=1.0), layer("y", "fp16", "n2", "n3", ms=1.0), layer("z", "fp16", "n4", ms=1.0)]

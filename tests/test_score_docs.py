@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Suite
 
 TEXT = (Path(__file__).parent.parent / "docs" / "score.md").read_text(encoding="utf-8")
-EXAMPLES = dict(re.findall(r"```python\n# (test_\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
+EXAMPLES = dict(re.findall(r'```python title="(test_\w+)\.py"\n(.*?)```', TEXT, re.DOTALL))
 N = helper.make_node
 RNG = np.random.default_rng(0)
 

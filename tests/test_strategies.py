@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_drawn_says_what_to_pass(arguments: Any, error: Any, expe
         drawn(strategies.inputs(identity({"x": (FLOAT, ("N", 4))}), **arguments), 1)
     assert expected in str(raised.value)
     if not arguments:
-        assert "batch=1 for first dimensions, shapes={'x': ('…', 4)} for the others" in str(raised.value)
+        assert "fix them: batch=1" in str(raised.value)
 
 
 def test_sizes_that_two_inputs_do_not_share() -> None:
@@ -282,7 +283,7 @@ def test_free(trt_check, inputs): ...
 
 
 def test_the_documented_example(suite: Suite) -> None:
-    text = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```\n")[0]
+    text = re.split(r"```python.*\n", DOCS.read_text(encoding="utf-8"), maxsplit=1)[1].partition("```\n")[0]
     weights = {"w": onnx_models.weights((32, 64), 1).T.copy()}
     node = helper.make_node("MatMul", ["features", "w"], ["scores"])
     proto = onnx_models.model([node], {"features": (FLOAT, ["N", 64])}, {"scores": (FLOAT, ["N", 32])}, weights)

@@ -65,7 +65,9 @@ def load(name: str) -> type[Backend]:
     try:
         found: type[Backend] = entry.load()
     except (ImportError, AttributeError) as error:
-        raise MissingDependencyError(f"backend {name!r} ({entry.value}) cannot be imported: {error}") from error
+        raise MissingDependencyError(
+            f"backend {name!r} ({entry.value}) cannot be imported: {error}", code="extension-failed"
+        ) from error
     return found
 
 

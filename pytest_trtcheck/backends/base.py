@@ -82,6 +82,10 @@ class Machine:
 
     Parameters
     ----------
+    requested
+        The GPU that `--trt-gpu` names; None: none was named.
+    detected
+        The GPU that is here; None: there is none.
     no_gpu
         Why no GPU is here.
     gpu_note
@@ -102,7 +106,21 @@ class Machine:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What to build, whatever builds it: `lowered.path` is the ONNX file, `profile` the range of every open shape."""
+    """What to build, whatever builds it.
+
+    Parameters
+    ----------
+    model
+        The model as it was named, in FP32.
+    lowered
+        The model of the precision: `lowered.path` is its ONNX file.
+    precision
+        What was asked for.
+    profile
+        By input, the range of every open shape.
+    options
+        What the user said of the build.
+    """
 
     model: OnnxModel
     lowered: Lowered
@@ -121,6 +139,8 @@ class Built:
 
     Parameters
     ----------
+    spec
+        What it was built from.
     path
         What is loaded.
     record
@@ -188,7 +208,7 @@ class Acceptance:
     def require(self) -> None:
         """Raise what stands against the model, a ModelError."""
         if self.refusal:
-            raise ModelError(self.refusal, self.advice)
+            raise ModelError(self.refusal, self.advice, code="model-refused")
 
 
 class Backend(ABC):
@@ -472,7 +492,7 @@ class RunnerByShape:
             The system has no clock.
         """
         if not self._system.is_timed:
-            raise ArgumentError(f"{self._system.title} is not timed", "take another backend=")
+            raise ArgumentError(f"{self._system.title} is not timed", "take another backend=", code="benchmark-untimed")
         case = arrays_of(inputs)
         return self._system.timed_runs(self._runner(case), [case], graph=graph)
 

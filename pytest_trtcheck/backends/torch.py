@@ -125,6 +125,7 @@ class Torch(Backend):
                     f"backend={self.name!r}: {argument}= names nodes of the ONNX graph, and PyTorch runs the module, "
                     "in one type throughout",
                     f"leave {argument}= out, or take another backend",
+                    code="argument-conflict",
                 )
         if (reason := self.why_not(spec.precision[0], ())) is not None:
             raise UnsupportedTargetError(f"backend={self.name!r}: {reason}", "choose another precision or backend")
@@ -188,9 +189,11 @@ class Torch(Backend):
         del graph
         own = cast("TorchRunner", runner)
         if not cases:
-            raise InputError("there are no inputs to measure with")
+            raise InputError("there are no inputs to measure with", code="input-empty")
         if len({tuple(np.shape(array) for array in case.values()) for case in cases}) > 1:
-            raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
+            raise InputError(
+                "the inputs to measure with differ in shape", "measure each shape by itself", code="input-shape"
+            )
         own(cases[0])  # What a first run of this shape sets up, or compiles, is not measured.
         turns = cycle([own.opened().tensors(dict(case)) for case in cases])
         if self.gpu is None:

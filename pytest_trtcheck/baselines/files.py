@@ -174,6 +174,7 @@ def opened(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Bas
         raise ReportError(
             f"--trt-baseline={directory}: there is no such directory",
             "name the directory with the baselines, or record them: --trt-update-baseline",
+            code="baseline-file",
         )
     return Baselines(root)
 
@@ -193,6 +194,7 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
         raise ReportError(
             f"{path} has format {document['format']!r}; this version reads {FORMAT}",
             "use the version of pytest-trtcheck that wrote it, or delete it and record it again: --trt-update-baseline",
+            code="baseline-file",
         )
     where = ""
     try:
@@ -206,12 +208,18 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
                 where = f", {nodeid} in {label}"
                 tests[nodeid][label] = Entry.from_json(data)
     except ReportError as error:
-        raise ReportError(f"{path}{where}: {error.message}", _RECORD_AGAIN) from error
+        raise ReportError(f"{path}{where}: {error.message}", _RECORD_AGAIN, code="baseline-file") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ReportError(f"{path}{where} is no file of baselines: {problem}", _RECORD_AGAIN) from error
+        raise ReportError(
+            f"{path}{where} is no file of baselines: {problem}", _RECORD_AGAIN, code="baseline-file"
+        ) from error
     if owner != place:
-        raise ReportError(f"{path} holds the baselines of {owner}, not of {place}", "move it into another directory")
+        raise ReportError(
+            f"{path} holds the baselines of {owner}, not of {place}",
+            "move it into another directory",
+            code="baseline-file",
+        )
     return owner, tests
 
 
@@ -219,16 +227,24 @@ def _document(path: Path) -> Any:
     """The JSON in a file; whatever stands in it, reading it ends."""
     try:
         if not path.is_file():
-            raise ReportError(f"{path} is no file of baselines: it is no regular file", "remove it")
+            raise ReportError(
+                f"{path} is no file of baselines: it is no regular file", "remove it", code="baseline-file"
+            )
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise ReportError(f"{path} is no file of baselines: it has {size} bytes", _RECORD_AGAIN)
+            raise ReportError(
+                f"{path} is no file of baselines: it has {size} bytes", _RECORD_AGAIN, code="baseline-file"
+            )
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
     except OSError as error:
-        raise ReportError(f"cannot read the baselines in {path}: {error.strerror or error}") from error
+        raise ReportError(
+            f"cannot read the baselines in {path}: {error.strerror or error}", code="baseline-file"
+        ) from error
     except RecursionError:
-        raise ReportError(f"{path} is no file of baselines: it is nested too deeply", _RECORD_AGAIN) from None
+        raise ReportError(
+            f"{path} is no file of baselines: it is nested too deeply", _RECORD_AGAIN, code="baseline-file"
+        ) from None
     except ValueError as error:
-        raise ReportError(f"{path} is no file of baselines: {error}", _RECORD_AGAIN) from error
+        raise ReportError(f"{path} is no file of baselines: {error}", _RECORD_AGAIN, code="baseline-file") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -279,6 +295,7 @@ def locked(root: Path) -> Iterator[None]:
         raise ReportError(
             f"cannot write the baselines in {root}: {error.strerror or error}",
             room_or(error, "name a directory that can be written to"),
+            code="report-unwritable",
         ) from error
 
 

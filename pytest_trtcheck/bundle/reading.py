@@ -18,7 +18,7 @@ from pytest_trtcheck.errors import ModelError, ReportError, first_line
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
-from pytest_trtcheck.precision.lowering import Lowered
+from pytest_trtcheck.precision.lowering import Lowered, details_of
 from pytest_trtcheck.record import TOOL, CheckRecord, Environment, typed
 from pytest_trtcheck.record.files import read_json
 
@@ -74,7 +74,10 @@ class Bundle:
         def recorded(inputs: Case) -> dict[str, NDArray[Any]]:
             arrays = self.arrays(REFERENCE, known[digest(inputs)])
             if not arrays:
-                raise ReportError(f"the bundle holds no outputs of the reference {name}: they were too large for it")
+                raise ReportError(
+                    f"the bundle holds no outputs of the reference {name}: they were too large for it",
+                    code="bundle-outputs",
+                )
             return arrays
 
         recorded.__name__ = f"{name} (as recorded)"
@@ -95,7 +98,9 @@ class Bundle:
         try:
             return read_arrays(self.folder / file, self.about["arrays"][file], case)
         except UNREADABLE as error:
-            raise ReportError(f"{self.folder / file}: not understood: {first_line(error)}", _HINT) from error
+            raise ReportError(
+                f"{self.folder / file}: not understood: {first_line(error)}", _HINT, code="bundle-damaged"
+            ) from error
 
 
 def is_bundle(path: Path) -> bool:
@@ -120,26 +125,45 @@ def read(path: Path) -> Bundle:
     try:
         about = read_json(path)
     except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ReportError(f"{path}: cannot be read: {error.strerror or error}", code="bundle-damaged") from error
     except ValueError as error:
-        raise ReportError(f"{path}: the bundle is damaged: not whole JSON: {error}", _HINT) from error
+        raise ReportError(
+            f"{path}: the bundle is damaged: not whole JSON: {error}", _HINT, code="bundle-damaged"
+        ) from error
     if not isinstance(about, dict) or about.get("tool") != TOOL:
-        raise ReportError(f"{path}: not a failure bundle of {TOOL}", "name the bundle.json that --trt-bundle wrote")
+        raise ReportError(
+            f"{path}: not a failure bundle of {TOOL}",
+            "name the bundle.json that --trt-bundle wrote",
+            code="bundle-damaged",
+        )
     if about.get("schema_version") != SCHEMA_VERSION:
         raise ReportError(
             f"{path}: has schema_version {about.get('schema_version')!r}, this version reads {SCHEMA_VERSION}",
             f"use the {TOOL} that wrote it",
+            code="report-version",
         )
     try:
         if about != signed(about):
-            raise ReportError(f"{path}: the bundle is damaged: bundle.json itself was changed", _HINT)
+            raise ReportError(
+                f"{path}: the bundle is damaged: bundle.json itself was changed", _HINT, code="bundle-damaged"
+            )
         found = list(problems(path.parent, about))
         if found:
             shown = "\n  ".join(found)
-            raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT)
+            raise ReportError(f"{path}: the bundle is damaged:\n  {shown}", _HINT, code="bundle-damaged")
+    except _WRONG as error:
+        raise _not_understood(path, repr(error)) from error
+    try:
         return _bundle(path.parent, about)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE) as error:
-        raise ReportError(f"{path}: not understood: {error!r}", f"use the {TOOL} that wrote it") from error
+    except (*_WRONG, ReportError) as error:
+        raise _not_understood(path, first_line(error) if isinstance(error, ReportError) else repr(error)) from error
+
+
+_WRONG = KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE
+
+
+def _not_understood(path: Path, why: str) -> ReportError:
+    return ReportError(f"{path}: not understood: {why}", f"use the {TOOL} that wrote it", code="bundle-damaged")
 
 
 def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
@@ -160,8 +184,8 @@ def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
         lowered=Lowered(
             lowered.path,
             lowered.sha256,
-            tuple(of_lowered["notes"]),
-            of_lowered["details"],
+            tuple(typed(of_lowered["notes"], list[str])),
+            details_of(of_lowered["details"]),
             bool(of_lowered["taken_as_it_is"]),
         ),
         cases=tuple(
@@ -179,6 +203,7 @@ def _engine(folder: Path, stored: Mapping[str, Any] | None) -> str | None:
         raise ModelError(
             f"{stored['label']}: {path} is not the engine that was recorded (SHA-256 {stored['sha256'][:12]}…)",
             "put it there, or run the test itself again",
+            code="bundle-model",
         )
     return str(path.resolve())
 
@@ -187,10 +212,14 @@ def _model(folder: Path, stored: Mapping[str, Any], label: str) -> OnnxModel:
     path = located(folder, stored)
     hint = f"it was too large for the bundle ({stored['bytes']:,} bytes): put it there, or run the test itself again"
     if "path" in stored and not path.exists():
-        raise ModelError(f"{label}: the bundle needs {path}, which is missing", hint)
+        raise ModelError(f"{label}: the bundle needs {path}, which is missing", hint, code="bundle-model")
     model = onnx_model.load(path, label)
     if model.sha256 != stored["sha256"]:
-        raise ModelError(f"{label}: {path} is not the model that was recorded (SHA-256 {stored['sha256'][:12]}…)", hint)
+        raise ModelError(
+            f"{label}: {path} is not the model that was recorded (SHA-256 {stored['sha256'][:12]}…)",
+            hint,
+            code="bundle-model",
+        )
     return model
 
 
@@ -208,6 +237,7 @@ def check_plugins(bundle: Bundle) -> None:
                 f"{bundle.model.label}: was built with the plugin library {plugin} (SHA-256 {expected[:12]}…), "
                 "which is not there",
                 "put the library there, or replay without a GPU: --trt-backend=onnxruntime",
+                code="bundle-model",
             )
 
 

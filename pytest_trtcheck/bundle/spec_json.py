@@ -72,6 +72,7 @@ def _refuse_callables(names: Iterable[object]) -> None:
     raise ArgumentError(
         f"the check was judged by {listed}, which is code: no bundle holds it",
         "its arrays can be read, and compared by that code; to judge it again, run the test itself",
+        code="bundle-code",
     )
 
 
@@ -109,11 +110,16 @@ def options_from_json(data: Mapping[str, Any]) -> BuildOptions:
     """
     unknown = [name for name in data if name not in {each.name for each in fields(BuildOptions)}]
     if unknown:
-        raise ArgumentError(f"unknown build options: {', '.join(unknown)}", "use the pytest-trtcheck that wrote them")
+        raise ArgumentError(
+            f"unknown build options: {', '.join(unknown)}",
+            "use the pytest-trtcheck that wrote them",
+            code="report-version",
+        )
     if data.get("configure"):
         raise ArgumentError(
             f"the engine was built with configure={data['configure']['name']}, which is code: no bundle holds it",
             "its models and arrays can be read; to check it again, run the test itself",
+            code="bundle-code",
         )
     return BuildOptions(
         **{**data, **{name: tuple(data.get(name, ())) for name in ("plugins", "custom_ops", "preview")}}

@@ -113,7 +113,7 @@ class Writer:
             self.close()
             if isinstance(error, GpuError) and error.poisoned:
                 raise
-            raise ReportError(self._problem(error)) from error
+            raise ReportError(self._problem(error), code="report-unwritable") from error
         return tuple(self._about["notes"])
 
     def finish(self, record: CheckRecord, environment: Mapping[str, Any]) -> CheckRecord:
@@ -132,8 +132,9 @@ class Writer:
             return replace(record, notes=(*record.notes, self._problem(error)))
         finally:
             self.close()
-        command = f"replay it on any machine: pytest {shlex.quote(f'{self._shown}/{target.name}/{BUNDLE_FILE}')}"
-        return replace(record, message=f"{record.message}\n\n{command}" if record.message else command)
+        command = f"pytest {shlex.quote(f'{self._shown}/{target.name}/{BUNDLE_FILE}')}"
+        told = f"replay it on any machine: {command}"
+        return replace(record, replay=command, message=f"{record.message}\n\n{told}" if record.message else told)
 
     def close(self) -> None:
         """Remove what is unfinished."""
@@ -201,7 +202,7 @@ def _contents(known: Known, work: Path, bounds: Bounds) -> dict[str, Any]:
             )
     loaded = onnx_model.load(located(work, stored), model.label)
     if loaded.sha256 != model.sha256:
-        raise ModelError(f"{model.label} was changed on disk while it was checked")
+        raise ModelError(f"{model.label} was changed on disk while it was checked", code="model-changed")
     identity = model.sha256 if same else onnx_model.load(located(work, stored_lowered)).sha256
     arrays = _store_cases(known, work, bounds, notes)
     if spec.score is not None:

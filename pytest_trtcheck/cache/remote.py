@@ -117,7 +117,9 @@ class Address:
         scheme = found[1].lower() if (found := _SCHEME.match(text)) else "file"
         if "::" in text:
             raise ArgumentError(
-                "--trt-cache: several URLs in one are not taken", "name one, such as s3://bucket/folder"
+                "--trt-cache: several URLs in one are not taken",
+                "name one, such as s3://bucket/folder",
+                code="cache-url",
             )
         if find_spec("fsspec") is None:
             raise MissingDependencyError(
@@ -133,11 +135,17 @@ class Address:
             from fsspec.registry import known_implementations, registry
 
             if scheme not in {*known_implementations, *registry}:
-                raise ArgumentError(f"--trt-cache: fsspec knows no {scheme}://", "name an s3://, gs:// or https:// URL")
+                raise ArgumentError(
+                    f"--trt-cache: fsspec knows no {scheme}://",
+                    "name an s3://, gs:// or https:// URL",
+                    code="cache-url",
+                )
         split = urlsplit(text)
         if not split.netloc:
             raise ArgumentError(
-                f"--trt-cache={scheme}://: where it is, is not said", f"name it: {scheme}://bucket/folder"
+                f"--trt-cache={scheme}://: where it is, is not said",
+                f"name it: {scheme}://bucket/folder",
+                code="cache-url",
             )
         return cls(text.partition("#")[0].partition("?")[0].rstrip("/"), scheme, split.query)
 
@@ -302,6 +310,7 @@ class Remote:
                 "who can write there",
                 "sign entries: --trt-cache-key=FILE|ENV names a secret that all machines have; or trust whoever can "
                 "write there: --trt-cache-unsigned",
+                code="cache-unsafe",
             )
 
     def describe(self) -> str:

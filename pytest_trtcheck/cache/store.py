@@ -6,15 +6,16 @@ import functools
 import gc
 import hashlib
 import hmac
+import json
 import math
 import os
 import re
 import time
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
 from pytest_trtcheck.cache.hashing import Stamp, settled, sign, stamp
@@ -33,13 +34,15 @@ from pytest_trtcheck.cache.manifest import (
     verify_files,
     write_manifest,
 )
-from pytest_trtcheck.errors import CacheError, CachePlaceError
+from pytest_trtcheck.errors import CacheError, CachePlaceError, ReportError, first_line
 from pytest_trtcheck.record.files import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_trtcheck.cache.remote import Remote
+
+T = TypeVar("T")
 
 Origin: TypeAlias = Literal["hit", "remote", "miss"]
 """Where an entry was: here, in the shared cache, or nowhere, so that it was made."""
@@ -75,6 +78,37 @@ class Entry:
     def cached(self) -> bool:
         """Whether somebody had made it before."""
         return self.origin != "miss"
+
+    def read_json(self, name: str, take: Callable[[Any], T]) -> T:
+        """What `take` makes of the JSON in one of the entry's files.
+
+        Raises
+        ------
+        CacheError
+            It says something else than what is stored there, whatever its checksum is.
+        """
+        with self.understood(name):
+            return take(json.loads((self.path / name).read_bytes()))
+
+    @contextmanager
+    def understood(self, name: str = "") -> Iterator[None]:
+        """Whatever goes wrong while a file of the entry is read is the file's fault: a CacheError that names it."""
+        try:
+            yield
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            ValueError,
+            RecursionError,
+            ReportError,
+        ) as error:
+            raise CacheError(
+                f"{self.path / name} in the cache is not what was stored there: {first_line(error)}",
+                "see who can write there, then empty it with --trt-cache-clear",
+            ) from error
 
     def write_extra(self, name: str, data: bytes) -> None:
         """Attach or replace a file beside the entry's own, atomically: something learned later, such as a JIT cache.
@@ -190,6 +224,7 @@ class Cache:
                 f"the cache directory is not used: {why}, and an engine is code: theirs would run here",
                 f"chmod go-w {self.root}, name another with --trt-cache-dir, sign entries (--trt-cache-key=FILE|ENV), "
                 "or trust whoever can write there (--trt-cache-unsigned)",
+                code="cache-unsafe",
             )
         self._is_private = self.root.exists()
 

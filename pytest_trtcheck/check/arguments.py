@@ -69,6 +69,7 @@ def trt_parity(
                 f"{given[0]} beside score= needs tol=: without one the score alone is judged, and no output is held to "
                 "anything",
                 "give tol=, or leave it out",
+                code="argument-missing",
             )
     if is_auto and set(precisions) <= {"fp32", "tf32"}:
         raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
@@ -183,17 +184,19 @@ def _made(
     for key in kwargs:
         if key not in known:
             hint = suggestion(key, known) or f"it takes {', '.join(known)}"
-            raise ArgumentError(f"{name}: unknown argument {key!r}", hint)
+            raise ArgumentError(f"{name}: unknown argument {key!r}", hint, code="argument-unknown")
     if len(args) > 1:
         raise ArgumentError(
-            f"{name}: takes one positional argument ({next(iter(known))}), got {len(args)}", "name the others"
+            f"{name}: takes one positional argument ({next(iter(known))}), got {len(args)}",
+            "name the others",
+            code="argument-unknown",
         )
     try:
         return make(*args, **kwargs)
     except ArgumentError as error:
-        raise ArgumentError(f"{name}: {error.message}", error.hint) from None
+        raise error.within(name) from None
     except TypeError as error:
-        raise ArgumentError(f"{name}: {error}") from None
+        raise ArgumentError(f"{name}: {error}", code="argument-unknown") from None
     except Exception as error:  # an object of the user's that can't be compared, counted, or taken for true
         raise unforeseen(error, name) from error
 
@@ -256,7 +259,11 @@ def _refuse_beside_engine(precision: object, backend: object, **of_lowering: obj
     for name, value in of_lowering.items():
         # Not by `!=`: an array gives an array.
         if value is not None and not (isinstance(value, tuple) and not value):
-            raise ArgumentError(f"{name}= stands beside engine=, of which nothing is built", f"leave {name}= out")
+            raise ArgumentError(
+                f"{name}= stands beside engine=, of which nothing is built",
+                f"leave {name}= out",
+                code="argument-conflict",
+            )
     found = _backends(backend) or (backends.AUTO,)
     if len(found) > 1 or (found[0] != backends.AUTO and backends.tensorrt_module(found[0]) is None):
         raise _wrong(
@@ -372,7 +379,9 @@ def _score(function: object, aggregate: object, max_drop: object, lower_is_bette
         for name, value in beside.items():
             if value is not None:
                 raise ArgumentError(
-                    f"{name}={_shown(value)}: there is no score=", "give it too: (outputs, case) -> array"
+                    f"{name}={_shown(value)}: there is no score=",
+                    "give it too: (outputs, case) -> array",
+                    code="argument-missing",
                 )
         return None
     if not callable(function):
@@ -383,6 +392,7 @@ def _score(function: object, aggregate: object, max_drop: object, lower_is_bette
         raise ArgumentError(
             "score= needs max_drop=: without it nothing is judged",
             "the most, in the score's own unit, that it may fall below the reference's, such as max_drop=0.005",
+            code="argument-missing",
         )
     number = _real(max_drop)
     if number is None or number < 0:
@@ -401,7 +411,7 @@ def _axis(name: str, value: object) -> int | None:
 def _tolerance(value: object, metric: Metric) -> float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None:
     if value is None:
         if metric.default is None and metric.name not in METRICS:
-            raise ArgumentError(f"metric={metric.name}: needs tol=", metric.no_default)
+            raise ArgumentError(f"metric={metric.name}: needs tol=", metric.no_default, code="argument-missing")
         return None
     if isinstance(value, Mapping):
         if not value:
@@ -451,6 +461,7 @@ def _known(name: str, key: str) -> Metric:
     raise ArgumentError(
         f"{name}: Tolerance has no limit {key!r}",
         suggestion(key, METRICS) or f"it takes {', '.join(METRICS)}, and others as metrics={{metric: limit}}",
+        code="argument-unknown",
     )
 
 

@@ -186,8 +186,13 @@ def remembered(
         entry = cache.get_or_make(Key(kind, known.title, parts), make)
     except _Unfinished as unfinished:
         return unfinished.found
-    found: dict[str, Any] | None = json.loads((entry.path / _BLAME_FILE).read_text())
-    return found
+    return entry.read_json(_BLAME_FILE, _complete)
+
+
+def _complete(found: Any) -> dict[str, Any] | None:
+    if found is not None and found["is_complete"] is not True:
+        raise ValueError("it is not complete")
+    return typed(found, dict[str, Any]) if found else None
 
 
 def subject_of(known: Known, worst: int) -> Subject:

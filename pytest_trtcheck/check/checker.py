@@ -117,6 +117,7 @@ class Checker(Settings):
             raise ArgumentError(
                 "keep_fp32='auto': there are no inputs yet to judge by",
                 "use it in a check, and name what it found here",
+                code="search-impossible",
             )
         model, existing = asked.model_of(self, request), asked.existing_engine(self, request)
         if existing is None:
@@ -125,11 +126,15 @@ class Checker(Settings):
         known = engine.placed(self, known)
         system = known.running
         if known.existing is not None and not known.system.runs:
-            raise UnsupportedTargetError(known.system.no_engine, "run it on a machine with that GPU and TensorRT")
+            raise UnsupportedTargetError(
+                known.system.no_engine, "run it on a machine with that GPU and TensorRT", code="gpu-needed"
+            )
         if known.problem is not None and not system.is_emulation:
             raise known.unsupported()
         if system.is_emulation and known.plugin_operators:
-            raise UnsupportedTargetError(known.plugins_need_gpu(), "run it on a machine with the GPU")
+            raise UnsupportedTargetError(
+                known.plugins_need_gpu(), "run it on a machine with the GPU", code="gpu-needed"
+            )
 
         def open_for(case: Case) -> Runner:
             asked = replace(known, cases=[case])

@@ -81,6 +81,7 @@ class Mismatch:
                 f"score {spec.name}: the reference itself scores {reference:.4g}: no engine could lose more than "
                 f"max_drop={spec.max_drop:g}",
                 look,
+                code="not-exercised",
             )
         if len(self._own) < LEAST:
             return
@@ -94,6 +95,7 @@ class Mismatch:
                 f"beside those of others ({len(self._own):,} of them): an engine that knows nothing would lose no more "
                 f"than max_drop={spec.max_drop:g}",
                 look,
+                code="not-exercised",
             )
 
     def _scores(self, items: list[Any]) -> float | None:

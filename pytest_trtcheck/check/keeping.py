@@ -48,6 +48,7 @@ def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, 
         raise ArgumentError(
             f"keep_fp32='auto': {known.model.label} brings its precision with it and is taken as it is",
             "leave keep_fp32 out, or give the FP32 model",
+            code="precision-carried",
         )
     if not known.cases:
         return known.recorded("keep_fp32='auto' was not searched: no engine is built here that it could be for")
@@ -80,7 +81,11 @@ def _search(settings: Settings, known: Known) -> dict[str, Any]:
     refusal = allowance.refusal()
     if refusal is not None:
         why = refusal.removeprefix("not diagnosed: ")
-        raise ArgumentError(f"keep_fp32='auto': it can't be searched: {why}", "name the nodes, or raise --trt-diagnose")
+        raise ArgumentError(
+            f"keep_fp32='auto': it can't be searched: {why}",
+            "name the nodes, or raise --trt-diagnose",
+            code="search-impossible",
+        )
     found = diagnose.diagnose(
         blame.subject_of(known, usages.index(max(usages))),
         settings.cache,

@@ -62,6 +62,7 @@ def read(path: Path | None, model: OnnxModel) -> list[Case]:
         raise InputError(
             f"{shown(path)}: the inputs that a search found can't be read: {first_line(error) or type(error).__name__}",
             "fetch the file again, or delete it: the next search looks for them anew",
+            code="kept-inputs",
         ) from error
     try:
         return model_inputs.cases_from(found, model, shown(path))
@@ -75,6 +76,7 @@ def stale(path: Path, problem: str) -> InputError:
         f"{problem}\n  an earlier search found these inputs and kept them; the model, or what the check declares, was "
         "changed since",
         f"delete {shown(path)}: the next search looks for such inputs anew",
+        code="kept-inputs",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.errors import CheckError, UnsupportedTargetError, plural
+from pytest_trtcheck.errors import CheckError, Code, UnsupportedTargetError, plural
 from pytest_trtcheck.metrics import recorded
 from pytest_trtcheck.record import BASELINE, is_bad
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
-    """Message and verdict of a record whose parts are judged."""
+    """Message, code and verdict of a record whose parts are judged."""
     record = known.record
     found = comparison(known)
     others = [part for name, part in record.parts.items() if name != "parity"]
@@ -40,18 +40,48 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
         what = "parity" if record.parity else "the score" if record.score else "parity"
         missing.append(f"{what} was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
     if not require_gpu or not missing or record.verdict in {"fail", "error"}:
-        return {"message": found}
+        return {"message": found, "code": code_of(known)}
     refused = f"--trt-require-gpu: {', '.join(missing)}"
-    return {"verdict": "fail", "message": f"{refused}\n{found}" if found else refused}
+    return {"verdict": "fail", "message": f"{refused}\n{found}" if found else refused, "code": "gpu-required"}
+
+
+def code_of(known: Known) -> Code | None:
+    """The code of a verdict: of the part that decided it, outputs first."""
+    record = known.record
+    if record.verdict in {"pass", "not_measured"}:
+        return "not-measured" if record.verdict == "not_measured" else None
+    if record.parity is not None and record.parity.verdict == record.verdict:
+        return _code_of_outputs(known)
+    if record.score is not None and record.score.verdict == record.verdict:
+        is_kept = record.score.baseline is not None and record.score.baseline.verdict == "fail"
+        if record.verdict == "fail":
+            return "baseline-exceeded" if is_kept else "score-dropped"
+        return "score-inconclusive"
+    exceeded = [each.name for each in record.latency.budgets if is_bad(each.verdict)] if record.latency else []
+    if record.verdict == "fail":
+        return "baseline-exceeded" if exceeded == [BASELINE] else "budget-exceeded"
+    return "latency-inconclusive"
+
+
+def _code_of_outputs(known: Known) -> Code | None:
+    if known.doubt is not None:
+        return known.doubt_code
+    if known.outcome is not None and known.outcome.error is not None:
+        return known.outcome.error.code
+    judged = [each for output in known.parity.outputs for each in output.judged if is_bad(each.verdict)]
+    if any(each.metric == "nonfinite" for each in judged):
+        return "outputs-not-finite"
+    return "baseline-exceeded" if judged and all(each.is_of_baseline for each in judged) else "outputs-differ"
 
 
 def refused(record: CheckRecord, error: CheckError, *, require_gpu: bool) -> CheckRecord:
     """A check that could not be made. Of several systems that are compared, one that can't serve it is no error."""
     if record.system is None or not isinstance(error, UnsupportedTargetError):
-        return replace(record, verdict="error", message=str(error))
+        return replace(record, verdict="error", message=error.text, code=error.code)
     if require_gpu:
-        return replace(record, verdict="fail", message=f"--trt-require-gpu: {record.system} was not measured: {error}")
-    return replace(record, verdict="not_measured", message=str(error))
+        reason = f"--trt-require-gpu: {record.system} was not measured: {error.text}"
+        return replace(record, verdict="fail", message=reason, code="gpu-required")
+    return replace(record, verdict="not_measured", message=error.text, code="not-measured")
 
 
 _SMALL = 0.3
@@ -107,7 +137,7 @@ def comparison(known: Known) -> str | None:
     if outcome is None or outcome.record.verdict == "pass":
         return None
     if outcome.error is not None:
-        return str(outcome.error)
+        return outcome.error.text
     blame = known.record.parity.blame if known.record.parity else None
     differs = "differs from" if outcome.record.verdict == "fail" else "cannot be judged against"
     head = f"{known.title} {differs} {known.reference.title} ({known.running.how})"

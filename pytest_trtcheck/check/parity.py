@@ -123,6 +123,7 @@ def refuse_random(model: OnnxModel) -> None:
         f"{model.label}: the model is random by itself: {listed(model.random)}",
         "two runs of it differ, so there is nothing to compare: export it in evaluation mode, or with the random "
         "values as inputs",
+        code="model-random",
     )
 
 
@@ -138,6 +139,7 @@ def _refuse_random_reference(known: Known, case: int) -> None:
                 f"{known.model.label}: the model is random by itself: two runs of the FP32 reference on the same input "
                 f"lie {spread:.3g} apart in output {name!r} (relative to its largest value)",
                 "look for sampling, or for a Dropout that trains; export the model in evaluation mode",
+                code="model-random",
             )
 
 
@@ -152,6 +154,7 @@ def _nothing_compared(known: Known, record: ParityRecord, outputs: Sequence[Outp
         if empty
         else "give real inputs: return them from the test, or by the fixture trt_inputs; on these, a model that had "
         "lost everything would look the same",
+        code="not-exercised",
     )
     return Outcome(replace(record, verdict="error", reason=reason), error=error)
 
@@ -168,7 +171,11 @@ def refuse_empty(cases: Sequence[Case]) -> None:
         if case and all(not array.size for array in case.values()):
             listed = ", ".join(f"{name} {list(array.shape)}" for name, array in case.items())
             which = f"inputs[{index}]" if len(cases) > 1 else "the inputs"
-            raise InputError(f"{which} hold no elements: {listed}", "give at least one row: nothing would be compared")
+            raise InputError(
+                f"{which} hold no elements: {listed}",
+                "give at least one row: nothing would be compared",
+                code="input-empty",
+            )
 
 
 def _misplaced(found: Mapping[str, compare.Examination]) -> str:
@@ -336,6 +343,7 @@ def _refuse_without_finite_reference(by_case: Sequence[Mapping[str, compare.Meas
                     f"{model.label}: the FP32 reference itself is NaN or infinite in every element of output "
                     f"{name!r}{where}",
                     "there is nothing to compare with: give inputs that the model is meant for",
+                    code="reference-not-finite",
                 )
 
 

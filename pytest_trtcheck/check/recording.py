@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import shlex
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,13 +12,12 @@ import numpy as np
 
 from pytest_trtcheck.cache import Cache, scratch_folder
 from pytest_trtcheck.check import parity
-from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, ReportError, first_line, plural
-from pytest_trtcheck.model import golden, npz
+from pytest_trtcheck.errors import ArgumentError, ModelError, ReportError, plural
+from pytest_trtcheck.model import golden, input_files
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.sources import Examples, open_model
 from pytest_trtcheck.precision.reference import ModelReference, Reference
-from pytest_trtcheck.record.files import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -90,15 +88,17 @@ def record(asked: Recording) -> list[str]:
         The file can't be written.
     """
     if asked.output.suffix != ".npz":
-        raise ArgumentError(f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix")
+        raise ArgumentError(
+            f"-o {asked.output}: recorded outputs are an .npz file", "give it that suffix", code="option-value"
+        )
     with scratch_folder("record") as scratch:
         cache, here = Cache(Path(scratch)), [Path.cwd()]
-        read = dict(_read(asked.inputs))
-        examples = Examples(list(read.values()) or None, asked.batch, asked.shapes)
+        files = [path for each in asked.inputs for path in input_files.matching("--inputs", each, here[0])]
+        read = input_files.FromFiles(files, here[0])
+        examples = Examples(read or None, asked.batch, asked.shapes)
         model = open_model(asked.model, here, cache, asked.custom_ops, examples=examples)
         parity.refuse_random(model)
-        given = (model_inputs.cases_from(arrays, model, path) for path, arrays in read.items())
-        cases = [case for found in given for case in found] or _generated(asked, model)
+        cases = model_inputs.cases_from(read, model, "--inputs") if read else _generated(asked, model)
         parity.refuse_empty(cases)
         notes: list[str] = []
         with closing(Reference(model, cache, asked.provider)) as reference:
@@ -116,7 +116,9 @@ def record(asked: Recording) -> list[str]:
             try:
                 golden.write(asked.output, about, _computed(reference, cases, notes))
             except OSError as error:
-                raise ReportError(f"cannot write {asked.output}: {error.strerror or error}") from error
+                raise ReportError(
+                    f"cannot write {asked.output}: {error.strerror or error}", code="report-unwritable"
+                ) from error
     count = plural(len(cases), "sample")
     told = [f"{asked.output}: {count} of {asked.model} in FP32, computed on {about.computed_on}"]
     if golden.is_lowered(model):
@@ -133,7 +135,11 @@ def _computed(reference: Reference, cases: Sequence[Case], notes: list[str]) -> 
             bad = _count_bad(array)
             where = f"sample {number}: output {name!r}"
             if bad and bad == array.size:
-                raise ModelError(f"{where} is NaN or infinite throughout", "give inputs that the model is meant for")
+                raise ModelError(
+                    f"{where} is NaN or infinite throughout",
+                    "give inputs that the model is meant for",
+                    code="reference-not-finite",
+                )
             if bad:
                 notes.append(f"{where}: {bad} of {array.size} elements are NaN or infinite")
         yield case, outputs
@@ -145,27 +151,9 @@ def _count_bad(array: NDArray[Any]) -> int:
 
 
 def _generated(asked: Recording, model: OnnxModel) -> list[Case]:
-    ranges = model_inputs.shape_ranges(model, asked.batch, asked.shapes, default_batch=1)
+    def answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
+        options = (f"--shape={name}={','.join(map(str, shape))}" for name, shape in proposed[0].items())
+        return f"fix them, such as by {shlex.join(options)}; or record real inputs: --inputs='data/*.npz'"
+
+    ranges = model_inputs.shape_ranges(model, asked.batch, asked.shapes, default_batch=1, answer=answer)
     return model_inputs.generate(model, ranges, asked.seed)
-
-
-def _read(globs: Sequence[str]) -> Iterator[tuple[str, object]]:
-    """What each file holds, by its path."""
-    for each in globs:
-        paths = sorted(glob.glob(str(expanded(each)), recursive=True))  # noqa: PTH207 - takes absolute ones
-        if not paths:
-            raise InputError(f"--inputs={each}: no file matches", f"looked in {Path.cwd()}")
-        for path in paths:
-            yield path, _arrays(Path(path))
-
-
-def _arrays(path: Path) -> object:
-    try:
-        arrays = npz.load(path)
-    except npz.UNREADABLE as error:
-        raise InputError(
-            f"{path}: not a readable .npz or .npy file: {first_line(error) or type(error).__name__}",
-            "give files as np.savez(path, **{input name: array}) writes them",
-        ) from error
-    # numpy calls what bears no name so.
-    return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
-from pytest_trtcheck.errors import CheckError, InputError, UnsupportedTargetError
+from pytest_trtcheck.errors import CheckError, Code, InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
+from pytest_trtcheck.model import free_dims
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.sources import Examples
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
@@ -57,6 +58,10 @@ class Request:
         The specs, with one precision and one batch; `judge_parity` is False for a test with `trt_latency` alone.
     inputs, inputs_source
         What to feed, and where it came from; None: generated.
+    batches
+        All that were listed beside the one batch of this check.
+    spell_shapes
+        How whoever asked would give shapes, for messages.
     default_batch
         Taken for open first dimensions that nothing else fixes (files collected without test code).
     precision_is_default
@@ -84,6 +89,8 @@ class Request:
     inputs_source: str = "generated"
     calibration: object = None
     options: BuildOptions | None = None
+    batches: tuple[int | None, ...] = ()
+    spell_shapes: Callable[[free_dims.Shapes], str] = free_dims.in_python
     default_batch: int | None = None
     precision_is_default: bool = False
     lowered: Lowered | None = None
@@ -243,7 +250,7 @@ class Settings:
         except CheckError as error:
             if not request.parity.is_compared:
                 raise
-            raise UnsupportedTargetError(error.message, error.hint) from error
+            raise UnsupportedTargetError(error.message, error.hint, code=error.code) from error
 
     def is_served(self, request: Request) -> bool:
         """Whether a server is asked, which has a model of its own."""
@@ -333,6 +340,8 @@ class Known:
         Why what it computes does not count, whatever comes out.
     traced
         The error of every tensor of the model and what its operator loses by itself, where a diagnosis traced them.
+    doubt_code
+        The code of that.
     fewest, no_fewest
         The nodes that `keep_fp32="auto"` found; and what is said where it found none that are enough.
     kept_from
@@ -360,6 +369,7 @@ class Known:
     outcome: Outcome | None = None
     doubt: str | None = None
     traced: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    doubt_code: Code = "precision-not-applied"
     fewest: tuple[str, ...] | None = None
     no_fewest: str = ""
     kept_from: int | None = None

@@ -101,6 +101,7 @@ def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreR
                 f"score {name_of(spec.function)} gave {plural(len(after), 'item')} of {where}, and of the reference's "
                 f"outputs {len(before)}",
                 f"samples are paired: {_WHAT}",
+                code="user-code-result",
             )
         _require_count(spec, known, case, len(before), where)
         found.mismatch.add(expected, case, before, spec.function)
@@ -126,8 +127,10 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     except Exception as error:
         said = f"score {name} failed {where}: {type(error).__name__}: {error}"
         if case.labels is None:
-            raise InputError(said, "these inputs have no labels: give Case(inputs, labels)") from error
-        raise ComparisonError(said, _WHAT) from error
+            raise InputError(
+                said, "these inputs have no labels: give Case(inputs, labels)", code="user-code-failed"
+            ) from error
+        raise ComparisonError(said, _WHAT, code="user-code-failed") from error
     if is_array(given):
         given = as_array(given)
     if isinstance(given, np.ndarray) and given.ndim == 0:
@@ -135,7 +138,7 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     elif isinstance(given, (int, float)):
         given = np.asarray([given])
     if not isinstance(given, (np.ndarray, list, tuple)):
-        raise ComparisonError(f"score {name} gave a {type(given).__name__} {where}", _WHAT)
+        raise ComparisonError(f"score {name} gave a {type(given).__name__} {where}", _WHAT, code="user-code-result")
     if spec.aggregate is not None:
         # A copy: a view would keep all of the outputs.
         return np.array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else list(given)
@@ -147,7 +150,9 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
         kinds = ", ".join(sorted({type(item).__name__ for item in given})) or "nothing"
         shown = f"shape {list(items.shape)}" if items.ndim else f"items that are no numbers ({kinds})"
         raise ComparisonError(
-            f"score {name} gave {shown} {where}", f"{_WHAT}, a number; what is no number needs an aggregate="
+            f"score {name} gave {shown} {where}",
+            f"{_WHAT}, a number; what is no number needs an aggregate=",
+            code="user-code-result",
         )
     bad = ~np.isfinite(items)
     if bad.any():
@@ -156,6 +161,7 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
             f"score {name} gave {items[sample]} for sample {sample} {where}"
             + (f", and {plural(int(bad.sum()) - 1, 'other')}" if bad.sum() > 1 else ""),
             "a score is a finite number; say in the score what a sample counts that has none",
+            code="user-code-result",
         )
     return items
 
@@ -177,13 +183,16 @@ def _require_count(spec: ScoreSpec, known: Known, case: Case, count: int, where:
         f"score {name_of(spec.function)} gave {plural(count, 'item')} of {where}, which hold {plural(batch, 'row')}"
         f"{beside}",
         f"{_WHAT}; the mean over all of them is made here",
+        code="user-code-result",
     )
 
 
 def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
     before, after = found.reference.joined(), found.actual.joined()
     if not len(before):
-        raise InputError(f"score {name_of(spec.function)}: there is no sample to score", "give at least one row")
+        raise InputError(
+            f"score {name_of(spec.function)}: there is no sample to score", "give at least one row", code="input-empty"
+        )
     if spec.aggregate is None:
         drop = drop_of_means(before, after, lower_is_better=spec.lower_is_better)
         method = "limits of the paired mean (BCa)"
@@ -191,7 +200,9 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
         try:
             drop = drop_of_aggregate(before, after, spec.aggregate, lower_is_better=spec.lower_is_better)
         except ComparisonError as error:
-            raise ComparisonError(f"aggregate {name_of(spec.aggregate)} {error.message}", error.hint) from error
+            raise ComparisonError(
+                f"aggregate {name_of(spec.aggregate)} {error.message}", error.hint, code=error.code
+            ) from error
         method = f"paired bootstrap, {RESAMPLES:,} resamples"
     is_plain = spec.aggregate is None
     found.mismatch.require_knowledge(drop.reference, min(before.min(), after.min()) if is_plain else drop.reference)

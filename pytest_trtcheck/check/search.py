@@ -111,7 +111,9 @@ def _impossible(known: Known, why: str) -> Known:
     """What the check itself asks for is an error, what an option asks of every check a note."""
     if known.request.parity.search is not None:
         raise ArgumentError(
-            f"search=: {known.model.label}: {why}", "search in a check that judges outputs, with ranges for its inputs"
+            f"search=: {known.model.label}: {why}",
+            "search in a check that judges outputs, with ranges for its inputs",
+            code="search-impossible",
         )
     return known.recorded(f"no worse input was searched: {why}")
 

@@ -62,7 +62,11 @@ def measure_joint(
     faults = () if found == wanted else (Fault("dtype", f"dtype {found} where {wanted} is expected"),)
     names = list(dict.fromkeys(other for limit in limits for other in limit.metric.joins))
     if missing := [other for other in names if other not in reference]:
-        raise ComparisonError(f"there is no output {listed(map(repr, missing))}", f"there are {', '.join(reference)}")
+        raise ComparisonError(
+            f"there is no output {listed(map(repr, missing))}",
+            f"there are {', '.join(reference)}",
+            code="output-unknown",
+        )
     bad = [sum(_nonfinite(outputs[other]) for other in names) for outputs in (actual, reference)]
     scores = {limit.metric.name: limit.metric.score(joined) for limit in limits}
     is_empty = all(score.value == 0 and score.note.startswith("0 of 0 ") for score in scores.values())

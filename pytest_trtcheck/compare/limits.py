@@ -113,6 +113,7 @@ def _joined(resolved: dict[str, tuple[Limit, ...]], precision: Precision) -> dic
             raise ArgumentError(
                 f"metric {metric.name}: the model has no output {', '.join(map(repr, missing))}",
                 f"its outputs are {names}",
+                code="output-unknown",
             )
         owner |= dict.fromkeys(metric.joins, limit)
     why = "it is none of the outputs that are judged together"
@@ -124,6 +125,7 @@ def _joined(resolved: dict[str, tuple[Limit, ...]], precision: Precision) -> dic
                 f"{owner[name].source}: {owner[name].metric.name} judges {name!r} alone, and {others[0].metric.name} "
                 "is limited beside it",
                 "its elements have no order to be compared in",
+                code="argument-conflict",
             )
         if name in owner:
             resolved[name] = (owner[name],)
@@ -155,11 +157,16 @@ def _refuse_idle_patterns(owners: Mapping[str, float | Tolerance | None], owner:
         if len(owners) > 1 or pattern != "*":
             if not matched:
                 names = ", ".join(map(repr, owner))
-                raise ArgumentError(f"tol[{pattern!r}] matches no output of the model", f"its outputs are {names}")
+                raise ArgumentError(
+                    f"tol[{pattern!r}] matches no output of the model",
+                    f"its outputs are {names}",
+                    code="output-unknown",
+                )
             if pattern not in owner.values():
                 raise ArgumentError(
                     f"tol[{pattern!r}] is never used: {matched[0]!r} is already matched by tol[{owner[matched[0]]!r}]",
                     "the first pattern that matches wins, so put the more specific ones first",
+                    code="argument-conflict",
                 )
         parts = value.parts if isinstance(value, Tolerance) else None
         for name in parts if parts and not isinstance(parts, str) else ():
@@ -167,6 +174,7 @@ def _refuse_idle_patterns(owners: Mapping[str, float | Tolerance | None], owner:
                 raise ArgumentError(
                     f"Tolerance.parts[{name!r}]: there is no such output here",
                     f"it holds for {', '.join(map(repr, matched))}",
+                    code="output-unknown",
                 )
 
 
@@ -182,7 +190,9 @@ def _limits(
     asked = [(named(each), limit) for each, limit in (*value.limits.items(), *value.metrics.items())]
     chosen = {each.name: (each, limit) for each, limit in asked}
     if len(chosen) < len(asked):
-        raise ArgumentError(f"{label}: two metrics have one name", "give one of the functions another name")
+        raise ArgumentError(
+            f"{label}: two metrics have one name", "give one of the functions another name", code="argument-conflict"
+        )
     given = tuple(
         _checked(Limit(_along(each, value.top1_axis, metric), float(limit), label, is_named))
         for each, limit in (chosen[name] for name in dict.fromkeys((*METRICS, *chosen)) if name in chosen)
@@ -201,7 +211,9 @@ def _along(metric: Metric, axis: int | None, asked: Metric) -> Metric:
 
 def _default(metric: Metric, precision: Precision, why: str = "") -> tuple[Limit, ...]:
     if metric.default is None:
-        raise ArgumentError(f"metric={metric.name!r} has no default tolerance", metric.no_default)
+        raise ArgumentError(
+            f"metric={metric.name!r} has no default tolerance", metric.no_default, code="argument-missing"
+        )
     source = f"default for {precision}" + (f": {why}" if why else "")
     return (_checked(Limit(metric, float(metric.default(precision)), source)), Limit(MISMATCHES, 0.0, EQUAL))
 

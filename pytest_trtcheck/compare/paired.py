@@ -227,9 +227,11 @@ def _number(aggregate: Aggregate, items: Items, what: str) -> float:
     try:
         value = float(aggregate(items))
     except Exception as error:
-        raise ComparisonError(f"failed on {what}: {type(error).__name__}: {error}") from error
+        raise ComparisonError(f"failed on {what}: {type(error).__name__}: {error}", code="user-code-failed") from error
     if not math.isfinite(value):
-        raise ComparisonError(f"gave {value} on {what}", "return a number whatever samples are drawn, some twice")
+        raise ComparisonError(
+            f"gave {value} on {what}", "return a number whatever samples are drawn, some twice", code="user-code-result"
+        )
     return value
 
 

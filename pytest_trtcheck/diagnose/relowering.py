@@ -106,7 +106,7 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
     try:
         plan = points(model, kept, subject.exclude)
     except ModelError as error:
-        raise NothingComputedError(error.message) from error
+        raise NothingComputedError(error.message, code=error.code) from error
     found = subject.ranges()
     ranges = found.amax()
     missing = tuple(point for point in plan.activations if point.tensor not in ranges)

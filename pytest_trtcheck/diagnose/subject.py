@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,7 +140,7 @@ class Subject:
 
     def ranges(self) -> calibrate.Ranges:
         """The ranges that the lowering chose."""
-        return calibrate.Ranges.from_json(json.dumps(self.lowered.details["ranges"]))
+        return calibrate.Ranges.from_json(self.lowered.details["ranges"])
 
     def samples(self) -> Samples:
         """The calibration samples.

@@ -9,7 +9,6 @@ manifest says what of all that was asked for is there.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -309,18 +308,21 @@ def _stored(key: str, checks: Sequence[CheckRecord], cache: Cache, compiled_for:
     if entry is None:
         raise NotProvedError("gone", "it is no longer in the cache: it was cleared or damaged after the checks")
     try:
-        io = json.loads((entry.path / IO_FILE).read_text())
+        inputs, outputs = entry.read_json(IO_FILE, _tensors)
         sha256 = hash_file(entry.path / PLAN_FILE)
     except OSError as error:
         raise NotProvedError("gone", f"it cannot be read from the cache: {error.strerror}") from error
     if {sha256} != checked:
         raise NotProvedError(differ, "the cache holds another build of it than the one that was checked")
-    inputs, outputs = (tuple(triton.Tensor.of(each) for each in io[side]) for side in ("inputs", "outputs"))
     try:
         triton.config("name", inputs, outputs)
     except ArgumentError as error:
         raise NotProvedError("not for Triton", error.message) from error
     return _Engine(key, entry, checks, sha256, inputs, outputs, compiled_for)
+
+
+def _tensors(found: Any) -> tuple[tuple[triton.Tensor, ...], ...]:
+    return tuple(tuple(map(triton.Tensor.of, found[side])) for side in ("inputs", "outputs"))
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -464,7 +466,9 @@ def _stage(written: list[Written], name: str, engine: _Engine, target: Path) -> 
     plan.parent.mkdir(parents=True)
     shutil.copyfile(engine.entry.path / PLAN_FILE, plan)
     if hash_file(plan) != engine.sha256:
-        raise ReportError(f"{name}: the copy of the engine differs from the one in the cache", "export again")
+        raise ReportError(
+            f"{name}: the copy of the engine differs from the one in the cache", "export again", code="release-damaged"
+        )
     config, batching = triton.config(name, engine.inputs, engine.outputs, _comments(engine))
     size = plan.stat().st_size
     (target / CONFIG).write_text(config, encoding="ascii", errors="backslashreplace")

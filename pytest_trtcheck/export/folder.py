@@ -122,10 +122,10 @@ def _refuse_foreign(target: Path) -> None:
     manifest = None if target.is_symlink() else read_manifest(target)
     hint = "move it away, or export to another folder"
     if manifest is None:
-        raise ReportError(f"{target} exists, and --trt-export did not write it", hint)
+        raise ReportError(f"{target} exists, and --trt-export did not write it", hint, code="export-folder")
     for name, what in altered(target, manifest):
         if what != "is missing":
-            raise ReportError(f"{target / name} {what}", hint)
+            raise ReportError(f"{target / name} {what}", hint, code="export-folder")
 
 
 @contextmanager
@@ -148,6 +148,7 @@ def alone(folder: Path) -> Iterator[None]:
         raise ReportError(
             f"cannot export to {folder}: {error.strerror or error}{f' ({named})' if named else ''}",
             room_or(error, "name a folder that can be written to, with room for the engines"),
+            code="report-unwritable",
         ) from error
 
 

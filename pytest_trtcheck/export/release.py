@@ -273,7 +273,7 @@ def check(root: Path) -> Release:
         It is none.
     """
     if not (root / RELEASE).exists():
-        raise ReportError(f"{root} holds no {RELEASE}", "name a folder that --trt-export wrote")
+        raise ReportError(f"{root} holds no {RELEASE}", "name a folder that --trt-export wrote", code="release-damaged")
     return _looked_at(root, *_read(root))
 
 
@@ -290,7 +290,7 @@ def merge(root: Path, others: Sequence[Path]) -> tuple[Release, list[str]]:
     remarks = []
     for other in others:
         for place, file, what in check(other).altered:
-            raise ReportError(f"{other / place / file} {what}", "export it again")
+            raise ReportError(f"{other / place / file} {what}", "export it again", code="release-damaged")
     with folders.alone(root):
         models, known = _read(root)
         variants = {(each.kind, each.gpu): each for each in known}
@@ -348,10 +348,12 @@ def _read(root: Path) -> tuple[dict[str, str | None], list[Variant]]:
             raise ValueError("the SHA-256 of a model is none")
         return models, variants
     except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ReportError(f"{path}: cannot be read: {error.strerror}", code="release-damaged") from error
     except (ReportError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(
-            f"{path} is no release manifest of ours: {first_line(error)}", "move it away, or export to another folder"
+            f"{path} is no release manifest of ours: {first_line(error)}",
+            "move it away, or export to another folder",
+            code="release-damaged",
         ) from error
 
 
@@ -363,6 +365,7 @@ def _looked_at(root: Path, models: Mapping[str, str | None], known: Sequence[Var
         raise ReportError(
             f"{root / RELEASE} was edited, and is not understood: {error!r}",
             "move it away, or export to another folder",
+            code="release-damaged",
         ) from error
 
 

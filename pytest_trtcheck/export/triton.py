@@ -165,12 +165,18 @@ def config(
 
 def _tensor(tensor: Tensor, *, batched: bool) -> list[str]:
     if tensor.dtype not in DATA_TYPES:
-        raise ArgumentError(f"Triton has no tensors of type {tensor.dtype}, which {tensor.name!r} is")
+        raise ArgumentError(
+            f"Triton has no tensors of type {tensor.dtype}, which {tensor.name!r} is", code="triton-tensors"
+        )
     dims = _dims(tensor)[1 if batched else 0 :]
     if 0 in dims:
-        raise ArgumentError(f"Triton has no tensors with a dimension of size 0, which {tensor.name!r} has")
+        raise ArgumentError(
+            f"Triton has no tensors with a dimension of size 0, which {tensor.name!r} has", code="triton-tensors"
+        )
     if not dims and not batched:
-        raise ArgumentError(f"Triton has no scalars where it does not batch, and {tensor.name!r} is one")
+        raise ArgumentError(
+            f"Triton has no scalars where it does not batch, and {tensor.name!r} is one", code="triton-tensors"
+        )
     lines = [f"name: {_quoted(tensor.name)}", f"data_type: {DATA_TYPES[tensor.dtype]}"]
     # Triton refuses empty dims; a reshape is how it spells a tensor that has none beside the batch.
     lines.append(f"dims: [ {', '.join(map(str, dims or (1,)))} ]")

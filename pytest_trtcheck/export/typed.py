@@ -111,7 +111,9 @@ def stage(place: Path, typed: TypedModel, environment: Environment | None, targe
         shutil.copyfile(source.resolve(), target / location)
     if onnx_model.load(target / file).sha256 != onnx_model.load(typed.model.path).sha256:
         raise ReportError(
-            f"{place.name}: the copy of the ONNX file differs from the one that was checked", "export again"
+            f"{place.name}: the copy of the ONNX file differs from the one that was checked",
+            "export again",
+            code="release-damaged",
         )
     manifest = _manifest(place.name, file, typed, environment)
     earlier = folders.read_manifest(place)

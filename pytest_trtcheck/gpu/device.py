@@ -184,6 +184,7 @@ def require_match(declared: GpuModel, detected: Gpu, extra: Sequence[GpuModel] =
     raise GpuError(
         f"the GPU asked for is {declared.product}, but the one in this machine is {detected.description}",
         f"{how_to_ask(detected, extra)}, or choose among several GPUs with CUDA_VISIBLE_DEVICES",
+        code="gpu-mismatch",
     )
 
 

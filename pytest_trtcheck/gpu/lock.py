@@ -56,9 +56,10 @@ def gpu_lock(gpu: str, timeout_s: float = TIMEOUT_S, *, directory: Path | None =
         raise GpuError(
             f"another process held the GPU or server {gpu} for {timeout_s:g} s",
             f"see who holds {path}, and run the tests again",
+            code="gpu-busy",
         ) from error
     except OSError as error:
-        raise GpuError(f"the lock file {path} cannot be used: {error.strerror or error}") from error
+        raise GpuError(f"the lock file {path} cannot be used: {error.strerror or error}", code="gpu-busy") from error
     try:
         yield
     finally:

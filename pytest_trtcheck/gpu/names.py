@@ -62,7 +62,9 @@ def find_gpu(name: str, extra: Sequence[GpuModel] = ()) -> GpuModel:
         return found
     near = _suggestions(name, extra)
     hint = f"did you mean {', '.join(near)}? Otherwise " if near else ""
-    raise GpuError(f"unknown GPU {name!r}", hint + _HOW_TO_ADD.format(name=name.strip() or "MyBoard"))
+    raise GpuError(
+        f"unknown GPU {name!r}", hint + _HOW_TO_ADD.format(name=name.strip() or "MyBoard"), code="gpu-unknown"
+    )
 
 
 def model_of(name: str, compute_capability: ComputeCapability, extra: Sequence[GpuModel] = ()) -> GpuModel:
@@ -137,10 +139,12 @@ def check_budget_keys(mapping: Mapping[str, object], extra: Sequence[GpuModel] =
             try:
                 found = find_gpu(key, extra)
             except GpuError as error:
-                raise ArgumentError(error.message, error.hint) from None
+                raise ArgumentError(error.message, error.hint, code=error.code) from None
             identity = (found.level, found.product)
         if identity in seen:
-            raise ArgumentError(f"{seen[identity]!r} and {key!r} name the same GPU", "keep one of the two")
+            raise ArgumentError(
+                f"{seen[identity]!r} and {key!r} name the same GPU", "keep one of the two", code="argument-conflict"
+            )
         seen[identity] = key
 
 
@@ -168,11 +172,13 @@ def _parse_extra(line: str, before: Sequence[GpuModel]) -> GpuModel:
     capability_text, _, rest = (part.strip() for part in rest.partition(","))
     architecture, _, alias_text = (part.strip() for part in rest.partition(","))
     if not (name and equals and capability_text):
-        raise ArgumentError(f"trt_gpus: cannot read {line!r}", _SYNTAX)
+        raise ArgumentError(f"trt_gpus: cannot read {line!r}", _SYNTAX, code="option-value")
     capability = _parse_compute_capability(capability_text)
     if capability is None:
         raise ArgumentError(
-            f"trt_gpus: {capability_text!r} in {line!r} is no compute capability", "write it as in 8.7 or sm87"
+            f"trt_gpus: {capability_text!r} in {line!r} is no compute capability",
+            "write it as in 8.7 or sm87",
+            code="option-value",
         )
     known = architecture_of(capability)
     architecture = _architecture_name(architecture) or known
@@ -180,20 +186,28 @@ def _parse_extra(line: str, before: Sequence[GpuModel]) -> GpuModel:
         raise ArgumentError(
             f"trt_gpus: {line!r} names no architecture, and none is known for {capability_text}",
             f"write it behind the compute capability, as in `{name} = {capability_text}, ampere`",
+            code="option-value",
         )
     if known not in ("unknown", architecture):
         raise ArgumentError(
             f"trt_gpus: {line!r} says {architecture}, but compute capability {capability_text} is {known}",
             "correct one of the two, or leave the architecture out",
+            code="option-value",
         )
     aliases = tuple(alias for part in alias_text.split("|") if (alias := part.strip()))
     family: str | None = None
     for text in (name, *aliases):
         if not _key(text):
-            raise ArgumentError(f"trt_gpus: {text!r} in {line!r} names no GPU", "give it a name that tells it apart")
+            raise ArgumentError(
+                f"trt_gpus: {text!r} in {line!r} names no GPU",
+                "give it a name that tells it apart",
+                code="option-value",
+            )
         clash = _reserved(text) or _exact(text, (*before, *builtin_models()))
         if clash is not None:
-            raise ArgumentError(f"trt_gpus: {text!r} in {line!r} already means {clash}", "choose another name")
+            raise ArgumentError(
+                f"trt_gpus: {text!r} in {line!r} already means {clash}", "choose another name", code="option-value"
+            )
         general = _lookup(_key(text, without_form=True), builtin_models())
         if general is not None and general.compute_capability == capability:
             family = general.product

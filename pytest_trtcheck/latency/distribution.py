@@ -93,7 +93,9 @@ class Distribution:
             bounds = {str(name): (float(low), float(high)) for name, (low, high) in data["bounds_ms"].items()}
             found = cls(int(data["samples"]), float(data["confidence"]), quantiles, bounds)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ReportError(f"a baseline's latency distribution cannot be read: {error!r}", RECORD_AGAIN) from None
+            raise ReportError(
+                f"a baseline's latency distribution cannot be read: {error!r}", RECORD_AGAIN, code="baseline-file"
+            ) from None
         places, values = [q for q, _ in quantiles], [value for _, value in quantiles]
         numbers = np.array([*places, *values, *(edge for pair in bounds.values() for edge in pair), found.confidence])
         sound = bool(places) and bool(np.isfinite(numbers).all()) and bool((numbers >= 0).all())
@@ -102,6 +104,7 @@ class Distribution:
             raise ReportError(
                 "a baseline's latency distribution is no distribution: quantiles must ascend and bounds enclose",
                 RECORD_AGAIN,
+                code="baseline-file",
             )
         return found
 

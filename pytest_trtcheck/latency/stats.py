@@ -119,13 +119,14 @@ class Series:
         self.values = np.asarray(samples, dtype=np.float64)
         self._times: dict[float, float] = {}
         if self.values.ndim != 1 or not self.values.size:
-            raise ComparisonError("no latency samples", "the engine was not timed at all")
+            raise ComparisonError("no latency samples", "the engine was not timed at all", code="timer-broken")
         bad = ~(np.isfinite(self.values) & (self.values >= 0))
         if bad.any():
             where = int(np.argmax(bad))
             raise ComparisonError(
                 f"latency sample {where} of {self.values.size} is {self.values[where]}",
                 "a time is a finite number from 0 on",
+                code="timer-broken",
             )
 
     @classmethod

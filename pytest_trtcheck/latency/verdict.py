@@ -168,7 +168,9 @@ def decide(
     results = []
     for name, limit in budgets.items():
         if name not in QUANTILES:
-            raise ArgumentError(f"no latency budget is called {name!r}", f"there are {', '.join(QUANTILES)}")
+            raise ArgumentError(
+                f"no latency budget is called {name!r}", f"there are {', '.join(QUANTILES)}", code="argument-unknown"
+            )
         q = QUANTILES[name]
         found = quantile_bounds(judged, q, confidence)
         shortage = _shortage(found, q, confidence, series.values.size)
@@ -184,7 +186,7 @@ def decide_qps(intervals_ms: Samples, min_qps: float, *, confidence: float = CON
     """
     values = as_samples(intervals_ms)
     if not values.any():
-        raise ComparisonError("the runs took no time at all", "the timer is broken")
+        raise ComparisonError("the runs took no time at all", "the timer is broken", code="timer-broken")
     shift = settling(values, confidence=confidence)
     stalls = unseen_stalls(shift.judged)
     # Clocks that move and stalls that come, both unseen, are not both taken for the worst.
@@ -217,9 +219,10 @@ def decide_speedup(
         raise ComparisonError(
             f"{reference.size} reference samples and {candidate.size} candidate samples make no pairs",
             "measure both in turns",
+            code="timer-broken",
         )
     if not candidate.all():
-        raise ComparisonError("a run took no time at all", "the timer is broken")
+        raise ComparisonError("a run took no time at all", "the timer is broken", code="timer-broken")
     found = quantile_bounds(reference / candidate, 0.5, confidence)
     return _result("min_speedup", min_speedup, found, _shortage(found, 0.5, confidence, reference.size))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,7 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"expected a mapping from input name to array, got a {type(values).__name__}",
             'give each input by its name: {"input": array}',
+            code="input-names",
         )
     return {name: as_array(value) for name, value in values.items()}
 
@@ -69,11 +71,11 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
     """The arrays that `save_arrays` wrote, memory-mapped and read-only."""
-    names = json.loads((folder / "names.json").read_text())
+    names = typed(json.loads((folder / "names.json").read_text()), list[str])
     arrays = {name: np.load(folder / f"{index}.npy", mmap_mode="r") for index, name in enumerate(names)}
     if (folder / _TYPES_FILE).exists():
         import ml_dtypes
 
-        for name, dtype in json.loads((folder / _TYPES_FILE).read_text()).items():
+        for name, dtype in typed(json.loads((folder / _TYPES_FILE).read_text()), dict[str, str]).items():
             arrays[name] = arrays[name].view(getattr(ml_dtypes, dtype))
     return arrays

@@ -119,6 +119,7 @@ class Golden:
             raise ModelError(
                 f"reference: {self.label}: the outputs of sample {sample} are not those that were recorded",
                 f"the file was changed: {self.again()}",
+                code="golden-stale",
             )
         return found
 
@@ -155,6 +156,7 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
             raise ModelError(
                 f"reference: {label} is of format {told['format']}, and this version reads {_FORMAT}",
                 "record it with this version of pytest-trtcheck, or install the newer one",
+                code="golden-unreadable",
             )
         about = typed(told["about"], About)
         index, digests = typed(told["outputs"], list[dict[str, Any]]), tuple(told["output_digests"])
@@ -164,7 +166,9 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
     except (*npz.UNREADABLE, ReportError) as error:
         raise _unreadable(label, error) from error
     if [model_inputs.digest(each) for each in samples] != told["input_digests"] or not samples:
-        raise ModelError(f"reference: {label}: the inputs are not those that were recorded", "record it again")
+        raise ModelError(
+            f"reference: {label}: the inputs are not those that were recorded", "record it again", code="golden-stale"
+        )
     _refuse_stale(label, about, model)
     cases = _fed(samples, model, label)
     return Golden(path, label, about, hash_file(path), cases, _index=index, _digests=digests)
@@ -220,6 +224,7 @@ def require(golden: Golden, cases: Sequence[Arrays], source: str) -> None:
             f"{', '.join(_differing(case, nearest))}",
             "return nothing from the test, and the recorded inputs are fed; or record these: "
             f"python -m pytest_trtcheck record MODEL --inputs=FILES -o {golden.label}",
+            code="golden-stale",
         )
 
 
@@ -241,7 +246,9 @@ def _found(source: object, folders: Sequence[Path]) -> Path:
         if each.is_file():
             return each
     raise ModelError(
-        f"reference: {source}: no such file, looked for {' and '.join(map(str, tried))}", _RECORD.format(path=source)
+        f"reference: {source}: no such file, looked for {' and '.join(map(str, tried))}",
+        _RECORD.format(path=source),
+        code="golden-unreadable",
     )
 
 
@@ -251,9 +258,12 @@ def _unreadable(label: str, error: Exception) -> ModelError:
         return ModelError(
             f"reference: {label}: holds pickled objects, or is no numpy file; pickles can run code and are not loaded",
             "save plain arrays: np.savez(path, **{name: array})",
+            code="golden-unreadable",
         )
     return ModelError(
-        f"reference: {label}: not a readable .npz file: {said}", "it is empty, cut off or damaged: record it again"
+        f"reference: {label}: not a readable .npz file: {said}",
+        "it is empty, cut off or damaged: record it again",
+        code="golden-unreadable",
     )
 
 
@@ -267,6 +277,7 @@ def _plain(path: Path, label: str, model: OnnxModel) -> Golden:
             "nothing ties its outputs to what they were computed from",
             "put the inputs beside the outputs, np.savez(path, **inputs, **outputs), by the model's names; or "
             + _RECORD.format(path=label),
+            code="golden-unreadable",
         )
     outputs = {name: array for name, array in arrays.items() if name not in names}
     cases = _fed([{name: arrays[name] for name in names}], model, label)
@@ -284,6 +295,7 @@ def _fed(samples: Sequence[Arrays], model: OnnxModel, label: str) -> tuple[Case,
                 f"reference: {label} does not fit {model.label}: its inputs are {listed(map(repr, sample), 10)}, the "
                 f"model's {listed(map(repr, specs), 10)}",
                 "record it of the model's FP32 original, with inputs of the same names",
+                code="reference-fit",
             )
         found.append({name: model_inputs.as_float(sample[names[name]], spec.dtype) for name, spec in specs.items()})
     source = f"{label}: recorded inputs"
@@ -304,6 +316,7 @@ def _refuse_stale(label: str, about: About, model: OnnxModel) -> None:
         f"reference: {label} is stale: it was recorded {about.recorded[:10]} of {about.model} (sha256 "
         f"{str(about.model_sha256)[:12]}…), and {model.label} (sha256 {model.sha256[:12]}…) is not {meant} any more",
         hint,
+        code="golden-stale",
     )
 
 

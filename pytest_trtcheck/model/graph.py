@@ -7,6 +7,7 @@ lowered model is cached does not.
 from __future__ import annotations
 
 import difflib
+import logging
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,15 @@ _OPSET = 19
 _OPSET_OF_SCAN = 9
 """From it on, Scan has no batch dimension of its own."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+# Of a model whose types contradict each other: that it says so is enough, what comes of it is ours to say.
+logging.getLogger("onnx_ir.passes.common.shape_inference").addFilter(_without_traceback)
 
 
 def read(path: Path) -> ir.Model:
@@ -276,7 +286,11 @@ def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "kee
         }
         if not found:
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or names[:3]
-            raise ArgumentError(f"{argument}: no node is called {glob!r}", f"the nearest names are {', '.join(near)}")
+            raise ArgumentError(
+                f"{argument}: no node is called {glob!r}",
+                f"the nearest names are {', '.join(near)}",
+                code="node-unknown",
+            )
         matched |= found
     return frozenset(matched)
 
@@ -305,6 +319,7 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
             f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} can't be "
             "converted",
             f"export the model in opset {version} or later",
+            code="opset-conversion",
         )
     weights = _set_aside(model.graph)
     try:
@@ -314,6 +329,7 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
         raise ModelError(
             f"the model is in opset {before}, this precision needs {version}, and converting it failed: {error}",
             f"export the model in opset {version} or later",
+            code="opset-conversion",
         ) from error
     raised = ir.from_proto(converted)
     for value in list(raised.graph.inputs):

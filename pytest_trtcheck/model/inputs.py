@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError, plural
-from pytest_trtcheck.model import memory
+from pytest_trtcheck.model import free_dims, memory
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.input_files import FromFiles
 from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
 
@@ -39,18 +40,24 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
         return [case_from(value, model, source)]
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         if not value:
-            raise InputError(f"{source}: an empty list of inputs", "give at least one mapping or array")
-        return [case_from(item, model, f"{source}[{index}]") for index, item in enumerate(value)]
+            raise InputError(
+                f"{source}: an empty list of inputs", "give at least one mapping or array", code="input-empty"
+            )
+        called = value.paths if isinstance(value, FromFiles) else [f"{source}[{index}]" for index in range(len(value))]
+        return [case_from(item, model, name) for name, item in zip(called, value, strict=True)]
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
         cases = [case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
         if not cases:
-            raise InputError(f"{source}: the {type(value).__name__} is empty", "give at least one batch")
+            raise InputError(
+                f"{source}: the {type(value).__name__} is empty", "give at least one batch", code="input-empty"
+            )
         return cases
     raise InputError(
         f"{source}: expected a mapping from input name to array, an array, or a list of them, "
         f"got {type(value).__name__}",
         f"the model's inputs are {_described(model.inputs)}",
+        code="input-type",
     )
 
 
@@ -98,7 +105,7 @@ def first_items(value: Any) -> list[object]:
         return [value]
     found = list(value) if isinstance(value, Sequence) else list(islice(value, 1)) if is_loader(value) else [value]
     if not found:
-        raise InputError("an empty list of inputs", "give at least one mapping or array")
+        raise InputError("an empty list of inputs", "give at least one mapping or array", code="input-empty")
     return found
 
 
@@ -115,7 +122,9 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     if is_array(item):
         item = (item,)
     if not isinstance(item, (Mapping, tuple, list)):
-        raise InputError(f"expected a mapping from input name to array, or an array, got {type(item).__name__}")
+        raise InputError(
+            f"expected a mapping from input name to array, or an array, got {type(item).__name__}", code="input-type"
+        )
     pairs = item.items() if isinstance(item, Mapping) else zip(names, item, strict=False)
     return {str(name): as_array(array) for name, array in pairs if is_array(array)}
 
@@ -163,20 +172,27 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
             raise InputError(
                 f"{source}: one array for a model of {len(specs)} inputs",
                 f"give a mapping with {_described(specs)}",
+                code="input-names",
             )
         value = {specs[0].name: value}
     if not isinstance(value, Mapping):
         raise InputError(
-            f"{source}: expected a mapping from input name to array, or an array, got {type(value).__name__}"
+            f"{source}: expected a mapping from input name to array, or an array, got {type(value).__name__}",
+            code="input-type",
         )
     known = {spec.name for spec in specs}
     if unknown := [str(name) for name in value if name not in known]:
         raise InputError(
             f"{source}: {model.label} has no input {', '.join(map(repr, unknown))}",
             f"its inputs are {_described(specs)}",
+            code="input-names",
         )
     if missing := [spec.name for spec in specs if spec.name not in value]:
-        raise InputError(f"{source}: missing input {', '.join(map(repr, missing))}", "give every input of the model")
+        raise InputError(
+            f"{source}: missing input {', '.join(map(repr, missing))}",
+            "give every input of the model",
+            code="input-names",
+        )
     symbols: dict[str, tuple[int, str]] = {}
     return {spec.name: _checked(value[spec.name], spec, source, symbols) for spec in specs}
 
@@ -184,30 +200,37 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
 def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tuple[int, str]]) -> NDArray[Any]:
     where = f"{source}: input {spec.name!r}"
     if not is_array(value):
-        raise InputError(f"{where}: expected a numpy array, got {type(value).__name__}", "np.asarray(…) makes one")
+        raise InputError(
+            f"{where}: expected a numpy array, got {type(value).__name__}", "np.asarray(…) makes one", code="input-type"
+        )
     array = as_array(value)
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
-            raise InputError(f"{where}: expected strings, got {array.dtype}")
+            raise InputError(f"{where}: expected strings, got {array.dtype}", code="input-type")
     elif array.dtype.type is np.void and array.dtype.itemsize == dtype_of(spec.dtype).itemsize:
         # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
         array = array.view(dtype_of(spec.dtype))
     elif array.dtype.name != spec.dtype:
         beyond_numpy = dtype_of(spec.dtype).type.__module__ == "ml_dtypes"
         convert = f"array.astype(ml_dtypes.{spec.dtype})" if beyond_numpy else f"array.astype({spec.dtype!r})"
-        raise InputError(f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}")
+        raise InputError(
+            f"{where}: expected {spec.dtype}, got {array.dtype}", f"convert it: {convert}", code="input-type"
+        )
     if array.ndim != len(spec.shape):
         raise InputError(
             f"{where}: expected rank {len(spec.shape)} {list(spec.shape)}, got rank {array.ndim} {list(array.shape)}",
             "a batch of one still has its batch dimension: array[None]" if array.ndim == len(spec.shape) - 1 else "",
+            code="input-shape",
         )
     for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(dim, int) and size != dim:
-            raise InputError(f"{where}: dimension {axis} is {size}, the model fixes it at {dim}")
+            raise InputError(f"{where}: dimension {axis} is {size}, the model fixes it at {dim}", code="input-shape")
         if isinstance(dim, str):
             first, name = symbols.setdefault(dim, (size, spec.name))
             if first != size:
-                raise InputError(f"{where}: dimension {axis} ({dim}) is {size}, but {first} in input {name!r}")
+                raise InputError(
+                    f"{where}: dimension {axis} ({dim}) is {size}, but {first} in input {name!r}", code="input-shape"
+                )
     if array.dtype.kind == "f" or spec.dtype == "bfloat16":
         count = int(np.isnan(array.astype(np.float32, copy=False)).sum())
         if count:
@@ -258,13 +281,13 @@ def shape_ranges(
     shapes: Mapping[str, Shape | ShapeRange],
     *,
     default_batch: int | None = None,
-    otherwise: str = "return real inputs from the test",
+    answer: free_dims.Answer | None = None,
 ) -> dict[str, ShapeRange]:
     """The shapes that `batch` and `shapes` ask for, for every input of `model`.
 
     `batch` fixes the first dimension of every input that leaves it open, inside what `shapes` declares. Once one input
     fixes a symbolic dimension, it is fixed in the others too. `default_batch` is taken for open first dimensions that
-    nothing else fixes. `otherwise` is what may be done instead, for the error.
+    nothing else fixes. `answer` says what to do about free dimensions, for the error; None: what a marker takes.
 
     Raises
     ------
@@ -281,6 +304,7 @@ def shape_ranges(
     symbols = _symbols(model, batch, declared)
     ranges: dict[str, ShapeRange] = {}
     free: list[str] = []
+    axes: list[int] = []
     first = batch if batch is not None else default_batch
     for spec in model.inputs:
         if spec.name in declared:
@@ -295,18 +319,22 @@ def shape_ranges(
             elif axis == 0 and first is not None:
                 columns.append((first,) * 3)
             else:
+                axes.append(axis)
                 free.append(f"{spec.name}[{axis}]" + (f" ({dim})" if dim else ""))
         if len(columns) == len(spec.shape):
             ranges[spec.name] = ShapeRange(*([tuple(sizes) for sizes in zip(*columns, strict=True)] or [()] * 3))
     if free:
-        example = model.inputs[0]
-        raise InputError(
-            f"{model.label}: these dimensions are free: {', '.join(free)}",
-            f"fix them: batch=1 for first dimensions, shapes={{{example.name!r}: "
-            f"{tuple(dim if isinstance(dim, int) else '…' for dim in example.shape)}}} for the others, "
-            f"or {otherwise}",
-        )
+        sizes = {symbol: found[1] for symbol, found in symbols.items()}
+        fixed = {name: span.opt for name, span in declared.items()}
+        proposed = list(free_dims.proposals(model.inputs, fixed, sizes, first or 1))
+        only_first = first is None and not any(axes)
+        hint = "fix them: batch=1, or return real inputs from the test" if only_first else (answer or _answer)(proposed)
+        raise InputError(f"{model.label}: these dimensions are free: {', '.join(free)}", hint, code="input-dimensions")
     return ranges
+
+
+def _answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
+    return f"fix them, such as by {free_dims.in_python(proposed[0])}, or return real inputs from the test"
 
 
 def declared_ranges(model: OnnxModel, shapes: Mapping[str, Shape | ShapeRange]) -> dict[str, ShapeRange]:
@@ -321,7 +349,9 @@ def declared_ranges(model: OnnxModel, shapes: Mapping[str, Shape | ShapeRange]) 
     for name in shapes:
         if name not in specs:
             raise InputError(
-                f"shapes: {model.label} has no input {name!r}", f"its inputs are {_described(model.inputs)}"
+                f"shapes: {model.label} has no input {name!r}",
+                f"its inputs are {_described(model.inputs)}",
+                code="input-names",
             )
     return {name: _fitting(given, specs[name]) for name, given in shapes.items()}
 
@@ -341,12 +371,14 @@ def check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | Shape
         raise InputError(
             f"batch={batch}: {model.label} fixes its batch ({listed or 'no input has one'})",
             "export it with a dynamic batch dimension",
+            code="input-batch",
         )
     for name, span in declared_ranges(model, shapes).items():
         if name not in fixed and span.min and not span.min[0] <= batch <= span.max[0]:
             raise InputError(
                 f"batch={batch} contradicts shapes[{name!r}]: its first dimension is {_span(span.min[0], span.max[0])}",
                 "leave batch= away, or declare shapes that admit it",
+                code="input-batch",
             )
 
 
@@ -380,6 +412,7 @@ def check_declared(declared: Mapping[str, ShapeRange], case: Case, source: str) 
         raise InputError(
             f"{source}: outside the declared shapes: {'; '.join(outside)}",
             "widen shapes=, the optimization profile, or give inputs that lie in it",
+            code="input-profile",
         )
 
 
@@ -405,7 +438,9 @@ def _fitting(given: Shape | ShapeRange, spec: TensorSpec) -> ShapeRange:
             not isinstance(dim, int) or dim == size for size, dim in zip(shape, spec.shape, strict=True)
         )
         if not fits:
-            raise InputError(f"shapes[{spec.name!r}]={shape}: the model's input is {list(spec.shape)}")
+            raise InputError(
+                f"shapes[{spec.name!r}]={shape}: the model's input is {list(spec.shape)}", code="input-shape"
+            )
     return span
 
 
@@ -420,7 +455,9 @@ def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> Non
     for spec in model.inputs:
         rows = np.shape(case[spec.name])[:1] if spec.name in case else ()
         if rows and not isinstance(spec.shape[0], int) and rows[0] != batch:
-            raise InputError(f"{source}: batch={batch} is declared, input {spec.name!r} holds {rows[0]} rows")
+            raise InputError(
+                f"{source}: batch={batch} is declared, input {spec.name!r} holds {rows[0]} rows", code="input-batch"
+            )
 
 
 def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
@@ -442,7 +479,11 @@ def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequenc
             continue
         shapes = [tuple(case[spec.name].shape) for case in cases]
         if not shapes:
-            raise InputError(f"{spec.name}: no shape is known for this input", "give shapes=, batch= or inputs")
+            raise InputError(
+                f"{spec.name}: no shape is known for this input",
+                "give shapes=, batch= or inputs",
+                code="input-dimensions",
+            )
         low = tuple(min(sizes) for sizes in zip(*shapes, strict=True))
         high = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
         spans[spec.name] = ShapeRange(low, shapes[0], high)
@@ -504,7 +545,11 @@ def _itemsize(spec: TensorSpec) -> int:
 def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDArray[Any]:
     if spec.dtype == "str" or spec.dtype.startswith("complex"):
         kind = "strings" if spec.dtype == "str" else f"{spec.dtype} numbers"
-        raise InputError(f"input {spec.name!r}: {kind} can't be generated", "return real inputs from the test")
+        raise InputError(
+            f"input {spec.name!r}: {kind} can't be generated",
+            "return real inputs from the test",
+            code="input-generated",
+        )
     name, dtype = spec.name.lower(), dtype_of(spec.dtype)
     if "mask" in name:
         return _mask(shape).astype(dtype)
@@ -565,7 +610,9 @@ def rebatched(cases: Sequence[Case], model: OnnxModel, batch: int) -> list[Case]
         total = min(rows)
         if total < batch:
             raise InputError(
-                f"batch={batch}: the inputs hold {plural(total, 'row')}", "return at least one batch of rows"
+                f"batch={batch}: the inputs hold {plural(total, 'row')}",
+                "return at least one batch of rows",
+                code="input-empty",
             )
         starts = dict.fromkeys([*range(0, total - batch + 1, batch), total - batch])
         result += [

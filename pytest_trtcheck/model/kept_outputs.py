@@ -63,7 +63,8 @@ class KeptOutputs:
             lambda folder: save_arrays(folder, self.computed(case)),
             shared=self.is_shared,
         )
-        return load_arrays(entry.path)
+        with entry.understood():
+            return load_arrays(entry.path)
 
     def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, computed now whatever is cached."""

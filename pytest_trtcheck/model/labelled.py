@@ -64,7 +64,7 @@ def read(value: Any, model: OnnxModel, source: str) -> Iterator[tuple[model_inpu
         given, labels = _divided(item, names)
         yield model_inputs.case_from(given, model, f"{source}[{number}]"), labels
     if number < 0:
-        raise InputError(f"{source}: there is no case", "give at least one: Case(inputs, labels)")
+        raise InputError(f"{source}: there is no case", "give at least one: Case(inputs, labels)", code="input-empty")
 
 
 def held(value: Any, model: OnnxModel, source: str) -> tuple[Sequence[model_inputs.Case], list[Any]]:

@@ -54,4 +54,4 @@ def refuse(size_bytes: int, what: str, hint: str) -> None:
         It would.
     """
     if said := too_large(size_bytes):
-        raise InputError(f"{what} take {said}", hint)
+        raise InputError(f"{what} take {said}", hint, code="out-of-memory")

@@ -197,7 +197,9 @@ def with_custom_ops(model: OnnxModel, libraries: Sequence[str]) -> OnnxModel:
         try:
             digest.update(f"\0{hash_file(Path(library))}".encode())
         except OSError as error:
-            raise ArgumentError(f"custom_ops: {library}: {error.strerror}", "give the path of the library") from error
+            raise ArgumentError(
+                f"custom_ops: {library}: {error.strerror}", "give the path of the library", code="operator-library"
+            ) from error
     return replace(model, sha256=digest.hexdigest(), custom_ops=tuple(libraries))
 
 
@@ -240,26 +242,34 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
     import onnx
 
     if not path.exists():
-        raise ModelError(f"{label}: no such file", f"looked for {path}")
+        raise ModelError(f"{label}: no such file", f"looked for {path}", code="model-missing")
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
-        raise ModelError(f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it") from error
+        raise ModelError(
+            f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it", code="model-missing"
+        ) from error
     if not path.is_file():
-        raise ModelError(f"{label}: is {'a directory' if path.is_dir() else 'a pipe or a device'}, not an ONNX file")
+        raise ModelError(
+            f"{label}: is {'a directory' if path.is_dir() else 'a pipe or a device'}, not an ONNX file",
+            code="model-kind",
+        )
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:
         if path.suffix in {".plan", ".engine", ".trt"}:
-            raise ModelError(f"{label}: is an engine by its name, not a model", _AN_ENGINE) from error
+            raise ModelError(
+                f"{label}: is an engine by its name, not a model", _AN_ENGINE, code="model-kind"
+            ) from error
         raise ModelError(
             f"{label}: not an ONNX model, or cut off ({path.stat().st_size:,} bytes): {error}",
             "export it again, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",
+            code="model-damaged",
         ) from error
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
-        raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again")
+        raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again", code="model-kind")
     if any(node.op_type == "EPContext" and node.domain == "com.microsoft" for node in proto.graph.node):
-        raise ModelError(f"{label}: holds an engine (EPContext), not a model", _AN_ENGINE)
+        raise ModelError(f"{label}: holds an engine (EPContext), not a model", _AN_ENGINE, code="model-kind")
     if problems := list(_unknown_types(proto)) or list(_bad_names(proto)) or list(_stray_references(proto)):
         raise ModelError(
             f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
@@ -400,7 +410,9 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
         files[info.location] = file
     if problems:
         shown = listed(problems, 10, "\n  ")
-        raise ModelError(f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}")
+        raise ModelError(
+            f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}", code="model-weights"
+        )
     return files
 
 

@@ -138,11 +138,14 @@ class OrtSession:
                     "reference=…"
                 )
             hint = memory_hint(error) or hint
-            raise ModelError(f"{label}: ONNX Runtime cannot load it: {first_line(error)}", hint) from error
+            raise ModelError(
+                f"{label}: ONNX Runtime cannot load it: {first_line(error)}", hint, code="runtime-refused"
+            ) from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise GpuError(
                 "trt_reference = cuda: ONNX Runtime could not start its CUDA provider",
                 "check the CUDA libraries, or take trt_reference = cpu",
+                code="provider-failed",
             )
         self._hold(session)
 
@@ -178,6 +181,7 @@ class OrtSession:
                 f"{self._label}: ONNX Runtime failed to run it on {shapes}: {first_line(error)}",
                 memory_hint(error)
                 or "inputs that were generated may lie outside what the model accepts: return real ones from the test",
+                code="runtime-failed",
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))
 
@@ -245,6 +249,7 @@ def register_custom_ops(options: Any, library: str) -> None:
         raise ArgumentError(
             f"custom_ops: {library} cannot be loaded: {first_line(error)}",
             "give a shared library that exports RegisterCustomOps and was built for this ONNX Runtime",
+            code="operator-library",
         ) from error
 
 
@@ -255,6 +260,7 @@ def _providers(ort: ModuleType, provider: Provider) -> list[Any]:
         raise GpuError(
             "trt_reference = cuda: this ONNX Runtime has no CUDA provider",
             "pip install 'pytest-trtcheck[cuda]' (and uninstall onnxruntime), or take trt_reference = cpu",
+            code="provider-failed",
         )
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()

@@ -131,10 +131,10 @@ class _Host:
                 self._process = None
                 raise
         if isinstance(answer.value, dict) and "error" in answer.value:
-            name, message, hint = answer.value["error"]
+            name, message, hint, code = answer.value["error"]
             if _NO_MEMORY.search(message):
-                raise ModelError(f"{message}; {self._had()}", _LESS_MEMORY)
-            raise getattr(errors, name)(message, hint)
+                raise ModelError(f"{message}; {self._had()}", _LESS_MEMORY, code="out-of-memory")
+            raise getattr(errors, name)(message, hint, code=code)
         return answer
 
     def _had(self) -> str:
@@ -147,14 +147,16 @@ class _Host:
                 f"{doing}: ONNX Runtime did not finish within {allowed_s:.0f} s and was stopped",
                 "look for a Loop that does not end; where it is only slow, give smaller inputs, or more time with the "
                 "ini key trt_time_limit",
+                code="runtime-stopped",
             )
         if _NO_MEMORY.search(str(ended)) or "(SIGKILL)" in str(ended):
             killed = "" if _NO_MEMORY.search(str(ended)) else ", most likely for want of memory"
-            return ModelError(f"{doing}: {ended}{killed}; {self._had()}", _LESS_MEMORY)
+            return ModelError(f"{doing}: {ended}{killed}; {self._had()}", _LESS_MEMORY, code="out-of-memory")
         return ModelError(
             f"{doing}: {ended}",
             "the session goes on without it; check the model and its custom_ops with ONNX Runtime alone, or give the "
             "reference itself: reference=…",
+            code="runtime-stopped",
         )
 
 
@@ -331,9 +333,9 @@ def serve(request: dict[str, Any]) -> Any:
             Path(request["path"]), request["label"], custom_ops=request["custom_ops"], in_order=request["in_order"]
         )
     except CheckError as error:
-        return {"error": [type(error).__name__, error.message, error.hint]}
+        return {"error": [type(error).__name__, error.message, error.hint, error.code]}
     except MemoryError as error:
-        return {"error": [ModelError.__name__, f"out of memory: MemoryError {error}".strip(), ""]}
+        return {"error": [ModelError.__name__, f"out of memory: MemoryError {error}".strip(), "", "out-of-memory"]}
     number = next(numbers)
     sessions[number] = session
     return number

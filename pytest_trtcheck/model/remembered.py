@@ -10,16 +10,19 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_trtcheck.cache import Cache, Key, hash_code, settled, stamp
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
+from pytest_trtcheck.record import typed
 from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 _FACTS_FILE = "facts.json"
@@ -39,12 +42,12 @@ def model(path: Path, label: str, cache: Cache) -> OnnxModel:
         return load()
     deciding = ("onnx_model", "output_parts", "proto", "randomness")
     code = {"code": hash_code(*(f"model/{name}.py" for name in deciding))}
-    index = once(Key("model_files", path.name, own | code), lambda: list(load().external), cache)
+    index = once(Key("model_files", path.name, own | code), lambda: list(load().external), names, cache)
     stamps = stamps_of([path, *(path.parent / location for location in index)])
     if stamps is None:
         return load()
-    facts = once(Key("model_facts", path.name, stamps | code), lambda: _plain(load()), cache)
-    return replace(_model(facts), path=path, label=label)
+    found = once(Key("model_facts", path.name, stamps | code), lambda: _plain(load()), _model, cache)
+    return replace(found, path=path, label=label)
 
 
 def stamps_of(files: Sequence[Path]) -> dict[str, str] | None:
@@ -58,10 +61,15 @@ def stamps_of(files: Sequence[Path]) -> dict[str, str] | None:
     return {"files": json.dumps(found)}
 
 
-def once(key: Key, find: Any, cache: Cache) -> Any:
-    """What `find` returns, as JSON gives it back; it is called where nothing is kept under `key`."""
+def once(key: Key, find: Callable[[], Any], take: Callable[[Any], T], cache: Cache) -> T:
+    """What `find` returns, as `take` makes it of JSON; it is called where nothing is kept under `key`."""
     entry = cache.get_or_make(key, lambda folder: (folder / _FACTS_FILE).write_text(json.dumps(find())))
-    return json.loads((entry.path / _FACTS_FILE).read_text())
+    return entry.read_json(_FACTS_FILE, take)
+
+
+def names(found: Any) -> list[str]:
+    """A list of texts, as `once` takes it."""
+    return typed(found, list[str])
 
 
 def _plain(found: OnnxModel) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def generated(spec: TensorSpec) -> Span:
         Strings can't be drawn.
     """
     if spec.dtype == "str":
-        raise InputError(f"input {spec.name!r}: strings can't be generated", "give real inputs")
+        raise InputError(f"input {spec.name!r}: strings can't be generated", "give real inputs", code="input-generated")
     name = spec.name.lower()
     if is_float(spec) or "mask" in name:
         return Span(0.0, 1.0)
@@ -71,10 +71,11 @@ def declared(model: OnnxModel, ranges: Ranges, argument: str) -> dict[str, Span]
             raise InputError(
                 f"{argument}: {model.label} has no input {name!r}",
                 suggestion(name, list(specs)) or f"its inputs are {', '.join(specs)}",
+                code="input-names",
             )
         problem = _problem(specs[name], low, high)
         if problem:
-            raise InputError(f"{argument}[{name!r}]={low:g}, {high:g}: {problem}")
+            raise InputError(f"{argument}[{name!r}]={low:g}, {high:g}: {problem}", code="argument-value")
     return {name: Span(float(low), float(high)) for name, (low, high) in ranges.items()}
 
 

@@ -70,11 +70,13 @@ class Examples:
             raise ArgumentError(
                 "search= in a test with @given: each example would be searched",
                 "search in a test of its own: Hypothesis looks for inputs that fail, search= for the worst one",
+                code="argument-conflict",
             )
         if request.parity.score is not None:
             raise ArgumentError(
                 "score= in a test with @given: a score is of all samples together, and each example is a few",
                 "score in a test of its own, on samples with labels",
+                code="argument-conflict",
             )
         record = self.checker.check(replace(request, search_folder=None))
         key = (record.model, record.precision, record.backend, repr(request.parity.tol), request.parity.metric.name)

@@ -166,7 +166,11 @@ def trt_engine(request: pytest.FixtureRequest, trt_build_options: BuildOptions |
     del trt_build_options
     found = marked(request.node)
     if found is None:
-        raise ArgumentError("trt_engine: the test has no trt_parity marker", "mark it, or build by hand with trt_build")
+        raise ArgumentError(
+            "trt_engine: the test has no trt_parity marker",
+            "mark it, or build by hand with trt_build",
+            code="marker-misplaced",
+        )
     problem = found.problem(request.node)
     if problem is not None:
         raise problem

@@ -30,7 +30,7 @@ from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of the
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.plugin.items import Marked
@@ -179,12 +179,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
         metafunc.parametrize(PRECISION, found.parity.precision)
-    if len(found.parity.batch) > 1:
-        metafunc.fixturenames.append(BATCH)
-        metafunc.parametrize(BATCH, found.parity.batch, ids=[f"batch{size}" for size in found.parity.batch])
+    by_batch(metafunc, found.parity.batch)
     if found.parity.engine is None:
         by_backend(metafunc, found.parity.backends)
         by_gpu(metafunc)
+
+
+def by_batch(metafunc: pytest.Metafunc, sizes: Sequence[int | None]) -> None:
+    """Parametrize by batches, where they are several."""
+    if len(sizes) > 1:
+        metafunc.fixturenames.append(BATCH)
+        metafunc.parametrize(BATCH, sizes, ids=[f"batch{size}" for size in sizes])
 
 
 def by_system(metafunc: pytest.Metafunc) -> None:

@@ -8,7 +8,6 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,11 +63,17 @@ class Marked:
             "trt_check in one"
         )
         refused = f"trt markers don't work on {item.name!r}"
-        if not isinstance(item, pytest.Function) or isinstance(item, _FileItem):
-            return ArgumentError(f"{refused} ({type(item).__name__}): only test functions are run", instead)
+        if not isinstance(item, pytest.Function) or isinstance(item, FileItem):
+            return ArgumentError(
+                f"{refused} ({type(item).__name__}): only test functions are run", instead, code="marker-misplaced"
+            )
         unittest = sys.modules.get("unittest")
         if item.cls is not None and unittest is not None and issubclass(item.cls, unittest.TestCase):
-            return ArgumentError(f"{refused}: unittest runs the methods of {item.cls.__name__} by itself", instead)
+            return ArgumentError(
+                f"{refused}: unittest runs the methods of {item.cls.__name__} by itself",
+                instead,
+                code="marker-misplaced",
+            )
         if (unfed := _why_not_fed(item)) is not None:
             return unfed
         several = {PRECISION: self.parity.precision, BATCH: self.parity.batch, BACKEND: self.parity.backends}
@@ -77,6 +82,7 @@ class Marked:
                 return ArgumentError(
                     f"trt_parity: lists {', '.join(map(str, listed))}, and came too late to make a test of each",
                     "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
+                    code="marker-misplaced",
                 )
         return None
 
@@ -84,11 +90,14 @@ class Marked:
 def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
     """Why nothing comes of what the test returns; None where it does."""
     if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
-        return ArgumentError(f"{item.name}: a test that yields can't be checked", "return the inputs")
+        return ArgumentError(
+            f"{item.name}: a test that yields can't be checked", "return the inputs", code="marker-misplaced"
+        )
     if getattr(item.obj, "is_hypothesis_test", False):
         return ArgumentError(
             f"trt markers don't work on {item.name!r}: @given runs it many times, and what it returns is not fed",
             "take the marker away, and call the fixture trt_check in the test",
+            code="marker-misplaced",
         )
     return None
 
@@ -112,7 +121,11 @@ def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
     try:
         for mark in found:
             if mark.name in specs:
-                raise ArgumentError(f"{mark.name}: given twice for one test", "write two tests, or list the precisions")
+                raise ArgumentError(
+                    f"{mark.name}: given twice for one test",
+                    "write two tests, or list the precisions",
+                    code="marker-misplaced",
+                )
             specs[mark.name] = arguments.from_marker(mark.name, mark.args, mark.kwargs)
         _check_gpu_keys(config, specs.get("trt_latency"))
     except Exception as error:
@@ -130,7 +143,7 @@ def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
             try:
                 gpu.check_budget_keys(budget, extra_gpus(config))
             except CheckError as error:
-                raise ArgumentError(f"trt_latency: {name}: {error.message}", error.hint) from None
+                raise error.within(f"trt_latency: {name}") from None
 
 
 class _Body:
@@ -172,6 +185,7 @@ def _not_run(item: pytest.Item) -> ArgumentError:
     return ArgumentError(
         f"{item.name} is marked and was not checked: what ran it, a {type(item).__name__}, never called the function",
         "call the fixture trt_check in it instead",
+        code="marker-misplaced",
     )
 
 
@@ -193,6 +207,7 @@ def _returned(item: pytest.Function, *, may_stream: bool) -> object:
         raise ArgumentError(
             f"{item.name}: a trt marker was added while the test was running",
             "add it while tests are collected: in pytest_collection_modifyitems or before",
+            code="marker-misplaced",
         )
     body.checked = True
     if not body.returned:
@@ -206,6 +221,7 @@ def _returned(item: pytest.Function, *, may_stream: bool) -> object:
         raise ArgumentError(
             f"{item.name} returned a {type(value).__name__}, which nothing has run: its inputs are not known",
             "return the inputs themselves; mark an async def for the plugin that runs it (pytest-asyncio, anyio)",
+            code="marker-misplaced",
         )
     return value
 
@@ -230,6 +246,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
             latency=found.latency,
             inputs=inputs,
             inputs_source=source,
+            batches=found.parity.batch,
         )
     except Exception as error:
         outcome.refuse(item, unforeseen(error, item.name))
@@ -244,6 +261,8 @@ def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collecto
     named = parent.session.isinitpath(file_path)
     file: pytest.File | None = None
     if file_path.suffix == ".onnx":
+        from pytest_trtcheck.plugin.model_files import OnnxFile
+
         root = parent.config.rootpath
         path = (file_path.relative_to(root) if file_path.is_relative_to(root) else file_path).as_posix()
         if named or any(fnmatch(path, glob) for glob in settings.value(parent.config, "trt_collect")):
@@ -256,37 +275,6 @@ def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collecto
     return file
 
 
-class OnnxFile(pytest.Module):
-    """One model file: a test a precision, named after it; several, where a fixture that it takes is parametrized."""
-
-    def _getobj(self) -> ModuleType:
-        from pytest_trtcheck.plugin.hooks import by_system
-
-        module = ModuleType(self.path.stem)
-        vars(module)["pytest_generate_tests"] = by_system
-        return module
-
-    def collect(self) -> Iterable[pytest.Item]:
-        """The tests."""
-        for precision in settings.value(self.config, "trt_precision"):
-            setattr(self.obj, precision, _takes)
-            # pytest's own way from a function to its tests, the only one that parametrizes by fixtures.
-            for each in self._genfunctions(precision, _takes):
-                item: OnnxItem = OnnxItem.from_parent(
-                    self,
-                    name=each.name,
-                    originalname=precision,
-                    callspec=getattr(each, "callspec", None),
-                    callobj=_takes,
-                    fixtureinfo=each._fixtureinfo,
-                )
-                yield item
-
-
-def _takes(trt_inputs: object, trt_calibration: object, trt_build_options: object) -> None:
-    """What a test without code asks pytest for."""
-
-
 class BundleFile(pytest.File):
     """One bundle: one test."""
 
@@ -296,7 +284,9 @@ class BundleFile(pytest.File):
         yield item
 
 
-class _FileItem(pytest.Item):
+class FileItem(pytest.Item):
+    """The test of a file without code."""
+
     is_check = True
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
@@ -304,27 +294,7 @@ class _FileItem(pytest.Item):
         return self.path, None, self.nodeid
 
 
-class OnnxItem(_FileItem, pytest.Function):
-    """The parity of one model in one precision, on the inputs of `trt_inputs` or generated ones."""
-
-    def runtest(self) -> None:
-        """Check the model as a marked test that returns nothing would."""
-        is_asked = settings.is_given(self.config, "trt_precision")
-        parity = ParitySpec(precision=(self.originalname,), states_precision=is_asked)  # type: ignore[arg-type]  # the option takes no other names
-        given = self.funcargs.get
-        request = outcome.request_for(
-            self,
-            str(self.path),
-            parity,
-            given,
-            inputs=given("trt_inputs"),
-            inputs_source="trt_inputs",
-            default_batch=1,
-        )
-        outcome.run(self, replace(request, precision_is_default=not is_asked))
-
-
-class BundleItem(_FileItem):
+class BundleItem(FileItem):
     """The check that failed, made again with what the bundle holds."""
 
     def runtest(self) -> None:
@@ -337,9 +307,13 @@ class BundleItem(_FileItem):
         backend, *others = session.get("trt_backend")
         try:
             if others:
-                raise ArgumentError("--trt-backend: a bundle is replayed by one system", f"--trt-backend={backend}")
+                raise ArgumentError(
+                    "--trt-backend: a bundle is replayed by one system",
+                    f"--trt-backend={backend}",
+                    code="argument-conflict",
+                )
             if len(session.requested_gpus) > 1:
-                raise ArgumentError("--trt-gpu: a bundle is replayed for one GPU", "name one")
+                raise ArgumentError("--trt-gpu: a bundle is replayed for one GPU", "name one", code="argument-conflict")
             loaded = bundle.read(self.path)
             if session.detection.gpu is not None and not backends.load(backend).is_emulation:
                 bundle.check_plugins(loaded)

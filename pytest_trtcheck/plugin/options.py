@@ -17,7 +17,7 @@ from pytest_trtcheck.choices import PRECISIONS, GraphsOf, Option
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import pytest
@@ -50,6 +50,28 @@ OPTIONS: tuple[Option, ...] = (
         choices=PRECISIONS,
         metavar="LIST",
     ),
+    Option(
+        "trt_inputs",
+        "lines",
+        "what those tests feed: .npz or .npy files, one sample or batch each; for one of several models: MODEL=GLOB",
+        default=(),
+        metavar="GLOB",
+    ),
+    Option(
+        "trt_calibration",
+        "lines",
+        "their calibration data: .npz or .npy files; for one of several models: MODEL=GLOB",
+        default=(),
+        metavar="GLOB",
+    ),
+    Option("trt_batch", "counts", "their batch sizes, separated by commas", default=(), metavar="LIST"),
+    Option(
+        "trt_shapes",
+        "lines",
+        "their shapes, NAME:1x3x224x224, separated by commas; for one of several models: MODEL=NAME:…",
+        default=(),
+        metavar="SHAPES",
+    ),
     Option("trt_cache_dir", "path", "where engines, lowered models and references are kept", metavar="DIR"),
     Option("trt_cache", "text", "a cache that machines share: s3, gs or https, or a folder", metavar="URL"),
     Option(
@@ -77,7 +99,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "trt_report_graph",
         "text",
-        "the checks whose model the reports hold as a graph: failed (the default), all, none",
+        "the checks whose model the reports hold as a graph",
         default="failed",
         choices=get_args(GraphsOf),
         metavar="WHICH",
@@ -169,6 +191,7 @@ def declare(parser: pytest.Parser, option: Option) -> None:
     shown = f"{option.help} [{', '.join(option.choices)}]" if option.choices else option.help
     if not option.ini_only:
         extra: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
+        extra |= {"action": "append"} if option.kind == "lines" else {}
         group = parser.getgroup("trtcheck", "TensorRT inference checks")
         group.addoption(option.flag, dest=option.name, default=None, help=shown, **extra)
     kind: Literal["linelist", "string"] = "linelist" if option.kind == "lines" else "string"
@@ -220,9 +243,7 @@ def is_given(config: pytest.Config, option: str | Option) -> bool:
 
 def _converted(option: Option, raw: object, where: str) -> Any:
     text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
-    parse = {"flag": _flag, "seconds": _seconds, "count": _count, "size": parse_size, "backends": _backends}.get(
-        option.kind
-    )
+    parse = _PARSERS.get(option.kind)
     if parse is not None:
         return parse(text, where)
     if option.kind == "list":
@@ -260,10 +281,14 @@ def _count(text: str, where: str) -> int:
     return int(text)
 
 
+def _counts(text: str, where: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_count(each, where) for each in text.split(",")))
+
+
 def _wrong(message: str, hint: str = "") -> ArgumentError:
     from pytest_trtcheck.errors import ArgumentError
 
-    return ArgumentError(message, hint)
+    return ArgumentError(message, hint, code="option-value")
 
 
 def _one_of(text: str, choices: Sequence[str], where: str) -> str:
@@ -291,3 +316,13 @@ def parse_size(text: str, where: str) -> int:
     if not math.isfinite(size):
         raise _wrong(f"{where}: expected a size such as '20 GiB', got {text[:40]!r}")
     return int(size)
+
+
+_PARSERS: Mapping[str, Callable[[str, str], object]] = {
+    "flag": _flag,
+    "seconds": _seconds,
+    "count": _count,
+    "counts": _counts,
+    "size": parse_size,
+    "backends": _backends,
+}

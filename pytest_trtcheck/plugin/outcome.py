@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.check.request import Request
+    from pytest_trtcheck.errors import Code
     from pytest_trtcheck.record import CheckRecord
     from pytest_trtcheck.spec import ParitySpec
 
@@ -57,7 +58,7 @@ def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
     """Fail the item for a marker that cannot be understood or followed."""
     from pytest_trtcheck.record import CheckRecord
 
-    attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=str(error)))
+    attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=error.text, code=error.code))
     raise error
 
 
@@ -103,6 +104,7 @@ def request_for(
                 f"{item.name}: {', '.join(compared)} are to be compared, and the test came to its check too late",
                 "mark it while tests are collected, and name trt_check or trt_build among its arguments; or name one "
                 "backend=",
+                code="marker-misplaced",
             )
         parity = replace(parity, backend=parameters(item)[BACKEND], backends=compared)
     gpus = options.value(item.config, "trt_gpu")
@@ -110,6 +112,7 @@ def request_for(
         raise ArgumentError(
             f"{item.name}: is to be built for {', '.join(gpus)}, and the test came to its check too late",
             "mark it while tests are collected, and name trt_check or trt_build among its arguments; or name one GPU",
+            code="marker-misplaced",
         )
     return Request(
         nodeid=item.nodeid,
@@ -159,12 +162,12 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
         return
     if record.verdict == "error":
         # No CheckFailed: a test that expects its check to fail must not pass because its model file is gone.
-        raise CheckError(message)
+        raise CheckError(message, code=cast("Code | None", record.code))
     if record.verdict == "not_measured":
         pytest.skip(f"not measured: {message}")
     if record.verdict == "inconclusive" and inconclusive == "skip":
         pytest.skip(f"inconclusive: {message}")
-    raise CheckFailed(message)
+    raise CheckFailed(message, code=cast("Code | None", record.code))
 
 
 def is_expected(item: pytest.Item, error: BaseException) -> bool:

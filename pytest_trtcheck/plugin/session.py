@@ -129,7 +129,9 @@ class Session:
         if values["trt_gpu"]:
             _asked_for(values["trt_gpu"], extra)
             if len(values["trt_gpu"]) > 1 and values["trt_export"]:
-                raise ArgumentError("--trt-export: --trt-gpu names several GPUs", "export for one at a time")
+                raise ArgumentError(
+                    "--trt-export: --trt-gpu names several GPUs", "export for one at a time", code="argument-conflict"
+                )
             _ = session_of(config).detection
         elif worker_number(config) is not None and settings.any_named(config):
             # Whoever names one wants checks: before the test modules are imported, which may initialize CUDA.
@@ -141,9 +143,15 @@ class Session:
         _ = session_of(config).evidence, session_of(config).evidence_key
         session_of(config).cache.require_private()
         if values["trt_update_baseline"] and not values["trt_baseline"]:
-            raise ArgumentError("--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR")
+            raise ArgumentError(
+                "--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR", code="argument-missing"
+            )
         if not hasattr(config, "workerinput"):
             session_of(config).check_feasible(values)
+            if any(map(config.getoption, ("trt_inputs", "trt_calibration", "trt_batch", "trt_shapes"))):
+                from pytest_trtcheck.plugin import model_files
+
+                model_files.check_options(config, values)
         if values["trt_baseline"]:
             _ = session_of(config).baselines
 
@@ -183,7 +191,9 @@ class Session:
             system = backend.find(machine)
             if not system.builds and not (judges and values["trt_rebuild"] == 1):
                 option = needs[0] if needs else f"--trt-gpu={','.join(wanted)}"
-                raise ArgumentError(f"{option}: {system.no_engine}", _hint(machine.requested, name, backend))
+                raise ArgumentError(
+                    f"{option}: {system.no_engine}", _hint(machine.requested, name, backend), code="gpu-needed"
+                )
 
     def _check_outputs(self, values: Mapping[str, Any]) -> None:
         from pytest_trtcheck.record.files import check_writable, resolved
@@ -196,7 +206,9 @@ class Session:
             check_writable(path, flag)
             other = files.setdefault(resolved(path), flag)
             if other != flag:
-                raise ArgumentError(f"{other} and {flag} both name {given}", "give each a file of its own")
+                raise ArgumentError(
+                    f"{other} and {flag} both name {given}", "give each a file of its own", code="argument-conflict"
+                )
             if hasattr(report.writer, "require"):
                 report.writer.require()
         folders = ["trt_bundle", "trt_export"] + ["trt_baseline"] * values["trt_update_baseline"]
@@ -292,6 +304,7 @@ class Session:
                 f"--trt-gpu names {listed(list(self.requested_gpus))}, and in this machine is {found.gpu.description}: "
                 "what is checked runs on it",
                 "name that one or none; --trt-build-only builds for several",
+                code="gpu-mismatch",
             )
         if self.requested is not None:
             device.require_match(self.requested, found.gpu, extra_gpus(self.config))
@@ -351,7 +364,9 @@ class Session:
         from pytest_trtcheck.report import json_report
 
         if not self.requested_gpus and self.detection.gpu is None:
-            raise ArgumentError("--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4")
+            raise ArgumentError(
+                "--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4", code="argument-missing"
+            )
         run = json_report.read(self._path(named), self.evidence_key)
         return EvidenceReport(named, run, signed=self.evidence_key is not None)
 
@@ -463,10 +478,12 @@ def _secret(config: pytest.Config, option: str) -> bytes | None:
     try:
         key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
     except OSError as error:
-        raise ArgumentError(f"{given}: cannot be read: {error.strerror}") from error
+        raise ArgumentError(f"{given}: cannot be read: {error.strerror}", code="option-value") from error
     if len(key) < _SHORTEST_KEY:
         found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
-        raise ArgumentError(f"{given}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more")
+        raise ArgumentError(
+            f"{given}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more", code="option-value"
+        )
     return key
 
 
@@ -481,7 +498,11 @@ def _asked_for(names: Sequence[str], extra: Sequence[gpu.GpuModel]) -> dict[str,
     found = {name: _known(name, extra) for name in names}
     for first, second in itertools.combinations(found, 2):
         if found[first] == found[second]:
-            raise ArgumentError(f"--trt-gpu: {first!r} and {second!r} name the same GPU", "leave one of them out")
+            raise ArgumentError(
+                f"--trt-gpu: {first!r} and {second!r} name the same GPU",
+                "leave one of them out",
+                code="argument-conflict",
+            )
     return found
 
 
@@ -499,6 +520,7 @@ def _known(name: str, extra: Sequence[gpu.GpuModel]) -> gpu.GpuModel:
             error.message,
             f"in this machine is {here.description}: {device.how_to_ask(here, extra)}; for a GPU elsewhere: "
             f"{error.hint}",
+            code=error.code,
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.choices import PROPERTY
-from pytest_trtcheck.errors import CheckError, first_line, unforeseen, visible
+from pytest_trtcheck.errors import CODES, CheckError, first_line, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
 
@@ -26,6 +27,8 @@ _PLANNED = "trtcheck_planned"
 """The attribute of a report under which it says which tests of its process check something."""
 _TALLIES = "trtcheck_shared_cache"
 """Under which an xdist worker sends what came of the shared cache."""
+_MOST_CODES = 6
+"""How many codes one line names."""
 _STOPPED: dict[int, str] = {
     pytest.ExitCode.INTERRUPTED: "the run was interrupted",
     pytest.ExitCode.INTERNAL_ERROR: "pytest had an internal error",
@@ -78,6 +81,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._began = time.time()
         self._outcomes: dict[str, pytest.TestReport] = {}
         self.records: list[CheckRecord] = []
         self._last: dict[tuple[str, str | None], list[CheckRecord]] = {}
@@ -278,15 +282,24 @@ class Collector:
 
     def _make_record(self) -> RunRecord:
         from pytest_trtcheck.backends import tensorrt_module
+        from pytest_trtcheck.plugin.revision import commit
         from pytest_trtcheck.plugin.session import session_of
-        from pytest_trtcheck.report import json_report
+        from pytest_trtcheck.report import REPORTS, json_report
 
         modules = {tensorrt_module(record.backend) for record in self.records} - {None}
         environment = session_of(self._config).environment(modules.pop() if len(modules) == 1 else None)
         used = {record.gpu.uuid or "": record.gpu for record in self.records if record.gpu is not None}
         gpus = tuple(used[uuid] for uuid in sorted(used))
         environment = replace(environment, gpu=gpus[0] if gpus else environment.gpu, gpus=gpus if gpus[1:] else ())
-        return json_report.document(self.records, environment, self._missing(), self._stopped)
+        run = json_report.document(self.records, environment, self._missing(), self._stopped)
+        # What is only shown and forgotten needs no revision.
+        is_kept = any(settings.value(self._config, each.option) for each in REPORTS if each.option)
+        return replace(
+            run,
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
+            duration_s=round(time.time() - self._began, 3),
+            commit=commit(self._config.rootpath) if is_kept else None,
+        )
 
     def _find_missing(self) -> list[MissingRecord]:
         """The tests that were to check something and left no record."""
@@ -321,6 +334,9 @@ class Collector:
 
             terminalreporter.section("inference checks")
             terminal.show(self._shown, terminalreporter)
+            seen = {record.code for record in self.records}
+            if codes := [code for code in CODES if code in seen and code != "not-measured"][:_MOST_CODES]:
+                terminalreporter.write_line(f"explained by: python -m pytest_trtcheck explain {' '.join(codes)}")
         for line in self._told:
             terminalreporter.write_line(visible(line))
         for problem in self._problems:

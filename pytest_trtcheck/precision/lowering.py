@@ -19,6 +19,7 @@ from pytest_trtcheck.model.sources import MODEL_FILE
 from pytest_trtcheck.precision import arithmetic
 from pytest_trtcheck.precision.identity import library_versions
 from pytest_trtcheck.precision.reference import Reference
+from pytest_trtcheck.record import typed
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -165,10 +166,12 @@ def with_half_io(model: OnnxModel, lowered: Lowered, kind: HalfName, cache: Cach
     entry = cache.get_or_make(
         Key("half_io", model.label, {"lowered": lowered.key, "io": kind, **library_versions()}), make
     )
-    io = json.loads((entry.path / _DETAILS_FILE).read_text())["io"]
+    io = entry.read_json(_DETAILS_FILE, lambda found: typed(found["io"], tuple[str, list[str], list[str]]))
     if not any(io[1:]):
         raise ArgumentError(
-            f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32", "leave it out"
+            f"BuildOptions: io={kind!r}: {model.label} has neither inputs nor outputs in FP32",
+            "leave it out",
+            code="build-option",
         )
     note = f"inputs and outputs are {kind}: {listed([*io[1], *io[2]])}"
     details = {**lowered.details, "io": io}
@@ -212,7 +215,9 @@ def _lowered(
         parts |= ranges.key_parts
     if own_qdq and exclude:
         raise ArgumentError(
-            f"exclude: {model.label} brings its Q/DQ nodes with it", "export it without those that are not wanted"
+            f"exclude: {model.label} brings its Q/DQ nodes with it",
+            "export it without those that are not wanted",
+            code="precision-carried",
         )
 
     def make(folder: Path) -> None:
@@ -229,9 +234,9 @@ def _lowered(
         _write_details(folder, notes, details)
 
     entry = cache.get_or_make(Key("lowered", model.label, parts), make, shared=True)
-    details = json.loads((entry.path / _DETAILS_FILE).read_text())
-    details |= {"seen": ranges.seen} if ranges is not None else {}
-    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *details.pop("notes")), details)
+    notes, kept = entry.read_json(_DETAILS_FILE, _notes_and_details)
+    seen = {"seen": ranges.seen} if ranges is not None else {}
+    return Lowered(entry.path / MODEL_FILE, entry.key.digest, (*narrowed, *notes), {**kept, **seen})
 
 
 def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
@@ -260,8 +265,7 @@ def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
         _write_details(folder, (), {_ARITHMETIC: survey.survey(read), _INTEGERS: qdq.integers_alone(read)})
 
     entry = cache.get_or_make(Key("arithmetic", model.label, {"model": model.sha256, **library_versions()}), make)
-    found: dict[str, Any] = json.loads((entry.path / _DETAILS_FILE).read_text())
-    return found
+    return entry.read_json(_DETAILS_FILE, details_of)
 
 
 def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...], cache: Cache) -> Lowered | None:
@@ -307,6 +311,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...],
             f"keep_fp32, exclude: {model.label} carries {' and '.join(carried)} and is taken as it is, so nothing can "
             "be kept",
             "leave them out; export the model with those nodes in FP32, or give the FP32 model",
+            code="precision-carried",
         )
     note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; " + (
         f"{len(mine)} of its {len(operators)} nodes that do arithmetic compute in {precision}"
@@ -340,6 +345,7 @@ def _computes_in_another(
         f"{precision=}: {model.label} carries its precision already: {_by_kind(shown)}, so that it can't be checked in "
         f"{precision}",
         hint,
+        code="precision-carried",
     )
 
 
@@ -376,6 +382,7 @@ def _refuse_without_computation(
             f"{precision=}: {model.label} carries its precision already: {len(integers)} of its nodes compute in "
             f"integers ({listed(integers)}), whatever is asked for",
             "export the model in FP32, or with Q/DQ nodes",
+            code="precision-carried",
         )
     if nodes:
         return
@@ -482,6 +489,24 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
 
 def _write_details(folder: Path, notes: Sequence[str], details: Mapping[str, Any]) -> None:
     (folder / _DETAILS_FILE).write_text(json.dumps({"notes": list(notes), **details}))
+
+
+def _notes_and_details(found: Any) -> tuple[list[str], dict[str, Any]]:
+    return typed(found.pop("notes"), list[str]), details_of(found)
+
+
+def details_of(found: Any) -> dict[str, Any]:
+    """`Lowered.details`, from JSON.
+
+    Raises
+    ------
+    ReportError
+        That is not what it is.
+    """
+    details = typed(found, dict[str, Any])
+    if _ARITHMETIC in details:
+        details[_ARITHMETIC] = typed(details[_ARITHMETIC], list[arithmetic.Computation])
+    return details
 
 
 _Made: TypeAlias = "tuple[ir.Model, list[str], dict[str, Any]]"
@@ -592,7 +617,7 @@ def _quantized(
         (target / _RANGES_FILE).write_text(ranges.to_json())
 
     entry = cache.get_or_make(Key("calibration", model.label, parts), calibrated, shared=True)
-    ranges = calibrate.Ranges.from_json((entry.path / _RANGES_FILE).read_text())
+    ranges = entry.read_json(_RANGES_FILE, calibrate.Ranges.from_json)
     quantized, notes, details = quantized_by(read, plan, ranges.amax(), precision, keep_fp32)
     rest = half_part(precision)
     others = f"; {len(arithmetic.within(details[_ARITHMETIC], rest))} others in {rest}" if rest else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from pytest_trtcheck.precision.identity import code, library_versions
 from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.onnxruntime import Provider
     from pytest_trtcheck.model.sources import Examples
     from pytest_trtcheck.model.sources.exported import Origin
+    from pytest_trtcheck.spec import Shape
 
 
 class Reference(KeptOutputs):
@@ -64,6 +66,19 @@ class Reference(KeptOutputs):
 
         twin = rewrite.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
         graph.write(twin, folder / MODEL_FILE)
+
+
+def first_that_runs(
+    model: OnnxModel, proposed: Iterable[Mapping[str, Shape]], cache: Cache, provider: Provider = "cpu"
+) -> Mapping[str, Shape] | None:
+    """The first of the shapes of open inputs that the FP32 model computes something of; None where it takes none."""
+    for shapes in proposed:
+        with suppress(CheckError), closing(Reference(model, cache, provider)) as reference:
+            ranges = model_inputs.shape_ranges(model, None, shapes, default_batch=1)
+            outputs = reference(model_inputs.generate(model, ranges, seed=0)[0])
+            if all(array.size for array in outputs.values()):
+                return shapes
+    return None
 
 
 class ModelReference:
@@ -192,6 +207,7 @@ class GoldenReference:
                 f"{self.title} does not fit {self._checked.label}: {', '.join(problems)}; it has "
                 f"{listed(map(repr, outputs), 10)}",
                 self.golden.again(),
+                code="reference-fit",
             )
         return names
 
@@ -265,11 +281,13 @@ class CallableReference:
             raise ModelError(
                 f"{self.title} failed: {type(error).__name__}: {error}",
                 "it takes a dict from input name to array, and returns one from output name to array",
+                code="user-code-failed",
             ) from error
         if missing := [spec.name for spec in self._checked.outputs if spec.name not in arrays]:
             raise ModelError(
                 f"{self.title} gave no output {', '.join(map(repr, missing))}",
                 f"it gave {', '.join(map(repr, arrays)) or 'nothing'}; return an array for each output of the model",
+                code="user-code-result",
             )
         return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
 
@@ -319,6 +337,7 @@ def reference_given(
             raise ModelError(
                 f"reference=SOURCE: {checked.label} is ONNX, and nothing else is known to compute it",
                 "give the PyTorch or Keras model itself as model=, or name another reference",
+                code="reference-fit",
             )
         return SourceReference(checked.origin, checked, cache)
     if isinstance(source, Golden):
@@ -328,7 +347,7 @@ def reference_given(
     try:
         other = open_model(source, folders, cache, examples=examples)
     except ModelError as error:
-        raise ModelError(f"reference: {error.message}", error.hint) from error
+        raise error.within("reference") from error
     return ModelReference(Reference(other, cache, provider), checked)
 
 
@@ -353,6 +372,7 @@ def _pairs(other: OnnxModel, checked: OnnxModel) -> tuple[dict[str, str], dict[s
             f"name the model that {checked.label} was made of; inputs and outputs must bear the same names, or those "
             "with a quantizer's suffix, and have the same shapes and, but for floats, types; a callable as reference= "
             "can rename and convert them",
+            code="reference-fit",
         )
     return inputs, outputs
 

@@ -140,11 +140,15 @@ class CheckRecord:
     examples: int | None = absent()
     """Of a test under Hypothesis's `@given`: how many examples were checked. The record is that of the worst, of a
     failure that of the minimal failing one."""
+    replay: str | None = absent()
+    """The command that makes the check again from its failure bundle."""
     duration_s: float = 0.0
     runs: int = 1
     """How often its test ran until this record was made: 2 and more where it was run again (rerunfailures, flaky)."""
     message: str | None = None
     """The first thing to read when the verdict is not `pass`."""
+    code: str | None = absent()
+    """What that is of, where the verdict is not `pass`: a section of docs/errors.md explains it."""
     notes: tuple[str, ...] = ()
     calibration: CalibrationRecord | None = absent()  # noqa: RUF009 - it is a field
     baseline: BaselineRecord | None = absent()  # noqa: RUF009 - it is a field

@@ -122,6 +122,7 @@ def _no_answer(what: str) -> ReportError:
     return ReportError(
         f"{what}: its file system did not answer within {ANSWER_S:g} s",
         "see whether its server is up, or name another place",
+        code="report-unwritable",
     )
 
 
@@ -143,6 +144,7 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
         raise ReportError(
             f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",
             "name a directory" if is_folder else "name a file in it",
+            code="report-unwritable",
         )
     if path.exists() and (is_folder or not path.is_file()):
         place = path
@@ -151,9 +153,17 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
         while not place.exists():
             place = place.parent
         if not place.is_dir():
-            raise ReportError(f"{option}: cannot write {path}: {place} is no directory", "name another place")
+            raise ReportError(
+                f"{option}: cannot write {path}: {place} is no directory",
+                "name another place",
+                code="report-unwritable",
+            )
     if not is_optional and not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
-        raise ReportError(f"{option}: cannot write {path}: no permission to write to {place}", "name another place")
+        raise ReportError(
+            f"{option}: cannot write {path}: no permission to write to {place}",
+            "name another place",
+            code="report-unwritable",
+        )
 
 
 def write_text(path: str | os.PathLike[str], text: str, what: str = "the report") -> None:
@@ -171,7 +181,9 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
         raise _no_answer(f"cannot write {what} {path}")
     try:
         if target.is_dir():
-            raise ReportError(f"cannot write {what} {path}: it is a directory", "name a file in it")
+            raise ReportError(
+                f"cannot write {what} {path}: it is a directory", "name a file in it", code="report-unwritable"
+            )
         # Replacing what /dev/stdout is redirected to would lose what others still write there.
         if Path("/dev") in target.absolute().parents or (target.exists() and not target.is_file()):
             with target.open("a", encoding="utf-8", errors="backslashreplace") as stream:
@@ -186,4 +198,5 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
         raise ReportError(
             f"cannot write {what} {path}: {error.strerror or error}",
             room_or(error, "name a file in a directory that can be written to"),
+            code="report-unwritable",
         ) from error

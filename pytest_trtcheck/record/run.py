@@ -133,3 +133,9 @@ class RunRecord:
     stopped: str | None = absent(beside="planned")
     """Why the run ended before every test had run."""
     machines: tuple[MachineRecord, ...] = absent(())
+    started: str | None = absent()
+    """When the run began: "2026-11-27T00:19:40Z". Of reports that were merged, when the first of them did."""
+    duration_s: float | None = absent()
+    """How long the run took, whatever pytest did in it; of reports that were merged it is not known."""
+    commit: str | None = absent()
+    """Of the repository that the tests are in; it ends in "-dirty" where a file that it tracks was another one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import plural
@@ -47,7 +48,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Latency judged on": latency.gpu,
         "Latency": latency.reason,
         "Held back": ", ".join(latency.details.held_back),
-        "Clocks": ", ".join(f"{key} {value}" for key, value in latency.clocks.items()),
+        "Before → after": _clocks(latency.clocks),
         "Took": f"{format_number(record.duration_s)} s" if record.duration_s else None,
     }
     return [(name, one_line(value)) for name, value in facts.items() if value]
@@ -71,6 +72,20 @@ def _engine(engine: EngineRecord) -> str:
     built = f"taken from {cache}" if engine.cached else f"built in {format_number(engine.build_s)} s"
     reason = f" ({engine.miss_reason})" if engine.miss_reason else ""
     return f"{built}{reason}, {format_bytes(engine.bytes)}"
+
+
+_CLOCKS = (("SM", "sm_mhz", "MHz"), ("memory", "memory_mhz", "MHz"), ("", "temperature_c", "°C"), ("", "power_w", "W"))
+
+
+def _clocks(clocks: Mapping[str, Any]) -> str:
+    """The clocks, temperature and power before and after measuring, as far as the driver told them."""
+    sides = [side if isinstance(side, Mapping) else {} for side in (clocks.get("before"), clocks.get("after"))]
+    told = []
+    for name, key, unit in _CLOCKS:
+        values = [format_number(side[key]) for side in sides if isinstance(side.get(key), (int, float))]
+        if values:
+            told.append(f"{name} {' → '.join(dict.fromkeys(values))} {unit}".strip())
+    return ", ".join(told)
 
 
 def _proved(proof: ProofRecord) -> str:

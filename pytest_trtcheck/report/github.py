@@ -64,7 +64,9 @@ def write_step_summary(text: str) -> None:
         with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
     except OSError as error:
-        raise ReportError(f"cannot write the step summary {path}: {error.strerror or error}") from error
+        raise ReportError(
+            f"cannot write the step summary {path}: {error.strerror or error}", code="report-unwritable"
+        ) from error
 
 
 def step_summary(

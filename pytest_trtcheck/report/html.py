@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.util
+import json
 import math
+import re
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.errors import MissingDependencyError, listed, plural, visible
-from pytest_trtcheck.record import BlameRecord
+from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible
+from pytest_trtcheck.record import BlameRecord, is_bad
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, graph, merge, plots, systems
-from pytest_trtcheck.report.text import format_number, format_optional, one_line, shorten_middle
+from pytest_trtcheck.report import builds, describe, fleet, graph, merge, plots, systems
+from pytest_trtcheck.report.text import (
+    format_against,
+    format_duration,
+    format_number,
+    format_optional,
+    one_line,
+    short_commit,
+    shorten_middle,
+)
 from pytest_trtcheck.report.view import (
     WORDS,
     BudgetView,
@@ -31,6 +43,7 @@ from pytest_trtcheck.report.view import (
     notes,
     ordered,
     scored,
+    short_names,
     verdict_word,
 )
 
@@ -49,19 +62,22 @@ if TYPE_CHECKING:
         RunRecord,
         TensorRecord,
     )
-    from pytest_trtcheck.report.merge import Cell
+    from pytest_trtcheck.report.history import History
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LIBRARIES = ("dagre", "panzoom")
 """What draws models in a browser: templates/vendor/README.md says where they came from."""
 _LONGEST_NAME = 56
+_LONGEST_ANCHOR = 100
+_MANY_TIMES = 10
+_WIDEST_LABEL = 20
 
 
 @dataclass(frozen=True)
 class Room:
     """How much of a check the page has room for: outputs, tensors and points of a curve, layers, characters of a
-    message; and of all checks together, bytes of models that are drawn.
+    message, and of which checks there are plots; and of all checks together, bytes of models that are drawn.
     """
 
     outputs: int
@@ -70,12 +86,17 @@ class Room:
     layers: int
     message: int
     graphs: int
+    plotted: Literal["all", "not passed", "none"] = "all"
 
 
 _ROOMS = (
     Room(12, 5, 160, 200, 4000, 450_000),
     Room(4, 3, 80, 5, 900, 300_000),
-    Room(2, 2, 50, 0, 200, 100_000),
+    Room(2, 2, 50, 0, 600, 200_000),
+    Room(2, 2, 50, 0, 600, 100_000, "not passed"),
+    Room(2, 2, 50, 0, 200, 100_000, "not passed"),
+    Room(1, 1, 0, 0, 200, 0, "none"),
+    Room(0, 0, 0, 0, 120, 0, "none"),
 )
 _LARGEST_PAGE = 950_000
 """In bytes. A page that is larger says less of each check, as long as that helps: it should be small enough to mail."""
@@ -95,6 +116,8 @@ class Row:
 
     record: CheckRecord
     name: str
+    anchor: str
+    place: int
     word: str
     judgement: Judgement | None
     latency: BudgetView | None
@@ -109,11 +132,56 @@ class Row:
     layers: Sequence[tuple[LayerRecord, float]]
     layers_left_out: int
     message: str
+    explained_at: str | None
 
     @property
-    def rank(self) -> int:
-        """What sorts the verdicts: the ones to look at first come first."""
-        return WORDS.index(self.word)
+    def is_bad(self) -> bool:
+        """Whether somebody has to look at it."""
+        return failed(self.record)
+
+    @property
+    def test(self) -> str:
+        """The test without the file that it is in."""
+        return shorten_middle(one_line(self.record.nodeid.partition("::")[2] or self.record.nodeid), _LONGEST_NAME)
+
+    @property
+    def file(self) -> str:
+        """The file that its test is in."""
+        return self.record.nodeid.partition("::")[0]
+
+    @property
+    def reason(self) -> str:
+        """What a closed row says of a check that did not pass: what is to blame, or what happened."""
+        if self.word in {"pass", "not measured"}:
+            return ""
+        summary = self.blame.summary or self.blame.headline
+        if self.blame.step and summary:
+            kept = self.blame.keep_fp32
+            cure = f"; passes with {plural(len(kept), 'node')} in FP32" if kept else ""
+            return one_line(f"To blame: {self.blame.step}, {summary.rstrip('.')}{cure}")
+        # That outputs differ is what the error beside its tolerance says.
+        if self.record.parity and is_bad(self.record.parity.verdict):
+            return ""
+        reasons = (part.reason for part in self.record.parts.values() if is_bad(part.verdict))
+        return one_line(self.record.headline or next(filter(None, reasons), ""))
+
+    @property
+    def lines(self) -> list[tuple[int, str]]:
+        """The message, each line with the characters by which it hangs where it is too long for a screen."""
+        return [(_hang(line), line) for line in self.message.splitlines()]
+
+    @property
+    def commands(self) -> list[tuple[str, str]]:
+        """What there is to paste, and what it does."""
+        record, kept = self.record, self.blame.keep_fp32
+        quoted = ", ".join(json.dumps(name, ensure_ascii=False) for name in kept or ())
+        found = [("Passes with", f"keep_fp32=[{quoted}]")] if kept else []
+        if record.replay:
+            found.append(("Replay it on any machine:", record.replay))
+        # A test without code was made by options that the record does not have.
+        if self.word != "pass" and ".py::" in record.nodeid:
+            found.append(("Run it again:", f"pytest {shlex.quote(record.nodeid)}"))
+        return found
 
     @property
     def used(self) -> float | None:
@@ -126,12 +194,36 @@ class Row:
         used = self.used
         if used is None:
             return ""
-        return f"{format_number(100 * used)} % of the tolerance" if math.isfinite(used) else "not finite"
+        if not math.isfinite(used):
+            return "not finite"
+        return f"{format_against(100 * used, 100)[0]} %" if used < _MANY_TIMES else f"{format_number(used)} ×"
 
     @property
     def used_mark(self) -> float:
-        """Where that is on the table's bar, 0 to 1: the scale is logarithmic, from 0.001 to 10 tolerances."""
-        return min(max((math.log10(max(self.used or 0.0, 1e-9)) + 3) / 4, 0.02), 1.0)
+        """Where that is on the table's bar, 0 to 1: from nothing to one and a half tolerances."""
+        return min(max((self.used or 0.0) / 1.5, 0.02), 1.0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The checks of one model, the ones to look at first before the others."""
+
+    name: str
+    anchor: str
+    rows: Sequence[Row]
+
+    @property
+    def word(self) -> str:
+        """The worst of their verdicts."""
+        return self.rows[0].word
+
+    @property
+    def counts(self) -> str:
+        """How many came to what."""
+        words = Counter(row.word for row in self.rows)
+        return f"{plural(len(self.rows), 'check')}: " + ", ".join(
+            f"{words[word]} {word}" for word in WORDS if words[word]
+        )
 
 
 def require() -> None:
@@ -185,6 +277,37 @@ def render(run: RunRecord, written: str = "") -> str:
     return page
 
 
+def save_history(path: str | os.PathLike[str], found: History) -> None:
+    """Write what became of checks from report to report.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    ReportError
+        `path` cannot be written.
+    """
+    write_text(path, render_history(found))
+
+
+def render_history(found: History) -> str:
+    """The same as one HTML page.
+
+    Raises
+    ------
+    MissingDependencyError
+        jinja2 is not installed.
+    """
+    tracks = [(track, [(line, plots.history(line, track.turns)) for line in track.lines]) for track in found.tracks]
+    return filled(
+        "history.html",
+        found=found,
+        loud=[each for each in tracks if not each[0].is_quiet],
+        quiet=[each for each in tracks if each[0].is_quiet],
+        worse=sum(bool(track.worse) for track in found.tracks),
+    )
+
+
 def filled(template: str, **contents: Any) -> str:
     """A page of ours, with what it is filled with; every text is escaped.
 
@@ -197,24 +320,30 @@ def filled(template: str, **contents: Any) -> str:
 
 
 def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict[str, Any]:
-    rows = [_row(record, name, room) for record, name in zip(checks, labels(checks), strict=True)]
-    rows.sort(key=lambda row: row.rank)
+    told = sorted(zip(checks, labels(checks), anchors(checks), strict=True), key=lambda each: rank(each[0]))
+    rows = [_row(*each, place, room) for place, each in enumerate(told)]
     words = Counter(row.word for row in rows)
     drawings = graph.drawings([row.record for row in rows], room.graphs)
+    table = fleet.fleet(run)
     return {
         "drawings": drawings,
         "graph_style": _asset("graph.css") if drawings.by_check else "",
         "graph_scripts": [*map(_vendored, _LIBRARIES), _asset("graph.js")] if drawings.by_check else [],
         "rows": rows,
+        "groups": _groups(rows),
         "words": [(word, words[word]) for word in WORDS if words[word]],
-        "bad": sum(failed(record) for record in checks),
+        "bad": sum(row.is_bad for row in rows),
+        "lost": sum(each.outcome != "skipped" for each in run.missing),
+        "about": _about(run),
         "precisions": sorted({record.precision for record in checks if record.precision}),
         "evidences": sorted({record.evidence for record in checks if record.evidence}),
-        "machines": [machine.name for machine in run.machines],
-        "fleet": _fleet(run, rows),
+        "is_merged": bool(run.machines),
+        "fleet": table,
+        "fleet_rows": _linked(table, rows) if table else [],
+        "gaps": merge.gaps(run) if run.machines else [],
         "emulated": len(emulated(checks)),
         "not_measured": not_measured(checks),
-        "notes": [*((said, 1) for said in [missing(run)] if said), *notes(checks)],
+        "notes": [*((said, 1) for said in [missing(run)] if said and not run.machines), *notes(checks)],
         "overview": _overview(rows),
         "systems": [_compared(each) for each in systems.compared(checks)],
         "system_headers": systems.HEADERS,
@@ -225,19 +354,81 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
     }
 
 
+def _about(run: RunRecord) -> list[str]:
+    """When, how long, on what and of which revision, as far as it is known."""
+    took = sum(check.duration_s for check in run.checks)
+    environment = run.environment.described()
+    return [
+        *([f"started {run.started.replace('T', ' ').replace('Z', ' UTC')}"] if run.started else []),
+        *([f"took {format_duration(run.duration_s)}"] if run.duration_s else []),
+        *([f"checks {'alone ' if run.duration_s else ''}{format_duration(took)}"] if took else []),
+        *(environment[name] for name in ("GPU", "TensorRT") if name in environment),
+        *([f"commit {short_commit(run.commit)}"] if run.commit else []),
+    ]
+
+
+def _groups(rows: Sequence[Row]) -> list[Group]:
+    """The rows by model, a model before another where it has the worse verdict."""
+    names = short_names({row.record.model for row in rows})
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.record.model, []).append(row)
+    return [
+        Group(shorten_middle(names[model], _LONGEST_NAME), f"model-{slug(model)}-{place}", of_model)
+        for place, (model, of_model) in enumerate(found.items(), 1)
+    ]
+
+
+def rank(record: CheckRecord) -> int:
+    """What sorts the verdicts: the ones to look at first come first."""
+    return WORDS.index(verdict_word(record))
+
+
+def anchors(checks: Sequence[CheckRecord]) -> list[str]:
+    """The address of each check in the page: the same in every report of the test, so that links to it stay right."""
+    wanted = [" ".join(filter(None, (check.nodeid, check.machine))) for check in checks]
+    # Two tests that differ in a sign alone look the same in an address; so do several checks of one test.
+    told = [f"{name} {check.precision or ''}" for name, check in zip(wanted, checks, strict=True)]
+    several = {name for name, count in Counter(map(slug, wanted)).items() if count > 1}
+    found: list[str] = []
+    for name, more in zip(wanted, told, strict=True):
+        anchor = slug(name)
+        if anchor in several:
+            anchor = f"{anchor}-{hashlib.sha256(more.encode(errors='replace')).hexdigest()[:6]}"
+        again = sum(other == anchor or other.startswith(f"{anchor}_again_") for other in found)
+        found.append(f"{anchor}_again_{again + 1}" if again else anchor)
+    return found
+
+
+def slug(text: str) -> str:
+    """What of a text can stand in an address as it is."""
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", text.replace(".py::", "-")).strip("-") or "check"
+    if len(plain) <= _LONGEST_ANCHOR:
+        return plain
+    return f"{plain[:_LONGEST_ANCHOR]}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:6]}"
+
+
 def _compared(comparison: ComparisonRecord) -> dict[str, Any]:
     """A table of systems: the verdict beside each, what is missing under it."""
     rows = [(systems.cells(row), row.verdict.replace("_", " ")) for row in comparison.systems]
     return {"title": systems.title(comparison), "rows": rows, "remarks": systems.remarks(comparison)}
 
 
-def _fleet(run: RunRecord, rows: Sequence[Row]) -> list[tuple[str, str | None, list[tuple[Cell, int | None]]]]:
-    """Models and machines of a merged report: each cell with the place of its worst check among the rows."""
-    places = {id(row.record): place for place, row in enumerate(rows, 1)}
+def _linked(
+    table: fleet.Fleet, rows: Sequence[Row]
+) -> list[tuple[str, str | None, list[tuple[fleet.Cell, str | None]]]]:
+    """Models and machines: each cell with the address of its worst check."""
+    places = {id(row.record): row.anchor for row in rows}
     return [
-        (row.model, row.precision, [(cell, places.get(id(cell.worst))) for cell in row.cells])
-        for row in merge.fleet(run)
+        (row.model, row.precision, [(cell, places.get(id(cell.worst))) for cell in row.cells]) for row in table.rows
     ]
+
+
+def _hang(line: str) -> int:
+    """By how many characters a line of a message hangs: to the column of what it says behind a label, or a little."""
+    label = re.match(r" +\S+(?: \S+)* {2,}(?=\S)", line)
+    indent = len(line) - len(line.lstrip())
+    return label.end() if label and label.end() <= _WIDEST_LABEL else min(indent + 2, _WIDEST_LABEL)
 
 
 def _jinja() -> Environment:
@@ -255,6 +446,8 @@ def _jinja() -> Environment:
     environment.filters["number"] = format_optional
     environment.filters["sortable"] = _sortable
     environment.filters["value"] = _element
+    environment.filters["rank"] = rank
+    environment.filters["duration"] = format_duration
     environment.globals["plural"] = plural
     environment.globals["listed"] = listed
     environment.globals["shortened"] = lambda text: shorten_middle(one_line(text), _LONGEST_NAME)
@@ -271,7 +464,7 @@ def _vendored(name: str) -> str:
     return f"/*! {name}\n{_asset(f'vendor/{name}.LICENSE')}*/\n{code}"
 
 
-def _row(record: CheckRecord, name: str, room: Room) -> Row:
+def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) -> Row:
     parity = record.parity
     blame = (parity and parity.blame) or BlameRecord()
     judged = _by_output(record)
@@ -284,14 +477,17 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
     measured = budgets(record)
     layers = _layers(record)
     message = record.message or ""
+    is_plotted = room.plotted == "all" or (room.plotted == "not passed" and record.verdict != "pass")
     return Row(
         record=record,
         name=shorten_middle(name, _LONGEST_NAME),
+        anchor=anchor,
+        place=place,
         word=verdict_word(record),
         judgement=decisive(record),
         latency=max(measured, key=_tightness, default=None),
         budgets=measured,
-        plots=_plots(record, blame, shown, measured, room),
+        plots=_plots(record, blame, shown, measured, room) if is_plotted else (),
         facts=describe.check(record),
         outputs=shown,
         outputs_left_out=len(all_outputs) - len(shown),
@@ -300,6 +496,7 @@ def _row(record: CheckRecord, name: str, room: Room) -> Row:
         tensors=_tensors_to_look_at(blame, room.tensors),
         layers=layers[: room.layers],
         layers_left_out=max(0, len(layers) - room.layers),
+        explained_at=address_of(record.code) if record.code else None,
         message=message[: room.message] + (" …" if len(message) > room.message else ""),
     )
 

@@ -177,6 +177,7 @@ def read(path: str | os.PathLike[str], key: bytes | None = None) -> RunRecord:
         raise ReportError(
             f"{path} has schema_version {found!r}; this version of {TOOL} reads {SCHEMA_VERSION}",
             "name a file that --trt-report wrote, and use the version of the plugin that wrote it",
+            code="report-version",
         )
     try:
         return typed(report, RunRecord)
@@ -189,7 +190,7 @@ def read(path: str | os.PathLike[str], key: bytes | None = None) -> RunRecord:
 def _verify(path: str | os.PathLike[str], report: Mapping[str, Any], key: bytes) -> None:
     given = report.get(_SIGNATURE)
     if given is None:
-        raise ReportError(f"{path} is not signed", "write it with the same --trt-evidence-key")
+        raise ReportError(f"{path} is not signed", "write it with the same --trt-evidence-key", code="report-unsigned")
     try:
         expected = _signature(report, key)
     except (ValueError, RecursionError):  # what `save` never writes: NaN, texts that are no UTF-8
@@ -198,4 +199,5 @@ def _verify(path: str | os.PathLike[str], report: Mapping[str, Any], key: bytes)
         raise ReportError(
             f"{path} is not what was signed: it was changed since, or signed with another key",
             "take the file as --trt-report wrote it, and the same --trt-evidence-key",
+            code="report-unsigned",
         )

@@ -21,7 +21,7 @@ def properties(record: CheckRecord, index: int = 0) -> list[tuple[str, str]]:
         The number of checks that the same test reported before: the second is named `trtcheck.2.…`.
     """
     prefix = PROPERTY if index == 0 else f"{PROPERTY}.{index + 1}"
-    names = ("model", "precision", "backend", "evidence", "compiled_for", "verdict")
+    names = ("model", "precision", "backend", "evidence", "compiled_for", "verdict", "code")
     values: dict[str, object] = {name: getattr(record, name) for name in names}
     judgement = decisive(record)
     if judgement is not None and judgement.value is not None:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import ReportError, plural
-from pytest_trtcheck.record import CheckRecord, Environment, MachineRecord, RunRecord, jsonable
+from pytest_trtcheck.record import Environment, MachineRecord, RunRecord, jsonable
 from pytest_trtcheck.report import systems
+from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
 from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
-from pytest_trtcheck.report.view import (
-    WORDS,
-    counts,
-    decisive,
-    emulated,
-    failed,
-    missing,
-    ordered,
-    scored,
-    short_names,
-    verdict_word,
-)
+from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
@@ -48,7 +39,9 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         # As text, in which NaN is NaN.
         other = seen.setdefault(json.dumps(jsonable(run)), name)
         if run.checks and other is not name:
-            raise ReportError(f"{name} is the same report as {other}", "name each machine's report once")
+            raise ReportError(
+                f"{name} is the same report as {other}", "name each machine's report once", code="reports-unrelated"
+            )
     parts = [part for name, run in reports for part in _parts(name, run)]
     machines = _named_apart([machine for machine, _ in parts])
     named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
@@ -64,12 +57,19 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         missing=tuple(unrecorded),
         planned=sum(run.planned or len(run.checks) for _, run in named),
         stopped="; ".join(f"{name}: {run.stopped}" for name, run in named if run.stopped) or None,
+        started=min(filter(None, (run.started for _, run in reports)), default=None),
+        commit=_shared([run.commit for _, run in reports]),
     )
+
+
+def _shared(values: Sequence[str | None]) -> str | None:
+    """What all of them say; None where they differ."""
+    return values[0] if len(set(values)) == 1 else None
 
 
 def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
     if not run.machines:
-        yield MachineRecord(_machine(run.environment), name, run.environment), run
+        yield MachineRecord(machine_name(run.environment), name, run.environment), run
     for machine in run.machines:
         yield machine, _of(machine, run)
 
@@ -81,7 +81,7 @@ def _of(machine: MachineRecord, run: RunRecord) -> RunRecord:
     return replace(run, checks=checks, missing=unrecorded, planned=len(checks) + len(unrecorded), stopped=None)
 
 
-def _machine(environment: Environment) -> str:
+def machine_name(environment: Environment) -> str:
     """What a machine is called: its GPU, without the maker."""
     if environment.gpu and environment.gpu.name:
         return one_line(environment.gpu.name.removeprefix("NVIDIA "))
@@ -112,62 +112,6 @@ def _in_common(environments: Sequence[Environment]) -> Environment:
     )
 
 
-# --- model × machine --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one machine says of one model in one precision: its worst check, and how many there are; None: nothing."""
-
-    word: str
-    worst: CheckRecord | None = None
-    checks: int = 0
-
-    @property
-    def text(self) -> str:
-        """The verdict, with the error that decided it, or the score where no error did."""
-        judged = decisive(self.worst) if self.worst else None
-        score = scored(self.worst) if self.worst else None
-        if judged and judged.value is not None:
-            return f"{self.word} {judged.value_text}"
-        return f"{self.word} {score.name} {score.values}" if score else self.word
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model in one precision: a cell for each machine."""
-
-    model: str
-    precision: str | None
-    cells: tuple[Cell, ...]
-
-
-def fleet(run: RunRecord) -> list[Row]:
-    """Every model and precision of a merged report, with what each of its machines says of it."""
-    if not run.machines:
-        return []
-    names = short_names({check.model for check in run.checks})
-    found: dict[tuple[str, str | None], dict[str | None, list[CheckRecord]]] = defaultdict(lambda: defaultdict(list))
-    for check in run.checks:
-        found[names[check.model], check.precision][check.machine].append(check)
-    return [
-        Row(model, precision, tuple(_cell(of_machine.get(machine.name, [])) for machine in run.machines))
-        for (model, precision), of_machine in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or ""))
-    ]
-
-
-def _cell(checks: Sequence[CheckRecord]) -> Cell:
-    if not checks:
-        return Cell(MISSING)
-
-    def severity(check: CheckRecord) -> tuple[int, float]:
-        judged = decisive(check)
-        return -WORDS.index(verdict_word(check)), (judged and judged.used) or 0.0
-
-    worst = max(checks, key=severity)
-    return Cell(verdict_word(worst), worst, len(checks))
-
-
 def gaps(run: RunRecord) -> list[str]:
     """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured."""
     if not run.checks:
@@ -190,32 +134,53 @@ def gaps(run: RunRecord) -> list[str]:
     return found
 
 
+def is_bad(run: RunRecord) -> bool:
+    """Whether somebody has to look at a merged report: a check failed or left no record, or there is none."""
+    return not run.checks or missing(run) is not None or any(map(failed, run.checks))
+
+
 def lines(run: RunRecord, width: int) -> list[str]:
     """A merged report for a terminal, none of its lines longer than `width` columns where that can be."""
-    machines = [machine.name for machine in run.machines]
-    # Each name in its share of what the models leave.
-    share = max(12, (width - 30) // max(len(machines), 1) - 2)
-    headers = ("model", "precision", *shorten_apart(machines, share))
-    rows = [(row.model or MISSING, row.precision or MISSING, *(cell.text for cell in row.cells)) for row in fleet(run)]
-    table = Table(headers, tuple("<" for _ in headers), rows)
+    found = fleet(run) or Fleet((), ())
     bad: dict[str, list[str]] = defaultdict(list)
     for check in run.checks:
         if failed(check):
             bad[f"{check.nodeid}: {check.headline or verdict_word(check)}"].append(check.machine or MISSING)
     said = [f"{what} ({', '.join(machines_of)})" for what, machines_of in bad.items()]
     told = [line for text in (*said, *gaps(run)) for line in wrapped(one_line(text), width)]
-    shown = [line.text.rstrip() for line in table.lines(width)]
-    return [*shown, *([""] if told else []), *told, totals(run.checks).text]
+    tables = [_table(found, width, lambda cell: cell.text)]
+    if any(cell.latency for row in found.rows for cell in row.cells):
+        tables.append(["", "p50 / p99 in ms", *_table(found, width, _quantiles)])
+    return [*itertools.chain(*tables), *([""] if told else []), *told, totals(run.checks).text]
+
+
+def _table(found: Fleet, width: int, text: Callable[[Cell], str]) -> list[str]:
+    # Each name in its share of what the models leave.
+    share = max(12, (width - 30) // max(len(found.columns), 1) - 2)
+    headers = ("model", "precision", *shorten_apart(found.columns, share))
+    rows = [(row.model or MISSING, row.precision or MISSING, *map(text, row.cells)) for row in found.rows]
+    return [line.text.rstrip() for line in Table(headers, tuple("<" for _ in headers), rows).lines(width)]
+
+
+def _quantiles(cell: Cell) -> str:
+    return f"{cell.quantile('p50')} / {cell.quantile('p99') or MISSING}" if cell.quantile("p50") else MISSING
 
 
 def markdown(run: RunRecord) -> str:
     """A merged report for a GitHub step summary."""
-    headers = ["Model", "Precision", *(markdown_text(machine.name) for machine in run.machines)]
+    found = fleet(run) or Fleet((), ())
+    headers = ["Model", "Precision", *map(markdown_text, found.columns)]
     rows = [
-        [markdown_code(row.model), markdown_text(row.precision), *(markdown_text(cell.text) for cell in row.cells)]
-        for row in fleet(run)
+        [markdown_code(row.model), markdown_text(row.precision), *(markdown_text(_said(cell)) for cell in row.cells)]
+        for row in found.rows
     ]
     table = [headers, ["---"] * len(headers), *rows]
     text = [f"## TensorRT checks on {plural(len(run.machines), 'machine')}", "", totals(run.checks).text, ""]
     text += [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join([*text, "", *(f"- {markdown_text(gap)}" for gap in gaps(run))]).rstrip() + "\n"
+
+
+def _said(cell: Cell) -> str:
+    """All that there is to say of a cell."""
+    told = ", ".join(filter(None, (cell.text, cell.latency, cell.evidence)))
+    return f"{told if cell.checks else NOT_RUN}{f' ({cell.remark})' if cell.remark else ''}"

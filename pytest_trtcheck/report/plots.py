@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_trtcheck.record import TensorRecord
+    from pytest_trtcheck.report.history import Line, Turn
     from pytest_trtcheck.report.view import BudgetView, Judgement
 
 WIDTH, HEIGHT = 380, 190
@@ -169,11 +170,11 @@ def latency(samples_ms: Sequence[float], budgets: Sequence[BudgetView]) -> str:
     parts = [*svg.x_axis(axis, _BOTTOM, "latency in ms")]
     if any(budget.low is not None and budget.high is not None for budget in quantiles):
         parts.append(svg.text(_LEFT, _BOTTOM + 27, "shaded: confidence bounds", "name"))
-    for budget in quantiles:
+    for row, budget in enumerate(quantiles):
         if budget.low is not None and budget.high is not None:
             left, right = axis(budget.low), axis(budget.high)
             parts.append(svg.rectangle(left, _TOP + 8, max(right - left, 2), _BOTTOM - _TOP - 8, "bounds"))
-            parts.append(svg.text((left + right) / 2, _TOP + 20, budget.name, "name", "middle"))
+            parts.append(svg.text((left + right) / 2, _TOP + 20 + 11 * (row % 2), budget.name, "name", "middle"))
     parts.append(svg.bars(edges, [height(count) for count in counts], _BOTTOM, "bars"))
     for row, budget in enumerate(quantiles):
         if budget.limit is not None:
@@ -215,6 +216,48 @@ def emulated_against_engine(points: Sequence[tuple[str, float, float, bool]]) ->
     place = x(apart[1]) + (-7 if near_end else 7), y(apart[2]) + 3.5
     parts.append(svg.text(*place, shorten_middle(apart[0], 30), "label", "end" if near_end else "start"))
     return svg.svg(WIDTH, HEIGHT + 40, f"emulated against engine error of {plural(len(points), 'check')}", parts)
+
+
+def history(line: Line, turns: Sequence[Turn]) -> str:
+    """One quantity from report to report: its limit, and where it became worse.
+
+    Parameters
+    ----------
+    line
+        The line is broken where its value is not known.
+    turns
+        Where the check changed; where it could not be compared, the line is broken as well.
+    """
+    width, height, left, right = 220, 54, 6, 214
+    known = [value for value in line.known if math.isfinite(value)]
+    marks = [*known, *([line.limit] if line.limit is not None else [])]
+    # A line that fills its picture whatever it does makes noise look like news: it starts at nothing.
+    y = svg.Axis(min(0.0, *marks), max(*marks, 0.0) or 1.0, height - 8, 8) if marks else svg.Axis(0, 1, height - 8, 8)
+    x = svg.Axis(0, max(len(line.values) - 1, 1), left, right)
+    parts = [svg.line(left, y(0), right, y(0), "grid")]
+    if line.limit is not None:
+        parts.append(svg.line(left, y(line.limit), right, y(line.limit), "limit"))
+    breaks = {turn.number - 1 for turn in turns if turn.obstacles}
+    stretch: list[tuple[float, float]] = []
+    for place, value in enumerate(line.values):
+        if value is None or place in breaks:
+            parts += _stretch(stretch)
+            stretch = []
+        if value is not None:
+            stretch.append((x(place), y(math.inf if math.isnan(value) else value)))
+    parts += _stretch(stretch)
+    for turn in turns:
+        value = line.values[turn.number - 1]
+        if value is not None and turn.marks(line):
+            told = f"report {turn.number}: {turn.text}"
+            parts.append(svg.dot(x(turn.number - 1), y(value), "engine over", told, 3.5))
+    said = f"{line.what} over {plural(len(line.values), 'report')}: {line.text}"
+    return svg.svg(width, height, said, parts, kind="plot spark")
+
+
+def _stretch(points: Sequence[tuple[float, float]]) -> list[str]:
+    """A stretch of a line; a point alone is a dot, for it has no length."""
+    return [svg.polyline(points, "curve")] if len(points) > 1 else [svg.dot(*at, "engine", radius=2) for at in points]
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:

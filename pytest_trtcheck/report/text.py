@@ -63,6 +63,37 @@ def format_optional(value: float | str | None, digits: int = 3) -> str:
     return MISSING if known is None else format_number(known, digits)
 
 
+def format_duration(seconds: float) -> str:
+    """A duration as people say it.
+
+    >>> [format_duration(x) for x in (0.0123, 1.5, 75, 7384)]
+    ['0.01 s', '1.5 s', '1 min 15 s', '2 h 3 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def short_time(started: str) -> str:
+    """When a run began, to the minute, in UTC.
+
+    >>> short_time("2026-11-27T00:19:40Z")
+    '2026-11-27 00:19'
+    """
+    return one_line(started).replace("T", " ")[:16]
+
+
+def short_commit(commit: str) -> str:
+    """A commit as git shows it.
+
+    >>> short_commit("a937601d7e4c2e758833b3e6dc2cff1ae996ab00-dirty")
+    'a937601-dirty'
+    """
+    name, dash, rest = commit.partition("-")
+    return f"{name[:7]}{dash}{rest}"
+
+
 def one_line(text: str) -> str:
     """`text` without what would break a line or speak to a terminal."""
     return " ".join(visible(" ".join(text.split())).split())

@@ -278,7 +278,7 @@ def test_a_test_module_with_pytorch_in_it_that_cannot_be_imported(suite: Suite) 
 
 def test_the_example_of_the_documentation(suite: Suite) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8")
-    code = page.partition("```python\n")[2].partition("```")[0]
+    code = re.split(r"```python.*\n", page, maxsplit=1)[1].partition("```")[0]
     (suite.path / "test_network.py").write_text(code)
     run = suite.run_apart("-k", "not compile")
     run.result.assert_outcomes(passed=3, deselected=1)

@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "triton.md").read_text(encoding="ut
 
 def test_the_example_runs(suite: Suite, server: Server) -> None:
     onnx_models.save(two_heads(), suite.path / "detector.onnx")
-    (code,) = re.findall(r"```python\n# test_served.py\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r'```python title="test_served.py"\n(.*?)```', PAGE, re.DOTALL)
     # Half as long as it may take: nothing is close to its limit.
     (suite.path / "test_served.py").write_text(code.replace("min_qps=1", "min_qps=1, max_seconds=2"))
     run = suite.run(f"--trt-triton-url={server.grpc}/heads")

@@ -25,7 +25,7 @@ from pytest_trtcheck.cache import Key, hash_file
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.gpu.device import identity_parts
 from pytest_trtcheck.model import onnxruntime as ort
-from pytest_trtcheck.record import EngineRecord
+from pytest_trtcheck.record import EngineRecord, typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -200,8 +200,15 @@ class CompilingProvider(OrtProvider):
 
 def _made(entry: Entry | None) -> dict[str, Any]:
     assert entry is not None
-    found: dict[str, Any] = json.loads((entry.path / _FOUND).read_text())
-    return found
+    return entry.read_json(_FOUND, _taken)
+
+
+def _taken(found: Any) -> dict[str, Any]:
+    """What is kept of a compilation; what nobody reads stays as it is."""
+    if found["groups"] is not None:
+        placement.from_json(found["groups"])
+    known: dict[str, Any] = {"build_s": float, "bytes": int, "sha256": str | None, "layers": dict[str, int] | None}
+    return {**found, **{name: typed(found[name], kind) for name, kind in known.items()}}
 
 
 def is_whole(found: Mapping[str, Any], provider: str) -> bool:

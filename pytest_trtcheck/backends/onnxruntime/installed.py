@@ -85,6 +85,7 @@ def require_provider(provider: str, title: str) -> ModuleType:
             f"{title}: onnxruntime {module.__version__} has no {provider}; it has {listed(available, 8)}",
             "pip uninstall onnxruntime, then pip install 'pytest-trtcheck[cuda]', which has onnxruntime-gpu: they are "
             "one module, and the one that was installed last overwrites the other",
+            code="library-broken",
         )
     return module
 
@@ -115,7 +116,9 @@ def require_library(name: str, title: str, hint: str) -> Library:
     found = library(name)
     if found.error and not found.lacks_driver:
         raise MissingDependencyError(
-            f"{title}: its library does not load: {found.error}; ONNX Runtime would run the model on the CPU", hint
+            f"{title}: its library does not load: {found.error}; ONNX Runtime would run the model on the CPU",
+            hint,
+            code="library-broken",
         )
     return found
 

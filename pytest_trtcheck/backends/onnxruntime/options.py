@@ -61,6 +61,7 @@ def _no_counterpart(title: str, name: str, value: object, why: str) -> ArgumentE
     return ArgumentError(
         f"{title} has no counterpart of the build option {name}={value!r}" + (f": {why}" if why else ""),
         "leave it out, or check the engine that TensorRT builds itself: backend='tensorrt'",
+        code="build-option",
     )
 
 

@@ -81,6 +81,7 @@ def open_session(path: Path, options: Any, providers: Sequence[tuple[str, Mappin
             f"{label}: ONNX Runtime cannot load it: {installed.quoted(error)}",
             ort.memory_hint(error)
             or "no provider has that operator in that type: keep it out of the precision with keep_fp32=" * lacks,
+            code="runtime-refused",
         ) from error
     for name, _ in providers[:1]:
         if name not in session.get_providers():
@@ -88,6 +89,7 @@ def open_session(path: Path, options: Any, providers: Sequence[tuple[str, Mappin
                 f"{label}: ONNX Runtime did not start {name}, and would run the model on "
                 f"{', '.join(session.get_providers())}",
                 "look at what it wrote to standard error: CUDA's or TensorRT's libraries, or the driver, do not fit",
+                code="provider-failed",
             )
     return session
 
@@ -174,10 +176,12 @@ class HostTimedRuns:
 
     def __init__(self, runner: ProviderRunner, cases: Sequence[InputMapping], *, transfers: bool = False) -> None:
         if not cases:
-            raise InputError("there are no inputs to measure with")
+            raise InputError("there are no inputs to measure with", code="input-empty")
         shapes = [{name: np.shape(array) for name, array in case.items()} for case in cases]
         if any(each != shapes[0] for each in shapes):
-            raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
+            raise InputError(
+                "the inputs to measure with differ in shape", "measure each shape by itself", code="input-shape"
+            )
         self._session = runner.session
         self._transfers = transfers
         self._on_gpu = not transfers

@@ -73,6 +73,7 @@ class OrtTensorRTRtx(CompilingProvider):
             raise MissingDependencyError(
                 f"ONNX Runtime's {_SAYS} cannot be registered: {problem}",
                 "install the onnxruntime that the plugin's release notes name, and CUDA 13 or 12 as its name says",
+                code="library-broken",
             )
 
     @classmethod
@@ -86,11 +87,14 @@ class OrtTensorRTRtx(CompilingProvider):
         """On the GPU that is here, if the plugin shows it as a device."""
         found, gpu = super().find(machine), machine.detected
         if gpu is not None and (problem := register()):
-            raise MissingDependencyError(f"ONNX Runtime's {_SAYS} cannot be registered: {problem}")
+            raise MissingDependencyError(
+                f"ONNX Runtime's {_SAYS} cannot be registered: {problem}", code="library-broken"
+            )
         if gpu is not None and not devices():
             raise UnsupportedTargetError(
                 f"ONNX Runtime's {_SAYS} {version()} registers and shows no device, and {gpu.description} is here",
                 "it takes GPUs of compute capability 8.6, 8.9, 12.0 and later; take backend='onnxruntime-tensorrt'",
+                code="provider-failed",
             )
         return found
 
@@ -149,7 +153,9 @@ def _plugin() -> Any:
         ) from error
     if not hasattr(module, "register_execution_provider_library"):
         raise MissingDependencyError(
-            f"onnxruntime {module.__version__} takes no provider that is a plugin", "pip install -U onnxruntime"
+            f"onnxruntime {module.__version__} takes no provider that is a plugin",
+            "pip install -U onnxruntime",
+            code="library-broken",
         )
     return plugin
 
@@ -177,7 +183,7 @@ def devices() -> list[Any]:
 
 def _session(model: Path, options: Any, chosen: Mapping[str, str], label: str) -> Any:
     if problem := register():
-        raise MissingDependencyError(f"ONNX Runtime's {_SAYS} cannot be registered: {problem}")
+        raise MissingDependencyError(f"ONNX Runtime's {_SAYS} cannot be registered: {problem}", code="library-broken")
     options.add_provider_for_devices(devices()[:1], dict(chosen))
     return open_session(model, options, (), label)
 

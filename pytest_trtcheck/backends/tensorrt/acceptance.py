@@ -1,7 +1,8 @@
 """Does TensorRT take the model? By the family's own parser where it is installed, and by the tables of all families.
 
 Judged is the family that ships: the TensorRT that the backend names, with `auto` the one that is installed. Where none
-is installed, only what no family takes stands against the model; what another family refuses is a note.
+is installed, or the backend is the emulation by name, only what no family takes stands against the model; what another
+family refuses is a note.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def acceptance(
     cache: Cache,
     *,
     builds: TensorRTModule | None = None,
+    asks_parser: bool = True,
 ) -> Acceptance:
     """Whether TensorRT takes a lowered model, from the cache when nothing that decides it has changed.
 
@@ -55,13 +57,15 @@ def acceptance(
         The TensorRT that may be the one that ships.
     builds
         The TensorRT that is going to build it: it parses then anyway, so here only what it would not notice counts.
+    asks_parser
+        Whether the TensorRT that is installed judges; otherwise it is not said to be the one that ships.
 
     Raises
     ------
     ArgumentError
         A plugin library cannot be read.
     """
-    installed = {name: version for name in asked if (version := _installed(name))}
+    installed = {name: version for name in asked if asks_parser and (version := _installed(name))}
     parts = {
         "lowered": lowered.key,
         "asked": ",".join(asked),
@@ -83,8 +87,7 @@ def acceptance(
         (folder / _FILE).write_text(json.dumps(asdict(found)))
 
     entry = cache.get_or_make(Key("acceptance", label, parts), make)
-    plain = json.loads((entry.path / _FILE).read_text())
-    return typed(plain, Acceptance)
+    return entry.read_json(_FILE, lambda found: typed(found, Acceptance))
 
 
 def _installed(name: str) -> str | None:
@@ -156,7 +159,7 @@ def _judges(judging: Sequence[Family], judge: TensorRTModule | None, parsed: Par
     rules = f"the rules for {_titles(judging)} ({_sources(judging)})"
     if parsed is not None and judge is not None:
         return f"the parser of {judge.title} and {rules}"
-    return rules if judge is not None else f"{rules}; no TensorRT is installed whose parser could be asked"
+    return rules if judge is not None else f"{rules}; no TensorRT's parser was asked"
 
 
 _Found = tuple[str, str]
@@ -187,7 +190,13 @@ class _Telling:
         """What stands against the model in the families that are judged."""
         if judge is None:
             return self._by_tables(judging, tables)
-        return self._by_module(judge, judging[0], tables[judging[0]][0], parsed)
+        table = tables[judging[0]][0]
+        text, advice = self._by_module(judge, judging[0], table, parsed)
+        takers = [family for family in tables if family.module != judge.name and not any(tables[family])]
+        if text and table and takers:
+            where = f"{_titles(takers)} would take it, by the tables: where one of them ships"
+            advice += f"\n  → {where}, --trt-backend=onnxruntime emulates without asking {judge.title.split()[0]}"
+        return text, advice
 
     def _by_module(
         self, module: TensorRTModule, family: Family, table: Sequence[Finding], parsed: Parsed | None
@@ -292,7 +301,7 @@ def _unasked(plugins: Sequence[str], foreign: set[str], judge: TensorRTModule | 
     if not plugins or not foreign or judge is not None:
         return []
     return [
-        f"whether the plugin libraries provide {', '.join(sorted(foreign))} was not found out: no TensorRT is installed"
+        f"whether the plugin libraries provide {', '.join(sorted(foreign))} was not found out: no TensorRT was asked"
     ]
 
 

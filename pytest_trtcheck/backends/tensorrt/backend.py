@@ -29,7 +29,7 @@ from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.gpu.table import FIRST_WITH
-from pytest_trtcheck.record import EngineRecord
+from pytest_trtcheck.record import EngineRecord, typed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -173,31 +173,32 @@ class TensorRT(Backend):
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts(spec.options.hardware_compatible)})
         failed: list[GpuError] = []
         entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder, failed), shared=True)
-        made = json.loads((entry.path / _BUILD_FILE).read_text())
-        if entry.cached and hash_file(entry.path / PLAN_FILE) != made["sha256"]:
+        made = entry.read_json(_BUILD_FILE, lambda found: typed(found, _Made))
+        if entry.cached and hash_file(entry.path / PLAN_FILE) != made.sha256:
             # Checksums guard against accidents: this was somebody who wrote them again.
             raise CacheError(
                 f"{spec.model.label}: {entry.path / PLAN_FILE} was replaced: it is not the engine that was built",
                 "see who can write there, then empty it with --trt-cache-clear",
+                code="cache-unsafe",
             )
-        notes = tuple(made["notes"])
-        if (built_on := made.get("gpu", self.product)) != self.product:
-            notes = (f"built on the {built_on}, whose choice of kernels it is: hardware_compatible", *notes)
+        notes = made.notes
+        if made.gpu != self.product:
+            notes = (f"built on the {made.gpu}, whose choice of kernels it is: hardware_compatible", *notes)
         record = EngineRecord(
             key=key.digest,
             cached=entry.cached,
             miss_reason=entry.miss_reason,
             cache=entry.origin,
-            build_s=made["build_s"],
-            bytes=made["bytes"],
-            sha256=made["sha256"],
+            build_s=made.build_s,
+            bytes=made.bytes,
+            sha256=made.sha256,
             build_notes=notes,
         )
         if failed:  # It is kept as it is: whoever tries it again need not build it again.
             raise failed[0]
         built = Built(spec, entry.path / PLAN_FILE, record, entry)
         if self.gpu is not None:
-            self._trial(spec, self.gpu, built.path, made["sha256"]).beside(entry)
+            self._trial(spec, self.gpu, built.path, made.sha256).beside(entry)
         return built
 
     def _trial(self, spec: EngineSpec, gpu: Gpu, plan: Path, sha256: str) -> Trial:
@@ -336,14 +337,8 @@ class TensorRT(Backend):
                 except GpuError as error:
                     failed.append(error)
         notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
-        made = {
-            "build_s": plan.build_s,
-            "bytes": plan.bytes,
-            "sha256": sha256,
-            "gpu": self.product,
-            "notes": [note for note in notes if note],
-        }
-        (folder / _BUILD_FILE).write_text(json.dumps(made))
+        made = _Made(plan.build_s, plan.bytes, sha256, self.product, tuple(filter(None, notes)))
+        (folder / _BUILD_FILE).write_text(json.dumps(asdict(made)))
         (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
 
     def _kept_timings(self, options: BuildOptions, cache: Cache) -> Entry | None:
@@ -425,6 +420,17 @@ def _io(plan: Plan, spec: EngineSpec) -> dict[str, list[dict[str, Any]]]:
         }
 
     return {side: [described(tensor) for tensor in tensors] for side, tensors in plan.io.items()}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What an entry says of the engine in it; `gpu` is the product that it was built on."""
+
+    build_s: float
+    bytes: int
+    sha256: str
+    gpu: str | None
+    notes: tuple[str, ...]
 
 
 @functools.cache

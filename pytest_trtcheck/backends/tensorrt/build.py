@@ -108,7 +108,9 @@ def build(
     options = options or BuildOptions()
     check_options(module, options, precision, target)
     if not target.here and target.compute_capability not in module.compile_only():
-        raise UnsupportedTargetError(f"{module.title} cannot compile for {target.sm} on a machine without that GPU")
+        raise UnsupportedTargetError(
+            f"{module.title} cannot compile for {target.sm} on a machine without that GPU", code="gpu-needed"
+        )
     with scratch_folder("build") as scratch:
         folder = Path(scratch)
         request = {

@@ -42,9 +42,13 @@ def load() -> tuple[Any, Any]:
             from cuda import core
             from cuda.bindings import driver
     except ImportError as error:
-        raise MissingDependencyError(f"cuda-core is needed to run engines: {error}", INSTALL) from error
+        raise MissingDependencyError(
+            f"cuda-core is needed to run engines: {error}", INSTALL, code="library-broken"
+        ) from error
     if not hasattr(core, "Device"):
-        raise MissingDependencyError("cuda-core is too old: 0.5 or newer is needed to run engines", INSTALL)
+        raise MissingDependencyError(
+            "cuda-core is too old: 0.5 or newer is needed to run engines", INSTALL, code="library-broken"
+        )
     return core, driver
 
 
@@ -272,6 +276,6 @@ def is_cuda_error(error: BaseException) -> bool:
 
 def poisoned(message: str, hint: str = "") -> GpuError:
     """A GpuError after which CUDA cannot be used in this process."""
-    error = GpuError(message, hint)
+    error = GpuError(message, hint, code="cuda-broken")
     error.poisoned = True
     return error

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.precision.lowering import Lowered
     from pytest_trtcheck.spec import BuildOptions
 
+_BY_NAME = "backend onnxruntime: no engine was asked for"
+
 
 @dataclass(frozen=True)
 class Emulated(Backend):
@@ -30,7 +32,7 @@ class Emulated(Backend):
         The TensorRT that is asked whether it takes the model: the one that is named, or either.
     """
 
-    no_engine: str = "backend onnxruntime: no engine was asked for"
+    no_engine: str = _BY_NAME
     ships: tuple[ModuleName, ...] = EITHER
 
     name: ClassVar[str] = "onnxruntime"
@@ -41,9 +43,12 @@ class Emulated(Backend):
     def accepts(
         self, lowered: Lowered, label: str, options: BuildOptions, cache: Cache, *, will_build: bool
     ) -> Acceptance:
-        """By the parser of an installed TensorRT, or by the tables."""
+        """By the parser of an installed TensorRT, or by the tables; those alone where emulation was asked for by name.
+
+        Then no TensorRT is said to be the one that ships, and the one that is installed need not be it.
+        """
         del will_build
-        return acceptance(lowered, label, self.ships, options, cache)
+        return acceptance(lowered, label, self.ships, options, cache, asks_parser=self.no_engine != _BY_NAME)
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The file that computes the precision's arithmetic."""

@@ -151,11 +151,16 @@ class Engine:
         parser = trt.OnnxParserRefitter(refitter, self._log.logger)
         if not parser.refit_from_file(str(weights)):
             said = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
-            raise GpuError(f"the plan without weights does not take those of {weights}: {'; '.join(said)}")
+            raise GpuError(
+                f"the plan without weights does not take those of {weights}: {'; '.join(said)}", code="engine-weights"
+            )
         if missing := list(refitter.get_missing_weights()):
-            raise GpuError(f"the plan without weights lacks {listed(missing)}, which {weights} does not give")
+            raise GpuError(
+                f"the plan without weights lacks {listed(missing)}, which {weights} does not give",
+                code="engine-weights",
+            )
         if not refitter.refit_cuda_engine():
-            raise GpuError("the plan without weights could not be given any")
+            raise GpuError("the plan without weights could not be given any", code="engine-weights")
 
     def _stream(self, budget_mib: int | Literal["auto"]) -> None:
         """Say how much of the weights may stay on the GPU; that is to be said before there is a context."""
@@ -513,18 +518,21 @@ class Engine:
     def _failure(self, task: str, error: Exception) -> GpuError:
         message = error.message if isinstance(error, GpuError) else str(error)
         hint = error.hint if isinstance(error, GpuError) else ""
+        code = error.code if isinstance(error, GpuError) else None
         text = "\n".join([f"{task}: {message}", *(f"    {line}" for line in self._log.take())])
         self.poisoned = self.cuda.is_broken()
         if self.poisoned:
+            code = "cuda-broken"
             hint = hint or "CUDA cannot be used any more in this process"
         elif lacked := lacked_memory(text):
             free, total = self.cuda.free_memory()
             hint = f"{free >> 20} of {total >> 20} MiB are free: use a smaller batch, or end other processes on the GPU"
             if lacked == "certainly":
                 text = text.replace(task, f"{task}: out of GPU memory", 1)
+                code = "out-of-memory"
             else:
                 hint = f"cuDNN and cuBLAS fail like this where GPU memory runs out, too; {hint}"
-        failure = GpuError(text, hint)
+        failure = GpuError(text, hint, code=code)
         failure.poisoned = self.poisoned
         return failure
 

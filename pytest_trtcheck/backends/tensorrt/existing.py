@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of
 from pytest_trtcheck.cache import Key, hash_bytes
 from pytest_trtcheck.choices import is_pair
 from pytest_trtcheck.errors import ArgumentError, GpuError, InputError, ModelError
-from pytest_trtcheck.record import EngineRecord
+from pytest_trtcheck.record import EngineRecord, typed
 from pytest_trtcheck.spec import PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Backend, Machine, Runner
-    from pytest_trtcheck.cache import Cache
+    from pytest_trtcheck.cache import Cache, Entry
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ShapeRange
@@ -114,10 +114,10 @@ class ExistingEngine(TensorRT):
             },
         )
         entry = cache.get_or_make(key, lambda folder: self._look(spec, folder))
-        found = json.loads((entry.path / _FOUND_FILE).read_text())
-        refuse_other_model(self.file.label, found["io"], spec.model)
+        io = _io(entry)
+        refuse_other_model(self.file.label, io, spec.model)
         if self.gpu is not None:
-            arguments = self._loaded_from_file(spec, found["io"])
+            arguments = self._loaded_from_file(spec, io)
             trial = Trial(self.module, self.gpu, self.file.path, self.file.sha256, self._named, arguments, spec.cases)
             trial.beside(entry)
         return Built(spec, self.file.path, self.found_in_file(), entry)
@@ -140,8 +140,10 @@ class ExistingEngine(TensorRT):
         assert built.entry is not None
         serialized = built.path.read_bytes()
         if hash_bytes(serialized) != self.file.sha256:
-            raise GpuError(f"{self.file.label}: was changed on disk during the check", "run the test again")
-        io = json.loads((built.entry.path / _FOUND_FILE).read_text())["io"]
+            raise GpuError(
+                f"{self.file.label}: was changed on disk during the check", "run the test again", code="model-changed"
+            )
+        io = _io(built.entry)
         arguments = self._loaded_from_file(built.spec, io)
         return Engine(serialized, self.module, jit_cache=kernels_of(built.entry), **arguments)
 
@@ -165,7 +167,7 @@ class ExistingEngine(TensorRT):
         """What is converted on the way in and out."""
         del runner
         assert built.entry is not None
-        io = json.loads((built.entry.path / _FOUND_FILE).read_text())["io"]
+        io = _io(built.entry)
         outer = dict(_converted(io, built.spec.model))
         changed = [
             f"{tensor['name']} {outer[tensor['name']]} ↔ {_numpy(tensor)}"
@@ -192,6 +194,7 @@ def find(file: PlanFile, name: str, machine: Machine) -> ExistingEngine:
         raise ArgumentError(
             f"{file.label}: is an engine of {file.builder}, and backend={name!r} was asked for",
             f"leave the backend out, or name {file.module}",
+            code="argument-conflict",
         )
     requested, detected = machine.requested, machine.detected
     module = available(file.module)
@@ -220,6 +223,25 @@ def find(file: PlanFile, name: str, machine: Machine) -> ExistingEngine:
 # --- does it fit the model? -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: list[int]
+    profiles: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+def _io(entry: Entry) -> dict[str, list[dict[str, Any]]]:
+    """What `Engine.io` gave, all that is read of it."""
+
+    def taken(found: Any) -> dict[str, list[dict[str, Any]]]:
+        return {
+            side: [asdict(each) for each in typed(found["io"][side], list[_Tensor])] for side in ("inputs", "outputs")
+        }
+
+    return entry.read_json(_FOUND_FILE, taken)
+
+
 def refuse_other_model(label: str, io: Mapping[str, Any], model: OnnxModel) -> None:
     """Refuse an engine whose inputs and outputs are not the model's.
 
@@ -242,6 +264,7 @@ def refuse_other_model(label: str, io: Mapping[str, Any], model: OnnxModel) -> N
         raise ModelError(
             f"{label}: is no engine of {model.label}:\n  " + "\n  ".join(problems),
             "name the model that it was built from, or build the engine again from this one",
+            code="engine-model",
         )
 
 
@@ -316,6 +339,7 @@ def chosen_profile(label: str, io: Mapping[str, Any], spans: Mapping[str, ShapeR
     raise InputError(
         f"{label}: takes no inputs of these shapes ({asked}):\n  " + "\n  ".join(each),
         "give inputs that lie in one of its profiles, or batch= and shapes= that do",
+        code="input-profile",
     )
 
 
@@ -356,6 +380,7 @@ def precisions_read(label: str, layers: Mapping[str, int]) -> tuple[Precision, .
             f"{label}: the engine computes in {', '.join(sorted(narrow))} ({layers_shown(layers)}), for which "
             "there are no limits",
             f"the precisions are {', '.join(PRECISIONS)}",
+            code="engine-precision",
         )
     rest = next((kind for kind in ("bf16", "fp16") if kind in kinds), None)
     quantized = next((kind for kind in ("int8", "fp8") if kind in kinds), None)

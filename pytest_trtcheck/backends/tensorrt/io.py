@@ -113,7 +113,7 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: InputMapping) -> dict[str,
         arrays[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     if problems:
         known = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in specs)
-        raise InputError("; ".join(problems), f"the engine's inputs are {known}")
+        raise InputError("; ".join(problems), f"the engine's inputs are {known}", code="input-shape")
     return arrays
 
 

@@ -122,14 +122,20 @@ def _load(name: ModuleName) -> TensorRTModule:
     except ModuleNotFoundError as error:
         if error.name == name:
             raise MissingDependencyError(f"{name} is not installed") from error
-        raise MissingDependencyError(f"{name} is installed but cannot be loaded: {error}") from error
+        raise MissingDependencyError(
+            f"{name} is installed but cannot be loaded: {error}", code="library-broken"
+        ) from error
     # Beside ImportError, loading shared libraries raises OSError, and the package's own checks raise RuntimeError.
     except (ImportError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(f"{name} is installed but cannot be loaded: {error}") from error
+        raise MissingDependencyError(
+            f"{name} is installed but cannot be loaded: {error}", code="library-broken"
+        ) from error
     if not hasattr(handle, "__version__"):  # An empty folder of that name is a module too.
-        raise MissingDependencyError(f"{name} is installed but cannot be loaded: it has no version")
+        raise MissingDependencyError(
+            f"{name} is installed but cannot be loaded: it has no version", code="library-broken"
+        )
     if reason := too_old(name, handle.__version__):
-        raise MissingDependencyError(reason)
+        raise MissingDependencyError(reason, code="library-broken")
     return TensorRTModule(name, handle.__version__, handle)
 
 
@@ -144,4 +150,6 @@ def hash_plugin(library: str) -> str:
     try:
         return hash_file(Path(library))
     except OSError as error:
-        raise ArgumentError(f"plugins: {library}: {error.strerror}", "give the path of the plugin library") from error
+        raise ArgumentError(
+            f"plugins: {library}: {error.strerror}", "give the path of the plugin library", code="operator-library"
+        ) from error

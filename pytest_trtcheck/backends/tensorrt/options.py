@@ -88,21 +88,25 @@ def check_options(
     check_values(options)
     for plugin in options.plugins:
         if not Path(plugin).exists():
-            raise ArgumentError(f"plugin library {plugin} does not exist")
+            raise ArgumentError(f"plugin library {plugin} does not exist", code="operator-library")
     given = options.given()
     if module.is_rtx and (lacking := [name for name in _NOT_IN_RTX if name in given]):
         raise ArgumentError(
             f"{module.title} has no build option {', '.join(lacking)}",
             "leave it out, or build with backend='tensorrt'",
+            code="build-option",
         )
     if options.min_subgraph_size is not None:
         raise ArgumentError(
             f"{module.title} has no build option min_subgraph_size: it does not divide a model",
             "leave it out: it is for backend='onnxruntime-tensorrt'",
+            code="build-option",
         )
     for name, (holder, attribute, since) in _NEEDS.items():
         if name in given and not hasattr(getattr(module.handle, holder, None), attribute):
-            raise ArgumentError(f"{module.title} has no build option {name}", f"TensorRT has it from {since} on")
+            raise ArgumentError(
+                f"{module.title} has no build option {name}", f"TensorRT has it from {since} on", code="build-option"
+            )
     for problem in _unknown_previews(module, options):
         raise problem
     if module.is_rtx and target is not None and not target.here and (options.refit or options.strip_weights):
@@ -110,9 +114,12 @@ def check_options(
         raise ArgumentError(
             f"{module.title} builds no engine for {target.sm} with {name}=True here: that takes the GPU itself",
             "build it on the machine with the GPU, or leave the option out",
+            code="build-option",
         )
     if options.dla_core is not None and (reason := _why_no_dla(module, precision)):
-        raise ArgumentError(f"dla_core={options.dla_core}: {reason}", "leave dla_core out: the GPU runs all of it")
+        raise ArgumentError(
+            f"dla_core={options.dla_core}: {reason}", "leave dla_core out: the GPU runs all of it", code="build-option"
+        )
 
 
 def _unknown_previews(module: TensorRTModule, options: BuildOptions) -> Iterator[ArgumentError]:
@@ -120,7 +127,9 @@ def _unknown_previews(module: TensorRTModule, options: BuildOptions) -> Iterator
     for name in options.preview:
         if name.removeprefix("-") not in known:
             there = suggestion(name.removeprefix("-"), known) or f"it has {listed(known, 8)}"
-            yield ArgumentError(f"{module.title} has no preview feature {name.removeprefix('-')}", there)
+            yield ArgumentError(
+                f"{module.title} has no preview feature {name.removeprefix('-')}", there, code="build-option"
+            )
 
 
 _DLA_GONE, _DLA_AGAIN = (10, 8), (11, 4, 1)
@@ -166,16 +175,25 @@ class Callback:
         """
         hint = "write `def name(config): …` at the top of a module (a conftest.py is one): the builder imports it"
         if not isinstance(function, FunctionType):
-            raise ArgumentError(f"configure={function!r} is no function", hint)
+            raise ArgumentError(f"configure={function!r} is no function", hint, code="configure-function")
         name, known, arguments = function.__qualname__, function.__globals__, inspect.signature(function).parameters
         if known.get(name) is not function:
             what = "a lambda" if "<lambda>" in name else "made inside a function or class, or goes by another name"
-            raise ArgumentError(f"configure={name_of(function)} is {what}: another process cannot import it", hint)
+            raise ArgumentError(
+                f"configure={name_of(function)} is {what}: another process cannot import it",
+                hint,
+                code="configure-function",
+            )
         file = known.get("__file__")
         if not file or not Path(file).is_file():
-            raise ArgumentError(f"configure={name} is in no file that another process could import", hint)
+            raise ArgumentError(
+                f"configure={name} is in no file that another process could import", hint, code="configure-function"
+            )
         if not 1 <= len(arguments) <= 2:
-            raise ArgumentError(f"configure={name} must take one argument, the builder config, or that and the network")
+            raise ArgumentError(
+                f"configure={name} must take one argument, the builder config, or that and the network",
+                code="configure-function",
+            )
         return cls(function.__module__, name, str(Path(file).resolve()), hash_file(file))
 
 

@@ -109,19 +109,22 @@ def opened(path: Path, label: str, cache: Cache) -> PlanFile:
     try:
         head, size = _head(path), path.stat().st_size
     except OSError as error:
-        raise ModelError(f"{label}: cannot be read: {error.strerror or error}", "name the file of an engine") from error
+        raise ModelError(
+            f"{label}: cannot be read: {error.strerror or error}", "name the file of an engine", code="engine-file"
+        ) from error
     if head[:4] in _TAGS:
         return _with_manifest(_plan(path, label, head, size))
     if (behind := _metadata_bytes(path, head)) is not None:
         file = _held(label, path.read_bytes()[behind:], cache)
         return replace(file, notes=(f"the plan lies behind {behind:,} bytes of metadata, as Ultralytics writes it",))
     if not size:
-        raise ModelError(f"{label}: the engine file is empty", "build it again, or copy it again")
+        raise ModelError(f"{label}: the engine file is empty", "build it again, or copy it again", code="engine-file")
     model = _onnx(path) if size < _LARGEST_ONNX else None
     if model is None:
         raise ModelError(
             f"{label}: is no serialized engine: it {_what(head)}",
             "engine= takes what TensorRT serialized (.plan, .engine), or ONNX Runtime's EPContext model (.onnx)",
+            code="engine-file",
         )
     return _of_context(path, label, model, cache)
 
@@ -146,7 +149,9 @@ def _held(label: str, plan: bytes, cache: Cache) -> PlanFile:
 def _plan(path: Path, label: str, head: bytes, size: int) -> PlanFile:
     if len(head) < _HEADER.size:
         raise ModelError(
-            f"{label}: the engine file is cut off: it has {size} bytes", "copy it again, or build it again"
+            f"{label}: the engine file is cut off: it has {size} bytes",
+            "copy it again, or build it again",
+            code="engine-file",
         )
     tag, serialization, _, total, *release, targets = _HEADER.unpack(head)
     module = _TAGS[tag]
@@ -156,6 +161,7 @@ def _plan(path: Path, label: str, head: bytes, size: int) -> PlanFile:
         raise ModelError(
             f"{label}: the engine file is cut off: it has {size:,} of {total:,} bytes",
             "copy it again, or build it again",
+            code="engine-file",
         )
     return PlanFile(
         path, label, hash_file(path), size, module, version, targets=_targets(targets) if known_layout else None
@@ -205,6 +211,7 @@ def refuse_unfit(
             f"{file.label}: is an engine of {file.builder}, which is not installed: {other.title} is, and does not "
             "load it",
             "install the TensorRT that built it, or build it with the one that is installed",
+            code="engine-release",
         )
     # TensorRT's engines may have been built to be loaded by later releases of the same line; TensorRT-RTX's may not.
     compared = 3 if file.module == "tensorrt_rtx" else 1
@@ -213,6 +220,7 @@ def refuse_unfit(
             f"{file.label}: was built by {file.builder}, and {module.title} is installed: an engine is loaded by the "
             "release that built it alone",
             f"build it again with {module.title}, or install {file.builder}",
+            code="engine-release",
         )
     if capability == (0, 0) or not file.built_for:
         return
@@ -222,6 +230,7 @@ def refuse_unfit(
             f"{file.label}: was compiled for compute capability {', '.join(file.built_for)}, and {gpu} has "
             f"{dotted(capability)}: it may load there, and compute anything",
             f"build it for {gpu}, or test it on the GPU that it was built for",
+            code="engine-gpu",
         )
 
 
@@ -253,6 +262,7 @@ def _with_manifest(file: PlanFile) -> PlanFile:
         raise ModelError(
             f"{file.label}: the manifest beside it, {place}, is not understood: {error!r}",
             "export it again, or move the plan away from that manifest",
+            code="engine-manifest",
         ) from error
     if file.targets is not None and stated is not None and stated not in file.targets:
         claims["compute capability"] = dotted(stated), ", ".join(file.built_for)
@@ -261,11 +271,13 @@ def _with_manifest(file: PlanFile) -> PlanFile:
         raise ModelError(
             f"{file.label}: is not the engine that the manifest beside it describes ({place}): {'; '.join(wrong)}",
             "export it again: plan and manifest belong together",
+            code="engine-manifest",
         )
     if (engine.get("made_from") or {}).get("strip_weights") == "true":
         raise ModelError(
             f"{file.label}: holds no weights, as its manifest says (strip_weights): by itself it computes nothing",
             "test it as it was built: BuildOptions(strip_weights=True), without engine=",
+            code="engine-weights",
         )
     targets = file.targets if file.targets is not None or stated is None else (stated,)
     return replace(file, manifest=manifest, targets=targets, notes=(*file.notes, f"described by {place.name}"))
@@ -327,16 +339,19 @@ def _of_context(path: Path, label: str, model: Any, cache: Cache) -> PlanFile:
         raise ModelError(
             f"{label}: is an ONNX model ({listed(dict.fromkeys(others))}), no engine",
             "name it as the model, and let the engine be built; or name the engine's own file as engine=",
+            code="engine-file",
         )
     if len(nodes) > 1 or others:
         what = f"{len(nodes)} EPContext nodes" + (f" beside {listed(dict.fromkeys(others))}" if others else "")
-        raise ModelError(f"{label}: the model is split: {what}", _OTHER_PROVIDER)
+        raise ModelError(f"{label}: the model is split: {what}", _OTHER_PROVIDER, code="engine-file")
     (node,) = nodes
     given = {each.name: each.i if each.type == each.INT else each.s for each in node.attribute}
     texts = {name: value.decode(errors="replace") for name, value in given.items() if isinstance(value, bytes)}
     source = texts.get("source", "")
     if source and "tensorrt" not in source.lower():
-        raise ModelError(f"{label}: its engine is one of {source}, not of TensorRT", _OTHER_PROVIDER)
+        raise ModelError(
+            f"{label}: its engine is one of {source}, not of TensorRT", _OTHER_PROVIDER, code="engine-file"
+        )
     held = given.get("ep_cache_context", b"")
     inside = bool(given.get("embed_mode", 1))
     plan = None if inside else _beside(path, label, texts.get("ep_cache_context", ""))
@@ -345,6 +360,7 @@ def _of_context(path: Path, label: str, model: Any, cache: Cache) -> PlanFile:
         raise ModelError(
             f"{label}: its EPContext node holds no engine of TensorRT: it {_what(head) if head else 'is empty'}",
             "let ONNX Runtime write the model again",
+            code="engine-file",
         )
     file = _held(label, held, cache) if plan is None else _plan(plan, label, head, plan.stat().st_size)
     return _agreeing(file, texts)
@@ -369,10 +385,13 @@ def _beside(path: Path, label: str, named: str) -> Path:
         raise ModelError(
             f"{label}: its EPContext node names the engine {named[:200]!r}, which leads out of the model's folder",
             "an engine is code: put it beside the model, or name it as engine= yourself",
+            code="engine-file",
         )
     if not os.path.isfile(plan):  # noqa: PTH113 - Path's raises where no file can have the name
         raise ModelError(
-            f"{label}: its EPContext node names the engine {named[:200]!r}, which is not there", "copy it as well"
+            f"{label}: its EPContext node names the engine {named[:200]!r}, which is not there",
+            "copy it as well",
+            code="engine-file",
         )
     return plan
 
@@ -385,6 +404,7 @@ def _agreeing(file: PlanFile, texts: Mapping[str, str]) -> PlanFile:
             f"{file.label}: its EPContext node says that TensorRT {said} built the engine, and the engine says "
             f"{file.builder}",
             "let ONNX Runtime write the model again",
+            code="engine-file",
         )
     architecture = texts.get("hardware_architecture", "")
     stated = _capability(architecture.removesuffix("+")) if architecture.removesuffix("+").isdigit() else None

@@ -57,11 +57,13 @@ class TimedRun:
         if engine.is_profiled:
             raise RuntimeError("the engine's layers were timed: load it again to measure it")
         if not input_sets:
-            raise InputError("there are no inputs to measure with")
+            raise InputError("there are no inputs to measure with", code="input-empty")
         arrays = [check_inputs(engine.inputs, inputs) for inputs in input_sets]
         shapes = [{name: array.shape for name, array in each.items()} for each in arrays]
         if any(each != shapes[0] for each in shapes):
-            raise InputError("the inputs to measure with differ in shape", "measure each shape by itself")
+            raise InputError(
+                "the inputs to measure with differ in shape", "measure each shape by itself", code="input-shape"
+            )
         self._engine = engine
         self._cuda = engine.cuda
         self._transfers = transfers

@@ -150,7 +150,8 @@ class Trial:
         if answered.response is None:
             raise self._ended(task, answered)
         if "error" in answered.response:
-            raise GpuError(*answered.response["error"])
+            message, hint, code = answered.response["error"]
+            raise GpuError(message, hint, code=code)
 
     def _ended(self, task: str, answered: tensorrt.Answered) -> GpuError:
         done = {"load": "loaded", "run": "run"}[task]
@@ -167,6 +168,8 @@ class Trial:
 
 class StoppedError(GpuError):
     """An engine was not loaded or run within the time that is allowed."""
+
+    usual_code = "engine-stopped"
 
 
 def kernels_of(entry: Entry) -> bytes | None:
@@ -204,7 +207,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     try:
         engine = Engine(Path(request["model"]), module, **arguments)
     except CheckError as error:
-        return {"error": [error.message, error.hint]}
+        return {"error": [error.message, error.hint, error.code]}
     _loaded[:] = [engine]
     kernels.write_bytes(engine.jit_cache() or b"")
     return {}
@@ -222,7 +225,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         except GpuError as error:
             # What it says of "this process" is of this one.
             hint = "the session can go on: that was in another process" if error.poisoned else error.hint
-            return {"error": [error.message, hint]}
+            return {"error": [error.message, hint, error.code]}
         except CheckError:  # Inputs that do not fit: the check says so itself.
             continue
     Path(request["kernels"]).write_bytes(engine.jit_cache() or b"")

@@ -118,4 +118,6 @@ def _timeout(text: str, query: str) -> float:
 
 
 def _wrong(text: str, why: str) -> ArgumentError:
-    return ArgumentError(f"--trt-triton-url: {text!r} is no address of a Triton server: {why}", _EXAMPLE)
+    return ArgumentError(
+        f"--trt-triton-url: {text!r} is no address of a Triton server: {why}", _EXAMPLE, code="option-value"
+    )

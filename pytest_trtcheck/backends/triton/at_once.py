@@ -90,7 +90,7 @@ def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDAr
         except ServerError as error:
             if _QUEUE_IS_FULL not in error.message:
                 message = f"{error.message} ({len(requests)} requests were sent at once)"
-                errors.append(ServerError(message, error.hint))
+                errors.append(ServerError(message, error.hint, code=error.code))
         except BaseException as error:
             errors.append(error)
             start.abort()

@@ -82,6 +82,7 @@ class Triton(Backend):
             raise ArgumentError(
                 "backend triton: no server is named",
                 "name it: --trt-triton-url=http://localhost:8000, TRTCHECK_TRITON_URL or the ini key trt_triton_url",
+                code="argument-missing",
             )
         return cls(Address.parse(machine.triton_url), machine.triton_models)
 
@@ -101,7 +102,9 @@ class Triton(Backend):
             glob, equals, served = (part.strip() for part in line.rpartition("="))
             if not equals or not glob or not served:
                 raise ArgumentError(
-                    f"ini key trt_triton_models: {line!r} is no line of it", "write GLOB = NAME or GLOB = NAME/VERSION"
+                    f"ini key trt_triton_models: {line!r} is no line of it",
+                    "write GLOB = NAME or GLOB = NAME/VERSION",
+                    code="option-value",
                 )
             if fnmatch(model.label, glob) or fnmatch(model.label, f"*/{glob}"):
                 other = Address.parse(f"{self.address}/{served}")

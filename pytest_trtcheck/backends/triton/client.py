@@ -242,6 +242,7 @@ class Connection:
                     f"input {tensor.name!r} has a batch of {array.shape[0]}, and Triton serves model {model.name!r} in "
                     f"batches of at most {model.max_batch_size} (max_batch_size)",
                     "give smaller inputs, or batch= at most that",
+                    code="input-batch",
                 )
             if array.ndim + 1 == len(tensor.shape) and tensor.shape[-1] == 1:
                 array = array[..., np.newaxis]  # Triton has no scalars: `dims: [ 1 ]` with a reshape stands for one.

@@ -179,6 +179,7 @@ def refuse_other_model(address: Address, served: ServedModel, model: OnnxModel) 
             + "\n  ".join(problems),
             f"it serves {'; '.join(map(str, served.inputs))} → {'; '.join(map(str, served.outputs))}; name another "
             "model in the URL or in the ini key trt_triton_models, or correct the server's config.pbtxt",
+            code="server-model",
         )
 
 

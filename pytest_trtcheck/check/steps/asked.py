@@ -14,19 +14,19 @@ from pytest_trtcheck import backends
 from pytest_trtcheck.check import keeping, kept_inputs, parity
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.errors import CalibrationError, CheckError, InputError, ModelError, listed
+from pytest_trtcheck.model import free_dims, labelled
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model import labelled
 from pytest_trtcheck.model.labelled import Stream
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.quantization import coverage
-from pytest_trtcheck.precision.reference import GoldenReference, Reference, reference_given
+from pytest_trtcheck.precision.reference import GoldenReference, Reference, first_that_runs, reference_given
 from pytest_trtcheck.record import CalibrationRecord, CheckRecord, LoweredRecord
 from pytest_trtcheck.spec import Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, Backend
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.reference import AnyReference
-    from pytest_trtcheck.spec import Precision
+    from pytest_trtcheck.spec import Precision, Shape
 
 
 def named_model(
@@ -44,7 +44,9 @@ def named_model(
     """The model that a marker or fixture names."""
     if source is None:
         raise ModelError(
-            "no model is named", 'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model'
+            "no model is named",
+            'name it in the marker, @trt_parity("model.onnx"), or override the fixture trt_model',
+            code="model-unnamed",
         )
     return open_model(source, folders, settings.cache, examples=examples)
 
@@ -81,6 +83,7 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
             raise ModelError(
                 f"engine={request.parity.engine}: no model is named, whose outputs the engine's are compared with",
                 'name the model that it was built from: @trt_parity("model.onnx", engine=…), or a model as reference=',
+                code="model-unnamed",
             )
         source = reference
     model = named_model(settings, source, request.folders, request.examples)
@@ -96,7 +99,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     compares = request.judge_parity and not settings.build_only
     if compares:
         parity.refuse_random(model)
-    cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(request, model)
+    cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(settings, request, model)
     if compares:
         parity.refuse_empty(cases)
     own = len(cases)
@@ -199,7 +202,7 @@ def _calibration(known: Known) -> CalibrationRecord | None:
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"
 
 
-def _cases(request: Request, model: OnnxModel) -> tuple[Sequence[Case], list[Any], list[str]]:
+def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequence[Case], list[Any], list[str]]:
     """What to feed, its labels where a score asks for them, and what to say about it."""
     spec = request.parity
     batch = spec.batch[0]
@@ -224,10 +227,22 @@ def _cases(request: Request, model: OnnxModel) -> tuple[Sequence[Case], list[Any
         raise InputError(
             f"score={spec.score.name}: there is nothing to score: neither the test nor trt_inputs gives inputs",
             "return the samples with their labels: [Case(inputs, labels), …], or a loader of batches",
+            code="labels-missing",
         )
-    ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch)
+
+    def answer(proposed: Sequence[Mapping[str, Shape]]) -> str:
+        """What to paste: the likeliest sizes that the model runs with."""
+        found = first_that_runs(model, proposed, settings.cache, settings.reference_provider)
+        open_first = [each.name for each in model.inputs if each.shape and not isinstance(each.shape[0], int)]
+        batches = [size for size in request.batches if size is not None]
+        spelled = request.spell_shapes(free_dims.over(found or proposed[0], batches, open_first))
+        tried = "which the model runs with" if found else "with sizes that the model takes"
+        return f"fix them: {spelled} ({tried}), or give real inputs"
+
+    ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch, answer=answer)
     notes = [f"inputs were generated (seed {spec.seed})"]
-    if request.default_batch is not None and batch is None and any(s.free_dims() for s in model.inputs):
+    is_open = any(each.free_dims() and each.name not in spec.shapes for each in model.inputs)
+    if request.default_batch is not None and batch is None and is_open:
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), labels, notes
 

@@ -72,6 +72,7 @@ def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
         raise ModelError(
             f"{file.label}: precision={known.precision}, and the manifest beside it says {stated}",
             "leave precision= out, or name the engine of that precision",
+            code="engine-precision",
         )
     if not known.request.parity.states_precision and file.stated_precision in PRECISIONS:
         known = known.in_precision(file.stated_precision)
@@ -96,6 +97,7 @@ def _placed_on_server(known: Known) -> Known:
                 f"{known.model.label}: what {known.system.title} computes in is not known, and neither precision= nor "
                 "tol= is given",
                 'say what it was built in, @trt_parity("model.onnx", precision="fp16"), or give a limit, tol=',
+                code="engine-precision",
             )
         return known.recorded("the precision is not known: a server does not tell", precision=None)
     return known.recorded(f"{known.precision} is stated, not proved: a server does not tell what it computes in")
@@ -120,7 +122,9 @@ def built(settings: Settings, known: Known) -> Known:
             raise known.unsupported()
         return _not_built(known, known.problem)
     if settings.build_only and not system.builds and not settings.only_judges(known.request):
-        raise UnsupportedTargetError(f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100")
+        raise UnsupportedTargetError(
+            f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100", code="gpu-needed"
+        )
     if not system.builds:
         return known
     try:
@@ -129,7 +133,7 @@ def built(settings: Settings, known: Known) -> Known:
     except BuildError as error:
         if system.is_served_elsewhere(known.precision, error.message):
             return _not_built(known, error.message)
-        raise BuildError(error.message, _advice(settings, known, error)) from error
+        raise BuildError(error.message, _advice(settings, known, error), code=error.code) from error
     compiled_for = None if system.runs else system.builds_for
     return replace(known, built=found).recorded(engine=found.record, compiled_for=compiled_for)
 
@@ -157,7 +161,7 @@ def nothing_compared(settings: Settings, known: Known) -> Known:
         found = f"not built for {known.system.builds_for}: {known.record.not_built}"
     elif known.built is None:
         found = f"{known.title}: no problem found by {known.judged_by}; no engine was built: --trt-gpu=A100 builds one"
-    return known.recorded(verdict="not_measured", message=f"--trt-build-only: {found}")
+    return known.recorded(verdict="not_measured", message=f"--trt-build-only: {found}", code="not-measured")
 
 
 @contextmanager
@@ -188,7 +192,9 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
 def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
     """What runs a built engine; none does once one has broken CUDA in this process."""
     if settings.broken and system.gpu is not None:
-        raise GpuError(f"no engine can run: {settings.broken[0]}", "run this test in a process of its own")
+        raise GpuError(
+            f"no engine can run: {settings.broken[0]}", "run this test in a process of its own", code="cuda-broken"
+        )
     if settings.kept_open is None:
         return system.load(built)
     found: Runner = settings.kept_open.get((system.name, built.path, built.spec.precision), lambda: system.load(built))
@@ -223,6 +229,7 @@ def loaded(settings: Settings, known: Known) -> Known:
             f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
             "compared with itself",
             "leave reference= out: the export's outputs on ONNX Runtime are the reference then",
+            code="compared-with-itself",
         )
     _refuse_wrong_evidence(system)
     found = known.built if system.builds else system.build(known.spec(system), settings.cache)
@@ -269,6 +276,7 @@ def _refuse_itself(known: Known) -> None:
             f"{known.reference.title} is {known.model.label} itself, and nothing was lowered: it would be compared "
             "with itself",
             "name another model, or a precision to lower it to",
+            code="compared-with-itself",
         )
 
 
@@ -280,4 +288,5 @@ def _refuse_wrong_evidence(system: Backend) -> None:
             f"backend {system.name!r} says evidence = {system.evidence!r} and gpu_ran = {system.gpu_ran!r}, and names "
             "no GPU that it ran on",
             "say 'provider' or 'emulated', or set `gpu` to the machine's",
+            code="extension-failed",
         )

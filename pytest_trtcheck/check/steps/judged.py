@@ -12,7 +12,15 @@ from pytest_trtcheck.check.rebuild import judged_again
 from pytest_trtcheck.check.steps.asked import decides_alone, lowered_model
 from pytest_trtcheck.check.steps.engine import loaded, loaded_by, note_broken
 from pytest_trtcheck.choices import half_part
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, UnsupportedTargetError, first_line, plural
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    CheckError,
+    Code,
+    ModelError,
+    UnsupportedTargetError,
+    first_line,
+    plural,
+)
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.record import BASELINE, ServerRecord, combine, is_bad
@@ -57,6 +65,7 @@ def _with_precision_read(known: Known, file: PlanFile) -> Known:
                 f"{file.label}: the engine does not tell what it computes in (it was built without detailed "
                 "profiling), and neither precision= nor tol= is given",
                 "give one, or build it with ProfilingVerbosity.DETAILED (trtexec --profilingVerbosity=detailed)",
+                code="engine-precision",
             )
         shown = "the precision is not known" if stated is None else f"{stated} is stated, not proved"
         note = f"{shown}: the engine inspector tells no layer's type"
@@ -67,6 +76,7 @@ def _with_precision_read(known: Known, file: PlanFile) -> Known:
             f"{file.label}: {by}{stated}, and the engine computes in {read[0]}: the engine inspector lists "
             f"{layers_shown(layers)}",
             "leave precision= out, or build the engine again" if spec.states_precision else "export the engine again",
+            code="engine-precision",
         )
     if stated is None:
         exact = read[0]
@@ -82,12 +92,13 @@ def compared(settings: Settings, known: Known) -> Known:
     if known.runner is None or known.built is None:
         return known
     doubt = outcome = None
+    code: Code = "outputs-unstable"
     with known.alone():
         if not known.running.is_emulation:
             case = known.cases[0]
-            doubt = known.running.doubt(known.built, known.runner, case) or parity.unstable(
-                known.runner, case, known.computed_in, bitwise=settings.bitwise
-            )
+            doubt = known.running.doubt(known.built, known.runner, case)
+            code = "precision-not-applied" if doubt else code
+            doubt = doubt or parity.unstable(known.runner, case, known.computed_in, bitwise=settings.bitwise)
         if known.request.judges_outputs or doubt:
             # Where a score alone is asked for, one case shows how far off what is doubted is.
             judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])
@@ -100,7 +111,8 @@ def compared(settings: Settings, known: Known) -> Known:
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     if doubt is not None:
         outcome = replace(outcome, record=replace(outcome.record, verdict="fail", reason=doubt))
-    return replace(known, outcome=outcome, doubt=doubt).recorded(*outcome.notes, parity=outcome.record)
+    known = replace(known, outcome=outcome, doubt=doubt, doubt_code=code)
+    return known.recorded(*outcome.notes, parity=outcome.record)
 
 
 def _at_once(known: Known, doubt: str | None) -> tuple[Known, str | None]:
@@ -215,7 +227,7 @@ def watched(settings: Settings, known: Known) -> Known:
             return known.recorded(*watch(known))
     except CheckError as error:
         note_broken(settings, known.request, error)
-        return known.recorded(str(error))
+        return known.recorded(error.text)
 
 
 def _refuse_the_same(known: Known, other: ServerRecord | None, precision: Precision) -> None:
@@ -225,6 +237,7 @@ def _refuse_the_same(known: Known, other: ServerRecord | None, precision: Precis
         raise ArgumentError(
             f"min_speedup={{{precision!r}: …}}: the server's model {own.model!r} would be compared with itself",
             "name the models by their precision: --trt-triton-url=http://localhost:8000/{model}_{precision}",
+            code="compared-with-itself",
         )
 
 
@@ -262,12 +275,12 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
     try:
         system = backends.load(name).find(settings.machine)
     except CheckError as error:
-        raise UnsupportedTargetError(error.message, error.hint) from error
+        raise UnsupportedTargetError(error.message, error.hint, code=error.code) from error
     if system.name == known.running.name:
-        raise UnsupportedTargetError(f"{system.title} is what was checked itself")
+        raise UnsupportedTargetError(f"{system.title} is what was checked itself", code="compared-with-itself")
     if not system.is_timed or system.gpu is None or known.running.gpu is None:
         slow = system if system.gpu is None else known.running
-        raise UnsupportedTargetError(f"{slow.title} is not measured on the GPU here")
+        raise UnsupportedTargetError(f"{slow.title} is not measured on the GPU here", code="gpu-needed")
     precision = known.computed_in
     if system.why_not(precision, known.model.op_types) is not None:
         precision = half_part(precision) or "fp32"
@@ -279,7 +292,7 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
         doubt = system.doubt(rival.built, rival.runner, known.cases[0])
     if doubt is not None:
         rival.runner.close()
-        raise UnsupportedTargetError(doubt)
+        raise UnsupportedTargetError(doubt, code="precision-not-applied")
     return rival
 
 
@@ -343,4 +356,5 @@ def proved(settings: Settings, known: Known) -> Known:
     reason = f"--trt-require-evidence={settings.evidence.file}: {found}"
     if is_bad(known.record.verdict):
         return known.recorded(reason)
-    return known.recorded(verdict="fail", message="\n".join(filter(None, (reason, known.record.message))))
+    message = "\n".join(filter(None, (reason, known.record.message)))
+    return known.recorded(verdict="fail", message=message, code="evidence-required")

@@ -102,8 +102,10 @@ class Opening:
             if candidate.is_file() or candidate.is_dir():
                 return candidate
             if candidate.exists():
-                raise ModelError(f"{source}: is a pipe or a device, no {what}")
-        raise ModelError(f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}")
+                raise ModelError(f"{source}: is a pipe or a device, no {what}", code="model-kind")
+        raise ModelError(
+            f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}", code="model-missing"
+        )
 
     def open(self, source: object, label: str | None = None) -> OnnxModel:
         """What a source was turned into: the bytes of an ONNX file, an onnx.ModelProto, a path, or another source.
@@ -115,7 +117,7 @@ class Opening:
         """
         found = find(source)
         if found is None:
-            raise ModelError(f"a {type(source).__name__} is no model", f"give {titles()}")
+            raise ModelError(f"a {type(source).__name__} is no model", f"give {titles()}", code="model-kind")
         return found.open(source, replace(self, label=label or self.label))
 
 
@@ -208,13 +210,17 @@ class _Installed:
             self._source: Source = point.load()
             self.title = self._source.title
         except Exception as error:
-            raise ArgumentError(f"{self._name} cannot be loaded: {type(error).__name__}: {error}") from error
+            raise ArgumentError(
+                f"{self._name} cannot be loaded: {type(error).__name__}: {error}", code="extension-failed"
+            ) from error
 
     def accepts(self, source: object) -> bool:
         try:
             return bool(self._source.accepts(source))
         except Exception as error:
-            raise ArgumentError(f"{self._name} failed: {type(error).__name__}: {error}") from error
+            raise ArgumentError(
+                f"{self._name} failed: {type(error).__name__}: {error}", code="extension-failed"
+            ) from error
 
     def open(self, source: object, opening: Opening) -> OnnxModel:
         from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -224,10 +230,13 @@ class _Installed:
         except CheckError:
             raise
         except Exception as error:
-            raise ModelError(f"{self._name} failed to open it: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"{self._name} failed to open it: {type(error).__name__}: {error}", code="extension-failed"
+            ) from error
         if not isinstance(model, OnnxModel):
             raise ModelError(
                 f"{self._name} gave a {type(model).__name__}",
                 "it has to return opening.open(…) of a path, the bytes of an ONNX file or an onnx.ModelProto",
+                code="extension-failed",
             )
         return model

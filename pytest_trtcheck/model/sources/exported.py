@@ -161,7 +161,8 @@ def _proved(model: OnnxModel, opening: Opening) -> tuple[str, ...]:
     except InputError:
         # What is missing is said when the check asks for its inputs; nothing is run before.
         return ()
-    return tuple(remembered.once(Key("export_proof", model.label, parts), lambda: _prove(model, cases), opening.cache))
+    key = Key("export_proof", model.label, parts)
+    return tuple(remembered.once(key, lambda: _prove(model, cases), remembered.names, opening.cache))
 
 
 def _cases(model: OnnxModel, opening: Opening) -> dict[int | None, Case]:
@@ -207,7 +208,10 @@ def _prove(model: OnnxModel, cases: Mapping[int | None, Case]) -> list[str]:
                 raise _fixed(model, batch, error.headline) from error
             if problem := _misshapen(expected, actual):
                 if batch in {None, BATCHES[0]}:
-                    raise ModelError(f"{model.label}: the export is not what {origin.title} computes: {problem}")
+                    raise ModelError(
+                        f"{model.label}: the export is not what {origin.title} computes: {problem}",
+                        code="export-differs",
+                    )
                 raise _fixed(model, batch, problem)
             distances[batch] = {name: distance(actual[name], expected[name]) for name in actual}
     return list(_compared(model, distances))
@@ -218,6 +222,7 @@ def _fixed(model: OnnxModel, batch: int | None, why: str) -> ModelError:
         f"{model.label}: the export fixes the batch at {BATCHES[0]}: with {batch} rows, {why}",
         "look for sizes that are numbers in the model (x.view(2, …), a loop over rows), or check one shape alone: "
         "shapes={input: shape}",
+        code="export-batch",
     )
 
 

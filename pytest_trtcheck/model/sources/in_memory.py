@@ -41,6 +41,7 @@ def open(source: Any, opening: Opening) -> OnnxModel:
         raise ModelError(
             f"{label}: cannot be serialized: {error}",
             "save it with external data and give its path (2 GiB is the most)",
+            code="model-size",
         ) from error
 
     def write(folder: Path) -> None:

@@ -50,6 +50,7 @@ def open(source: Any, opening: Opening) -> OnnxModel:
         raise ModelError(
             f"<Keras 2 model {source.name}>: models of tf_keras are not exported",
             'save it, model.export("folder"), and give the folder as a SavedModel',
+            code="model-kind",
         )
     return _open_model(source, opening, opening.label or f"<Keras model {source.name}>")
 
@@ -103,6 +104,7 @@ def _config(path: Path, label: str) -> Any:
         raise ModelError(
             f"{label}: not a .keras file, or cut off ({size}): {first_line(error)}",
             "save it again by model.save, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",
+            code="model-damaged",
         ) from error
 
 
@@ -137,6 +139,7 @@ def _loaded(path: Path, label: str) -> Any:
             "decorate the model's own classes and functions by @keras.saving.register_keras_serializable() and import "
             "their module in the test, or give a callable: model=lambda: keras.saving.load_model(…, custom_objects={…}"
             + (", safe_mode=False)" if "safe" in str(error) or "lambda" in str(error).lower() else ")"),
+            code="model-unloadable",
         ) from error
 
 
@@ -161,6 +164,7 @@ def _load_keras(label: str) -> None:
         raise ModelError(
             f"{label}: Keras computes with {backend} in this process, and models are exported through TensorFlow",
             "set KERAS_BACKEND=tensorflow in the environment of the tests: a .keras file is the same for every backend",
+            code="export-failed",
         )
     load_tensorflow()
 
@@ -196,7 +200,9 @@ def _inputs_of(model: Any, examples: object, label: str) -> Any:
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ModelError(
-                f"{label}: its input has no shape yet", "begin it with keras.Input(shape), or call it once"
+                f"{label}: its input has no shape yet",
+                "begin it with keras.Input(shape), or call it once",
+                code="export-inputs",
             )
         return model.inputs[0]
     if isinstance(model, keras.Model) and hasattr(model, "output_names"):
@@ -220,6 +226,7 @@ def _example_of(examples: object, label: str) -> Any:
     raise ModelError(
         f"{label}: a subclassed Keras model does not say what its inputs are",
         "return inputs from the test, one array or a dict as its call takes them, or build it by keras.Model(…)",
+        code="export-inputs",
     )
 
 
@@ -235,7 +242,9 @@ def _input_names(paths: Any, label: str) -> list[str]:
         names.append(f"input_{index}" if given is None or _GENERATED_INPUT.fullmatch(given) else str(given))
     if len(set(names)) < len(names):
         raise ModelError(
-            f"{label}: several inputs have one name: {listed(names, 10)}", "give each Input a name of its own"
+            f"{label}: several inputs have one name: {listed(names, 10)}",
+            "give each Input a name of its own",
+            code="export-failed",
         )
     return names
 

@@ -44,16 +44,20 @@ def open(source: Any, opening: Opening) -> OnnxModel:
         raise ModelError(
             f"model={name}: takes arguments, so it can't be called to make the model",
             "give a function without arguments; functools.partial fills them in",
+            code="user-code-result",
         )
     try:
         model = source()
     except CheckError:
         raise
     except Exception as error:
-        raise ModelError(f"{name}() failed to make the model: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{name}() failed to make the model: {type(error).__name__}: {error}", code="user-code-failed"
+        ) from error
     if sources.find(model) in (None, sources.made):
         raise ModelError(
             f"{name}() gave a {type(model).__name__}, which is no model",
             "return a path, the bytes of an ONNX file, or an onnx.ModelProto",
+            code="user-code-result",
         )
     return opening.open(model, f"{name}()")

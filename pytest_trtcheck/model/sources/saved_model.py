@@ -57,6 +57,7 @@ def open_folder(folder: Path, signature: str | None, opening: Opening, label: st
         raise ModelError(
             f"{label}: a folder without {_GRAPH_FILE} is no SavedModel",
             "give the folder that model.export or tf.saved_model.save wrote, or a file",
+            code="model-kind",
         )
     require()
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "fingerprint.pb")
@@ -80,6 +81,7 @@ def _function(folder: Path, name: str | None, label: str) -> Function:
         raise ModelError(
             f"{label}: TensorFlow can't load it: {type(error).__name__}: {said(error)}",
             "save it again, or fetch the folder whole: saved_model.pb, and variables/ with all its files",
+            code="model-unloadable",
         ) from error
     return _chosen({key: _of_signature(loaded, key) for key in loaded.signatures}, name, label)
 
@@ -107,11 +109,14 @@ def _refuse_unusable(folder: Path, label: str) -> None:
         raise ModelError(
             f"{label}: {_GRAPH_FILE} is no SavedModel, or cut off ({path.stat().st_size:,} bytes): {first_line(error)}",
             "save it again, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",
+            code="model-damaged",
         ) from error
     if len(saved.meta_graphs) > 1:
         tags = [" ".join(each.meta_info_def.tags) or "no tag" for each in saved.meta_graphs]
         raise ModelError(
-            f"{label}: holds {len(tags)} graphs ({listed(tags, 10)})", "save the one to check by tf.saved_model.save"
+            f"{label}: holds {len(tags)} graphs ({listed(tags, 10)})",
+            "save the one to check by tf.saved_model.save",
+            code="model-signature",
         )
     refuse_engines(saved.meta_graphs[0].graph_def, label)
 
@@ -147,10 +152,13 @@ def _chosen(functions: Mapping[str, Function], name: str | None, label: str) -> 
         raise ModelError(
             f"{label}: has no signature, so nothing says which of its functions is meant",
             'save it with one, tf.saved_model.save(module, folder, signatures={"serving_default": module.function})',
+            code="model-signature",
         )
     if name is not None:
         if name not in functions:
-            raise ModelError(f"{label}: no such signature; it has{shown}", suggestion(name, functions))
+            raise ModelError(
+                f"{label}: no such signature; it has{shown}", suggestion(name, functions), code="model-signature"
+            )
         return functions[name]
     if len(functions) == 1:
         return next(iter(functions.values()))
@@ -159,6 +167,7 @@ def _chosen(functions: Mapping[str, Function], name: str | None, label: str) -> 
     raise ModelError(
         f"{label}: has {len(functions)} signatures:{shown}",
         f'name one behind the folder, as in "{folder}{_SEPARATOR}{next(iter(functions))}"',
+        code="model-signature",
     )
 
 

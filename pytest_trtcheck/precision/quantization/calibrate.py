@@ -130,9 +130,8 @@ class Ranges:
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Ranges:
-        """The inverse of `to_json`."""
-        fields = json.loads(text)
+    def from_json(cls, fields: Mapping[str, Any]) -> Ranges:
+        """The inverse of `to_json`, of what was parsed."""
         choice = fields["choice"] and Choice(**fields["choice"])
         tensors = {name: TensorRange(**found) for name, found in fields["tensors"].items()}
         return cls(**{**fields, "tensors": tensors, "choice": choice})
@@ -237,6 +236,7 @@ def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Colle
                     raise CalibrationError(
                         f"calibration data gave {count} samples in the first pass and {again} in a later one",
                         "give something that can be iterated again and again, such as a list or files",
+                        code="calibration-iterable",
                     )
             for name, by_fold in group.items():
                 for part, ranges in zip(parts, found, strict=True):
@@ -296,12 +296,13 @@ def _extremes(probes: Probes, task: Task, folds: int) -> tuple[int, dict[str, li
                 found[name][index % folds] += _Extremes(float(results[least]), float(results[largest]), elements)
             count += 1
     if not count:
-        raise CalibrationError("the calibration data holds no samples", "give at least one")
+        raise CalibrationError("the calibration data holds no samples", "give at least one", code="calibration-values")
     for name, seen in found.items():
         if not any(each.size for each in seen):
             raise CalibrationError(
                 f"tensor {name!r} (read by {task.plan.readers(name)[0]}) was empty for all {count} calibration samples",
                 "add samples that exercise this part of the model, or name the node in keep_fp32",
+                code="calibration-values",
             )
     return count, found
 
@@ -311,6 +312,7 @@ def _not_finite(tensor: str, plan: QuantizationPlan, sample: str) -> Calibration
     return CalibrationError(
         f"{sample}: tensor {tensor!r} (read by {listed(readers)}) holds NaN or infinity in the FP32 model",
         f"no range covers that: look at the sample; or, if a mask of -inf is meant, keep_fp32={list(readers)!r}",
+        code="calibration-values",
     )
 
 

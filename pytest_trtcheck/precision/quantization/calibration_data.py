@@ -28,6 +28,7 @@ from pytest_trtcheck.errors import CalibrationError
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
 from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
 
@@ -99,7 +100,9 @@ class Samples:
                 empty = False
                 yield found
         if empty:
-            raise CalibrationError("the calibration data holds no samples", "give at least one")
+            raise CalibrationError(
+                "the calibration data holds no samples", "give at least one", code="calibration-files"
+            )
 
 
 def load(source: object, input_specs: Sequence[TensorSpec], base_dirs: Sequence[Path] = ()) -> Samples:
@@ -168,6 +171,7 @@ def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
     raise CalibrationError(
         f"calibration: expected files or input mappings, got {type(data).__name__}",
         "give a glob of .npz/.npy files, a list of those, or an iterable of mappings from input name to array",
+        code="calibration-files",
     )
 
 
@@ -186,7 +190,9 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
         path = folder / wanted
         if path.is_dir():
             raise CalibrationError(
-                f"calibration: {path} is a folder", f"name the files in it: {str(wanted / '*.npz')!r}"
+                f"calibration: {path} is a folder",
+                f"name the files in it: {str(wanted / '*.npz')!r}",
+                code="calibration-files",
             )
         if path.is_file():
             found = [path]
@@ -197,12 +203,15 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
             found = [path for path in found if path.is_file()]
         if found:
             if other := [path for path in found if path.suffix not in {".npz", ".npy"}]:
-                raise CalibrationError(f"calibration: {other[0]} is neither .npz nor .npy", "narrow the glob")
+                raise CalibrationError(
+                    f"calibration: {other[0]} is neither .npz nor .npy", "narrow the glob", code="calibration-files"
+                )
             return found
     looked = ", ".join(str(folder.resolve()) for folder in folders)
     raise CalibrationError(
         f"calibration: no file matches {str(wanted)!r}",
         "check the path" if wanted.is_absolute() else f"relative paths are looked up in {looked}",
+        code="calibration-files",
     )
 
 
@@ -223,10 +232,12 @@ def _loaded(item: object, label: str) -> object:
             raise CalibrationError(
                 f"{label}: holds pickled objects, or is no numpy file; pickles are never loaded, they can run code",
                 "save plain arrays: np.savez(path, **{input_name: array})",
+                code="calibration-files",
             ) from error
         raise CalibrationError(
             f"{label}: not a readable numpy file: {str(error) or type(error).__name__}",
             "it is empty, cut off or damaged: write it again with np.save or np.savez",
+            code="calibration-files",
         ) from error
 
 
@@ -239,6 +250,7 @@ def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, N
             raise CalibrationError(
                 f"{label}: one array or {type(item).__name__} for a model of {len(specs)} inputs",
                 f"give a mapping or .npz with {_expected(specs)}",
+                code="calibration-fit",
             )
         return {specs[0].name: _array(item, f"{label}: input {specs[0].name!r}")}
     arrays = {str(name): value for name, value in item.items()}
@@ -250,10 +262,13 @@ def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, N
         raise CalibrationError(
             f"{label}: missing {', '.join(map(repr, missing))}; it has {', '.join(map(repr, arrays)) or 'nothing'}",
             f"expected {_expected(specs)}",
+            code="calibration-fit",
         )
     if unknown := sorted(set(arrays) - names):
         raise CalibrationError(
-            f"{label}: the model has no input {', '.join(map(repr, unknown))}", f"expected {_expected(specs)} alone"
+            f"{label}: the model has no input {', '.join(map(repr, unknown))}",
+            f"expected {_expected(specs)} alone",
+            code="calibration-fit",
         )
     return {spec.name: _array(arrays[spec.name], f"{label}: input {spec.name!r}") for spec in specs}
 
@@ -268,12 +283,18 @@ def _shape_text(spec: TensorSpec) -> str:
 
 def _array(value: object, where: str) -> NDArray[Any]:
     if not is_array(value) and not hasattr(value, "__array__"):
-        raise CalibrationError(f"{where}: expected an array, got {type(value).__name__}", "np.asarray(…) makes one")
+        raise CalibrationError(
+            f"{where}: expected an array, got {type(value).__name__}", "np.asarray(…) makes one", code="calibration-fit"
+        )
     array = as_array(value)
     if array.dtype.kind == "O":
-        raise CalibrationError(f"{where}: holds Python objects, not numbers", "are its rows of different lengths?")
+        raise CalibrationError(
+            f"{where}: holds Python objects, not numbers", "are its rows of different lengths?", code="calibration-fit"
+        )
     if array.size == 0:
-        raise CalibrationError(f"{where}: is empty, shape {list(array.shape)}", "leave it out or fill it")
+        raise CalibrationError(
+            f"{where}: is empty, shape {list(array.shape)}", "leave it out or fill it", code="calibration-fit"
+        )
     return array
 
 
@@ -284,7 +305,9 @@ def _split(arrays: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], labe
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} in {name!r}" for name, count in counts.items())
         raise CalibrationError(
-            f"{label}: the inputs don't hold the same number of samples: {listed}", "pair them up, one row each"
+            f"{label}: the inputs don't hold the same number of samples: {listed}",
+            "pair them up, one row each",
+            code="calibration-fit",
         )
     # A model without inputs computes the same each time: one sample.
     number = next(iter(counts.values()), 1)
@@ -308,7 +331,9 @@ def _samples_of(array: NDArray[Any], spec: TensorSpec, label: str) -> tuple[int,
     else:
         hint = f"a sample is {_shape_text(spec)}; a stack of samples has one dimension more, in front"
     raise CalibrationError(
-        f"{label}: input {spec.name!r}: expected shape {_shape_text(spec)}, got {list(array.shape)}", hint
+        f"{label}: input {spec.name!r}: expected shape {_shape_text(spec)}, got {list(array.shape)}",
+        hint,
+        code="calibration-fit",
     )
 
 
@@ -321,7 +346,11 @@ def _checked(array: NDArray[Any], spec: TensorSpec, label: str) -> NDArray[Any]:
     where = f"{label}: input {spec.name!r}"
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     if is_float and (count := int(np.isnan(array).sum())):
-        raise CalibrationError(f"{where}: {count} of {array.size} elements are NaN", "look where this data comes from")
+        raise CalibrationError(
+            f"{where}: {count} of {array.size} elements are NaN",
+            "look where this data comes from",
+            code="calibration-values",
+        )
     if spec.dtype == "str" and array.dtype.kind in "US":
         return np.ascontiguousarray(array)
     if array.dtype.name == spec.dtype:
@@ -335,6 +364,7 @@ def _checked(array: NDArray[Any], spec: TensorSpec, label: str) -> NDArray[Any]:
         raise CalibrationError(
             f"{where}: expected {spec.dtype}, got {array.dtype}, and {why}",
             f"convert it as the model's preprocessing does, then .astype({spec.dtype!r})",
+            code="calibration-fit",
         )
     return converted
 
@@ -366,5 +396,5 @@ def digest_of(samples: Samples, cache: Cache) -> str:
         return samples.digest()
     code = hash_code("model/inputs.py", "precision/quantization/calibration_data.py")
     parts = {**stamps, "code": code, "inputs": repr(samples.specs), "limit": str(samples.limit)}
-    digest: str = remembered.once(Key("samples", files[0].parent.name, parts), samples.digest, cache)
-    return digest
+    key = Key("samples", files[0].parent.name, parts)
+    return remembered.once(key, samples.digest, lambda found: typed(found, str), cache)

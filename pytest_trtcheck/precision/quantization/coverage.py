@@ -104,7 +104,9 @@ def of_calibration(model: OnnxModel, samples: Iterable[Case], digest: str, cache
             arrays |= {f"range {name}": np.array([seen.min, seen.max]), f"samples {name}": rows}
         save_arrays(folder, arrays)
 
-    arrays = load_arrays(cache.get_or_make(key, make).path)
+    entry = cache.get_or_make(key, make)
+    with entry.understood():
+        arrays = load_arrays(entry.path)
     found = {}
     for spec in model.inputs:
         if f"range {spec.name}" in arrays:

@@ -106,11 +106,13 @@ def _nothing_to_quantize(planner: _Planner) -> ModelError:
         return ModelError(
             f"nothing to quantize: the model has no {', '.join(QUANTIZED_OPERATORS[:-1])} or MatMul node",
             "an 8-bit engine of this model would compute in FP32 throughout; check it as fp16 or bf16",
+            code="nothing-computed",
         )
     reasons = listed([f"{node}: {reason}" for node, reason in planner.left_float.items()], 10, "\n    ")
     return ModelError(
         f"nothing to quantize: every node that could be is left out\n    {reasons}",
         "narrow keep_fp32 or exclude, or check this model as fp16 or bf16",
+        code="nothing-computed",
     )
 
 

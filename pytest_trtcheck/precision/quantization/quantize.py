@@ -116,11 +116,14 @@ def _check_ranges(plan: QuantizationPlan, ranges: Mapping[str, float]) -> None:
         raise CalibrationError(
             f"no calibrated range for {len(missing)} of {len(plan.tensors)} tensors: {listed(missing, 5)}",
             "calibrate this model with these keep_fp32; ranges of another model don't fit",
+            code="calibration-fit",
         )
     for name in plan.tensors:
         if not math.isfinite(ranges[name]) or ranges[name] < 0:
             raise CalibrationError(
-                f"tensor {name!r}: {ranges[name]} is no range", "a range is a magnitude, finite, ≥ 0"
+                f"tensor {name!r}: {ranges[name]} is no range",
+                "a range is a magnitude, finite, ≥ 0",
+                code="calibration-fit",
             )
 
 
@@ -153,7 +156,9 @@ class _Quantizer:
         value = self.nodes[node].inputs[index] if node in self.nodes else None
         if value is None:
             raise ModelError(
-                f"node {node!r} is not in the model any more", "this is a mistake of this tool's opset step"
+                f"node {node!r} is not in the model any more",
+                "this is a mistake of this tool's opset step",
+                code="unforeseen",
             )
         return value
 
@@ -232,5 +237,6 @@ def _channel_scales(
         raise ModelError(
             f"weight {point.tensor!r} of node {point.node!r} holds NaN or infinity, which no scale can represent",
             "repair the model: its FP32 outputs are NaN or infinite too",
+            code="reference-not-finite",
         )
     return np.array([scale(float(channel)) for channel in amax], np.float32)

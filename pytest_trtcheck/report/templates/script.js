@@ -1,25 +1,53 @@
 "use strict";
 const table = document.getElementById("checks");
-const checks = [...table.tBodies];
+const checks = [...table.querySelectorAll(":scope > .check")];
+// Rows of one model under its heading; a model of a single check has none.
+const groups = [];
+for (const body of table.tBodies) {
+  if (body.matches(".group")) groups.push({ heading: body, checks: [] });
+  else if (body.matches(".member")) groups.at(-1).checks.push(body);
+  else groups.push({ heading: null, checks: [body] });
+}
 const search = document.getElementById("search");
 const selects = [["precision", 2], ["evidence", 3]]
   .map(([id, column]) => [document.getElementById(id), column]).filter(([select]) => select);
 const chips = [...document.querySelectorAll(".chip")];
+const MANY = 40;
 
 function said(check, column) {
   return check.rows[0].cells[column].textContent.trim();
 }
 
+// --- what is shown
+
+function folded({ heading }) {
+  return heading !== null && heading.querySelector(".fold").getAttribute("aria-expanded") === "false";
+}
+
+function fold(group, wanted) {
+  group.heading?.querySelector(".fold").setAttribute("aria-expanded", String(!wanted));
+}
+
 function filter() {
   const words = chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.word);
   const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const chosen = words.length > 0 || terms.length > 0 || selects.some(([select]) => select.value);
   let shown = 0;
-  for (const check of checks) {
-    const fits = (!words.length || words.includes(said(check, 0)))
-      && selects.every(([select, column]) => !select.value || said(check, column) === select.value)
-      && terms.every((term) => check.rows[0].textContent.toLowerCase().includes(term));
-    check.hidden = !fits;
-    shown += fits;
+  for (const group of groups) {
+    const name = group.heading ? group.heading.querySelector(".fold").textContent : "";
+    let fitting = 0;
+    for (const check of group.checks) {
+      const text = `${name} ${check.rows[0].textContent}`.toLowerCase();
+      const fits = (!words.length || words.includes(said(check, 0)))
+        && selects.every(([select, column]) => !select.value || said(check, column) === select.value)
+        && terms.every((term) => text.includes(term));
+      // What is looked for is shown, in whatever is folded.
+      check.classList.toggle("folded", fits && !chosen && folded(group));
+      check.hidden = !fits || (!chosen && folded(group));
+      fitting += fits;
+    }
+    if (group.heading) group.heading.hidden = !fitting;
+    shown += fitting;
   }
   document.getElementById("shown").textContent = shown === checks.length ? "" : `${shown} of ${checks.length} shown`;
   document.getElementById("none").hidden = shown > 0 || !checks.length;
@@ -42,18 +70,92 @@ function sort(header) {
   };
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
-  checks.sort(compare);
-  table.append(...checks);
+  for (const group of groups) group.checks.sort(compare);
+  groups.sort((one, other) => compare(one.checks[0], other.checks[0]));
+  table.append(...groups.flatMap(({ heading, checks }) => (heading ? [heading, ...checks] : checks)));
+}
+
+// --- what is open, and the address of the page
+
+function opened() {
+  return checks.filter((check) => check.classList.contains("opened")).map((check) => check.id);
 }
 
 function open(check, wanted) {
   check.classList.toggle("opened", wanted);
-  check.querySelector(".open").setAttribute("aria-expanded", String(check.classList.contains("opened")));
+  check.querySelector(".open").setAttribute("aria-expanded", String(wanted));
 }
 
-function openLinked() {
-  const linked = checks.find((check) => `#${check.id}` === location.hash);
-  if (linked) { open(linked, true); linked.scrollIntoView(); }
+function toggle(check) {
+  const wanted = !check.classList.contains("opened");
+  open(check, wanted);
+  const ids = opened();
+  const current = decodeURIComponent(location.hash.slice(1));
+  const shown = wanted ? check.id : ids.includes(current) ? current : ids.at(-1);
+  // The page stays where it is: only its address changes, and going back undoes it.
+  remember("pushState", shown ? `#${shown}` : location.pathname + location.search);
+}
+
+function remember(how, address) {
+  try {
+    history[how]({ opened: opened() }, "", address);
+  } catch {
+    // A page inside of another one may have no address of its own.
+  }
+}
+
+function show(check) {
+  const group = groups.find((each) => each.checks.includes(check));
+  if (check.hidden) {
+    search.value = "";
+    for (const [select] of selects) select.value = "";
+    for (const chip of chips) chip.setAttribute("aria-pressed", "false");
+    fold(group, false);
+    filter();
+  }
+  open(check, true);
+  check.scrollIntoView();
+  // Following an address, the browser takes the focus away afterwards.
+  setTimeout(() => check.querySelector(".open").focus({ preventScroll: true }));
+}
+
+function follow() {
+  const linked = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (checks.includes(linked)) show(linked);
+  remember("replaceState");
+}
+
+window.addEventListener("popstate", (event) => {
+  // Of an address that was typed or linked there is no state: it opens its check, and closes none.
+  if (event.state?.opened) for (const check of checks) open(check, event.state.opened.includes(check.id));
+  else follow();
+});
+
+// --- copying
+
+async function copied(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // No such interface (a page by plain http), or it is not allowed here: the older way.
+    const field = Object.assign(document.createElement("textarea"), { value: text, className: "hidden" });
+    button.after(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    button.focus();
+    return done;
+  }
+}
+
+async function copy(button) {
+  const source = button.parentElement.querySelector("pre, code");
+  const done = await copied(source.textContent.trimEnd(), button);
+  if (!done) getSelection().selectAllChildren(source);
+  button.textContent = done ? "copied" : "press Ctrl+C";
+  document.getElementById("copied").textContent = button.textContent;
+  setTimeout(() => { button.textContent = "copy"; }, 2000);
 }
 
 search.addEventListener("input", filter);
@@ -72,9 +174,15 @@ table.tHead.addEventListener("click", (event) => {
 for (const check of checks) {
   check.rows[0].addEventListener("click", () => {
     // Selecting text to copy it is no wish to open or close.
-    if (!String(getSelection())) open(check);
+    if (!String(getSelection())) toggle(check);
   });
 }
-window.addEventListener("hashchange", openLinked);
+for (const group of groups.filter(({ heading }) => heading)) {
+  if (checks.length > MANY) fold(group, !group.checks.some((check) => check.matches(".bad")));
+  group.heading.addEventListener("click", () => {
+    if (!String(getSelection())) { fold(group, !folded(group)); filter(); }
+  });
+}
+for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button));
 filter();
-openLinked();
+follow();

@@ -129,10 +129,16 @@ def _refuse(
     downgrade: bool,
 ) -> None:
     if old == new:
-        raise ReportError("both are the same report", "name the report of before the upgrade, then that of after it")
+        raise ReportError(
+            "both are the same report",
+            "name the report of before the upgrade, then that of after it",
+            code="reports-unrelated",
+        )
     for name, run in (("old", old), ("new", new)):
         if not run.checks:
-            raise ReportError(f"the {name} report has no checks", "name a report of a run that made some")
+            raise ReportError(
+                f"the {name} report has no checks", "name a report of a run that made some", code="reports-unrelated"
+            )
         if dict(run.summary) != {word: count for word, count in counts(run.checks).items() if word in run.summary}:
             raise ReportError(
                 f"the {name} report was altered: its summary counts other verdicts than its checks have",
@@ -142,6 +148,7 @@ def _refuse(
         raise ReportError(
             "the two reports have no check in common: no node id and precision is in both",
             "name two reports of one suite, made from the same rootdir",
+            code="reports-unrelated",
         )
     machines = {each.name for each in old.machines} & {each.name for each in new.machines}
     for machine in sorted(machines) or (None,):
@@ -150,6 +157,7 @@ def _refuse(
             raise ArgumentError(
                 f"the new report is of an older {older}",
                 "name the report of before the upgrade first; to go back is judged with --downgrade",
+                code="reports-unrelated",
             )
 
 

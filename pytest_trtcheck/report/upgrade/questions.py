@@ -362,7 +362,11 @@ def _layer_times(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator
         return
     groups = layers.groups(engines[0].layers, engines[1].layers)
     total = totals[0].ms if totals[0] else 0.0
-    slower = layers.slower(groups, total, 1 + limits.layer_slowdown, limits.layer_share)
+    exact = all(
+        side and check.latency and layers.adds_up(side.ms, check.latency.p50_ms)
+        for side, check in zip(totals, (old, new), strict=True)
+    )
+    slower = layers.slower(groups, total, 1 + limits.layer_slowdown, limits.layer_share, exact=exact)
     for each in slower:
         outcome: Outcome = "fail" if each.surely else "inconclusive"
         yield Finding("layers", outcome, str(each) + ("" if each.surely else ": too uncertain to tell"))

@@ -101,6 +101,7 @@ def _open_file(source: Any, opening: Opening) -> OnnxModel:
         raise ModelError(
             f"{label}: a {path.suffix} file holds weights, or a pickled module, and not what computes with them",
             "load it in trt_model and return the module, or save torch.export.save(program, 'model.pt2')",
+            code="model-kind",
         )
     versions = _versions()
     identity = hash_file(path)
@@ -117,7 +118,9 @@ def _loaded(path: Path, label: str) -> Any:
             return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{label}: not a program that torch.export.save wrote, or cut off: {first_line(error)}", "save it again"
+            f"{label}: not a program that torch.export.save wrote, or cut off: {first_line(error)}",
+            "save it again",
+            code="model-damaged",
         ) from error
 
 
@@ -146,7 +149,9 @@ def _open_module(source: Any, opening: Opening) -> OnnxModel:
     label = opening.label or f"{name} (nn.Module)"
     devices = {each.device.type for each in (*module.parameters(), *module.buffers())}
     if "meta" in devices:
-        raise ModelError(f"{label}: it has no weights (device meta)", "load them before it is checked")
+        raise ModelError(
+            f"{label}: it has no weights (device meta)", "load them before it is checked", code="model-kind"
+        )
     example = Example.of(module, opening.examples, label)
     content = fingerprint().add(module)
     identity = content.digest()

@@ -94,6 +94,7 @@ def _given(
         raise ModelError(
             f"{label}: forward has no parameter {', '.join(map(repr, unknown))}",
             suggestion(unknown[0], known) or f"it takes {', '.join(known)}",
+            code="input-names",
         )
     if missing := [name for name in required if name not in found]:
         raise ModelError(
@@ -101,9 +102,14 @@ def _given(
             f"{', '.join(map(repr, missing))} of forward({', '.join(known)}) is like",
             f"return inputs from the test, give shapes={{{missing[0]!r}: (1, …)}}, "
             f"or set the module's attribute {EXAMPLES[0]}",
+            code="export-inputs",
         )
     if not found:
-        raise ModelError(f"{label}: forward takes nothing", "give a module that computes something of its inputs")
+        raise ModelError(
+            f"{label}: forward takes nothing",
+            "give a module that computes something of its inputs",
+            code="export-inputs",
+        )
     # NumPy's default, and nobody's weights.
     found = {n: a.astype(_dtype(module)) if a.dtype == np.float64 else a for n, a in found.items()}
     return found, {name: {each[name].shape for each in several if name in each} for name in found}

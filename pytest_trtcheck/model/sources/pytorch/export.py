@@ -77,13 +77,17 @@ def why(error: BaseException, title: str, module: Any = None) -> ModelError:
         return ModelError(
             f"the export of {title} fails{where}: the operator {name} has no translation to ONNX",
             f"write it with other operators{f' ({line})' if line else ''}",
+            code="export-failed",
         )
     if type(first).__name__.startswith("GuardOnDataDependent"):
         return ModelError(
             f"the export of {title} fails{where}: what runs depends on the values of a tensor",
             f"{line or 'look for `if` on a tensor'}: write it with torch.where, or torch.cond",
+            code="export-failed",
         )
-    return ModelError(f"the export of {title} fails{where}: {type(first).__name__}: {first_line(first)}", line)
+    return ModelError(
+        f"the export of {title} fails{where}: {type(first).__name__}: {first_line(first)}", line, code="export-failed"
+    )
 
 
 def place(error: BaseException, module: Any) -> tuple[str, str]:

@@ -77,6 +77,7 @@ class Module:
             raise ModelError(
                 f"{self.title} changed since it was exported: its weights or its code are others now",
                 "check it before it is changed, or give the check a copy of it",
+                code="model-changed",
             )
         copied = self._copy().to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
 
@@ -130,12 +131,16 @@ class Module:
             at, line = place(error, module)
             where = f" in {at}" if at else ""
             raise ModelError(
-                f"{self.title} failed{where} on {shapes}: {type(error).__name__}: {first_line(error)}", line
+                f"{self.title} failed{where} on {shapes}: {type(error).__name__}: {first_line(error)}",
+                line,
+                code="module-failed",
             ) from error
         named = dict(named_outputs(output))
         if not named:
             raise ModelError(
-                f"{self.title} gives a {type(output).__name__}, and no tensor", "return tensors from forward"
+                f"{self.title} gives a {type(output).__name__}, and no tensor",
+                "return tensors from forward",
+                code="module-failed",
             )
         return named
 
@@ -156,7 +161,9 @@ class Module:
         try:
             return copy.deepcopy(self.module)
         except Exception as error:
-            raise ModelError(f"{self.title} can't be copied{where}: {first_line(error)}", hint) from error
+            raise ModelError(
+                f"{self.title} can't be copied{where}: {first_line(error)}", hint, code="export-failed"
+            ) from error
 
     def _why(self, error: BaseException, module: Any, example: Example) -> ModelError:
         if (fixed := _STATIC.search(str(error))) is None:
@@ -181,6 +188,7 @@ class Module:
             f"the export of {self.title} fixes {what}, as its code does{reason}",
             "take sizes from the tensors (x.shape[0]), not from numbers or Python loops; or check one shape alone: "
             f"shapes={{{name!r}: {example.arrays[name].shape}}}",
+            code="export-batch",
         )
 
 
@@ -205,6 +213,7 @@ def unwrapped(module: Any) -> Any:
             raise ModelError(
                 f"{type(module).__name__}: a TorchScript module can't be exported",
                 "give the nn.Module it was made from",
+                code="model-kind",
             )
         else:
             return module

@@ -88,4 +88,6 @@ class Program:
             with torch.no_grad():
                 return dict(named_outputs(self.program.module()(*args, **kwargs)))
         except Exception as error:
-            raise ModelError(f"{self.title} failed: {type(error).__name__}: {first_line(error)}") from error
+            raise ModelError(
+                f"{self.title} failed: {type(error).__name__}: {first_line(error)}", code="module-failed"
+            ) from error

@@ -103,9 +103,13 @@ class Running:
 
         where, said = f"{self.title} on {self.device}", first_line(error)
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            return GpuError(f"{where}: out of GPU memory: {said}", "use a smaller batch, or end other processes on it")
+            return GpuError(
+                f"{where}: out of GPU memory: {said}",
+                "use a smaller batch, or end other processes on it",
+                code="out-of-memory",
+            )
         if "CUDA error" in str(error):
-            failure = GpuError(f"{where}: {said}", "CUDA cannot be used any more in this process")
+            failure = GpuError(f"{where}: {said}", "CUDA cannot be used any more in this process", code="cuda-broken")
             failure.poisoned = True
             return failure
         shapes = ", ".join(f"{name} {list(each.shape)}" for name, each in tensors.items())
@@ -113,5 +117,7 @@ class Running:
         kind = str(self.dtype).removeprefix("torch.")
         at, line = place(error, self.module)
         return ModelError(
-            f"{where} in {kind} failed{f' in {at}' if at else ''}{on}: {type(error).__name__}: {said}", line
+            f"{where} in {kind} failed{f' in {at}' if at else ''}{on}: {type(error).__name__}: {said}",
+            line,
+            code="module-failed",
         )

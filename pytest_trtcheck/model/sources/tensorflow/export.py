@@ -54,6 +54,7 @@ def write(path: Path, function: Function, label: str) -> None:
         raise ModelError(
             f"{label}: is larger than the 2 GiB that one ONNX file holds",
             "convert it by `python -m tf2onnx.convert --large_model`, unpack what that writes, and give the path",
+            code="model-size",
         ) from error
 
 
@@ -87,6 +88,7 @@ def refuse_engines(graph: Any, label: str) -> None:
             f"{label}: was converted by TF-TRT: it holds {_TENSORRT_OPERATOR} {listed(engines)}, whose own operators "
             "can't be seen any more",
             "give the SavedModel or the Keras model that it was converted from",
+            code="model-kind",
         )
 
 
@@ -175,6 +177,7 @@ def _refuse_unknown(proto: onnx.ModelProto, label: str, said: Sequence[str], lay
         raise ModelError(
             f"{label}: can't be exported to ONNX: tf2onnx has no ONNX form of TensorFlow's {listed(found, 5)}",
             "compute that part with other operators, or outside of the model",
+            code="export-failed",
         )
     if failed := [each for each in said if "Failed to convert" in each]:
-        raise ModelError(f"{label}: can't be exported to ONNX: {listed(map(first_line, failed))}")
+        raise ModelError(f"{label}: can't be exported to ONNX: {listed(map(first_line, failed))}", code="export-failed")

@@ -102,7 +102,7 @@ def failing(what: str) -> Iterator[None]:
     except CheckError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {type(error).__name__}: {said(error)}") from error
+        raise ModelError(f"{what}: {type(error).__name__}: {said(error)}", code="module-failed") from error
 
 
 def said(error: Exception) -> str:
