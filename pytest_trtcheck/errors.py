@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 Code = Literal[
@@ -395,7 +395,12 @@ def first_line(said: object) -> str:
     except Exception:  # an object of the user's that can't say what it is
         lines = []
     line = (lines or ["" if isinstance(said, str) else type(said).__name__])[0]
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
+    return line if len(line) <= _LONGEST_LINE else f"{cut(line, _LONGEST_LINE)} …"
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text, in whole words where it has any."""
+    return text if len(text) <= most else text[: most + 1].rpartition(" ")[0] or text[:most]
 
 
 def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
@@ -406,21 +411,47 @@ def listed(names: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     return separator.join(shown[:most]) + (f"{between}and {more} more" if more > 0 else "")
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str, several: str = "") -> str:
     """A count and its noun.
 
-    >>> plural(1, "check"), plural(3, "check")
-    ('1 check', '3 checks')
+    >>> plural(1, "check"), plural(3000, "check"), plural(2, "axis", "axes")
+    ('1 check', '3,000 checks', '2 axes')
     """
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
+
+
+def kind_of(value: object) -> str:
+    """What an object is, with its article.
+
+    >>> kind_of([]), kind_of(3), kind_of(None)
+    ('a list', 'an int', 'None')
+    """
+    name = type(value).__name__
+    if value is None or isinstance(value, bytes):
+        return "None" if value is None else name
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """A question naming the known word that is nearest, or nothing when none is near."""
+    """A question naming the known word that is nearest, or nothing when none is near.
+
+    >>> suggestion("INT8", ("fp16", "int8")), suggestion("T5", ("T4", "A100")), suggestion("nothing", ("fp16",))
+    ("did you mean 'int8'?", "did you mean 'T4'?", '')
+    """
+    found = alike(word, {each.lower(): each for each in known}, most=1)
+    return f"did you mean {found[0]!r}?" if found else ""
+
+
+def alike(word: str, known: Mapping[str, str], most: int) -> list[str]:
+    """The values of `known` whose keys, in lower case, are spelled nearly as `word`."""
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    given = word.lower()
+    near = difflib.get_close_matches(given, known, n=most)
+    # Of a word as short as "T5", one character is more than `difflib` lets differ.
+    if len(given) > 1:
+        near += [each for each in known if len(each) == len(given) and sum(map(str.__ne__, each, given)) == 1]
+    return [known[each] for each in dict.fromkeys(near)][:most]
 
 
 def name_of(function: object) -> str:

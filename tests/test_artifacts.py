@@ -196,7 +196,7 @@ def test_a_weight_that_overflows_is_noted(tmp_path: Path, cache: Cache) -> None:
     )
     onnx_models.save(proto, tmp_path / "m.onnx")
     lowered = lower("m.onnx", "fp16", cache, tmp_path)
-    assert lowered.notes == ("weight huge: 1 values up to 7e+04 do not fit fp16 and became ±65504",)
+    assert lowered.notes == ("weight huge: 1 value up to 7e+04 beyond the range of fp16 became ±65504",)
     assert lower("m.onnx", "fp16", cache, tmp_path).notes == lowered.notes
     assert lower("m.onnx", "bf16", cache, tmp_path).notes == ()
 

@@ -160,9 +160,9 @@ def test_digest_is_of_the_content_alone(tmp_path: Path) -> None:
         ({"image": images(0, 1, 3, 4)}, IMAGE, r"is empty, shape \[0, 1, 3, 4\]"),
         ({"image": images(1, 3, 4).astype(np.uint8)}, IMAGE, "expected float32, got uint8, and integer data"),
         ({"image": images(1, 3, 4).astype(np.float64) / 3}, IMAGE, "got float64, and some values would change"),
-        ({"image": np.full((1, 3, 4), np.nan, np.float32)}, IMAGE, "12 of 12 elements are NaN"),
+        ({"image": np.full((1, 3, 4), np.nan, np.float32)}, IMAGE, "NaN in 12 of 12 elements"),
         ({"image": np.array([[1], [2, 3]], dtype=object)}, IMAGE, "Python objects"),
-        ({"image": [[1.0]]}, IMAGE, "expected an array, got list"),
+        ({"image": [[1.0]]}, IMAGE, "expected an array, got a list"),
         (
             {"imgae": images(1, 3, 4)},
             IMAGE,
@@ -170,8 +170,8 @@ def test_digest_is_of_the_content_alone(tmp_path: Path) -> None:
         ),
         ({"image": images(1, 3, 4), "label": images(1)}, IMAGE, "no input 'label'"),
         (images(1, 5), TWO, "model of 2 inputs"),
-        ([({"image": images(1, 3, 4)}, 3)], IMAGE, r"calibration\[0\]: .*expected an array, got tuple"),
-        (3, IMAGE, "expected files or input mappings, got int"),
+        ([({"image": images(1, 3, 4)}, 3)], IMAGE, r"calibration\[0\]: .*expected an array, got a tuple"),
+        (3, IMAGE, "expected files or input mappings, got an int"),
         (b"data", IMAGE, "got bytes"),
         ([], IMAGE, "no samples"),
         (iter(()), IMAGE, "no samples"),
@@ -187,7 +187,7 @@ def test_the_one_bad_row_of_a_stack_is_named(tmp_path: Path) -> None:
     stack = images(4, 1, 3, 4)
     stack[2, 0, 1, 1] = np.nan
     np.savez(tmp_path / "stack.npz", image=stack)
-    with pytest.raises(CalibrationError, match=r"stack\.npz, row 2: input 'image': 1 of 12 elements are NaN"):
+    with pytest.raises(CalibrationError, match=r"stack\.npz, row 2: input 'image': NaN in 1 of 12 elements"):
         list(load("stack.npz", IMAGE, [tmp_path]))
 
 

@@ -135,7 +135,7 @@ def test_overflow_points_at_the_precision() -> None:
     flat = " ".join(text.split())
     assert [pattern.kind for pattern in examinations["x"].patterns] == ["overflow", "place"]
     assert examinations["x"].beyond == 8
-    assert "8 elements with NaN or Inf do not match the reference" in flat
+    assert "NaN and Inf do not match the reference in 8 elements" in flat
     assert "1 NaN, 7 Inf where the reference has 0 and 0; 8 differ" in flat
     assert "over the elements that are finite on both sides" in flat
     assert "99% of the NaN and infinite elements lie in [:, 9]" in flat

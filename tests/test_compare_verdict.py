@@ -189,7 +189,7 @@ def test_nan_and_infinity_on_both_sides_pass_and_are_counted() -> None:
     actual[:3] = reference[:3] = (math.nan, math.inf, -math.inf)
     record = judged(actual, reference)
     assert (record.verdict, record.nonfinite) == ("pass", 3)
-    assert "3 elements are NaN or infinite on both sides" in record.details.notes[0]
+    assert "NaN or infinite on both sides alike in 3 elements" in record.details.notes[0]
     actual[1] = -math.inf
     assert judged(actual, reference).verdict == "fail"
     every = np.full(4, -math.inf)
@@ -362,7 +362,7 @@ def test_the_summary_names_the_decisive_limit() -> None:
 def test_the_summary_of_nan_is_an_infinite_error() -> None:
     parity = summarize([judged(EVEN * math.nan, EVEN)], "max")
     assert (parity.verdict, parity.metric, parity.worst) == ("fail", "max", math.inf)
-    assert "101 elements with NaN or Inf" in str(parity.reason)
+    assert "do not match the reference in 101 elements" in str(parity.reason)
     assert summarize([judged(EVEN, EVEN), judged(EVEN * 2, EVEN)], "max").verdict == "fail"
     error = judged(np.zeros(3), np.zeros(3), 0.1, "cosine")
     assert summarize([error, judged(EVEN * 2, EVEN)], "cosine").verdict == "error"

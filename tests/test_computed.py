@@ -257,7 +257,7 @@ def test_weights_stored_in_16_bits_leave_an_fp32_model(cache: Cache) -> None:
 def test_what_most_products_compute_in_decides(cache: Cache) -> None:
     mostly_half = lower(half_beside_float(1), "fp16", cache)
     assert mostly_half.taken_as_it_is
-    assert "1 of its 2 nodes that do arithmetic compute in fp16" in mostly_half.notes[0]
+    assert "of its 2 nodes with arithmetic, 1 in fp16" in mostly_half.notes[0]
     mostly_float = lower(half_beside_float(2), "fp16", cache)
     assert not mostly_float.taken_as_it_is
     assert nodes(mostly_float, "fp16") == ["float0", "float1", "half"]
@@ -277,7 +277,7 @@ def test_a_small_share_is_said(cache: Cache) -> None:
         N("Sin", ["b"], ["y"], name="sin"),
     ]
     lowered = lower(net(steps, {"w": W}), "fp16", cache, keep=("mm", "relu"))
-    assert "1 of 3 nodes that do arithmetic compute in fp16, the others do not: named in keep_fp32" in lowered.notes
+    assert "of 3 nodes with arithmetic, 1 in fp16; the others are not: named in keep_fp32" in lowered.notes
 
 
 def request(proto: onnx.ModelProto, precision: Precision, **parity: Any) -> Request:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,13 +13,11 @@ for library in ("tomllib", "markdown_it", "yaml"):
     pytest.importorskip(library, reason=f"without {library} no page is read")
 
 from tests.docs import makers, output, run, static  # noqa: E402 - behind the libraries that they need
-from tests.docs.page import REASONS, ROOT, Fault, Page, pages, parse, read  # noqa: E402
+from tests.docs.page import REASONS, ROOT, Fault, pages, parse, read  # noqa: E402
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages()]
 
-PENDING = {
-    "docs/models.md",
-}
+PENDING: set[str] = set()
 """Pages that are not written by the convention yet: none is to be added."""
 
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="pages show what a machine without a GPU prints")
@@ -33,17 +30,6 @@ def loaded(all_loaded: None) -> None:
 
 def text(faults: object) -> str:
     return "\n".join(map(str, faults))  # type: ignore[call-overload]
-
-
-def check(page: Page, environment: str, pytester: pytest.Pytester) -> None:
-    """Run a page; with the variable DOCS_WRITE, write what it shows anew."""
-    rewrites: list[tuple[str, str]] | None = [] if os.environ.get("DOCS_WRITE") else None
-    found = text(run.run(page, environment, pytester, rewrites))
-    for old, new in rewrites or ():
-        path = ROOT / page.name
-        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
-    if found:
-        pytest.fail(found, pytrace=False)
 
 
 @pytest.mark.parametrize("name", [each for each in PAGES if each not in PENDING])
@@ -59,7 +45,7 @@ def test_a_page_runs(name: str, pytester: pytest.Pytester) -> None:
     page = read(ROOT / name)
     if "tests" not in page.environments():
         pytest.skip(f"its blocks run in tox's environment {', '.join(page.environments())}")
-    check(page, "tests", pytester)
+    run.check(page, "tests", pytester)
 
 
 def test_how_many_blocks_are_run(capsys: pytest.CaptureFixture[str]) -> None:

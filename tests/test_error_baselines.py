@@ -372,7 +372,7 @@ def test_what_never_ends_is_not_read(folder: Path) -> None:
     path.unlink()
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(ReportError, match="1073741824 bytes"):
+    with pytest.raises(ReportError, match="1,073,741,824 bytes"):
         kept(folder)
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
 from pytest_trtcheck.gpu import find_gpu
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
+from pytest_trtcheck.model import graph
+from pytest_trtcheck.precision import half
+from pytest_trtcheck.precision.emulation import rewrite
 from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
+    from pytest_trtcheck.choices import HalfName
     from tests.conftest import Suite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,3 +133,65 @@ def test_every_part_of_the_entries_that_checks_make_is_named(suite: Suite) -> No
         seen.add(key["kind"])
         assert set(key["parts"]) <= named[key["kind"]], key["kind"]
     assert {"lowered", "calibration", "half_io", "engine", "reference", "emulated", "emulation", "blame"} <= seen
+
+
+# --- the emulation, operator by operator ------------------------------------------------------------------------------
+
+sys.path += [str(ROOT / "docs" / "site"), str(ROOT / "benchmarks" / "gpu" / "atlas")]
+
+import explained as tables  # type: ignore[import-not-found]  # noqa: E402 - beside what builds the site
+import probes  # type: ignore[import-not-found]  # noqa: E402 - beside the atlas's scripts
+
+
+def test_the_tables_are_what_code_and_reports_say() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in tables.PAGES]
+    assert [tables.current(text) for text in texts] == texts, "run python docs/site/explained.py"
+    assert sorted(re.findall(r"<!-- begin (\w+) -->", "".join(texts))) == sorted(tables.PARTS)
+
+
+APART = {
+    # How a product sums hangs on its size: tests/test_products.py has that.
+    *("Conv", "Einsum", "Gemm", "MatMul"),
+    # Spelled out for what they make of NaN; no value is rounded.
+    *("Max", "Min"),
+    # Of two, as in the atlas, it is one layer.
+    "Sum",
+}
+
+
+def alone() -> dict[str, Any]:
+    """By operator, a model of the atlas that has no other node."""
+    found: dict[str, Any] = {}
+    for case in probes.cases():
+        names = [each.op_type for each in case.model.graph.node if each.op_type != "Constant"]
+        if names == [case.operator] and case.operator in tables.operators():
+            found.setdefault(case.operator, case.model)
+    return found
+
+
+def became(proto: onnx.ModelProto, kind: HalfName, folder: Path) -> str:
+    """How an operator alone is emulated, by what the emulation writes; an output that is no float counts as read."""
+    path = folder / "model.onnx"
+    onnx.save(proto, path)
+    lowered = half.to_half(graph.read(path), kind).model
+    operator = proto.graph.node[-1].op_type
+    node = next(each for each in lowered.graph if each.op_type == operator)
+    if not any(value is not None and value.dtype == half.DTYPES[kind] for value in (*node.inputs, *node.outputs)):
+        return str(tables.FLOAT)
+    if not any(value.dtype == half.DTYPES[kind] for value in node.outputs):
+        return str(tables.READ)
+    made = rewrite.emulated(lowered)
+    kept = [each for each in made.graph if each.op_type == operator]
+    if len(kept) != 1 or len([each for each in made.graph if each.op_type not in {"Cast", "Constant"}]) != 1:
+        return str(tables.LAYERS)
+    readers = [user for value in kept[0].outputs for user, _ in value.uses()]
+    return str(tables.ONCE if any((each.name or "").endswith("/round") for each in readers) else tables.EXACT)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_each_operator_is_emulated_as_its_row_says(kind: HalfName, tmp_path: Path) -> None:
+    found = {name: became(proto, kind, tmp_path) for name, proto in alone().items() if name not in APART}
+    # Those of the atlas have no sequence lengths.
+    said = {name: tables.computed(name, kind).removeprefix(f"{tables.SOME_FLOAT} ") for name in found}
+    assert len(found) > 90
+    assert {name: (found[name], said[name]) for name in found if found[name] != said[name]} == {}

@@ -141,7 +141,7 @@ def test_markers_of_hooks_and_on_items_of_other_kinds_are_followed_or_refused(su
         "(DoctestItem): only test functions are run",
         "lists fp16, bf16, and came too late",
         "was added while the test was running",
-        "what ran it, a Other, never called the function",
+        "what ran it, an Other, never called the function",
     ):
         assert text in run.text
 
@@ -268,8 +268,8 @@ def test_what_markers_may_be_given_and_where_the_closest_counts(suite: Suite) ->
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("lambda: 3", "gave a int, which is no model"),
-        ("lambda: None", "gave a NoneType, which is no model"),
+        ("lambda: 3", "gave an int, which is no model"),
+        ("lambda: None", "gave None, which is no model"),
         ("lambda size: 3", "takes arguments"),
         ("lambda: 1 / 0", "failed to make the model: ZeroDivisionError"),
         ('lambda: "missing.onnx"', "missing.onnx: no such model file"),

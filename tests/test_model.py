@@ -175,11 +175,11 @@ def test_a_mapping_an_array_or_a_list(conv_net: OnnxModel) -> None:
         ([], "empty list"),
         ("image.png", "expected a mapping"),
         (3.0, "expected a mapping"),
-        ({"image": [[1.0]]}, "expected a numpy array, got list"),
+        ({"image": [[1.0]]}, "expected a numpy array, got a list"),
         ({"image": image(1, 3, 16, 16).astype(np.float64)}, "expected float32, got float64"),
         ({"image": image(3, 16, 16)}, r"expected rank 4(.|\n)*array\[None\]"),
         ({"image": image(1, 4, 16, 16)}, "dimension 1 is 4, the model fixes it at 3"),
-        ({"image": image(1, 3, 16, 16) * np.nan}, "768 of 768 elements are NaN"),
+        ({"image": image(1, 3, 16, 16) * np.nan}, "NaN in 768 of 768 elements"),
         ([image(1, 3, 16, 16), None], r"inputs\[1\]"),
     ],
 )

@@ -297,7 +297,7 @@ def test_what_cannot_be_quantized_stays_float_with_its_reason(tmp_path: Path) ->
         "hyper": "its weight is computed in the graph",
         "constant": "both operands are constants",
     }
-    assert summary(plan).startswith("1 nodes quantized; left float: 2 its weight is computed in the graph")
+    assert summary(plan).startswith("1 node quantized; left float: its weight is computed in the graph (2 nodes)")
     path = lowered(proto, tmp_path)
     assert len(nodes_of(path, "QuantizeLinear")) == 1
     assert initializers(path)["w"].dtype == np.float32, "Exp still reads it"

@@ -13,15 +13,18 @@ from pytest_trtcheck.record import (
     BudgetRecord,
     CheckRecord,
     Evidence,
+    GpuRecord,
     JudgedRecord,
     LatencyDetails,
     LatencyRecord,
+    MissingRecord,
     OutputDetails,
     OutputRecord,
     ParityRecord,
+    RunRecord,
     Verdict,
 )
-from pytest_trtcheck.report import html
+from pytest_trtcheck.report import history, html, merge
 from pytest_trtcheck.report.json_report import document, environment
 
 if TYPE_CHECKING:
@@ -484,6 +487,45 @@ def test_it_is_readable(report: Chrome, tmp_path: Path, size: str, *, dark: bool
 
     assert run(report, "return document.documentElement.scrollWidth") <= SIZES[size][0]
     assert run(report, CONTRASTS) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", ["desk", "small phone"])
+def test_pages_of_many_runs_are_readable(report: Chrome, tmp_path: Path, size: str, *, dark: bool) -> None:
+    gpus = ("Tesla T4", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "Orin")
+    lost = [MissingRecord("tests/test_beta.py::test_beta", "its process died")]
+    runs = [
+        (f"{gpu}.json", document(RECORDS[place:], environment(gpu=GpuRecord(gpu)), lost if place == 2 else ()))
+        for place, gpu in enumerate(gpus)
+    ]
+    html.save(tmp_path / "fleet.html", merge.merge(runs))
+    html.save_history(tmp_path / "history.html", history.history(runs[:1] + _again(runs[0][1])))
+    show(report, size, dark=dark)
+    for page in ("fleet", "history"):
+        report.get((tmp_path / f"{page}.html").as_uri())
+        run(report, "document.querySelectorAll('details').forEach((each) => { each.open = true })")
+        assert run(report, "return document.documentElement.scrollWidth") <= SIZES[size][0], page
+        assert run(report, CONTRASTS) == [], page
+
+
+def _again(run: RunRecord) -> list[tuple[str, RunRecord]]:
+    """The same checks, one of them worse and one with another model."""
+    alpha = check("alpha", 0.009, latency_ms=1.5)
+    other = replace(run.checks[1], model_sha256="1" * 64)
+    return [("again.json", replace(run, checks=(alpha, other, *run.checks[2:])))]
+
+
+def test_a_cell_of_the_fleet_leads_to_its_check(report: Chrome, tmp_path: Path) -> None:
+    runs = [(f"{gpu}.json", document(RECORDS, environment(gpu=GpuRecord(gpu)))) for gpu in ("T4", "L4")]
+    html.save(tmp_path / "fleet.html", merge.merge(runs))
+    report.get((tmp_path / "fleet.html").as_uri())
+    click(report, "#fleet a[aria-label='fail: beta.onnx int8, L4']")
+    settle(report)
+    assert run(report, OPENED) == ["tests-test_beta-test_beta-L4"]
+    assert run(report, "return document.querySelector('tbody.opened').getBoundingClientRect().top < innerHeight")
+    report.back()
+    settle(report)
+    assert run(report, OPENED) == []
 
 
 CONTRASTS = """

@@ -175,7 +175,7 @@ def test_the_environment_is_there() -> None:
 def test_a_diagnosis_is_shown_where_there_is_one() -> None:
     text = page(check(error=0.02, tensors=30))
 
-    assert "<b>To blame: precision.</b> The error jumps in one layer." in text
+    assert "<b>To blame: the precision.</b> The error jumps in one layer." in text
     assert "<code>keep_fp32=[&#34;layer/Conv&#34;]</code>" in text
     assert '<tr class="marked"><td>layer20/output</td>' in text
     assert "<figcaption>Error along the graph</figcaption>" in text
@@ -280,7 +280,7 @@ def test_a_closed_row_says_what_is_to_blame_or_what_happened() -> None:
     )
     said = dict(re.findall(r'id="t-(.)".*?(?:<span class="reason">([^<]*)</span></th>|</th>)', text, re.DOTALL))
     assert said == {
-        "a": "To blame: precision, The error jumps in one layer; passes with 1 node in FP32",
+        "a": "To blame: the precision, The error jumps in one layer; passes with 1 node in FP32",
         "b": "models/b.onnx is no ONNX",
         "c": "p50 between 1 and 3 ms",
         # That it differs is what the error beside its tolerance says.

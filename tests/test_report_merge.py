@@ -156,7 +156,8 @@ def test_machines_of_one_kind_are_told_apart() -> None:
 
 def test_a_report_given_twice_and_what_is_none_are_errors(merging: Merging) -> None:
     run = on("Tesla T4", FAILING)
-    assert merging(run, run) == (2, "ERROR: b.json is the same report as a.json\n  → name each machine's report once\n")
+    status, text = merging(run, run)
+    assert (status, "ERROR: b.json is the same report as a.json\n  → name each once\n" in text) == (2, True)
     Path("cut.json").write_text("{")
     status, text = merging(run, "cut.json")
     assert (status, "cut.json is no JSON report" in text) == (2, True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import textwrap
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +23,16 @@ from pytest_trtcheck.record import (
     Verdict,
 )
 from pytest_trtcheck.report.terminal import Writer, show, summary_lines
-from pytest_trtcheck.report.text import columns, format_against, format_number, one_line, shorten_apart, shorten_middle
+from pytest_trtcheck.report.text import (
+    MESSAGE_WIDTH,
+    columns,
+    folded,
+    format_against,
+    format_number,
+    one_line,
+    shorten_apart,
+    shorten_middle,
+)
 from pytest_trtcheck.report.view import decisive, labels, natural
 
 
@@ -140,7 +151,80 @@ def test_models_are_named_by_as_much_of_the_path_as_tells_them_apart() -> None:
 def test_rows_that_would_look_the_same_are_told_apart_by_their_test() -> None:
     records = [check("t.py::test_a[fp16-b1]"), check("t.py::test_a[fp16-b8]"), check("t.py::test_b")]
 
-    assert labels(records) == ["resnet50.onnx [fp16-b1]", "resnet50.onnx [fp16-b8]", "resnet50.onnx test_b"]
+    assert labels(records) == ["resnet50.onnx a[b1]", "resnet50.onnx a[b8]", "resnet50.onnx b"]
+    assert labels(records[:2]) == ["resnet50.onnx [b1]", "resnet50.onnx [b8]"]
+
+
+def test_what_the_column_of_the_precision_says_is_not_said_twice() -> None:
+    tests = ("test_int8", "test_int8_latency", "test_both[int8]", "test_integers_int8_x", "test_int80[a-int8-b]")
+    records = [replace(check(f"t.py::{name}"), precision="int8") for name in tests]
+    assert [label.test for label in labels(records)] == ["", "latency", "both", "integers_x", "int80[a-b]"]
+
+
+def test_tests_of_one_name_in_several_files_stay_apart() -> None:
+    records = [check("a/test_x.py::test_a"), check("b/test_y.py::TestZ::test_a")]
+    assert [label.test for label in labels(records)] == ["test_x.py::test_a", "test_y.py::TestZ::test_a"]
+
+
+NAMES = st.text("ab_漢é", min_size=1, max_size=70)
+
+
+@given(
+    tests=st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=12, unique=True),
+    width=st.sampled_from([60, 80, 120, 200]),
+)
+def test_a_row_keeps_its_models_name_and_rows_differ(tests: list[tuple[str, str]], width: int) -> None:
+    records = [check(f"t.py::test_{test}", f"{model}.onnx", parity=parity(output(1e-4, 1e-2))) for model, test in tests]
+    lines = [line.text for line in summary_lines(records, width)]
+    table = lines[1 : 1 + len(tests)]
+    assert max(map(columns, lines)) <= max(width, 67)
+    for name in {label.model for label in labels(records)}:
+        if columns(name) <= (12 if width < 80 else 24):
+            assert any(line.startswith(name) for line in table), table
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_what_all_rows_share_gives_way_before_their_names(width: int) -> None:
+    model = "detector_of_the_name_640x640.onnx"
+    text = summary([check(model=model, parity=parity(output(1e-4, 1e-2)))], width)
+    assert (model in text) == (width >= 80)
+    assert ("evidence: emulated" in text) == (width <= 80)
+    mixed = [check(model=model, evidence=each, parity=parity(output(1e-4, 1e-2))) for each in ("emulated", "engine")]
+    assert "evidence: " not in summary(mixed, width)
+
+
+def test_what_did_not_pass_comes_first() -> None:
+    verdicts: list[Verdict] = ["pass", "error", "inconclusive", "fail"]
+    records = [
+        check(f"t.py::test_{index}", f"{index}.onnx", parity=replace(parity(output(1e-4, 1e-2)), verdict=verdict))
+        for index, verdict in enumerate(verdicts)
+    ]
+    assert [line.split()[-1] for line in summary(records).splitlines()[1:5]] == [
+        "error",
+        "fail",
+        "inconclusive",
+        "pass",
+    ]
+
+
+def test_of_many_checks_those_that_pass_are_summed_up() -> None:
+    records = [
+        check(
+            f"t.py::test_{index}", f"{index}.onnx", parity=parity(output(index / 1e5, 1e-2)), notes=(f"note {index}",)
+        )
+        for index in range(300)
+    ]
+    bad = check("t.py::test_bad", "bad.onnx", parity=parity(output(0.2, 1e-2, verdict="fail")))
+    text = "\n".join(line.text for line in summary_lines([*records, bad], 80, "auto"))
+    assert len(text.splitlines()) < 20
+    assert [line for line in text.splitlines() if ".onnx  " in line and line.endswith("fail")]
+    assert "300 checks that pass are not listed (--trt-summary=all lists them): 300 fp16;" in text
+    assert "299.onnx, 0.00299 of max ≤ 0.01 (30%)" in " ".join(text.split())
+    assert "and 295 notes more" in text
+    assert text.endswith("301 checks: 300 pass, 1 fail")
+    assert "not listed" not in summary([*records, bad])
+    assert [line.text for line in summary_lines([*records, bad], 80, "none")] == ["301 checks: 300 pass, 1 fail"]
+    assert "299.onnx  " not in "\n".join(line.text for line in summary_lines([records[-1], bad], 80, "failed"))
 
 
 def test_node_ids_sort_by_the_numbers_in_them() -> None:
@@ -308,8 +392,8 @@ def test_each_budget_has_a_row() -> None:
 
     rows = [line.split() for line in text.splitlines() if line.startswith("resnet50")]
     assert rows == [
-        ["resnet50.onnx", "fp16", "T4", "p50", "6.52", "ms", "≤", "7", "ms", "pass"],
         ["resnet50.onnx", "fp16", "T4", "p99", "9.10", "ms", "≤", "9", "ms", "fail"],
+        ["resnet50.onnx", "fp16", "T4", "p50", "6.52", "ms", "≤", "7", "ms", "pass"],
     ]
 
 
@@ -370,3 +454,42 @@ def test_a_failure_that_the_test_expects_is_no_alarm() -> None:
 def test_long_names_that_differ_in_the_middle_stay_apart() -> None:
     apart = shorten_apart(["PP-OCRv4_det_infer.onnx", "PP-OCRv4_rec_infer.onnx", "short.onnx"], 16)
     assert apart == ["…_det_infer.onnx", "…_rec_infer.onnx", "short.onnx"]
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_fits_the_terminal_and_hangs() -> None:
+    text = (
+        "net.onnx: a headline that goes on for some time\n"
+        "  → a hint that goes on for some time too, with keep=\n"
+        "  worst at       [0, 4]: expected 1.5, got 2.5, off by 1\n"
+        "  passes with  max 9.3e-05, confirmed on all inputs by emulation, which takes its time to say it:\n"
+        '    keep_fp32=["a name with spaces in it", "and another one"]'
+    )
+    assert folded(text, 40).split("\n") == [
+        "net.onnx: a headline that goes on for",
+        "some time",
+        "  → a hint that goes on for some time",
+        "    too, with keep=",
+        "  worst at       [0, 4]: expected 1.5,",
+        "                 got 2.5, off by 1",
+        "  passes with  max 9.3e-05, confirmed on",
+        "               all inputs by emulation,",
+        "               which takes its time to",
+        "               say it:",
+        '    keep_fp32=["a name with spaces in it", "and another one"]',
+    ]
+    assert folded(text, 100) == text
+
+
+@given(st.lists(st.text("ab ", min_size=1, max_size=12), min_size=1, max_size=60), st.sampled_from([60, 80, 200]))
+def test_what_was_wrapped_for_no_terminal_in_particular_is_wrapped_anew(words: list[str], width: int) -> None:
+    whole = " ".join(" ".join(words).split()) or "a"
+    wrapped = textwrap.wrap(whole, MESSAGE_WIDTH, initial_indent="  looks like     ", subsequent_indent=" " * 17)
+    lines = [*wrapped, "  over the limit 10 of 10 elements"]
+    found = folded("\n".join(lines), width).split("\n")
+    assert " ".join(" ".join(found).split()) == " ".join(" ".join(lines).split())
+    assert found[-1] == lines[-1]
+    for line, after in itertools.pairwise(found[:-1]):
+        assert len(line) + 1 + len(after.split()[0]) > width

@@ -23,7 +23,7 @@ PAGES = {
     CONTENTS: "contents.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    ".github/SECURITY.md": "security.md",
     "example_project/README.md": "example.md",
     "benchmarks/README.md": "benchmarks.md",
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.baselines.digits import rounded
-from pytest_trtcheck.errors import listed
+from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.latency.distribution import RECORD_AGAIN
 from pytest_trtcheck.latency.probability import binomial_cdf, student_t_quantile
 from pytest_trtcheck.metrics import distinct_digits, recorded
@@ -316,7 +316,7 @@ def _since(baseline: ErrorBaseline) -> str:
     if baseline.builds == 1:
         return f"the baseline of {baseline.recorded} (one build)"
     same = ", the same bytes each time" if baseline.engines == 1 else ""
-    return f"the baseline of {baseline.recorded} ({baseline.builds} builds{same})"
+    return f"the baseline of {baseline.recorded} ({plural(baseline.builds, 'build')}{same})"
 
 
 def _risen(rise: RiseRecord) -> str:

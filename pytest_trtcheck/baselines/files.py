@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.baselines.errors import ErrorBaseline
 from pytest_trtcheck.baselines.latency import LatencyBaseline
 from pytest_trtcheck.baselines.scores import ScoreBaseline
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.record import held
 from pytest_trtcheck.record.files import room_or, write_text
 
@@ -232,7 +232,7 @@ def _document(path: Path) -> Any:
             )
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ReportError(
-                f"{path} is no file of baselines: it has {size} bytes", _RECORD_AGAIN, code="baseline-file"
+                f"{path} is no file of baselines: it has {plural(size, 'byte')}", _RECORD_AGAIN, code="baseline-file"
             )
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
     except OSError as error:

@@ -104,7 +104,7 @@ def unpacked(record: ItemsRecord) -> NDArray[np.float64]:
     except (ValueError, zlib.error) as error:
         raise ValueError(f"items cannot be read: {error}") from None
     if len(data) != size:
-        raise ValueError(f"items of shape {list(record.shape)} have {size} bytes, and there are {len(data)}")
+        raise ValueError(f"items of shape {list(record.shape)} have {plural(size, 'byte')}, and there are {len(data)}")
     found = np.frombuffer(data, np.float32).reshape(record.shape).astype(np.float64)
     if not np.isfinite(found).all():
         raise ValueError("items are finite numbers")

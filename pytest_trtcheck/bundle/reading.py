@@ -14,7 +14,7 @@ import numpy as np
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ModelError, ReportError, first_line
+from pytest_trtcheck.errors import ModelError, ReportError, first_line, plural
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
@@ -275,7 +275,7 @@ def problems(folder: Path, about: Mapping[str, Any]) -> Iterator[str]:
         elif not file.is_file():
             yield f"{name}: is missing"
         elif file.stat().st_size != expected["bytes"]:
-            yield f"{name}: has {file.stat().st_size:,} bytes, {expected['bytes']:,} were written"
+            yield f"{name}: has {plural(file.stat().st_size, 'byte')}, {expected['bytes']:,} were written"
         elif hash_file(file) != expected["sha256"]:
             yield f"{name}: its content was changed"
 

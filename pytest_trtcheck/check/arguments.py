@@ -213,10 +213,21 @@ def _wrong(name: str, value: object, expected: str, hint: str = "") -> ArgumentE
     return ArgumentError(f"{name}={_shown(value)}: expected {expected}", hint)
 
 
+_OTHER_NAMES = {
+    "half": "fp16",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "float": "fp32",
+    "e4m3": "fp8",
+}
+"""What others call a precision."""
+
+
 def _choice(name: str, value: object, choices: tuple[Any, ...]) -> Any:
     if isinstance(value, str) and value in choices:
         return value
-    hint = suggestion(value, choices) if isinstance(value, str) else ""
+    hint = suggestion(_OTHER_NAMES.get(value.lower(), value), choices) if isinstance(value, str) else ""
     raise _wrong(name, value, f"one of {', '.join(choices)}", hint)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck import __version__
 from pytest_trtcheck.baselines import errors, scores
 from pytest_trtcheck.baselines.files import CheckKey, Place
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.record import BaselineRecord, Conditions, is_bad
 
@@ -45,7 +46,9 @@ def made_with(known: Known) -> dict[str, str]:
         percentile = f" {calibration.percentile:g}" if calibration.percentile is not None else ""
         found["calibration method"] = f"{calibration.method}{percentile}"
         if calibration.sha256:
-            found["calibration data"] = f"{calibration.samples} samples, sha256 {calibration.sha256[:_SHOWN_SHA]}"
+            found["calibration data"] = (
+                f"{plural(calibration.samples, 'sample')}, sha256 {calibration.sha256[:_SHOWN_SHA]}"
+            )
     options = dict(record.build_options or {})
     options |= {"keep_fp32": [*spec.keep_fp32, *(known.fewest or ())], "exclude": list(spec.exclude)}
     options |= {"metric": spec.metric.name, "parts": str(getattr(spec.tol, "parts", "auto"))}

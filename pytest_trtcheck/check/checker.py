@@ -156,6 +156,8 @@ def _is_proof(record: CheckRecord) -> bool:
 def _label(source: object) -> str:
     if inspect.isroutine(source) or isinstance(source, (type, functools.partial)):
         return f"{name_of(source)}()"
+    if source is None:
+        return "no model"
     return str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
 
 

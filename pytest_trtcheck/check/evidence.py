@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
-from pytest_trtcheck.errors import listed
+from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, ProofRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     if proved.gpu_ran is not True:
         yield "no GPU is known to have run it there"
     if proved.runs > 1:
-        yield f"there it took {proved.runs} runs to pass"
+        yield f"there it took {plural(proved.runs, 'run')} to pass"
     card = proved.gpu or environment.gpu
     if (ran_on := _model(card, wanted.extra_gpus)) is None or gpus.fits(wanted.gpu, ran_on) is None:
         name = card.name if card else "a GPU that it does not name"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import InputError, first_line
+from pytest_trtcheck.errors import InputError, first_line, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz
 from pytest_trtcheck.record.files import file_name
@@ -56,7 +56,7 @@ def read(path: Path | None, model: OnnxModel) -> list[Case]:
         if not isinstance(told, dict) or told.get("format") != _FORMAT:
             raise ValueError("it is no file of inputs that a search found")
         if not 0 <= told["cases"] <= _MOST:
-            raise ValueError(f"it says that it holds {told['cases']} inputs")
+            raise ValueError(f"it says that it holds {plural(told['cases'], 'input')}")
         found = [npz.read_arrays(path, told["inputs"], number) for number in range(told["cases"])]
     except npz.UNREADABLE as error:
         raise InputError(

@@ -104,8 +104,8 @@ def _found_by(known: Known, case: int) -> str:
             "is relative to that; metric='allclose' judges small outputs by their absolute error"
         )
     return (
-        f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): {found.changed:,} of "
-        f"{found.elements:,} elements differ from the check's own first input; {kept}{small}"
+        f"an input that a search found fails (try {found.found_at:,} of {found.asked:,}): it differs from the "
+        f"check's own first input in {found.changed:,} of {plural(found.elements or 0, 'element')}; {kept}{small}"
     )
 
 

@@ -141,7 +141,7 @@ def _computed(reference: Reference, cases: Sequence[Case], notes: list[str]) -> 
                     code="reference-not-finite",
                 )
             if bad:
-                notes.append(f"{where}: {bad} of {array.size} elements are NaN or infinite")
+                notes.append(f"{where}: NaN or infinity in {bad:,} of {plural(array.size, 'element')}")
         yield case, outputs
 
 

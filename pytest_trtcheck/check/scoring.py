@@ -11,7 +11,7 @@ from pytest_trtcheck import compare
 from pytest_trtcheck.baselines.scores import packed
 from pytest_trtcheck.check.exercised import Mismatch
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
-from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, name_of, plural
+from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, kind_of, name_of, plural
 from pytest_trtcheck.model import labelled
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.record import SampleRecord, ScoreRecord
@@ -138,7 +138,7 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     elif isinstance(given, (int, float)):
         given = np.asarray([given])
     if not isinstance(given, (np.ndarray, list, tuple)):
-        raise ComparisonError(f"score {name} gave a {type(given).__name__} {where}", _WHAT, code="user-code-result")
+        raise ComparisonError(f"score {name} gave {kind_of(given)} {where}", _WHAT, code="user-code-result")
     if spec.aggregate is not None:
         # A copy: a view would keep all of the outputs.
         return np.array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else list(given)
@@ -260,7 +260,7 @@ def _reason(known: Known, spec: ScoreSpec, drop: Drop, needed: int | None) -> st
     if verdict == "fail":
         return f"{known.title}: {found}"
     if needed is not None:
-        more = f"about {needed:,} samples of this kind would decide"
+        more = f"about {plural(needed, 'sample')} of this kind would decide"
     elif spec.max_drop == 0:
         more = "that nothing at all is lost, no number of samples proves: give the least loss that matters as max_drop"
     else:

@@ -174,7 +174,7 @@ def _told(record: SearchRecord) -> str:
         else "none errs more than its own inputs"
     )
     parts = [
-        f"search: {tries} tries in {record.seconds:.1f} s among {among}: {found} "
+        f"search: {tries} {'try' if record.tries == 1 else 'tries'} in {record.seconds:.1f} s among {among}: {found} "
         f"(its own inputs: {record.own_usage:.0%})"
     ]
     if record.changed is not None:

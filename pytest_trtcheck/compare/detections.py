@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.compare.measurement import Fault, Measurement, NonFinite
-from pytest_trtcheck.errors import ComparisonError, listed
+from pytest_trtcheck.errors import ComparisonError, listed, plural
 from pytest_trtcheck.metrics import Score
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class JointOutputs:
         """How many detections have no partner, of how many on both sides; a ValueError where they can't be read."""
         sides = [_read(outputs, asked) for outputs in (self.actual, self.reference)]
         if len(sides[0]) != len(sides[1]):
-            raise ValueError(f"there are {len(sides[0])} images where the reference has {len(sides[1])}")
+            raise ValueError(f"there are {plural(len(sides[0]), 'image')} where the reference has {len(sides[1])}")
         found = [_alone(actual, reference, asked) for actual, reference in zip(*sides, strict=True)]
         return sum(each[0] for each in found), sum(each[1] for each in found)
 
@@ -102,7 +102,9 @@ def _read(outputs: Outputs, asked: Detections) -> list[_Found]:
     if asked.count is not None:
         counts = np.asarray(outputs[asked.count]).reshape(-1).astype(np.int64)
         if len(counts) != len(boxes):
-            raise ValueError(f"output {asked.count!r} has {len(counts)} counts of {len(boxes)} images")
+            raise ValueError(
+                f"output {asked.count!r} has {plural(len(counts), 'count')} of {plural(len(boxes), 'image')}"
+            )
     found = []
     for image, count in enumerate(counts):
         # Beyond the count there is whatever was there; a partner may lie a little below the threshold.

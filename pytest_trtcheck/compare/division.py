@@ -19,7 +19,7 @@ import numpy as np
 from pytest_trtcheck.compare import searching
 from pytest_trtcheck.compare.measurement import PartMeasurement, PartSums
 from pytest_trtcheck.compare.streaming import blocks
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, plural
 from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
@@ -137,10 +137,14 @@ def _fitting(division: Division, reference: NDArray[Any], name: str) -> list[Par
         ranges = []
         for axis, start, stop in part.ranges:
             if not -len(shape) <= axis < len(shape):
-                return _misfit(division, name, f"{part}: the output has {len(shape)} axes, its shape is {list(shape)}")
+                return _misfit(
+                    division,
+                    name,
+                    f"{part}: the output has {plural(len(shape), 'axis', 'axes')}, its shape is {list(shape)}",
+                )
             low, high, _ = slice(start, stop).indices(shape[axis])
             if high <= low or (stop is not None and stop > shape[axis]):
-                return _misfit(division, name, f"{part}: axis {axis} has {shape[axis]} elements")
+                return _misfit(division, name, f"{part}: axis {axis} has {plural(shape[axis], 'element')}")
             ranges.append((axis % len(shape), low, high))
         parts.append(Part(tuple(ranges), part.natural))
     covered = sum(view(reference, part).size for part in parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.compare.judge import sentence
 from pytest_trtcheck.compare.patterns import OF_PRECISION
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.metrics import METRICS, distinct_digits
 from pytest_trtcheck.record import is_bad
 from pytest_trtcheck.spec import WHOLE
@@ -124,7 +125,7 @@ def _others(measurement: Measurement, shown: set[str]) -> str:
         return f"max {measurement.finite_max:.4g} over the elements that are finite on both sides"
     parts = []
     if measurement.kind != "float":
-        parts.append(f"{measurement.mismatches:,} of {measurement.size:,} elements unequal")
+        parts.append(f"{measurement.mismatches:,} of {plural(measurement.size, 'element')} unequal")
         shown = shown | {name for name, metric in METRICS.items() if measurement.kind not in metric.kinds}
     for metric, score in measurement.scores.items():
         if metric not in shown and score.value is not None and not score.note:
@@ -137,7 +138,7 @@ def _share(examination: Examination | None) -> str:
         return ""
     case = f" of input {examination.case}" if examination.case is not None else ""
     share = _percent(examination.beyond / examination.size)
-    return f"{examination.beyond:,} of {examination.size:,} elements{case} ({share})"
+    return f"{examination.beyond:,} of {plural(examination.size, 'element')}{case} ({share})"
 
 
 def _typical(measurement: Measurement) -> str:
@@ -182,5 +183,5 @@ def _row(label: str, text: str) -> list[str]:
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=True, break_on_hyphens=False
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )

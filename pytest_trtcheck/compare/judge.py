@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.compare.limits import EQUAL, Limit
 from pytest_trtcheck.compare.measure import measure_all
-from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.errors import ComparisonError, plural
 from pytest_trtcheck.metrics import METRICS, MISMATCHES, Score, badness, distinct_digits, rank, recorded
 from pytest_trtcheck.record import (
     ElementRecord,
@@ -226,7 +226,7 @@ def sentence(entry: JudgedRecord) -> str:
     if value is None:
         return f"{metric} can't be computed{note} ({entry.source}{case})"
     if metric == "nonfinite":
-        return f"{value:,.0f} elements with NaN or Inf do not match the reference"
+        return f"NaN and Inf do not match the reference in {plural(int(value), 'element')}"
     failed = is_bad(entry.verdict)
     least = recorded(metric, at_least=bool(entry.at_least)).at_least
     sign = ("<" if least else ">") if failed else ("≥" if least else "≤")

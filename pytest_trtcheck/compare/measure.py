@@ -13,7 +13,7 @@ from pytest_trtcheck.compare.division import Division, measure_parts
 from pytest_trtcheck.compare.measurement import Fault, Measurement
 from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
 from pytest_trtcheck.compare.streaming import Pair, Swept, kind_of, sweep, worst_elements
-from pytest_trtcheck.errors import ComparisonError
+from pytest_trtcheck.errors import ComparisonError, plural
 from pytest_trtcheck.metrics import METRICS, Metric, Score
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> 
         worst=worst_elements(pair, swept.largest),
         histogram=swept.histogram,
         fit=swept.sums(),
-        notes=(f"{same:,} elements are NaN or infinite on both sides alike: no error",) if same else (),
+        notes=(f"NaN or infinite on both sides alike in {plural(same, 'element')}: no error",) if same else (),
         uncompared=uncompared,
         parts=measure_parts(swept, division, base.name) if base.kind == "float" else (),
     )

@@ -159,12 +159,12 @@ def drop_of_aggregate(
         first, second = (_number(aggregate, _taken(each, indices), what) for each in sides)
         return first, second
 
-    before, after = scores(None, f"the items of all {count:,} samples")
+    before, after = scores(None, f"the items of all {plural(count, 'sample')}")
     rng = np.random.default_rng(seed)
     drawn = np.empty(RESAMPLES)
     for number in range(RESAMPLES):
         one, other = scores(
-            rng.integers(0, count, count), f"resample {number} of {RESAMPLES} ({count:,} samples drawn)"
+            rng.integers(0, count, count), f"resample {number} of {RESAMPLES} ({plural(count, 'sample')} drawn)"
         )
         drawn[number] = sign * (one - other)
     centred = drawn - drawn.mean()

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from pytest_trtcheck.diagnose import models
 from pytest_trtcheck.diagnose.culprit import Culprit
 from pytest_trtcheck.diagnose.statistics import difference, is_float
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.errors import CheckError, plural
 from pytest_trtcheck.model import pieces
 from pytest_trtcheck.precision.quantization.plan import QUANTIZED_OPERATORS
 
@@ -223,7 +223,7 @@ class Bisection:
             self.builds += 1
             progress(
                 f"engine {self.builds} of at most {self.most_builds}: the first {cut.position} of "
-                f"{len(self.lowered.nodes)} nodes, up to {cut.tensors[0]!r}"
+                f"{plural(len(self.lowered.nodes), 'node')}, up to {cut.tensors[0]!r}"
             )
             errors = self._errors_at(cut)
             if not errors:
@@ -296,7 +296,7 @@ class Bisection:
             tensor=names.tensor(self.wrong[0], name, self.lowered),
             kind="engine",
             detail=f"the engine's error against the emulation grows from {self.before:.2g} to {self.after:.2g} "
-            f"in {among} ({self.builds} engines built, {len(self.coarse)} places to cut at)",
+            f"in {among} ({plural(self.builds, 'engine')} built, {plural(len(self.coarse), 'place')} to cut at)",
             before=self.before,
             after=self.after,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.diagnose import trace
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.precision.emulation.rewrite import EXACT_OPERATORS
 from pytest_trtcheck.precision.quantization.plan import output_channels
 
@@ -274,7 +275,7 @@ class Findings:
         overflown = next((each for each in (*self._operands(tensor), tensor) if each.fit.overflow), None)
         if overflown is None or math.isfinite(tensor.own):
             return None
-        count = f"{overflown.fit.overflow:,} of {overflown.error.size:,} elements"
+        count = f"{overflown.fit.overflow:,} of {plural(overflown.error.size, 'element')}"
         detail = self.pair.held[overflown.name].overflow(overflown.error.peak, count)
         return "overflow", overflown.name, detail
 

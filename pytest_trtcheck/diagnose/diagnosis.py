@@ -20,7 +20,7 @@ from pytest_trtcheck.diagnose.result import Blame, Errors, Step
 from pytest_trtcheck.diagnose.statistics import difference
 from pytest_trtcheck.diagnose.subject import Budget
 from pytest_trtcheck.diagnose.text import figure
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.errors import CheckError, plural
 from pytest_trtcheck.precision.emulation import emulated_path, emulation
 from pytest_trtcheck.precision.lowering import float_path
 
@@ -432,7 +432,7 @@ class _Diagnosis:
             nodes = self._worth_naming(found, search) if found is not None else None
             if found is None or nodes is None:
                 break
-            self.progress(f"confirming {len(nodes)} nodes to keep in FP32")
+            self.progress(f"confirming {plural(len(nodes), 'node')} to keep in FP32")
             emulated = relowering.keeping(self.subject, nodes)
             if emulated is None:
                 missed = "every node would have to stay in FP32: the model does not suit the precision"
@@ -494,7 +494,7 @@ class _Diagnosis:
         if self.budget.is_over_for_engines():
             self._missed("the list was not confirmed on the engine: the time for building engines is up")
             return None
-        self.progress(f"building an engine with {len(nodes)} nodes in FP32, to confirm it")
+        self.progress(f"building an engine with {plural(len(nodes), 'node')} in FP32, to confirm it")
         with (
             self._or_missed("the list was not confirmed on the engine"),
             relowering.lowered_keeping(self.subject, nodes) as lowered,
@@ -529,7 +529,7 @@ class _Diagnosis:
             self.notes.append(
                 f"the engine's error against the emulation grows over the graph, at no node in particular: "
                 f"{bisection.before:.2g} before tensor {tensor!r}, {bisection.after:.2g} there "
-                f"({bisection.builds} engines built)"
+                f"({plural(bisection.builds, 'engine')} built)"
                 if bisection.builds
                 else "the engine was not narrowed down: the model has no place to cut it at"
             )

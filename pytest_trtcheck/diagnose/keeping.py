@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.diagnose.subject import BudgetSpent
+from pytest_trtcheck.errors import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -153,7 +154,7 @@ class Search:
     def _lowered(self, nodes: Collection[str], case: int | None = None) -> LimitResult:
         self.budget.spend()
         subject = self.subject
-        self.progress(f"looking for the nodes to keep in FP32: {len(self.judged)} sets tried")
+        self.progress(f"looking for the nodes to keep in FP32: {plural(len(self.judged), 'set')} tried")
         case = subject.worst if case is None else case
         if case not in self.expected:
             self.expected[case] = subject.reference(subject.cases[case])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.diagnose.trace import SUMS
+from pytest_trtcheck.errors import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -167,7 +168,7 @@ class _Search:
             shown = ", ".join(f"{value:.4g}" for value in values[:3])
             detail = f"{words or 'NaN'} of finite operands ({shown}), where FP32 gives {exact[at]:.4g}"
             return self._made("nan", name, detail, [name], peak=peak)
-        return self._overflow(name, f"{int(np.count_nonzero(ruined)):,} of {exact.size:,} elements", peak)
+        return self._overflow(name, f"{int(np.count_nonzero(ruined)):,} of {plural(exact.size, 'element')}", peak)
 
     def _overflow(self, name: str, count: str, peak: float) -> Cause:
         held = self.pair.held.get(name)
@@ -201,7 +202,7 @@ class _Search:
         if operand.name != reader:
             return None
         where = operand.became(become)
-        size = f"{int(np.count_nonzero(where)):,} of {where.size:,} elements"
+        size = f"{int(np.count_nonzero(where)):,} of {plural(where.size, 'element')}"
         peak, lost = _largest(operand.exact), _largest(operand.exact[where])
         largest = max((_largest(each.exact) for each in self._operands(reader)), default=0.0)
         sums = self.pair.node_of(reader).op_type in SUMS

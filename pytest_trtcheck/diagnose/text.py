@@ -6,7 +6,7 @@ import json
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.record import number
+from pytest_trtcheck.record import BLAMED, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +16,11 @@ if TYPE_CHECKING:
 WIDTH = 96
 _LABEL = 13
 _SHOWN = 3
-_WORDS = {
-    "export": "the export",
-    "precision": "the precision",
-    "engine": "the engine",
-    "both": "the precision as well as the engine",
-    "spread": "the precision",
-}
 
 
 def verdict(blame: BlameRecord | Mapping[str, Any]) -> str:
     """Who is to blame, in one line."""
-    return f"{_WORDS[blame['step']]} is to blame, {blame['headline']}"
+    return f"{BLAMED[blame['step']]} is to blame, {blame['headline']}"
 
 
 def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
@@ -36,7 +29,7 @@ def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
 
 
 def _lines(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
-    yield from _row("to blame", f"{_WORDS[blame['step']]}: {blame['headline']}")
+    yield from _row("to blame", f"{BLAMED[blame['step']]}: {blame['headline']}")
     yield from _row("error", _steps(blame["errors"]))
     if blame["parts"]:
         alone = ", ".join(f"{part} alone {figure(number(value))}" for part, value in blame["parts"].items())
@@ -145,6 +138,6 @@ def _row(label: str, text: str) -> list[str]:
         WIDTH,
         initial_indent=f"  {label:<{_LABEL}}",
         subsequent_indent=" " * (_LABEL + 2),
-        break_long_words=True,
+        break_long_words=False,
         break_on_hyphens=False,
     )

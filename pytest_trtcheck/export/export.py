@@ -115,13 +115,13 @@ class Exported:
         lines = [f"exported {plural(len(self.written), 'engine')} to {self.repository}"]
         for each in self.written:
             batches = f"batches up to {each.max_batch_size}" if each.max_batch_size else "no dynamic batching"
-            lines.append(f"  {each.name}: {each.bytes:,} bytes, {batches}")
+            lines.append(f"  {each.name}: {plural(each.bytes, 'byte')}, {batches}")
             lines += [f"    {note}" for note in each.notes]
         if self.models:
             lines.append(f"exported {plural(len(self.models), 'typed ONNX file')} to {self.folder / typed.FOLDER}")
         for model in self.models:
             seen = "proved by engines on a GPU" if model.is_proved else "emulated: no engine of it was run on a GPU"
-            lines.append(f"  {model.name}: {model.bytes:,} bytes, {seen}")
+            lines.append(f"  {model.name}: {plural(model.bytes, 'byte')}, {seen}")
         lines += [f"not exported: {each.label} ({each.what} {each.key[:8]}): {each.reason}" for each in self.left_out]
         lines += [f"to be proved on the {gpu}, by a test with engine={str(plan)!r}" for plan, gpu in self.to_prove]
         if self.older:

@@ -13,13 +13,12 @@ those speak of a kind and not of a size.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_trtcheck.errors import ArgumentError, GpuError
+from pytest_trtcheck.errors import ArgumentError, GpuError, alike
 from pytest_trtcheck.gpu.table import (
     ARCHITECTURE_ALIASES,
     ARCHITECTURES,
@@ -302,5 +301,4 @@ def _suggestions(name: str, extra: Sequence[GpuModel], most: int = 5) -> list[st
     words = set(_words(name))
     within = [product for product in products if words and words <= set(_words(product))]
     candidates = {_key(text): text for text in (*products, *LOWEST, *("sm{}{}".format(*cc) for cc in ARCHITECTURES))}
-    alike = [candidates[key] for key in difflib.get_close_matches(_key(name), candidates, n=most, cutoff=0.6)]
-    return list(dict.fromkeys((*within, *alike)))[:most]
+    return list(dict.fromkeys((*within, *alike(_key(name), candidates, most))))[:most]

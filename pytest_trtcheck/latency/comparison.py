@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.errors import plural
 from pytest_trtcheck.latency.verdict import QUANTILES, Decision
 
 if TYPE_CHECKING:
@@ -109,4 +110,4 @@ def _apart(then: float | None, now: float | None, share: float) -> bool:
 
 def _words(distribution: Distribution) -> str:
     quantiles = ", ".join(f"{name.removesuffix('_ms')} {distribution.quantile_ms(name):.4g}" for name in QUANTILES)
-    return f"{quantiles} ms ({distribution.samples} samples)"
+    return f"{quantiles} ms ({plural(distribution.samples, 'sample')})"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pytest_trtcheck.errors import ArgumentError, ComparisonError
+from pytest_trtcheck.errors import ArgumentError, ComparisonError, plural
 from pytest_trtcheck.latency.stats import (
     CONFIDENCE,
     SETTLING_S,
@@ -198,7 +198,7 @@ def decide_qps(intervals_ms: Samples, min_qps: float, *, confidence: float = CON
         lower=None if found.upper is None else 1000 / found.upper,
         upper=None if found.lower is None else 1000 / found.lower if found.lower > 0 else math.inf,
     )
-    shortage = f"{found.samples} runs are too few to bound the throughput" if found.upper is None else None
+    shortage = f"too few runs ({found.samples}) to bound the throughput" if found.upper is None else None
     result = _result("min_qps", min_qps, rate, shortage, shift)
     if result.decision == "undecided" and shortage is None and rate.value >= min_qps:
         time = f"{shift.judged.sum() / 1000:.3g} s"
@@ -355,7 +355,9 @@ def _shortage(found: Bounds, q: float, confidence: float, taken: int) -> str | N
     needed = min_samples(q, confidence)
     if found.samples < needed:
         late = "" if taken == found.samples else f", the last {found.samples} of them after the clocks had settled"
-        return f"p{100 * q:g} needs at least {needed} samples, and {taken} were taken in the time allowed{late}"
+        return (
+            f"p{100 * q:g} needs at least {plural(needed, 'sample')}, and {taken} were taken in the time allowed{late}"
+        )
     return (
         f"{found.samples} samples were taken, but they depend on each other and tell as much as {found.effective}"
         f" independent ones; p{100 * q:g} needs {needed}"

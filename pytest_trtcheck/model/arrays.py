@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.errors import InputError, kind_of
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """
     if not hasattr(values, "items"):
         raise InputError(
-            f"expected a mapping from input name to array, got a {type(values).__name__}",
+            f"expected a mapping from input name to array, got {kind_of(values)}",
             'give each input by its name: {"input": array}',
             code="input-names",
         )

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_trtcheck.errors import InputError, plural
+from pytest_trtcheck.errors import InputError, kind_of, plural
 from pytest_trtcheck.model import free_dims, memory
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.model.input_files import FromFiles
@@ -54,8 +54,7 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
             )
         return cases
     raise InputError(
-        f"{source}: expected a mapping from input name to array, an array, or a list of them, "
-        f"got {type(value).__name__}",
+        f"{source}: expected a mapping from input name to array, an array, or a list of them, got {kind_of(value)}",
         f"the model's inputs are {_described(model.inputs)}",
         code="input-type",
     )
@@ -123,7 +122,7 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         item = (item,)
     if not isinstance(item, (Mapping, tuple, list)):
         raise InputError(
-            f"expected a mapping from input name to array, or an array, got {type(item).__name__}", code="input-type"
+            f"expected a mapping from input name to array, or an array, got {kind_of(item)}", code="input-type"
         )
     pairs = item.items() if isinstance(item, Mapping) else zip(names, item, strict=False)
     return {str(name): as_array(array) for name, array in pairs if is_array(array)}
@@ -177,7 +176,7 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
         value = {specs[0].name: value}
     if not isinstance(value, Mapping):
         raise InputError(
-            f"{source}: expected a mapping from input name to array, or an array, got {type(value).__name__}",
+            f"{source}: expected a mapping from input name to array, or an array, got {kind_of(value)}",
             code="input-type",
         )
     known = {spec.name for spec in specs}
@@ -197,11 +196,23 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
     return {spec.name: _checked(value[spec.name], spec, source, symbols) for spec in specs}
 
 
+def infinities(cases: Sequence[Case], source: str) -> list[str]:
+    """What is to be said of inputs with infinite elements: a mask has them, and so has a division by zero."""
+    notes = []
+    for name in cases[0] if cases else ():
+        arrays = [case[name] for case in cases if case[name].dtype.kind == "f" or case[name].dtype.name == "bfloat16"]
+        if count := sum(int(np.isinf(array.astype(np.float32, copy=False)).sum()) for array in arrays):
+            of = plural(sum(array.size for array in arrays), "element")
+            what = "what they make infinite or NaN in the reference is compared with nothing"
+            notes.append(f"{source}: input {name!r} is infinite in {count:,} of {of}: {what}")
+    return notes
+
+
 def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tuple[int, str]]) -> NDArray[Any]:
     where = f"{source}: input {spec.name!r}"
     if not is_array(value):
         raise InputError(
-            f"{where}: expected a numpy array, got {type(value).__name__}", "np.asarray(…) makes one", code="input-type"
+            f"{where}: expected a numpy array, got {kind_of(value)}", "np.asarray(…) makes one", code="input-type"
         )
     array = as_array(value)
     if spec.dtype == "str":
@@ -234,7 +245,9 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
     if array.dtype.kind == "f" or spec.dtype == "bfloat16":
         count = int(np.isnan(array.astype(np.float32, copy=False)).sum())
         if count:
-            raise InputError(f"{where}: {count} of {array.size} elements are NaN", "look where these inputs come from")
+            raise InputError(
+                f"{where}: NaN in {count:,} of {plural(array.size, 'element')}", "look where these inputs come from"
+            )
     return np.ascontiguousarray(array) if array.ndim else array
 
 
@@ -456,7 +469,8 @@ def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> Non
         rows = np.shape(case[spec.name])[:1] if spec.name in case else ()
         if rows and not isinstance(spec.shape[0], int) and rows[0] != batch:
             raise InputError(
-                f"{source}: batch={batch} is declared, input {spec.name!r} holds {rows[0]} rows", code="input-batch"
+                f"{source}: batch={batch} is declared, input {spec.name!r} holds {plural(rows[0], 'row')}",
+                code="input-batch",
             )
 
 

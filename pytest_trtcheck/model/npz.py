@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from pytest_trtcheck.errors import first_line
+from pytest_trtcheck.errors import first_line, plural
 from pytest_trtcheck.model.memory import too_large
 from pytest_trtcheck.record.files import open_regular
 
@@ -152,7 +152,7 @@ def _read(stream: IO[bytes], size: int) -> NDArray[Any]:
         raise ValueError(f"its header claims the shape {shape}")
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > size and not dtype.hasobject:
-        raise ValueError(f"its header claims {claimed:,} bytes, and it holds {size:,}")
+        raise ValueError(f"its header claims {plural(claimed, 'byte')}, and it holds {size:,}")
     if said := too_large(claimed):
         raise ValueError(f"it takes {said}")
     stream.seek(0)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, unforeseen
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, plural, unforeseen
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
@@ -262,7 +262,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
                 f"{label}: is an engine by its name, not a model", _AN_ENGINE, code="model-kind"
             ) from error
         raise ModelError(
-            f"{label}: not an ONNX model, or cut off ({path.stat().st_size:,} bytes): {error}",
+            f"{label}: not an ONNX model, or cut off ({plural(path.stat().st_size, 'byte')}): {error}",
             "export it again, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",
             code="model-damaged",
         ) from error
@@ -402,10 +402,10 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
         size = file.stat().st_size
         needed = _tensor_bytes(tensor)
         if length is not None and length != needed:
-            problems.append(f"weight {name}: is said to have {length:,} bytes, its shape needs {needed:,}")
+            problems.append(f"weight {name}: is said to have {plural(length, 'byte')}, its shape needs {needed:,}")
         elif offset + needed > size:
             problems.append(
-                f"weight {name}: {info.location!r} is cut off: needs {offset + needed:,} bytes, has {size:,}"
+                f"weight {name}: {info.location!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
             )
         files[info.location] = file
     if problems:
@@ -442,7 +442,7 @@ def _bits(data_type: int) -> int:
 def _check_inline(tensor: onnx.TensorProto, problems: list[str]) -> None:
     if tensor.HasField("raw_data") and len(tensor.raw_data) != _tensor_bytes(tensor):
         problems.append(
-            f"weight {tensor.name or '(nameless)'}: holds {len(tensor.raw_data):,} bytes, "
+            f"weight {tensor.name or '(nameless)'}: holds {plural(len(tensor.raw_data), 'byte')}, "
             f"its shape {tuple(tensor.dims)} needs {_tensor_bytes(tensor):,}"
         )
 
@@ -451,8 +451,12 @@ def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None
     import onnx
 
     if not value.type.HasField("tensor_type"):
+        is_zipmap = value.type.HasField("sequence_type") and value.type.sequence_type.elem_type.HasField("map_type")
         raise ModelError(
-            f"{label}: {value.name!r} is no tensor", "only models with tensor inputs and outputs are checked"
+            f"{label}: {value.name!r} is no tensor" + ", but a list of maps from class to probability" * is_zipmap,
+            "export it with tensors: skl2onnx.to_onnx(…, options={'zipmap': False})"
+            if is_zipmap
+            else "only models with tensor inputs and outputs are checked",
         )
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.STRING:

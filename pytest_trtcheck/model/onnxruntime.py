@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import re
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -74,6 +75,60 @@ def version() -> str:
     return found
 
 
+# "[ONNXRuntimeError] : 1 : FAIL : ", "Load model from FILE failed:", "/onnxruntime_src/….cc:12 void f(int) ".
+_ORIGIN = re.compile(
+    r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?|/\S+\.(?:cc|h):\d+ .*?\) (?=\S))"
+)
+
+
+def quoted(error: Exception) -> str:
+    """What ONNX Runtime said, without its codes and the places in its own source."""
+    text = first_line(error)
+    while text != (shorter := _ORIGIN.sub("", text)):
+        text = shorter
+    return text
+
+
+def _refused(label: str, path: Path, error: Exception) -> ModelError:
+    """A model that ONNX Runtime does not load, and what to do: what it says itself is for its developers."""
+    said = quoted(error)
+    if hint := memory_hint(error):
+        return ModelError(f"{label}: ONNX Runtime cannot load it: {said}", hint, code="out-of-memory")
+    if found := re.search(r"Opset (\d+) is under development.*?domain (\S+) is till opset (\d+)", said):
+        opset, _, newest = found.groups()
+        return ModelError(
+            f"{label}: is in opset {opset}, and ONNX Runtime {version()} takes opsets up to {newest}",
+            f"export it in opset {newest} or older, or install a newer onnxruntime",
+            code="runtime-refused",
+        )
+    if found := re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '([^']*)'", said):
+        operator, opset, node = found.groups()
+        message = f"{label}: ONNX Runtime has no {operator} (of opset {opset}) for the types of node {node!r}"
+        hint = "export the model in other types or a newer opset, or give the reference itself: reference=…"
+        if _has_doubles(path):
+            message = f"{label}: computes in FP64, in which ONNX Runtime has no {operator} (node {node!r})"
+            hint = "export it in FP32 (in PyTorch model.float()): TensorRT computes FP64 in FP32 anyway"
+        return ModelError(message, hint, code="runtime-refused")
+    hint = "see whether ONNX Runtime alone loads it; the reference is computed there, unless reference=… gives it"
+    if "is not a registered function/op" in said or "No Op registered for" in said:
+        hint = (
+            "name a library that has the operator, BuildOptions(custom_ops=[…]), or give the reference itself: "
+            "reference=…"
+        )
+    if re.search(r"(?:opset|version)[^.]{0,40}\b[1-6]\b", said):
+        hint = "export it in opset 13 or newer: ONNX Runtime takes opsets before 7 in part alone"
+    return ModelError(f"{label}: ONNX Runtime cannot load it: {said}", hint, code="runtime-refused")
+
+
+def _has_doubles(path: Path) -> bool:
+    """Whether a model's inputs or weights are FP64."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    types = [value.type.tensor_type.elem_type for value in graph.input] + [each.data_type for each in graph.initializer]
+    return onnx.TensorProto.DOUBLE in types
+
+
 def memory_hint(error: Exception) -> str:
     """What to do where ONNX Runtime had too little memory, which cuDNN calls an internal error; else nothing."""
     if lacked_memory(str(error)) is None:
@@ -131,16 +186,7 @@ class OrtSession:
         try:
             session = ort.InferenceSession(str(path), options, providers=_providers(ort, provider))
         except Exception as error:
-            hint = "check that the model runs on ONNX Runtime: the reference is computed there"
-            if "is not a registered function/op" in str(error) or "No Op registered for" in str(error):
-                hint = (
-                    "name a library that has the operator, BuildOptions(custom_ops=[…]), or give the reference itself: "
-                    "reference=…"
-                )
-            hint = memory_hint(error) or hint
-            raise ModelError(
-                f"{label}: ONNX Runtime cannot load it: {first_line(error)}", hint, code="runtime-refused"
-            ) from error
+            raise _refused(label, path, error) from error
         if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise GpuError(
                 "trt_reference = cuda: ONNX Runtime could not start its CUDA provider",
@@ -177,11 +223,12 @@ class OrtSession:
             values = run(self._outputs, dict(inputs))
         except Exception as error:
             shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
+            hint = memory_hint(error)
             raise ModelError(
-                f"{self._label}: ONNX Runtime failed to run it on {shapes}: {first_line(error)}",
-                memory_hint(error)
+                f"{self._label}: ONNX Runtime failed to run it on {shapes}: {quoted(error)}",
+                hint
                 or "inputs that were generated may lie outside what the model accepts: return real ones from the test",
-                code="runtime-failed",
+                code="out-of-memory" if hint else "runtime-failed",
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))
 
@@ -247,7 +294,7 @@ def register_custom_ops(options: Any, library: str) -> None:
         options.register_custom_ops_library(str(Path(library).resolve()))
     except Exception as error:
         raise ArgumentError(
-            f"custom_ops: {library} cannot be loaded: {first_line(error)}",
+            f"custom_ops: {library} cannot be loaded: {quoted(error)}",
             "give a shared library that exports RegisterCustomOps and was built for this ONNX Runtime",
             code="operator-library",
         ) from error

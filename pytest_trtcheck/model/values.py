@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pytest_trtcheck.errors import InputError, suggestion
+from pytest_trtcheck.errors import InputError, plural, suggestion
 from pytest_trtcheck.model.inputs import Case, dtype_of, integer_limit
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _problem(spec: TensorSpec, low: float, high: float) -> str:
         return f"the input is {spec.dtype}: give whole numbers"
     least, most = (0, 1) if spec.dtype == "bool" else _limits(dtype_of(spec.dtype))
     if spec.index_limit is not None and high >= spec.index_limit:
-        return f"the input indexes a table of {spec.index_limit} rows"
+        return f"the input indexes a table of {plural(spec.index_limit, 'row')}"
     return "" if least <= low and high <= most else f"{spec.dtype} is from {least} to {most}"
 
 

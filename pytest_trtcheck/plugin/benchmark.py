@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.backends.base import RunnerByShape
-from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.errors import ArgumentError, kind_of
 from pytest_trtcheck.gpu.lock import gpu_lock
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class GpuBenchmark:
             pytest.skip("not measured: the engine is emulated, and a CPU has no GPU time")
         if not isinstance(engine, RunnerByShape):
             raise ArgumentError(
-                f"trt_benchmark: expected an engine, got {type(engine).__name__}",
+                f"trt_benchmark: expected an engine, got {kind_of(engine)}",
                 "give what trt_build returned and its inputs: trt_benchmark(engine, {'input': array})",
             )
         engine.prepare(inputs)

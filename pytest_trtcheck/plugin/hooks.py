@@ -316,15 +316,21 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show our errors as their own text, and let no xfail hide that a check could not be made."""
     report = yield
-    if call.excinfo is None or report.outcome == "passed" or not _is_ours(call.excinfo.value):
+    if call.excinfo is None or report.outcome == "passed":
         return report
-    from pytest_trtcheck.plugin.outcome import is_expected
+    from pytest_trtcheck.plugin import outcome
 
+    if not _is_ours(call.excinfo.value):
+        if report.failed and report.when != "teardown" and outcome.checks(item) and not outcome.has_record(item):
+            outcome.ended_early(item, report)
+            report.user_properties = list(item.user_properties)
+        return report
     error = call.excinfo.value
-    if report.outcome == "skipped" and hasattr(report, "wasxfail") and not is_expected(item, error):
+    if report.outcome == "skipped" and hasattr(report, "wasxfail") and not outcome.is_expected(item, error):
         report.outcome = "failed"
         del report.wasxfail
     if report.outcome == "failed":
         # A traceback of our internals helps nobody; what Hypothesis notes is the example that failed.
         report.longrepr = visible("\n\n".join([str(error), *getattr(error, "__notes__", ())]))
+        setattr(report, outcome.LOCATION, outcome.location(item, call.excinfo))
     return report

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_trtcheck.check import arguments
 from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
-from pytest_trtcheck.errors import ArgumentError, CheckError, unforeseen
+from pytest_trtcheck.errors import ArgumentError, CheckError, kind_of, unforeseen
 from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
@@ -183,7 +183,7 @@ def watched(item: pytest.Function) -> Iterator[None]:
 
 def _not_run(item: pytest.Item) -> ArgumentError:
     return ArgumentError(
-        f"{item.name} is marked and was not checked: what ran it, a {type(item).__name__}, never called the function",
+        f"{item.name} is marked and was not checked: what ran it, {kind_of(item)}, never called the function",
         "call the fixture trt_check in it instead",
         code="marker-misplaced",
     )
@@ -219,7 +219,7 @@ def _returned(item: pytest.Function, *, may_stream: bool) -> object:
         if hasattr(value, "close"):
             value.close()
         raise ArgumentError(
-            f"{item.name} returned a {type(value).__name__}, which nothing has run: its inputs are not known",
+            f"{item.name} returned {kind_of(value)}, which nothing has run: its inputs are not known",
             "return the inputs themselves; mark an async def for the plugin that runs it (pytest-asyncio, anyio)",
             code="marker-misplaced",
         )

@@ -104,6 +104,14 @@ OPTIONS: tuple[Option, ...] = (
         choices=get_args(GraphsOf),
         metavar="WHICH",
     ),
+    Option(
+        "trt_summary",
+        "text",
+        "which checks the terminal lists; auto: of many those that did not pass",
+        default="auto",
+        choices=("auto", "all", "failed", "none"),
+        metavar="WHICH",
+    ),
     Option("trt_bundle", "path", "where to write a bundle of each parity check that fails", metavar="DIR"),
     Option("trt_baseline", "path", "where baselines of errors, scores and latency are kept", metavar="DIR"),
     Option(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
 
 from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY
-from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, kind_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from _pytest._io import TerminalWriter
 
     from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.errors import Code
@@ -62,6 +65,95 @@ def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
     raise error
 
 
+def ended_early(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Attach the record of a check that never came to one: a fixture or the test's own code failed before it."""
+    from pytest_trtcheck.plugin import marks
+    from pytest_trtcheck.plugin.items import marked
+    from pytest_trtcheck.record import CheckRecord
+
+    found = marked(item) if marks.is_marked(item) else None
+    spec = found.selected(item) if found else None
+    named = spec.model if spec else str(item.path) if getattr(item, "is_check", False) else None
+    attach(
+        item,
+        CheckRecord(
+            nodeid=item.nodeid,
+            model=str(named) if isinstance(named, (str, os.PathLike)) else "",
+            verdict="error",
+            precision=spec.precision[0] if spec and spec.engine is None else None,
+            gpu_ran=False,
+            message=f"failed in its {report.when} before it was checked: {reason(report.longrepr)}",
+            code="user-code-failed",
+        ),
+    )
+
+
+def has_record(item: pytest.Item) -> bool:
+    """Whether a check of this run of the test came to a record."""
+    return any(name == PROPERTY for name, _ in item.user_properties)
+
+
+def checks(item: pytest.Item) -> bool:
+    """Whether a test is to check something: a marked one, a model, a bundle, or one with `trt_check`."""
+    from pytest_trtcheck.plugin import marks
+
+    uses = "trt_check" in getattr(item, "fixturenames", ())
+    return uses or marks.is_marked(item) or bool(getattr(item, "is_check", False))
+
+
+def reason(said: object) -> str:
+    """The first line of why a test failed or was skipped."""
+    if isinstance(said, tuple):
+        return first_line(str(said[2]).removeprefix("Skipped: "))
+    crash = getattr(said, "reprcrash", None)
+    return first_line(str(crash.message if crash else said))
+
+
+LOCATION = "trtcheck_location"
+"""The attribute of a report that says where in the user's files our error is to be looked for: path and line."""
+
+
+class Told:
+    """Our error in a report, as its own text in place of a traceback: in lines that fit the terminal.
+
+    Of what pytest's own representations have, the one that `--tb=line`, JUnit's file and other plugins ask for.
+    """
+
+    @dataclass(frozen=True)
+    class Crash:
+        """Where it was."""
+
+        path: str
+        lineno: int
+        message: str
+
+        def __str__(self) -> str:
+            return f"{self.path}:{self.lineno}: {self.message}"
+
+    def __init__(self, text: str, path: str, line: int, *, is_line: bool) -> None:
+        self.text = text
+        self.reprcrash = Told.Crash(path, line, first_line(text))
+        self._is_line = is_line
+
+    def __str__(self) -> str:
+        return self.text
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        """Write it; under `--tb=line` pytest writes where it was, and what, by itself."""
+        if self._is_line:
+            return
+        from pytest_trtcheck.report.text import folded
+
+        tw.line(folded(self.text, tw.fullwidth))
+
+
+def location(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> tuple[str, int]:
+    """The user's own line that an error of ours comes from: the last one in the test's file, else where it begins."""
+    path, line, _ = item.reportinfo()
+    own = [entry.lineno + 1 for entry in excinfo.traceback if str(entry.path) == str(item.path)]
+    return str(path), own[-1] if own else (line or 0) + 1
+
+
 def folders(item: pytest.Item) -> tuple[Path, ...]:
     """Where relative paths of a test are looked up: beside the test file, then from rootdir."""
     return (item.path.parent, item.config.rootpath)
@@ -94,7 +186,7 @@ def request_for(
     built = more.get("options") or fixture("trt_build_options")
     if built is not None and not isinstance(built, BuildOptions):
         raise ArgumentError(
-            f"trt_build_options: expected a BuildOptions, got {type(built).__name__}",
+            f"trt_build_options: expected a BuildOptions, got {kind_of(built)}",
             "return BuildOptions(…), or None for the defaults",
         )
     compared = parity.backends or options.value(item.config, "trt_backend")

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, plural, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
@@ -480,7 +480,9 @@ def _secret(config: pytest.Config, option: str) -> bytes | None:
     except OSError as error:
         raise ArgumentError(f"{given}: cannot be read: {error.strerror}", code="option-value") from error
     if len(key) < _SHORTEST_KEY:
-        found = f"holds {len(key)} bytes" if key else "is neither a file nor an environment variable that is set"
+        found = (
+            f"holds {plural(len(key), 'byte')}" if key else "is neither a file nor an environment variable that is set"
+        )
         raise ArgumentError(
             f"{given}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more", code="option-value"
         )

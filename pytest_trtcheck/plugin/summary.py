@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_trtcheck.choices import PROPERTY
-from pytest_trtcheck.errors import CODES, CheckError, first_line, unforeseen, visible
+from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.plugin.outcome import RUNS, is_our_property
+from pytest_trtcheck.plugin.outcome import LOCATION, RUNS, Told, checks, is_our_property, reason
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -37,21 +37,7 @@ _STOPPED: dict[int, str] = {
 
 def _planned(session: pytest.Session) -> list[str]:
     """The tests of this process that are to check something: marked ones, models, bundles, those with `trt_check`."""
-    from pytest_trtcheck.plugin import marks
-
-    return [
-        item.nodeid
-        for item in getattr(session, "items", ())
-        if marks.is_marked(item) or "trt_check" in getattr(item, "fixturenames", ()) or getattr(item, "is_check", False)
-    ]
-
-
-def _reason(said: object) -> str:
-    """The first line of why a test failed or was skipped."""
-    if isinstance(said, tuple):
-        return first_line(str(said[2]).removeprefix("Skipped: "))
-    crash = getattr(said, "reprcrash", None)
-    return first_line(str(crash.message if crash else said))
+    return [item.nodeid for item in getattr(session, "items", ()) if checks(item)]
 
 
 def _without_graph(record: str) -> str:
@@ -112,6 +98,10 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what the last report of a test carries: by then every check of it is there."""
         self._planned.update(dict.fromkeys(getattr(report, _PLANNED, ())))
+        if hasattr(report, LOCATION) and isinstance(report.longrepr, str):
+            # Here, since what travels from an xdist worker is text.
+            is_line = self._config.getoption("tbstyle") == "line"
+            report.longrepr = Told(report.longrepr, *getattr(report, LOCATION), is_line=is_line)  # type: ignore[assignment]
         if report.when == "setup":
             self._ended.pop(report.nodeid, None)
         if report.when != "teardown" or report.nodeid not in self._ended:
@@ -276,6 +266,7 @@ class Collector:
             self._config.rootpath,
             reporter._tw.fullwidth if reporter else 80,
             session_of(self._config).evidence_key,
+            settings.value(self._config, "trt_summary"),
         )
         for line in report.writer.write(run):
             self._shown.append(line)
@@ -318,7 +309,7 @@ class Collector:
             )
         if report.passed:
             return MissingRecord(nodeid, "passed, and made no check", "passed")
-        why = getattr(report, "wasxfail", None) or _reason(report.longrepr)
+        why = getattr(report, "wasxfail", None) or reason(report.longrepr)
         words = "skipped" if report.skipped else f"failed in its {report.when} before it was checked"
         return MissingRecord(nodeid, f"{words}: {why}", report.outcome)
 

@@ -314,7 +314,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...],
             code="precision-carried",
         )
     note = f"{model.label} already carries {' and '.join(carried)}: taken as it is, {precision=} changed nothing; " + (
-        f"{len(mine)} of its {len(operators)} nodes that do arithmetic compute in {precision}"
+        f"of its {plural(len(operators), 'node')} with arithmetic, {len(mine)} in {precision}"
         if mine
         else f"none of its operators computes in {precision}, values are rounded to its grid alone"
     )
@@ -525,8 +525,8 @@ def _half(model: ir.Model, precision: Precision, keep_fp32: tuple[str, ...]) -> 
     rows = survey.survey(lowered.model)
     found = arithmetic.operators(rows)
     notes = [
-        f"weight {each.name}: {each.count} values up to {each.value:.4g} do not fit {kind} "
-        f"and became ±{half.LARGEST[kind]:g}"
+        f"weight {each.name}: {plural(each.count, 'value')} up to {each.value:.4g} beyond the range of {kind} "
+        f"became ±{half.LARGEST[kind]:g}"
         for each in lowered.overflow
     ]
     notes += [
@@ -541,7 +541,7 @@ def _half(model: ir.Model, precision: Precision, keep_fp32: tuple[str, ...]) -> 
         others = [each for each in found if each not in mine]
         reasons = dict.fromkeys(lowered.left.get(each.node, f"computed in {each.kind}") for each in others)
         notes.append(
-            f"{len(mine)} of {len(found)} nodes that do arithmetic compute in {precision}, the others do not: "
+            f"of {plural(len(found), 'node')} with arithmetic, {len(mine)} in {precision}; the others are not: "
             f"{listed(reasons, 5)}"
         )
     constants = {kind: [asdict(each) for each in getattr(lowered, kind)] for kind in ("overflow", "underflow")}
@@ -620,7 +620,7 @@ def _quantized(
     ranges = entry.read_json(_RANGES_FILE, calibrate.Ranges.from_json)
     quantized, notes, details = quantized_by(read, plan, ranges.amax(), precision, keep_fp32)
     rest = half_part(precision)
-    others = f"; {len(arithmetic.within(details[_ARITHMETIC], rest))} others in {rest}" if rest else ""
+    others = f"; {plural(len(arithmetic.within(details[_ARITHMETIC], rest)), 'other')} in {rest}" if rest else ""
     notes.insert(0, f"{precision}: {summary(plan)}{others}; {ranges}")
     return quantized, notes, {"ranges": asdict(ranges), "samples": calibration.key_parts["calibration"], **details}
 

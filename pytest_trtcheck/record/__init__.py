@@ -23,6 +23,7 @@ from pytest_trtcheck.record.common import (
 from pytest_trtcheck.record.graph import GraphNode, GraphRecord, GraphTensor
 from pytest_trtcheck.record.latency import BudgetRecord, Conditions, LatencyDetails, LatencyRecord, LoadRecord
 from pytest_trtcheck.record.parity import (
+    BLAMED,
     BlameRecord,
     ElementRecord,
     JudgedRecord,
@@ -59,6 +60,7 @@ from pytest_trtcheck.record.system import (
 
 __all__ = [
     "BASELINE",
+    "BLAMED",
     "SCHEMA_VERSION",
     "SEVERITY",
     "TOOL",

@@ -130,6 +130,16 @@ class TensorRecord:
     saturated: float | None = None
 
 
+BLAMED = {
+    "export": "the export",
+    "precision": "the precision",
+    "engine": "the engine",
+    "both": "the precision as well as the engine",
+    "spread": "the precision",
+}
+"""Who is to blame, as one says it, by the step that reports have."""
+
+
 class _Keyed:
     """A record that can be asked by key as well: the text of a diagnosis reads it as it reads the dictionary."""
 
@@ -167,6 +177,11 @@ class BlameRecord(_Keyed):
     is_complete: bool = True
     summary: str | None = None
     tensor: str | None = None
+
+    @property
+    def who(self) -> str:
+        """Who is to blame, as one says it."""
+        return BLAMED.get(self.step or "", self.step or "")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import plural
 from pytest_trtcheck.record import LatencyRecord
 from pytest_trtcheck.report.builds import options
-from pytest_trtcheck.report.text import format_number, one_line
+from pytest_trtcheck.report.text import format_duration, format_number, one_line
 
 if TYPE_CHECKING:
     from pytest_trtcheck.record import CheckRecord, EngineRecord, ProofRecord
@@ -49,7 +49,7 @@ def check(record: CheckRecord) -> list[tuple[str, str]]:
         "Latency": latency.reason,
         "Held back": ", ".join(latency.details.held_back),
         "Before → after": _clocks(latency.clocks),
-        "Took": f"{format_number(record.duration_s)} s" if record.duration_s else None,
+        "Took": format_duration(record.duration_s) if record.duration_s else None,
     }
     return [(name, one_line(value)) for name, value in facts.items() if value]
 

@@ -152,7 +152,14 @@ def _labelled(label: str, pad: int, text: str, width: int) -> list[str]:
 def wrapped(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
     """A text in lines of at most `width` columns."""
     follow = first + "  " if rest is None else rest
-    return textwrap.wrap(one_line(text), width, initial_indent=first, subsequent_indent=follow, break_on_hyphens=False)
+    return textwrap.wrap(
+        one_line(text),
+        width,
+        initial_indent=first,
+        subsequent_indent=follow,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def more(count: int, indent: str = "  ") -> list[str]:

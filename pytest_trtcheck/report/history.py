@@ -7,16 +7,14 @@ inputs, another kind of evidence) is said, and its line is broken there.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from pytest_trtcheck.errors import ReportError, listed, plural
-from pytest_trtcheck.record import jsonable
+from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
-from pytest_trtcheck.report.merge import machine_name
+from pytest_trtcheck.report.merge import machine_name, refuse_twins
 from pytest_trtcheck.report.text import (
     MISSING,
     columns,
@@ -225,11 +223,7 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     ReportError
         One is given twice, or a latency distribution in one cannot be read.
     """
-    seen: dict[str, str] = {}
-    for name, run in reports:
-        other = seen.setdefault(json.dumps(jsonable(run)), name)
-        if other is not name:
-            raise ReportError(f"{name} is the same report as {other}", "name each report once")
+    refuse_twins(reports)
     untimed = tuple(name for name, run in reports if run.started is None)
     timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
     moments = tuple(_moments(timed))

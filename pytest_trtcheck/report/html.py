@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_trtcheck.errors import MissingDependencyError, address_of, listed, plural, visible
+from pytest_trtcheck.errors import MissingDependencyError, address_of, cut, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord, is_bad
 from pytest_trtcheck.record.files import write_text
 from pytest_trtcheck.report import builds, describe, fleet, graph, merge, plots, systems
@@ -158,7 +158,7 @@ class Row:
         if self.blame.step and summary:
             kept = self.blame.keep_fp32
             cure = f"; passes with {plural(len(kept), 'node')} in FP32" if kept else ""
-            return one_line(f"To blame: {self.blame.step}, {summary.rstrip('.')}{cure}")
+            return one_line(f"To blame: {self.blame.who}, {summary.rstrip('.')}{cure}")
         # That outputs differ is what the error beside its tolerance says.
         if self.record.parity and is_bad(self.record.parity.verdict):
             return ""
@@ -497,7 +497,7 @@ def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) ->
         layers=layers[: room.layers],
         layers_left_out=max(0, len(layers) - room.layers),
         explained_at=address_of(record.code) if record.code else None,
-        message=message[: room.message] + (" …" if len(message) > room.message else ""),
+        message=cut(message, room.message) + (" …" if len(message) > room.message else ""),
     )
 
 

@@ -34,14 +34,7 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
     ReportError
         One is given twice.
     """
-    seen: dict[str, str] = {}
-    for name, run in reports:
-        # As text, in which NaN is NaN.
-        other = seen.setdefault(json.dumps(jsonable(run)), name)
-        if run.checks and other is not name:
-            raise ReportError(
-                f"{name} is the same report as {other}", "name each machine's report once", code="reports-unrelated"
-            )
+    refuse_twins(reports)
     parts = [part for name, run in reports for part in _parts(name, run)]
     machines = _named_apart([machine for machine, _ in parts])
     named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
@@ -60,6 +53,22 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         started=min(filter(None, (run.started for _, run in reports)), default=None),
         commit=_shared([run.commit for _, run in reports]),
     )
+
+
+def refuse_twins(reports: Sequence[tuple[str, RunRecord]]) -> None:
+    """See that no report is given twice.
+
+    Raises
+    ------
+    ReportError
+        One is.
+    """
+    seen: dict[str, str] = {}
+    for name, run in reports:
+        # As text, in which NaN is NaN.
+        other = seen.setdefault(json.dumps(jsonable(run)), name)
+        if run.checks and other is not name:
+            raise ReportError(f"{name} is the same report as {other}", "name each once", code="reports-unrelated")
 
 
 def _shared(values: Sequence[str | None]) -> str | None:

@@ -148,7 +148,7 @@ def along_graph(tensors: Sequence[TensorRecord], marked: str | None, points: int
             svg.dot(x(found), y(errors[found]), "blame", f"{name}: {format_number(errors[found])}"),
             svg.text(x(found) + (-6 if near_end else 6), _BOTTOM - 6, name, "label", "end" if near_end else "start"),
         ]
-    return svg.svg(WIDTH, HEIGHT, f"error of {len(errors)} tensors along the graph", parts)
+    return svg.svg(WIDTH, HEIGHT, f"error of {plural(len(errors), 'tensor')} along the graph", parts)
 
 
 def latency(samples_ms: Sequence[float], budgets: Sequence[BudgetView]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import math
+import re
+import textwrap
 import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -66,9 +68,11 @@ def format_optional(value: float | str | None, digits: int = 3) -> str:
 def format_duration(seconds: float) -> str:
     """A duration as people say it.
 
-    >>> [format_duration(x) for x in (0.0123, 1.5, 75, 7384)]
-    ['0.01 s', '1.5 s', '1 min 15 s', '2 h 3 min']
+    >>> [format_duration(x) for x in (0.001, 0.0123, 1.5, 75, 7384)]
+    ['< 0.01 s', '0.01 s', '1.5 s', '1 min 15 s', '2 h 3 min']
     """
+    if seconds < 0.01:
+        return "< 0.01 s"
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -122,6 +126,46 @@ def columns(text: str) -> int:
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in {"W", "F"} else 1 for c in text
     )
+
+
+MESSAGE_WIDTH = 96
+"""Columns in which messages are written, before the terminal is known."""
+_HANGING = re.compile(r"\s*(?:→ |- )?")
+_COLUMN = re.compile(r" +\S+(?: \S+)* {2,}(?=\S)")
+_WIDEST_COLUMN = 24
+_CODE = ("keep_fp32=[", "quantize_static(", "$ ")
+
+
+def folded(text: str, width: int) -> str:
+    """A message whose lines take at most `width` columns, as far as its words let them; what is to be pasted stays.
+
+    What goes on hangs below the text: behind the arrow of a hint, behind the name of a fact.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if lines and _goes_on(lines[-1].rpartition("\n")[2], line):
+            lines[-1] += "\n" + line
+        else:
+            lines.append(line)
+    whole = (" ".join([first, *map(str.strip, rest)]) for first, *rest in (each.split("\n") for each in lines))
+    return "\n".join(part for line in whole for part in _folded(line, width))
+
+
+def _goes_on(line: str, following: str) -> bool:
+    """Whether a line was only begun because the one before it was full; what stands further left is a new one."""
+    word = following.split(maxsplit=1)
+    hangs = following.startswith("    ") and not any(each in line + following for each in _CODE)
+    return bool(word) and hangs and len(line) <= MESSAGE_WIDTH < len(line) + 1 + len(word[0])
+
+
+def _folded(line: str, width: int) -> list[str]:
+    if columns(line) <= width or any(each in line for each in _CODE):
+        return [line]
+    column, hanging = _COLUMN.match(line), _HANGING.match(line)
+    indent = len(hanging[0]) if hanging else 0
+    if column and len(column[0]) <= _WIDEST_COLUMN:
+        indent = len(column[0])
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def shorten_middle(text: str, width: int) -> str:

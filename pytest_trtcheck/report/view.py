@@ -53,6 +53,8 @@ class Run:
         Of the terminal, in columns.
     key
         What the JSON report is signed with; None: it is not.
+    listed
+        Which checks the terminal lists: `all`, `failed`, `none`, or by their number, `auto`.
     """
 
     record: RunRecord
@@ -60,6 +62,7 @@ class Run:
     rootdir: Path = Path()
     width: int = 80
     key: bytes | None = None
+    listed: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -242,20 +245,52 @@ def counts(records: Iterable[CheckRecord]) -> dict[str, int]:
     return {verdict: found[verdict] for verdict in VERDICTS}
 
 
-def labels(records: Sequence[CheckRecord]) -> list[str]:
+class Label(str):
+    """What a row is called: the model, and the test where the model alone does not tell rows apart."""
+
+    __slots__ = ("model", "test")
+
+    model: str
+    test: str
+
+    def __new__(cls, model: str, test: str = "") -> Label:  # noqa: D102
+        label = super().__new__(cls, f"{model} {test}".rstrip())
+        label.model, label.test = model, test
+        return label
+
+
+def labels(records: Sequence[CheckRecord]) -> list[Label]:
     """A short name of each record's model that tells the rows of a table apart.
 
-    The model's file name, with as many parent directories as it takes to name one model; checks that would still look
-    the same get the parameters of their test, or its name.
+    The model's file name, with as many parent directories as it takes to name one model. Where two checks of a model
+    would still look the same, all of its checks are called by their tests as well: without what stands in the column of
+    the precision, and without the function's name where it is one for all.
     """
     names = short_names({record.model for record in records})
     # Of several systems the name says which it was to be.
-    plain = [f"{names[record.model]} {record.system or ''}".rstrip() for record in records]
+    # What ended before its model was known is called by its test.
+    plain = [
+        f"{names[record.model] if record.model else one_line(_function(record.nodeid))} {record.system or ''}".rstrip()
+        for record in records
+    ]
     rows = [(name, record.precision, record.evidence) for name, record in zip(plain, records, strict=True)]
-    repeated = {row for row, count in Counter(rows).items() if count > 1}
+    repeated = {row[0] for row, count in Counter(rows).items() if count > 1}
+    tests = dict.fromkeys(
+        (name, record.nodeid) for name, record in zip(plain, records, strict=True) if name in repeated
+    )
+    functions = {name: {_function(nodeid) for model, nodeid in tests if model == name} for name in repeated}
+    found = [
+        Label(name, _test_name(record, alone=len(functions[name]) == 1)) if name in repeated else Label(name)
+        for name, record in zip(plain, records, strict=True)
+    ]
+    seen: dict[tuple[str, str | None, str | None], set[str]] = {}
+    for label, record in zip(found, records, strict=True):
+        seen.setdefault((label, record.precision, record.evidence), set()).add(record.nodeid)
     return [
-        f"{name} {_test_name(record.nodeid)}" if row in repeated else name
-        for name, row, record in zip(plain, rows, records, strict=True)
+        label
+        if len(seen[label, record.precision, record.evidence]) == 1
+        else Label(label.model, one_line(record.nodeid.rpartition("/")[2]))
+        for label, record in zip(found, records, strict=True)
     ]
 
 
@@ -340,7 +375,14 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
             depth[model] += 1
 
 
-def _test_name(nodeid: str) -> str:
-    """The parameters of a test ("[int8-b8]"), or its name where it has none."""
-    name = nodeid.rsplit("::", 1)[-1]
-    return name[name.index("[") :] if "[" in name else name
+def _function(nodeid: str) -> str:
+    return nodeid.rsplit("::", 1)[-1].partition("[")[0]
+
+
+def _test_name(record: CheckRecord, *, alone: bool) -> str:
+    """A test by its function and its parameters ("sizes[b8]"), of a function that is `alone` by these ("[b8]")."""
+    precision = record.precision or ""
+    name, _, parameters = record.nodeid.rsplit("::", 1)[-1].partition("[")
+    given = [each for each in parameters.removesuffix("]").split("-") if each != precision]
+    shown = "" if alone and any(given) else re.sub(rf"_?{re.escape(precision)}(?=_|$)", "", name.removeprefix("test"))
+    return one_line(shown.strip("_") + (f"[{'-'.join(given)}]" if any(given) else ""))

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     import pytest
 
-_OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1", "(", ")"}
+_OPERATORS = {"&&", "||", "|", ";", "&", "2>&1", "(", ")"}
+_REDIRECTIONS = {">", ">>", "<"}
+"""What follows is a file."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ def _parts(command: str) -> list[list[str]]:
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
+    before = ""
     for word in lexer:
+        before, last = word, before
+        if word in _REDIRECTIONS or last in _REDIRECTIONS:
+            continue
         if word in _OPERATORS:
             parts.append([])
         elif parts[-1] or not re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*|sudo", word):

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -128,6 +128,72 @@ def test_accuracy():
 """
 
 
+def _quantized(path: Path, **arguments: Any) -> None:
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    from tests.test_quantized_elsewhere import GOOD, Reader, cnn
+
+    with TemporaryDirectory() as folder:
+        original = Path(folder) / "original.onnx"
+        onnx.save(cnn(), original)
+        if path.name == "original.onnx":
+            shutil.copy(original, path)
+        else:
+            quantize_static(original, path, Reader(), **(arguments or {"activation_type": QuantType.QInt8, **GOOD}))
+
+
+def _samples(path: Path) -> None:
+    path.mkdir()
+    for n in range(3):
+        np.savez(path / f"{n}.npz", x=np.random.default_rng(n).random((1, 3, 16, 16), np.float32))
+
+
+BESSEL = """
+import torch
+from pytest_trtcheck import trt_parity
+from torch import nn
+
+
+class Pool(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = Pool()
+
+    def forward(self, x):
+        return self.pool(x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = Head()
+
+    def forward(self, x):
+        return self.head(x)
+
+
+@trt_parity(Net().eval())
+def test_net():
+    return torch.rand(2, 8)
+"""
+
+EXPORT = """
+import torch
+from pytest_trtcheck import SOURCE, trt_parity
+from tests.torch.networks import Blocks
+
+
+@trt_parity(Blocks(wrong=3), reference=SOURCE)
+def test_blocks():
+    return {"ids": torch.arange(7)[None] % 5}
+"""
+
+
 def _releases(path: Path) -> None:
     """Folders that runs on an A100, a T4 and an Orin exported into."""
     from tests.docs.made import exported
@@ -142,8 +208,8 @@ def _tests(text: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(head + text, encoding="utf-8")
 
 
-def _reports(make: Callable[[], tuple[RunRecord, RunRecord]], which: int) -> Callable[[Path], object]:
-    """One of two reports."""
+def _reports(make: Callable[[], tuple[RunRecord, ...]], which: int) -> Callable[[Path], object]:
+    """One of several reports."""
     from pytest_trtcheck.report.json_report import save
 
     return lambda path: save(path, make()[which])
@@ -167,17 +233,26 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "merge-orin.json": _fleet("Orin", "8.7"),
     "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
-    "quantized.onnx": lambda path: shutil.copy(ROOT / "tests/data/quantized/pt2e_asymmetric.onnx", path),
+    "asymmetric.onnx": lambda path: _quantized(path, per_channel=False),
+    "original.onnx": _quantized,
+    "quantized.onnx": _quantized,
     "test_bf16.py": _tests(
         '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
     ),
     "ranker.onnx": _ranker,
     "releases": _releases,
     "score-data": _score_data,
+    "samples": _samples,
+    "test_bessel.py": lambda path: path.write_text(BESSEL, encoding="utf-8"),
+    "test_export.py": lambda path: path.write_text(EXPORT, encoding="utf-8"),
     "test_lost.py": lambda path: path.write_text(LOST, encoding="utf-8"),
     "upscaler.onnx": _upscaler,
     "weights.mlp": _weights,
     "test_detector.py": _tests('@trt_parity("models/detector.onnx", batch=4, tol=0.02)\ndef test_detector(): ...\n'),
+    "night-1.json": _reports(reports.nights, 0),
+    "night-2.json": _reports(reports.nights, 1),
+    "night-3.json": _reports(reports.nights, 2),
+    "night-4.json": _reports(reports.nights, 3),
     "upgrade-new.json": _reports(reports.upgraded, 1),
     "upgrade-old.json": _reports(reports.upgraded, 0),
 }

@@ -77,10 +77,11 @@ class Page:
         return [each for each in ENVIRONMENTS if each in asked or (each == self.environment and not asked)]
 
 
-def pages() -> list[Path]:
-    """Every page that people read."""
+def pages(environment: str | None = None) -> list[Path]:
+    """Every page that people read, or those that have blocks for an environment."""
     front = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "example_project/README.md")]
-    return [*front, *sorted((ROOT / "docs").rglob("*.md"))]
+    found = [*front, *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path for path in found if environment is None or environment in read(path).environments()]
 
 
 def read(path: Path) -> Page:

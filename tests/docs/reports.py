@@ -74,3 +74,20 @@ def fleet(name: str, capability: str) -> RunRecord:
         checks.append(replace(check("tests/test_ocr.py::test_ocr", precision="fp16"), model="models/ocr.onnx"))
     run = report(*checks)
     return replace(run, environment=replace(run.environment, gpu=GpuRecord(name, "GPU-1", capability)))
+
+
+def nights() -> tuple[RunRecord, ...]:
+    """Four nights of one machine: a detector in INT8 creeps up, and fails with another TensorRT."""
+    runs = []
+    for day, (error, version) in enumerate(
+        [(0.0040, "1.5.0.114"), (0.0043, "1.5.0.114"), (0.0046, "1.5.0.114"), (0.0110, "1.7.1.116")], 1
+    ):
+        word: Literal["pass", "fail"] = "fail" if error > 0.01 else "pass"
+        judged = parity(output(value=error, verdict=word), output("scores", 0.002), verdict=word)
+        timed = latency(1.0, seed=day)
+        run = report(
+            check(DETECTOR.format("int8"), verdict=word, parity=judged, latency=timed), *_others(), tensorrt=version
+        )
+        commit = f"{0x9AD0146 + 0x1111111 * day % 0x7FFFFFF:07x}"
+        runs.append(replace(run, started=f"2026-11-{day:02}T03:00:00Z", commit=commit, duration_s=60.0 + day))
+    return tuple(runs)

@@ -6,6 +6,8 @@ import ast
 import contextlib
 import io
 import os
+import secrets
+import shutil
 import subprocess
 import sys
 import traceback
@@ -59,6 +61,8 @@ class Folder:
     """By command."""
     untried: list[Block] = field(default_factory=list)
     """Files of tests that no command of the page has run: they are run at its end."""
+    is_apart: bool = False
+    """Whether each run of pytest is a process: PyTorch and TensorFlow cannot be imported twice in one."""
     rewrites: list[tuple[str, str]] | None = None
     """What stands on the page and what should stand there; None where nobody wants to know."""
 
@@ -71,17 +75,47 @@ def run(
     page: Page, environment: str, pytester: pytest.Pytester, rewrites: list[tuple[str, str]] | None = None
 ) -> list[Fault]:
     """Run what is to be run in this environment; what did not hold."""
-    folder = Folder(pytester, pytester.path / "home", rewrites=rewrites)
-    folder.project.mkdir(parents=True)
-    for name, place in page.needs:
-        makers.put(name, folder.project / place)
+    with _home() as home:
+        folder = Folder(pytester, home, is_apart=environment != "tests", rewrites=rewrites)
+        folder.project.mkdir()
+        for name, place in page.needs:
+            makers.put(name, folder.project / place)
+        return _run_in(folder, page, environment)
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[Path]:
+    """A folder whose path is as long as `HOME`: text that is wrapped or cut off is so at the same place."""
+    while True:
+        home = Path("/tmp") / secrets.token_hex(2)
+        with contextlib.suppress(FileExistsError):
+            home.mkdir()
+            break
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _run_in(folder: Folder, page: Page, environment: str) -> list[Fault]:
     with _as_a_user(folder):
         found = [fault for block in page.blocks for fault in _run(block, page, environment, folder)]
         for block in folder.untried:
-            printed = _pytest(["-q", str(block.title)], folder)
+            printed = _printed(f"pytest -q {block.title}", folder)
             if printed.status:
                 found.append(block.fault(f"its tests do not pass:\n{_end_of(printed.text)}"))
         return found
+
+
+def check(page: Page, environment: str, pytester: pytest.Pytester) -> None:
+    """Run a page, and fail where it does not hold; with the variable DOCS_WRITE, write what it shows anew."""
+    rewrites: list[tuple[str, str]] | None = [] if os.environ.get("DOCS_WRITE") else None
+    found = "\n".join(map(str, run(page, environment, pytester, rewrites)))
+    for old, new in rewrites or ():
+        path = ROOT / page.name
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    if found:
+        pytest.fail(found, pytrace=False)
 
 
 @contextlib.contextmanager
@@ -104,7 +138,7 @@ def _as_a_user(folder: Folder) -> Iterator[None]:
 
 def _programs(folder: Folder) -> Path:
     """A folder with what a shell calls `python` and `pytest`: those that run this test."""
-    place = folder.home.parent / "bin"
+    place = folder.pytester.path / "bin"
     place.mkdir()
     without = " ".join(f"-pno:{name}" for name in LEFT_OUT)
     for name, arguments in (("python", ""), ("pytest", f"-P -m pytest {without}")):
@@ -133,15 +167,16 @@ def _forget(folder: Folder, names: set[str]) -> None:
 def _run(block: Block, page: Page, environment: str, folder: Folder) -> Iterator[Fault]:
     if block.reason:
         return
-    if block.title is not None:
+    own = block.remarks.get("environment")
+    if block.title is not None and own in {None, environment}:
         place = folder.project / block.title
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(block.text, encoding="utf-8")
         folder.untried = [each for each in folder.untried if each.title != block.title]
-        if place.name.startswith("test_") and place.suffix == ".py":
+        if place.name.startswith("test_") and place.suffix == ".py" and (own or page.environment) == environment:
             folder.untried.append(block)
         return
-    if block.remarks.get("environment", page.environment) != environment:
+    if (own or page.environment) != environment:
         return
     if block.language == "console":
         for step in commands.steps(block.text):
@@ -187,7 +222,8 @@ def _tries(command: str, file: str) -> bool:
 
 
 def _printed(command: str, folder: Folder) -> Printed:  # noqa: PLR0911 - one of each kind
-    match commands.simple(command):
+    words = commands.simple(command)
+    match None if folder.is_apart and "pytest" in (words or ()) else words:
         case ["pytest", *arguments]:
             return _pytest(arguments, folder)
         case ["python", "-m", "pytest", *arguments]:
@@ -238,7 +274,7 @@ def _python(block: Block, folder: Folder) -> Iterator[Fault]:
     if _has_tests(block.text):
         path = folder.project / f"test_line_{block.line}.py"
         path.write_text(block.text, encoding="utf-8")
-        printed = _pytest(["-q", path.name], folder)
+        printed = _printed(f"pytest -q {path.name}", folder)
         path.unlink()
         if printed.status:
             yield block.fault(f"its tests do not pass:\n{_end_of(printed.text)}")

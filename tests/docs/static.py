@@ -172,6 +172,13 @@ def _yaml(block: Block, config: pytest.Config) -> Iterator[tuple[int, str]]:
                     yield next((n for n, line in enumerate(block.text.splitlines()) if first in line), 0), what
 
 
+def _groovy(block: Block, config: pytest.Config) -> Iterator[tuple[int, str]]:
+    """A Jenkinsfile: the commands of its `sh` steps."""
+    for number, line in enumerate(block.text.splitlines()):
+        for command in re.findall(r"\bsh '([^']*)'", line):
+            yield from ((number, what) for what in commands.problems(command, config))
+
+
 def _scripts(value: Any, key: str = "") -> Iterator[str]:
     """The commands of a workflow: GitHub's `run`, GitLab's `script`."""
     if isinstance(value, dict):
@@ -193,7 +200,7 @@ def _json(block: Block, _: pytest.Config) -> Iterator[tuple[int, str]]:
         )
 
 
-_BY_LANGUAGE = {"python": _python, "toml": _toml, "ini": _ini, "yaml": _yaml, "json": _json}
+_BY_LANGUAGE = {"groovy": _groovy, "python": _python, "toml": _toml, "ini": _ini, "yaml": _yaml, "json": _json}
 
 
 def _declared(page: Page) -> set[str]:

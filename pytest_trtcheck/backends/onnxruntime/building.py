@@ -10,9 +10,10 @@ import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.backends.onnxruntime import installed, placement
+from pytest_trtcheck.backends.onnxruntime import placement
 from pytest_trtcheck.backends.tensorrt import build as processes
 from pytest_trtcheck.errors import BuildError, CheckError
+from pytest_trtcheck.model import onnxruntime as ort
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +58,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
     except CheckError as error:
         return {"error": error.message}
     except Exception as error:  # Whatever it is, it is quoted.
-        return {"error": installed.quoted(error)}
+        return {"error": ort.quoted(error)}
     build_s = time.perf_counter() - began
     groups = placement.to_json(placement.assigned(session)) if placement.can_tell(session) else None
     return {"build_s": build_s, "groups": groups}

@@ -10,13 +10,12 @@ import functools
 import importlib
 import io
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import MissingDependencyError, first_line, listed
+from pytest_trtcheck.errors import MissingDependencyError, listed
 from pytest_trtcheck.model import onnxruntime as ort
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ with contextlib.redirect_stdout(io.StringIO()):
             found["tensorrt"] = ctypes.CDLL(name).getInferLibVersion()
 print(json.dumps(found))
 """
-# "[ONNXRuntimeError] : 1 : FAIL : " and "/onnxruntime_src/….cc:12 void f(int) ".
-_ORIGIN = re.compile(r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(?:cc|h):\d+ .*?\) )")
 _PROBE_TIMEOUT_S = 120
 DRIVER = ("libcuda.so.1", "libnvidia-ml.so.1", "nvcuda.dll", "nvml.dll")
 """The libraries that come with a GPU's driver alone."""
@@ -141,11 +138,3 @@ def cuda_version() -> str:
     except ImportError:
         return "unknown"
     return str(getattr(built, "cuda_version", "unknown"))
-
-
-def quoted(error: Exception) -> str:
-    """What ONNX Runtime said, without its codes and the places in its own source."""
-    text = first_line(error)
-    while text != (shorter := _ORIGIN.sub("", text)):
-        text = shorter
-    return text

@@ -78,7 +78,7 @@ def open_session(path: Path, options: Any, providers: Sequence[tuple[str, Mappin
     except Exception as error:
         lacks = "NOT_IMPLEMENTED" in str(error)
         raise ModelError(
-            f"{label}: ONNX Runtime cannot load it: {installed.quoted(error)}",
+            f"{label}: ONNX Runtime cannot load it: {ort.quoted(error)}",
             ort.memory_hint(error)
             or "no provider has that operator in that type: keep it out of the precision with keep_fp32=" * lacks,
             code="runtime-refused",
@@ -228,7 +228,7 @@ class HostTimedRuns:
             binding.synchronize_outputs()
         except Exception as error:
             raise GpuError(
-                f"ONNX Runtime failed while it was measured: {installed.quoted(error)}", ort.memory_hint(error)
+                f"ONNX Runtime failed while it was measured: {ort.quoted(error)}", ort.memory_hint(error)
             ) from error
         return 1000.0 * (time.perf_counter() - began)
 

@@ -172,7 +172,7 @@ def register() -> str:
     try:
         ort.module().register_execution_provider_library(_PROVIDER, plugin.get_library_path())
     except Exception as error:  # ONNX Runtime's are of many classes.
-        return installed.quoted(error)
+        return ort.quoted(error)
     return ""
 
 

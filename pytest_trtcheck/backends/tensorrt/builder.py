@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.backends.tensorrt.module import too_old
+from pytest_trtcheck.errors import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -383,8 +384,8 @@ def _use_dla(trt: Any, builder: Any, network: Any, config: Any, core: int | None
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     fit = sum(config.can_run_on_DLA(layer) for layer in layers)
     if not fit:
-        raise RequestError(f"use dla_core={core} for", [f"it can run none of the {len(layers)} layers"])
-    return [f"DLA core {core} can run {fit} of {len(layers)} layers, the GPU runs the others"]
+        raise RequestError(f"use dla_core={core} for", [f"it can run none of the {plural(len(layers), 'layer')}"])
+    return [f"DLA core {core} can run {fit} of {plural(len(layers), 'layer')}, the GPU runs the others"]
 
 
 def _call_back(config: Any, network: Any, found: dict[str, str] | None) -> None:
@@ -461,7 +462,8 @@ def _profile_errors(name: str, tensor: Any, shapes: list[list[int]] | None) -> I
     fixed = (-1,) * (dims[0] if dims else 1) if tensor.is_shape_tensor else dims
     for label, shape in zip(("min", "opt", "max"), shapes, strict=True):
         if len(shape) != len(fixed):
-            yield f"input {name!r} has {len(fixed)} dimensions {fixed}, its {label} shape {tuple(shape)} {len(shape)}"
+            sizes = f"{plural(len(fixed), 'dimension')} {fixed}, its {label} shape {tuple(shape)} {len(shape)}"
+            yield f"input {name!r} has {sizes}"
         elif any(size not in (-1, given) for size, given in zip(fixed, shape, strict=True)):
             yield f"input {name!r} is {fixed} in the model, its {label} shape {tuple(shape)} does not fit that"
     least, usual, most = shapes

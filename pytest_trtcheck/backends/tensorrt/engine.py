@@ -24,7 +24,7 @@ from pytest_trtcheck.backends.tensorrt.io import (
     unwritten,
 )
 from pytest_trtcheck.backends.tensorrt.layers import described, layers_by_precision, tensor_types
-from pytest_trtcheck.errors import GpuError, lacked_memory, listed
+from pytest_trtcheck.errors import GpuError, lacked_memory, listed, plural
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Engine:
         budget = min(budget, engine.streamable_weights_size)
         engine.weight_streaming_budget_v2 = budget
         if engine.weight_streaming_budget_v2 != budget:
-            raise GpuError(f"{self.module.title} refused a weight streaming budget of {budget:,} bytes")
+            raise GpuError(f"{self.module.title} refused a weight streaming budget of {plural(budget, 'byte')}")
         self.streamed_bytes = int(engine.streamable_weights_size) - int(budget)
 
     def another(self) -> Engine:

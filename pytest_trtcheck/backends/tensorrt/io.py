@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from pytest_trtcheck.errors import GpuError, InputError
+from pytest_trtcheck.errors import GpuError, InputError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -180,6 +180,7 @@ def never_written(found: Mapping[str, NDArray[np.bool_]], shapes: Mapping[str, S
     for name, elements in found.items():
         index = tuple(int(at) for at in np.unravel_index(int(elements.argmax()), shapes[name]))
         parts.append(
-            f"output {name!r}: {int(elements.sum())} of {elements.size} elements were never written, first at {index}"
+            f"output {name!r}: never written in {int(elements.sum())} of {plural(elements.size, 'element')}, "
+            f"first at {index}"
         )
     return GpuError("; ".join(parts), "the engine is wrong: rebuild it, try another TensorRT release, and report it")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.backends.tensorrt.module import TITLES, release_of
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_file
-from pytest_trtcheck.errors import ModelError, listed
+from pytest_trtcheck.errors import ModelError, listed, plural
 from pytest_trtcheck.record.files import read_json, resolved
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def opened(path: Path, label: str, cache: Cache) -> PlanFile:
         return _with_manifest(_plan(path, label, head, size))
     if (behind := _metadata_bytes(path, head)) is not None:
         file = _held(label, path.read_bytes()[behind:], cache)
-        return replace(file, notes=(f"the plan lies behind {behind:,} bytes of metadata, as Ultralytics writes it",))
+        return replace(
+            file, notes=(f"the plan lies behind {plural(behind, 'byte')} of metadata, as Ultralytics writes it",)
+        )
     if not size:
         raise ModelError(f"{label}: the engine file is empty", "build it again, or copy it again", code="engine-file")
     model = _onnx(path) if size < _LARGEST_ONNX else None
@@ -149,7 +151,7 @@ def _held(label: str, plan: bytes, cache: Cache) -> PlanFile:
 def _plan(path: Path, label: str, head: bytes, size: int) -> PlanFile:
     if len(head) < _HEADER.size:
         raise ModelError(
-            f"{label}: the engine file is cut off: it has {size} bytes",
+            f"{label}: the engine file is cut off: it has {plural(size, 'byte')}",
             "copy it again, or build it again",
             code="engine-file",
         )
@@ -159,7 +161,7 @@ def _plan(path: Path, label: str, head: bytes, size: int) -> PlanFile:
     known_layout = module == "tensorrt_rtx" and serialization == 0
     if known_layout and total > size:
         raise ModelError(
-            f"{label}: the engine file is cut off: it has {size:,} of {total:,} bytes",
+            f"{label}: the engine file is cut off: it has {size:,} of {plural(total, 'byte')}",
             "copy it again, or build it again",
             code="engine-file",
         )
@@ -253,7 +255,7 @@ def _with_manifest(file: PlanFile) -> PlanFile:
         engine, tensorrt, gpu = manifest["engine"], manifest["tensorrt"], manifest["gpu"]
         claims = {
             "SHA-256": (engine["sha256"], file.sha256),
-            "size": (f"{engine['bytes']:,} bytes", f"{file.bytes:,} bytes"),
+            "size": (f"{plural(engine['bytes'], 'byte')}", f"{plural(file.bytes, 'byte')}"),
             "builder": (TITLES.get(tensorrt["module"], tensorrt["module"]), TITLES[file.module]),
             "version": (_as_in_a_plan(tensorrt["version"]), dotted(file.version) or _as_in_a_plan(tensorrt["version"])),
         }

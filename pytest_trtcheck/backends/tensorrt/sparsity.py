@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_trtcheck.errors import plural
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -20,7 +22,7 @@ def note(model: Path) -> str | None:
     total, sparse = counted(model)
     if total and sparse == total:
         return None
-    what = f"{sparse} of {total} layers have weights" if total else "no layer has weights"
+    what = f"{sparse} of {plural(total, 'layer')} have weights" if total else "no layer has weights"
     return f"sparsity: {what} of which at most two in four are not zero; the others take dense kernels"
 
 

@@ -187,6 +187,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"MODEL_DESERIALIZE_FAILED|has no outputs",
         "the file is no complete ONNX model: export or download it again",
     ),
+    (
+        r"Pre-opset 7|getOpsetVersion\(\) >= 7|Attribute scales is missing",
+        "the model is in an old opset: export it in opset 13 or newer (onnx.version_converter converts many)",
+    ),
     (r"SIGKILL", "the system ends processes this way when memory runs out: see the kernel log, lower workspace_mib"),
     (
         r"did not finish within timeout_s",

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, kind_of
 from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
 from pytest_trtcheck.record.files import expanded
 
@@ -117,7 +117,7 @@ class Opening:
         """
         found = find(source)
         if found is None:
-            raise ModelError(f"a {type(source).__name__} is no model", f"give {titles()}", code="model-kind")
+            raise ModelError(f"{kind_of(source)} is no model", f"give {titles()}", code="model-kind")
         return found.open(source, replace(self, label=label or self.label))
 
 
@@ -235,7 +235,7 @@ class _Installed:
             ) from error
         if not isinstance(model, OnnxModel):
             raise ModelError(
-                f"{self._name} gave a {type(model).__name__}",
+                f"{self._name} gave {kind_of(model)}",
                 "it has to return opening.open(…) of a path, the bytes of an ONNX file or an onnx.ModelProto",
                 code="extension-failed",
             )

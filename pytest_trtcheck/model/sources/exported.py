@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_trtcheck.errors import CheckError, InputError, ModelError, first_line
+from pytest_trtcheck.errors import CheckError, InputError, ModelError, first_line, plural
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _prove(model: OnnxModel, cases: Mapping[int | None, Case]) -> list[str]:
 
 def _fixed(model: OnnxModel, batch: int | None, why: str) -> ModelError:
     return ModelError(
-        f"{model.label}: the export fixes the batch at {BATCHES[0]}: with {batch} rows, {why}",
+        f"{model.label}: the export fixes the batch at {BATCHES[0]}: with {plural(batch or 1, 'row')}, {why}",
         "look for sizes that are numbers in the model (x.view(2, …), a loop over rows), or check one shape alone: "
         "shapes={input: shape}",
         code="export-batch",

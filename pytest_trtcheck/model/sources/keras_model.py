@@ -9,7 +9,7 @@ import sys
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import ModelError, first_line, listed
+from pytest_trtcheck.errors import ModelError, first_line, listed, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -100,7 +100,7 @@ def _config(path: Path, label: str) -> Any:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             return json.loads(archive.read("config.json"))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        size = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
+        size = f"{plural(path.stat().st_size, 'byte')}" if path.is_file() else "no file"
         raise ModelError(
             f"{label}: not a .keras file, or cut off ({size}): {first_line(error)}",
             "save it again by model.save, or fetch it whole (a Git LFS pointer is a text file of about 130 bytes)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import CheckError, ModelError, name_of
+from pytest_trtcheck.errors import CheckError, ModelError, kind_of, name_of
 
 if TYPE_CHECKING:
     from pytest_trtcheck.model.onnx_model import OnnxModel
@@ -56,7 +56,7 @@ def open(source: Any, opening: Opening) -> OnnxModel:
         ) from error
     if sources.find(model) in (None, sources.made):
         raise ModelError(
-            f"{name}() gave a {type(model).__name__}, which is no model",
+            f"{name}() gave {kind_of(model)}, which is no model",
             "return a path, the bytes of an ONNX file, or an onnx.ModelProto",
             code="user-code-result",
         )

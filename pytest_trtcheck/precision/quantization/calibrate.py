@@ -234,7 +234,7 @@ def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Colle
                 again, filled = _histograms(probes, task, group)
                 if again != count:
                     raise CalibrationError(
-                        f"calibration data gave {count} samples in the first pass and {again} in a later one",
+                        f"calibration data gave {plural(count, 'sample')} in the first pass and {again} in a later one",
                         "give something that can be iterated again and again, such as a list or files",
                         code="calibration-iterable",
                     )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, Key, hash_code
-from pytest_trtcheck.errors import CalibrationError
+from pytest_trtcheck.errors import CalibrationError, kind_of, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
 from pytest_trtcheck.model.arrays import as_array, is_array
@@ -169,7 +169,7 @@ def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray)):
         return _Lazy(data, base_dirs)
     raise CalibrationError(
-        f"calibration: expected files or input mappings, got {type(data).__name__}",
+        f"calibration: expected files or input mappings, got {kind_of(data)}",
         "give a glob of .npz/.npy files, a list of those, or an iterable of mappings from input name to array",
         code="calibration-files",
     )
@@ -207,7 +207,7 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
                     f"calibration: {other[0]} is neither .npz nor .npy", "narrow the glob", code="calibration-files"
                 )
             return found
-    looked = ", ".join(str(folder.resolve()) for folder in folders)
+    looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise CalibrationError(
         f"calibration: no file matches {str(wanted)!r}",
         "check the path" if wanted.is_absolute() else f"relative paths are looked up in {looked}",
@@ -248,7 +248,7 @@ def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, N
     if not isinstance(item, Mapping):
         if len(specs) != 1:
             raise CalibrationError(
-                f"{label}: one array or {type(item).__name__} for a model of {len(specs)} inputs",
+                f"{label}: got {kind_of(item)} for a model of {len(specs)} inputs",
                 f"give a mapping or .npz with {_expected(specs)}",
                 code="calibration-fit",
             )
@@ -284,7 +284,7 @@ def _shape_text(spec: TensorSpec) -> str:
 def _array(value: object, where: str) -> NDArray[Any]:
     if not is_array(value) and not hasattr(value, "__array__"):
         raise CalibrationError(
-            f"{where}: expected an array, got {type(value).__name__}", "np.asarray(…) makes one", code="calibration-fit"
+            f"{where}: expected an array, got {kind_of(value)}", "np.asarray(…) makes one", code="calibration-fit"
         )
     array = as_array(value)
     if array.dtype.kind == "O":
@@ -347,7 +347,7 @@ def _checked(array: NDArray[Any], spec: TensorSpec, label: str) -> NDArray[Any]:
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     if is_float and (count := int(np.isnan(array).sum())):
         raise CalibrationError(
-            f"{where}: {count} of {array.size} elements are NaN",
+            f"{where}: NaN in {count:,} of {plural(array.size, 'element')}",
             "look where this data comes from",
             code="calibration-values",
         )

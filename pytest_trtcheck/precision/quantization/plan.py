@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from pytest_trtcheck.errors import ModelError, listed
+from pytest_trtcheck.errors import ModelError, listed, plural
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.constants import constant
 
@@ -262,5 +262,5 @@ def _depths(graph: ir.Graph) -> dict[ir.Value, int]:
 def summary(plan: QuantizationPlan) -> str:
     """One line: how much is quantized, how much stays float, and why."""
     reasons = Counter(reason for _, reason in plan.left_float)
-    left = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return f"{len(plan.weights)} nodes quantized" + (f"; left float: {left}" if left else "")
+    left = ", ".join(f"{reason} ({plural(count, 'node')})" for reason, count in reasons.most_common())
+    return f"{plural(len(plan.weights), 'node')} quantized" + (f"; left float: {left}" if left else "")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import ModelError, first_line
+from pytest_trtcheck.errors import ModelError, first_line, kind_of
 from pytest_trtcheck.model.sources.exported import BATCHES, Inner, within
 from pytest_trtcheck.model.sources.pytorch.example import parameters_of
 from pytest_trtcheck.model.sources.pytorch.export import place, why, write
@@ -138,7 +138,7 @@ class Module:
         named = dict(named_outputs(output))
         if not named:
             raise ModelError(
-                f"{self.title} gives a {type(output).__name__}, and no tensor",
+                f"{self.title} gives {kind_of(output)}, and no tensor",
                 "return tensors from forward",
                 code="module-failed",
             )
