@@ -89,6 +89,8 @@ def _with(known: Known, found: dict[str, Any] | None) -> Known:
     traced = {name: (float(error), float(own)) for name, (error, own) in ((found or {}).get("traced") or {}).items()}
     blamed = known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
     return replace(blamed, traced=traced)
+    blame = None if found is None else typed(jsonable(found), BlameRecord)
+    return known.recorded(parity=replace(known.parity, blame=blame))
 
 
 def _why_no_lowering(settings: Settings, known: Known) -> str | None:
