@@ -89,10 +89,13 @@ class OnnxItem(FileItem, pytest.Function):
             )
         except Exception as error:
             outcome.refuse(self, unforeseen(error, self.name))
+        # From pytest's root, as on every machine: that is where it is looked up first.
+        root = self.config.rootpath
+        named = str(self.path.relative_to(root)) if self.path.is_relative_to(root) else str(self.path)
         several = len(named_models(self.config)) > 1
         request = outcome.request_for(
             self,
-            str(self.path),
+            named,
             parity,
             fixture,
             inputs=inputs,
@@ -101,7 +104,8 @@ class OnnxItem(FileItem, pytest.Function):
             spell_shapes=functools.partial(free_dims.on_command_line, model=self.path.name if several else ""),
             default_batch=1,
         )
-        outcome.run(self, replace(request, precision_is_default=not is_asked))
+        folders = (root, self.path.parent)
+        outcome.run(self, replace(request, folders=folders, precision_is_default=not is_asked))
 
 
 # --- what the options say --------------------------------------------------------------------------------------------
