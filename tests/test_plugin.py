@@ -234,7 +234,7 @@ def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
         (("--trt-backend=trt",), "--trt-backend: 'trt' is none of"),
         (("--trt-precision=fp12",), "--trt-precision: 'fp12'"),
         (("--trt-baseline=out",), "there is no such directory"),
-        (("--trt-update-baseline",), "--trt-update-baseline: where to is not said"),
+        (("--trt-update-baseline",), "--trt-update-baseline: no directory to write to is named"),
         (("-o", "trt_cache_size=lots"), "ini key trt_cache_size"),
         (("-o", "trt_gpus=Board"), "trt_gpus"),
     ],

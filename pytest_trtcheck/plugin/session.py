@@ -146,7 +146,9 @@ class Session:
             )
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError(
-                "--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR", code="argument-missing"
+                "--trt-update-baseline: no directory to write to is named",
+                "name it: --trt-baseline=DIR",
+                code="argument-missing",
             )
         if not hasattr(config, "workerinput"):
             session_of(config).check_feasible(values)
@@ -402,7 +404,7 @@ class Session:
 
         if not self.requested_gpus and self.detection.gpu is None:
             raise ArgumentError(
-                "--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4", code="argument-missing"
+                "--trt-require-evidence: no GPU is named", "name it: --trt-gpu=T4", code="argument-missing"
             )
         run = json_report.read(self._path(named), self.evidence_key)
         return EvidenceReport(named, run, signed=self.evidence_key is not None)
@@ -489,6 +491,7 @@ class Session:
             reference_provider=self.get("trt_reference"),
             machine=self.machine,
             extra_gpus=extra_gpus(self.config),
+            graphs=self.get("trt_report_graph"),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             evidence=self.evidence,

@@ -235,7 +235,7 @@ _EMPTY = Line(())
 def _fitted(names: Sequence[str], width: int) -> list[str]:
     """What rows are called, in at most `width` columns: of a label the test gives way before the model's name."""
     labelled = [each if isinstance(each, Label) else Label(each) for each in names]
-    least = min(_LEAST_TEST, max(columns(each.test) for each in labelled))
+    least = min(_LEAST_TEST, max((columns(each.test) for each in labelled), default=0))
     models = list(dict.fromkeys(each.model for each in labelled))
     room = max(width - least - 1, _NARROWEST_NAME) if least else width
     short = dict(zip(models, shorten_apart(models, room), strict=True))
