@@ -10,10 +10,10 @@ import itertools
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS, Option
+from pytest_trtcheck.choices import PRECISIONS, GraphsOf, Option
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -96,6 +96,14 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE|ENV",
     ),
     *(report.option for report in REPORTS if report.option),
+    Option(
+        "trt_report_graph",
+        "text",
+        "the checks whose model the reports hold as a graph",
+        default="failed",
+        choices=get_args(GraphsOf),
+        metavar="WHICH",
+    ),
     Option(
         "trt_summary",
         "text",

@@ -447,6 +447,7 @@ class Session:
             reference_provider=self.get("trt_reference"),
             machine=self.machine,
             extra_gpus=extra_gpus(self.config),
+            graphs=self.get("trt_report_graph"),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             evidence=self.evidence,

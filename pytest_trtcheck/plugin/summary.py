@@ -40,6 +40,14 @@ def _planned(session: pytest.Session) -> list[str]:
     return [item.nodeid for item in getattr(session, "items", ()) if checks(item)]
 
 
+def _without_graph(record: str) -> str:
+    """A record as JSON, as it is where no model was recorded with it."""
+    import json
+
+    data = json.loads(record)
+    return json.dumps(data) if data.pop("graph", None) is not None else record
+
+
 def _with_outcome(record: str, report: pytest.TestReport, outcome: pytest.TestReport) -> CheckRecord:
     """The record that a report carries as JSON, with how its test went."""
     # Here, since most tests of most suites carry none: the types of records are most of what this plugin loads.
@@ -116,6 +124,10 @@ class Collector:
         """Take the records of one run of a test; they replace those of its earlier runs."""
         records = [
             _with_outcome(str(value), report, outcome) for name, value in report.user_properties if name == PROPERTY
+        ]
+        # What is drawn has no place in JUnit XML, which is written from the report: it is hundreds of KB a test.
+        report.user_properties = [
+            (name, _without_graph(str(value)) if name == PROPERTY else value) for name, value in report.user_properties
         ]
         # Two workers may run the same test (`--dist each`), and each of them counts.
         test = (report.nodeid, getattr(report, "worker_id", None))
