@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.diagnose import Subject
+    from tests.conftest import Suite
 
 
 @pytest.fixture
@@ -384,3 +385,22 @@ def test_nothing_is_tried_beyond_the_budget(bench: Bench) -> None:
     # What the trace alone says is still said.
     assert found.culprit is not None
     assert found.culprit.tensor == "scaled_up"
+
+
+def test_another_number_of_rows_fails_and_is_no_error(suite: Suite) -> None:
+    """Where the size of an output depends on the data, FP16 gives it another shape: there is nothing to hold apart."""
+    floats = {name: (onnx_models.FLOAT, [4]) for name in ("x", "y")}
+    sized_by_data = onnx_models.model(
+        [helper.make_node("Mul", ["x", "small"], ["y"], "scale"), helper.make_node("NonZero", ["y"], ["rows"], "rows")],
+        {"x": floats["x"]},
+        {"y": floats["y"], "rows": (TensorProto.INT64, [1, "n"])},
+        {"small": np.array(1e-6, np.float32)},
+    )
+    onnx_models.save(sized_by_data, suite.path / "rows.onnx")
+    suite.write(test_it='@trt_parity("rows.onnx")\ndef test_it():\n    return np.float32([1, 2, 3, 1e-3])\n')
+    for _ in range(2):  # made, and from the cache
+        run = suite.run("--trt-backend=onnxruntime")
+        run.result.assert_outcomes(failed=1)
+        (record,) = run.checks
+        assert record["verdict"] == "fail"
+        assert "shape" in record["message"]

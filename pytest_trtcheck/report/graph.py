@@ -51,7 +51,10 @@ class Mode:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the page holds of one graph: `data` and, shared among checks, `structure` are JSON for the script."""
+    """What the page holds of one graph: `data` and, shared among checks, `structure` are JSON for the script.
+
+    `others` says what the nodes are that are marked beside the culprit, if there are any.
+    """
 
     structure: int
     data: str
@@ -59,7 +62,8 @@ class Drawing:
     modes: tuple[Mode, ...]
     shown: Mode
     heading: str
-    others: int
+    others: str
+    remark: str
     left_out: int
 
 
@@ -99,7 +103,8 @@ def _drawn(checks: Sequence[CheckRecord], wanted: Sequence[int], size: int, room
 def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Drawing:
     assert record.graph is not None
     blame = record.parity.blame if record.parity else None
-    named = [(blame.culprit or {}).get("node"), *blame.others] if blame else []
+    found = (blame.culprit if blame else None) or {}
+    named = [found.get("node"), *blame.others] if blame else []
     graph = record.graph
     starts = [place for place in map(graph.place, named) if place is not None]
     graph = graph.around(starts or [_focus(record, graph)[0]], size)
@@ -121,9 +126,13 @@ def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Draw
             "outputs": graph.outputs,
         }
     )
-    layers = {layer.name: _layer_text(layer) for found in by_node.values() for layer in found}
+    layers = {layer.name: _layer_text(layer) for held in by_node.values() for layer in held}
     places = {name: place for place, name in enumerate(layers)}
-    data = {
+    is_engine_s = found.get("kind") == "engine"
+    remark = "The culprit is where the engine departs from the emulation, whose errors the colors show." * is_engine_s
+    data: dict[str, Any] = {
+        "why": visible(str(found.get("detail") or "")),
+        "alike": "not told apart from the culprit" if is_engine_s else "the same fault as the culprit's",
         "colours": {mode.key: mode.colours for mode in modes},
         "texts": {mode.key: mode.texts for mode in modes},
         "errors": ["" if each.error is None else format_number(each.error) for each in graph.tensors],
@@ -142,7 +151,8 @@ def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Draw
         modes,
         shown,
         heading,
-        len(others),
+        data["alike"] if others else "",
+        remark,
         graph.left_out,
     )
 

@@ -66,7 +66,9 @@ def exported(folder: Path, gpu: str, failed: str | None = None) -> str:
             if precision == failed:
                 record |= {"verdict": "fail", "outcome": "failed", "message": "max of 'boxes' 0.0412 > 0.03"}
             records.append(record)
-        return "\n".join(release.write(folder, records, cache, gpu=gpu).lines())
+        lines = release.write(folder, records, cache, gpu=gpu).lines()
+        # Those that are not exported stand in the order of their keys, which hold what is installed.
+        return "\n".join(sorted(lines[:-1], key=lambda line: line if line.startswith("not ") else "") + lines[-1:])
 
 
 def _systems() -> str:

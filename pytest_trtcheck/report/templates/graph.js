@@ -210,6 +210,7 @@ class Model {
 
   tell(node) {
     const facts = [["Operator", `${this.ops[node]} ${this.names[node]}`]];
+    if (node === this.culprit && this.why) facts.push(["Why", this.why]);
     const tensor = (each) => [this.tensors[each], this.types[each], this.errors[each] ? `error ${this.errors[each]}` : "error not measured"].filter(Boolean).join(" · ");
     this.reads[node].forEach((each) => facts.push(["Reads", tensor(each)]));
     this.writes[node].forEach((each) => facts.push(["Gives", tensor(each)]));
@@ -225,7 +226,7 @@ class Model {
     }
     const title = document.createElement("p");
     title.className = "graph-chosen";
-    title.textContent = node === this.culprit ? "The culprit" : this.others.includes(node) ? "The same fault as the culprit's" : "Chosen";
+    title.textContent = node === this.culprit ? "The culprit" : this.others.includes(node) ? this.alike[0].toUpperCase() + this.alike.slice(1) : "Chosen";
     const around = Object.assign(document.createElement("button"), { type: "button", textContent: "Draw what is around it" });
     around.addEventListener("click", () => { this.center = node; this.draw(); this.choose(node); });
     title.append(" ", around);
