@@ -13,6 +13,7 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int8+fp16", 
 HalfName = Literal["fp16", "bf16"]
 QuantizedName = Literal["int8", "fp8"]
 RangeMethod = Literal["minmax", "entropy", "percentile", "mse"]
+GraphsOf = Literal["failed", "all", "none"]
 CalibrationMethod = Literal["auto", "minmax", "entropy", "percentile", "mse"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -285,14 +285,14 @@ class BuildOptions:
             value = getattr(self, each.name)
             if isinstance(each.default, tuple):
                 fits = isinstance(value, (tuple, list)) and all(isinstance(item, (str, os.PathLike)) for item in value)
-                expected = "must be a tuple of names"
+                expected = "a tuple of names"
             elif each.name == "configure":
-                fits, expected = value is None or callable(value), "is no function"
+                fits, expected = value is None or callable(value), "a function"
             else:
                 fits = value is None or isinstance(value, (bool, int, float, str))
-                expected = "must be a number, a name or None"
+                expected = "a number, a name or None"
             if not fits:
-                raise ArgumentError(f"BuildOptions: {each.name}={reprlib.repr(value)} {expected}")
+                raise ArgumentError(f"BuildOptions: {each.name}={reprlib.repr(value)}: expected {expected}")
 
     def given(self) -> dict[str, Any]:
         """The options that are not the default, as plain data: a function by its module and name."""

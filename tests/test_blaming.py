@@ -267,9 +267,9 @@ def test_a_failure_is_reported_that_was_cut_off_before_it_was_diagnosed(
 
 SLOW = """
 from pytest_trtcheck.check import checker
-from pytest_trtcheck.plugin import session
+from pytest_trtcheck.plugin import progress
 
-session._LOG_PACE_S = {pace}
+progress.LOG_PACE_S = {pace}
 
 def slow(self, request, made=checker.Checker.check):
     for number in range(3):

@@ -156,7 +156,7 @@ def test_a_function_that_goes_wrong_is_quoted(build: Callable[..., bytes], funct
         (lambda config: None, "is a lambda: another process cannot import it"),  # noqa: ARG005
         (Holder.method, "is made inside a function or class"),
         (takes_none, "must take one argument"),
-        (3, "configure=3 is no function"),
+        (3, "configure=3: expected a function"),
         (print, "is no function"),
     ],
 )
@@ -186,15 +186,15 @@ def test_a_bundle_holds_no_code() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_aux_streams": -1}, "max_aux_streams=-1 must be a whole number"),
+        ({"max_aux_streams": -1}, "max_aux_streams=-1: expected a whole number"),
         ({"max_aux_streams": "2"}, "max_aux_streams='2'"),
-        ({"tiling": "most"}, "tiling='most' is unknown"),
+        ({"tiling": "most"}, "tiling='most': expected one of"),
         ({"l2_limit_mib": 0}, "l2_limit_mib=0"),
         ({"weight_streaming_mib": "all"}, "weight_streaming_mib='all'.*or 'auto'"),
         ({"dla_core": True}, "dla_core=True"),
-        ({"min_subgraph_size": 0}, "min_subgraph_size=0 must be a whole number of nodes, at least 1"),
-        ({"refit": 1}, "refit=1 must be True or False"),
-        ({"preview": RESIZE}, "must be a tuple of names"),
+        ({"min_subgraph_size": 0}, "min_subgraph_size=0: expected a whole number of nodes, at least 1"),
+        ({"refit": 1}, "refit=1: expected True or False"),
+        ({"preview": RESIZE}, "expected a tuple of names"),
     ],
 )
 def test_values_that_no_tensorrt_takes(given: dict[str, Any], said: str) -> None:

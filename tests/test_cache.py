@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -751,21 +752,36 @@ def test_the_table_fits_and_shows_what_a_person_looks_for(tmp_path: Path) -> Non
     damaged = cache.get_or_make(key("gone"), writes())
     (damaged.path.parent / "manifest").write_bytes(b"")
     let_rest(engine.path.parent, 73)
-    for width in (80, 100):
+    for width in (60, 80, 100):
         text = cache.describe(width)
         lines = text.splitlines()[1:]
         assert max(map(len, lines)) <= width, text
-        assert lines[0].split() == ["kind", "subject", "made", "from", "size", "age", "last", "use"]
-        row = next(line for line in lines if "resnet50" in line)
-        assert row.split("  ")[0] == "engine"
-        assert "fp16 gpu=NVIDIA T4 " in row
-        assert row.endswith("3 d")
-        assert "3.0 MiB" in row
-        assert "None" not in row
-        assert "3fa9" not in row
-        assert any("(damaged)" in line for line in lines)
-        assert "3 entries, 3.0 MiB (limit 1.0 GiB)" in lines
-        assert "  calibration: 1 entry, 2.3 KiB" in text
+        start = next(index for index, line in enumerate(lines) if line.startswith("resnet50 "))
+        assert "3.0 MiB" in lines[start]
+        assert lines[start].endswith("used 3 d ago")
+        assert width < 80 or lines[start + 1].startswith("  engine: fp16, NVIDIA T4 ")
+        assert "None" not in text
+        assert "3fa9" not in text
+        assert any(line.startswith("(damaged) ") for line in lines)
+        assert any(line.startswith("a model with ") and "goes on" in line for line in lines)
+        assert any(line.startswith("  calibrated ranges") for line in lines)
+        assert lines[-1] == "3 entries, 3.0 MiB (limit 1.0 GiB)"
+
+
+def test_the_largest_model_comes_first_and_its_entries_are_counted(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(key("small.onnx", kind="reference"), writes())
+    for number in range(3):
+        cache.get_or_make(key("models/large.onnx", kind="reference", inputs=str(number)), writes(bytes(1 << 20)))
+    cache.get_or_make(key("models/large.onnx in fp16", kind="blame"), writes())
+    text = cache.describe(80)
+    assert text.index("models/large.onnx ") < text.index("small.onnx ")
+    assert re.search(r"^  reference outputs: fp16 +3 ×  ", text, re.MULTILINE)
+    assert "  diagnosis" in text
+    assert cache.models() == ["models/large.onnx", "small.onnx"]
+    assert cache.clear("large.onnx") == 4
+    assert cache.models() == ["small.onnx"]
+    assert cache.clear("no*") == 0
 
 
 # Hashes

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import pytest
 
 from pytest_trtcheck import __main__ as command
 from pytest_trtcheck import errors
+from pytest_trtcheck.check import arguments
 from pytest_trtcheck.errors import CODES, CheckFailed
 from pytest_trtcheck.report import explain
 from tests import onnx_models
@@ -21,8 +23,6 @@ from tests.messages import CLASSES, PACKAGE, raised
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.conftest import Suite
 
@@ -159,6 +159,86 @@ def project(folder: Path) -> None:
     onnx_models.save(onnx_models.elementwise([noise, add], 4), folder / "random.onnx")
 
 
+SAID: dict[str, tuple[str, str, str]] = {
+    "gpu": ('"gemm.onnx")\n@trt_latency(p50_ms={"T5": 1.0}', "", "unknown GPU 'T5'\n  → did you mean T4? Otherwise "),
+    "capitals": ('"gemm.onnx", precision="INT8"', "", "→ did you mean 'int8'?"),
+    "half": ('"gemm.onnx", precision="half"', "", "→ did you mean 'fp16'?"),
+    "glob": ('"gemm.onnx", precision="int8", calibration="none/*.npz"', "", "→ relative paths are looked up in "),
+    "zipmap": ('"zipmap.onnx", batch=1', "", "is no tensor, but a list of maps from class to probability\n"),
+    "zipmap_hint": ('"zipmap.onnx", batch=1', "", "skl2onnx.to_onnx(…, options={'zipmap': False})"),
+    "doubles": (
+        '"doubles.onnx"',
+        "",
+        ": computes in FP64, in which ONNX Runtime has no Conv (node 'conv')",
+    ),
+    "doubles_hint": (
+        '"doubles.onnx"',
+        "",
+        "→ export it in FP32 (in PyTorch model.float())",
+    ),
+    "opset": ('"old.onnx"', "", "the model is in an old opset: export it in opset 13 or newer"),
+    "future": ('"future.onnx"', "", "is in opset 99, and ONNX Runtime "),
+    "infinite": (
+        '"gemm.onnx"',
+        '{"x": np.array([[1, 2, 3, 4], [1, 2, -np.inf, 4]], np.float32)}',
+        "returned inputs: input 'x' is infinite in 1 of 8 elements",
+    ),
+    "maker": ("lambda: 3", "", "<lambda>() gave an int, which is no model"),
+}
+"""What else people do, and a text that they are to see."""
+
+
+def more_models(folder: Path) -> None:
+    """The models that `SAID` names."""
+    helper, proto = onnx.helper, onnx.TensorProto
+    for name, kind, opset in (("doubles", proto.DOUBLE, 17), ("future", proto.FLOAT, 99)):
+        weight = np.ones((4, 3, 3, 3), helper.tensor_dtype_to_np_dtype(kind))
+        conv = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+        sides = {"x": (kind, [1, 3, 8, 8])}, {"y": (kind, [1, 4, 6, 6])}
+        onnx_models.save(onnx_models.model([conv], *sides, {"w": weight}, opset), folder / f"{name}.onnx")
+    add = helper.make_node("Add", ["x", "k"], ["y"], name="add", broadcast=1, axis=1)
+    sides = {"x": (proto.FLOAT, [1, 3, 8, 8])}, {"y": (proto.FLOAT, [1, 3, 8, 8])}
+    old = onnx_models.model([add], *sides, {"k": np.ones(3, np.float32)}, 6)
+    old.ir_version = 3
+    old.graph.input.append(helper.make_tensor_value_info("k", proto.FLOAT, [3]))
+    onnx.save(old, folder / "old.onnx")
+    zipmap = onnx_models.gemm_net()
+    floats = helper.make_map_type_proto(proto.INT64, helper.make_tensor_type_proto(proto.FLOAT, None))
+    zipmap.graph.output.append(helper.make_value_info("maps", helper.make_sequence_type_proto(floats)))
+    node = helper.make_node("ZipMap", ["y"], ["maps"], name="zip", domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
+    zipmap.graph.node.append(node)
+    zipmap.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(zipmap, folder / "zipmap.onnx")
+
+
+def test_what_people_do_is_answered_in_their_words(suite: Suite) -> None:
+    more_models(suite.path)
+    tests = [
+        f"@trt_parity({marker})\ndef test_{name}():\n    return {inputs or None}\n"
+        for name, (marker, inputs, _) in SAID.items()
+    ]
+    suite.write(test_it=HEAD + "\n".join(tests))
+    text = " ".join(suite.run().text.split())  # However it is wrapped.
+    for name, (_, _, said) in SAID.items():
+        assert " ".join(said.split()) in text, name
+    assert text.count(f"{suite.path}, {suite.path}") == 0, "one folder is named once"
+    assert not re.search(r"\b1 (samples|nodes|rows|elements|values|bytes|runs)\b", text)
+
+
+def test_the_nearest_word_and_whole_words() -> None:
+    assert errors.suggestion("T5", ("A100", "T4", "V100")) == "did you mean 'T4'?"
+    assert errors.suggestion("Fp16", ("fp16", "bf16")) == "did you mean 'fp16'?"
+    assert errors.suggestion("x", ("a", "b")) == errors.suggestion("nothing", ("fp16",)) == ""
+    assert errors.first_line("word " * 1000) == f"{'word ' * 399}word …"
+    assert errors.cut("a" * 30, 20) == "a" * 20
+    assert [errors.plural(n, "sample") for n in (0, 1, 2, 1000)] == [
+        "0 samples",
+        "1 sample",
+        "2 samples",
+        "1,000 samples",
+    ]
+
+
 def test_what_people_see_leads_to_its_section(suite: Suite) -> None:
     project(suite.path)
     tests = [
@@ -179,3 +259,20 @@ def test_what_people_see_leads_to_its_section(suite: Suite) -> None:
     assert set(PROVOKED) <= properties
     page = (suite.path / "page.html").read_text(encoding="utf-8")
     assert all(f"docs/errors.md#{code}" in page for code in PROVOKED)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("model", re, "model=<module re>: expected a path"),
+        ("reference", re, "that is a Python module: give what it holds"),
+        ("model", {"layer.weight": 1}, "weights alone compute nothing: load them into the module"),
+        ("engine", onnx.ModelProto(), "a model is given as model=, and its engine is built"),
+        ("tol", np.ones((3, 3)), "tol=<ndarray>: expected a number"),
+    ],
+)
+def test_an_object_that_fits_nowhere_is_told_by_what_it_is(argument: str, value: object, said: str) -> None:
+    with pytest.raises(errors.ArgumentError) as info:
+        arguments.from_marker("trt_parity", (), {argument: value})
+    assert said in str(info.value)
+    assert "\n" not in info.value.message

@@ -183,7 +183,7 @@ def test_a_run_signs_its_report(proved: Suite, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--trt-require-evidence=gpu.json",), "on which GPU is not said"),
+        (("--trt-require-evidence=gpu.json",), "no GPU is named"),
         (("--trt-require-evidence=gone.json", "--trt-gpu=H100"), "cannot read the report"),
         (("--trt-evidence-key=NOT_SET",), "is neither a file nor an environment variable"),
         (("--trt-evidence-key=short",), "holds 6 bytes"),

@@ -73,3 +73,11 @@ def test_a_description_has_no_broken_link_where_it_is_not_known() -> None:
     text = metadata.description(README, "", "v1.2.3")
     assert [link.target for link in links.links(text)] == ["https://example.org/y", "#p"]
     assert "what it does and more\nof it, [elsewhere]" in text
+
+
+def test_the_metadata_names_the_addresses_that_are_known() -> None:
+    assert metadata.urls("", "", "1.2.3") == {}
+    known = metadata.urls("https://example.org/o/r", "https://example.org/docs", "1.2.3")
+    # Beneath it, messages find the page of their error's code.
+    assert known["Documentation"] == "https://example.org/docs/1.2.3"
+    assert known["Repository"] == "https://example.org/o/r"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -233,7 +234,7 @@ def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
         (("--trt-backend=trt",), "--trt-backend: 'trt' is none of"),
         (("--trt-precision=fp12",), "--trt-precision: 'fp12'"),
         (("--trt-baseline=out",), "there is no such directory"),
-        (("--trt-update-baseline",), "--trt-update-baseline: where to is not said"),
+        (("--trt-update-baseline",), "--trt-update-baseline: no directory to write to is named"),
         (("-o", "trt_cache_size=lots"), "ini key trt_cache_size"),
         (("-o", "trt_gpus=Board"), "trt_gpus"),
     ],
@@ -251,12 +252,32 @@ def test_cache_show_and_clear(suite: Suite) -> None:
     suite.write(test_pass='@trt_parity("conv.onnx", batch=1)\ndef test_pass(): ...\n')
     assert suite.run(cache).result.ret == 0
     shown = suite.run(cache, "--trt-cache-show")
-    for kind in ("reference", "lowered", "emulated"):
-        assert kind in shown.text
-    assert "conv.onnx" in shown.text
+    for kind in ("reference outputs", "lowered model: fp16", "emulated outputs: fp16"):
+        assert f"\n  {kind} " in shown.text
+    assert "\nconv.onnx " in shown.text
     cleared = suite.run(cache, "--trt-cache-clear", "--collect-only", "-q")
     assert cleared.result.ret == 0
     assert "conv.onnx" not in suite.run(cache, "--trt-cache-show").text
+
+
+def test_the_cache_is_shown_and_cleared_of_one_model(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    cache = f"--trt-cache-dir={suite.path / 'cache'}"
+    assert suite.run(cache, "conv.onnx", "gemm.onnx").result.ret == 0
+    shown = suite.run(cache, "--trt-cache-show", "--trt-cache-model=conv.onnx").text
+    assert ("\nconv.onnx " in shown, "gemm.onnx" in shown) == (True, False)
+    assert re.search(r"^\d+ entries, [\d.]+ KiB of [\d.]+ KiB \(limit 20.0 GiB\)$", shown, re.MULTILINE)
+    both = suite.run(cache, "--trt-cache-show", "--trt-cache-clear", "--trt-cache-model=*gemm*").text
+    assert re.match(r"removed \d+ entries\n", both)
+    assert ("\nconv.onnx " in both, "gemm.onnx" in both) == (True, False)
+    for arguments, said in (
+        (["--trt-cache-show", "--trt-cache-model=covn.onnx"], "did you mean 'conv.onnx'?"),
+        (["--trt-cache-clear", "--trt-cache-model=gemm.onnx"], "nothing of it is in the cache"),
+        (["--trt-cache-model=conv.onnx"], "add --trt-cache-show or --trt-cache-clear"),
+    ):
+        run = suite.run(cache, *arguments)
+        assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+        assert said in run.text
 
 
 def test_junit_carries_the_record(suite: Suite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -435,6 +436,13 @@ def test_the_keyboard_reaches_and_opens_everything(report: Chrome) -> None:
     unnamed = """return [...document.querySelectorAll("button, input, select, a")]
         .filter((each) => !(each.innerText.trim() || each.ariaLabel)).map((each) => each.outerHTML)"""
     assert run(report, unnamed) == []
+    show(report, "small phone", dark=False)
+    settle(report)
+    scrolled = """return [...document.querySelectorAll(".wide")]
+        .filter((each) => each.scrollWidth > each.clientWidth && each.tabIndex !== 0).length"""
+    run(report, "document.querySelectorAll('.open').forEach((each) => each.click())")
+    settle(report)
+    assert run(report, scrolled) == 0
     controlled = """return [...document.querySelectorAll("[aria-controls]")]
         .every((each) => document.getElementById(each.getAttribute("aria-controls")))"""
     assert run(report, controlled)
@@ -451,6 +459,21 @@ def test_without_scripts_everything_is_open_and_nothing_is_there_that_needs_them
     assert run(report, seen, ".detail") == len(RECORDS)
     for scripted in (".filters", ".copy"):
         assert run(report, seen, scripted) == 0
+
+
+def test_where_a_server_forbids_styles_and_scripts_it_can_still_be_read(report: Chrome, tmp_path: Path) -> None:
+    html.save(tmp_path / "report.html", document(RECORDS, environment()))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    bare = re.sub(r"<(style|script)>.*?</\1>| style=\"[^\"]*\"", "", text, flags=re.DOTALL)
+    (tmp_path / "bare.html").write_text(bare, encoding="utf-8")
+    report.get((tmp_path / "bare.html").as_uri())
+    assert run(report, "return [...document.querySelectorAll('.detail')].every((each) => each.checkVisibility())")
+    assert run(report, "return getComputedStyle(document.querySelector('svg.plot path')).fill") == "none"
+    # What stands below another text with styles does not run into it without them.
+    lines = (
+        """return [...document.querySelectorAll("th[scope=row]")].map((each) => each.innerText.split("\\n").length)"""
+    )
+    assert min(run(report, lines)) >= 2
 
 
 def test_plots_are_drawn_inside_their_frames(report: Chrome) -> None:

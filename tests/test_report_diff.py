@@ -18,6 +18,7 @@ from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import (
     BudgetRecord,
+    CalibrationRecord,
     CheckRecord,
     EngineRecord,
     GpuRecord,
@@ -25,6 +26,7 @@ from pytest_trtcheck.record import (
     LatencyDetails,
     LatencyRecord,
     Library,
+    LoweredRecord,
     OutputRecord,
     ParityRecord,
     RunRecord,
@@ -590,3 +592,26 @@ def test_conv(): ...
     assert "test_conv.py::test_conv[int8]" in done.stdout
     assert "pass → fail" in done.stdout
     assert "1 worse, 1 unchanged" in done.stdout
+
+
+def test_other_nodes_and_options_are_said_and_of_what_is_not_comparable_what_else_is_another_one() -> None:
+    kept = LoweredRecord("k", "int8", keep_fp32=("head/*",))
+    before = check(lowered=LoweredRecord("j", "int8"), build_options={"workspace_mib": 64})
+    after = check(lowered=kept, build_options={"workspace_mib": 128, "refit": True})
+    assert changes_of(diff(report(before), report(after))) == {
+        "keep_fp32": ("changed", "–", "['head/*']"),
+        "workspace_mib": ("changed", "64", "128"),
+        "refit": ("changed", "–", "True"),
+    }
+
+    data = [CalibrationRecord("max", None, samples, sha256=str(samples) * 64) for samples in (1, 8)]
+    pair = [
+        [replace(check(f"test_{name}", inputs_sha256=sha * 64), calibration=found) for name in "ab"]
+        for sha, found in zip("cd", data, strict=True)
+    ]
+    found = diff(report(*pair[0]), report(*pair[1]))
+    assert {each.kind for each in found.checks} == {"not comparable"}
+    text = " ".join(" ".join(diff_text.lines(found, ("old", "new"))).split())
+    said = "besides, calibration data: 1 sample (sha256 11111111…) before, 8 samples (sha256 88888888…) now"
+    assert text.count(said) == 1
+    assert diff_text.markdown(found, ("old", "new")).count("besides, calibration data: 1 sample") == 2

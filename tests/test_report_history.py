@@ -74,7 +74,7 @@ def report(day: int, *checks: CheckRecord, environment: Environment = T4, **more
 
 def turns(*reports: tuple[str, RunRecord]) -> list[tuple[int, str]]:
     (track,) = history.history(reports).tracks
-    return [(turn.number, turn.word) for turn in track.turns]
+    return [(turn.moment.number, turn.word) for turn in track.turns]
 
 
 def test_a_rise_is_found_where_it_was_whatever_the_order_of_the_files() -> None:
@@ -138,7 +138,7 @@ def test_what_is_another_check_is_no_rise(change: dict[str, Any], said: str) -> 
     other = replace(check(0.009), **change)
     reports = [report(1, check(0.001)), report(2, other), report(3, replace(other, notes=("the same",)))]
     (track,) = history.history(reports).tracks
-    assert [(turn.number, turn.word) for turn in track.turns] == [(2, "not compared")]
+    assert [(turn.moment.number, turn.word) for turn in track.turns] == [(2, "not compared")]
     assert said in track.turns[0].text
 
 
@@ -151,13 +151,24 @@ def test_machines_are_followed_apart_and_what_is_gone_is_said() -> None:
             report(2, check(0.009), environment=a100),
             report(3, check(0.001)),
             report(4, environment=a100, missing=dead),
+            report(5, check(0.005)),
+            report(6, check(0.005, name="b"), environment=a100),
         ]
     )
-    assert [(track.machine, track.turns, track.gone) for track in found.tracks] == [
-        ("A100", (), "not in the newest report; its process died"),
-        ("Tesla T4", (), "not in the newest report; its process died"),
-    ]
-    assert [moment.environment for moment in found.moments] == [()] * 4, "another machine is no change of the first"
+    told = {track.machine + track.nodeid[-2:]: track for track in found.tracks}
+    assert {name: track.gone for name, track in told.items()} == {
+        "Tesla T4_a": "",
+        "A100_a": "not in the newest report",
+        "A100_b": "",
+    }
+    assert [turn.moment.number for turn in told["Tesla T4_a"].turns] == [5]
+    # A night of another machine is no gap in a line.
+    assert told["Tesla T4_a"].lines[0].values == (0.001, 0.001, 0.005)
+    assert told["A100_a"].lines[0].values == (0.009, None, None)
+    assert found.is_worse, "it rose in the newest report of its machine"
+    assert [moment.environment for moment in found.moments] == [()] * 6, "another machine is no change of the first"
+    (lost,) = history.history([report(2, check(0.009)), report(4, missing=dead)]).tracks
+    assert lost.gone == "not in the newest report; its process died"
 
 
 def test_a_new_driver_is_said_where_it_came() -> None:

@@ -278,7 +278,7 @@ def test_a_closed_row_says_what_is_to_blame_or_what_happened() -> None:
         check("t.py::d", error=0.02, message="resnet50.onnx differs from its reference"),
         check("t.py::e", message="nothing"),
     )
-    said = dict(re.findall(r'id="t-(.)".*?(?:<span class="reason">([^<]*)</span></th>|</th>)', text, re.DOTALL))
+    said = dict(re.findall(r'id="t-(.)".*?(?:<div class="reason">([^<]*)</div></th>|</th>)', text, re.DOTALL))
     assert said == {
         "a": "To blame: the precision, The error jumps in one layer; passes with 1 node in FP32",
         "b": "models/b.onnx is no ONNX",

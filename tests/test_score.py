@@ -238,7 +238,7 @@ def test_aggregate(): return batches(200)
         "too_many": "gave 101 items of returned inputs[0], which hold 100 rows and 100 labels",
         "matrix": "gave shape [100, 10] on",
         "words": "gave items that are no numbers (str)",
-        "nothing": "gave a NoneType on",
+        "nothing": "gave None on",
         "without_labels": "the reference itself scores 0: no engine could lose more than max_drop=0.1",
         "labels_in_another_order": "an engine that knows nothing would lose no more than max_drop=0.1",
         "words_in_another_order": "an engine that knows nothing would lose no more than max_drop=0.1",

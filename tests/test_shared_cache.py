@@ -302,7 +302,7 @@ def test_addresses_are_shown_without_what_is_secret() -> None:
     [
         ("simplecache::s3://bucket", "several URLs in one"),
         ("nothing://bucket", "fsspec knows no nothing://"),
-        ("https://", "where it is, is not said"),
+        ("https://", "no bucket, host or folder is named"),
     ],
 )
 def test_wrong_addresses_are_named(url: str, words: str) -> None:

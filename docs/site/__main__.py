@@ -31,6 +31,9 @@ PAGES = {
 
 _TITLED = re.compile(r'^(`{3,})(\w+) title="([^"\n]+)"[ \t]*$', re.MULTILINE)
 
+_LOADED = re.compile(r'(?:\bsrc|<link\b[^>]*\bhref)="((?:https?:)?//[^"]+)"')
+"""What a browser asks for without being told to; a site is read offline, too."""
+
 
 def place(path: str) -> str | None:
     """Where a file of the repository lies on the site; None: it is no part of it."""
@@ -59,9 +62,9 @@ def navigation() -> str:
     trees = []
     for section in re.split(r"^## ", staged(CONTENTS), flags=re.MULTILINE)[1:]:
         title, _, text = section.partition("\n")
-        linked = (link.target.partition("#")[0] for link in links.links(text) if not links.is_elsewhere(link.target))
-        entries = "\n".join(dict.fromkeys(each.removesuffix(".md") for each in linked if each.endswith(".md")))
-        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title.strip()}\n\n{entries}\n```\n")
+        linked = {link.target: link.text.replace("`", "") for link in links.links(text)}
+        entries = [f"{shown} <{page.removesuffix('.md')}>" for page, shown in linked.items() if page.endswith(".md")]
+        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title.strip()}\n\n{chr(10).join(entries)}\n```\n")
     return "\n".join(trees)
 
 
@@ -82,7 +85,10 @@ def main(out: Path) -> int:
     contents.write_text(f"---\norphan: true\n---\n\n{contents.read_text(encoding='utf-8')}", encoding="utf-8")
     trees, here = out.with_name(f"{out.name}-trees"), Path(__file__).parent
     status: int = sphinx(["-W", "--keep-going", "-q", "-c", str(here), "-d", str(trees), str(work), str(out)])
-    return status
+    asked = {found for page in out.rglob("*.html") for found in _LOADED.findall(page.read_text(encoding="utf-8"))}
+    for address in sorted(asked):
+        print(f"a page would load {address} from another host")
+    return status or int(bool(asked))
 
 
 if __name__ == "__main__":

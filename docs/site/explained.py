@@ -1,4 +1,4 @@
-"""Tables of docs/explanation; `python docs/site/explained.py` writes them, and a test holds the pages to them.
+"""Tables of docs/explanation.
 
 How an operator is emulated is read from the tables and rules of `precision.emulation`, `precision.half` and
 `precision.families`; figures are read from the reports in docs/measured.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx.defs
 
+from docs.site.links import ROOT
+from docs.site.tables import table
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation.layers import EXPANSIONS
 from pytest_trtcheck.precision.emulation.rewrite import EXACT_OPERATORS
@@ -22,12 +22,11 @@ from pytest_trtcheck.precision.families.kernels import NO_KERNEL, halves
 from pytest_trtcheck.precision.quantization.plan import QUANTIZED_OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from pytest_trtcheck.choices import HalfName
 
-DOCS = Path(__file__).resolve().parents[1]
-MEASURED, PAGES = DOCS / "measured", [DOCS / "explanation" / name for name in ("emulation.md", "latency.md")]
+MEASURED = ROOT / "docs" / "measured"
 FACTORS = (1.1, 1.5, 2.2, 3, 10)
 
 EXACT, ONCE, LAYERS = "values themselves", "FP32 inside, rounded once", "in layers, each rounded"
@@ -74,7 +73,7 @@ def _inside(op_type: str, kind: HalfName) -> str:
     return EXACT if op_type in EXACT_OPERATORS else ONCE
 
 
-def operator_table() -> str:
+def operator_table(_: str) -> str:
     """Every operator: 16 bits, TF32, 8 bits, and what the atlas found of it."""
     atlas = _json("atlas/agreement.json")["by_operator"]
     rows = []
@@ -95,7 +94,7 @@ def _agreement(found: dict[str, Any] | None) -> list[str]:
     return [str(found["probes"]), _percent(emulated["agree_share"]), seen]
 
 
-def precision_table() -> str:
+def precision_table(_: str) -> str:
     """What the atlas found in each precision."""
     found = _json("atlas/agreement.json")
     rows = []
@@ -116,7 +115,7 @@ def precision_table() -> str:
     return table(header, rows)
 
 
-def model_table() -> str:
+def model_table(_: str) -> str:
     """How far emulated and engine's error lie apart, over the outputs of packaged models, by precision."""
     apart: dict[str, list[float]] = {}
     for report in ("h100/models.json", "h100/pairs.json"):
@@ -151,7 +150,7 @@ def _factor(one: float, other: float) -> float:
     return max(one / other, other / one)
 
 
-def latency_table() -> str:
+def latency_table(_: str) -> str:
     """How often chance decided a median's budget, by the stream of simulated samples."""
     found = _json("latency.json")["results"]
     rows = []
@@ -177,31 +176,6 @@ def _decided(found: dict[str, Any], right: str) -> str:
     return f"{found[right]}, {found['undecided']} undecided, {wrong} wrong"
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    "operators": operator_table,
-    "precisions": precision_table,
-    "models": model_table,
-    "latencies": latency_table,
-}
-"""By the name that stands in the pages' comments."""
-
-
-def current(text: str) -> str:
-    """A page with what code and reports say now."""
-    return re.sub(
-        r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)",
-        lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n{found[3]}",
-        text,
-        flags=re.DOTALL,
-    )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(row)} |\n") for row in lines)
-
-
 def _schema(op_type: str) -> onnx.defs.OpSchema | None:
     try:
         return onnx.defs.get_schema(op_type)
@@ -221,8 +195,3 @@ def _percent(share: float | None) -> str:
 def _json(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((MEASURED / name).read_text(encoding="utf-8"))
     return found
-
-
-if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(current(page.read_text(encoding="utf-8")), encoding="utf-8")

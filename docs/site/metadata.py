@@ -44,9 +44,9 @@ def description(readme: str, repository: str, version: str) -> str:
     return shared["rewritten"](readme, address)  # type: ignore[no-any-return]
 
 
-def urls(repository: str, documentation: str) -> dict[str, str]:
-    """The project's links, as far as they are known."""
-    known = {"Documentation": documentation}
+def urls(repository: str, documentation: str, version: str) -> dict[str, str]:
+    """The project's links, as far as they are known; each version has its own documentation."""
+    known = {"Documentation": f"{documentation}/{version}" if documentation else ""}
     if repository:
         changelog = f"{repository}/blob/HEAD/CHANGELOG.md"
         known |= {"Repository": repository, "Issues": f"{repository}/issues", "Changelog": changelog}
@@ -62,4 +62,4 @@ class AddressesHook(MetadataHookInterface):
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         text = description(readme, repository, f"v{metadata['version']}")
         metadata["readme"] = {"content-type": "text/markdown", "text": text}
-        metadata["urls"] = urls(repository, documentation)
+        metadata["urls"] = urls(repository, documentation, metadata["version"])

@@ -1,12 +1,13 @@
 """Write what pages show of the code: `python -m docs.site.reference`; `tests/test_docs.py` fails where it is not done.
 
-Such parts stand between `<!-- generated: NAME -->` and `<!-- end of NAME -->`, in pages that are prose otherwise. The
+Such parts stand between `<!-- generated NAME -->` and `<!-- end of NAME -->`, in pages that are prose otherwise. The
 last column of a table with the title "more" (and "value" of the metrics) is written by hand: it is taken over.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import inspect
 import json
@@ -17,12 +18,13 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest_trtcheck
-from docs.site import compatibility, docstrings
+from docs.site import compatibility, docstrings, explained
 from docs.site.links import ROOT, pages
-from docs.site.tables import first_name, kept, table, together
+from docs.site.tables import GENERATED, first_name, kept, table, together
 from pytest_trtcheck import __main__ as commands
 from pytest_trtcheck import errors, metrics, record, spec, strategies
 from pytest_trtcheck.backends import base
+from pytest_trtcheck.check import steps
 from pytest_trtcheck.choices import PRECISIONS, Option, is_pair
 from pytest_trtcheck.model import sources
 from pytest_trtcheck.plugin import fixtures, options
@@ -30,8 +32,6 @@ from pytest_trtcheck.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-_PART = re.compile(r"<!-- generated: ([\w-]+) -->\n(.*?)<!-- end of \1 -->", re.DOTALL)
 
 
 def _code(value: object) -> str:
@@ -293,6 +293,30 @@ def _members(cls: type) -> Iterator[list[str]]:
             yield [_code(shown), docstrings.joined(text)]
 
 
+def rooms(_: str) -> str:
+    """The rows of the import contract, and what each room says of itself."""
+    contracts = compatibility.project()["tool"]["importlinter"]["contracts"]
+    (layers,) = [each["layers"] for each in contracts if each["id"] == "rows"]
+    rows = []
+    for row, names in zip(range(len(layers) - 1, -1, -1), layers, strict=True):
+        for name in re.split(r" [|:] ", names):
+            folder = ROOT / "pytest_trtcheck" / name
+            file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            shown = _code(f"{name}/" if folder.is_dir() else f"{name}.py")
+            rows.append([str(row), shown, docstrings.joined(said.partition("\n\n")[0])])
+    return table(["row", "room", "what it is"], rows)
+
+
+def check_steps(_: str) -> str:
+    """The steps of a check, in their order."""
+    rows = []
+    for step in steps.CHECKING:
+        where = step.__module__.removeprefix("pytest_trtcheck.").replace(".", "/")
+        rows.append([_code(step.__name__), docstrings.joined(docstrings.of(step).text), _code(f"{where}.py")])
+    return table(["step", "what is known behind it", "in"], rows)
+
+
 PARTS: Mapping[str, Callable[[str], str]] = {
     "options": option_table,
     "trt-parity": marker(pytest_trtcheck.trt_parity),
@@ -304,6 +328,8 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "commands": command_help,
     "report": report_fields,
     "python": python_api,
+    "rooms": rooms,
+    "steps": check_steps,
     "pythons": compatibility.pythons,
     "libraries": compatibility.libraries,
     "tensorrts": compatibility.tensorrts,
@@ -311,13 +337,17 @@ PARTS: Mapping[str, Callable[[str], str]] = {
     "gpus": compatibility.gpus,
     "cuda": compatibility.cuda,
     "platforms": compatibility.platforms,
+    "emulated-operators": explained.operator_table,
+    "emulated-precisions": explained.precision_table,
+    "emulated-models": explained.model_table,
+    "latencies": explained.latency_table,
 }
 """What may stand between the comments, by name: from what stands there to what should."""
 
 
 def names(page: str) -> list[str]:
     """The parts that stand in a page."""
-    return [found[1] for found in _PART.finditer((ROOT / page).read_text(encoding="utf-8"))]
+    return [found[1] for found in GENERATED.finditer((ROOT / page).read_text(encoding="utf-8"))]
 
 
 def current(page: str) -> str:
@@ -326,9 +356,9 @@ def current(page: str) -> str:
 
     def part(found: re.Match[str]) -> str:
         name, old = found.groups()
-        return f"<!-- generated: {name} -->\n\n{PARTS[name](old).strip()}\n\n<!-- end of {name} -->"
+        return f"<!-- generated {name} -->\n\n{PARTS[name](old).strip()}\n\n<!-- end of {name} -->"
 
-    return _PART.sub(part, text)
+    return GENERATED.sub(part, text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+GENERATED = re.compile(r"<!-- generated ([\w-]+) -->\n(.*?)<!-- end of \1 -->", re.DOTALL)
+"""A part of a page that `docs.site.reference` writes: its name, and what stands there."""
+
+
+def by_hand(page: str) -> str:
+    """What of a page was written by hand, on the lines where it stands."""
+    return GENERATED.sub(lambda found: "\n" * found[0].count("\n"), page)
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""

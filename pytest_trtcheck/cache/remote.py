@@ -143,7 +143,7 @@ class Address:
         split = urlsplit(text)
         if not split.netloc:
             raise ArgumentError(
-                f"--trt-cache={scheme}://: where it is, is not said",
+                f"--trt-cache={scheme}://: no bucket, host or folder is named",
                 f"name it: {scheme}://bucket/folder",
                 code="cache-url",
             )

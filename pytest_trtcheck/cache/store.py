@@ -12,7 +12,7 @@ import os
 import re
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
 from pytest_trtcheck.cache.hashing import Stamp, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
-from pytest_trtcheck.cache.listing import StoredEntry, stored_entry, table
+from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
 from pytest_trtcheck.cache.manifest import (
     FILES,
     DamagedError,
@@ -155,6 +155,30 @@ class Entry:
         return self.path.parent / _EXTRA / name
 
 
+_MAKING = {
+    "engine": "building the engine of",
+    "provider_engine": "building the engine of",
+    "lowered": "lowering",
+    "calibration": "calibrating",
+    "exported": "exporting",
+    "emulated": "preparing the emulation of",
+    "reference": "computing the reference of",
+}
+"""What making an entry of a kind is called; of others nobody waits for long."""
+
+
+def _thing(key: Key) -> str:
+    """What people call what a key stands for."""
+    kind = "the engine of " if key.kind.endswith("engine") else ""
+    precision = key.parts.get("precision")
+    return f"{kind}{key.subject}{f' in {precision}' if precision else ''}"
+
+
+def _making(key: Key) -> str:
+    doing = _MAKING.get(key.kind, "preparing")
+    return f"{doing} {_thing(key).removeprefix('the engine of ')}"
+
+
 class Cache:
     """A content-addressed store of directories below `root`, for any number of processes and threads.
 
@@ -204,6 +228,8 @@ class Cache:
         self._is_spare = is_spare
         self._spare: Cache | None = None
         self._refused: CachePlaceError | None = None
+        self.during: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        """Is told what is made or fetched, as long as that takes."""
 
     def require_private(self) -> None:
         """See that nobody else could have put entries here: an engine is code that runs where it is loaded.
@@ -307,6 +333,7 @@ class Cache:
                 remote=self.remote,
                 is_spare=True,
             )
+            self._spare.during = self.during
         except OSError as other:
             raise CacheError(
                 f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
@@ -382,13 +409,22 @@ class Cache:
             stored = self._stored() if self._dir.is_ours() else []
         return sorted(stored, key=lambda entry: (entry.kind, entry.subject, -entry.last_used, entry.digest))
 
-    def describe(self, width: int = 100) -> str:
-        """The table of all entries, with totals, for a terminal of `width` columns."""
-        found = table(self.root, self.entries(), self.max_bytes, time.time(), width)
+    def describe(self, width: int = 100, model: str | None = None) -> str:
+        """The entries by model, or those of the one that is named, with totals, for a terminal of `width` columns."""
+        entries = self.entries()
+        shown = entries if model is None else [entry for entry in entries if is_of(entry, model)]
+        whole = None if model is None else sum(entry.bytes for entry in entries)
+        found = table(self.root, shown, self.max_bytes, time.time(), width=width, whole=whole)
         return found if self.remote is None else f"{found}\n{self.remote.describe()}"
 
-    def clear(self) -> int:
-        """Remove every entry that no other process uses, and say how many; never what the cache did not put there.
+    def models(self) -> list[str]:
+        """What the models are called whose entries are here."""
+        return list(dict.fromkeys(map(model_of, self.entries())))
+
+    def clear(self, model: str | None = None) -> int:
+        """Remove every entry that no other process uses, or those of one model, and say how many.
+
+        Never what the cache did not put there.
 
         Raises
         ------
@@ -401,7 +437,9 @@ class Cache:
                 return 0
             with self._dir.locked("tidy", doing):
                 self._dir.remove_leftovers()
-                return sum(self._evict(path) for path in list(self._dir.directories()))
+                if model is None:
+                    return sum(self._evict(path) for path in list(self._dir.directories()))
+                return sum(self._evict(entry.path) for entry in self._stored() if is_of(entry, model))
 
     def _stored(self) -> list[StoredEntry]:
         return [entry for path in self._dir.directories() if (entry := stored_entry(path)) is not None]
@@ -463,7 +501,8 @@ class Cache:
             made = work / "entry"
             with self._dir.guarded(doing):
                 (made / FILES).mkdir(parents=True)
-            listing = remote.fetch(key, made / FILES, most)
+            with self.during(f"asking the shared cache for {_thing(key)}"):
+                listing = remote.fetch(key, made / FILES, most)
             if listing is None:
                 return None
             with self._dir.guarded(doing):
@@ -480,7 +519,7 @@ class Cache:
                 reason = self._miss_reason(key, damage)
                 (made / FILES).mkdir(parents=True)
             start = time.perf_counter()
-            with self._dir.guarded(doing, others_work=work):
+            with self._dir.guarded(doing, others_work=work), self.during(_making(key)):
                 make(made / FILES)
             make_s = round(time.perf_counter() - start, 6)
             with self._dir.guarded(doing):

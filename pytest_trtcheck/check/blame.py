@@ -85,8 +85,12 @@ def blamed(settings: Settings, known: Known, first: Callable[[Known], None] = la
 
 
 def _with(known: Known, found: dict[str, Any] | None) -> Known:
-    blame = None if found is None else typed(jsonable(found), BlameRecord)
-    return known.recorded(parity=replace(known.parity, blame=blame))
+    if found is None:
+        return known
+    # As JSON has them, where they come from the cache: an infinite one is a text there.
+    traced = {name: (float(error), float(own)) for name, (error, own) in (found.get("traced") or {}).items()}
+    blamed = known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
+    return replace(blamed, traced=traced)
 
 
 def _why_no_lowering(settings: Settings, known: Known) -> str | None:

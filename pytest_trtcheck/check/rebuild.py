@@ -76,7 +76,7 @@ def _judged(
     """The same check of an engine of its own, which a cache of its own makes: neither a plan nor timings are there."""
     with scratch_folder("rebuild") as scratch:
         made = known.system.build(known.spec(known.system), Cache(Path(scratch)))
-        again = replace(known, built=made, runner=None, outcome=None, doubt=None)
+        again = replace(known, built=made, runner=None, outcome=None, doubt=None, traced={})
         if judging:
             again = again.recorded(parity=None, score=None, latency=None)
         again = again.recorded(engine=made.record)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.check.evidence import EvidenceReport
     from pytest_trtcheck.check.kept_open import KeptOpen
+    from pytest_trtcheck.choices import GraphsOf
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.gpu.device import Gpu
     from pytest_trtcheck.model.inputs import Case
@@ -191,6 +192,8 @@ class Settings:
         How many times every engine is built and judged.
     search
         How many inputs are tried in every check to find its worst one; None: as the check says.
+    graphs
+        The checks whose model is recorded as a graph.
     bitwise
         Whether an engine must compute the same bits in every run.
     emulate_too
@@ -218,6 +221,7 @@ class Settings:
     time_layers: bool = False
     rebuild: int = 1
     search: int | None = None
+    graphs: GraphsOf = "failed"
     bitwise: bool = False
     emulate_too: bool = False
     allowance: Allowance = field(default_factory=Allowance)
@@ -334,6 +338,8 @@ class Known:
         What the comparison found.
     doubt
         Why what it computes does not count, whatever comes out.
+    traced
+        The error of every tensor of the model and what its operator loses by itself, where a diagnosis traced them.
     doubt_code
         The code of that.
     fewest, no_fewest
@@ -362,6 +368,7 @@ class Known:
     load_ms: float | None = None
     outcome: Outcome | None = None
     doubt: str | None = None
+    traced: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     doubt_code: Code = "precision-not-applied"
     fewest: tuple[str, ...] | None = None
     no_fewest: str = ""

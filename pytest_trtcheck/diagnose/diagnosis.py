@@ -222,7 +222,11 @@ class _Diagnosis:
         self.names = Names(self.subject.model.path, findings.pair if findings is not None else None)
         if findings is not None:
             self.quantized = findings.pair.quantized
-            self.blame = replace(self.blame, tensors=result.rows(findings.tensors, self.names))
+            self.blame = replace(
+                self.blame,
+                tensors=result.rows(findings.tensors, self.names),
+                traced=result.traced(findings.tensors, self.names),
+            )
             self._note_tiny_output(findings)
         if step in {"precision", "both"} and findings is not None:
             self._find_causes(findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Blame:
         Errors add up as squares, roughly, so the shares add up to more than 1.
     tensors
         The error along the graph, for reports.
+    traced
+        The relative L2 error of every tensor of the user's, and what its operator loses by itself: to draw the model.
     keep_fp32
         The whole argument under which the check passes; None where none was found.
     keep_value
@@ -92,6 +94,7 @@ class Blame:
     others: tuple[str, ...] = ()
     contributions: tuple[Mapping[str, Any], ...] = ()
     tensors: tuple[Mapping[str, Any], ...] = ()
+    traced: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     keep_fp32: tuple[str, ...] | None = None
     keep_value: float | None = None
     confirmed: bool = False
@@ -119,6 +122,17 @@ def rows(tensors: Sequence[Tensor], names: Names, marked: Sequence[str] = ()) ->
         kept = {max(each, key=lambda tensor: tensor.error.l2).name for each in stretches}
         tensors = [each for each in tensors if each.name in kept or each.name in marked]
     return tuple(_row(tensor, names) for tensor in tensors)
+
+
+def traced(tensors: Sequence[Tensor], names: Names) -> dict[str, tuple[float, float]]:
+    """`Blame.traced` of what was traced; of what a loop computes again and again, the worst."""
+    found: dict[str, tuple[float, float]] = {}
+    for each in tensors:
+        if names.has_tensor(each.name):
+            name = names.tensor(each.name, "")
+            before = found.get(name, (0.0, 0.0))
+            found[name] = (max(before[0], each.error.l2), max(before[1], each.own))
+    return found
 
 
 def _row(tensor: Tensor, names: Names) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pytest_trtcheck.backends.tensorrt.backend import IO_FILE, PLAN_FILE
 from pytest_trtcheck.backends.tensorrt.module import TITLES
 from pytest_trtcheck.backends.tensorrt.options import key_parts
 from pytest_trtcheck.cache import hash_bytes, hash_file
-from pytest_trtcheck.errors import ArgumentError, ReportError, plural
+from pytest_trtcheck.errors import ArgumentError, ReportError, listed, plural
 from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export import release, triton, typed
 from pytest_trtcheck.export.folder import MANIFEST
@@ -31,7 +31,7 @@ from pytest_trtcheck.spec import BuildOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pytest_trtcheck.cache import Cache, Entry
     from pytest_trtcheck.export.proof import Objection
@@ -122,11 +122,27 @@ class Exported:
         for model in self.models:
             seen = "proved by engines on a GPU" if model.is_proved else "emulated: no engine of it was run on a GPU"
             lines.append(f"  {model.name}: {plural(model.bytes, 'byte')}, {seen}")
-        lines += [f"not exported: {each.label} ({each.what} {each.key[:8]}): {each.reason}" for each in self.left_out]
+        lines += self._not_exported()
         lines += [f"to be proved on the {gpu}, by a test with engine={str(plan)!r}" for plan, gpu in self.to_prove]
         if self.older:
             lines.append(f"from an earlier run, and not proved by this one: {', '.join(self.older)}")
         return [*lines, *(self.release.lines() if self.release else ())]
+
+    def _not_exported(self) -> Iterator[str]:
+        """By reason: where there is no GPU, every engine has the same one."""
+        reasons: dict[str, list[LeftOut]] = {}
+        for each in self.left_out:
+            reasons.setdefault(each.objection.said, []).append(each)
+        for reason, found in reasons.items():
+            if len(found) == 1:
+                yield f"not exported: {found[0].label} ({found[0].what} {found[0].key[:8]}): {found[0].reason}"
+                continue
+            labels = listed(dict.fromkeys(each.label for each in found), 5)
+            kinds = Counter(each.what for each in found)
+            counts = " and ".join(
+                plural(count, "engine" if what == "engine" else "file") for what, count in kinds.items()
+            )
+            yield f"not exported: {counts} ({labels}): {reason}"
 
 
 def write(

@@ -15,18 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Objection:
-    """Why something is not proved: in a word or two, for lists, and in full."""
+    """Why something is not proved: in a word or two, for lists, and in full.
+
+    `said` is what several may share; `about` names the check that it is said of, of which there are `more`.
+    """
 
     word: str
-    text: str
+    said: str
+    about: str = ""
+    more: int = 0
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return ": ".join(filter(None, (self.about, self.said))) + (f"; and {self.more} more" if self.more else "")
 
 
 class NotProvedError(Exception):
     """It is left out; `objection` says why."""
 
-    def __init__(self, word: str, text: str) -> None:
-        super().__init__(text)
-        self.objection = Objection(word, text)
+    def __init__(self, word: str, said: str, about: str = "", more: int = 0) -> None:
+        self.objection = Objection(word, said, about, more)
+        super().__init__(self.objection.text)
 
 
 def require_sound(checks: Sequence[CheckRecord]) -> None:
@@ -52,8 +62,8 @@ def ran_on_gpu(check: CheckRecord) -> bool:
 
 def _raise_first(found: Sequence[Objection]) -> None:
     if found:
-        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise NotProvedError(found[0].word, found[0].text + more)
+        first = found[0]
+        raise NotProvedError(first.word, first.said, first.about, len(found) - 1)
 
 
 def _unsound(check: CheckRecord) -> Objection | None:
@@ -61,19 +71,19 @@ def _unsound(check: CheckRecord) -> Objection | None:
     nodeid = check.nodeid
     why = f": {check.headline}" if check.headline else ""
     if is_bad(check.verdict):
-        return Objection(check.verdict, f"{nodeid}: {check.verdict}{why}")
+        return Objection(check.verdict, f"{check.verdict}{why}", nodeid)
     if check.outcome != "passed":
         if check.verdict == "not_measured":
-            return Objection("not measured", f"{nodeid}: not measured{why}")
+            return Objection("not measured", f"not measured{why}", nodeid)
         ended = "xfailed" if check.expected_failure else check.outcome or "not seen to end"
-        return Objection(f"test {ended}", f"{nodeid}: the check passed, but the test was {ended}")
+        return Objection(f"test {ended}", f"the check passed, but the test was {ended}", nodeid)
     for name, part in (("parity", check.parity), ("score", check.score)):
         if part and part.verdict != "pass":
-            return Objection("not measured", f"{nodeid}: {name} {_verdict(part)}")
+            return Objection("not measured", f"{name} {_verdict(part)}", nodeid)
     if check.runs > 1:
         # It was made until it passed.
-        text = f"{nodeid}: passed in run {check.runs} of the test alone, so it may not pass the next time"
-        return Objection("rerun", text)
+        text = f"passed in run {check.runs} of the test alone, so it may not pass the next time"
+        return Objection("rerun", text, nodeid)
     return None
 
 
@@ -82,10 +92,10 @@ def _unmeasured(check: CheckRecord) -> Objection | None:
     nodeid = check.nodeid
     if check.evidence != "engine":
         how = f"it was compiled for {check.compiled_for} and never ran: " if check.compiled_for else ""
-        return Objection("not run on a GPU", f"{nodeid}: {how}its outputs were emulated on the CPU")
+        return Objection("not run on a GPU", f"{how}its outputs were emulated on the CPU", nodeid)
     if check.latency and check.latency.verdict != "pass":
-        return Objection("not measured", f"{nodeid}: latency {_verdict(check.latency)}")
-    return None if check.verdict == "pass" else Objection("not measured", f"{nodeid}: not measured")
+        return Objection("not measured", f"latency {_verdict(check.latency)}", nodeid)
+    return None if check.verdict == "pass" else Objection("not measured", "not measured", nodeid)
 
 
 def _verdict(part: ParityRecord | ScoreRecord | LatencyRecord) -> str:

@@ -55,7 +55,7 @@ def run(asked: Asked) -> tuple[list[str], bool]:
         A file can't be written.
     """
     if not asked.folder.is_dir():
-        raise ArgumentError(f"init: {asked.folder} is no folder", "name the project's")
+        raise ArgumentError(f"init: {asked.folder} is no folder", "name the project's", code="option-value")
     project = look.project(asked.folder, asked.ci)
     models, passed_over = look.models(asked.folder, Cache(user_folder()))
     if not models:

@@ -63,7 +63,11 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
             fraction *= c * d
         if abs(fraction - before) <= 1e-15 * abs(fraction):
             return min(1.0, math.exp(log_front) * fraction / a)
-    raise ComparisonError(f"the incomplete beta function did not converge at a={a}, b={b}, x={x}", code="timer-broken")
+    raise ComparisonError(
+        f"the incomplete beta function did not converge at a={a}, b={b}, x={x}",
+        "please report it, with this line",
+        code="timer-broken",
+    )
 
 
 def _nonzero(value: float) -> float:

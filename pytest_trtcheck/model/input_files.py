@@ -45,14 +45,18 @@ def matching(named: str, given: str, folder: Path) -> list[Path]:
     """
     wanted = expanded(given)
     if (folder / wanted).is_dir():
-        raise InputError(f"{named}={given}: is a folder", f"name the files in it: {named}='{Path(given) / '*.npz'}'")
+        raise InputError(
+            f"{named}={given}: is a folder",
+            f"name the files in it: {named}='{Path(given) / '*.npz'}'",
+            code="input-files",
+        )
     # Path.glob takes no absolute patterns, and a name with brackets is first of all a name.
     names = [str(wanted)] if (folder / wanted).is_file() else glob.glob(str(wanted), root_dir=folder, recursive=True)  # noqa: PTH207
     paths = [path for name in sorted(names) if (path := folder / name).is_file()]
     if not paths:
-        raise InputError(f"{named}={given}: no file matches", f"looked in {folder}")
+        raise InputError(f"{named}={given}: no file matches", f"looked in {folder}", code="input-files")
     if other := [path for path in paths if path.suffix not in {".npz", ".npy"}]:
-        raise InputError(f"{named}={given}: {other[0]} is neither .npz nor .npy", "narrow the glob")
+        raise InputError(f"{named}={given}: {other[0]} is neither .npz nor .npy", "narrow the glob", code="input-files")
     return paths
 
 
@@ -63,6 +67,7 @@ def _arrays(path: Path) -> object:
         raise InputError(
             f"{path}: not a readable .npz or .npy file: {first_line(error) or type(error).__name__}",
             "give files as np.savez(path, **{input name: array}) writes them",
+            code="input-files",
         ) from error
     # numpy calls what bears no name so.
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays

@@ -235,12 +235,18 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
         )
     for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(dim, int) and size != dim:
-            raise InputError(f"{where}: dimension {axis} is {size}, the model fixes it at {dim}", code="input-shape")
+            raise InputError(
+                f"{where}: dimension {axis} is {size}, the model fixes it at {dim}",
+                f"its shape is {list(spec.shape)}: give such inputs, or export the model with that dimension open",
+                code="input-shape",
+            )
         if isinstance(dim, str):
             first, name = symbols.setdefault(dim, (size, spec.name))
             if first != size:
                 raise InputError(
-                    f"{where}: dimension {axis} ({dim}) is {size}, but {first} in input {name!r}", code="input-shape"
+                    f"{where}: dimension {axis} ({dim}) is {size}, but {first} in input {name!r}",
+                    "give inputs in which it is one size",
+                    code="input-shape",
                 )
     if array.dtype.kind == "f" or spec.dtype == "bfloat16":
         count = int(np.isnan(array.astype(np.float32, copy=False)).sum())
@@ -390,7 +396,7 @@ def check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | Shape
         if name not in fixed and span.min and not span.min[0] <= batch <= span.max[0]:
             raise InputError(
                 f"batch={batch} contradicts shapes[{name!r}]: its first dimension is {_span(span.min[0], span.max[0])}",
-                "leave batch= away, or declare shapes that admit it",
+                "leave batch= out, or declare shapes that admit it",
                 code="input-batch",
             )
 

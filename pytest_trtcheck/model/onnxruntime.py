@@ -223,12 +223,13 @@ class OrtSession:
             values = run(self._outputs, dict(inputs))
         except Exception as error:
             shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
-            hint = memory_hint(error)
+            message = f"{self._label}: ONNX Runtime failed to run it on {shapes}: {quoted(error)}"
+            if hint := memory_hint(error):
+                raise ModelError(message, hint, code="out-of-memory") from error
             raise ModelError(
-                f"{self._label}: ONNX Runtime failed to run it on {shapes}: {quoted(error)}",
-                hint
-                or "inputs that were generated may lie outside what the model accepts: return real ones from the test",
-                code="out-of-memory" if hint else "runtime-failed",
+                message,
+                "inputs that were generated may lie outside what the model accepts: return real ones from the test",
+                code="runtime-failed",
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))
 

@@ -41,7 +41,11 @@ def generated(spec: TensorSpec) -> Span:
         Strings can't be drawn.
     """
     if spec.dtype == "str":
-        raise InputError(f"input {spec.name!r}: strings can't be generated", "give real inputs", code="input-generated")
+        raise InputError(
+            f"input {spec.name!r}: strings can't be generated",
+            "return real inputs from the test",
+            code="input-generated",
+        )
     name = spec.name.lower()
     if is_float(spec) or "mask" in name:
         return Span(0.0, 1.0)

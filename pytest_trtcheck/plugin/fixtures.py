@@ -196,7 +196,7 @@ def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
     if not request.config.pluginmanager.hasplugin("benchmark"):
         raise MissingDependencyError(
             "trt_benchmark: the plugin pytest-benchmark is not loaded",
-            'pip install "pytest-trtcheck[benchmark]", and leave `-p no:benchmark` away',
+            'pip install "pytest-trtcheck[benchmark]", and leave `-p no:benchmark` out',
         )
     checker = _checker(request)
     if checker.detected is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -73,7 +73,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         if settings.value(config, "trt_cache_show"):
             from pytest_trtcheck.plugin.session import Session
 
-            print(visible(Session.make(config).cache.describe()))
+            print(visible(Session.make(config).cache_shown()))
             return 0
     return None
 
@@ -90,7 +90,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             session_of(config).remove_earlier_reports()
         Session.check_options(config)
         if settings.value(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
-            session_of(config).cache.clear()
+            session_of(config).clear_cache()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist where to say what takes long."""
+    from pytest_trtcheck.plugin import progress
+
+    path = progress.for_worker(node.config)
+    if path is not None:
+        node.workerinput[progress.FILE] = path
 
 
 @contextmanager

@@ -89,10 +89,13 @@ class OnnxItem(FileItem, pytest.Function):
             )
         except Exception as error:
             outcome.refuse(self, unforeseen(error, self.name))
+        # From pytest's root, as on every machine: that is where it is looked up first.
+        root = self.config.rootpath
+        named = str(self.path.relative_to(root)) if self.path.is_relative_to(root) else str(self.path)
         several = len(named_models(self.config)) > 1
         request = outcome.request_for(
             self,
-            str(self.path),
+            named,
             parity,
             fixture,
             inputs=inputs,
@@ -101,7 +104,8 @@ class OnnxItem(FileItem, pytest.Function):
             spell_shapes=functools.partial(free_dims.on_command_line, model=self.path.name if several else ""),
             default_batch=1,
         )
-        outcome.run(self, replace(request, precision_is_default=not is_asked))
+        folders = (root, self.path.parent)
+        outcome.run(self, replace(request, folders=folders, precision_is_default=not is_asked))
 
 
 # --- what the options say --------------------------------------------------------------------------------------------
@@ -154,6 +158,7 @@ def _shapes(text: str) -> dict[str, Any]:
         raise ArgumentError(
             f"--trt-shapes={text}: expected NAME:1x3x224x224, several separated by commas",
             "a range of shapes is two of them, NAME:1x3x224x224..8x3x224x224, or three: the least, the usual, the most",
+            code="option-value",
         )
     return found
 
@@ -202,20 +207,25 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     if loose:
         flag = settings.flag(next((name for name in given if name in _FILES), "trt_inputs"))
         raise ArgumentError(
-            f"{loose[0]} is named as a test: the shell wrote out what {flag} was to match", f"quote it: {flag}='GLOB'"
+            f"{loose[0]} is named as a test: the shell wrote out what {flag} was to match",
+            f"quote it: {flag}='GLOB'",
+            code="option-value",
         )
     if not models and not collects:
         raise ArgumentError(
             f"{settings.flag(given[0])} is for .onnx files that are named, and none is",
             "name one: pytest model.onnx; a marked test takes "
             f"{'what it returns' if given[0] == 'trt_inputs' else given[0].removeprefix('trt_') + '='}",
+            code="argument-missing",
         )
     for name in {*given} - {"trt_batch"}:
         for text in values[name]:
             model, value = _split(text)
             if model is not None and not collects and not any(_is(each, model, config) for each in models):
                 raise ArgumentError(
-                    f"{settings.flag(name)}={text}: no model {model} is named", f"named: {', '.join(map(str, models))}"
+                    f"{settings.flag(name)}={text}: no model {model} is named",
+                    f"named: {', '.join(map(str, models))}",
+                    code="option-value",
                 )
             if name == "trt_shapes":
                 _shapes(value)

@@ -10,10 +10,10 @@ import itertools
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS, Option
+from pytest_trtcheck.choices import PRECISIONS, GraphsOf, Option
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -81,8 +81,14 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE|ENV",
     ),
     Option("trt_cache_unsigned", "flag", "use caches that others can write to, without signatures", default=False),
-    Option("trt_cache_show", "flag", "list what the cache holds and exit", default=False),
+    Option("trt_cache_show", "flag", "list what the cache holds, by model, and exit", default=False),
     Option("trt_cache_clear", "flag", "empty the cache before the tests run", default=False),
+    Option(
+        "trt_cache_model",
+        "text",
+        "the one model that --trt-cache-show and --trt-cache-clear are about: its path, its file's name, or a glob",
+        metavar="MODEL",
+    ),
     Option("trt_build_only", "flag", "build and cache every engine, compare nothing", default=False),
     Option("trt_rebuild", "count", "build every engine so many times, and judge each", default=1, metavar="N"),
     Option("trt_search", "count", "search the worst input of every check, by so many tries", metavar="N"),
@@ -96,6 +102,14 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE|ENV",
     ),
     *(report.option for report in REPORTS if report.option),
+    Option(
+        "trt_report_graph",
+        "text",
+        "the checks whose model the reports hold as a graph",
+        default="failed",
+        choices=get_args(GraphsOf),
+        metavar="WHICH",
+    ),
     Option(
         "trt_summary",
         "text",

@@ -6,9 +6,9 @@ import functools
 import itertools
 import os
 import re
+import shutil
 import threading
-import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, plural, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, plural, suggestion
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_trtcheck.backends.base import Backend, Machine
     from pytest_trtcheck.baselines import Baselines
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.spread import Place
     from pytest_trtcheck.record import Environment
 
-_LOG_PACE_S = 10.0
-"""How often a log that nobody watches is told what takes so long."""
 _SHORTEST_KEY = 16
 """Bytes: a secret that nobody guesses, of 128 bits."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -142,9 +140,15 @@ class Session:
             Address.parse(values["trt_triton_url"])
         _ = session_of(config).evidence, session_of(config).evidence_key
         session_of(config).cache.require_private()
+        if values["trt_cache_model"] and not (values["trt_cache_clear"] or values["trt_cache_show"]):
+            raise ArgumentError(
+                "--trt-cache-model: is neither shown nor cleared", "add --trt-cache-show or --trt-cache-clear"
+            )
         if values["trt_update_baseline"] and not values["trt_baseline"]:
             raise ArgumentError(
-                "--trt-update-baseline: where to is not said", "name it: --trt-baseline=DIR", code="argument-missing"
+                "--trt-update-baseline: no directory to write to is named",
+                "name it: --trt-baseline=DIR",
+                code="argument-missing",
             )
         if not hasattr(config, "workerinput"):
             session_of(config).check_feasible(values)
@@ -154,6 +158,41 @@ class Session:
                 model_files.check_options(config, values)
         if values["trt_baseline"]:
             _ = session_of(config).baselines
+
+    def cache_shown(self) -> str:
+        """What `--trt-cache-show` prints; `--trt-cache-clear` beside it comes before."""
+        removed = ""
+        if self.get("trt_cache_clear"):
+            removed = f"removed {plural(self.clear_cache(), 'entry').replace('entrys', 'entries')}\n"
+        width = shutil.get_terminal_size().columns
+        return removed + self.cache.describe(width, None if removed else self._cache_model())
+
+    def clear_cache(self) -> int:
+        """Empty the cache, or remove what it has of one model; how many entries went."""
+        return self.cache.clear(self._cache_model())
+
+    def _cache_model(self) -> str | None:
+        """The model that `--trt-cache-model` names.
+
+        Raises
+        ------
+        ArgumentError
+            The cache has nothing of it.
+        """
+        named: str | None = self.get("trt_cache_model")
+        if not named:
+            return None
+        from pytest_trtcheck.cache.listing import is_of
+
+        entries = self.cache.entries()
+        if not any(is_of(entry, named) for entry in entries):
+            models = self.cache.models()
+            names = [*models, *(model.rpartition("/")[2] for model in models)]
+            raise ArgumentError(
+                f"--trt-cache-model={named}: nothing of it is in the cache",
+                suggestion(named, names) or f"it holds {listed(models)}" if models else "it is empty",
+            )
+        return named
 
     def check_feasible(self, values: Mapping[str, Any]) -> None:
         """What was asked for can be done here: else it is an error before the first test, and no pass without it.
@@ -365,7 +404,7 @@ class Session:
 
         if not self.requested_gpus and self.detection.gpu is None:
             raise ArgumentError(
-                "--trt-require-evidence: on which GPU is not said", "name it: --trt-gpu=T4", code="argument-missing"
+                "--trt-require-evidence: no GPU is named", "name it: --trt-gpu=T4", code="argument-missing"
             )
         run = json_report.read(self._path(named), self.evidence_key)
         return EvidenceReport(named, run, signed=self.evidence_key is not None)
@@ -441,12 +480,18 @@ class Session:
 
         ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
+        collector = self.config.pluginmanager.getplugin("trtcheck-collector")
+        progress: Callable[[str], None] = lambda _: None  # noqa: E731 - of fixtures outside a run of tests
+        if collector is not None:
+            progress = collector.progress
+            self.cache.during = collector.progress.during
         return Checker(
             cache=self.cache,
             backend=self.get("trt_backend")[0] if len(self.get("trt_backend")) == 1 else backends.AUTO,
             reference_provider=self.get("trt_reference"),
             machine=self.machine,
             extra_gpus=extra_gpus(self.config),
+            graphs=self.get("trt_report_graph"),
             bitwise=self.get("trt_bitwise"),
             require_gpu=self.get("trt_require_gpu"),
             evidence=self.evidence,
@@ -458,7 +503,7 @@ class Session:
             update_baselines=self.get("trt_update_baseline"),
             emulate_too=any(each.option and settings.value(self.config, each.option) for each in reports),
             allowance=Allowance(self.get("trt_diagnose")),
-            progress=_Progress(self.config),
+            progress=progress,
         )
 
 
@@ -537,33 +582,3 @@ def _hint(requested: gpu.GpuModel | None, name: str, backend: type[Backend]) -> 
         'pip install "pytest-trtcheck[rtx]" builds engines without a GPU; '
         "--trt-backend=onnxruntime asks for emulated checks alone"
     )
-
-
-class _Progress:
-    """Shows what takes long, over pytest's own progress line: in a terminal all of it, in a log a line now and then.
-
-    A worker of xdist has no terminal, and shows nothing.
-    """
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._test, self._since = "", 0.0
-
-    def __call__(self, line: str) -> None:
-        reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        if reporter is None or self._config.getoption("verbose") < 0 or not (reporter.isatty or self._is_due()):
-            return
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
-            reporter.ensure_newline()
-            reporter.write_line(visible(f"trtcheck: {line} …"), light=True)
-
-    def _is_due(self) -> bool:
-        """Whether a test has been silent for so long that a log should say what it does."""
-        test, now = os.environ.get("PYTEST_CURRENT_TEST", ""), time.monotonic()
-        if test != self._test:
-            self._test, self._since = test, now
-        if now - self._since < _LOG_PACE_S:
-            return False
-        self._since = now
-        return True

@@ -14,6 +14,7 @@ from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.outcome import LOCATION, RUNS, Told, checks, is_our_property, reason
+from pytest_trtcheck.plugin.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -38,6 +39,14 @@ _STOPPED: dict[int, str] = {
 def _planned(session: pytest.Session) -> list[str]:
     """The tests of this process that are to check something: marked ones, models, bundles, those with `trt_check`."""
     return [item.nodeid for item in getattr(session, "items", ()) if checks(item)]
+
+
+def _without_graph(record: str) -> str:
+    """A record as JSON, as it is where no model was recorded with it."""
+    import json
+
+    data = json.loads(record)
+    return json.dumps(data) if data.pop("graph", None) is not None else record
 
 
 def _with_outcome(record: str, report: pytest.TestReport, outcome: pytest.TestReport) -> CheckRecord:
@@ -71,6 +80,7 @@ class Collector:
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
         self._told_planned = False
+        self.progress = Progress(config)
         # No properties: older releases of pytest read every attribute of what is registered, and these would be worked
         # out before the first test ran.
         self._missing = functools.cache(self._find_missing)
@@ -81,6 +91,7 @@ class Collector:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send with a process's first report which tests will check something: a worker that dies says no more."""
         report = yield
+        self.progress.ended()
         if not self._told_planned:
             self._told_planned = True
             setattr(report, _PLANNED, _planned(item.session))
@@ -89,6 +100,7 @@ class Collector:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what the last report of a test carries: by then every check of it is there."""
+        self.progress.reported(report)
         self._planned.update(dict.fromkeys(getattr(report, _PLANNED, ())))
         if hasattr(report, LOCATION) and isinstance(report.longrepr, str):
             # Here, since what travels from an xdist worker is text.
@@ -117,6 +129,10 @@ class Collector:
         records = [
             _with_outcome(str(value), report, outcome) for name, value in report.user_properties if name == PROPERTY
         ]
+        # What is drawn has no place in JUnit XML, which is written from the report: it is hundreds of KB a test.
+        report.user_properties = [
+            (name, _without_graph(str(value)) if name == PROPERTY else value) for name, value in report.user_properties
+        ]
         # Two workers may run the same test (`--dist each`), and each of them counts.
         test = (report.nodeid, getattr(report, "worker_id", None))
         is_again = any(name == RUNS for name, _ in report.user_properties) or any(each.runs > 1 for each in records)
@@ -138,6 +154,7 @@ class Collector:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
+        self.progress.close()
         if settings.value(self._config, "trt_cache"):
             from pytest_trtcheck.plugin.session import shared_cache
 

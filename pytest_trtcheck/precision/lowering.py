@@ -90,6 +90,11 @@ class Lowered:
             return None
         return frozenset(each.node for each in arithmetic.operators(arithmetic.Computation(*row) for row in rows))
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What each node that does arithmetic computes in, by its name, as far as that was looked at."""
+        return {node: kind for node, _, kind in self.details.get(_ARITHMETIC, ())}
+
     def op_types(self, model: OnnxModel, precision: str) -> frozenset[str]:
         """The operators of `model` that are computed in the precision; all of them where that is not known."""
         nodes = self.computed_in(precision)

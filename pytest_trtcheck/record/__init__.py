@@ -20,6 +20,7 @@ from pytest_trtcheck.record.common import (
     number,
     typed,
 )
+from pytest_trtcheck.record.graph import GraphNode, GraphRecord, GraphTensor
 from pytest_trtcheck.record.latency import BudgetRecord, Conditions, LatencyDetails, LatencyRecord, LoadRecord
 from pytest_trtcheck.record.parity import (
     BLAMED,
@@ -78,6 +79,9 @@ __all__ = [
     "Evidence",
     "GpuRan",
     "GpuRecord",
+    "GraphNode",
+    "GraphRecord",
+    "GraphTensor",
     "ItemsRecord",
     "JudgedRecord",
     "LatencyDetails",

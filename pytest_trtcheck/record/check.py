@@ -11,6 +11,7 @@ from typing import Any
 from pytest_trtcheck.errors import first_line
 from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord
 from pytest_trtcheck.record.common import GpuRan, Verdict, absent, jsonable, typed
+from pytest_trtcheck.record.graph import GraphRecord
 from pytest_trtcheck.record.latency import LatencyRecord
 from pytest_trtcheck.record.parity import ParityRecord, ScoreRecord
 from pytest_trtcheck.record.system import (
@@ -128,6 +129,8 @@ class CheckRecord:
     """The served model that gave the outputs."""
     partition: PartitionRecord | None = absent()  # noqa: RUF009 - it is a field
     """How ONNX Runtime divided the model, where one of its GPU providers ran it."""
+    graph: GraphRecord | None = absent()  # noqa: RUF009 - it is a field
+    """The model as a graph to draw (`--trt-report-graph`)."""
     costs: Mapping[str, float] | None = absent()
     """What the system takes beside time, as far as it tells: `load_ms`, `build_s`, `memory_mib`, `engine_mib`."""
     rebuild: RebuildRecord | None = absent()  # noqa: RUF009 - it is a field

@@ -153,6 +153,9 @@ class LoweredRecord:
     key: str
     precision: str
     path: str | None = None
+    keep_fp32: tuple[str, ...] = absent(())
+    exclude: tuple[str, ...] = absent(())
+    """What was named to be left out, of all and of quantizing."""
 
 
 @dataclass(frozen=True)

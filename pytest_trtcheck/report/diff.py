@@ -54,6 +54,8 @@ class CheckDiff:
     ----------
     obstacles
         Why it cannot be compared; then there are no changes.
+    besides
+        Of what cannot be compared, what else was given otherwise.
     verdicts
         The old and the new one, in words.
     """
@@ -62,6 +64,7 @@ class CheckDiff:
     verdicts: tuple[str, str]
     changes: tuple[Change, ...] = ()
     obstacles: tuple[str, ...] = ()
+    besides: tuple[Change, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -173,7 +176,8 @@ def _check(key: Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecor
     old, new = pair
     found = obstacles(old, new, runs)
     changes = () if found else diff_changes.changes(old, new)
-    return CheckDiff(subject(key, new), (verdict_word(old), verdict_word(new)), changes, found)
+    besides = diff_changes.asked_otherwise(old, new) if found else ()
+    return CheckDiff(subject(key, new), (verdict_word(old), verdict_word(new)), changes, found, besides)
 
 
 def _badness(check: CheckDiff) -> tuple[int, int, float]:

@@ -68,9 +68,31 @@ def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
         A latency distribution cannot be read.
     """
     return (
-        *(*_verdicts(old, new), *_errors(old, new), *_score(old, new), *_calibration(old, new)),
+        *(*_verdicts(old, new), *_errors(old, new), *_score(old, new), *asked_otherwise(old, new)),
         *(*_latency(old, new), *_engine(old, new)),
     )
+
+
+def asked_otherwise(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
+    """What was given otherwise beside model, inputs and reference: it may be why a figure is another one."""
+    return (*_calibration(old, new), *_options(old, new))
+
+
+def _options(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """Other nodes left out, and other build options."""
+    given: list[dict[str, object]] = []
+    for record in (old, new):
+        left_out = {name: getattr(record.lowered, name) for name in ("keep_fp32", "exclude")} if record.lowered else {}
+        given.append(
+            {name: list(nodes) for name, nodes in left_out.items() if nodes} | dict(record.build_options or {})
+        )
+    # A check that ended before its model was lowered says nothing of it.
+    if old.lowered is None or new.lowered is None:
+        return
+    for name in dict.fromkeys((*given[0], *given[1])):
+        words = [str(each[name]) if name in each else MISSING for each in given]
+        if words[0] != words[1]:
+            yield Change(name, "changed", words[0], words[1])
 
 
 def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
@@ -297,7 +319,7 @@ def distribution_of(latency: LatencyRecord, nodeid: str) -> Distribution | None:
         return Distribution.from_json(data)
     except ReportError:
         raise ReportError(
-            f"{nodeid}: the latency distribution in the report is none",
+            f"{nodeid}: its latency distribution in the report cannot be read",
             "name a file that --trt-report wrote, as it was",
         ) from None
 

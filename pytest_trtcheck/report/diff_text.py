@@ -120,11 +120,17 @@ def _change(change: Change, kind: Kind) -> str:
     return f"{change.old} {_ARROW} {change.new}" + (f"  ({remark})" if remark else "")
 
 
+def _why_not(check: CheckDiff) -> tuple[str, ...]:
+    """Why it cannot be compared, and what else is another one."""
+    besides = tuple(f"besides, {each.what}: {each.old} before, {each.new} now" for each in check.besides)
+    return (*check.obstacles, *besides)
+
+
 def _grouped(checks: Iterable[CheckDiff], width: int) -> Iterator[str]:
     """By reason: after a change of the GPU every check has the same one."""
     groups: dict[tuple[str, ...], list[CheckDiff]] = {}
     for check in checks:
-        groups.setdefault(check.obstacles, []).append(check)
+        groups.setdefault(_why_not(check), []).append(check)
     for obstacles, members in groups.items():
         yield from wrapped("; ".join(obstacles), width, "  ")
         for check in members[:LISTED]:
@@ -175,7 +181,7 @@ def _rows(check: CheckDiff) -> Iterator[str]:
     place = f" #{subject.place + 1}" if subject.place else ""
     who = [f"{markdown_code(subject.nodeid)}{place}", markdown_text(subject.precision)]
     if check.obstacles:
-        cells = ["not comparable", *check.verdicts, "; ".join(check.obstacles)]
+        cells = ["not comparable", *check.verdicts, "; ".join(_why_not(check))]
         yield row([_ICONS["not comparable"], *who, *map(markdown_text, cells)])
     for change in check.changes:
         icon = _ICONS["changed" if change.direction == "untested" else change.direction]

@@ -28,7 +28,7 @@ from pytest_trtcheck.report.text import (
 from pytest_trtcheck.report.view import WORDS, budgets, decisive, judgements, natural, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.record import CheckRecord, RunRecord
     from pytest_trtcheck.report.diff_changes import Change
@@ -66,6 +66,11 @@ class Moment:
         return self.run.environment.described().get("TensorRT", "")
 
     @property
+    def machines(self) -> str:
+        """Where it ran."""
+        return one_line(", ".join(sorted(_machines(self.run))))
+
+    @property
     def counts(self) -> str:
         """How many checks came to what."""
         words = Counter(map(verdict_word, self.run.checks))
@@ -81,9 +86,10 @@ class Moment:
 
 @dataclass(frozen=True)
 class Turn:
-    """Where a check changed: in which report (its number), and what; or why it could not be compared there."""
+    """Where a check changed, and what; or why it could not be compared there. `place` is among those of the track."""
 
-    number: int
+    place: int
+    moment: Moment
     changes: tuple[Change, ...] = ()
     obstacles: tuple[str, ...] = ()
 
@@ -117,7 +123,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity over all reports: None where it is not known.
+    """One quantity over the reports of a track: None where it is not known.
 
     Parameters
     ----------
@@ -160,12 +166,13 @@ def _bar(value: float, top: float) -> str:
 
 @dataclass(frozen=True)
 class Track:
-    """One check over all reports; None where a report does not hold it."""
+    """One check over all reports of its machine; None where one does not hold it."""
 
     nodeid: str
     precision: str | None
     machine: str
     model: str
+    moments: tuple[Moment, ...]
     records: tuple[CheckRecord | None, ...]
     turns: tuple[Turn, ...]
     lines: tuple[Line, ...]
@@ -205,9 +212,8 @@ class History:
 
     @property
     def is_worse(self) -> bool:
-        """Whether anything became worse in the newest report."""
-        newest = len(self.moments)
-        return any(turn.number == newest for track in self.tracks for turn in track.worse)
+        """Whether anything became worse in the newest report of its machine."""
+        return any(turn.moment is track.moments[-1] for track in self.tracks for turn in track.worse)
 
 
 def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
@@ -227,10 +233,10 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     untimed = tuple(name for name, run in reports if run.started is None)
     timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
     moments = tuple(_moments(timed))
-    found: dict[Key, list[CheckRecord | None]] = {}
-    for place, moment in enumerate(moments):
+    found: dict[Key, dict[int, CheckRecord]] = {}
+    for moment in moments:
         for key, record in _keyed(moment.run):
-            found.setdefault(key, [None] * len(moments))[place] = record
+            found.setdefault(key, {})[moment.number] = record
     tracks = [_track(key, records, moments) for key, records in found.items()]
     tracks.sort(key=lambda track: (_interest(track), natural(track.nodeid), track.precision or "", track.machine))
     return History(moments, tuple(tracks), untimed)
@@ -239,22 +245,22 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
 def _interest(track: Track) -> tuple[int, int]:
     """What is to be looked at first: what became worse, the latest first; then what changed otherwise."""
     if track.worse:
-        return 0, -track.worse[-1].number
+        return 0, -track.worse[-1].moment.number
     return (1, 0) if track.turns or track.gone else (2, 0)
 
 
 def _moments(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[Moment]:
     last: dict[str, RunRecord] = {}
     for number, (name, run) in enumerate(reports, 1):
-        machine = _machines(run)
+        machine = ", ".join(sorted(_machines(run)))
         before = last.get(machine)
         changed = diff.environment(before, run) if before else ()
         last[machine] = run
         yield Moment(number, name, run, tuple(f"{each.name} {each.old} → {each.new}" for each in changed))
 
 
-def _machines(run: RunRecord) -> str:
-    return ", ".join(sorted(each.name for each in run.machines)) or machine_name(run.environment)
+def _machines(run: RunRecord) -> set[str]:
+    return {each.name for each in run.machines} or {machine_name(run.environment)}
 
 
 def _keyed(run: RunRecord) -> Iterator[tuple[Key, CheckRecord]]:
@@ -265,22 +271,25 @@ def _keyed(run: RunRecord) -> Iterator[tuple[Key, CheckRecord]]:
         places[name] += 1
 
 
-def _track(key: Key, records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> Track:
-    newest = next(record for record in reversed(records) if record is not None)
+def _track(key: Key, found: Mapping[int, CheckRecord], moments: Sequence[Moment]) -> Track:
+    own = tuple(moment for moment in moments if key[2] in _machines(moment.run))
+    records = tuple(found.get(moment.number) for moment in own)
+    newest = found[max(found)]
     return Track(
         nodeid=key[0],
         precision=newest.precision,
         machine=key[2],
         model=newest.model,
-        records=tuple(records),
-        turns=tuple(_turns(records, moments)),
+        moments=own,
+        records=records,
+        turns=tuple(_turns(records, own)),
         lines=tuple(_lines(records, newest)),
-        gone="" if records[-1] else _gone(key, moments),
+        gone="" if records[-1] else _gone(key, own),
     )
 
 
 def _gone(key: Key, moments: Sequence[Moment]) -> str:
-    """Why the newest report of a machine does not hold a check, as far as it tells."""
+    """Why the newest report of its machine does not hold a check, as far as it tells."""
     reasons = [each.reason for each in moments[-1].run.missing if each.nodeid == key[0]]
     return one_line("; ".join(["not in the newest report", *reasons]))
 
@@ -299,7 +308,7 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
         obstacles = _obstacles(records, moments, before, place)
         if obstacles:
             # From here on it is another check, as far as figures go.
-            yield Turn(place + 1, obstacles=obstacles)
+            yield Turn(place, moments[place], obstacles=obstacles)
             first, last_changed = place, {}
             continue
         found: list[Change] = []
@@ -313,7 +322,7 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
             ]
         if found:
             last_changed |= {change.what: place for change in found}
-            yield Turn(place + 1, tuple(found))
+            yield Turn(place, moments[place], tuple(found))
 
 
 def _is_told(change: Change, old: CheckRecord, new: CheckRecord) -> bool:
@@ -385,13 +394,13 @@ def lines(found: History, width: int) -> list[str]:
             shown += wrapped(f"report {moment.number}: {'; '.join(moment.environment)}", width)
     for track in found.tracks:
         if not track.is_quiet:
-            shown += ["", *_told(track, found, width)]
+            shown += ["", *_told(track, width)]
     worse, quiet = sum(bool(track.worse) for track in found.tracks), sum(track.is_quiet for track in found.tracks)
     last = f"{plural(len(found.tracks), 'check')} in {plural(len(found.moments), 'report')}: "
     return [*shown, "", f"{last}{worse} became worse, {quiet} stayed as {'it was' if quiet == 1 else 'they were'}"]
 
 
-def _told(track: Track, found: History, width: int) -> Iterator[str]:
+def _told(track: Track, width: int) -> Iterator[str]:
     """What became of one check."""
     from pytest_trtcheck.report.terminal import wrapped
 
@@ -404,7 +413,7 @@ def _told(track: Track, found: History, width: int) -> Iterator[str]:
         bars = line.bars[-max(8, width - longest - columns(line.text) - 6) :]
         yield f"  {name}{' ' * (longest - columns(name))}  {bars}  {line.text}"
     for turn in track.turns:
-        for part in wrapped(f"{turn.word} in {found.moments[turn.number - 1].title}: {turn.text}", width - 2):
+        for part in wrapped(f"{turn.word} in {turn.moment.title}: {turn.text}", width - 2):
             yield f"  {part}"
     for part in wrapped(track.gone, width - 2):
         yield f"  {part}"

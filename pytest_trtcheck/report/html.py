@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_trtcheck.errors import MissingDependencyError, address_of, cut, listed, plural, visible
 from pytest_trtcheck.record import BlameRecord, is_bad
 from pytest_trtcheck.record.files import write_text
-from pytest_trtcheck.report import builds, describe, fleet, merge, plots, systems
+from pytest_trtcheck.report import builds, describe, fleet, graph, merge, plots, systems
 from pytest_trtcheck.report.text import (
     format_against,
     format_duration,
@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_LIBRARIES = ("dagre", "panzoom")
+"""What draws models in a browser: templates/vendor/README.md says where they came from."""
 _LONGEST_NAME = 56
 _LONGEST_ANCHOR = 100
 _MANY_TIMES = 10
@@ -75,7 +77,7 @@ _WIDEST_LABEL = 20
 @dataclass(frozen=True)
 class Room:
     """How much of a check the page has room for: outputs, tensors and points of a curve, layers, characters of a
-    message, and of which checks there are plots.
+    message, and of which checks there are plots; and of all checks together, bytes of models that are drawn.
     """
 
     outputs: int
@@ -83,17 +85,18 @@ class Room:
     points: int
     layers: int
     message: int
+    graphs: int
     plotted: Literal["all", "not passed", "none"] = "all"
 
 
 _ROOMS = (
-    Room(12, 5, 160, 10, 4000),
-    Room(4, 3, 80, 5, 900),
-    Room(2, 2, 50, 0, 600),
-    Room(2, 2, 50, 0, 600, "not passed"),
-    Room(2, 2, 50, 0, 200, "not passed"),
-    Room(1, 1, 0, 0, 200, "none"),
-    Room(0, 0, 0, 0, 120, "none"),
+    Room(12, 5, 160, 200, 4000, 450_000),
+    Room(4, 3, 80, 5, 900, 300_000),
+    Room(2, 2, 50, 0, 600, 200_000),
+    Room(2, 2, 50, 0, 600, 100_000, "not passed"),
+    Room(2, 2, 50, 0, 200, 100_000, "not passed"),
+    Room(1, 1, 0, 0, 200, 0, "none"),
+    Room(0, 0, 0, 0, 120, 0, "none"),
 )
 _LARGEST_PAGE = 950_000
 """In bytes. A page that is larger says less of each check, as long as that helps: it should be small enough to mail."""
@@ -320,8 +323,12 @@ def _contents(run: RunRecord, checks: Sequence[CheckRecord], room: Room) -> dict
     told = sorted(zip(checks, labels(checks), anchors(checks), strict=True), key=lambda each: rank(each[0]))
     rows = [_row(*each, place, room) for place, each in enumerate(told)]
     words = Counter(row.word for row in rows)
+    drawings = graph.drawings([row.record for row in rows], room.graphs)
     table = fleet.fleet(run)
     return {
+        "drawings": drawings,
+        "graph_style": _asset("graph.css") if drawings.by_check else "",
+        "graph_scripts": [*map(_vendored, _LIBRARIES), _asset("graph.js")] if drawings.by_check else [],
         "rows": rows,
         "groups": _groups(rows),
         "words": [(word, words[word]) for word in WORDS if words[word]],
@@ -451,6 +458,12 @@ def _asset(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
+def _vendored(name: str) -> str:
+    """A library with its license, as that demands; without the map that a browser would look for beside the page."""
+    code = _asset(f"vendor/{name}.min.js").partition("//# sourceMappingURL")[0]
+    return f"/*! {name}\n{_asset(f'vendor/{name}.LICENSE')}*/\n{code}"
+
+
 def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) -> Row:
     parity = record.parity
     blame = (parity and parity.blame) or BlameRecord()
@@ -462,7 +475,7 @@ def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) ->
     )
     shown = all_outputs[: room.outputs]
     measured = budgets(record)
-    timed = _slowest(record)
+    layers = _layers(record)
     message = record.message or ""
     is_plotted = room.plotted == "all" or (room.plotted == "not passed" and record.verdict != "pass")
     return Row(
@@ -481,16 +494,18 @@ def _row(record: CheckRecord, name: str, anchor: str, place: int, room: Room) ->
         score=scored(record),
         blame=blame,
         tensors=_tensors_to_look_at(blame, room.tensors),
-        layers=timed[: room.layers],
-        layers_left_out=max(0, len(timed) - room.layers),
+        layers=layers[: room.layers],
+        layers_left_out=max(0, len(layers) - room.layers),
         explained_at=address_of(record.code) if record.code else None,
         message=cut(message, room.message) + (" …" if len(message) > room.message else ""),
     )
 
 
-def _slowest(record: CheckRecord) -> list[tuple[LayerRecord, float]]:
-    """The layers that were timed, each with its share of the time of all, the one that takes longest first."""
-    layers = [layer for layer in (record.engine.layers if record.engine else ()) if layer.time_ms is not None]
+def _layers(record: CheckRecord) -> list[tuple[LayerRecord, float]]:
+    """The layers, each with its share of the time of all, the one that takes longest first; the engine's order where
+    none was timed.
+    """
+    layers = record.engine.layers if record.engine else ()
     total = sum(layer.time_ms or 0.0 for layer in layers) or 1.0
     return sorted(((layer, (layer.time_ms or 0.0) / total) for layer in layers), key=lambda pair: -pair[1])
 

@@ -230,14 +230,16 @@ def history(line: Line, turns: Sequence[Turn]) -> str:
     """
     width, height, left, right = 220, 54, 6, 214
     known = [value for value in line.known if math.isfinite(value)]
-    marks = [*known, *([line.limit] if line.limit is not None else [])]
+    # Far below its limit, a line would lie flat whatever it does: then the limit is said, and not drawn.
+    limit = line.limit if line.limit is not None and line.limit <= 4 * max(known, default=line.limit) else None
+    marks = [*known, *([limit] if limit is not None else [])]
     # A line that fills its picture whatever it does makes noise look like news: it starts at nothing.
     y = svg.Axis(min(0.0, *marks), max(*marks, 0.0) or 1.0, height - 8, 8) if marks else svg.Axis(0, 1, height - 8, 8)
     x = svg.Axis(0, max(len(line.values) - 1, 1), left, right)
     parts = [svg.line(left, y(0), right, y(0), "grid")]
-    if line.limit is not None:
-        parts.append(svg.line(left, y(line.limit), right, y(line.limit), "limit"))
-    breaks = {turn.number - 1 for turn in turns if turn.obstacles}
+    if limit is not None:
+        parts.append(svg.line(left, y(limit), right, y(limit), "limit"))
+    breaks = {turn.place for turn in turns if turn.obstacles}
     stretch: list[tuple[float, float]] = []
     for place, value in enumerate(line.values):
         if value is None or place in breaks:
@@ -247,10 +249,10 @@ def history(line: Line, turns: Sequence[Turn]) -> str:
             stretch.append((x(place), y(math.inf if math.isnan(value) else value)))
     parts += _stretch(stretch)
     for turn in turns:
-        value = line.values[turn.number - 1]
+        value = line.values[turn.place]
         if value is not None and turn.marks(line):
-            told = f"report {turn.number}: {turn.text}"
-            parts.append(svg.dot(x(turn.number - 1), y(value), "engine over", told, 3.5))
+            told = f"report {turn.moment.number}: {turn.text}"
+            parts.append(svg.dot(x(turn.place), y(value), "engine over", told, 3.5))
     said = f"{line.what} over {plural(len(line.values), 'report')}: {line.text}"
     return svg.svg(width, height, said, parts, kind="plot spark")
 

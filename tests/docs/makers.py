@@ -30,6 +30,24 @@ def _conv(path: Path) -> None:
     onnx_models.save(onnx_models.conv_net(), path)
 
 
+def _images(path: Path) -> None:
+    """Images of 640 × 640 pixels, by one convolution."""
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["c"], "conv", strides=[32, 32]),
+        helper.make_node("Relu", ["c"], ["scores"], "relu"),
+    ]
+    inputs: dict[str, Shaped] = {"images": (FLOAT, ["batch", 3, 640, 640])}
+    outputs: dict[str, Shaped] = {"scores": (FLOAT, ["batch", 4, 20, 20])}
+    onnx_models.save(onnx_models.model(nodes, inputs, outputs, {"w": onnx_models.weights((4, 3, 32, 32))}), path)
+
+
+def _image_samples(path: Path) -> None:
+    path.mkdir(parents=True)
+    for n in range(2):
+        images = np.random.default_rng(n).random((8, 3, 640, 640), np.float32)
+        np.savez(path / f"{n}.npz", images=images)
+
+
 def _magika(path: Path) -> None:
     """magika's model, its long names shortened: the part that all of them have in common left out."""
     proto = onnx.load(onnx_models.magika())
@@ -128,18 +146,22 @@ def test_accuracy():
 """
 
 
-def _quantized(path: Path, **arguments: Any) -> None:
+def _cnn(path: Path) -> None:
+    from tests.test_quantized_elsewhere import cnn
+
+    onnx.save(cnn(), path)
+
+
+def _cnn_quantized(path: Path, **arguments: Any) -> None:
+    """As onnxruntime quantizes it, in the way that TensorRT takes; or with other arguments."""
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from tests.test_quantized_elsewhere import GOOD, Reader, cnn
+    from tests.test_quantized_elsewhere import GOOD, Reader
 
     with TemporaryDirectory() as folder:
-        original = Path(folder) / "original.onnx"
-        onnx.save(cnn(), original)
-        if path.name == "original.onnx":
-            shutil.copy(original, path)
-        else:
-            quantize_static(original, path, Reader(), **(arguments or {"activation_type": QuantType.QInt8, **GOOD}))
+        _cnn(Path(folder) / "cnn.onnx")
+        arguments = arguments or {"activation_type": QuantType.QInt8, **GOOD}
+        quantize_static(Path(folder) / "cnn.onnx", path, Reader(), **arguments)
 
 
 def _samples(path: Path) -> None:
@@ -228,14 +250,17 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "diff-new.json": _reports(reports.compared, 1),
     "diff-old.json": _reports(reports.compared, 0),
     "golden.npy": _golden,
+    "images.onnx": _images,
+    "image-samples": _image_samples,
     "installed-package": _package,
     "merge-a100.json": _fleet("NVIDIA A100-SXM4-80GB", "8.0"),
     "merge-orin.json": _fleet("Orin", "8.7"),
     "merge-t4.json": _fleet("Tesla T4", "7.5"),
     "magika.onnx": _magika,
-    "asymmetric.onnx": lambda path: _quantized(path, per_channel=False),
-    "original.onnx": _quantized,
-    "quantized.onnx": _quantized,
+    "320n.onnx": lambda path: shutil.copy(onnx_models.nudenet(), path),
+    "cnn.onnx": _cnn,
+    "cnn_asymmetric.onnx": lambda path: _cnn_quantized(path, per_channel=False),
+    "cnn_int8.onnx": _cnn_quantized,
     "test_bf16.py": _tests(
         '@trt_parity("models/detector.onnx", precision="bf16", batch=4)\ndef test_detector(): ...\n'
     ),
@@ -248,6 +273,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "test_lost.py": lambda path: path.write_text(LOST, encoding="utf-8"),
     "upscaler.onnx": _upscaler,
     "weights.mlp": _weights,
+    "test_conv.py": _tests('@trt_parity("models/conv.onnx", batch=4)\ndef test_conv(): ...\n'),
     "test_detector.py": _tests('@trt_parity("models/detector.onnx", batch=4, tol=0.02)\ndef test_detector(): ...\n'),
     "night-1.json": _reports(reports.nights, 0),
     "night-2.json": _reports(reports.nights, 1),
@@ -271,9 +297,12 @@ def put(name: str, place: Path) -> None:
     if make := MAKERS.get(name):
         make(place)
         return
-    found = EXAMPLE if name == EXAMPLE.name else next(EXAMPLE.rglob(name), None)
+    places = (EXAMPLE, ROOT / "tests" / "data")
+    found = EXAMPLE if name == EXAMPLE.name else next((each for place in places for each in place.rglob(name)), None)
     if found is None:
-        raise LookupError(f"with: nothing is called {name!r}: neither in example_project, nor in tests/docs/makers.py")
+        raise LookupError(
+            f"with: nothing is called {name!r}: neither in example_project or tests/data, nor in makers.py"
+        )
     if found.is_dir():
         shutil.copytree(
             found, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*", "report.json")

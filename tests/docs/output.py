@@ -22,13 +22,17 @@ _CHANGING = (
     (re.compile(r"\b\d+\.\d+\.\d+(\.\d+)*(\.?(dev|post|rc)\d+)?(\+[a-z0-9.]+)?\b"), "<version>"),
     (re.compile(r"\b\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?Z?)?\b"), "<date>"),
     (re.compile(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}\b"), "<hash>"),
+    (re.compile(r"\b(engine|ONNX|sha256|key) [0-9a-f]{8}\b"), r"\1 <hash>"),
     (re.compile(r" at 0x[0-9a-f]+"), " at <address>"),
 )
+_PROGRESS = re.compile(r"\n(?:trtcheck: [^\n]* …\n)+(?:\S+\.py )?")
+"""What a log is told while something takes long, which depends on the machine: it breaks the line of a test's file."""
 _FIGURE = re.compile(r"\d[\d,]*\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+", re.IGNORECASE)
 
 
 def normalized(text: str) -> list[str]:
     """Lines without what changes from run to run; no figure is touched."""
+    text = _PROGRESS.sub("", text)
     for pattern, instead in _CHANGING:
         text = pattern.sub(instead, text)
     lines = [line.rstrip() for line in text.splitlines()]

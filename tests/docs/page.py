@@ -8,6 +8,8 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+from docs.site.tables import by_hand
+
 ROOT = Path(__file__).resolve().parents[2]
 
 REASONS = ("needs a GPU", "needs the network", "needs a server", "changes the system", "a fragment")
@@ -16,7 +18,7 @@ REASONS = ("needs a GPU", "needs the network", "needs a server", "changes the sy
 ENVIRONMENTS = ("tests", "torch", "keras")
 """Where pages are run: the environments of tox.ini. A page of the first needs neither PyTorch nor TensorFlow."""
 
-_KEYS = ("not run", "output of", "part of the output of", "figures within", "with", "environment")
+_KEYS = ("not run", "output of", "part of the output of", "figures within", "with", "environment", "generated")
 _COMMENT = re.compile(rf"<!--\s*({'|'.join(_KEYS)})\b:?\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -80,13 +82,16 @@ class Page:
 def pages(environment: str | None = None) -> list[Path]:
     """Every page that people read, or those that have blocks for an environment."""
     front = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "example_project/README.md")]
-    found = [*front, *sorted((ROOT / "docs").rglob("*.md"))]
+    # The reference is generated from the code: tests of its own hold that it is.
+    generated = ROOT / "docs" / "reference"
+    found = [*front, *(path for path in sorted((ROOT / "docs").rglob("*.md")) if generated not in path.parents)]
     return [path for path in found if environment is None or environment in read(path).environments()]
 
 
 def read(path: Path) -> Page:
     """A page of the repository."""
-    return parse(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    # What is made from the code is held against it as a whole, by tests/test_docs.py.
+    return parse(path.relative_to(ROOT).as_posix(), by_hand(path.read_text(encoding="utf-8")))
 
 
 def parse(name: str, text: str) -> Page:
@@ -97,6 +102,8 @@ def parse(name: str, text: str) -> Page:
         where = f"{name}:{token.map[0] + 1}" if token.map else name
         if token.type == "html_block":
             for key, value in _comments(where, token.content):
+                if key == "generated":
+                    continue  # .ci or the site writes what follows, and tests of their own hold it.
                 if key == "with":
                     needs += [_need(where, each) for each in value.split(",")]
                 else:

@@ -113,7 +113,7 @@ def check(page: Page, environment: str, pytester: pytest.Pytester) -> None:
     found = "\n".join(map(str, run(page, environment, pytester, rewrites)))
     for old, new in rewrites or ():
         path = ROOT / page.name
-        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(f"\n{old}\n", f"\n{new}\n", 1), encoding="utf-8")
     if found:
         pytest.fail(found, pytrace=False)
 

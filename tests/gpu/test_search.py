@@ -88,4 +88,4 @@ def test_ranker(trt_check, inputs):
     assert run.checks[0]["evidence"] == "engine"
     assert run.checks[0]["examples"] >= 1
     listed = suite.run("-q", "--trt-cache-show", "--trt-cache-dir=cache").text
-    assert listed.count("\nengine  ") == 1, listed
+    assert listed.count("\n  engine: ") == 1, listed

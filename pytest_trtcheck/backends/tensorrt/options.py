@@ -59,18 +59,21 @@ def check_values(options: BuildOptions) -> None:
         if value is None or (name == "weight_streaming_mib" and value == "auto"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise ArgumentError(f"{name}={value!r} must be a whole number {what}")
+            raise ArgumentError(f"BuildOptions: {name}={value!r}: expected a whole number {what}")
     timeout = options.timeout_s
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
-        raise ArgumentError(f"timeout_s={timeout!r} must be a number of seconds above 0")
+        raise ArgumentError(f"BuildOptions: timeout_s={timeout!r}: expected a number of seconds above 0")
     for name, allowed in _WORDS.items():
         if (value := getattr(options, name)) not in allowed and value is not None:
-            raise ArgumentError(f"{name}={value!r} is unknown", f"use {', '.join(allowed)}")
+            expected = f"expected one of {', '.join(allowed)}"
+            raise ArgumentError(f"BuildOptions: {name}={value!r}: {expected}", suggestion(str(value), allowed))
     for name in _FLAGS:
         if not isinstance(getattr(options, name), bool):
-            raise ArgumentError(f"{name}={getattr(options, name)!r} must be True or False")
+            raise ArgumentError(f"BuildOptions: {name}={getattr(options, name)!r}: expected True or False")
     if isinstance(options.preview, str) or not all(isinstance(each, str) for each in options.preview):
-        raise ArgumentError(f"preview={options.preview!r} must be a tuple of names", 'preview=("NAME", "-OTHER")')
+        raise ArgumentError(
+            f"BuildOptions: preview={options.preview!r}: expected a tuple of names", 'preview=("NAME", "-OTHER")'
+        )
     if options.configure is not None:
         Callback.of(options.configure)
 
@@ -88,7 +91,11 @@ def check_options(
     check_values(options)
     for plugin in options.plugins:
         if not Path(plugin).exists():
-            raise ArgumentError(f"plugin library {plugin} does not exist", code="operator-library")
+            raise ArgumentError(
+                f"BuildOptions: plugins: {plugin}: no such file",
+                "give the path of the plugin library",
+                code="operator-library",
+            )
     given = options.given()
     if module.is_rtx and (lacking := [name for name in _NOT_IN_RTX if name in given]):
         raise ArgumentError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.check.baseline import held
+from pytest_trtcheck.check.graph import drawn
 from pytest_trtcheck.check.search import searched
 from pytest_trtcheck.check.steps.engine import built, loaded, nothing_compared, placed
 from pytest_trtcheck.check.steps.judged import (
@@ -37,5 +38,5 @@ BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
 
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared, searched, scored, costed),
-    *(explained, watched, timed, kept, profiled, rebuilt, held, concluded, proved),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, drawn, concluded, proved),
 )

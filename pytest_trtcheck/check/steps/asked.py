@@ -167,7 +167,8 @@ def dismiss_builder(settings: Settings, request: Request) -> None:
 
 def _lowered_record(known: Known) -> LoweredRecord:
     made = known.lowered
-    return LoweredRecord(made.key, known.precision, str(made.path) if made.path == known.model.path else None)
+    spec, path = known.request.parity, str(made.path) if made.path == known.model.path else None
+    return LoweredRecord(made.key, known.precision, path, tuple(spec.keep_fp32), tuple(spec.exclude))
 
 
 def _overflowing(known: Known) -> Iterator[str]:

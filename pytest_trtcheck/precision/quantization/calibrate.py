@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import CALIBRATION_METHODS, RANGE_METHODS
-from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed, plural
+from pytest_trtcheck.errors import ArgumentError, CalibrationError, listed, plural, suggestion
 from pytest_trtcheck.precision.probes import Probes
 from pytest_trtcheck.precision.quantization import histogram as histograms
 
@@ -206,9 +206,12 @@ def collect(
         The method is unknown, or the percentile is not in (0, 100].
     """
     if method not in RANGE_METHODS:
-        raise ArgumentError(f"calibration method {method!r} is unknown", f"one of {', '.join(CALIBRATION_METHODS)}")
+        raise ArgumentError(
+            f"Calibration: method={method!r}: expected one of {', '.join(CALIBRATION_METHODS)}",
+            suggestion(method, CALIBRATION_METHODS),
+        )
     if not 0 < percentile <= 100:
-        raise ArgumentError(f"calibration percentile {percentile}: expected more than 0 and at most 100 (percent)")
+        raise ArgumentError(f"Calibration: percentile={percentile}: expected a number above 0, of at most 100")
     wanted = Method(method, percentile if method == "percentile" else None)
     task = Task(make_runner, model_path, plan, samples, dtype, max_bytes, describe)
     found = collect_each(task, [wanted])

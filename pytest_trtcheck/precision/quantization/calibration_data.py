@@ -126,7 +126,10 @@ def load(source: object, input_specs: Sequence[TensorSpec], base_dirs: Sequence[
     """
     calibration = source if isinstance(source, Calibration) else Calibration(source)
     if calibration.max_samples < 1:
-        raise CalibrationError(f"calibration: max_samples={calibration.max_samples}, expected 1 or more")
+        raise CalibrationError(
+            f"Calibration: max_samples={calibration.max_samples}: expected a whole number from 1 on",
+            code="argument-value",
+        )
     return Samples(_items(calibration, base_dirs), input_specs, calibration.max_samples)
 
 

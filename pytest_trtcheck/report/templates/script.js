@@ -131,6 +131,15 @@ window.addEventListener("popstate", (event) => {
   else follow();
 });
 
+// What scrolls sideways can be reached, and so scrolled, by the keyboard.
+const scrolling = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const wide of document.querySelectorAll(".wide")) scrolling.observe(wide);
+
 // --- copying
 
 async function copied(text, button) {
