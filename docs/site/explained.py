@@ -79,11 +79,14 @@ def operator_table(_: str) -> str:
     rows = []
     for name in operators():
         half, brain = computed(name, "fp16"), computed(name, "bf16")
-        tf32 = "its factors" if name in MATRIX_OPERATORS else ""
-        bits = "quantized" if name in QUANTIZED_OPERATORS else "the residual" if name == "Add" else ""
-        rows.append([f"`{name}`", half, "" if brain == half else brain, tf32, bits, *_agreement(atlas.get(name))])
-    header = ["operator", "FP16", "BF16, where it differs", "TF32", "8 bits", "probes", "same verdict", "failures seen"]
-    return table(header, rows)
+        besides = [
+            *(["TF32: its factors"] if name in MATRIX_OPERATORS else []),
+            *(["8 bits: quantized"] if name in QUANTIZED_OPERATORS else []),
+            *(["8 bits: the residual"] if name == "Add" else []),
+        ]
+        said = half if brain == half else f"{half}; BF16: {brain}"
+        rows.append([f"`{name}`", said, "; ".join(besides), *_agreement(atlas.get(name))])
+    return table(["operator", "in 16 bits", "besides", "probes", "same verdict", "failures seen"], rows)
 
 
 def _agreement(found: dict[str, Any] | None) -> list[str]:
