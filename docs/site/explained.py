@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MEASURED = ROOT / "docs" / "measured"
 FACTORS = (1.1, 1.5, 2.2, 3, 10)
 
-EXACT, ONCE, LAYERS = "values themselves", "FP32 inside, rounded once", "in layers, each rounded"
+EXACT, ONCE, LAYERS = "exact", "rounded once", "layers, each rounded"
 SUM_IN_FP16, SUM_IN_FP32 = "sum in FP16", "sum in FP32, rounded"
 FLOAT, SOME_FLOAT, READ, NONE = "stays FP32", "stays FP32 with sequence lengths, else", "read in 16 bits", "–"
 
@@ -192,7 +192,7 @@ def _has_floats(schema: onnx.defs.OpSchema) -> bool:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def _json(name: str) -> dict[str, Any]:
