@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import math
 import os
 import secrets
 import shutil
@@ -128,9 +127,8 @@ def _as_a_user(folder: Folder) -> Iterator[None]:
             patch.delenv(name)
         patch.setenv("HOME", str(folder.home))
         patch.setenv("COLUMNS", "80")
-        patch.setattr(progress, "LOG_PACE_S", float("inf"))
         # Which lines a log is told while something takes long depends on the machine.
-        patch.setattr("pytest_trtcheck.plugin.progress.LOG_PACE_S", math.inf)
+        patch.setattr(progress, "LOG_PACE_S", float("inf"))
         patch.setenv("PATH", f"{_programs(folder)}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.chdir(folder.project)
