@@ -68,9 +68,7 @@ def picture(whole: GraphRecord, focus: int, mode: Mode, word: str) -> str:
             boxes.append(_box(place, node, mode, order[node.name], word if node.name == name else ""))
     stubs = "".join(_stubs(graph, places))
     parts = [f'<path class="edge" d="{edges}"/>', f'<path class="edge stub" d="{stubs}"/>', *boxes]
-    drawn = svg.svg(width, height, f"{word}, {name}, and what is around it", parts, kind="model")
-    # As large as it is drawn: scaled down, nobody could read it.
-    return drawn.replace("<svg ", f'<svg width="{width}" height="{height}" ', 1)
+    return svg.svg(width, height, f"{word}, {name}, and what is around it", parts, kind="model")
 
 
 def _layers(graph: GraphRecord) -> list[list[_Place]]:
