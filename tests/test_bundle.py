@@ -612,6 +612,8 @@ def test_a_diagnosis_is_in_the_bundle_and_in_the_replay_without_calibration_data
     for key in ("step", "tensor", "keep_fp32"):
         assert record["parity"]["blame"][key] == recorded[key], key
     # All that is quantized fails such a limit: there is no list of nodes to keep, and nodes that lose it there are.
+    note = "the calibration data was not looked at again: a failure bundle holds its ranges alone"
+    assert note in record["parity"]["blame"]["notes"]
     assert recorded["contributions"]
     assert recorded["calibration"]["samples"]
 

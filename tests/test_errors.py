@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import pytest
 
 from pytest_trtcheck import __main__ as command
 from pytest_trtcheck import errors
+from pytest_trtcheck.check import arguments
 from pytest_trtcheck.errors import CODES, CheckFailed
 from pytest_trtcheck.report import explain
 from tests import onnx_models
@@ -21,8 +23,6 @@ from tests.messages import CLASSES, PACKAGE, raised
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.conftest import Suite
 
@@ -259,3 +259,20 @@ def test_what_people_see_leads_to_its_section(suite: Suite) -> None:
     assert set(PROVOKED) <= properties
     page = (suite.path / "page.html").read_text(encoding="utf-8")
     assert all(f"docs/errors.md#{code}" in page for code in PROVOKED)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("model", re, "model=<module re>: expected a path"),
+        ("reference", re, "that is a Python module: give what it holds"),
+        ("model", {"layer.weight": 1}, "weights alone compute nothing: load them into the module"),
+        ("engine", onnx.ModelProto(), "a model is given as model=, and its engine is built"),
+        ("tol", np.ones((3, 3)), "tol=<ndarray>: expected a number"),
+    ],
+)
+def test_an_object_that_fits_nowhere_is_told_by_what_it_is(argument: str, value: object, said: str) -> None:
+    with pytest.raises(errors.ArgumentError) as info:
+        arguments.from_marker("trt_parity", (), {argument: value})
+    assert said in str(info.value)
+    assert "\n" not in info.value.message

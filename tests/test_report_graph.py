@@ -563,7 +563,11 @@ def test_a_hostile_name_is_text_in_the_picture(opened: Chrome) -> None:
 def test_it_is_readable_and_fits(
     browser: Chrome, tmp_path: Path, failed: CheckRecord, size: str, *, dark: bool
 ) -> None:
-    open_page(browser, tmp_path, layered(failed), size=size, dark=dark)
+    assert failed.parity is not None
+    assert failed.parity.blame is not None
+    blame = replace(failed.parity.blame, summary=f"tensor {'no_space_' * 40!r} overflows")
+    record = replace(failed, parity=replace(failed.parity, blame=blame))
+    open_page(browser, tmp_path, layered(record), size=size, dark=dark)
     width = run(browser, "return document.documentElement.clientWidth")
     assert run(browser, "return document.documentElement.scrollWidth") <= width
     assert run(browser, CONTRASTS) == []

@@ -299,6 +299,13 @@ def test_a_check_that_ended_in_an_error_has_its_row() -> None:
     assert text.endswith("1 check: 1 error")
 
 
+def test_a_check_that_fails_beside_its_parts_has_no_row_that_says_pass() -> None:
+    text = summary([check(verdict="fail", parity=parity(output(1e-4, 1e-2)))])
+
+    assert row(text, "resnet50")[-1] == "fail"
+    assert row(summary([check(parity=parity(output(1e-4, 1e-2)))]), "resnet50")[-1] == "pass"
+
+
 def test_no_checks_no_summary() -> None:
     assert summary_lines([]) == []
 

@@ -61,7 +61,10 @@ def test_inputs_calibration_and_batches(data: Suite, run_everywhere: Callable[..
 
 def pasted(text: str) -> list[str]:
     """The options that an error tells to give."""
-    return [shlex.split(each)[0] for each in re.findall(r"fix them: (.*) \(which the model runs with\)", text)]
+    return [
+        shlex.split(each)[0]
+        for each in re.findall(r"fix them: (.*?) \(which the model runs with\)", " ".join(text.split()))
+    ]
 
 
 @pytest.mark.parametrize("name", ["images", "images:0", "in put;x"])
@@ -81,7 +84,7 @@ def test_a_marked_test_is_answered_by_its_argument(suite: Suite) -> None:
     open_net(suite.path / "net.onnx", "ids", ["N", "seq"])
     suite.write(test_it='@trt_parity("net.onnx", batch=[1, 8])\ndef test_it(): ...\n')
     run = suite.run()
-    (argument,) = set(re.findall(r"fix them: (shapes=.*) \(which", run.text))
+    (argument,) = set(re.findall(r"fix them: (shapes=.*?) \(which", " ".join(run.text.split())))
     assert argument == "shapes={'ids': ((1, 128), (8, 128), (8, 128))}"
     suite.write(test_it=f'@trt_parity("net.onnx", batch=[1, 8], {argument})\ndef test_it(): ...\n')
     assert [check["profile"]["ids"][0][1] for check in suite.run().checks] == [128, 128]
@@ -165,7 +168,7 @@ def test_what_does_not_fit_the_model_fails_its_test(data: Suite, arguments: list
     np.save(data.path / "rank.npy", np.ones((3, 16, 16), np.float32))
     run = data.run("conv.onnx", *arguments)
     run.result.assert_outcomes(failed=1)
-    assert message in run.text.replace(f"{data.path}/", "")
+    assert message in " ".join(run.text.split())
 
 
 NAMES = st.text("abz:0/. -[]'$", min_size=1, max_size=8).filter(lambda name: name == name.strip())

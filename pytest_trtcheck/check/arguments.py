@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 from pytest_trtcheck import backends
@@ -205,11 +206,18 @@ def _shown(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # an object of the user's that can't say what it is
-        text = f"<{type(value).__name__}>"
+        text = ""
+    if isinstance(value, ModuleType):
+        return f"<module {value.__name__}>"
+    # What takes many lines to print, a torch.nn.Module or an array, is told by what it is.
+    if not text or "\n" in text:
+        return f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _wrong(name: str, value: object, expected: str, hint: str = "") -> ArgumentError:
+    if isinstance(value, ModuleType):
+        hint = "that is a Python module: give what it holds"
     return ArgumentError(f"{name}={_shown(value)}: expected {expected}", hint)
 
 
@@ -252,7 +260,10 @@ def _listed(value: object) -> list[object]:
 def _model(value: object) -> object:
     if value is None or sources.find(value):
         return value
-    raise _wrong("model", value, sources.titles(), "or give the model by the fixture trt_model")
+    hint = "or give the model by the fixture trt_model"
+    if isinstance(value, Mapping):
+        hint = "weights alone compute nothing: load them into the module, and give that"
+    raise _wrong("model", value, sources.titles(), hint)
 
 
 def _engine(value: object) -> str | None:
@@ -260,7 +271,9 @@ def _engine(value: object) -> str | None:
         return None
     if isinstance(value, (str, os.PathLike)) and os.fspath(value):
         return os.fsdecode(value)
-    raise _wrong("engine", value, "the path of a serialized engine (.plan, .engine) or of an EPContext model (.onnx)")
+    expected = "the path of a serialized engine (.plan, .engine) or of an EPContext model (.onnx)"
+    hint = "a model is given as model=, and its engine is built" if sources.find(value) else ""
+    raise _wrong("engine", value, expected, hint)
 
 
 def _refuse_beside_engine(precision: object, backend: object, **of_lowering: object) -> None:

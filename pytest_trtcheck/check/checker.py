@@ -17,7 +17,7 @@ from pytest_trtcheck.backends.base import RunnerByShape
 from pytest_trtcheck.check import message
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.check.steps import BUILDING, CHECKING, asked, engine
-from pytest_trtcheck.errors import ArgumentError, UnsupportedTargetError, name_of, unforeseen
+from pytest_trtcheck.errors import ArgumentError, ModelError, UnsupportedTargetError, name_of, unforeseen
 from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.onnx_model import explained
 from pytest_trtcheck.model.sources import computes_outputs, open_model
@@ -99,6 +99,11 @@ class Checker(Settings):
         try:
             opened = open_model(asked.named_model(self, model, folders), (), self.cache, custom_ops)
             return Reference(opened, self.cache, self.reference_provider)
+        except ModelError as error:
+            if error.code != "export-inputs":
+                raise
+            hint = "set the module's attribute example_inputs: trt_reference takes neither inputs nor shapes"
+            raise ModelError(error.message, hint, code=error.code) from error
         except Exception as error:
             raise unforeseen(error, f"trt_reference: {_label(model)}") from error
 

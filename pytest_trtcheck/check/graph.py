@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pytest_trtcheck.errors import CheckError
 from pytest_trtcheck.record import GraphNode, GraphRecord, GraphTensor, combine, is_bad
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -33,50 +36,61 @@ def drawn(settings: Settings, known: Known) -> Known:
 
 
 def graph_of(known: Known) -> GraphRecord:
-    """All of it.
+    """All of it, with what the check found.
 
     Raises
     ------
     ModelError
         The file is not understood as a graph.
     """
+    graph, kinds = _structure(known.model.path, known.model.sha256), _kinds(known)
+    blame = known.record.parity.blame if known.record.parity else None
+    errors = {each.name: (each.error, each.own) for each in blame.tensors} if blame else {}
+    errors |= known.traced
+    found = (errors.get(each.name, (None, None)) for each in graph.tensors)
+    return replace(
+        graph,
+        nodes=tuple(replace(each, precision=kinds.get(each.name)) for each in graph.nodes),
+        tensors=tuple(
+            replace(each, error=_rounded(error), own=_rounded(own))
+            for each, (error, own) in zip(graph.tensors, found, strict=True)
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _structure(path: Path, sha256: str) -> GraphRecord:
+    """What the file tells. Kept, since examples and precisions ask for one model again and again; it is small."""
     from pytest_trtcheck.model import graph
 
-    model = graph.read(known.model.path)
+    del sha256  # tells one content of the path from another
+    model = graph.read(path)
     nodes = list(_in_order(model.graph))
     constants = set(graph.initializers(model.graph))
     for node in nodes:
         read = [value for value in node.inputs if value is not None]
         if read and constants.issuperset(read) and not any(graph.bodies(node)):
             constants.update(node.outputs)
-    blame = known.record.parity.blame if known.record.parity else None
-    culprit = (blame.culprit or {}).get("node") if blame else None
-    drawn = [each for each in nodes if each.name == culprit or not constants.issuperset(each.outputs)]
-
     places: dict[ir.Value, int] = {}
 
-    def placed(values: Any) -> tuple[int, ...]:
+    def placed(values: Iterable[ir.Value | None]) -> tuple[int, ...]:
         """Where tensors stand, those that are no constants; each once."""
-        known_ones = dict.fromkeys(each for each in values if each is not None and each.name)
-        return tuple(places.setdefault(each, len(places)) for each in known_ones if each not in constants)
+        computed = dict.fromkeys(each for each in values if each is not None and each.name and each not in constants)
+        return tuple(places.setdefault(each, len(places)) for each in computed)
 
     inputs = placed(model.graph.inputs)
-    kinds = _kinds(known)
     found = tuple(
         GraphNode(
             node.name or "",
             node.op_type,
             reads=placed([*node.inputs, *(each for body in graph.bodies(node) for each in body.outputs)]),
-            writes=tuple(places.setdefault(each, len(places)) for each in node.outputs if each.name),
-            precision=kinds.get(node.name or ""),
+            writes=placed(node.outputs),
         )
-        for node in drawn
+        for node in nodes
+        if not constants.issuperset(node.outputs)
     )
     outputs = placed(model.graph.outputs)
-    errors = {each.name: (each.error, each.own) for each in blame.tensors} if blame else {}
-    errors |= known.traced
-    tensors = tuple(_tensor(value, errors) for value in places)
-    return GraphRecord(found, tensors, inputs, outputs)
+    return GraphRecord(found, tuple(GraphTensor(each.name or "", _type(each)) for each in places), inputs, outputs)
 
 
 def _in_order(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -104,11 +118,6 @@ def _kinds(known: Known) -> Mapping[str, str]:
         return {}
     products = known.lowered.computed_in("tf32") if known.computed_in == "tf32" else None
     return known.lowered.kinds | {each.node: "tf32" for each in products or ()}
-
-
-def _tensor(value: ir.Value, errors: Mapping[str, tuple[float | None, float | None]]) -> GraphTensor:
-    error, own = errors.get(value.name or "", (None, None))
-    return GraphTensor(value.name or "", _type(value), _rounded(error), _rounded(own))
 
 
 def _rounded(value: float | None) -> float | None:

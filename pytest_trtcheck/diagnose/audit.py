@@ -101,6 +101,9 @@ def examine(pair: Pair, subject: Subject, names: Names) -> tuple[dict[str, Any],
         notes.append(f"the calibrated ranges could not be audited: {error.headline}")
     if not subject.is_quantized:
         return found, notes
+    if subject.calibration is None:
+        notes.append("the calibration data was not looked at again: a failure bundle holds its ranges alone")
+        return found, notes
     try:
         samples = subject.samples()
         found["samples"], flagged = flags(samples, samples.describe, subject.cases)

@@ -103,8 +103,8 @@ def _drawn(checks: Sequence[CheckRecord], wanted: Sequence[int], size: int, room
 def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Drawing:
     assert record.graph is not None
     blame = record.parity.blame if record.parity else None
-    found = (blame.culprit if blame else None) or {}
-    named = [found.get("node"), *blame.others] if blame else []
+    blamed = (blame.culprit if blame else None) or {}
+    named = [blamed.get("node"), *blame.others] if blame else []
     graph = record.graph
     starts = [place for place in map(graph.place, named) if place is not None]
     graph = graph.around(starts or [_focus(record, graph)[0]], size)
@@ -128,10 +128,10 @@ def _drawing(record: CheckRecord, size: int, structures: dict[str, int]) -> Draw
     )
     layers = {layer.name: _layer_text(layer) for held in by_node.values() for layer in held}
     places = {name: place for place, name in enumerate(layers)}
-    is_engine_s = found.get("kind") == "engine"
+    is_engine_s = blamed.get("kind") == "engine"
     remark = "The culprit is where the engine departs from the emulation, whose errors the colors show." * is_engine_s
     data: dict[str, Any] = {
-        "why": visible(str(found.get("detail") or "")),
+        "why": visible(str(blamed.get("detail") or "")),
         "alike": "not told apart from the culprit" if is_engine_s else "the same fault as the culprit's",
         "colours": {mode.key: mode.colours for mode in modes},
         "texts": {mode.key: mode.texts for mode in modes},

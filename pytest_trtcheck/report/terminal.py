@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pytest_trtcheck.errors import plural
+from pytest_trtcheck.record import is_bad
 from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.builds import HEADERS, side_by_side
 from pytest_trtcheck.report.text import MISSING, columns, one_line, shorten_apart, shorten_middle
@@ -272,7 +273,9 @@ def _parity_table(records: Sequence[CheckRecord], names: Sequence[str]) -> Table
             judgement = decisive(record)
             worst = judgement.value_text if judgement else MISSING
             tolerance = judgement.limit_text if judgement else MISSING
-            verdict = verdict_word(record, "parity")
+            # What fails for another reason (evidence that is asked for) than any part's is said here, or nowhere.
+            is_told = any(is_bad(part.verdict) for part in record.parts.values()) or not is_bad(record.verdict)
+            verdict = verdict_word(record, "parity") if is_told else verdict_word(record)
         evidence = record.evidence or MISSING
         rows.append((name, record.precision or MISSING, evidence, worst, tolerance, verdict))
     headers = ("model", "precision", "evidence", "worst error", "tolerance", "verdict")

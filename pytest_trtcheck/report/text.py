@@ -133,7 +133,7 @@ MESSAGE_WIDTH = 96
 _HANGING = re.compile(r"\s*(?:→ |- )?")
 _COLUMN = re.compile(r" +\S+(?: \S+)* {2,}(?=\S)")
 _WIDEST_COLUMN = 24
-_CODE = ("keep_fp32=[", "quantize_static(", "$ ")
+_CODE = ("keep_fp32=[", "quantize_static(", "$ ", "'--trt-")
 
 
 def folded(text: str, width: int) -> str:

@@ -25,11 +25,14 @@ _CHANGING = (
     (re.compile(r"\b(engine|ONNX|sha256|key) [0-9a-f]{8}\b"), r"\1 <hash>"),
     (re.compile(r" at 0x[0-9a-f]+"), " at <address>"),
 )
+_PROGRESS = re.compile(r"\n(?:trtcheck: [^\n]* …\n)+(?:\S+\.py )?")
+"""What a log is told while something takes long, which depends on the machine: it breaks the line of a test's file."""
 _FIGURE = re.compile(r"\d[\d,]*\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+", re.IGNORECASE)
 
 
 def normalized(text: str) -> list[str]:
     """Lines without what changes from run to run; no figure is touched."""
+    text = _PROGRESS.sub("", text)
     for pattern, instead in _CHANGING:
         text = pattern.sub(instead, text)
     lines = [line.rstrip() for line in text.splitlines()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import math
 import os
 import secrets
 import shutil
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_trtcheck import __main__
+from pytest_trtcheck.plugin import progress
 from tests.conftest import LEFT_OUT
 from tests.docs import commands, makers, output
 from tests.docs.made import made
@@ -114,7 +114,7 @@ def check(page: Page, environment: str, pytester: pytest.Pytester) -> None:
     found = "\n".join(map(str, run(page, environment, pytester, rewrites)))
     for old, new in rewrites or ():
         path = ROOT / page.name
-        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace(f"\n{old}\n", f"\n{new}\n", 1), encoding="utf-8")
     if found:
         pytest.fail(found, pytrace=False)
 
@@ -128,7 +128,7 @@ def _as_a_user(folder: Folder) -> Iterator[None]:
         patch.setenv("HOME", str(folder.home))
         patch.setenv("COLUMNS", "80")
         # Which lines a log is told while something takes long depends on the machine.
-        patch.setattr("pytest_trtcheck.plugin.progress.LOG_PACE_S", math.inf)
+        patch.setattr(progress, "LOG_PACE_S", float("inf"))
         patch.setenv("PATH", f"{_programs(folder)}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.chdir(folder.project)
@@ -143,7 +143,7 @@ def _programs(folder: Folder) -> Path:
     """A folder with what a shell calls `python` and `pytest`: those that run this test."""
     place = folder.pytester.path / "bin"
     place.mkdir()
-    without = " ".join(f"-pno:{name}" for name in LEFT_OUT)
+    without = " ".join([*(f"-pno:{name}" for name in LEFT_OUT), "-ptests.docs.patient"])
     for name, arguments in (("python", ""), ("pytest", f"-P -m pytest {without}")):
         script = place / name
         script.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')

@@ -100,7 +100,7 @@ def _given(
         raise ModelError(
             f"{label}: to export it, its inputs must be known: nothing says what "
             f"{', '.join(map(repr, missing))} of forward({', '.join(known)}) is like",
-            f"return inputs from the test, give shapes={{{missing[0]!r}: (1, …)}}, "
+            f"give inputs (a marked test returns them), shapes={{{missing[0]!r}: (1, …)}}, "
             f"or set the module's attribute {EXAMPLES[0]}",
             code="export-inputs",
         )
