@@ -129,9 +129,9 @@ def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline
     assert reason.startswith("p50 is +20.")
     assert "(allowed: +3.0%)" in reason
     assert "now p50 1.2" in reason
-    assert "(3000 samples)" in reason
+    assert "(3,000 samples)" in reason
     assert "baseline p50 1, p90 1.01" in reason or "baseline p50 0.99" in reason
-    assert "(2000 samples), recorded 2025-11-21 with tensorrt_rtx 1.5.0.114 (now tensorrt_rtx 1.7.1.116)" in reason
+    assert "(2,000 samples), recorded 2025-11-21 with tensorrt_rtx 1.5.0.114 (now tensorrt_rtx 1.7.1.116)" in reason
     for word in ("p90", "p99"):
         assert reason.count(word) == 2
 

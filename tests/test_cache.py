@@ -368,7 +368,7 @@ def replace_by_link(path: Path) -> None:
 
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("files/engine.plan", lambda path: flip(path, 1000), "engine.plan does not match its checksum"),
-    ("files/engine.plan", truncate, "engine.plan has 2047 bytes instead of 2048"),
+    ("files/engine.plan", truncate, "engine.plan has 2,047 bytes instead of 2,048"),
     ("files/engine.plan", Path.unlink, "engine.plan is missing"),
     ("files/engine.plan", replace_by_folder, "engine.plan cannot be read: not a regular file"),
     ("files/engine.plan", replace_by_link, "not a regular file"),

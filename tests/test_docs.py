@@ -52,7 +52,7 @@ def test_what_is_written_by_hand_in_a_generated_table_is_kept(monkeypatch: pytes
     kept = reference.option_table("| flag | more |\n| --- | --- |\n| `--trt-gpu=GPU` | see\\|there |\n")
     assert "| see\\|there |\n" in kept
     monkeypatch.setattr(settings, "OPTIONS", (*settings.OPTIONS, Option("trt_new", "flag", "what is new")))
-    assert "| `--trt-new` | `TRTCHECK_NEW` | `trt_new` | flag | – | what is new | |" in reference.option_table(kept)
+    assert "| `--trt-new`<br>`TRTCHECK_NEW`<br>`trt_new` | flag | – | what is new | |" in reference.option_table(kept)
 
 
 @pytest.mark.parametrize("marker", ["trt_parity", "trt_latency"])

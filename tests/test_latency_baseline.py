@@ -44,7 +44,7 @@ def test_false_alarms_are_rare() -> None:
 def test_the_message_names_both_distributions() -> None:
     found = compare(_distribution(3.0, 1), _distribution(2.0, 0, 500))
     assert found.message.startswith("p50 is +50.")
-    assert "(1000 samples)" in found.message
+    assert "(1,000 samples)" in found.message
     assert "baseline p50 1.999," in found.message
     assert "(500 samples)" in found.message
 

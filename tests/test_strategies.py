@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,16 +279,3 @@ def test_free(trt_check, inputs): ...
     assert "trt markers don't work on 'test_marked': @given runs it many times" in run.text
     assert "strategies.inputs: sound.onnx: these dimensions are free: x[0] (N)" in run.text
     assert run.check("test_its_own_assert")["verdict"] == "pass"
-
-
-def test_the_documented_example(suite: Suite) -> None:
-    text = re.split(r"```python.*\n", DOCS.read_text(encoding="utf-8"), maxsplit=1)[1].partition("```\n")[0]
-    weights = {"w": onnx_models.weights((32, 64), 1).T.copy()}
-    node = helper.make_node("MatMul", ["features", "w"], ["scores"])
-    proto = onnx_models.model([node], {"features": (FLOAT, ["N", 64])}, {"scores": (FLOAT, ["N", 32])}, weights)
-    onnx_models.save(proto, suite.path / "ranker.onnx")
-    (suite.path / "test_ranker.py").write_text(text)
-    run = suite.run("-q")
-    assert {check["verdict"] for check in run.checks} == {"pass"}, run.text
-    assert run.check("test_whatever_it_is_fed")["examples"] == 100
-    assert run.check("test_on_the_worst_input")["search"]["tries"] == 2000

@@ -57,7 +57,8 @@ def test_messages_take_the_terminals_width(suite: Suite, monkeypatch: pytest.Mon
     suite.write(test_x=TESTS)
     lines = suite.run("--trt-diagnose=0", "-k", "fails").text.splitlines()
     start = next(index for index, line in enumerate(lines) if "test_fails _" in line)
-    assert max(map(len, lines[start:])) <= width
+    end = next(index for index, line in enumerate(lines) if line.startswith("explained by: "))  # to be pasted
+    assert max(map(len, lines[start:end])) <= width
 
 
 def test_what_is_listed_can_be_chosen(suite: Suite) -> None:

@@ -62,8 +62,8 @@ def navigation() -> str:
     trees = []
     for section in re.split(r"^## ", staged(CONTENTS), flags=re.MULTILINE)[1:]:
         title, _, text = section.partition("\n")
-        linked = {link.target: link.text.replace("`", "") for link in links.links(text)}
-        entries = [f"{shown} <{page.removesuffix('.md')}>" for page, shown in linked.items() if page.endswith(".md")]
+        linked = {link.target: link.text.replace("`", "") for link in links.links(text) if link.target.endswith(".md")}
+        entries = [f"{text[:1].upper()}{text[1:]} <{page.removesuffix('.md')}>" for page, text in linked.items()]
         trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title.strip()}\n\n{chr(10).join(entries)}\n```\n")
     return "\n".join(trees)
 

@@ -21,6 +21,8 @@ exclude_patterns = ["site"]
 myst_heading_anchors = 6
 myst_enable_extensions = ["linkify"]
 myst_linkify_fuzzy_links = False
+# Flags keep both of their dashes.
+smartquotes = False
 # What a block needs or prints stands in its info string, and shell sessions are read by people.
 suppress_warnings = ["misc.highlighting_failure"]
 # Only commands are copied from a console, without prompt and output.

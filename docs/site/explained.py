@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MEASURED = ROOT / "docs" / "measured"
 FACTORS = (1.1, 1.5, 2.2, 3, 10)
 
-EXACT, ONCE, LAYERS = "values themselves", "FP32 inside, rounded once", "in layers, each rounded"
+EXACT, ONCE, LAYERS = "exact", "rounded once", "layers, each rounded"
 SUM_IN_FP16, SUM_IN_FP32 = "sum in FP16", "sum in FP32, rounded"
 FLOAT, SOME_FLOAT, READ, NONE = "stays FP32", "stays FP32 with sequence lengths, else", "read in 16 bits", "–"
 
@@ -79,11 +79,14 @@ def operator_table(_: str) -> str:
     rows = []
     for name in operators():
         half, brain = computed(name, "fp16"), computed(name, "bf16")
-        tf32 = "its factors" if name in MATRIX_OPERATORS else ""
-        bits = "quantized" if name in QUANTIZED_OPERATORS else "the residual" if name == "Add" else ""
-        rows.append([f"`{name}`", half, "" if brain == half else brain, tf32, bits, *_agreement(atlas.get(name))])
-    header = ["operator", "FP16", "BF16, where it differs", "TF32", "8 bits", "probes", "same verdict", "failures seen"]
-    return table(header, rows)
+        besides = [
+            *(["TF32: its factors"] if name in MATRIX_OPERATORS else []),
+            *(["8 bits: quantized"] if name in QUANTIZED_OPERATORS else []),
+            *(["8 bits: the residual"] if name == "Add" else []),
+        ]
+        said = half if brain == half else f"{half}; BF16: {brain}"
+        rows.append([f"`{name}`", said, "; ".join(besides), *_agreement(atlas.get(name))])
+    return table(["operator", "in 16 bits", "besides", "probes", "same verdict", "failures seen"], rows)
 
 
 def _agreement(found: dict[str, Any] | None) -> list[str]:
@@ -189,7 +192,7 @@ def _has_floats(schema: onnx.defs.OpSchema) -> bool:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def _json(name: str) -> dict[str, Any]:

@@ -43,13 +43,13 @@ def option_table(old: str) -> str:
     more = kept(old, "more")
 
     def row(option: Option) -> list[str]:
-        flag = "" if option.ini_only else _code(option.flag + (f"={option.metavar}" if option.metavar else ""))
+        flag = option.flag + (f"={option.metavar}" if option.metavar else "")
         choices = f": {', '.join(map(_code, option.choices))}" if option.choices else ""
-        names = [flag, _code(option.variable), _code(option.name)]
-        by_hand = more.get(first_name(" ".join(names)), "")
-        return [*names, option.kind, _default(option.default), option.help + choices, by_hand]
+        names = "<br>".join(map(_code, [*([] if option.ini_only else [flag]), option.variable, option.name]))
+        by_hand = more.get(first_name(names), "")
+        return [names, option.kind, _default(option.default), option.help + choices, by_hand]
 
-    header = ["flag", "environment", "ini key", "kind", "default", "meaning", "more"]
+    header = ["flag, environment, ini key", "kind", "default", "meaning", "more"]
     return table(header, [row(option) for option in options.OPTIONS])
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.hashing import Checksum, Stamp, checksum, sign, stamp
 from pytest_trtcheck.cache.key import Key
-from pytest_trtcheck.errors import first_line, plural
+from pytest_trtcheck.errors import first_line
 from pytest_trtcheck.record.files import read_bytes
 from pytest_trtcheck.record.held import replacing
 
@@ -137,7 +137,7 @@ def verify_files(entry: Path, manifest: Manifest, *, hashed: bool = False) -> di
             path = entry / FILES / name
             stamps[path] = stamp(path)
             if stamps[path].size != known.size:
-                raise DamagedError(f"{name} has {plural(stamps[path].size, 'byte')} instead of {known.size}")
+                raise DamagedError(f"{name} has {stamps[path].size:,} bytes instead of {known.size:,}")
             found = checksum(path, hashed=hashed)
             if found[:2] != known[:2] or (hashed and found != known):
                 raise DamagedError(f"{name} does not match its checksum")

@@ -41,11 +41,12 @@ def _images(path: Path) -> None:
     onnx_models.save(onnx_models.model(nodes, inputs, outputs, {"w": onnx_models.weights((4, 3, 32, 32))}), path)
 
 
-def _image_samples(path: Path) -> None:
-    path.mkdir(parents=True)
-    for n in range(2):
-        images = np.random.default_rng(n).random((8, 3, 640, 640), np.float32)
-        np.savez(path / f"{n}.npz", images=images)
+def _image_samples(count: int) -> Callable[[Path], object]:
+    def make(path: Path) -> None:
+        path.mkdir(parents=True)
+        np.savez(path / "0.npz", images=np.random.default_rng(0).random((count, 3, 640, 640), np.float32))
+
+    return make
 
 
 def _magika(path: Path) -> None:
@@ -251,7 +252,8 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "diff-old.json": _reports(reports.compared, 0),
     "golden.npy": _golden,
     "images.onnx": _images,
-    "image-samples": _image_samples,
+    "two-images": _image_samples(2),
+    "eight-images": _image_samples(8),
     "installed-package": _package,
     "merge-a100.json": _fleet("NVIDIA A100-SXM4-80GB", "8.0"),
     "merge-orin.json": _fleet("Orin", "8.7"),
