@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model.sources import Examples, Opening, exported
+from pytest_trtcheck.precision import reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,3 +116,19 @@ def test_outputs_that_the_source_lacks_are_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="it has an output 'y', its source has 'z'"):
         opened(tmp_path, Renamed())
+
+
+def test_another_release_of_a_framework_computes_the_reference_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, x = Doubling(), {"x": np.ones((2, 4), np.float32)}
+    model = opened(tmp_path, origin)
+
+    def computed() -> float:
+        return float(reference.SourceReference(origin, model, Cache(tmp_path / "cache"))(x)["y"][0, 0])
+
+    assert computed() == 2
+    origin.add = 1
+    assert computed() == 2, "from the cache"
+    monkeypatch.setattr(reference, "frameworks", lambda: "torch 99")
+    assert computed() == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 
 from pytest_trtcheck import __version__
 from pytest_trtcheck.cache import hash_code
@@ -19,3 +20,15 @@ def library_versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"pytest-trtcheck": __version__, "onnx": version("onnx"), "onnx-ir": version("onnx-ir"), "code": code()}
+
+
+@functools.cache
+def frameworks() -> str:
+    """The frameworks that a model may come from, and their versions, as far as they are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("torch", "tensorflow", "tensorflow-cpu", "keras", "tf-keras"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)

@@ -17,7 +17,7 @@ from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.model.names import matched, renamed
 from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.model.sources import MODEL_FILE, computes_outputs, open_model
-from pytest_trtcheck.precision.identity import code, library_versions
+from pytest_trtcheck.precision.identity import code, frameworks, library_versions
 from pytest_trtcheck.spec import SOURCE
 
 if TYPE_CHECKING:
@@ -300,12 +300,12 @@ class CallableReference:
 class SourceReference(KeptOutputs):
     """What the model was exported from, computing by itself: the export is checked too."""
 
-    is_shared: ClassVar[bool] = False  # its framework's release is no part of the key
+    is_shared: ClassVar[bool] = False  # what its code calls besides is no part of the key
 
     def __init__(self, origin: Origin, checked: OnnxModel, cache: Cache) -> None:
         self.title = f"the reference, {origin.title} itself"
         self.identity: str | None = origin.identity
-        parts = {"source": origin.identity, "export": checked.sha256}
+        parts = {"source": origin.identity, "export": checked.sha256, "frameworks": frameworks()}
         super().__init__(
             cache, "source_outputs", checked.label, parts, lambda: CallableReference(origin, checked, self.title)
         )
