@@ -123,6 +123,8 @@ class Score:
         Of a share of rows, (how many, of how many): those of several inputs are added up.
     at_least
         That of the metric.
+    compared
+        How many things there were to compare, where there may be none: then it says nothing.
     """
 
     value: float | None
@@ -130,6 +132,7 @@ class Score:
     case: int | None = None
     rows: tuple[int, int] | None = None
     at_least: bool = field(default=False, compare=False, repr=False)
+    compared: int | None = field(default=None, compare=False, repr=False)
 
     @property
     def badness(self) -> float:

@@ -45,6 +45,8 @@ def test_a_page_runs(name: str, pytester: pytest.Pytester) -> None:
     page = read(ROOT / name)
     if "tests" not in page.environments():
         pytest.skip(f"its blocks run in tox's environment {', '.join(page.environments())}")
+    if "--trt-cache=" in page.text:
+        pytest.importorskip("fsspec", reason="the page shares a cache, which needs fsspec (extra remote)")
     run.check(page, "tests", pytester)
 
 

@@ -35,7 +35,8 @@ class JointOutputs:
             alone, count = self.counts(asked)
         except ValueError as error:
             return Score(None, str(error))
-        return Score(alone / count if count else 0.0, f"{alone} of {count} detections on both sides have no partner")
+        note = f"{alone} of {count} detections on both sides have no partner"
+        return Score(alone / count if count else 0.0, note, compared=count)
 
     def counts(self, asked: Detections) -> tuple[int, int]:
         """How many detections have no partner, of how many on both sides; a ValueError where they can't be read."""
@@ -69,7 +70,7 @@ def measure_joint(
         )
     bad = [sum(_nonfinite(outputs[other]) for other in names) for outputs in (actual, reference)]
     scores = {limit.metric.name: limit.metric.score(joined) for limit in limits}
-    is_empty = all(score.value == 0 and score.note.startswith("0 of 0 ") for score in scores.values())
+    is_empty = all(score.compared == 0 for score in scores.values())
     return Measurement(
         name=name,
         dtype=str(found),

@@ -212,13 +212,21 @@ class _Screen:
             return self._erase()
         if not self._drawn:
             self._begin_line()
-        room = self._reporter._tw.fullwidth - 1 - len("trtcheck: ")
+        width = self._width() - 1
+        room = width - len("trtcheck: ")
         share = max(room // len(texts) - len(" | "), 8) if len(texts) > 1 else room
         line = f"trtcheck: {' | '.join(shorten_middle(each, share) for each in texts)}"
-        text = shorten_middle(line, self._reporter._tw.fullwidth - 1)
+        text = shorten_middle(line, width)
         self._write("\r" + self._reporter._tw.markup(text, light=True) + " " * max(0, self._drawn - columns(text)))
         self._drawn = columns(text)
         return None
+
+    def _width(self) -> int:
+        """The terminal's columns: not by pytest's own stream, which is no terminal while it is captured."""
+        with suppress(OSError, ValueError, AttributeError):
+            given = os.environ.get("COLUMNS", "")
+            return int(given) if given.isdigit() and int(given) else os.get_terminal_size(self._stream.fileno()).columns  # type: ignore[union-attr]
+        return int(self._reporter._tw.fullwidth)
 
     def _erase(self) -> None:
         if self._drawn:

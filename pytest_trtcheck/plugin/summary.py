@@ -129,10 +129,12 @@ class Collector:
         records = [
             _with_outcome(str(value), report, outcome) for name, value in report.user_properties if name == PROPERTY
         ]
-        # What is drawn has no place in JUnit XML, which is written from the report: it is hundreds of KB a test.
-        report.user_properties = [
-            (name, _without_graph(str(value)) if name == PROPERTY else value) for name, value in report.user_properties
-        ]
+        if not hasattr(self._config, "workerinput"):
+            # What is drawn has no place in JUnit XML, which is written from the report: it is hundreds of KB a test.
+            report.user_properties = [
+                (name, _without_graph(str(value)) if name == PROPERTY else value)
+                for name, value in report.user_properties
+            ]
         # Two workers may run the same test (`--dist each`), and each of them counts.
         test = (report.nodeid, getattr(report, "worker_id", None))
         is_again = any(name == RUNS for name, _ in report.user_properties) or any(each.runs > 1 for each in records)
