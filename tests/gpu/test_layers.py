@@ -123,7 +123,8 @@ def test_two_runs_of_one_engine_pass_the_gate_and_a_node_in_fp32_fails_it(
     suite: Suite, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = report(suite, "old.json"), report(suite, "new.json")
-    status = __main__.main(["upgrade", str(old), str(new)])
+    # The latency of a net of microseconds is another from process to process; here it is about the layers.
+    status = __main__.main(["upgrade", "--slowdown=1", str(old), str(new)])
     assert status in {0, 3}, capsys.readouterr().out  # Nothing is worse; a short run may be too uncertain to tell.
     wide = report(suite, "wide.json", ', keep_fp32="conv2"')
     assert __main__.main(["upgrade", str(old), str(wide)]) == 1

@@ -180,7 +180,7 @@ def never_written(found: Mapping[str, NDArray[np.bool_]], shapes: Mapping[str, S
     for name, elements in found.items():
         index = tuple(int(at) for at in np.unravel_index(int(elements.argmax()), shapes[name]))
         parts.append(
-            f"output {name!r}: never written in {int(elements.sum())} of {plural(elements.size, 'element')}, "
+            f"output {name!r}: never written in {int(elements.sum()):,} of {plural(elements.size, 'element')}, "
             f"first at {index}"
         )
     return GpuError("; ".join(parts), "the engine is wrong: rebuild it, try another TensorRT release, and report it")
