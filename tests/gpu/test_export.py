@@ -52,7 +52,7 @@ def test_only_what_passed_is_exported(suite: Suite, run_everywhere: Callable[...
     repository = suite.path / "out" / release.folder_name(real_gpu.product) / "model_repository"
     assert sorted(path.name for path in repository.iterdir()) == ["conv_fp16", "conv_tf32"]
     assert "exported 2 engines" in run.text
-    assert "test_bf16_is_not_that_exact: fail" in run.text
+    assert "(conv.onnx bf16): fail" in run.text
     assert "test_fails_afterwards: the check passed, but the test was failed" in run.text
     typed = {
         path.name: json.loads((path / "manifest.json").read_text()) for path in (suite.path / "out/typed").iterdir()
