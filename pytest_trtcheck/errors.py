@@ -151,11 +151,11 @@ CODES: tuple[Code, ...] = get_args(Code)
 @functools.cache
 def address_of(code: str) -> str:
     """Where a code is explained: a path in the repository, or an address where the package knows one."""
-    from importlib import metadata
-
     try:
+        from importlib import metadata
+
         addresses = metadata.metadata("pytest-trtcheck").get_all("Project-URL") or []
-    except metadata.PackageNotFoundError:
+    except (ImportError, OSError):  # not installed, or not readable any more: an error is told all the same
         addresses = []
     known = dict(each.split(", ", 1) for each in addresses)
     if "Documentation" in known:

@@ -114,6 +114,11 @@ class Run:
         self.report: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
 
     @property
+    def said(self) -> str:
+        """The text in one line: how it was folded to the terminal's width is another matter."""
+        return " ".join(self.text.split())
+
+    @property
     def checks(self) -> list[dict[str, Any]]:
         """The check records."""
         found: list[dict[str, Any]] = self.report["checks"]

@@ -419,7 +419,7 @@ def test_an_error_that_triples_within_its_limit_fails(project: Suite, run_everyw
     run = run_everywhere("--trt-baseline=kept")
     run.result.assert_outcomes(passed=2, failed=1)
     assert "rose from 0.00" in run.text
-    assert "what else changed: the model (sha256" in run.text
+    assert "what else changed: the model (sha256" in run.said
     validate(run.report)
     record = run.check("test_rises")
     assert record["verdict"] == record["parity"]["verdict"] == record["baseline"]["verdict"] == "fail"
@@ -448,7 +448,7 @@ def test_a_damaged_file_is_an_error_of_its_tests_alone(project: Suite, run_every
     run = run_everywhere("--trt-baseline=kept", "--trt-update-baseline")
     run.result.assert_outcomes(passed=1, failed=3)
     assert "INTERNALERROR" not in run.text
-    assert "test_it.py.json is no file of baselines: it is nested too deeply" in run.text
+    assert "test_it.py.json is no file of baselines: it is nested too deeply" in run.said
     assert [record["verdict"] for record in run.checks].count("error") == 3
     assert path.read_text() == "[" * 100_000, "what cannot be read is not overwritten"
 

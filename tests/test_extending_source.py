@@ -119,5 +119,5 @@ def test_not_asked(): ...
     )
     run = suite.run()
     assert outcomes(run)["test_not_asked"] == "pass"
-    assert "the model source 'gone' of own cannot be loaded: ModuleNotFoundError" in run.text
+    assert "the model source 'gone' of own cannot be loaded: ModuleNotFoundError" in run.said
     run.result.assert_outcomes(passed=1, errors=1)

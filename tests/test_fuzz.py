@@ -336,7 +336,7 @@ def test_an_array_stands_beside_an_engine() -> None:
 
 @pytest.mark.parametrize("given", [{"plugins": 3}, {"custom_ops": "lib.so"}, {"io": object()}, {"configure": 1}])
 def test_build_options_are_of_their_kind(given: dict[str, object]) -> None:
-    with pytest.raises(ArgumentError, match=f"BuildOptions: {next(iter(given))}=.* (must be|is no)"):
+    with pytest.raises(ArgumentError, match=f"BuildOptions: {next(iter(given))}=.* expected an? "):
         BuildOptions(**given)  # type: ignore[arg-type]
 
 

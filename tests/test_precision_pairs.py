@@ -362,8 +362,8 @@ def test_pairs_are_parametrized_and_reported(run_everywhere: Any, suite: Suite) 
     run.result.assert_outcomes(passed=2, errors=2)
     check = run.check("test_pair[int8+fp16]")
     assert (check["precision"], check["parity"]["tol"]) == ("int8+fp16", 0.05)
-    assert any("1 named in exclude" in note for note in check["notes"])
-    assert "expected a precision that quantizes" in run.text
+    assert any("named in exclude (1 node)" in note for note in check["notes"])
+    assert "expected a precision that quantizes" in run.said
     assert "did you mean 'int8+fp16'?" in run.text
 
 

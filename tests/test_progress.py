@@ -108,7 +108,8 @@ def left(sent: str) -> str:
 def test_a_terminal_has_one_line_that_is_replaced_and_goes(slow: Suite, columns: int, workers: tuple[str, ...]) -> None:
     sent = in_a_terminal(slow.path, columns, *workers)
     said = re.findall(r"trtcheck: [^\x1b\r\n]+", sent)
-    assert any("lowering conv.onnx in fp16" in line for line in said), sent
+    # Where two workers share a narrow line, each says as much as there is room for.
+    assert any(("low" if workers else "lowering conv.onnx in fp16") in line for line in said), sent
     assert any(re.search(r", \d s", line) for line in said)
     assert ("gw" in "".join(said)) == bool(workers)
     assert max(map(len, said)) < columns

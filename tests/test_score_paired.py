@@ -181,7 +181,7 @@ def test_items_are_compared_by_what_they_hold() -> None:
 def test_the_words_read_as_they_were_judged() -> None:
     found = drop_of_means(*right_or_wrong(9000, 230, 30, 740))
     assert describe("top1", found, 0.01) == (
-        "top1 fell from 0.923 to 0.903: a loss of 0.02 (0.0158 to 0.0244 with 99% confidence, 10000 samples, "
+        "top1 fell from 0.923 to 0.903: a loss of 0.02 (0.0158 to 0.0244 with 99% confidence, 10,000 samples, "
         "260 of which changed), max_drop is 0.01"
     )
     rose = drop_of_means(*right_or_wrong(9000, 30, 230, 740))

@@ -224,7 +224,7 @@ def test_examples_of_all_shapes_share_one_engine(models: Suite) -> None:
     assert run.checks[0]["verdict"] == "pass"
     assert run.checks[0]["compiled_for"]
     listed = models.run("-q", "--trt-cache-show", "--trt-cache-dir=cache").text
-    assert listed.count("  engine: fp16, sm80, TensorRT-RTX") == 1, listed
+    assert listed.count("  engine: fp16, SM80, TensorRT-RTX") == 1, listed
     # What was computed for examples is not kept: the same ones hardly come again.
     assert "  reference" not in listed
 

@@ -249,7 +249,7 @@ def test_a_list_that_makes_no_sense(kit: Suite, given: str, said: str) -> None:
     kit.write(test_it=listed(given))
     run = kit.run()
     assert run.result.ret == pytest.ExitCode.TESTS_FAILED
-    assert said in run.text
+    assert said in run.said
 
 
 def test_a_list_where_one_is_taken(kit: Suite) -> None:
@@ -263,7 +263,7 @@ def test_file(): ...
     )
     run = kit.run()
     run.result.assert_outcomes(errors=1)
-    assert "expected tensorrt or tensorrt_rtx beside engine=" in run.text
+    assert "expected tensorrt or tensorrt_rtx beside engine=" in run.said
 
 
 def test_a_check_that_comes_too_late_to_be_made_by_each_is_an_error(kit: Suite) -> None:
@@ -280,7 +280,7 @@ def pytest_collection_modifyitems(items):
     )
     run = kit.run("--trt-backend=fast,slow")
     run.result.assert_outcomes(passed=1, failed=2)
-    assert run.text.count("fast, slow are to be compared, and the test came to its check too late") >= 2
+    assert run.said.count("fast, slow are to be compared, and the test came to its check too late") >= 2
 
 
 # --- budgets on what a system takes ---------------------------------------------------------------------------------

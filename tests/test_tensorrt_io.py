@@ -136,7 +136,7 @@ def test_only_what_held_both_patterns_was_never_written() -> None:
     assert list(found) == ["y"]
     assert found["y"].tolist() == [False, True, False, False]
     error = never_written(found, {"y": (2, 2)})
-    assert "output 'y': 1 of 4 elements were never written, first at (0, 1)" in error.message
+    assert "output 'y': never written in 1 of 4 elements, first at (0, 1)" in error.message
 
 
 def layer(kind: str | None, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = (), **more: Any) -> Any:

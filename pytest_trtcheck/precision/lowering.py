@@ -565,7 +565,8 @@ def _without_kernel_note(precision: str, nodes: Mapping[str, str]) -> list[str]:
         return []
     names = _grouped((op_type, name) for name, op_type in nodes.items())
     kinds = [f"{op_type} ({listed(found)})" for op_type, found in sorted(names.items())]
-    return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: they stay in FP32"]
+    stay = "it stays" if len(nodes) == 1 else "they stay"
+    return [f"TensorRT has no {precision} kernel for {'; '.join(kinds)}: {stay} in FP32"]
 
 
 def _quantized(

@@ -67,7 +67,7 @@ def test_precision(): return {"ids": IDS}
         assert blame["step"] == "export"
         assert blame["culprit"]["module"] == "blocks.3.mlp.fc1"
         assert blame["errors"]["export"] > 0.01
-    assert "the export is to blame, first at module 'blocks.3.mlp.fc1'" in run.text
+    assert "the export is to blame, first at module 'blocks.3.mlp.fc1'" in run.said
     assert any("reference=SOURCE checks the export too" in note for note in checks["test_unseen"]["notes"])
     assert checks["test_good[fp16]"]["reference"] == "SOURCE"
     blame = checks["test_precision"]["parity"]["blame"]
@@ -129,4 +129,4 @@ def test_itself(): return torch.ones(1, 4)
     run = suite.run_apart()
     run.result.assert_outcomes(failed=2, skipped=1)
     assert "reference=SOURCE: conv.onnx is ONNX" in run.text
-    assert "nothing says what 'x' of forward(x) is like" in run.text
+    assert "nothing says what 'x' of forward(x) is like" in run.said

@@ -181,7 +181,7 @@ def test_what_is_no_module_to_export(cache: Cache, tmp_path: Path) -> None:
         (
             Net(),
             unsized,
-            r"nothing says what 'x' of forward\(x\) is like\n  → return inputs .* shapes=\{'x': \(1, …\)\}",
+            r"nothing says what 'x' of forward\(x\) is like\n  → give inputs .* shapes=\{'x': \(1, …\)\}",
         ),
         (Net(), Examples({"y": IDS}), "forward has no parameter 'y'"),
         (Net().to("meta"), OneInput, "no weights"),

@@ -113,7 +113,7 @@ RTX = Family(
     name="tensorrt_rtx",
     module="tensorrt_rtx",
     title="TensorRT-RTX",
-    table="measured with TensorRT-RTX 1.5.0.114 and 1.7.1.116",
+    table="what was measured with TensorRT-RTX 1.5.0.114 and 1.7.1.116",
     newest=(1, 7),
     opset=28,
     # RoiAlign by the release notes of 1.5: without a driver its parser cannot tell.

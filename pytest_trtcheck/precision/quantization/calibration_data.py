@@ -101,7 +101,9 @@ class Samples:
                 yield found
         if empty:
             raise CalibrationError(
-                "the calibration data holds no samples", "give at least one", code="calibration-files"
+                "the calibration data holds no samples",
+                "give at least one; a generator that was read already gives no more: give a list",
+                code="calibration-files",
             )
 
 
