@@ -201,5 +201,5 @@ def _fetch(missing: Iterable[Found], indent: int) -> str:
 
 
 def _template(name: str, **values: str) -> str:
-    text = package_files("pytest_trtcheck.init").joinpath("templates", name).read_text(encoding="utf-8")
+    text = (package_files("pytest_trtcheck.init") / "templates" / name).read_text(encoding="utf-8")
     return Template(text).substitute(values)
