@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -107,7 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        return _RUN[given.command](given)
+        status = _RUN[given.command](given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read it has seen enough, `| head`; what Python still holds of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell says it of a tool that SIGPIPE ended
     except Exception as error:
         print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
         return BAD_INPUT

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import pickle
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -72,6 +74,22 @@ def test_a_message_ends_with_where_its_code_is_explained(monkeypatch: pytest.Mon
         with monkeypatch.context() as patched:
             patched.setattr(metadata, "metadata", lambda _, told=told: told)
             assert errors.address_of.__wrapped__("model-kind") == f"{page[name]}#model-kind"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGPIPE")
+def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
+    """As with `| head -1`: nobody reads on, and nothing is said of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest_trtcheck", "explain", *errors.CODES],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def test_explain_prints_sections_and_lists_codes(capsys: pytest.CaptureFixture[str]) -> None:
