@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +25,6 @@ from tests import onnx_models
 from tests.messages import CLASSES, PACKAGE, raised
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Suite
 
 
@@ -83,7 +82,7 @@ def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
         [sys.executable, "-m", "pytest_trtcheck", "explain", *errors.CODES],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=ROOT,
+        cwd=Path(__file__).parents[1],
     )
     assert process.stdout is not None
     assert process.stderr is not None
