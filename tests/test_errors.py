@@ -78,17 +78,17 @@ def test_a_message_ends_with_where_its_code_is_explained(monkeypatch: pytest.Mon
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGPIPE")
 def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
     """As with `| head -1`: nobody reads on, and nothing is said of it."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "pytest_trtcheck", "explain", *errors.CODES],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 def test_explain_prints_sections_and_lists_codes(capsys: pytest.CaptureFixture[str]) -> None:
