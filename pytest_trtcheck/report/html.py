@@ -397,12 +397,13 @@ def anchors(checks: Sequence[CheckRecord]) -> list[str]:
     told = [f"{name} {check.precision or ''}" for name, check in zip(wanted, checks, strict=True)]
     several = {name for name, count in Counter(map(slug, wanted)).items() if count > 1}
     found: list[str] = []
+    count: Counter[str] = Counter()
     for name, more in zip(wanted, told, strict=True):
         anchor = slug(name)
         if anchor in several:
             anchor = f"{anchor}-{hashlib.sha256(more.encode(errors='replace')).hexdigest()[:6]}"
-        again = sum(other == anchor or other.startswith(f"{anchor}_again_") for other in found)
-        found.append(f"{anchor}_again_{again + 1}" if again else anchor)
+        count[anchor] += 1
+        found.append(anchor if count[anchor] == 1 else f"{anchor}_again_{count[anchor]}")
     return found
 
 
