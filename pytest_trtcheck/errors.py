@@ -388,6 +388,10 @@ def visible(text: str) -> str:
 _LONGEST_LINE = 2_000
 
 
+MISREAD = LookupError, TypeError, AttributeError, ArithmeticError, ValueError, RecursionError
+"""What goes wrong while a file is taken for what it does not hold."""
+
+
 def first_line(said: object) -> str:
     """The first line of a message, as far as anybody reads it; of an error that says nothing, what it is."""
     try:

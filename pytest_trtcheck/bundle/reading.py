@@ -14,7 +14,7 @@ import numpy as np
 from pytest_trtcheck import compare
 from pytest_trtcheck.bundle.spec_json import options_from_json, spec_from_json
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ModelError, ReportError, first_line, plural
+from pytest_trtcheck.errors import MISREAD, ModelError, ReportError, first_line, plural
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
 from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
@@ -159,7 +159,7 @@ def read(path: Path) -> Bundle:
         raise _not_understood(path, first_line(error) if isinstance(error, ReportError) else repr(error)) from error
 
 
-_WRONG = KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, *UNREADABLE
+_WRONG = *MISREAD, *UNREADABLE
 
 
 def _not_understood(path: Path, why: str) -> ReportError:

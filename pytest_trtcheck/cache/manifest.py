@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.hashing import Checksum, Stamp, checksum, sign, stamp
 from pytest_trtcheck.cache.key import Key
-from pytest_trtcheck.errors import first_line
+from pytest_trtcheck.errors import MISREAD, first_line
 from pytest_trtcheck.record.files import read_bytes
 from pytest_trtcheck.record.held import replacing
 
@@ -99,7 +99,7 @@ def read_manifest(entry: Path, secret: bytes | None = None) -> Manifest:
         is_of_entry = key.digest == entry.name
         files = {_inside(name): _as_checksum(*found) for name, found in body["files"].items()}
         found = Manifest(key, float(body["created"]), float(body["make_s"]), files)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except MISREAD as error:
         raise DamagedError(f"{MANIFEST} is not understood: {first_line(error)}") from error
     if not is_of_entry:
         raise DamagedError(f"{MANIFEST} belongs to another entry")

@@ -34,7 +34,7 @@ from pytest_trtcheck.cache.manifest import (
     verify_files,
     write_manifest,
 )
-from pytest_trtcheck.errors import CacheError, CachePlaceError, ReportError, first_line
+from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, ReportError, first_line
 from pytest_trtcheck.record.files import read_bytes
 
 if TYPE_CHECKING:
@@ -95,16 +95,7 @@ class Entry:
         """Whatever goes wrong while a file of the entry is read is the file's fault: a CacheError that names it."""
         try:
             yield
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            ValueError,
-            RecursionError,
-            ReportError,
-        ) as error:
+        except (OSError, ReportError, *MISREAD) as error:
             raise CacheError(
                 f"{self.path / name} in the cache is not what was stored there: {first_line(error)}",
                 "see who can write there, then empty it with --trt-cache-clear",
@@ -167,16 +158,9 @@ _MAKING = {
 """What making an entry of a kind is called; of others nobody waits for long."""
 
 
-def _thing(key: Key) -> str:
-    """What people call what a key stands for."""
-    kind = "the engine of " if key.kind.endswith("engine") else ""
+def _subject(key: Key) -> str:
     precision = key.parts.get("precision")
-    return f"{kind}{key.subject}{f' in {precision}' if precision else ''}"
-
-
-def _making(key: Key) -> str:
-    doing = _MAKING.get(key.kind, "preparing")
-    return f"{doing} {_thing(key).removeprefix('the engine of ')}"
+    return f"{key.subject} in {precision}" if precision else key.subject
 
 
 class Cache:
@@ -501,7 +485,8 @@ class Cache:
             made = work / "entry"
             with self._dir.guarded(doing):
                 (made / FILES).mkdir(parents=True)
-            with self.during(f"asking the shared cache for {_thing(key)}"):
+            kind = "the engine of " if key.kind.endswith("engine") else ""
+            with self.during(f"asking the shared cache for {kind}{_subject(key)}"):
                 listing = remote.fetch(key, made / FILES, most)
             if listing is None:
                 return None
@@ -519,7 +504,10 @@ class Cache:
                 reason = self._miss_reason(key, damage)
                 (made / FILES).mkdir(parents=True)
             start = time.perf_counter()
-            with self._dir.guarded(doing, others_work=work), self.during(_making(key)):
+            with (
+                self._dir.guarded(doing, others_work=work),
+                self.during(f"{_MAKING.get(key.kind, 'preparing')} {_subject(key)}"),
+            ):
                 make(made / FILES)
             make_s = round(time.perf_counter() - start, 6)
             with self._dir.guarded(doing):
