@@ -103,7 +103,7 @@ class _File:
         if line == self._last:
             return
         self._last = line
-        said = json.dumps([os.getpid(), os.environ.get("PYTEST_XDIST_WORKER", ""), line]) + "\n"
+        said = json.dumps([os.environ.get("PYTEST_XDIST_WORKER", ""), line]) + "\n"
         with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(said)
 
@@ -194,8 +194,7 @@ class _Screen:
             file.seek(self._read)
             while (text := file.readline()).endswith("\n"):
                 self._read = file.tell()
-                _, who, line = json.loads(text)
-                self._set(who, line)
+                self._set(*json.loads(text))
 
     def _texts(self) -> list[str]:
         now = time.monotonic()
