@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _MOST_AXES = 6
 """Axes up to which every order of them is tried on shapes that differ."""
+
+
+_ROUNDED_BELOW = 1e-9
+"""How far below 0 rounding may bring a distance."""
 
 
 def measure_all(
@@ -170,8 +175,21 @@ def _scores(swept: Swept, kind: Kind, limits: Sequence[Limit]) -> dict[str, Scor
         found = {name: _score(metric, swept) for name, metric in METRICS.items() if not metric.on_demand}
     for limit in limits:
         if limit.metric.name not in found and (kind in limit.metric.kinds or kind == "integer"):
-            found[limit.metric.name] = _score(limit.metric, replace(swept, limit=limit.limit))
+            score = _score(limit.metric, replace(swept, limit=limit.limit))
+            found[limit.metric.name] = _as_distance(score, limit)
     return found
+
+
+def _as_distance(score: Score, limit: Limit) -> Score:
+    """The same without a value where that is below 0 by more than the limit: a difference with a sign would pass,
+    however large it is.
+    """
+    metric, least = limit.metric, -max(limit.limit, _ROUNDED_BELOW)
+    is_signed = -math.inf < metric.range[0] < 0  # whoever made the metric says so
+    if score.value is None or metric.at_least or metric.name in METRICS or is_signed or score.value >= least:
+        return score
+    note = f"{metric.name} gave {score.value:.3g}: expected a distance, which is 0 where both are equal and never below"
+    return replace(score, value=None, note=note)
 
 
 def _score(metric: Metric, swept: Swept) -> Score:

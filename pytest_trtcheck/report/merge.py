@@ -14,7 +14,7 @@ from pytest_trtcheck.record import Environment, MachineRecord, RunRecord, jsonab
 from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
-from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
+from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, short_commit, shorten_apart
 from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, verdict_word
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _shared(values: Sequence[str | None]) -> str | None:
 
 def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
     if not run.machines:
-        yield MachineRecord(machine_name(run.environment), name, run.environment), run
+        yield MachineRecord(machine_name(run.environment), name, run.environment, run.commit), run
     for machine in run.machines:
         yield machine, _of(machine, run)
 
@@ -122,7 +122,9 @@ def _in_common(environments: Sequence[Environment]) -> Environment:
 
 
 def gaps(run: RunRecord) -> list[str]:
-    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured."""
+    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured; and
+    that machines tested different commits, so that they say nothing of one.
+    """
     if not run.checks:
         return ["no report holds a check"]
     everywhere = {(check.test, check.precision) for check in run.checks}
@@ -140,6 +142,13 @@ def gaps(run: RunRecord) -> list[str]:
             *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
         ]
         found += [f"{machine.name}: {', '.join(said)}"] if said else []
+    commits: dict[str, list[str]] = defaultdict(list)
+    for machine in run.machines:
+        if machine.commit is not None:
+            commits[machine.commit].append(machine.name)
+    if len(commits) > 1:
+        tested = "; ".join(f"{short_commit(commit)} on {', '.join(names)}" for commit, names in commits.items())
+        found.append(f"different commits were tested: {tested}")
     return found
 
 
