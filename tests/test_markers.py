@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -530,6 +531,17 @@ def test_no_xfail_hides_that_a_check_was_not_made(suite: Suite, run_everywhere: 
         "3 checks failed in a test that passed, whose own code caught the error: test_expected.py::test_caught" in text
     )
     assert "Traceback" not in run.text
+
+
+def test_where_the_plugin_is_not_loaded_a_marker_is_an_error(suite: Suite) -> None:
+    suite.write(test_it='@trt_parity("missing.onnx")\ndef test_it(): ...\n')
+    result = suite.pytester.runpytest_subprocess("-p", "no:trtcheck")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["trt_parity: the plugin pytest-trtcheck is not loaded, so that nothing would be checked"]
+    )
+    # Whoever imports a test module outside of pytest wants its functions.
+    assert suite.pytester.run(sys.executable, "-c", "import test_it").ret == 0
 
 
 def test_a_list_of_tests_says_which_cannot_be_checked(suite: Suite) -> None:

@@ -96,7 +96,13 @@ def judge(known: Known) -> Outcome:
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
     record = compare.summarize(outputs, known.request.parity.metric.name)
     unread = getattr(known.reference, "unread", ())
-    notes = (*unread, *compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
+    constant = [
+        f"output {name!r}: every element of its reference is {each.constant:.9g} on these inputs: what leads there was "
+        "hardly exercised"
+        for name, each in measured.items()
+        if each.constant and not each.uncompared
+    ]
+    notes = (*unread, *constant, *compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
         return _seen(known, limits, Outcome(record, notes=notes))
     if record.verdict == "not_measured":

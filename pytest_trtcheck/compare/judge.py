@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.compare.limits import Limits
     from pytest_trtcheck.compare.measurement import Measurement, PartMeasurement, PartSums
-    from pytest_trtcheck.metrics import Relative
+    from pytest_trtcheck.metrics import Metric, Relative
 
 LOOSE = 100.0
 LEAST_SHARE = 0.25
@@ -165,21 +165,41 @@ def usage(outputs: Sequence[OutputRecord]) -> LimitResult:
 
 
 def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
-    """A note for each tolerance that is 100× or more looser than the largest error measured under it.
+    """A note for each tolerance that is 100× or more looser than the largest error measured under it, or that an output
+    of zeros would keep.
 
     Shares (`top1`, `mismatches`) are left out: none wrong of a few says nothing about the tolerance. So is what is not
     built in.
     """
     groups: dict[tuple[str, str, float], list[tuple[float, str]]] = {}
+    idle: dict[str, None] = {}
     for output in outputs:
         for entry in output.judged:
             known = METRICS.get(entry.metric)
+            if (
+                entry.verdict == "pass"
+                and known
+                and entry.limit is not None
+                and (why := _kept_by_all(known, entry.limit))
+            ):
+                idle[f"{entry.source}: {why}"] = None
+                continue
             if entry.verdict != "pass" or not known or known.range[1] == 1.0:
                 continue
             if entry.value is not None and entry.limit is not None:
                 key = entry.source or "", entry.metric, entry.limit
                 groups.setdefault(key, []).append((entry.value, output.name))
-    return tuple(filter(None, (_loose_note(*key, found) for key, found in groups.items())))
+    return (*idle, *filter(None, (_loose_note(*key, found) for key, found in groups.items())))
+
+
+def _kept_by_all(metric: Metric, limit: float) -> str:
+    """What is said of a limit on a metric that what is lost would keep; empty where it would not."""
+    if not metric.at_least and limit >= metric.range[1]:
+        return f"{limit:g} is the most that {metric.name} can be: no output fails it"
+    # The cosine of zeros can't be computed.
+    if metric.relative and metric.range[1] == math.inf and metric.relative.inverse(limit) >= 1:
+        return f"an output of zeros would keep the limit of {limit:g} for {metric.name}"
+    return ""
 
 
 def _loose_note(source: str, metric: str, limit: float, found: list[tuple[float, str]]) -> str:

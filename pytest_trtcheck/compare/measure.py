@@ -12,7 +12,7 @@ import numpy as np
 from pytest_trtcheck.compare.detections import measure_joint
 from pytest_trtcheck.compare.division import Division, measure_parts
 from pytest_trtcheck.compare.measurement import Fault, Measurement
-from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
+from pytest_trtcheck.compare.searching import is_a_mask, one_value
 from pytest_trtcheck.compare.streaming import Pair, Swept, kind_of, sweep, worst_elements
 from pytest_trtcheck.errors import ComparisonError, plural
 from pytest_trtcheck.metrics import METRICS, Metric, Score
@@ -145,11 +145,11 @@ def _measure_strings(base: Measurement, pair: Pair) -> Measurement:
 def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> Measurement:
     swept = sweep(pair, equality=base.kind != "float")
     division = limits[0].division if limits else Division()
-    uncompared = ""
+    uncompared, constant = "", one_value(pair.reference) if base.kind == "float" else None
     if base.kind == "float" and not swept.count:
         uncompared = "none of its elements is finite on both sides"
-    elif division.search and base.kind == "float" and (mask := is_nothing_but_a_mask(pair.reference)) is not None:
-        uncompared = f"every finite element of its reference is {mask:.9g}, as where all is masked"
+    elif division.search and constant is not None and is_a_mask(constant):
+        uncompared = f"every finite element of its reference is {constant:.9g}, as where all is masked"
     same, different = swept.nonfinite.same, swept.nonfinite.different
     scores = _scores(swept, base.kind, limits)
     return replace(
@@ -165,6 +165,7 @@ def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> 
         fit=swept.sums(),
         notes=(f"NaN or infinite on both sides alike in {plural(same, 'element')}: no error",) if same else (),
         uncompared=uncompared,
+        constant=constant,
         parts=measure_parts(swept, division, base.name) if base.kind == "float" else (),
     )
 

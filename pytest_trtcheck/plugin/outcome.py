@@ -30,6 +30,8 @@ RUN: pytest.StashKey[int] = pytest.StashKey()
 _THREAD: pytest.StashKey[int] = pytest.StashKey()
 _UNHEARD: pytest.StashKey[list[CheckError | CheckFailed]] = pytest.StashKey()
 """What checks raised in threads of the test's own, which pytest does not hear of."""
+_NO_GPU: pytest.StashKey[bool] = pytest.StashKey()
+"""Whether no GPU is known to have run a check that has to be run by one."""
 SEARCH_FOLDER = "trtcheck_inputs"
 """Where, beside the test, inputs are kept that a search found."""
 RUNS = f"{PROPERTY}.runs"
@@ -39,7 +41,7 @@ RUNS = f"{PROPERTY}.runs"
 def begin_run(item: pytest.Item) -> None:
     """Count the runs of a test; what an earlier run reported is not what this one will."""
     run = item.stash[RUN] = item.stash.get(RUN, 0) + 1
-    item.stash[_THREAD], item.stash[_UNHEARD] = threading.get_ident(), []
+    item.stash[_THREAD], item.stash[_UNHEARD], item.stash[_NO_GPU] = threading.get_ident(), [], False
     if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
         item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
         item.user_properties.append((RUNS, str(run)))
@@ -247,6 +249,8 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
 
     record = made(item, request)
     attach(item, record)
+    if session_of(item.config).get("trt_require_gpu") and record.gpu_ran is not True:
+        item.stash[_NO_GPU] = True
     try:
         conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
     except (CheckError, CheckFailed) as error:
@@ -295,9 +299,12 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
 
 
 def is_expected(item: pytest.Item, error: BaseException) -> bool:
-    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names."""
+    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names.
+
+    That no GPU ran what has to be run by one is no failure that anybody expects.
+    """
     if isinstance(error, CheckFailed):
-        return True
+        return error.code != "gpu-required" and not item.stash.get(_NO_GPU, False)
     for mark in item.iter_markers("xfail"):
         raises = mark.kwargs.get("raises")
         named = getattr(raises, "expected_exceptions", raises)
