@@ -250,6 +250,7 @@ class Trace:
         from pytest_trtcheck.check import checker
         from pytest_trtcheck.check.request import Settings
         from pytest_trtcheck.check.steps import asked
+        from pytest_trtcheck.model import apart
         from pytest_trtcheck.precision import reference
 
         self.note("imports for the first check", began)
@@ -263,7 +264,9 @@ class Trace:
             (tensorrt._Early, "is_fit", "waiting for the builder process to be ready", 2),
             (tensorrt, "build", "the builder process parses and builds", 2),
             (backend, "hash_file", "the engine is hashed", 2),
-            (trial.Trial, "_made", "the builder process loads and runs it once", 2),
+            (trial.EngineApart, "__init__", "the builder process loads and runs it once", 2),
+            (trial.EngineApart, "__call__", "a run there", 3),
+            (apart, "_close", "another process is ended", 2),
             (reference.Reference, "__call__", "the reference", 2),
             (engine.Engine, "__init__", "the engine is loaded, with its kernels", 2),
             (engine.Engine, "__call__", "a run", 2),

@@ -365,8 +365,9 @@ class Backend(ABC):
     def dismiss_builder(cls) -> None:
         """Let go of what was expected to be needed, and was not."""
 
-    def start(self) -> None:  # noqa: B027 - most have nothing
-        """Get ready what takes a while, beside a build."""
+    @classmethod  # noqa: B027 - most have nothing
+    def start(cls) -> None:
+        """Get ready in this process what takes a while, beside something else."""
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engine, built by one process and taken from the cache by all others; a BuildError where it can't be."""

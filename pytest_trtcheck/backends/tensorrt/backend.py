@@ -152,12 +152,12 @@ class TensorRT(Backend):
         """End it."""
         tensorrt.dismiss_builder()
 
-    def start(self) -> None:
-        """Make the GPU's context, which takes a quarter of a second once; a loaded engine says what is wrong."""
-        from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+    @classmethod
+    def start(cls) -> None:
+        """Make the GPU's context."""
+        from pytest_trtcheck.backends.tensorrt.cuda import make_context
 
-        with contextlib.suppress(CheckError), contextlib.closing(Cuda()):
-            pass
+        make_context()
 
     def key_parts(self, compatible: HardwareCompatible = "none") -> dict[str, str]:
         """What of it an engine is bound to, the operating system and the processor included."""

@@ -88,17 +88,15 @@ def serve(request: dict[str, Any]) -> Answer:
 
 def _get_ready() -> None:
     """What any build for the GPU here begins with; what goes wrong is said by the build."""
-    from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+    from pytest_trtcheck.backends.tensorrt import cuda
     from pytest_trtcheck.backends.tensorrt.module import available
     from pytest_trtcheck.errors import CheckError
 
-    def start_cuda() -> None:
-        with contextlib.suppress(CheckError):
-            Cuda().close()
-
-    starting = threading.Thread(target=start_cuda)
+    starting = threading.Thread(target=cuda.make_context)
     starting.start()
     available()
+    with contextlib.suppress(CheckError):
+        cuda.load()
     starting.join()
 
 

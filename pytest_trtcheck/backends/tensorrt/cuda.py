@@ -7,8 +7,10 @@ on: its memory pools keep what is freed, and its graph builder does not outlive 
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -50,6 +52,18 @@ def load() -> tuple[Any, Any]:
             "cuda-core is too old: 0.5 or newer is needed to run engines", INSTALL, code="library-broken"
         )
     return core, driver
+
+
+def make_context(index: int = 0) -> None:
+    """Have the driver make a device's primary context, which takes half a second once and stays with the process.
+
+    By ctypes, which holds no lock of Python's meanwhile: what is to be imported can be. What goes wrong says `Cuda`.
+    """
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        if not (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)):
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 class Cuda:

@@ -184,7 +184,8 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
                 reference(case)
 
     with ThreadPoolExecutor(2, "trtcheck") as pool:
-        pool.submit(known.system.start)
+        if not _computes_alone(settings, known.request):
+            pool.submit(known.system.start)
         pool.submit(compute)
         yield
 
