@@ -55,7 +55,6 @@ BARE = """
 import sys, numpy as np, onnxruntime as ort
 import importlib, json
 from cuda.bindings import driver
-from cuda.core import Device
 model, lowered, inputs, name, module = sys.argv[1:]
 trt = importlib.import_module(module)
 x = np.load(inputs)
@@ -71,8 +70,9 @@ profile = builder.create_optimization_profile()
 profile.set_shape(name, x.shape, x.shape, x.shape)
 config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
-Device(0).set_current()
-stream = Device(0).create_stream()
+_, primary = driver.cuDevicePrimaryCtxRetain(0)
+driver.cuCtxSetCurrent(primary)
+_, stream = driver.cuStreamCreate(1)
 engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
 context = engine.create_execution_context()
 context.set_input_shape(name, x.shape)
@@ -85,8 +85,8 @@ for index in range(engine.num_io_tensors):
     held[tensor] = array, address
     context.set_tensor_address(tensor, int(address))
 driver.cuMemcpyHtoD(held[name][1], x.ctypes.data, x.nbytes)
-context.execute_async_v3(int(stream.handle))
-stream.sync()
+context.execute_async_v3(int(stream))
+driver.cuStreamSynchronize(stream)
 for index, output in enumerate(session.get_outputs()):
     array, address = held[output.name]
     driver.cuMemcpyDtoH(array.ctypes.data, address, array.nbytes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_trtcheck.backends.tensorrt.builder import load_plugin
 from pytest_trtcheck.backends.tensorrt.callbacks import layer_profiler, output_allocator, runtime_log
-from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, is_cuda_error, poisoned
+from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, poisoned
 from pytest_trtcheck.backends.tensorrt.io import (
     TensorSpec,
     check_inputs,
@@ -73,7 +73,7 @@ class Engine(Inspected):
     GpuError
         The engine cannot be loaded on this GPU, or there is none.
     MissingDependencyError
-        cuda-core is not installed.
+        cuda-bindings is not installed.
     """
 
     def __init__(
@@ -493,16 +493,12 @@ class Engine(Inspected):
         try:
             self.cuda.make_current()
             yield
-        except Exception as error:
-            if not isinstance(error, GpuError) and not is_cuda_error(error):
-                raise
+        except GpuError as error:
             raise self._failure(task, error) from error
 
-    def _failure(self, task: str, error: Exception) -> GpuError:
-        message = error.message if isinstance(error, GpuError) else str(error)
-        hint = error.hint if isinstance(error, GpuError) else ""
-        code = error.code if isinstance(error, GpuError) else None
-        text = "\n".join([f"{task}: {message}", *(f"    {line}" for line in self._log.take())])
+    def _failure(self, task: str, error: GpuError) -> GpuError:
+        hint, code = error.hint, error.code
+        text = "\n".join([f"{task}: {error.message}", *(f"    {line}" for line in self._log.take())])
         self.poisoned = self.cuda.is_broken()
         if self.poisoned:
             code = "cuda-broken"
