@@ -168,6 +168,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
     report = yield
+    marks.keep(collector, report)
     said = marks.in_vain(collector, report)
     if said is not None:
         report.longrepr = said if report.outcome == "passed" else f"{said}\n\n{report.longrepr}"
