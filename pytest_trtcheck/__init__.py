@@ -74,9 +74,10 @@ def trt_parity(
 ) -> pytest.MarkDecorator:
     """Mark a test: does the model, lowered to `precision`, still compute what the FP32 model computes?
 
-    A list of precisions, batches or backends makes a test of each. What the test function returns is fed to the model:
-    a mapping from input name to array (one array for a model of one input), or a list of these. Unlike
-    `pytest.mark.trt_parity(make_model)`, which would decorate `make_model`, a function is taken as an argument.
+    A list of precisions, batches or backends makes a test of each, and takes `pytest.param(…, marks=…, id=…)`. What the
+    test function returns is fed to the model: a mapping from input name to array (one array for a model of one input),
+    or a list of these. Unlike `pytest.mark.trt_parity(make_model)`, which would decorate `make_model`, a function is
+    taken as an argument.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.check.request import Known
@@ -40,12 +40,15 @@ class Marked:
         The marks `trt_latency` that stand in one place, with their specs.
     judge_parity
         Whether `trt_parity` is there at all.
+    params
+        By the parameter that a list of it becomes: the list, where it holds a `pytest.param`.
     """
 
     parity: ParitySpec
     latency: tuple[tuple[pytest.Mark, LatencySpec], ...] = ()
     judge_parity: bool = True
     error: CheckError | None = None
+    params: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def selected(self, item: pytest.Item) -> ParitySpec:
         """The spec with the one precision and batch of this test among those that the marker lists."""
@@ -184,14 +187,41 @@ def marked(item: pytest.Item) -> Marked | None:
     return known[1]
 
 
+_PARAMETER = type(pytest.param())
+_LISTS = {"precision": PRECISION, "batch": BATCH, "backend": BACKEND}
+
+
+def _plain(arguments_given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The arguments of a mark with the bare values in their lists; and the lists with a `pytest.param` in them."""
+    plain, wrapped = dict(arguments_given), {}
+    for name in _LISTS:
+        value = plain.get(name)
+        written = list(value) if isinstance(value, (list, tuple)) and type(value) is not _PARAMETER else [value]
+        if any(isinstance(each, _PARAMETER) for each in written):
+            plain[name] = [
+                each.values[0] if isinstance(each, _PARAMETER) and len(each.values) == 1 else each for each in written
+            ]
+            wrapped[name] = written
+    return plain, wrapped
+
+
 def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
     parity: list[ParitySpec] = []
     latency: list[tuple[pytest.Mark, LatencySpec]] = []
+    params: dict[str, list[Any]] = {}
     try:
         for mark in found:
-            spec = arguments.from_marker(mark.name, mark.args, mark.kwargs)
+            plain, wrapped = _plain(mark.kwargs) if mark.name == "trt_parity" else (mark.kwargs, {})
+            spec = arguments.from_marker(mark.name, mark.args, plain)
             if isinstance(spec, ParitySpec):
                 parity.append(spec)
+                read = {"precision": spec.precision, "batch": spec.batch, "backend": spec.backends}
+                for name, given in wrapped.items():
+                    # By the names that are known of what may be written in several ways.
+                    params[_LISTS[name]] = [
+                        pytest.param(value, marks=each.marks, id=each.id) if isinstance(each, _PARAMETER) else value
+                        for value, each in zip(read[name], given, strict=True)
+                    ]
             else:
                 _check_gpu_keys(config, spec)
                 latency.append((mark, spec))
@@ -205,7 +235,7 @@ def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
             )
     except Exception as error:
         return Marked(ParitySpec(), error=unforeseen(error, found[-1].name))
-    return Marked(parity[0] if parity else ParitySpec(), tuple(latency), judge_parity=bool(parity))
+    return Marked(parity[0] if parity else ParitySpec(), tuple(latency), judge_parity=bool(parity), params=params)
 
 
 def _check_gpu_keys(config: pytest.Config, latency: LatencySpec) -> None:
