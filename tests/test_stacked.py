@@ -343,6 +343,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(trt_latency(p50_ms=2))
         if item.name == "test_late_in_vain":
             item.add_marker(trt_latency(p50_ms=1, batch=5))
+
+@pytest.fixture
+def limited(request):
+    request.applymarker(trt_latency(p50_ms=1, batch=5))
 """,
         test_it="""
 @trt_parity("conv.onnx", batch=4)
@@ -350,6 +354,9 @@ def test_late(): ...
 
 @trt_parity("conv.onnx", batch=4)
 def test_late_in_vain(): ...
+
+@trt_parity("conv.onnx", batch=4)
+def test_by_a_fixture(limited): ...
 
 @pytest.mark.parametrize("which", [
     pytest.param(1, marks=trt_parity("conv.onnx", batch=1)),
@@ -361,7 +368,7 @@ def test_which(which): ...
 """,
     )
     run = suite.run()
-    assert errors(run) == {"test_late_in_vain": "marker-unmatched"}
+    assert errors(run) == dict.fromkeys(("test_late_in_vain", "test_by_a_fixture"), "marker-unmatched")
     assert {name: limits for name, limits in judged(run).items() if limits} == {
         "test_late": {"p50_ms": 1},
         "test_which[4]": {"p50_ms": 4},

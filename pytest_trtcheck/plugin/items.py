@@ -339,6 +339,9 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
         outcome.refuse(item, error)
     if inputs is None:
         inputs, source = fixture("trt_inputs"), "trt_inputs"
+    # A fixture may have added a mark since the test was looked at.
+    if (problem := found.problem(item)) is not None:
+        outcome.refuse(item, problem)
     parity = found.selected(item)
     try:
         request = outcome.request_for(
