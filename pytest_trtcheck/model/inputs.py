@@ -480,6 +480,16 @@ def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> Non
             )
 
 
+def batch_of(model: OnnxModel, case: Case) -> int | None:
+    """How many rows a case holds, of the inputs that leave their first dimension open, of a model without any of all
+    inputs; None where these hold different numbers.
+    """
+    rows = {spec.name: np.shape(case[spec.name])[:1] for spec in model.inputs if spec.name in case}
+    opened = {spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    found = {held for name, held in rows.items() if held and (name in opened or opened.isdisjoint(rows))}
+    return found.pop()[0] if len(found) == 1 else None
+
+
 def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
     """The optimization profile: for every input with open dimensions what is declared, else a range of all `cases`.
 
