@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, plural, unforeseen
 from pytest_trtcheck.model import memory
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
 from pytest_trtcheck.model.randomness import random_nodes
@@ -114,6 +115,16 @@ class OnnxModel:
     origin: Origin | None = field(default=None, compare=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file and its external data."""
+        return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *self.external))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one session of it at a time is all that the memory should hold."""
+        return self.size_bytes > protos.LARGE_MODEL
+
 
 def load(path: Path, label: str | None = None) -> OnnxModel:
     """Read the model at `path`.
@@ -153,7 +164,7 @@ def _load(path: Path, label: str) -> OnnxModel:
     proto = _parse(path, label)
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
-    files = _external_files(proto, path.parent, label)
+    files = _external_files(proto, path, label)
     if problems := list(_too_large(proto)):
         raise ModelError(
             f"{label}: {listed(problems, 10, '; ')}", "export it with smaller constants, or open dimensions"
@@ -212,11 +223,11 @@ def external_files(path: Path, label: str | None = None) -> dict[str, Path]:
         As `load` does.
     """
     label = label or str(path)
-    return _external_files(_parse(path, label), path.parent, label)
+    return _external_files(_parse(path, label), path, label)
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The graph of the model at `path`, its external data by absolute paths.
+    """The graph of the model at `path`, what `proto.load` leaves on disk by absolute paths.
 
     They were looked at here, so that no library has to: some refuse a file that has hard links, which package managers
     and copies that save space make of every file.
@@ -230,16 +241,15 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
     proto = _parse(path, str(path))
     external = [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
-    files = _external_files(proto, path.parent, str(path)) if external else {}
+    files = _external_files(proto, path, str(path)) if external else {}
     for tensor in external:
-        for entry in tensor.external_data:
+        for entry in () if protos.is_held(tensor, path) else tensor.external_data:
             if entry.key == "location":
                 entry.value = str(files[entry.value].absolute())
     return proto
 
 
 def _parse(path: Path, label: str) -> onnx.ModelProto:
-    import onnx
 
     if not path.exists():
         raise ModelError(f"{label}: no such file", f"looked for {path}", code="model-missing")
@@ -255,7 +265,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
             code="model-kind",
         )
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = protos.load(path)
     except Exception as error:
         if path.suffix in {".plan", ".engine", ".trt"}:
             raise ModelError(
@@ -367,22 +377,28 @@ def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from all_nodes(each.node)
 
 
-def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[str, Path]:
+def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str, Path]:
     """The external data files, checked, by the location that the model gives."""
     from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 
+    folder = path.parent
     files: dict[str, Path] = {}
     problems: list[str] = []
     for tensor in _get_all_tensors(proto):
         if not uses_external_data(tensor):
-            _check_inline(tensor, problems)
+            if tensor.HasField("raw_data"):
+                problems += _misfit(tensor, len(tensor.raw_data))
             continue
-        name = tensor.name or "(nameless)"
+        name, needed = tensor.name or "(nameless)", _tensor_bytes(tensor)
         try:
             info = ExternalDataInfo(tensor)
             offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
         except ValueError as error:
             problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
+            continue
+        held = needed if length is None else length
+        if protos.is_held(tensor, path) and offset + held <= path.stat().st_size:
+            problems += _misfit(tensor, held)
             continue
         location = PurePosixPath(info.location)
         if location.is_absolute() or ".." in location.parts or "\0" in info.location:
@@ -400,7 +416,6 @@ def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[st
             problems.append(f"weight {name}: {info.location!r} is missing")
             continue
         size = file.stat().st_size
-        needed = _tensor_bytes(tensor)
         if length is not None and length != needed:
             problems.append(f"weight {name}: is said to have {plural(length, 'byte')}, its shape needs {needed:,}")
         elif offset + needed > size:
@@ -439,11 +454,12 @@ def _bits(data_type: int) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
 
 
-def _check_inline(tensor: onnx.TensorProto, problems: list[str]) -> None:
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != _tensor_bytes(tensor):
-        problems.append(
-            f"weight {tensor.name or '(nameless)'}: holds {plural(len(tensor.raw_data), 'byte')}, "
-            f"its shape {tuple(tensor.dims)} needs {_tensor_bytes(tensor):,}"
+def _misfit(tensor: onnx.TensorProto, held: int) -> Iterator[str]:
+    """What is wrong with a weight of which the model's file has so many bytes."""
+    if held != (needed := _tensor_bytes(tensor)):
+        yield (
+            f"weight {tensor.name or '(nameless)'}: holds {plural(held, 'byte')}, its shape {tuple(tensor.dims)} needs "
+            f"{needed:,}"
         )
 
 

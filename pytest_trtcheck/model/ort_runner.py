@@ -81,11 +81,12 @@ class _Host:
         self._process: Process | None = None
         self._is_up = False
         self._owner = os.getpid()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held by whoever has more to ask than one thing."""
 
     def settle(self, limits: Limits) -> None:
         """Hold to other limits from now on."""
-        with self._lock:
+        with self.lock:
             if limits != self.limits:
                 self.end()
             self.limits = limits
@@ -98,12 +99,16 @@ class _Host:
 
     def process(self) -> Process:
         """The process, started now if need be."""
-        with self._lock:
+        with self.lock:
             if self._process is None or self._owner != os.getpid():  # A fork has no use for its parent's.
                 self._owner = os.getpid()
                 self._process = Process(f"{__name__}:serve", _TITLE, memory_bytes=self.limits.allowed_bytes)
                 self._is_up = False
             return self._process
+
+    def has(self, process: Process) -> bool:
+        """Whether it is the one that is there."""
+        return process is self._process
 
     def ask(
         self, process: Process, request: dict[str, Any], blobs: Sequence[Blob], allowed_s: float, doing: str
@@ -117,7 +122,7 @@ class _Host:
         CheckError
             As in this process.
         """
-        with self._lock:
+        with self.lock:
             drop = [number for of, number in self.dropped if of is process]
             self.dropped.clear()
             try:
@@ -223,7 +228,7 @@ class OrtRunner:
         """
         if self._here is not None:
             return self._here(inputs)
-        with _HOST._lock:
+        with _HOST.lock:
             opened = self._opened
             if opened is None or opened.process is not _HOST.process():  # It has died of another model.
                 opened = self._open()
@@ -237,7 +242,7 @@ class OrtRunner:
         return unpacked(answer.value, answer.blobs)
 
     def _open(self) -> _Opened:
-        with _HOST._lock:
+        with _HOST.lock:
             process = _HOST.process()
             allowed_s = _HOST.limits.allowed_s(self._bytes, 0)
             answer = _HOST.ask(process, {"do": "open", **self._request}, (), allowed_s, f"{self._label}, being loaded")
@@ -255,8 +260,8 @@ class OrtRunner:
         if opened is None:
             return
         opened.drop()
-        with _HOST._lock, contextlib.suppress(ModelError):
-            if opened.process is _HOST._process:
+        with _HOST.lock, contextlib.suppress(ModelError):
+            if _HOST.has(opened.process):
                 _HOST.ask(opened.process, {"do": "close", "number": opened.number}, (), 60.0, self._label)
 
 
@@ -290,6 +295,7 @@ def serve(request: dict[str, Any]) -> Any:
             sessions.pop(request["number"], None)
             return None
         if request["do"] == "start":
+            memory.give_back()
             module()
             return None
         session = OrtSession(

@@ -22,8 +22,9 @@ from pytest_trtcheck.errors import (
     UnsupportedTargetError,
     first_line,
 )
+from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
-from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
+from pytest_trtcheck.precision.reference import CallableReference, ModelReference, SourceReference
 from pytest_trtcheck.record import Evidence, GpuRecord
 from pytest_trtcheck.spec import PRECISIONS
 
@@ -238,7 +239,8 @@ def loaded(settings: Settings, known: Known) -> Known:
         if reason is not None:
             return _uncompared(known, reason)
         _refuse_itself(known)
-        _compute_large_reference(known)
+        if isinstance(known.reference, KeptOutputs | ModelReference):
+            known.reference.keep(known.cases)
     if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
         raise ArgumentError(
             f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
@@ -263,15 +265,6 @@ def loaded(settings: Settings, known: Known) -> Known:
         notes = filter(None, [settings.machine.gpu_note])
         known = known.recorded(*notes, gpu=GpuRecord(**system.gpu.environment()))
     return known.recorded(backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran)
-
-
-def _compute_large_reference(known: Known) -> None:
-    """Get the outputs of a large reference into the cache before the other model is open: either fills the memory."""
-    reference = known.reference
-    if known.model.external and isinstance(reference, Reference) and reference.keeps:
-        for case in known.cases:
-            reference(case)
-        reference.close()
 
 
 def _uncompared(known: Known, reason: str) -> Known:
