@@ -205,7 +205,7 @@ class _Lowering:
 
     def note(self, name: str, array: NDArray[Any], readers: Callable[[], tuple[str, ...]]) -> None:
         """Remember a constant that overflows, or of which nothing is left."""
-        if not array.size:
+        if not array.size or array.dtype.kind in "OSU":
             return
         magnitude = np.abs(array)
         changed, what = (magnitude > self.largest) & np.isfinite(array), "overflow"
