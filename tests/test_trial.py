@@ -184,6 +184,11 @@ def test_one_that_hangs_is_stopped_and_not_waited_for_again(
         made.beside(entry)
     assert "tried again in 60 min" in info.value.hint
     assert tried() == []
+    for text in (b"{}", b'{"at": "now", "message": "m"}', b'{"at": 1e999, "message": "m"}', b"[1]", b"\xff"):
+        entry.write_extra(made._name("stopped"), text)
+        with pytest.raises(GpuError, match="did not finish within"):
+            made.beside(entry)
+        assert "hang" in tried()
     monkeypatch.setattr(trial, "STOPPED_S", 0.0)
     with pytest.raises(GpuError, match="did not finish within"):
         made.beside(entry)

@@ -30,6 +30,7 @@ from pytest_trtcheck.cache.manifest import (
     read_manifest,
     recall_manifest,
     recall_verified,
+    refuse_others,
     remember_verified,
     verify_files,
     write_manifest,
@@ -134,6 +135,13 @@ class Entry:
         length = _CRC_BYTES if self._secret is None else _SIGNATURE_BYTES
         data = content[length:]
         return data if hmac.compare_digest(content[:length], self._seal(name, data)) else None
+
+    def recall(self, name: str, take: Callable[[bytes], T]) -> T | None:
+        """What `take` makes of what was attached last under `name`; None where it is nothing that it understands."""
+        data = self.read_extra(name)
+        with suppress(ReportError, *MISREAD):
+            return None if data is None else take(data)
+        return None
 
     def _seal(self, name: str, data: bytes) -> bytes:
         if self._secret is None:
@@ -469,9 +477,11 @@ class Cache:
             manifest, then = known
             with suppress(OSError):
                 if all(stamp(path) == before for path, before in then.items()):
+                    refuse_others(directory, manifest)
                     self._verified[directory] = known
                     return manifest
         manifest = read_manifest(directory, self._secret)
+        refuse_others(directory, manifest)
         stamps = recall_verified(directory, manifest, self._secret)
         if stamps is None:
             stamps = verify_files(directory, manifest, hashed=self._secret is not None)

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model.apart import Answer
 from pytest_trtcheck.model.packing import packed, unpacked
+from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,9 +116,9 @@ class Trial:
         try:
             engine = EngineApart(self, tensorrt.expected_builder(), kernels_of(entry))
         except StoppedError as error:
-            stopped = {"at": time.time(), "message": error.message, "hint": error.hint}
+            stopped = _Stopped(time.time(), error.message)
             with suppress(CacheError):
-                entry.write_extra(self._name("stopped"), json.dumps(stopped).encode())
+                entry.write_extra(self._name("stopped"), json.dumps(asdict(stopped)).encode())
             raise
         # A cache that is read-only serves; there it is tried each time.
         with suppress(CacheError):
@@ -127,13 +128,12 @@ class Trial:
         return engine
 
     def _recall_stopped(self, entry: Entry) -> None:
-        kept = entry.read_extra(self._name("stopped"))
-        found = json.loads(kept) if kept else {"at": -math.inf}
-        ago = time.time() - found["at"]
-        if 0 <= ago < STOPPED_S:
+        found = entry.recall(self._name("stopped"), lambda kept: typed(json.loads(kept), _Stopped))
+        ago = math.inf if found is None else time.time() - found.at
+        if found is not None and 0 <= ago < STOPPED_S:
             left = math.ceil((STOPPED_S - ago) / 60)
             raise StoppedError(
-                f"{found['message']}\n(that was {ago / 60:.0f} min ago; nobody waited for it again)",
+                f"{found.message}\n(that was {ago / 60:.0f} min ago; nobody waited for it again)",
                 f"it is tried again in {left} min, or once the cache is emptied, --trt-cache-clear",
             )
 
@@ -149,6 +149,14 @@ class Trial:
         hints = [*advice(text, is_rtx=self.module.is_rtx), "try another precision, keep_fp32=[…], or another TensorRT"]
         kind = StoppedError if answered.timed_out else GpuError
         return kind(text, "\n  → ".join(dict.fromkeys(hints)))
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """What had to be stopped: when, in seconds since the epoch, and what was said of it."""
+
+    at: float
+    message: str
 
 
 class StoppedError(GpuError):
