@@ -130,9 +130,15 @@ PARTS = {
 """What a path below the folder belongs to; the longest that fits."""
 
 
+_CHANCE = re.compile(
+    r"(?<=\.trtcheck-export-)\w{8}|(?<=\.onnx\.data\.)\w{8}|(?<=tmp/)\w{8}$"
+    r"|(?<![a-z])[0-9a-f]{12,}|held-[^/]*|[0-9]+"
+)
+
+
 def kind_of(event: str, path: str) -> str:
     """What is done to which sort of file: without what differs from run to run, and from one entry to another."""
-    return f"{event} {re.sub(r'(?<![a-z])[0-9a-f]{12,}|held-[^/]*|[0-9]+', '*', path)}"
+    return f"{event} {_CHANCE.sub('*', path)}"
 
 
 def part_of(event: str, path: str) -> str:
