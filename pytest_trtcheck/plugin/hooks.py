@@ -186,6 +186,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not _FOR_GPU.isdisjoint(metafunc.fixturenames):
             by_gpu(metafunc)
         return
+    if not hasattr(metafunc.function, "__name__"):
+        # A functools.partial has none, and pytest up to 9.0 asks what it parametrizes for it.
+        metafunc.function.__name__ = metafunc.definition.name
     if len(found.parity.precision) > 1:
         metafunc.fixturenames.append(PRECISION)
         metafunc.parametrize(PRECISION, found.parity.precision)
@@ -238,7 +241,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The tests of a list that could not be checked."""
     refused = config.stash.get(_REFUSED, None)
     if refused:
-        terminalreporter.section("tests that can't be checked", red=True, bold=True)
+        terminalreporter.section("tests that cannot be checked", red=True, bold=True)
         for text in refused:
             terminalreporter.write_line(visible(f"ERROR {text}"))
 
