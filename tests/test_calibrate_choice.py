@@ -177,7 +177,7 @@ def test_rows_are_counted_where_samples_are_batches(tmp_path: Path) -> None:
     lowered = lower(opened, "int8", cache, calibration=Calibration(rows, "auto"))
     found = lowered.details["ranges"]
     assert (found["samples"], found["rows"]) == (1, len(rows))
-    assert f"from 1 sample of {len(rows)} rows, of which none could be held out" in lowered.notes[0]
+    assert f"from 1 sample ({len(rows)} rows), of which none could be held out" in lowered.notes[0]
     assert lowered.notes[0].endswith("give more, or its rows apart, with one dimension more in front")
     apart = lower(opened, "int8", cache, calibration=Calibration(rows[:, None], "minmax"))
     assert (apart.details["ranges"]["samples"], apart.details["ranges"]["rows"]) == (len(rows), None)
@@ -232,7 +232,7 @@ def test_the_note_and_the_record_say_what_was_chosen(tmp_path: Path, precision: 
     assert chosen["choice"]["held_out"] == 6
     assert len(chosen["choice"]["errors"]) == len(choosing.METHODS)
     rows = sum(len(each["x"]) for each in draw(6))
-    said = f"from 6 samples of {rows} rows, chosen of {len(choosing.METHODS)} methods by the error on held-out"
+    said = f"from 6 samples ({rows} rows), chosen of {len(choosing.METHODS)} methods by the error on held-out"
     assert said in lowered.notes[0]
     assert f"ranges by {chosen['method']}" in lowered.notes[0]
     again = lower(opened, precision, cache, calibration=Calibration(draw(6), "auto"))

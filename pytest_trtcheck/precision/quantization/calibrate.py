@@ -125,7 +125,7 @@ class Ranges:
     def __str__(self) -> str:
         method = Method(self.method, self.percentile)
         said = f"ranges by {method} from {plural(self.samples, 'sample')}"
-        said += f" of {plural(self.rows, 'row')}" if self.rows else ""
+        said += f" ({plural(self.rows, 'row')})" if self.rows else ""
         if not self.choice:
             return said
         apart = ", or its rows apart, with one dimension more in front" * bool(self.rows and self.samples == 1)
