@@ -365,6 +365,7 @@ def _examined(
             known.computed_in,
             case=index if len(known.cases) > 1 else None,
             can_keep=not known.lowered.taken_as_it_is,
+            has_no_order=any("NMS" in each or each == "NonMaxSuppression" for each in known.model.op_types),
             limits=limits_of(known),
         )
     return found

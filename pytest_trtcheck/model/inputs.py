@@ -576,7 +576,7 @@ def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDAr
     if spec.dtype == "str" or spec.dtype.startswith("complex"):
         kind = "strings" if spec.dtype == "str" else f"{spec.dtype} numbers"
         raise InputError(
-            f"input {spec.name!r}: {kind} can't be generated",
+            f"input {spec.name!r}: {kind} cannot be generated",
             "return real inputs from the test",
             code="input-generated",
         )

@@ -185,6 +185,7 @@ def _load(path: Path, label: str) -> OnnxModel:
     proto = _parse(path, label)
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
+    _refuse_untyped(proto.graph, label)
     files = _external_files(proto, path, label)
     if problems := list(_too_large(proto)):
         raise ModelError(
@@ -278,7 +279,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
         raise ModelError(
-            f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it", code="model-missing"
+            f"{label}: its path is no UTF-8, and ONNX Runtime cannot open it", "rename it", code="model-missing"
         ) from error
     if not path.is_file():
         raise ModelError(
@@ -445,6 +446,8 @@ def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str,
         try:
             info = ExternalDataInfo(tensor)
             offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+            if min(offset, length or 0) < 0:  # as ONNX says itself from some release on
+                raise ValueError(f"{offset=}, {length=}")
         except ValueError as error:
             problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
             continue
@@ -519,6 +522,21 @@ _MOST_DIMENSIONS = 32
 """Of arrays in numpy 1."""
 
 
+def _refuse_untyped(graph: onnx.GraphProto, label: str) -> None:
+    import onnx
+
+    for kind in ("input", "output"):
+        for index, value in enumerate(getattr(graph, kind)):
+            kinds = {"tensor_type": value.type.tensor_type.elem_type, None: onnx.TensorProto.UNDEFINED}
+            if kinds.get(value.type.WhichOneof("value")) == onnx.TensorProto.UNDEFINED:
+                raise ModelError(
+                    f"{label}: {kind} {value.name!r} has no type",
+                    "what selects a part of a model, as skl2onnx's select_model_inputs_outputs, leaves it out: set the "
+                    f"one that the tensor has, model.graph.{kind}[{index}].type.tensor_type.elem_type = "
+                    "onnx.TensorProto.FLOAT, and save the model again",
+                )
+
+
 def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None) -> TensorSpec:
     import onnx
 
@@ -533,8 +551,6 @@ def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.STRING:
         dtype = "str"
-    elif tensor.elem_type == onnx.TensorProto.UNDEFINED:
-        raise ModelError(f"{label}: {value.name!r} has no element type", "export the model again with typed outputs")
     else:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
     if len(tensor.shape.dim) > _MOST_DIMENSIONS:
