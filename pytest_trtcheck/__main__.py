@@ -143,7 +143,10 @@ def _merge(given: argparse.Namespace) -> int:
         json_report.save(given.output, found)
     if given.html:
         html.save(given.html, found)
-    _say(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
+    if given.markdown:
+        _say(merge.markdown(found, requires_all=given.require_all))
+    else:
+        _say("\n".join(merge.lines(found, _width(), requires_all=given.require_all)))
     return WORSE if merge.is_bad(found) or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
 
 
@@ -262,7 +265,7 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="a first test of the models in a project, and a CI workflow",
         description="Look for models (.onnx, .pt2, .keras, SavedModel folders) and write tests/test_inference.py, "
         "tests/conftest.py, a pytest.ini where nothing configures pytest, and a CI workflow. What exists stays.",
-        epilog="exit status: 0; 1 where no model was found; 2 where a file can't be written",
+        epilog="exit status: 0; 1 where no model was found; 2 where a file cannot be written",
     )
     command.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="the project's (default: this one)")
     command.add_argument(

@@ -257,7 +257,7 @@ def test_a_metric_that_cannot_be_computed_is_an_error(
     record = judged(actual, reference, 1.0, metric)
     assert record.verdict == "error"
     assert entry(record, metric).value is None
-    assert "can't be computed" in sentence(entry(record, metric))
+    assert "cannot be computed" in sentence(entry(record, metric))
 
 
 def test_a_metric_that_was_not_measured_is_an_error() -> None:

@@ -76,7 +76,7 @@ def pytest_pycollect_makeitem(collector, name, obj):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.name in {"custom", "test_late", "fp16", "test_it.documented"}:
+        if item.name in {"custom", "test_late", "parity", "test_it.documented"}:
             item.add_marker(trt_parity())
         if item.name == "test_late_list":
             item.add_marker(trt_parity(precision=["fp16", "bf16"]))
@@ -124,7 +124,7 @@ def test_markers_of_hooks_and_on_items_of_other_kinds_are_followed_or_refused(su
     run = suite.run("--doctest-modules", "test_it.py", "some.custom", "conv.onnx")
     assert outcomes(run) == {
         "custom": "error",
-        "fp16": "error",
+        "parity": "error",
         "test_it.documented": "error",
         "other_function": "error",
         "test_late": "pass",
@@ -458,7 +458,7 @@ def test_a_test_that_yields_is_refused(suite: Suite) -> None:
     ignored = ("-W", "ignore:The configuration option", "-W", "ignore:Tests based on asynchronous generators")
     run = suite.run(*ignored, plugins=["asyncio"])
     run.result.assert_outcomes(errors=1)
-    assert "a test that yields can't be checked" in run.text
+    assert "a test that yields cannot be checked" in run.text
 
 
 EXPECTED = """

@@ -217,7 +217,7 @@ def test_onnx_files_are_never_collected_by_walking(suite: Suite) -> None:
     (suite.path / "pytest.ini").write_text("[pytest]\ntrt_collect =\n    conv.*\n")
     run = suite.run()
     run.result.assert_outcomes(passed=2)
-    assert [record["nodeid"] for record in run.checks] == ["conv.onnx::fp16"]
+    assert [record["nodeid"] for record in run.checks] == ["conv.onnx::parity"]
 
 
 def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:

@@ -116,8 +116,10 @@ def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_require
     whole = on("Tesla T4", PASSING)
     part = on("NVIDIA L4", replace(PASSING, checks=PASSING.checks[1:]))
     status, text = merging(whole, part)
-    assert (status, "L4: lacks 1 check of others" in text) == (0, True)
-    assert merging(whole, part, options=("--require-all",))[0] == 1
+    assert (status, "\nL4: lacks 1 check of others" in text) == (0, True)
+    for options in (("--require-all",), ("--require-all", "--markdown")):
+        status, text = merging(whole, part, options=options)
+        assert (status, "--require-all: L4: lacks 1 check of others" in text) == (1, True)
     assert merging(whole, on("NVIDIA L4", PASSING), options=("--require-all",))[0] == 0
     status, text = merging(whole, on(None, PASSING), options=("--require-all",))
     assert (status, "emulated, not run on a GPU" in text) == (1, True)

@@ -410,8 +410,9 @@ class Known:
     def close(self) -> None:
         """Free what runs the model and its reference."""
         self.reference.close()
-        if self.runner is not None:
-            self.runner.close()
+        for held in (self.runner, self.built):
+            if held is not None:
+                held.close()
 
     @property
     def precision(self) -> Precision:

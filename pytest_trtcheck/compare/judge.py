@@ -224,7 +224,7 @@ def sentence(entry: JudgedRecord) -> str:
     if entry.verdict == "not_measured":
         return f"{metric}{part}{note}"
     if value is None:
-        return f"{metric} can't be computed{note} ({entry.source}{case})"
+        return f"{metric} cannot be computed{note} ({entry.source}{case})"
     if metric == "nonfinite":
         return f"NaN and Inf do not match the reference in {plural(int(value), 'element')}"
     failed = is_bad(entry.verdict)

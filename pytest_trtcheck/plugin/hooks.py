@@ -187,6 +187,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not _FOR_GPU.isdisjoint(metafunc.fixturenames):
             by_gpu(metafunc)
         return
+    if not hasattr(metafunc.function, "__name__"):
+        # A functools.partial has none, and pytest up to 9.0 asks what it parametrizes for it.
+        metafunc.function.__name__ = metafunc.definition.name
     _by(metafunc, PRECISION, found.parity.precision, found.params.get(PRECISION))
     by_batch(metafunc, found.parity.batch, found.params.get(BATCH))
     if found.parity.engine is None:
@@ -250,7 +253,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The tests of a list that could not be checked."""
     refused = config.stash.get(_REFUSED, None)
     if refused:
-        terminalreporter.section("tests that can't be checked", red=True, bold=True)
+        terminalreporter.section("tests that cannot be checked", red=True, bold=True)
         for text in refused:
             terminalreporter.write_line(visible(f"ERROR {text}"))
 

@@ -162,7 +162,7 @@ def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
     """Why nothing comes of what the test returns; None where it does."""
     if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
         return ArgumentError(
-            f"{item.name}: a test that yields can't be checked", "return the inputs", code="marker-misplaced"
+            f"{item.name}: a test that yields cannot be checked", "return the inputs", code="marker-misplaced"
         )
     if getattr(item.obj, "is_hypothesis_test", False):
         return ArgumentError(
