@@ -88,8 +88,7 @@ def blamed(settings: Settings, known: Known, first: Callable[[Known], None] = la
 def _with(known: Known, found: dict[str, Any] | None) -> Known:
     if found is None:
         return known
-    # As JSON has them, where they come from the cache: an infinite one is a text there.
-    traced = {name: (float(error), float(own)) for name, (error, own) in (found.get("traced") or {}).items()}
+    traced = {name: (error, own) for name, (error, own) in (found.get("traced") or {}).items()}
     blamed = known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
     return replace(blamed, traced=traced)
 
@@ -193,9 +192,13 @@ def remembered(
 
 
 def _complete(found: Any) -> dict[str, Any] | None:
-    if found is not None and found["is_complete"] is not True:
+    if found is None:
+        return None
+    if found["is_complete"] is not True:
         raise ValueError("it is not complete")
-    return typed(found, dict[str, Any]) if found else None
+    typed(found, BlameRecord)
+    traced = typed(found.get("traced") or {}, dict[str, tuple[float, float]])
+    return {**found, "traced": traced}
 
 
 def subject_of(known: Known, worst: int) -> Subject:

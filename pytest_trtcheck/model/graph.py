@@ -338,7 +338,7 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
     if before < _OPSET_OF_SCAN and any(node.op_type == "Scan" for node in all_nodes(model.graph)):
         # ONNX's converter leaves it as it is, which means something else from then on.
         raise ModelError(
-            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} can't be "
+            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} cannot be "
             "converted",
             f"export the model in opset {version} or later",
             code="opset-conversion",

@@ -25,9 +25,10 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import CheckError, ModelError
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.apart import Answer, EndedError, Process
+from pytest_trtcheck.model.packing import packed, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -232,13 +233,13 @@ class OrtRunner:
             if opened is None or opened.process is not _HOST.process():  # It has died of another model.
                 opened = self._open()
             arrays = {name: np.asarray(array) for name, array in inputs.items()}
-            described, blobs = _packed(arrays)
+            described, blobs = packed(arrays)
             allowed_s = _HOST.limits.allowed_s(self._bytes, sum(map(len, blobs)))
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             request = {"do": "run", "number": opened.number, "arrays": described}
             doing = f"{self._label}, on {shapes}" if shapes else self._label
             answer = _HOST.ask(opened.process, request, blobs, allowed_s, doing)
-        return _unpacked(answer.value, answer.blobs)
+        return unpacked(answer.value, answer.blobs)
 
     def _open(self) -> _Opened:
         with _HOST.lock:
@@ -271,44 +272,6 @@ def _files_bytes(path: Path) -> int:
     return 0
 
 
-def _packed(arrays: Mapping[str, NDArray[Any]]) -> tuple[list[list[Any]], list[memoryview]]:
-    """Arrays as what JSON can hold and bytes: name, type and shape; of strings, the strings themselves."""
-    described: list[list[Any]] = []
-    blobs = []
-    for name, array in arrays.items():
-        if array.dtype.kind in "OUST":
-            texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in array.flat]
-            if not all(isinstance(text, str) for text in texts):
-                raise ModelError(f"{name!r} is no tensor", "only tensors can be compared: leave it out of the outputs")
-            described.append([name, "str", list(array.shape), list(map(str, texts))])
-            continue
-        plain = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-        described.append([name, plain.dtype.name, list(array.shape), None])
-        blobs.append(plain.reshape(-1).view(np.uint8).data)
-    return described, blobs
-
-
-def _unpacked(described: Sequence[Sequence[Any]], blobs: Sequence[Blob]) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    rest = iter(blobs)
-    for name, dtype, shape, texts in described:
-        if texts is not None:
-            arrays[name] = np.array(texts, object).reshape(shape)
-        else:
-            arrays[name] = np.frombuffer(next(rest), _dtype(dtype)).reshape(shape)
-    return arrays
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found
-
-
 # --- in the other process --------------------------------------------------------------------------------------------
 
 
@@ -326,8 +289,8 @@ def serve(request: dict[str, Any]) -> Any:
         sessions.pop(number, None)
     try:
         if request["do"] == "run":
-            inputs = _unpacked(request["arrays"], request.get("blobs", ()))
-            return Answer(*_packed(sessions[request["number"]](inputs)))
+            inputs = unpacked(request["arrays"], request.get("blobs", ()))
+            return Answer(*packed(sessions[request["number"]](inputs)))
         if request["do"] == "close":
             sessions.pop(request["number"], None)
             return None

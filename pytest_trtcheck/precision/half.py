@@ -208,7 +208,7 @@ class _Lowering:
 
     def note(self, name: str, array: NDArray[Any], readers: Callable[[], tuple[str, ...]]) -> None:
         """Remember a constant that overflows, or of which nothing is left."""
-        if not array.size:
+        if not array.size or array.dtype.kind in "OSU":
             return
         peak = max(abs(array.max()), abs(array.min()))
         if peak <= self.largest:

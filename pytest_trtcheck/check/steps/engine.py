@@ -185,13 +185,22 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
                 reference(case)
 
     with ThreadPoolExecutor(2, "trtcheck") as pool:
-        pool.submit(known.system.start)
+        if not _computes_alone(settings, known.request):
+            pool.submit(known.system.start)
         pool.submit(compute)
         yield
 
 
-def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
-    """What runs a built engine; none does once one has broken CUDA in this process."""
+def loaded_by(settings: Settings, system: Backend, built: Built, *, computes_alone: bool = False) -> Runner:
+    """What runs a built engine; none does once one has broken CUDA in this process.
+
+    Parameters
+    ----------
+    computes_alone
+        Whether nothing else is wanted of it: then it goes on where it was tried, and is not loaded again.
+    """
+    if computes_alone and built.loaded is not None:
+        return built.loaded
     if settings.broken and system.gpu is not None:
         raise GpuError(
             f"no engine can run: {settings.broken[0]}", "run this test in a process of its own", code="cuda-broken"
@@ -200,6 +209,12 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
         return system.load(built)
     found: Runner = settings.kept_open.get((system.name, built.path, built.spec.precision), lambda: system.load(built))
     return found
+
+
+def _computes_alone(settings: Settings, request: Request) -> bool:
+    """Whether no time is asked for: what is measured is loaded, run and kept open in this process."""
+    measures = request.latency is not None or request.parity.is_compared or settings.time_layers
+    return not measures and settings.kept_open is None
 
 
 def note_broken(settings: Settings, request: Request, error: CheckError) -> None:
@@ -242,8 +257,9 @@ def loaded(settings: Settings, known: Known) -> Known:
         # What was computed before is not computed again: it depends on nothing else than its key.
         runner = Emulated(known.model, known.lowered, found.spec.precision, settings.cache)
     else:
-        runner = loaded_by(settings, system, found)
-    load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
+        runner = loaded_by(settings, system, found, computes_alone=_computes_alone(settings, known.request))
+    is_loaded_here = system.loads and not system.is_emulation and runner is not found.loaded
+    load_ms = 1000 * (time.perf_counter() - started) if is_loaded_here else None
     known = replace(known, built=found, runner=runner, load_ms=load_ms)
     if system.gpu is not None:
         notes = filter(None, [settings.machine.gpu_note])
