@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import PurePath
 
 
 Code = Literal[
@@ -337,10 +338,23 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
+    text = f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})"
+    if frames and _is_users(frames[-1][0]):
+        return UnforeseenError(text, f"mend it there: it was raised in {frames[-1][0].name}", code="user-code-failed")
     return UnforeseenError(
-        f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})",
+        text,
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
         "traceback that --log-level=DEBUG shows",
+    )
+
+
+def _is_users(path: PurePath) -> bool:
+    """Whether a file is neither ours, nor Python's, nor an installed library's."""
+    import sysconfig
+
+    libraries = {__package__, "site-packages", "dist-packages", ""}
+    return libraries.isdisjoint(path.parts) and not (
+        str(path).startswith("<") or path.is_relative_to(sysconfig.get_path("stdlib"))
     )
 
 
@@ -460,4 +474,7 @@ def alike(word: str, known: Mapping[str, str], most: int) -> list[str]:
 
 def name_of(function: object) -> str:
     """What messages call a function, or an object that can be called."""
-    return str(getattr(function, "__name__", None) or type(function).__name__)
+    try:
+        return str(getattr(function, "__name__", None) or type(function).__name__)
+    except Exception:  # an object of the user's that can't say what it is called
+        return "function"
