@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -700,6 +701,37 @@ def test_what_another_process_uses_is_neither_evicted_nor_cleared(tmp_path: Path
     remove()
     assert "a" not in present(Cache(tmp_path))
     assert len(list((tmp_path / "v1" / "used").iterdir())) <= 1
+
+
+KILLED = """
+import os, signal, sys
+from pytest_trtcheck.cache import Cache
+
+def hook(event, given):
+    name = os.readlink(f"/proc/self/fd/{given[0]}") if event == "fcntl.flock" else str(given[0])
+    if event == sys.argv[3] and "/used/" in name and (event != "open" or given[2] & os.O_CREAT):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+assert Cache(sys.argv[1]).find("engine", sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("event", ["fcntl.flock", "os.remove"])
+def test_a_process_that_is_killed_leaves_no_claim(tmp_path: Path, event: str) -> None:
+    """Neither where it had not locked its list yet, nor where it was about to remove it."""
+    fill(Cache(tmp_path), "a")
+    env = {**os.environ, "PYTHONPATH": str(Path(hashing.__file__).parents[2])}
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), key(n="a").digest, event], env=env, check=False
+    )
+    assert found.returncode == -signal.SIGKILL
+    used = tmp_path / "v1" / "used"
+    left = set(used.iterdir())
+    assert left
+    assert Cache(tmp_path).get(key(n="a"))
+    assert not left & set(used.iterdir())
 
 
 def test_what_is_claimed_while_it_is_taken_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "no opset": (lambda m: m.ClearField("opset_import"), "model.onnx"),
     "complex numbers": (
         lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64),
-        "complex64 numbers can't be generated",
+        "complex64 numbers cannot be generated",
     ),
 }
 

@@ -158,6 +158,12 @@ class CacheDir:
             return []
         return [self.entries / kind / digest for digest in dict.fromkeys(found) if _DIGEST.fullmatch(digest)]
 
+    def has(self, kind: str) -> bool:
+        """Whether there is any entry of a kind."""
+        with suppress(OSError), os.scandir(self.entries / kind) as found:
+            return any(found)
+        return False
+
     def _index(self, kind: str, subject: str) -> Path:
         return self._subjects / hashlib.sha256(f"{kind}\0{subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

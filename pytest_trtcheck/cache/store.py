@@ -278,6 +278,10 @@ class Cache:
                     return True
         return False
 
+    def has(self, kind: str) -> bool:
+        """Whether there is any entry of a kind; a quick look."""
+        return self._dir.has(kind)
+
     def get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool = False) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
 

@@ -16,6 +16,7 @@ from pytest_trtcheck.metrics import METRICS, MISMATCHES
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.sources.exported import module_path
 from pytest_trtcheck.precision.emulation import Emulated
 from pytest_trtcheck.precision.lowering import lower
@@ -249,9 +250,7 @@ def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
     """The same with where the source of an exported model has the node that is to blame."""
     culprit = found["culprit"]
     if known.model.origin is not None and culprit is not None:
-        import onnx
-
-        nodes = onnx.load(known.model.path, load_external_data=False).graph.node
+        nodes = protos.load(known.model.path).graph.node
         node = next((each for each in nodes if each.name == culprit["node"]), None)
         culprit["module"] = (node is not None and module_path(node)) or None
     return found

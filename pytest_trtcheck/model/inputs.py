@@ -480,6 +480,16 @@ def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> Non
             )
 
 
+def batch_of(model: OnnxModel, case: Case) -> int | None:
+    """How many rows a case holds, of the inputs that leave their first dimension open, of a model without any of all
+    inputs; None where these hold different numbers.
+    """
+    rows = {spec.name: np.shape(case[spec.name])[:1] for spec in model.inputs if spec.name in case}
+    opened = {spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    found = {held for name, held in rows.items() if held and (name in opened or opened.isdisjoint(rows))}
+    return found.pop()[0] if len(found) == 1 else None
+
+
 def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
     """The optimization profile: for every input with open dimensions what is declared, else a range of all `cases`.
 
@@ -566,7 +576,7 @@ def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDAr
     if spec.dtype == "str" or spec.dtype.startswith("complex"):
         kind = "strings" if spec.dtype == "str" else f"{spec.dtype} numbers"
         raise InputError(
-            f"input {spec.name!r}: {kind} can't be generated",
+            f"input {spec.name!r}: {kind} cannot be generated",
             "return real inputs from the test",
             code="input-generated",
         )

@@ -159,7 +159,7 @@ def _unpacked(file: zipfile.ZipFile, name: str, read: Callable[[IO[bytes], int],
     except UNREADABLE:
         raise
     except Exception as error:  # each way of packing has errors of its own
-        raise ValueError(f"{name[:200]!r} can't be unpacked: {first_line(error)}") from error
+        raise ValueError(f"{name[:200]!r} cannot be unpacked: {first_line(error)}") from error
 
 
 def _read(stream: IO[bytes], size: int) -> NDArray[Any]:

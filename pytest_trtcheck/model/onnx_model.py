@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, plural, unforeseen
 from pytest_trtcheck.model import memory
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
 from pytest_trtcheck.model.randomness import random_nodes
@@ -115,6 +116,16 @@ class OnnxModel:
     origin: Origin | None = field(default=None, compare=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file and its external data."""
+        return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *self.external))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one session of it at a time is all that the memory should hold."""
+        return self.size_bytes > protos.LARGE_MODEL
+
 
 def load(path: Path, label: str | None = None) -> OnnxModel:
     """Read the model at `path`.
@@ -174,7 +185,8 @@ def _load(path: Path, label: str) -> OnnxModel:
     proto = _parse(path, label)
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
-    files = _external_files(proto, path.parent, label)
+    _refuse_untyped(proto.graph, label)
+    files = _external_files(proto, path, label)
     if problems := list(_too_large(proto)):
         raise ModelError(
             f"{label}: {listed(problems, 10, '; ')}", "export it with smaller constants, or open dimensions"
@@ -233,11 +245,11 @@ def external_files(path: Path, label: str | None = None) -> dict[str, Path]:
         As `load` does.
     """
     label = label or str(path)
-    return _external_files(_parse(path, label), path.parent, label)
+    return _external_files(_parse(path, label), path, label)
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The graph of the model at `path`, its external data by absolute paths.
+    """The graph of the model at `path`, what `proto.load` leaves on disk by absolute paths.
 
     They were looked at here, so that no library has to: some refuse a file that has hard links, which package managers
     and copies that save space make of every file.
@@ -251,16 +263,15 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
     proto = _parse(path, str(path))
     external = [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
-    files = _external_files(proto, path.parent, str(path)) if external else {}
+    files = _external_files(proto, path, str(path)) if external else {}
     for tensor in external:
-        for entry in tensor.external_data:
+        for entry in () if protos.is_held(tensor, path) else tensor.external_data:
             if entry.key == "location":
                 entry.value = str(files[entry.value].absolute())
     return proto
 
 
 def _parse(path: Path, label: str) -> onnx.ModelProto:
-    import onnx
 
     if not path.exists():
         raise ModelError(f"{label}: no such file", f"looked for {path}", code="model-missing")
@@ -268,7 +279,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
         raise ModelError(
-            f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it", code="model-missing"
+            f"{label}: its path is no UTF-8, and ONNX Runtime cannot open it", "rename it", code="model-missing"
         ) from error
     if not path.is_file():
         raise ModelError(
@@ -276,7 +287,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
             code="model-kind",
         )
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = protos.load(path)
     except Exception as error:
         if path.suffix in {".plan", ".engine", ".trt"}:
             raise ModelError(
@@ -419,47 +430,62 @@ def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from all_nodes(each.node)
 
 
-def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[str, Path]:
-    """The external data files, checked, by the location that the model gives."""
-    from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+def _where(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """The location, offset and length that a tensor gives of its data; a ValueError where they make no sense."""
+    from onnx.external_data_helper import ExternalDataInfo
 
+    info = ExternalDataInfo(tensor)
+    offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+    if min(offset, length or 0) < 0:  # as ONNX says itself from some release on
+        raise ValueError(f"{offset=}, {length=}")
+    return info.location, offset, length
+
+
+def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str, Path]:
+    """The external data files, checked, by the location that the model gives."""
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    folder = path.parent
     files: dict[str, Path] = {}
     problems: list[str] = []
     for tensor in _get_all_tensors(proto):
         if not uses_external_data(tensor):
-            _check_inline(tensor, problems)
+            if tensor.HasField("raw_data"):
+                problems += _misfit(tensor, len(tensor.raw_data))
             continue
-        name = tensor.name or "(nameless)"
+        name, needed = tensor.name or "(nameless)", _tensor_bytes(tensor)
         try:
-            info = ExternalDataInfo(tensor)
-            offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+            said, offset, length = _where(tensor)
         except ValueError as error:
             problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
             continue
-        location = PurePosixPath(info.location)
-        if location.is_absolute() or ".." in location.parts or "\0" in info.location:
-            problems.append(f"weight {name}: {info.location[:_SHOWN]!r} leads out of the model's folder")
+        held = needed if length is None else length
+        if protos.is_held(tensor, path) and offset + held <= path.stat().st_size:
+            problems += _misfit(tensor, held)
             continue
-        if len(info.location) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
-            problems.append(f"weight {name}: {info.location[:_SHOWN]!r}… is no name that a file can have")
+        location = PurePosixPath(said)
+        if location.is_absolute() or ".." in location.parts or "\0" in said:
+            problems.append(f"weight {name}: {said[:_SHOWN]!r} leads out of the model's folder")
+            continue
+        if len(said) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
+            problems.append(f"weight {name}: {said[:_SHOWN]!r}… is no name that a file can have")
             continue
         file = folder / location
         # A link inside the folder that points outside it escapes just as well as "..", and so does one to itself.
         if not _resolved(file, folder).is_relative_to(folder.resolve()):
-            problems.append(f"weight {name}: {info.location!r} is a link out of the model's folder, or to itself")
+            problems.append(f"weight {name}: {said!r} is a link out of the model's folder, or to itself")
             continue
         if not file.is_file():
-            problems.append(f"weight {name}: {info.location!r} is missing")
+            problems.append(f"weight {name}: {said!r} is missing")
             continue
         size = file.stat().st_size
-        needed = _tensor_bytes(tensor)
         if length is not None and length != needed:
             problems.append(f"weight {name}: is said to have {plural(length, 'byte')}, its shape needs {needed:,}")
         elif offset + needed > size:
             problems.append(
-                f"weight {name}: {info.location!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
+                f"weight {name}: {said!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
             )
-        files[info.location] = file
+        files[said] = file
     if problems:
         shown = listed(problems, 10, "\n  ")
         raise ModelError(
@@ -491,16 +517,32 @@ def _bits(data_type: int) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
 
 
-def _check_inline(tensor: onnx.TensorProto, problems: list[str]) -> None:
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != _tensor_bytes(tensor):
-        problems.append(
-            f"weight {tensor.name or '(nameless)'}: holds {plural(len(tensor.raw_data), 'byte')}, "
-            f"its shape {tuple(tensor.dims)} needs {_tensor_bytes(tensor):,}"
+def _misfit(tensor: onnx.TensorProto, held: int) -> Iterator[str]:
+    """What is wrong with a weight of which the model's file has so many bytes."""
+    if held != (needed := _tensor_bytes(tensor)):
+        yield (
+            f"weight {tensor.name or '(nameless)'}: holds {plural(held, 'byte')}, its shape {tuple(tensor.dims)} needs "
+            f"{needed:,}"
         )
 
 
 _MOST_DIMENSIONS = 32
 """Of arrays in numpy 1."""
+
+
+def _refuse_untyped(graph: onnx.GraphProto, label: str) -> None:
+    import onnx
+
+    for kind in ("input", "output"):
+        for index, value in enumerate(getattr(graph, kind)):
+            kinds = {"tensor_type": value.type.tensor_type.elem_type, None: onnx.TensorProto.UNDEFINED}
+            if kinds.get(value.type.WhichOneof("value")) == onnx.TensorProto.UNDEFINED:
+                raise ModelError(
+                    f"{label}: {kind} {value.name!r} has no type",
+                    "what selects a part of a model, as skl2onnx's select_model_inputs_outputs, leaves it out: set the "
+                    f"one that the tensor has, model.graph.{kind}[{index}].type.tensor_type.elem_type = "
+                    "onnx.TensorProto.FLOAT, and save the model again",
+                )
 
 
 def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None) -> TensorSpec:
@@ -517,8 +559,6 @@ def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.STRING:
         dtype = "str"
-    elif tensor.elem_type == onnx.TensorProto.UNDEFINED:
-        raise ModelError(f"{label}: {value.name!r} has no element type", "export the model again with typed outputs")
     else:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
     if len(tensor.shape.dim) > _MOST_DIMENSIONS:

@@ -64,7 +64,7 @@ def _open_model(model: Any, opening: Opening, label: str) -> OnnxModel:
 
     _load_keras(label)
     function = _function(model, opening.examples.inputs, label)
-    with failing(f"{label}: can't be exported to ONNX"):
+    with failing(f"{label}: cannot be exported to ONNX"):
         identity = identity_of(function)
     made_from = {"model": identity, **versions()}
     origin = TensorFlowOrigin(f"the Keras model {model.name}", identity, lambda: function)
@@ -137,7 +137,7 @@ def _loaded(path: Path, label: str) -> Any:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise ModelError(
-            f"{label}: Keras can't load it: {type(error).__name__}: {said(error)}",
+            f"{label}: Keras cannot load it: {type(error).__name__}: {said(error)}",
             "decorate the model's own classes and functions by @keras.saving.register_keras_serializable() and import "
             "their module in the test, or give a callable: model=lambda: keras.saving.load_model(…, custom_objects={…}"
             + (", safe_mode=False)" if "safe" in str(error) or "lambda" in str(error).lower() else ")"),
