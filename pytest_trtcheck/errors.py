@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import PurePath
 
 
 Code = Literal[
@@ -339,23 +338,10 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
-    text = f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})"
-    if frames and _is_users(frames[-1][0]):
-        return UnforeseenError(text, f"mend it there: it was raised in {frames[-1][0].name}", code="user-code-failed")
     return UnforeseenError(
-        text,
+        f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})",
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
         "traceback that --log-level=DEBUG shows",
-    )
-
-
-def _is_users(path: PurePath) -> bool:
-    """Whether a file is neither ours, nor Python's, nor an installed library's."""
-    import sysconfig
-
-    libraries = {__package__, "site-packages", "dist-packages", ""}
-    return libraries.isdisjoint(path.parts) and not (
-        str(path).startswith("<") or path.is_relative_to(sysconfig.get_path("stdlib"))
     )
 
 
