@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -483,6 +484,41 @@ def test_a_damaged_extra_is_absent_and_does_no_harm(tmp_path: Path, damage: Call
     assert cache.get_or_make(key(), never).read_extra("jit.cache") is None
     entry.write_extra("jit.cache", b"again")
     assert entry.read_extra("jit.cache") == b"again"
+
+
+def test_an_extra_that_is_not_understood_is_absent(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).get_or_make(key(), writes())
+    entry.write_extra("a.json", b"[" * 100_000)
+    assert entry.recall("a.json", json.loads) is None
+    entry.write_extra("a.json", b"[1]")
+    assert entry.recall("a.json", json.loads) == [1]
+    assert entry.recall("b.json", json.loads) is None
+
+
+@pytest.mark.parametrize("name", ["jit.cache", "sub/jit.cache", "link"])
+@pytest.mark.parametrize("secret", [None, b"0123456789abcdef"])
+def test_an_entry_with_a_file_that_nobody_stored_is_made_again(tmp_path: Path, name: str, secret: bytes | None) -> None:
+    """A signed entry, too: what is looked for by its name, such as kernels that run, must have been stored there."""
+    cache = Cache(tmp_path, secret=secret)
+    path = cache.get_or_make(key(), writes()).path / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "link":
+        path.symlink_to(tmp_path)
+    else:
+        path.write_bytes(b"compiled by somebody else")
+    for each in (cache, Cache(tmp_path, secret=secret)):
+        assert each.get(key()) is None
+    made = cache.get_or_make(key(), writes())
+    assert f"{name} was not stored there" in str(made.miss_reason)
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("text", [f"{'9' * 400}\n1\n", "{now}\n" + "8" * 400, "x", "\0"])
+def test_a_weight_that_is_none_is_looked_at_again(tmp_path: Path, text: str) -> None:
+    cache = Cache(tmp_path, max_bytes=10**6)
+    cache.get_or_make(key(), writes())
+    (tmp_path / "v1/weight").write_text(text.format(now=int(time.time())))
+    assert cache.get_or_make(key("other", precision="fp32"), writes()).origin == "miss"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../manifest", "/etc/passwd", ".hidden", "a/b"])

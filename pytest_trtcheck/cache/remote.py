@@ -208,7 +208,7 @@ class Listing:
         try:
             found = msgspec.json.decode(text, type=cls)
             is_other = Key(found.kind, found.subject, found.parts).digest != key.digest
-        except (ValueError, RecursionError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:  # later releases: a ValueError
             raise _UnusableError("is damaged: its listing cannot be read") from error
         if is_other:
             raise _UnusableError("is damaged: its listing belongs to another entry")

@@ -168,6 +168,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
     report = yield
+    marks.keep(collector, report)
     said = marks.in_vain(collector, report)
     if said is not None:
         report.longrepr = said if report.outcome == "passed" else f"{said}\n\n{report.longrepr}"
@@ -186,20 +187,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not _FOR_GPU.isdisjoint(metafunc.fixturenames):
             by_gpu(metafunc)
         return
-    if len(found.parity.precision) > 1:
-        metafunc.fixturenames.append(PRECISION)
-        metafunc.parametrize(PRECISION, found.parity.precision)
-    by_batch(metafunc, found.parity.batch)
+    if not hasattr(metafunc.function, "__name__"):
+        # A functools.partial has none, and pytest up to 9.0 asks what it parametrizes for it.
+        metafunc.function.__name__ = metafunc.definition.name
+    _by(metafunc, PRECISION, found.parity.precision, found.params.get(PRECISION))
+    by_batch(metafunc, found.parity.batch, found.params.get(BATCH))
     if found.parity.engine is None:
-        by_backend(metafunc, found.parity.backends)
+        by_backend(metafunc, found.parity.backends, found.params.get(BACKEND))
         by_gpu(metafunc)
 
 
-def by_batch(metafunc: pytest.Metafunc, sizes: Sequence[int | None]) -> None:
+def _by(
+    metafunc: pytest.Metafunc,
+    name: str,
+    values: Sequence[object],
+    given: Sequence[Any] | None = None,
+    ids: Sequence[str] | None = None,
+) -> None:
+    """Parametrize by values, where they are several, or were given with marks or names of their own."""
+    if len(values) > 1 or given:
+        metafunc.fixturenames.append(name)
+        metafunc.parametrize(name, given or values, ids=ids)
+
+
+def by_batch(
+    metafunc: pytest.Metafunc,
+    sizes: Sequence[int | None],
+    given: Sequence[Any] | None = None,
+) -> None:
     """Parametrize by batches, where they are several."""
-    if len(sizes) > 1:
-        metafunc.fixturenames.append(BATCH)
-        metafunc.parametrize(BATCH, sizes, ids=[f"batch{size}" for size in sizes])
+    _by(metafunc, BATCH, sizes, given, [f"batch{size}" for size in sizes])
 
 
 def by_system(metafunc: pytest.Metafunc) -> None:
@@ -208,20 +225,18 @@ def by_system(metafunc: pytest.Metafunc) -> None:
     by_gpu(metafunc)
 
 
-def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
+def by_backend(
+    metafunc: pytest.Metafunc,
+    listed: tuple[str, ...] = (),
+    given: Sequence[Any] | None = None,
+) -> None:
     """Parametrize by the backends that a marker lists, else by those of `--trt-backend`, where they are several."""
-    names = listed or settings.value(metafunc.config, "trt_backend")
-    if len(names) > 1:
-        metafunc.fixturenames.append(BACKEND)
-        metafunc.parametrize(BACKEND, names)
+    _by(metafunc, BACKEND, listed or settings.value(metafunc.config, "trt_backend"), given)
 
 
 def by_gpu(metafunc: pytest.Metafunc) -> None:
     """Parametrize by the GPUs of `--trt-gpu`, where they are several."""
-    names = settings.value(metafunc.config, "trt_gpu")
-    if len(names) > 1:
-        metafunc.fixturenames.append(GPU)
-        metafunc.parametrize(GPU, names)
+    _by(metafunc, GPU, settings.value(metafunc.config, "trt_gpu"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -238,7 +253,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The tests of a list that could not be checked."""
     refused = config.stash.get(_REFUSED, None)
     if refused:
-        terminalreporter.section("tests that can't be checked", red=True, bold=True)
+        terminalreporter.section("tests that cannot be checked", red=True, bold=True)
         for text in refused:
             terminalreporter.write_line(visible(f"ERROR {text}"))
 
@@ -289,9 +304,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Keep what the body of a marked test returns, and see that the check was made; take many examples together."""
+    from pytest_trtcheck.plugin import outcome
+
     if not isinstance(item, pytest.Function) or not marks.is_marked(item):
         if not isinstance(item, pytest.Function) or not _has_examples(item):
-            return (yield)
+            result = yield
+            if not _RUN.isdisjoint(getattr(item, "fixturenames", ())):
+                outcome.raise_unheard(item)
+            return result
         from pytest_trtcheck.plugin.examples import gathered
 
         with gathered(item):
@@ -331,6 +351,9 @@ def pytest_runtest_makereport(
     from pytest_trtcheck.plugin import outcome
 
     if not _is_ours(call.excinfo.value):
+        if hasattr(report, "wasxfail") and outcome.hides_a_gap(item, call):
+            report.outcome, report.longrepr = "failed", item.repr_failure(call.excinfo)
+            del report.wasxfail
         if report.failed and report.when != "teardown" and outcome.checks(item) and not outcome.has_record(item):
             outcome.ended_early(item, report)
             report.user_properties = list(item.user_properties)

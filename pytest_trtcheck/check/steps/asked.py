@@ -13,6 +13,7 @@ import numpy as np
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import keeping, kept_inputs, parity
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import CalibrationError, CheckError, InputError, ModelError, listed
 from pytest_trtcheck.model import free_dims, labelled
 from pytest_trtcheck.model import golden as golden_samples
@@ -102,6 +103,9 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(settings, request, model)
     if compares:
         parity.refuse_empty(cases)
+    if request.latency_for is not None and cases:
+        batch, source = model_inputs.batch_of(model, cases[0]), f"{request.inputs_source} inputs"
+        request = replace(request, latency=request.latency_for(batch, source=source))
     own = len(cases)
     # What a search found has no labels.
     if compares and request.parity.score is None:
@@ -131,6 +135,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
     of_reference = getattr(known.reference, "notes", ())
+    notes = [*notes, *_unused_calibration(known)]
     calibration = _calibration(known)
     if calibration is not None and calibration.inputs:
         notes = [*notes, *coverage.notes(calibration.inputs, request.inputs_source)]
@@ -187,7 +192,8 @@ def _calibration(known: Known) -> CalibrationRecord | None:
     if ranges is None:
         return None
     digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
-    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
+    method, percentile, samples, rows = (ranges[name] for name in ("method", "percentile", "samples", "rows"))
+    found = CalibrationRecord(method, percentile, samples, sha256=digest, rows=rows)
     if seen:
         some = known.cases[:: max(1, len(known.cases) // coverage.CASES)]
         found = replace(found, inputs=coverage.covered(known.model, seen, some))
@@ -198,6 +204,16 @@ def _calibration(known: Known) -> CalibrationRecord | None:
         for method, by_output in ranges["choice"]["errors"].items()
     }
     return replace(found, held_out=ranges["choice"]["held_out"], errors=errors)
+
+
+def _unused_calibration(known: Known) -> Iterator[str]:
+    """That calibration data was given and nothing is calibrated; in FP16 beside INT8 of one test nobody expects it."""
+    if known.request.calibration is None or known.is_given or known.lowered.details.get("ranges") is not None:
+        return
+    if quantized_part(known.precision) is not None:
+        yield f"the calibration data is not used: {known.model.label} brings its own scales with it"
+    elif known.request.precision_is_default:
+        yield f"the calibration data is not used in {known.precision}: --trt-precision=int8 asks for what it is for"
 
 
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"

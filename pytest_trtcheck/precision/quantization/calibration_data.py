@@ -80,6 +80,12 @@ class Samples:
         label = next((label for label, _ in islice(self._labelled(), index, None)), "")
         return f"calibration sample {index} ({label})" if label else f"calibration sample {index}"
 
+    def rows(self, sample: Mapping[str, NDArray[Any]]) -> int:
+        """How many rows a sample has in a batch that the model leaves open; 1 where its inputs do not have the same."""
+        open_ = [spec.name for spec in self.specs if len(spec.shape) > 1 and not isinstance(spec.shape[0], int)]
+        sizes = {sample[name].shape[0] for name in open_}
+        return sizes.pop() if len(sizes) == 1 else 1
+
     def files(self) -> tuple[Path, ...]:
         """The files that hold all of the data; none where any of it was given otherwise."""
         items = [item for _, item in self._items] if isinstance(self._items, list) else []
@@ -229,7 +235,7 @@ def _loaded(item: object, label: str) -> object:
         return item
     try:
         if item.suffix == ".npy" and item.stat().st_size >= _MMAP_BYTES:
-            return np.load(item, allow_pickle=False, mmap_mode="r")
+            return npz.mapped(item)
         loaded = npz.load(item)
         return loaded["arr_0"] if item.suffix == ".npy" else loaded
     except npz.UNREADABLE as error:
