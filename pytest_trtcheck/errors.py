@@ -38,6 +38,7 @@ Code = Literal[
     "argument-conflict",
     "option-value",
     "marker-misplaced",
+    "marker-unmatched",
     "output-unknown",
     "node-unknown",
     "search-impossible",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -484,6 +486,41 @@ def test_a_damaged_extra_is_absent_and_does_no_harm(tmp_path: Path, damage: Call
     assert entry.read_extra("jit.cache") == b"again"
 
 
+def test_an_extra_that_is_not_understood_is_absent(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).get_or_make(key(), writes())
+    entry.write_extra("a.json", b"[" * 100_000)
+    assert entry.recall("a.json", json.loads) is None
+    entry.write_extra("a.json", b"[1]")
+    assert entry.recall("a.json", json.loads) == [1]
+    assert entry.recall("b.json", json.loads) is None
+
+
+@pytest.mark.parametrize("name", ["jit.cache", "sub/jit.cache", "link"])
+@pytest.mark.parametrize("secret", [None, b"0123456789abcdef"])
+def test_an_entry_with_a_file_that_nobody_stored_is_made_again(tmp_path: Path, name: str, secret: bytes | None) -> None:
+    """A signed entry, too: what is looked for by its name, such as kernels that run, must have been stored there."""
+    cache = Cache(tmp_path, secret=secret)
+    path = cache.get_or_make(key(), writes()).path / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "link":
+        path.symlink_to(tmp_path)
+    else:
+        path.write_bytes(b"compiled by somebody else")
+    for each in (cache, Cache(tmp_path, secret=secret)):
+        assert each.get(key()) is None
+    made = cache.get_or_make(key(), writes())
+    assert f"{name} was not stored there" in str(made.miss_reason)
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("text", [f"{'9' * 400}\n1\n", "{now}\n" + "8" * 400, "x", "\0"])
+def test_a_weight_that_is_none_is_looked_at_again(tmp_path: Path, text: str) -> None:
+    cache = Cache(tmp_path, max_bytes=10**6)
+    cache.get_or_make(key(), writes())
+    (tmp_path / "v1/weight").write_text(text.format(now=int(time.time())))
+    assert cache.get_or_make(key("other", precision="fp32"), writes()).origin == "miss"
+
+
 @pytest.mark.parametrize("name", ["", "..", "../manifest", "/etc/passwd", ".hidden", "a/b"])
 def test_an_extra_has_a_plain_name(tmp_path: Path, name: str) -> None:
     entry = Cache(tmp_path).get_or_make(key(), writes())
@@ -664,6 +701,37 @@ def test_what_another_process_uses_is_neither_evicted_nor_cleared(tmp_path: Path
     remove()
     assert "a" not in present(Cache(tmp_path))
     assert len(list((tmp_path / "v1" / "used").iterdir())) <= 1
+
+
+KILLED = """
+import os, signal, sys
+from pytest_trtcheck.cache import Cache
+
+def hook(event, given):
+    name = os.readlink(f"/proc/self/fd/{given[0]}") if event == "fcntl.flock" else str(given[0])
+    if event == sys.argv[3] and "/used/" in name and (event != "open" or given[2] & os.O_CREAT):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+assert Cache(sys.argv[1]).find("engine", sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("event", ["fcntl.flock", "os.remove"])
+def test_a_process_that_is_killed_leaves_no_claim(tmp_path: Path, event: str) -> None:
+    """Neither where it had not locked its list yet, nor where it was about to remove it."""
+    fill(Cache(tmp_path), "a")
+    env = {**os.environ, "PYTHONPATH": str(Path(hashing.__file__).parents[2])}
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), key(n="a").digest, event], env=env, check=False
+    )
+    assert found.returncode == -signal.SIGKILL
+    used = tmp_path / "v1" / "used"
+    left = set(used.iterdir())
+    assert left
+    assert Cache(tmp_path).get(key(n="a"))
+    assert not left & set(used.iterdir())
 
 
 def test_what_is_claimed_while_it_is_taken_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,6 +283,43 @@ def test_a_callable_that_makes_no_model(suite: Suite, model: str, message: str) 
     assert message in run.text
 
 
+def test_the_lists_take_parameters_with_marks_and_names(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+xfail, skip = pytest.mark.xfail(strict=True), pytest.mark.skip(reason="not here")
+
+PRECISIONS = ["fp16", pytest.param("bf16", marks=xfail), pytest.param("fp32", marks=skip)]
+
+@trt_parity("conv.onnx", precision=PRECISIONS, tol=1e-3)
+def test_precision():
+    return np.ones((2, 3, 16, 16), np.float32)
+
+@trt_parity("conv.onnx", batch=(pytest.param(1, id="one"), pytest.param(2, marks=trt_latency(p50_ms=2)), 3))
+def test_batch(): ...
+
+@trt_parity("conv.onnx", batch=1, backend=[pytest.param("tensorrt-rtx", marks=skip), "emulated"])
+def test_backend(): ...
+
+@trt_parity("conv.onnx", precision=pytest.param("bf16", marks=skip))
+def test_alone(): ...
+
+@trt_parity("conv.onnx", batch=1, precision=["fp16", pytest.param("fp61")])
+def test_typo(): ...
+"""
+    )
+    run = suite.run("-rx")
+    run.result.assert_outcomes(passed=5, skipped=3, xfailed=1, errors=1)
+    assert outcomes(run) == {
+        "test_precision[fp16]": "pass",
+        "test_precision[bf16]": "fail",
+        **{f"test_batch[{name}]": "pass" for name in ("one", "batch2", "batch3")},
+        "test_backend[onnxruntime]": "pass",
+        "test_typo": "error",
+    }
+    assert [each["nodeid"][-8:] for each in run.checks if (each["latency"] or {}).get("budgets")] == ["[batch2]"]
+    assert "precision='fp61': expected one of" in run.said
+
+
 def test_given_twice_in_one_place(suite: Suite) -> None:
     suite.write(
         test_twice="""

@@ -19,6 +19,7 @@ from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model import ort_runner
 from pytest_trtcheck.model.ort_runner import Limits, OrtRunner
+from pytest_trtcheck.model.packing import packed, unpacked
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.precision.lowering import lower
@@ -215,14 +216,14 @@ def test_every_type_arrives_as_it_was_sent() -> None:
         "fp8": np.array([1, 2], ml_dtypes.float8_e4m3fn),
         "texts": np.array([["a", "é\n"]]),
     }
-    described, blobs = ort_runner._packed(arrays)
-    found = ort_runner._unpacked(described, [bytes(blob) for blob in blobs])
+    described, blobs = packed(arrays)
+    found = unpacked(described, [bytes(blob) for blob in blobs])
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == (object if name == "texts" else array.dtype.newbyteorder("="))
     with pytest.raises(ModelError, match="'maps' is no tensor"):
-        ort_runner._packed({"maps": np.array([{"a": 1}], object)})
+        packed({"maps": np.array([{"a": 1}], object)})
 
 
 def crashing_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

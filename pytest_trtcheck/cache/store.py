@@ -30,6 +30,7 @@ from pytest_trtcheck.cache.manifest import (
     read_manifest,
     recall_manifest,
     recall_verified,
+    refuse_others,
     remember_verified,
     verify_files,
     write_manifest,
@@ -134,6 +135,13 @@ class Entry:
         length = _CRC_BYTES if self._secret is None else _SIGNATURE_BYTES
         data = content[length:]
         return data if hmac.compare_digest(content[:length], self._seal(name, data)) else None
+
+    def recall(self, name: str, take: Callable[[bytes], T]) -> T | None:
+        """What `take` makes of what was attached last under `name`; None where it is nothing that it understands."""
+        data = self.read_extra(name)
+        with suppress(ReportError, *MISREAD):
+            return None if data is None else take(data)
+        return None
 
     def _seal(self, name: str, data: bytes) -> bytes:
         if self._secret is None:
@@ -269,6 +277,10 @@ class Cache:
                 if parts.items() <= recall_manifest(path).key.parts.items():
                     return True
         return False
+
+    def has(self, kind: str) -> bool:
+        """Whether there is any entry of a kind; a quick look."""
+        return self._dir.has(kind)
 
     def get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool = False) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
@@ -465,9 +477,11 @@ class Cache:
             manifest, then = known
             with suppress(OSError):
                 if all(stamp(path) == before for path, before in then.items()):
+                    refuse_others(directory, manifest)
                     self._verified[directory] = known
                     return manifest
         manifest = read_manifest(directory, self._secret)
+        refuse_others(directory, manifest)
         stamps = recall_verified(directory, manifest, self._secret)
         if stamps is None:
             stamps = verify_files(directory, manifest, hashed=self._secret is not None)

@@ -114,8 +114,12 @@ def trt_latency(
     min_speedup: object = None,
     transfers: object = False,
     max_seconds: object = LatencySpec.max_seconds,
+    batch: object = None,
+    precision: object = None,
 ) -> LatencySpec:
-    """Hold the engine's latency to budgets, each a number or a mapping from GPU to number."""
+    """Hold the engine's latency to budgets, each a number or a mapping from GPU to number; of several marks the one
+    that is limited to the test's `batch` and `precision` counts.
+    """
     return LatencySpec(
         p50_ms=_budget("p50_ms", p50_ms),
         p90_ms=_budget("p90_ms", p90_ms),
@@ -130,6 +134,8 @@ def trt_latency(
         min_speedup=_speedups(min_speedup),
         transfers=_boolean("transfers", transfers),
         max_seconds=_positive("max_seconds", max_seconds),
+        batch=tuple(size for size in _batches(batch) if size is not None),
+        precision=() if precision is None else _precisions(precision),
     )
 
 

@@ -57,7 +57,7 @@ def read(path: Path | None, model: OnnxModel) -> list[Case]:
             raise ValueError("it is no file of inputs that a search found")
         if not 0 <= told["cases"] <= _MOST:
             raise ValueError(f"it says that it holds {plural(told['cases'], 'input')}")
-        found = [npz.read_arrays(path, told["inputs"], number) for number in range(told["cases"])]
+        found = npz.read_cases(path, told["inputs"], range(told["cases"]))
     except npz.UNREADABLE as error:
         raise InputError(
             f"{shown(path)}: the inputs that a search found cannot be read: "

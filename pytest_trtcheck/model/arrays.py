@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.errors import InputError, kind_of
+from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
     """The arrays that `save_arrays` wrote, memory-mapped and read-only."""
     names = typed(json.loads((folder / "names.json").read_text()), list[str])
-    arrays = {name: np.load(folder / f"{index}.npy", mmap_mode="r") for index, name in enumerate(names)}
+    arrays = {name: mapped(folder / f"{index}.npy") for index, name in enumerate(names)}
     if (folder / _TYPES_FILE).exists():
         import ml_dtypes
 

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_trtcheck.errors import InputError, kind_of, plural
+from pytest_trtcheck.errors import InputError, kind_of, listed, plural
 from pytest_trtcheck.model import free_dims, memory
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.model.input_files import FromFiles
@@ -386,9 +386,9 @@ def check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | Shape
     fixed = {spec.name: spec.shape[0] for spec in model.inputs if spec.shape and isinstance(spec.shape[0], int)}
     is_open = any(spec.shape and not isinstance(spec.shape[0], int) for spec in model.inputs)
     if not is_open and batch not in fixed.values():
-        listed = ", ".join(f"{name}[0]={dim}" for name, dim in fixed.items())
+        by_input = listed(f"{name}[0]={dim}" for name, dim in fixed.items())
         raise InputError(
-            f"batch={batch}: {model.label} fixes its batch ({listed or 'no input has one'})",
+            f"batch={batch}: {model.label} fixes its batch ({by_input or 'no input has one'})",
             "export it with a dynamic batch dimension",
             code="input-batch",
         )
@@ -478,6 +478,16 @@ def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> Non
                 f"{source}: batch={batch} is declared, input {spec.name!r} holds {plural(rows[0], 'row')}",
                 code="input-batch",
             )
+
+
+def batch_of(model: OnnxModel, case: Case) -> int | None:
+    """How many rows a case holds, of the inputs that leave their first dimension open, of a model without any of all
+    inputs; None where these hold different numbers.
+    """
+    rows = {spec.name: np.shape(case[spec.name])[:1] for spec in model.inputs if spec.name in case}
+    opened = {spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    found = {held for name, held in rows.items() if held and (name in opened or opened.isdisjoint(rows))}
+    return found.pop()[0] if len(found) == 1 else None
 
 
 def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:

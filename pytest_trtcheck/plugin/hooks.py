@@ -168,6 +168,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
     report = yield
+    marks.keep(collector, report)
     said = marks.in_vain(collector, report)
     if said is not None:
         report.longrepr = said if report.outcome == "passed" else f"{said}\n\n{report.longrepr}"
@@ -189,20 +190,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not hasattr(metafunc.function, "__name__"):
         # A functools.partial has none, and pytest up to 9.0 asks what it parametrizes for it.
         metafunc.function.__name__ = metafunc.definition.name
-    if len(found.parity.precision) > 1:
-        metafunc.fixturenames.append(PRECISION)
-        metafunc.parametrize(PRECISION, found.parity.precision)
-    by_batch(metafunc, found.parity.batch)
+    _by(metafunc, PRECISION, found.parity.precision, found.params.get(PRECISION))
+    by_batch(metafunc, found.parity.batch, found.params.get(BATCH))
     if found.parity.engine is None:
-        by_backend(metafunc, found.parity.backends)
+        by_backend(metafunc, found.parity.backends, found.params.get(BACKEND))
         by_gpu(metafunc)
 
 
-def by_batch(metafunc: pytest.Metafunc, sizes: Sequence[int | None]) -> None:
+def _by(
+    metafunc: pytest.Metafunc,
+    name: str,
+    values: Sequence[object],
+    given: Sequence[Any] | None = None,
+    ids: Sequence[str] | None = None,
+) -> None:
+    """Parametrize by values, where they are several, or were given with marks or names of their own."""
+    if len(values) > 1 or given:
+        metafunc.fixturenames.append(name)
+        metafunc.parametrize(name, given or values, ids=ids)
+
+
+def by_batch(
+    metafunc: pytest.Metafunc,
+    sizes: Sequence[int | None],
+    given: Sequence[Any] | None = None,
+) -> None:
     """Parametrize by batches, where they are several."""
-    if len(sizes) > 1:
-        metafunc.fixturenames.append(BATCH)
-        metafunc.parametrize(BATCH, sizes, ids=[f"batch{size}" for size in sizes])
+    _by(metafunc, BATCH, sizes, given, [f"batch{size}" for size in sizes])
 
 
 def by_system(metafunc: pytest.Metafunc) -> None:
@@ -211,20 +225,18 @@ def by_system(metafunc: pytest.Metafunc) -> None:
     by_gpu(metafunc)
 
 
-def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
+def by_backend(
+    metafunc: pytest.Metafunc,
+    listed: tuple[str, ...] = (),
+    given: Sequence[Any] | None = None,
+) -> None:
     """Parametrize by the backends that a marker lists, else by those of `--trt-backend`, where they are several."""
-    names = listed or settings.value(metafunc.config, "trt_backend")
-    if len(names) > 1:
-        metafunc.fixturenames.append(BACKEND)
-        metafunc.parametrize(BACKEND, names)
+    _by(metafunc, BACKEND, listed or settings.value(metafunc.config, "trt_backend"), given)
 
 
 def by_gpu(metafunc: pytest.Metafunc) -> None:
     """Parametrize by the GPUs of `--trt-gpu`, where they are several."""
-    names = settings.value(metafunc.config, "trt_gpu")
-    if len(names) > 1:
-        metafunc.fixturenames.append(GPU)
-        metafunc.parametrize(GPU, names)
+    _by(metafunc, GPU, settings.value(metafunc.config, "trt_gpu"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

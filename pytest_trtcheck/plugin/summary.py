@@ -80,6 +80,7 @@ class Collector:
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
         self._told_planned = False
+        self._interrupted = False
         self.progress = Progress(config)
         # No properties: older releases of pytest read every attribute of what is registered, and these would be worked
         # out before the first test ran.
@@ -145,6 +146,11 @@ class Collector:
             self._last[test] = records
             self.records += records
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """Keep that the run was cut short: after a second Ctrl-C, and pytest.exit(returncode=0), the status is 0."""
+        self._interrupted = True
+
     def _keep_cut_off(self, session: pytest.Session) -> None:
         """Take the records of a test that Ctrl-C ended: pytest makes no report of it that could bring them here."""
         for item in getattr(session, "items", ()):
@@ -160,21 +166,22 @@ class Collector:
         if settings.value(self._config, "trt_cache"):
             from pytest_trtcheck.plugin.session import shared_cache
 
-            tally = shared_cache(self._config, waits=exitstatus != pytest.ExitCode.INTERRUPTED)
+            tally = shared_cache(self._config, waits=not self._interrupted)
             self._tallies += [asdict(tally)] if tally is not None else []
         if hasattr(self._config, "workerinput"):
             vars(self._config)["workeroutput"][_TALLIES] = self._tallies  # xdist's
             return
         self._planned.update(dict.fromkeys(_planned(session)))
         self._keep_cut_off(session)
-        self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(exitstatus)
+        status = pytest.ExitCode.INTERRUPTED if self._interrupted else exitstatus
+        self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(status)
         try:
             folder = settings.value(self._config, "trt_export")
         except CheckError:
             # Settings that are wrong were refused at the start; then there is nothing to report either.
             return
         with self._problem("--trt-export"):
-            self._export(folder, session, exitstatus)
+            self._export(folder, status)
         for report in settings.reports(self._config):
             with self._problem("writing the reports"):
                 self._write(report)
@@ -213,11 +220,11 @@ class Collector:
         except Exception as error:
             self._problems.append(str(unforeseen(error, doing)))
 
-    def _export(self, folder: str | None, run: pytest.Session, exitstatus: int) -> None:
+    def _export(self, folder: str | None, status: int) -> None:
         if not folder:
             return
         why_not = None
-        if exitstatus not in {0, 1, 5} or run.shouldstop or run.shouldfail:
+        if self._stopped or status not in {0, 1, 5} or any(each.outcome is None for each in self._missing()):
             # A test that did not run may be the one that fails.
             why_not = "the run was stopped before every test had run"
         elif self._crashed:

@@ -50,7 +50,7 @@ class Reference(KeptOutputs):
         def opened() -> OrtRunner:
             return OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
 
-        super().__init__(cache, "reference", model.label, parts, opened)
+        super().__init__(cache, "reference", model.label, parts, opened, is_large=model.is_large)
 
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""
@@ -116,6 +116,10 @@ class ModelReference:
     def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The same, computed now whatever is cached."""
         return self._fitting(self._of.computed(self._taken(case)))
+
+    def keep(self, cases: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        """Of a large model, compute all that is to be kept before another one's session is open."""
+        self._of.keep(map(self._taken, cases))
 
     @property
     def keeps(self) -> bool:

@@ -103,6 +103,9 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(settings, request, model)
     if compares:
         parity.refuse_empty(cases)
+    if request.latency_for is not None and cases:
+        batch, source = model_inputs.batch_of(model, cases[0]), f"{request.inputs_source} inputs"
+        request = replace(request, latency=request.latency_for(batch, source=source))
     own = len(cases)
     # What a search found has no labels.
     if compares and request.parity.score is None:

@@ -94,12 +94,14 @@ def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
 
 def _config(path: Path, label: str) -> Any:
     """What the file says of the model's layers."""
+    from pytest_trtcheck.model.npz import UNREADABLE
+
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             return json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except UNREADABLE as error:
         size = f"{plural(path.stat().st_size, 'byte')}" if path.is_file() else "no file"
         raise ModelError(
             f"{label}: not a .keras file, or cut off ({size}): {first_line(error)}",

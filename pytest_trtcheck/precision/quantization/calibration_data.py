@@ -235,7 +235,7 @@ def _loaded(item: object, label: str) -> object:
         return item
     try:
         if item.suffix == ".npy" and item.stat().st_size >= _MMAP_BYTES:
-            return np.load(item, allow_pickle=False, mmap_mode="r")
+            return npz.mapped(item)
         loaded = npz.load(item)
         return loaded["arr_0"] if item.suffix == ".npy" else loaded
     except npz.UNREADABLE as error:
