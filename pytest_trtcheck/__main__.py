@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
         description="Join JSON reports (--trt-report) of many machines: a table of models and machines, one verdict, "
         "one exit status.",
         epilog="exit status: 0 where no check of any report failed; 1 where one did, was an error or inconclusive, or, "
-        "with --require-all, is not in every report, was not measured or was emulated; 2 where a file cannot be read "
+        "with --require-all, is not in every report, was not measured or was emulated, or where the reports are of "
+        "different commits; 2 where a file cannot be read "
         "as a report",
     )
     command.add_argument("reports", metavar="REPORT.json", nargs="+", help="a machine's report, or a merged one")

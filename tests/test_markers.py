@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -461,6 +462,8 @@ def test_a_test_that_yields_is_refused(suite: Suite) -> None:
 
 
 EXPECTED = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
 @pytest.mark.xfail
 @trt_parity("missing.onnx")
 def test_missing(): ...
@@ -501,6 +504,48 @@ def test_fail_and_an_error(): ...
 @trt_parity("conv.onnx", batch=1)
 def test_strict(): ...
 
+@pytest.fixture
+def broken():
+    raise FileNotFoundError("weights.pt")
+
+@pytest.mark.xfail
+@trt_parity("conv.onnx", batch=1)
+def test_without_weights(broken): ...
+
+@pytest.mark.xfail
+@trt_parity("conv.onnx", batch=1)
+def test_typo():
+    return {"image": np.zero((1, 3, 16, 16))}
+
+@pytest.mark.xfail
+def test_typo_by_hand(trt_check):
+    trt_check("conv.onnx", np.zero((1, 3, 16, 16)))
+
+@pytest.mark.xfail(raises=FileNotFoundError)
+@trt_parity("conv.onnx", batch=1)
+def test_without_weights_named(broken): ...
+
+@pytest.mark.xfail
+def test_assertion_by_hand(trt_check):
+    assert 1 == 2
+
+@trt_parity("conv.onnx", batch=1)
+def test_imperative():
+    pytest.xfail("not yet")
+
+def test_in_a_thread(trt_check):
+    thread = threading.Thread(target=lambda: pytest.raises(CheckError, trt_check, "missing.onnx"))
+    thread.start()
+    thread.join()
+
+def test_in_a_pool(trt_check):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_check, "conv.onnx", batch=1, tol=0)
+
+def test_in_a_pool_and_fine(trt_check):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_check, "conv.onnx", batch=1)
+
 def test_caught(trt_check):
     with pytest.raises(CheckFailed):
         trt_check("conv.onnx", batch=1, tol=0)
@@ -514,10 +559,26 @@ def test_caught(trt_check):
 def test_no_xfail_hides_that_a_check_was_not_made(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(test_expected=EXPECTED)
     run = run_everywhere("--trt-diagnose=0", "-v")
-    run.result.assert_outcomes(passed=1, failed=6, errors=1, xfailed=3)
+    run.result.assert_outcomes(passed=2, failed=10, errors=2, xfailed=6)
     expected = {record["nodeid"].partition("::")[2] for record in run.checks if record.get("expected_failure")}
     assert expected == {"test_named", "test_fail", "test_fail_and_any"}
+    # What the test's own code caught is in the report as it is, and is said.
+    text = " ".join(run.text.split())
+    assert (
+        "3 checks failed in a test that passed, whose own code caught the error: test_expected.py::test_caught" in text
+    )
     assert "Traceback" not in run.text
+
+
+def test_where_the_plugin_is_not_loaded_a_marker_is_an_error(suite: Suite) -> None:
+    suite.write(test_it='@trt_parity("missing.onnx")\ndef test_it(): ...\n')
+    result = suite.pytester.runpytest_subprocess("-p", "no:trtcheck")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["trt_parity: the plugin pytest-trtcheck is not loaded, so that nothing would be checked"]
+    )
+    # Whoever imports a test module outside of pytest wants its functions.
+    assert suite.pytester.run(sys.executable, "-c", "import test_it").ret == 0
 
 
 def test_a_list_of_tests_says_which_cannot_be_checked(suite: Suite) -> None:

@@ -482,7 +482,7 @@ class RunnerByShape:
         self._admit = admit
         self._by_shape = by_shape
         self._runners: dict[tuple[tuple[str, Shape], ...], Runner] = {}
-        self.evidence = system.evidence
+        self.evidence, self.gpu_ran = system.evidence, system.gpu_ran
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""

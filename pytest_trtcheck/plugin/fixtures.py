@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.base import Runner, RunnerByShape
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.plugin.benchmark import GpuBenchmark
@@ -63,11 +63,28 @@ _BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "exclude",
 """What of the arguments of `trt_parity` decides what engine is built."""
 
 
-def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **options: Any) -> Runner:
+def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **options: Any) -> RunnerByShape:
     """The engine of the one precision that `spec` names, or its emulation."""
     from pytest_trtcheck.plugin.outcome import request_for
 
     return _checker(request).runner(request_for(request.node, model, spec, request.getfixturevalue, **options))
+
+
+def _require_proof(checker: Checker, runner: RunnerByShape) -> None:
+    """Fail a test that judges by its own code what no GPU ran, where that is asked for: no check of it says so."""
+    from pytest_trtcheck.errors import CheckFailed
+
+    if checker.build_only or runner.gpu_ran is True:
+        return
+    how = "is run by a server, on a GPU or not" if runner.gpu_ran == "unknown" else "runs on no GPU"
+    if checker.require_gpu:
+        raise CheckFailed(f"--trt-require-gpu: what trt_build gives {how}", code="gpu-required")
+    if checker.evidence is not None:
+        raise CheckFailed(
+            f"--trt-require-evidence={checker.evidence.file}: what trt_build gives {how}, and no report tells what the "
+            "test's own code makes of it\n  → make it a check: trt_check, with score= for what it asserts",
+            code="evidence-required",
+        )
 
 
 # What builds engines asks for `trt_build_options` by name: only then does pytest parametrize a test by it.
@@ -89,7 +106,7 @@ def trt_build(
     from pytest_trtcheck.plugin import examples
 
     del trt_build_options
-    made: dict[object, Runner] = {}
+    made: dict[object, RunnerByShape] = {}
 
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
@@ -99,6 +116,7 @@ def trt_build(
         key = (id(model), repr(spec), repr(options)) if examples.of(request.node) else len(made)
         if key not in made:
             made[key] = _runner(request, spec.model, spec, **({"options": options} if options else {}))
+            _require_proof(_checker(request), made[key])
         return made[key]
 
     yield build

@@ -304,9 +304,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Keep what the body of a marked test returns, and see that the check was made; take many examples together."""
+    from pytest_trtcheck.plugin import outcome
+
     if not isinstance(item, pytest.Function) or not marks.is_marked(item):
         if not isinstance(item, pytest.Function) or not _has_examples(item):
-            return (yield)
+            result = yield
+            if not _RUN.isdisjoint(getattr(item, "fixturenames", ())):
+                outcome.raise_unheard(item)
+            return result
         from pytest_trtcheck.plugin.examples import gathered
 
         with gathered(item):
@@ -346,6 +351,9 @@ def pytest_runtest_makereport(
     from pytest_trtcheck.plugin import outcome
 
     if not _is_ours(call.excinfo.value):
+        if hasattr(report, "wasxfail") and outcome.hides_a_gap(item, call):
+            report.outcome, report.longrepr = "failed", item.repr_failure(call.excinfo)
+            del report.wasxfail
         if report.failed and report.when != "teardown" and outcome.checks(item) and not outcome.has_record(item):
             outcome.ended_early(item, report)
             report.user_properties = list(item.user_properties)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
+_THREAD: pytest.StashKey[int] = pytest.StashKey()
+_UNHEARD: pytest.StashKey[list[CheckError | CheckFailed]] = pytest.StashKey()
+"""What checks raised in threads of the test's own, which pytest does not hear of."""
+_NO_GPU: pytest.StashKey[bool] = pytest.StashKey()
+"""Whether no GPU is known to have run a check that has to be run by one."""
 SEARCH_FOLDER = "trtcheck_inputs"
 """Where, beside the test, inputs are kept that a search found."""
 RUNS = f"{PROPERTY}.runs"
@@ -35,6 +41,7 @@ RUNS = f"{PROPERTY}.runs"
 def begin_run(item: pytest.Item) -> None:
     """Count the runs of a test; what an earlier run reported is not what this one will."""
     run = item.stash[RUN] = item.stash.get(RUN, 0) + 1
+    item.stash[_THREAD], item.stash[_UNHEARD], item.stash[_NO_GPU] = threading.get_ident(), [], False
     if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
         item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
         item.user_properties.append((RUNS, str(run)))
@@ -86,6 +93,22 @@ def ended_early(item: pytest.Item, report: pytest.TestReport) -> None:
             code="user-code-failed",
         ),
     )
+
+
+def hides_a_gap(item: pytest.Item, call: pytest.CallInfo[None]) -> bool:
+    """Whether an xfail hides that a test's own code failed before anything was checked.
+
+    An assertion beside `trt_check` may be what was expected to fail, and so is what `raises=` names.
+    """
+    from pytest_trtcheck.plugin import marks
+
+    error = call.excinfo.value if call.excinfo else None
+    if error is None or isinstance(error, pytest.xfail.Exception) or not checks(item) or has_record(item):
+        return False
+    by_hand = not marks.is_marked(item) and not getattr(item, "is_check", False)
+    if by_hand and isinstance(error, AssertionError):
+        return False
+    return not any(mark.kwargs.get("raises") for mark in item.iter_markers("xfail"))
 
 
 def has_record(item: pytest.Item) -> bool:
@@ -226,8 +249,21 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
 
     record = made(item, request)
     attach(item, record)
-    conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
+    if session_of(item.config).get("trt_require_gpu") and record.gpu_ran is not True:
+        item.stash[_NO_GPU] = True
+    try:
+        conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
+    except (CheckError, CheckFailed) as error:
+        if item.stash[_THREAD] != threading.get_ident():
+            item.stash[_UNHEARD].append(error)
+        raise
     return record
+
+
+def raise_unheard(item: pytest.Item) -> None:
+    """Fail a test that passed, and of which a check failed in a thread: nobody hears what is raised there."""
+    for error in item.stash[_UNHEARD][:1]:
+        raise error
 
 
 def made(item: pytest.Item, request: Request) -> CheckRecord:
@@ -263,9 +299,12 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
 
 
 def is_expected(item: pytest.Item, error: BaseException) -> bool:
-    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names."""
+    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names.
+
+    That no GPU ran what has to be run by one is no failure that anybody expects.
+    """
     if isinstance(error, CheckFailed):
-        return True
+        return error.code != "gpu-required" and not item.stash.get(_NO_GPU, False)
     for mark in item.iter_markers("xfail"):
         raises = mark.kwargs.get("raises")
         named = getattr(raises, "expected_exceptions", raises)

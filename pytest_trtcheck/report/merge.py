@@ -14,7 +14,7 @@ from pytest_trtcheck.record import Environment, MachineRecord, RunRecord, jsonab
 from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
-from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
+from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, short_commit, shorten_apart
 from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, verdict_word
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _shared(values: Sequence[str | None]) -> str | None:
 
 def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
     if not run.machines:
-        yield MachineRecord(machine_name(run.environment), name, run.environment), run
+        yield MachineRecord(machine_name(run.environment), name, run.environment, run.commit), run
     for machine in run.machines:
         yield machine, _of(machine, run)
 
@@ -122,9 +122,10 @@ def _in_common(environments: Sequence[Environment]) -> Environment:
 
 
 def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
-    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured.
+    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured; and
+    that machines tested different commits, so that they say nothing of one.
 
-    With `requires_all` each says why it decides the exit status.
+    With `requires_all` each of a machine says why it decides the exit status.
     """
     if not run.checks:
         return ["no report holds a check"]
@@ -144,6 +145,13 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
             *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
         ]
         found += [f"{why}{machine.name}: {', '.join(said)}"] if said else []
+    commits: dict[str, list[str]] = defaultdict(list)
+    for machine in run.machines:
+        if machine.commit is not None:
+            commits[machine.commit].append(machine.name)
+    if len(commits) > 1:
+        tested = "; ".join(f"{short_commit(commit)} on {', '.join(names)}" for commit, names in commits.items())
+        found.append(f"different commits were tested: {tested}")
     return found
 
 
