@@ -430,9 +430,20 @@ def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from all_nodes(each.node)
 
 
+def _where(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """The location, offset and length that a tensor gives of its data; a ValueError where they make no sense."""
+    from onnx.external_data_helper import ExternalDataInfo
+
+    info = ExternalDataInfo(tensor)
+    offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+    if min(offset, length or 0) < 0:  # as ONNX says itself from some release on
+        raise ValueError(f"{offset=}, {length=}")
+    return info.location, offset, length
+
+
 def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str, Path]:
     """The external data files, checked, by the location that the model gives."""
-    from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
     folder = path.parent
     files: dict[str, Path] = {}
@@ -444,10 +455,7 @@ def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str,
             continue
         name, needed = tensor.name or "(nameless)", _tensor_bytes(tensor)
         try:
-            info = ExternalDataInfo(tensor)
-            offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
-            if min(offset, length or 0) < 0:  # as ONNX says itself from some release on
-                raise ValueError(f"{offset=}, {length=}")
+            said, offset, length = _where(tensor)
         except ValueError as error:
             problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
             continue
@@ -455,29 +463,29 @@ def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str,
         if protos.is_held(tensor, path) and offset + held <= path.stat().st_size:
             problems += _misfit(tensor, held)
             continue
-        location = PurePosixPath(info.location)
-        if location.is_absolute() or ".." in location.parts or "\0" in info.location:
-            problems.append(f"weight {name}: {info.location[:_SHOWN]!r} leads out of the model's folder")
+        location = PurePosixPath(said)
+        if location.is_absolute() or ".." in location.parts or "\0" in said:
+            problems.append(f"weight {name}: {said[:_SHOWN]!r} leads out of the model's folder")
             continue
-        if len(info.location) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
-            problems.append(f"weight {name}: {info.location[:_SHOWN]!r}… is no name that a file can have")
+        if len(said) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
+            problems.append(f"weight {name}: {said[:_SHOWN]!r}… is no name that a file can have")
             continue
         file = folder / location
         # A link inside the folder that points outside it escapes just as well as "..", and so does one to itself.
         if not _resolved(file, folder).is_relative_to(folder.resolve()):
-            problems.append(f"weight {name}: {info.location!r} is a link out of the model's folder, or to itself")
+            problems.append(f"weight {name}: {said!r} is a link out of the model's folder, or to itself")
             continue
         if not file.is_file():
-            problems.append(f"weight {name}: {info.location!r} is missing")
+            problems.append(f"weight {name}: {said!r} is missing")
             continue
         size = file.stat().st_size
         if length is not None and length != needed:
             problems.append(f"weight {name}: is said to have {plural(length, 'byte')}, its shape needs {needed:,}")
         elif offset + needed > size:
             problems.append(
-                f"weight {name}: {info.location!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
+                f"weight {name}: {said!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
             )
-        files[info.location] = file
+        files[said] = file
     if problems:
         shown = listed(problems, 10, "\n  ")
         raise ModelError(

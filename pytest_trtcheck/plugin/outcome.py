@@ -68,7 +68,8 @@ def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
     """Fail the item for a marker that cannot be understood or followed."""
     from pytest_trtcheck.record import CheckRecord
 
-    attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=error.text, code=error.code))
+    record = CheckRecord(item.nodeid, "", "error", gpu_ran=False, message=error.text, code=error.code)
+    attach(item, record)
     raise error
 
 
