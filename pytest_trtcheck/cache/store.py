@@ -244,7 +244,8 @@ class Cache:
                 "or trust whoever can write there (--trt-cache-unsigned)",
                 code="cache-unsafe",
             )
-        self._is_private = self.root.exists()
+        # Where it may not even be looked for, nothing is taken from.
+        self._is_private = os.path.exists(self.root)  # noqa: PTH110 - which Path.exists raises
 
     def get(self, key: Key) -> Entry | None:
         """The entry of `key`, whole and checked; None where there is none or a damaged one.
