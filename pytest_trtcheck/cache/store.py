@@ -354,7 +354,10 @@ class Cache:
         entry, _ = self._find(key)
         if entry is not None:
             return entry
-        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}"):
+        waiting = self.during(
+            f"waiting for another process that is {_MAKING.get(key.kind, 'preparing')} {_subject(key)}"
+        )
+        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}", waiting):
             entry, damage = self._find(key)
             if entry is not None:
                 return entry
