@@ -461,4 +461,7 @@ def alike(word: str, known: Mapping[str, str], most: int) -> list[str]:
 
 def name_of(function: object) -> str:
     """What messages call a function, or an object that can be called."""
-    return str(getattr(function, "__name__", None) or type(function).__name__)
+    try:
+        return str(getattr(function, "__name__", None) or type(function).__name__)
+    except Exception:  # an object of the user's that can't say what it is called
+        return "function"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import zipfile
@@ -444,3 +445,52 @@ def test_an_archive_whose_index_names_an_array_many_times(tmp_path: Path) -> Non
 def test_sizes_of_any_length() -> None:
     assert format_bytes(2**1100) == "9.1e+287 TiB"
     assert format_bytes(5 << 40) == "5.0 TiB"
+
+
+ENDLESS = """
+import itertools
+from collections.abc import Mapping
+import numpy as np
+from pytest_trtcheck import trt_parity
+
+class Endless(Mapping):
+    __getitem__ = lambda self, key: 1.0
+    __iter__ = lambda self: map(str, itertools.count())
+    __len__ = lambda self: 1
+
+@trt_parity("conv.onnx", tol=Endless())
+def test_marked(): ...
+
+@trt_parity("conv.onnx", batch=1)
+def test_returned():
+    return Endless()
+
+@trt_parity("conv.onnx", seed=np.array([1, 2]))
+def test_seed(): ...
+
+def test_after(): ...
+"""
+
+
+def test_a_mapping_that_never_ends(suite: Suite) -> None:
+    """In a marker, where all tests would wait for it, and returned by a test."""
+    suite.write(test_a=ENDLESS)
+    run = suite.run()
+    said = {check["nodeid"].rpartition("_")[2]: check["message"] for check in run.checks}
+    assert "a mapping of at most 10,000 keys" in said["marked"]
+    assert "more than 10,000 names" in said["returned"]
+    assert "expected an integer of at least 0" in said["seed"]
+    run.result.assert_outcomes(passed=1, failed=1, errors=2)
+
+
+def test_a_chain_longer_than_pythons_stack(tmp_path: Path) -> None:
+    names = ["x", *(f"v{number}" for number in range(1050)), "y"]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["v0"])]
+    nodes += [helper.make_node("Transpose", [a], [b], perm=[1, 0]) for a, b in itertools.pairwise(names[1:])]
+    ends = [helper.make_tensor_value_info(name, FLOAT, [4, 4]) for name in "xy"]
+    weights = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")]
+    net = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    record = check(path, batch=None)
+    assert record.verdict == "pass", record.message

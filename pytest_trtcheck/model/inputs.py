@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError, kind_of, listed, plural
 from pytest_trtcheck.model import free_dims, memory
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, items_of
 from pytest_trtcheck.model.input_files import FromFiles
 from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
@@ -124,7 +124,7 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"expected a mapping from input name to array, or an array, got {kind_of(item)}", code="input-type"
         )
-    pairs = item.items() if isinstance(item, Mapping) else zip(names, item, strict=False)
+    pairs = items_of(item) if isinstance(item, Mapping) else zip(names, item, strict=False)
     return {str(name): as_array(array) for name, array in pairs if is_array(array)}
 
 
@@ -180,9 +180,9 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
             code="input-type",
         )
     known = {spec.name for spec in specs}
-    if unknown := [str(name) for name in value if name not in known]:
+    if unknown := [str(name) for name, _ in items_of(value) if name not in known]:
         raise InputError(
-            f"{source}: {model.label} has no input {', '.join(map(repr, unknown))}",
+            f"{source}: {model.label} has no input {listed(map(repr, unknown), 10)}",
             f"its inputs are {_described(specs)}",
             code="input-names",
         )

@@ -27,7 +27,7 @@ from pytest_trtcheck.cache import Cache, Key, hash_code
 from pytest_trtcheck.errors import CalibrationError, kind_of, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, items_of
 from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
@@ -264,7 +264,7 @@ def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, N
                 code="calibration-fit",
             )
         return {specs[0].name: _array(item, f"{label}: input {specs[0].name!r}")}
-    arrays = {str(name): value for name, value in item.items()}
+    arrays = {str(name): value for name, value in items_of(item)}
     if len(specs) == len(arrays) == 1 and next(iter(arrays)).startswith("arr_"):
         # np.savez names what it was given without a name "arr_0".
         arrays = {specs[0].name: next(iter(arrays.values()))}
