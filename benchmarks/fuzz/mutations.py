@@ -262,8 +262,6 @@ def literal(draw: Random, depth: int = 0) -> str:
         lambda: draw.choice(("range(3)", "iter([])", "(x for x in 'ab')", "{1, 2}", "frozenset()", "np.zeros(3)")),
         lambda: draw.choice(("np.float32(1)", "np.array('x')", "np.array(None)", "RECURSIVE")),
         lambda: draw.choice(("Bad()", "Endless()", "Unending()")),
-            ("np.float32(1)", "np.array('x')", "np.array(None)", "Bad()", "Endless()", "Unending()", "RECURSIVE")
-        ),
         lambda: f"[{', '.join(literal(draw, depth + 1) for _ in range(draw.randrange(4)))}]",
         lambda: f"({''.join(literal(draw, depth + 1) + ', ' for _ in range(draw.randrange(4)))})",
         lambda: (
