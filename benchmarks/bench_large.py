@@ -2,9 +2,9 @@
 
     python benchmarks/bench_large.py [--layers N] [--width N] [--json FILE]
 
-The model is a stack of fully connected layers (604 MB unless told otherwise), its weights in a file beside it, then in
-its own. Each check runs in a process of its own, which starts others; what is counted of their memory is looked at
-every 5 ms, those that ended included, less that of a process that only imported the same:
+The model is a stack of fully connected layers (604 MB unless told otherwise), its weights in a file beside it, then
+(below 2 GiB) in its own. Each check runs in a process of its own, which starts others; what is counted of their memory
+is looked at every 5 ms, those that ended included, less that of a process that only imported the same:
 
 - `peak`: the peaks of all processes (VmHWM, which the kernel keeps, however short they were) added up, though they were
   at other times, and pages that several processes map are counted for each.
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 MIB = 2**20
 SETTLED_S = 2.5
 LOOKS_S = 0.005
+LARGEST_FILE = 2**31
+"""Of protobuf."""
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 
 
@@ -143,7 +145,8 @@ def main() -> None:
         child(None if arguments.child == "none" else arguments.child, arguments.folder, arguments.width)
         return
     results: dict[str, dict[str, Any]] = {}
-    for form in ("beside", "one_file"):
+    is_small_enough = arguments.layers * arguments.width**2 * 4 < LARGEST_FILE
+    for form in ("beside", "one_file") if is_small_enough else ("beside",):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, "large.onnx")
             size = networks.large(path, arguments.layers, arguments.width, external=form == "beside")

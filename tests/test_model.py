@@ -343,7 +343,7 @@ def nested() -> onnx.ModelProto:
         helper.make_node("Mul", ["b", "c"], ["y"]),
     ]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 5]) for name in "xy")
-    small = onnx.numpy_helper.from_array(np.float32(0), "small")
+    small = onnx.numpy_helper.from_array(np.array(0, np.float32), "small")
     made = helper.make_graph(nodes, "nested", [x], [y], [weight("w"), small])
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 

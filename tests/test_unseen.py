@@ -114,3 +114,26 @@ def test_dropped_by_a_function(): ...
     said = "gives 'z' too, which alive.onnx has not: not compared"
     assert any(said in note for note in run.check("test_dropped")["notes"])
     assert any("gives 'more' too" in note for note in run.check("test_dropped_by_a_function")["notes"])
+
+
+def test_of_the_examples_of_hypothesis_one_that_says_something_is_enough(suite: Suite) -> None:
+    heads(suite.path / "alive.onnx", y=np.zeros(8, np.float32))
+    suite.write(
+        test_it="""
+from hypothesis import given, settings, strategies as st
+
+@settings(max_examples=4, database=None, derandomize=True)
+@given(st.sampled_from([0, 1, 2]))
+def test_begins_with_zeros(trt_check, value):
+    trt_check("alive.onnx", np.full((2, 8), value, np.float32))
+
+@settings(max_examples=4, database=None, derandomize=True)
+@given(st.sampled_from([1, 2]))
+def test_zeros_alone(trt_check, value):
+    trt_check("alive.onnx", np.zeros((2, 8), np.float32))
+"""
+    )
+    run = suite.run("--trt-diagnose=0", plugins=["hypothesispytest"])
+    assert [check["verdict"] for check in run.checks] == ["pass", "error"]
+    assert "1 example of these exercised nothing" in run.check("begins_with_zeros")["notes"]
+    assert "on these inputs" in run.check("zeros_alone")["message"]

@@ -153,7 +153,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
 
 def _unfed(settings: Settings, known: Known) -> Iterator[str]:
     """What is said of sizes that the profile declares and no input has: an engine may go wrong at those alone."""
-    if not known.cases or settings.build_only or settings.kept_open is not None:
+    searched = settings.search or known.request.parity.search
+    if not known.cases or settings.build_only or settings.kept_open is not None or searched:
         return
     for name, span in known.profile().items():
         for axis, (least, most) in enumerate(zip(span.min, span.max, strict=True)):
