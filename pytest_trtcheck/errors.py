@@ -10,6 +10,7 @@ usual cause; `code=` of what is raised names another.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -232,6 +233,16 @@ class ModelError(CheckError):
     """The model file cannot be read or does not fit what was asked of it."""
 
     usual_code: ClassVar[Code | None] = "model-unsound"
+
+
+def closed(what: object, error: OSError) -> ModelError:
+    """A model file that this account may not read, or not even look for."""
+    where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+    return ModelError(
+        f"{what}: cannot be read: {error.strerror or error}{where}",
+        "let this account read it and look into the folders on the way (ls -ld), or name another",
+        code="model-missing",
+    )
 
 
 class NothingComputedError(ModelError):

@@ -319,6 +319,7 @@ def test_typo(): ...
     }
     assert [each["nodeid"][-8:] for each in run.checks if (each["latency"] or {}).get("budgets")] == ["[batch2]"]
     assert "precision='fp61': expected one of" in run.said
+    assert {each["gpu_ran"] for each in run.checks} == {False}, "of one that was refused, too"
 
 
 def test_given_twice_in_one_place(suite: Suite) -> None:

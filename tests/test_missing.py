@@ -51,6 +51,21 @@ def test_what_is_cut_short_exports_nothing_whatever_its_status(suite: Suite, how
     assert run.result.ret != 0
 
 
+def test_ctrl_c_while_results_are_written_leaves_out_one_alone(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_trtcheck.export import export
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "write", interrupted)
+    suite.write(test_x=HEAD)
+    run = suite.run("--trt-export=out", "--trt-html=report.html")
+    assert run.check("test_a")["verdict"] == "pass"
+    assert (suite.path / "report.html").exists()
+    assert "ERROR: --trt-export: interrupted: what it had begun is not there" in run.text
+    assert run.result.ret == pytest.ExitCode.INTERRUPTED
+
+
 def test_dead_worker(suite: Suite) -> None:
     suite.write(test_x=HEAD + "@trt_parity('conv.onnx')\ndef test_dies(): os._exit(3)\n\n" + LAST)
     run = suite.run_apart("-n2")

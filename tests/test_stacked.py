@@ -104,6 +104,16 @@ def test_typo(): ...
 @trt_latency(p50_ms=2, precision="int8")
 def test_alone(): ...
 
+shared = trt_latency(p50_ms=2, batch=4)
+
+@trt_parity("conv.onnx", batch=[1, 4])
+@shared
+def test_shared(): ...
+
+@trt_parity("conv.onnx", batch=1)
+@shared
+def test_shared_in_vain(): ...
+
 @trt_parity("conv.onnx", precision=["fp16", "bf16"], batch=[1, 4])
 @trt_latency(p50_ms=2, precision="fp16")
 @trt_latency(p50_ms=3, batch=4)
@@ -142,6 +152,7 @@ WRONG = {
     "test_precision[bf16]": "marker-unmatched",
     "test_typo": "argument-value",
     "test_alone": "marker-unmatched",
+    "test_shared_in_vain": "marker-unmatched",
     "test_two_ways[fp16-batch4]": "argument-conflict",
     "test_twice": "marker-misplaced",
     "TestReached::test_it[batch1]": "marker-unmatched",
@@ -160,7 +171,7 @@ def test_a_mark_that_fits_no_test_is_an_error_of_those_that_it_marks(suite: Suit
     assert "did you mean 'fp16'?" in run.said
     assert "trt_latency(batch=4, …) and trt_latency(precision='fp16', …) fit fp16 with batch 4" in run.said
     assert judged(run)["test_sound[batch4]"] == {"p50_ms": 1}
-    run.result.assert_outcomes(passed=6, errors=len(WRONG))
+    run.result.assert_outcomes(passed=8, errors=len(WRONG))
 
 
 def test_a_list_of_tests_says_so_too(suite: Suite) -> None:

@@ -170,7 +170,13 @@ def opened(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Bas
         It is no directory.
     """
     root = Path(directory)
-    if not root.is_dir() and (must_exist or root.exists()):
+    try:
+        is_wrong = not root.is_dir() and (must_exist or root.exists())
+    except PermissionError as error:
+        raise ReportError(
+            f"--trt-baseline={directory}: {error.strerror}", "let this account read it", code="baseline-file"
+        ) from error
+    if is_wrong:
         raise ReportError(
             f"--trt-baseline={directory}: there is no such directory",
             "name the directory with the baselines, or record them: --trt-update-baseline",

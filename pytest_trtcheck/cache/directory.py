@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, re
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _LAYOUT = "v1"
 _TAG = "CACHEDIR.TAG"
@@ -110,14 +111,15 @@ class CacheDir:
                 (Path(work) / _TAG).replace(self.root / _TAG)
 
     @contextmanager
-    def locked(self, name: str, doing: str) -> Iterator[None]:
-        """One process and one thread at a time. What is missing of the cache is created."""
+    def locked(self, name: str, doing: str, waiting: AbstractContextManager[object] | None = None) -> Iterator[None]:
+        """One process and one thread at a time, `waiting` if it is not their turn. What is missing is created."""
         path = self.work / f"{name}.lock"
         with ExitStack() as held:
             with self.guarded(doing):
                 self._prepare()
                 try:
-                    held.enter_context(locked(path))
+                    with (waiting if path.exists() else None) or nullcontext():
+                        held.enter_context(locked(path))
                 except TimeoutError as error:
                     raise CacheError(
                         f"{doing} failed: {error}",

@@ -244,7 +244,8 @@ class Cache:
                 "or trust whoever can write there (--trt-cache-unsigned)",
                 code="cache-unsafe",
             )
-        self._is_private = self.root.exists()
+        # Where it may not even be looked for, nothing is taken from.
+        self._is_private = os.path.exists(self.root)  # noqa: PTH110 - which Path.exists raises
 
     def get(self, key: Key) -> Entry | None:
         """The entry of `key`, whole and checked; None where there is none or a damaged one.
@@ -353,7 +354,10 @@ class Cache:
         entry, _ = self._find(key)
         if entry is not None:
             return entry
-        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}"):
+        waiting = self.during(
+            f"waiting for another process that is {_MAKING.get(key.kind, 'preparing')} {_subject(key)}"
+        )
+        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}", waiting):
             entry, damage = self._find(key)
             if entry is not None:
                 return entry

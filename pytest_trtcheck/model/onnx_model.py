@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, plural, unforeseen
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, first_line, listed, plural, unforeseen
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.output_parts import output_parts
@@ -288,6 +288,8 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         )
     try:
         proto = protos.load(path)
+    except PermissionError as error:
+        raise closed(label, error) from error
     except Exception as error:
         if path.suffix in {".plan", ".engine", ".trt"}:
             raise ModelError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
@@ -100,9 +101,9 @@ class Marked:
                     "state it, trt_parity(precision=…), or leave precision= out of trt_latency",
                     code="argument-missing",
                 )
-            reached = marks.tests_of(item, mark) if spec.limited_to else None
-            if reached is not None and not any(_may_fit(spec, each) for each in reached):
-                there = dict.fromkeys(stacked.checked(*each) for each in map(_selected, reached) if each)
+            reached = _reached(item, mark) if spec.limited_to else None
+            if reached and not any(_may_fit(spec, each) for each in reached):
+                there = [stacked.checked(*each) for each in reached if each]
                 return ArgumentError(
                     f"{stacked.shown(spec)} fits no test that it marks",
                     f"they are checked in {listed(there)}: name one of these, or take the mark away",
@@ -138,12 +139,31 @@ class Marked:
         due = [
             spec
             for mark, spec in self.latency
-            if spec in stack and [each for each in marks.tests_of(item, mark) or () if _may_fit(spec, each)] == [item]
+            if spec in stack
+            and sum(count for each, count in (_reached(item, mark) or {}).items() if _may_fit(spec, each)) == 1
         ]
         return {"latency_for": functools.partial(stacked.judging_inputs, stack=stack, due=due, precision=precision)}
 
 
-def _selected(item: pytest.Item) -> tuple[str, int | None] | None:
+_Selected: TypeAlias = "tuple[str, int | None] | None"
+_REACHED: pytest.StashKey[dict[tuple[int, str], Counter[_Selected] | None]] = pytest.StashKey()
+
+
+def _reached(item: pytest.Item, mark: pytest.Mark) -> Counter[_Selected] | None:
+    """How many of the tests that a mark reaches are checked in which precision and batch; None: not all are known.
+
+    Worked out once for all tests of a function: they may be many, each with the question.
+    """
+    assert item.parent is not None
+    known = item.parent.stash.setdefault(_REACHED, {})
+    key = id(mark), getattr(item, "originalname", item.name)
+    if key not in known:
+        tests = marks.tests_of(item, mark)
+        known[key] = None if tests is None else Counter(map(_selected, tests))
+    return known[key]
+
+
+def _selected(item: pytest.Item) -> _Selected:
     """The precision and batch that a marked test is checked in; None where it can't be."""
     found = marked(item)
     if found is None or found.error is not None:
@@ -152,9 +172,8 @@ def _selected(item: pytest.Item) -> tuple[str, int | None] | None:
     return parity.precision[0], parity.batch[0]
 
 
-def _may_fit(spec: LatencySpec, item: pytest.Item) -> bool:
+def _may_fit(spec: LatencySpec, selected: _Selected) -> bool:
     """Whether a mark may judge a test: of one that can't be checked, or whose batch its inputs tell, nobody knows."""
-    selected = _selected(item)
     return selected is None or spec.fits(*selected)
 
 

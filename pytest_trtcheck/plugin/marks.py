@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
 _SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 _MEMBERS: pytest.StashKey[Sequence[pytest.Item | pytest.Collector]] = pytest.StashKey()
-_REACHED: pytest.StashKey[dict[int, list[pytest.Item] | None]] = pytest.StashKey()
 
 
 def ours(obj: Any) -> list[pytest.Mark]:
@@ -115,14 +114,13 @@ def tests_of(item: pytest.Item, mark: pytest.Mark) -> list[pytest.Item] | None:
     node, _ = _closest(item, mark.name)
     scope = item.parent if node is item else node
     assert isinstance(scope, pytest.Collector)
-    known = scope.stash.setdefault(_REACHED, {})
-    if id(mark) not in known:
-        found = list(_members(scope))
-        if node is item:
-            found = [each for each in found if each is not None]
-        reached = [each for each in found if each and any(mark is one for one in closest(each, mark.name))]
-        known[id(mark)] = None if None in found else reached or [item]
-    return known[id(mark)]
+    found = list(_members(scope))
+    if node is item:
+        # One object may be the mark of several functions.
+        found = [each for each in found if each is not None and _name(each) == _name(item)]
+    elif None in found:
+        return None
+    return [each for each in found if each and any(mark is one for one in closest(each, mark.name))] or [item]
 
 
 def _members(collector: pytest.Collector) -> Iterator[pytest.Item | None]:

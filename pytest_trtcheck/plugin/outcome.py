@@ -68,7 +68,8 @@ def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
     """Fail the item for a marker that cannot be understood or followed."""
     from pytest_trtcheck.record import CheckRecord
 
-    attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=error.text, code=error.code))
+    record = CheckRecord(item.nodeid, "", "error", gpu_ran=False, message=error.text, code=error.code)
+    attach(item, record)
     raise error
 
 
@@ -243,8 +244,11 @@ def request_for(
     )
 
 
-def run(item: pytest.Item, request: Request) -> CheckRecord:
-    """Make the check, attach its record, and fail or skip the item as the verdict says."""
+def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:
+    """Make the check, attach its record, and fail or skip the item as the verdict says.
+
+    `ends` is what is to be said where that ends a test which might have gone on.
+    """
     from pytest_trtcheck.plugin.session import session_of
 
     record = made(item, request)
@@ -252,7 +256,7 @@ def run(item: pytest.Item, request: Request) -> CheckRecord:
     if session_of(item.config).get("trt_require_gpu") and record.gpu_ran is not True:
         item.stash[_NO_GPU] = True
     try:
-        conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
+        conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"), ends=ends)
     except (CheckError, CheckFailed) as error:
         if item.stash[_THREAD] != threading.get_ident():
             item.stash[_UNHEARD].append(error)
@@ -283,7 +287,7 @@ def made(item: pytest.Item, request: Request) -> CheckRecord:
         writer.close()
 
 
-def conclude(record: CheckRecord, *, inconclusive: str) -> None:
+def conclude(record: CheckRecord, *, inconclusive: str, ends: str = "") -> None:
     """Turn a verdict into pytest's outcome: only `pass` passes."""
     message = visible(record.message or record.verdict)
     if record.verdict == "pass":
@@ -292,9 +296,9 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
         # No CheckFailed: a test that expects its check to fail must not pass because its model file is gone.
         raise CheckError(message, code=cast("Code | None", record.code))
     if record.verdict == "not_measured":
-        pytest.skip(f"not measured: {message}")
+        pytest.skip(f"not measured: {message}{ends}")
     if record.verdict == "inconclusive" and inconclusive == "skip":
-        pytest.skip(f"inconclusive: {message}")
+        pytest.skip(f"inconclusive: {message}{ends}")
     raise CheckFailed(message, code=cast("Code | None", record.code))
 
 

@@ -267,9 +267,9 @@ class Session:
                 path = self._path(given)
                 if not answers(path, ANSWER_S):
                     return  # an error in a moment
-                path = resolved(path)
-                if path.is_file() and Path("/dev") not in path.parents:
-                    with suppress(OSError):
+                with suppress(OSError):  # so is this
+                    path = resolved(path)
+                    if path.is_file() and Path("/dev") not in path.parents:
                         path.unlink()
 
     def _path(self, given: str) -> Path:

@@ -80,7 +80,7 @@ class Collector:
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
         self._told_planned = False
-        self._interrupted = False
+        self._interrupted = self._left_out = False
         self.progress = Progress(config)
         # No properties: older releases of pytest read every attribute of what is registered, and these would be worked
         # out before the first test ran.
@@ -194,6 +194,8 @@ class Collector:
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._left_out:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -215,6 +217,9 @@ class Collector:
             yield
         except CheckError as error:
             self._problems.append(str(error))
+        except KeyboardInterrupt:
+            self._left_out = True
+            self._problems.append(f"{doing}: interrupted: what it had begun is not there")
         except OSError as error:
             self._problems.append(f"{doing}: {error}")
         except Exception as error:

@@ -125,7 +125,7 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
     """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured; and
     that machines tested different commits, so that they say nothing of one.
 
-    With `requires_all` each of a machine says why it decides the exit status.
+    With `requires_all` each says why it decides the exit status.
     """
     if not run.checks:
         return ["no report holds a check"]
@@ -151,7 +151,7 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
             commits[machine.commit].append(machine.name)
     if len(commits) > 1:
         tested = "; ".join(f"{short_commit(commit)} on {', '.join(names)}" for commit, names in commits.items())
-        found.append(f"different commits were tested: {tested}")
+        found.append(f"{why}different commits were tested: {tested}")
     return found
 
 

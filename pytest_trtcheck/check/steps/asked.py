@@ -134,7 +134,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
-    of_reference = getattr(known.reference, "notes", ())
+    of_reference = (*_unfed(settings, known), *getattr(known.reference, "notes", ()))
     notes = [*notes, *_unused_calibration(known)]
     calibration = _calibration(known)
     if calibration is not None and calibration.inputs:
@@ -149,6 +149,19 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         lowered=None if known.is_given else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
     )
+
+
+def _unfed(settings: Settings, known: Known) -> Iterator[str]:
+    """What is said of sizes that the profile declares and no input has: an engine may go wrong at those alone."""
+    searched = settings.search or known.request.parity.search
+    if not known.cases or settings.build_only or settings.kept_open is not None or searched:
+        return
+    for name, span in known.profile().items():
+        for axis, (least, most) in enumerate(zip(span.min, span.max, strict=True)):
+            fed = sorted({case[name].shape[axis] for case in known.cases})
+            if least < most and not {least, most} <= set(fed):
+                sizes = listed(map(str, fed), separator=" and ")
+                yield f"shapes: {name}[{axis}] goes from {least} to {most}, and was {sizes}: no other size was checked"
 
 
 def _expect_build(settings: Settings, request: Request, model: OnnxModel) -> None:

@@ -199,7 +199,13 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
     folders = [Path()] if wanted.is_absolute() else list(base_dirs) or [Path()]
     for folder in folders:
         path = folder / wanted
-        if path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except PermissionError as error:
+            raise CalibrationError(
+                f"calibration: {path}: {error.strerror}", "let this account read it", code="calibration-files"
+            ) from error
+        if is_folder:
             raise CalibrationError(
                 f"calibration: {path} is a folder",
                 f"name the files in it: {str(wanted / '*.npz')!r}",
