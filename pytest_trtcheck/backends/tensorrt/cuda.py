@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "pytest-trtcheck[tensorrt]" or "pytest-trtcheck[rtx]", for CUDA 12 "pytest-trtcheck[cuda12]"'
 SPIN_S = 0.002
 """How long a wait with a time limit polls without sleeping: longer than most inferences, so that they pay nothing."""
-_NOT_READY = 600  # CUDA_ERROR_NOT_READY
+_SUCCESS, _NOT_READY = 0, 600  # CUDA_SUCCESS, CUDA_ERROR_NOT_READY
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: it does not wait for the default stream's work, which others may use
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
@@ -71,11 +71,15 @@ def _context(index: int) -> Any:
 def _call(driver: Any, name: str, *arguments: Any) -> Any:
     """Call a function of the driver; what it returns beside its status; a GpuError with CUDA's text for the error."""
     status, *values = getattr(driver, name)(*arguments)
-    if int(status) != 0:
-        _, error = driver.cuGetErrorName(status)
-        _, text = driver.cuGetErrorString(status)
-        raise GpuError(f"{name}: {b' '.join(part for part in (error, text) if part).decode()}")
+    if status != _SUCCESS:
+        raise _failure(driver, name, status)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _failure(driver: Any, name: str, status: Any) -> GpuError:
+    _, error = driver.cuGetErrorName(status)
+    _, text = driver.cuGetErrorString(status)
+    return GpuError(f"{name}: {b' '.join(part for part in (error, text) if part).decode()}")
 
 
 class Cuda:
@@ -98,7 +102,7 @@ class Cuda:
     """Whether the GPU was left at work that does not end: then every call that waits for it waits for ever."""
 
     def __init__(self, index: int = 0) -> None:
-        self._driver = load()
+        self.driver = load()
         if Cuda.hangs:
             raise poisoned(f"CUDA device {index} cannot be used: an earlier run of this process has not ended")
         self._context: Any = None
@@ -129,11 +133,12 @@ class Cuda:
         GpuError
             With CUDA's name and text for the error.
         """
-        return _call(self._driver, name, *arguments)
+        return _call(self.driver, name, *arguments)
 
-    def status(self, name: str, *arguments: Any) -> int:
-        """Call the driver function `name`, which returns its status alone; that status."""
-        return int(getattr(self._driver, name)(*arguments)[0])
+    def failure(self, name: str, status: Any) -> GpuError:
+        """What is raised for a status of the driver function `name`."""
+        return _failure(self.driver, name, status)
+
 
     def free_memory(self) -> tuple[int, int]:
         """Bytes of device memory that are free, and that there are."""
@@ -180,13 +185,13 @@ class Cuda:
         GpuError
             Something in it cannot be captured; the stream can be used on.
         """
-        thread_local = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        thread_local = self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.call("cuStreamBeginCapture", self.stream.handle, thread_local)
         try:
             enqueue()
         except BaseException:
             # Ends the capture; its own status repeats the failure.
-            self.status("cuStreamEndCapture", self.stream.handle)
+            self.driver.cuStreamEndCapture(self.stream.handle)
             raise
         captured = self.call("cuStreamEndCapture", self.stream.handle)
         try:
@@ -207,26 +212,33 @@ class Stream:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self.handle = cuda.call("cuStreamCreate", _NON_BLOCKING)
+        self._record = cuda.driver.cuEventRecord
 
     def record(self, event: Event) -> Event:
         """Put an event on it."""
-        self._cuda.call("cuEventRecord", event.handle, self.handle)
+        (status,) = self._record(event.handle, self.handle)
+        if status != _SUCCESS:
+            raise self._cuda.failure("cuEventRecord", status)
         return event
 
     def close(self) -> None:
         """Destroy it, once its work has ended; calling it twice is harmless."""
         handle, self.handle = self.handle, None
         if handle is not None:
-            self._cuda.status("cuStreamDestroy", handle)
+            self._cuda.driver.cuStreamDestroy(handle)
 
 
 class Event:
-    """A point on a stream. `later - earlier`: the milliseconds between two that were reached."""
+    """A point on a stream. `later - earlier`: the milliseconds between two that were reached.
+
+    Several of its calls stand around every run that is measured: they go to the driver at once.
+    """
 
     def __init__(self, cuda: Cuda, flags: int) -> None:
         self._cuda = cuda
         self.handle = cuda.call("cuEventCreate", flags)
-        weakref.finalize(self, cuda.status, "cuEventDestroy", self.handle).atexit = False
+        self._query, self._elapsed = cuda.driver.cuEventQuery, cuda.driver.cuEventElapsedTime
+        weakref.finalize(self, cuda.driver.cuEventDestroy, self.handle).atexit = False
 
     @property
     def is_done(self) -> bool:
@@ -237,17 +249,20 @@ class Event:
         GpuError
             What is on the stream before it failed.
         """
-        if self._cuda.status("cuEventQuery", self.handle) == _NOT_READY:
-            return False
-        self._cuda.call("cuEventQuery", self.handle)
-        return True
+        (status,) = self._query(self.handle)
+        if status not in (_SUCCESS, _NOT_READY):
+            raise self._cuda.failure("cuEventQuery", status)
+        return bool(status == _SUCCESS)
 
     def sync(self) -> None:
         """Wait until it was reached."""
         self._cuda.call("cuEventSynchronize", self.handle)
 
     def __sub__(self, earlier: Event) -> float:
-        return float(self._cuda.call("cuEventElapsedTime", earlier.handle, self.handle))
+        status, elapsed_ms = self._elapsed(earlier.handle, self.handle)
+        if status != _SUCCESS:
+            raise self._cuda.failure("cuEventElapsedTime", status)
+        return float(elapsed_ms)
 
 
 class Graph:
