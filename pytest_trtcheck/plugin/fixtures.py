@@ -25,7 +25,9 @@ def _checker(request: pytest.FixtureRequest) -> Checker:
     from pytest_trtcheck.choices import GPU
     from pytest_trtcheck.plugin.outcome import parameters
     from pytest_trtcheck.plugin.session import session_of
+    from pytest_trtcheck.plugin.summary import collect
 
+    collect(request.config)  # of a test that asks for the fixture while it runs, nobody knew before
     return session_of(request.config).checker_for(parameters(request.node).get(GPU))
 
 

@@ -86,6 +86,21 @@ class Marked:
                 )
         return None
 
+    def prepare(self, item: pytest.Item) -> None:
+        """See that `item` can be checked, before it is run.
+
+        Raises
+        ------
+        CheckError
+            It can't.
+        """
+        problem = self.problem(item)
+        if problem is not None:
+            outcome.refuse(item, problem)
+        assert isinstance(item, pytest.Function)
+        # A marker that was added when all was collected has its fixtures asked for here.
+        item.fixturenames.extend(name for name in marks.OVERRIDABLE if name not in item.fixturenames)
+
 
 def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
     """Why nothing comes of what the test returns; None where it does."""
