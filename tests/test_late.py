@@ -1,4 +1,4 @@
-"""A run that looks like one without checks loads next to nothing; one that turns out to have some loses none of them."""
+"""A run that looks like one without checks loads next to nothing; one that turns out to have some loses none."""
 
 from __future__ import annotations
 
