@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -130,9 +131,15 @@ PARTS = {
 """What a path below the folder belongs to; the longest that fits."""
 
 
+_CHANCE = re.compile(
+    r"(?<=\.trtcheck-export-)\w{8}|(?<=\.onnx\.data\.)\w{8}|(?<=tmp/)\w{8}$"
+    r"|(?<![a-z])[0-9a-f]{12,}|held-[^/]*|[0-9]+"
+)
+
+
 def kind_of(event: str, path: str) -> str:
     """What is done to which sort of file: without what differs from run to run, and from one entry to another."""
-    return f"{event} {re.sub(r'(?<![a-z])[0-9a-f]{12,}|held-[^/]*|[0-9]+', '*', path)}"
+    return f"{event} {_CHANCE.sub('*', path)}"
 
 
 def part_of(event: str, path: str) -> str:
@@ -164,7 +171,7 @@ class Place:
 
     def arguments(self, name: str = "report") -> list[str]:
         """Of pytest; the reports are called `name`."""
-        plain = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", f"--rootdir={self.root / 'suite'}"]
+        plain = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:asyncio"]
         ours = {
             "gpu": "A100",
             "diagnose": "5",
@@ -176,7 +183,8 @@ class Place:
             "html": self.root / f"{name}.html",
         }
         given = [f"--trt-{option}={value}" for option, value in ours.items()]
-        return [*plain, "--trt-update-baseline", *given, str(self.root / "suite" / "test_net.py")]
+        suite = self.root / "suite"
+        return [*plain, f"--rootdir={suite}", "--trt-update-baseline", *given, str(suite / "test_net.py")]
 
     def environment(self, at: tuple[str, int] = ("", 0)) -> dict[str, str]:
         """Of a process that is watched, and killed at an event of a role."""
@@ -187,6 +195,8 @@ class Place:
             **{f"KILLS_{name}": value for name, value in watched.items()},
             "TMPDIR": str(self.root / "tmp"),
             "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "",  # or every process compiles every module
+            "PYTHONPYCACHEPREFIX": str(self.root.parent / "compiled"),
             "OMP_NUM_THREADS": "1",
         }
 
@@ -266,6 +276,8 @@ def forked(place: Place, at: tuple[str, int] = ("", 0)) -> Ended:
         status = 70
         try:
             status = int(pytest.main(place.arguments()))
+            loaded = (name for name in sys.modules if name.partition(".")[0] in {"hypothesis", "pytest_trtcheck"})
+            (place.root.parent / "loaded").write_text("\n".join(loaded))
         finally:
             atexit._run_exitfuncs()
             sys.stdout.flush()
@@ -581,6 +593,8 @@ def main() -> None:
         ended = forked(place)
         if wrong := list(verdict_problems(place, ended)):
             raise SystemExit("\n".join(wrong))
+        for module in (place.root.parent / "loaded").read_text().split():
+            importlib.import_module(module)
         place.age()
         place.forget()
         place.age()

@@ -2,9 +2,18 @@
 
     python benchmarks/bench_large.py [--layers N] [--width N] [--json FILE]
 
-The model is a stack of fully connected layers, its weights in a file beside it (604 MB unless told otherwise). Each
-check runs in a process of its own; its memory is that process's peak less that of one that only imported the same. How
-long making each artifact took, with all that it is made from, comes from the cache.
+The model is a stack of fully connected layers (604 MB unless told otherwise), its weights in a file beside it, then
+(below 2 GiB) in its own. Each check runs in a process of its own, which starts others; what is counted of their memory
+is looked at every 5 ms, those that ended included, less that of a process that only imported the same:
+
+- `peak`: the peaks of all processes (VmHWM, which the kernel keeps, however short they were) added up, though they were
+  at other times, and pages that several processes map are counted for each.
+- `together`: the most that all had in memory at one time (VmRSS), as far as it was looked at. It may miss what was
+  there for less than 5 ms.
+
+Mapped pages of a model's files count in both; the kernel's cache of files that nobody maps in neither, since it is
+given up for whoever needs memory. `cpu_s` is the processor's time in all of them, less that process's. How long making
+each artifact took, with all that it is made from, comes from the cache.
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,19 +43,35 @@ from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_trtcheck.spec import Precision
 
 MIB = 2**20
 SETTLED_S = 2.5
+LOOKS_S = 0.005
+LARGEST_FILE = 2**31
+"""Of protobuf."""
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 
 
-def peak_mib() -> float:
-    """The peaks of this process and of those that it keeps (ONNX Runtime, a builder), whenever each was."""
-    own = Path("/proc/self")
-    kept = (own / "task" / str(os.getpid()) / "children").read_text(encoding="ascii").split()
-    texts = [Path("/proc", each, "status").read_text(encoding="ascii") for each in ("self", *kept)]
-    return sum(int(text.partition("VmHWM:")[2].split()[0]) for text in texts) / 1024
+def family(process: int) -> Iterator[int]:
+    """A process and those that it and its threads started, as far as they are there."""
+    yield process
+    with suppress(OSError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            for started in (thread / "children").read_text(encoding="ascii").split():
+                yield from family(int(started))
+
+
+def memory_mib(process: int) -> tuple[float, float]:
+    """A process's peak until now, and what it has in memory."""
+    with suppress(OSError):
+        text = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+        if "VmHWM:" in text:
+            peak, now = (int(text.partition(key)[2].split()[0]) / 1024 for key in ("VmHWM:", "VmRSS:"))
+            return peak, now
+    return 0.0, 0.0
 
 
 def child(precision: Precision | None, folder: Path, width: int) -> None:
@@ -67,27 +93,40 @@ def child(precision: Precision | None, folder: Path, width: int) -> None:
         if record.verdict not in {"pass", "fail"}:
             raise SystemExit(f"{record.verdict}: {record.message}")
         seconds = record.duration_s
-    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}))
+    print(json.dumps({"seconds": seconds}))
 
 
 def run(kind: str, folder: Path, width: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", kind, "--folder", str(folder), "--width", str(width)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    peaks: dict[int, float] = {}
+    together, before = 0.0, os.times()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None:
+            found = {each: memory_mib(each) for each in family(running.pid)}
+            # One that has just ended tells nothing any more; what it told last counts.
+            peaks |= {each: peak for each, (peak, _) in found.items() if peak}
+            together = max(together, sum(now for _, now in found.values()))
+            time.sleep(LOOKS_S)
+        out, errors = running.communicate()
+    if running.returncode:
+        raise SystemExit(errors)
+    answer: dict[str, float] = json.loads(out.splitlines()[-1])
+    used = os.times()
+    cpu_s = used.children_user - before.children_user + used.children_system - before.children_system
+    return {**answer, "cpu_s": cpu_s, "peak": sum(peaks.values()), "together": together}
 
 
 def measured(precision: Precision, folder: Path, width: int, weights_mib: float) -> dict[str, Any]:
-    baseline = run("none", folder, width)["peak_mib"]
+    baseline = run("none", folder, width)
     result: dict[str, Any] = {}
     for time_of in ("first", "second"):
         taken = run(precision, folder, width)
-        peak = taken["peak_mib"] - baseline
         result[f"{time_of}_s"] = round(taken["seconds"], 2)
-        result[f"{time_of}_peak_mib"] = round(peak)
-        result[f"{time_of}_peak_ratio"] = round(peak / weights_mib, 2)
+        result[f"{time_of}_cpu_s"] = round(taken["cpu_s"] - baseline["cpu_s"], 2)
+        for kind in ("peak", "together"):
+            mib = taken[kind] - baseline[kind]
+            result[f"{time_of}_{kind}_mib"] = round(mib)
+            result[f"{time_of}_{kind}_ratio"] = round(mib / weights_mib, 2)
         time.sleep(SETTLED_S)
     made = Cache(folder / precision).entries()
     result["making_s"] = {entry.kind: round(read_manifest(entry.path).make_s, 2) for entry in made}
@@ -105,10 +144,14 @@ def main() -> None:
     if arguments.child:
         child(None if arguments.child == "none" else arguments.child, arguments.folder, arguments.width)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        weights_mib = networks.large(folder / "large.onnx", arguments.layers, arguments.width) / MIB
-        results = {name: measured(name, folder, arguments.width, weights_mib) for name in PRECISIONS}
+    results: dict[str, dict[str, Any]] = {}
+    is_small_enough = arguments.layers * arguments.width**2 * 4 < LARGEST_FILE
+    for form in ("beside", "one_file") if is_small_enough else ("beside",):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, "large.onnx")
+            size = networks.large(path, arguments.layers, arguments.width, external=form == "beside")
+            weights_mib = size / MIB
+            results[form] = {name: measured(name, path.parent, arguments.width, weights_mib) for name in PRECISIONS}
     report = {
         "benchmark": "large",
         "weights_mib": round(weights_mib, 1),

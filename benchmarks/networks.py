@@ -92,15 +92,15 @@ def resnet(path: Path, size: int = 224) -> None:
     save(net, path, ["batch", 3, size, size], ["batch", 1000])
 
 
-def large(path: Path, layers: int = 36, width: int = 2048) -> int:
-    """A stack of fully connected layers with its weights in a file beside it; returns the bytes of weights."""
+def large(path: Path, layers: int = 36, width: int = 2048, *, external: bool = True) -> int:
+    """A stack of fully connected layers, its weights in a file beside it or in its own; returns their bytes."""
     net = Builder()
     rng = np.random.default_rng(0)
     value = "image"
     for _ in range(layers):
         weight = net.weight(rng.standard_normal((width, width), dtype=np.float32) * np.sqrt(2 / width))
         value = net.node("Relu", [net.node("Gemm", [value, weight], transB=1)])
-    save(net, path, ["batch", width], ["batch", width], external=True)
+    save(net, path, ["batch", width], ["batch", width], external=external)
     return layers * width * width * 4
 
 

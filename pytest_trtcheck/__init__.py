@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ def _mark(function: F) -> F:
         # Made when asked for: with --strict-markers pytest refuses a mark before the plugin has declared it.
         import pytest
 
+        # pytest knows its configuration while it runs; whoever else imports a test module wants no tests of it.
+        if getattr(pytest.mark, "_config", None) is not None and f"{__name__}.plugin.hooks" not in sys.modules:
+            pytest.fail(
+                f"{function.__name__}: the plugin pytest-trtcheck is not loaded, so that nothing would be checked\n"
+                "  → install it into the Python that runs pytest, leave `-p no:trtcheck` out, and where "
+                f"PYTEST_DISABLE_PLUGIN_AUTOLOAD is set, add `-p {__name__}.plugin.hooks`",
+                pytrace=False,
+            )
         made: pytest.MarkDecorator = getattr(pytest.mark, function.__name__)
         return made.with_args(*args, **kwargs)
 
@@ -75,9 +84,10 @@ def trt_parity(
 ) -> pytest.MarkDecorator:
     """Mark a test: does the model, lowered to `precision`, still compute what the FP32 model computes?
 
-    A list of precisions, batches or backends makes a test of each. What the test function returns is fed to the model:
-    a mapping from input name to array (one array for a model of one input), or a list of these. Unlike
-    `pytest.mark.trt_parity(make_model)`, which would decorate `make_model`, a function is taken as an argument.
+    A list of precisions, batches or backends makes a test of each, and takes `pytest.param(…, marks=…, id=…)`. What the
+    test function returns is fed to the model: a mapping from input name to array (one array for a model of one input),
+    or a list of these. Unlike `pytest.mark.trt_parity(make_model)`, which would decorate `make_model`, a function is
+    taken as an argument.
 
     Parameters
     ----------
@@ -156,10 +166,13 @@ def trt_latency(
     min_speedup: Mapping[str, Budget] | None = None,
     transfers: bool = False,
     max_seconds: float = 30.0,
+    batch: int | Sequence[int] | None = None,
+    precision: str | Sequence[str] | None = None,
 ) -> pytest.MarkDecorator:
     """Mark a test: is the engine fast and small enough on the GPU that it ships to?
 
-    Every budget is a number, or a mapping from GPU to number: `{"T4": 7.0, "A100": 1.5}`.
+    Every budget is a number, or a mapping from GPU to number: `{"T4": 7.0, "A100": 1.5}`. The mark may be given several
+    times, each limited to a batch or precision: a test is judged by the narrowest one that fits it, whole.
 
     Parameters
     ----------
@@ -185,6 +198,9 @@ def trt_latency(
         Whether copies between host and device count.
     max_seconds
         How long to measure at most before the verdict is `inconclusive`.
+    batch, precision
+        What it is limited to, each a value or a list of them; None: it holds for every test that it marks. One that
+        fits none of them is an error.
     """
     raise NotImplementedError
 

@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
         description="Join JSON reports (--trt-report) of many machines: a table of models and machines, one verdict, "
         "one exit status.",
         epilog="exit status: 0 where no check of any report failed; 1 where one did, was an error or inconclusive, or, "
-        "with --require-all, is not in every report, was not measured or was emulated; 2 where a file cannot be read "
+        "with --require-all, is not in every report, was not measured or was emulated, or where the reports are of "
+        "different commits; 2 where a file cannot be read "
         "as a report",
     )
     command.add_argument("reports", metavar="REPORT.json", nargs="+", help="a machine's report, or a merged one")
@@ -143,7 +144,10 @@ def _merge(given: argparse.Namespace) -> int:
         json_report.save(given.output, found)
     if given.html:
         html.save(given.html, found)
-    _say(merge.markdown(found) if given.markdown else "\n".join(merge.lines(found, _width())))
+    if given.markdown:
+        _say(merge.markdown(found, requires_all=given.require_all))
+    else:
+        _say("\n".join(merge.lines(found, _width(), requires_all=given.require_all)))
     return WORSE if merge.is_bad(found) or (given.require_all and merge.gaps(found)) else NOTHING_WORSE
 
 
@@ -262,7 +266,7 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="a first test of the models in a project, and a CI workflow",
         description="Look for models (.onnx, .pt2, .keras, SavedModel folders) and write tests/test_inference.py, "
         "tests/conftest.py, a pytest.ini where nothing configures pytest, and a CI workflow. What exists stays.",
-        epilog="exit status: 0; 1 where no model was found; 2 where a file can't be written",
+        epilog="exit status: 0; 1 where no model was found; 2 where a file cannot be written",
     )
     command.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="the project's (default: this one)")
     command.add_argument(

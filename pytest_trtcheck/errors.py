@@ -10,6 +10,7 @@ usual cause; `code=` of what is raised names another.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -38,6 +39,7 @@ Code = Literal[
     "argument-conflict",
     "option-value",
     "marker-misplaced",
+    "marker-unmatched",
     "output-unknown",
     "node-unknown",
     "search-impossible",
@@ -231,6 +233,16 @@ class ModelError(CheckError):
     """The model file cannot be read or does not fit what was asked of it."""
 
     usual_code: ClassVar[Code | None] = "model-unsound"
+
+
+def closed(what: object, error: OSError) -> ModelError:
+    """A model file that this account may not read, or not even look for."""
+    where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+    return ModelError(
+        f"{what}: cannot be read: {error.strerror or error}{where}",
+        "let this account read it and look into the folders on the way (ls -ld), or name another",
+        code="model-missing",
+    )
 
 
 class NothingComputedError(ModelError):
@@ -460,4 +472,7 @@ def alike(word: str, known: Mapping[str, str], most: int) -> list[str]:
 
 def name_of(function: object) -> str:
     """What messages call a function, or an object that can be called."""
-    return str(getattr(function, "__name__", None) or type(function).__name__)
+    try:
+        return str(getattr(function, "__name__", None) or type(function).__name__)
+    except Exception:  # an object of the user's that can't say what it is called
+        return "function"

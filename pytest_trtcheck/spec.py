@@ -399,7 +399,13 @@ Budget: TypeAlias = "float | Mapping[str, float]"
 
 @dataclass(frozen=True)
 class LatencySpec:
-    """One `trt_latency` marker, checked. A budget is a number, or a mapping from a GPU key to one."""
+    """One `trt_latency` marker, checked. A budget is a number, or a mapping from a GPU key to one.
+
+    Parameters
+    ----------
+    batch, precision
+        The batches and precisions that it is limited to; empty: any.
+    """
 
     p50_ms: Budget | None = None
     p90_ms: Budget | None = None
@@ -414,6 +420,28 @@ class LatencySpec:
     instances: int = 1
     transfers: bool = False
     max_seconds: float = 30.0
+    batch: tuple[int, ...] = ()
+    precision: tuple[Precision, ...] = ()
+
+    @property
+    def limited_to(self) -> str:
+        """What it is limited to, as it is written; empty where it holds for every test."""
+        given: dict[str, tuple[object, ...]] = {"batch": self.batch, "precision": self.precision}
+        return ", ".join(f"{n}={(each[0] if len(each) == 1 else list(each))!r}" for n, each in given.items() if each)
+
+    def fits(self, precision: str, batch: int | None) -> bool:
+        """Whether it may judge a check; of a batch that is None nobody knows yet."""
+        return (not self.precision or precision in self.precision) and (
+            not self.batch or batch is None or batch in self.batch
+        )
+
+    def is_within(self, other: LatencySpec) -> bool:
+        """Whether `other` fits everything that this one fits."""
+        pairs: tuple[tuple[tuple[object, ...], tuple[object, ...]], ...] = (
+            (self.batch, other.batch),
+            (self.precision, other.precision),
+        )
+        return all(not theirs or (own and set(own) <= set(theirs)) for own, theirs in pairs)
 
     def budgets(self) -> dict[str, Budget]:
         """Every budget that was given, by argument name, `min_speedup` excepted."""

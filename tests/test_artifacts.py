@@ -186,7 +186,7 @@ def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: C
     emulated = emulation(model, lowered, "fp16", cache)(x)["y"]
     np.testing.assert_array_equal(emulated, x["x"] * np.array([1.001, 1.002], np.float16) - x["x"])
     assert (emulated != reference).any()
-    with pytest.raises(ModelError, match=r"2 nodes in fp16(.|\n)*can't be checked in int8"):
+    with pytest.raises(ModelError, match=r"2 nodes in fp16(.|\n)*cannot be checked in int8"):
         lowering.lower(model, "int8", cache, calibration=[x])
 
 

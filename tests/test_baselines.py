@@ -127,7 +127,7 @@ def test_the_reason_names_both_distributions_and_what_was_recorded_when(baseline
     reason = baselines.judge(measured(1.2, 1, 3000, conditions=newer), baseline).reason
     assert reason is not None
     assert reason.startswith("p50 is +20.")
-    assert "(allowed: +3.0%)" in reason
+    assert "(allowed: +3%)" in reason
     assert "now p50 1.2" in reason
     assert "(3,000 samples)" in reason
     assert "baseline p50 1, p90 1.01" in reason or "baseline p50 0.99" in reason

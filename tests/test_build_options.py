@@ -336,13 +336,13 @@ def test_a_parametrized_fixture_builds_side_by_side(suite: Suite, run_everywhere
     page = suite.path / "report.html"
     run = run_everywhere("test_it.py", "conv.onnx", "--trt-gpu=A100", f"--trt-html={page}")
     run.result.assert_outcomes(passed=8)
-    for test in ("test_marked", "test_by_hand", "conv.onnx::fp16"):
+    for test in ("test_marked", "test_by_hand", "conv.onnx::parity"):
         found = {name: run.check(f"{test}[{name}]") for name in ("development", "production")}
         assert found["development"]["build_options"] == {"workspace_mib": 4096}
         assert found["production"]["build_options"] == {"max_aux_streams": 0}
         assert found["development"]["engine"]["key"] != found["production"]["engine"]["key"]
     lines = run.text.splitlines()
-    for title in ("conv.onnx fp16, test_it.py::test_marked", "conv.onnx fp16, conv.onnx::fp16"):
+    for title in ("conv.onnx fp16, test_it.py::test_marked", "conv.onnx fp16, conv.onnx::parity"):
         start = lines.index(title)
         assert lines[start + 1].split() == [
             *("build", "options", "worst", "error", "p50", "memory", "engine", "built", "in", "verdict"),

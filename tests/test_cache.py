@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +38,7 @@ from pytest_trtcheck.cache.listing import stored_entry
 from pytest_trtcheck.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CONTENT = bytes(range(256)) * 8
 
@@ -484,6 +487,41 @@ def test_a_damaged_extra_is_absent_and_does_no_harm(tmp_path: Path, damage: Call
     assert entry.read_extra("jit.cache") == b"again"
 
 
+def test_an_extra_that_is_not_understood_is_absent(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).get_or_make(key(), writes())
+    entry.write_extra("a.json", b"[" * 100_000)
+    assert entry.recall("a.json", json.loads) is None
+    entry.write_extra("a.json", b"[1]")
+    assert entry.recall("a.json", json.loads) == [1]
+    assert entry.recall("b.json", json.loads) is None
+
+
+@pytest.mark.parametrize("name", ["jit.cache", "sub/jit.cache", "link"])
+@pytest.mark.parametrize("secret", [None, b"0123456789abcdef"])
+def test_an_entry_with_a_file_that_nobody_stored_is_made_again(tmp_path: Path, name: str, secret: bytes | None) -> None:
+    """A signed entry, too: what is looked for by its name, such as kernels that run, must have been stored there."""
+    cache = Cache(tmp_path, secret=secret)
+    path = cache.get_or_make(key(), writes()).path / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "link":
+        path.symlink_to(tmp_path)
+    else:
+        path.write_bytes(b"compiled by somebody else")
+    for each in (cache, Cache(tmp_path, secret=secret)):
+        assert each.get(key()) is None
+    made = cache.get_or_make(key(), writes())
+    assert f"{name} was not stored there" in str(made.miss_reason)
+    assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize("text", [f"{'9' * 400}\n1\n", "{now}\n" + "8" * 400, "x", "\0"])
+def test_a_weight_that_is_none_is_looked_at_again(tmp_path: Path, text: str) -> None:
+    cache = Cache(tmp_path, max_bytes=10**6)
+    cache.get_or_make(key(), writes())
+    (tmp_path / "v1/weight").write_text(text.format(now=int(time.time())))
+    assert cache.get_or_make(key("other", precision="fp32"), writes()).origin == "miss"
+
+
 @pytest.mark.parametrize("name", ["", "..", "../manifest", "/etc/passwd", ".hidden", "a/b"])
 def test_an_extra_has_a_plain_name(tmp_path: Path, name: str) -> None:
     entry = Cache(tmp_path).get_or_make(key(), writes())
@@ -625,6 +663,31 @@ def test_a_time_in_the_future_protects_nothing(tmp_path: Path) -> None:
     assert not unfinished(tmp_path)
 
 
+def test_who_waits_for_another_says_so(tmp_path: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly(folder: Path) -> None:
+        begun.set()
+        assert go.wait(30)
+        writes()(folder)
+
+    @contextmanager
+    def noted(line: str) -> Iterator[None]:
+        told.append(line)
+        go.set()
+        yield
+
+    told: list[str] = []
+    maker = threading.Thread(target=Cache(tmp_path).get_or_make, args=(key(), slowly))
+    maker.start()
+    assert begun.wait(30)
+    waiter = Cache(tmp_path)
+    waiter.during = noted
+    assert waiter.get_or_make(key(), writes()).cached
+    maker.join()
+    assert told == ["waiting for another process that is building the engine of net in fp16"]
+
+
 USER = """
 import sys, time
 from pathlib import Path
@@ -664,6 +727,37 @@ def test_what_another_process_uses_is_neither_evicted_nor_cleared(tmp_path: Path
     remove()
     assert "a" not in present(Cache(tmp_path))
     assert len(list((tmp_path / "v1" / "used").iterdir())) <= 1
+
+
+KILLED = """
+import os, signal, sys
+from pytest_trtcheck.cache import Cache
+
+def hook(event, given):
+    name = os.readlink(f"/proc/self/fd/{given[0]}") if event == "fcntl.flock" else str(given[0])
+    if event == sys.argv[3] and "/used/" in name and (event != "open" or given[2] & os.O_CREAT):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+assert Cache(sys.argv[1]).find("engine", sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("event", ["fcntl.flock", "os.remove"])
+def test_a_process_that_is_killed_leaves_no_claim(tmp_path: Path, event: str) -> None:
+    """Neither where it had not locked its list yet, nor where it was about to remove it."""
+    fill(Cache(tmp_path), "a")
+    env = {**os.environ, "PYTHONPATH": str(Path(hashing.__file__).parents[2])}
+    found = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), key(n="a").digest, event], env=env, check=False
+    )
+    assert found.returncode == -signal.SIGKILL
+    used = tmp_path / "v1" / "used"
+    left = set(used.iterdir())
+    assert left
+    assert Cache(tmp_path).get(key(n="a"))
+    assert not left & set(used.iterdir())
 
 
 def test_what_is_claimed_while_it_is_taken_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -840,6 +934,8 @@ print(entry.path, *({{"numpy", "onnx", "onnx_ir", "onnxruntime", "filelock", "hy
 
 
 def test_a_warm_lookup_takes_less_than_a_millisecond(tmp_path: Path) -> None:
+    if sys.gettrace() is not None:
+        pytest.skip("coverage looks at every line, which takes longer than the lookup")
     Cache(tmp_path).get_or_make(key(**{f"part{number}": "x" * 20 for number in range(25)}), writes())
     wanted = key(**{f"part{number}": "x" * 20 for number in range(25)})
 

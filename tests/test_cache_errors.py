@@ -91,6 +91,54 @@ def test_a_directory_without_permission(tmp_path: Path) -> None:
     assert "cannot be written" in refused(Cache(tmp_path / "c")).message
 
 
+CLOSED = """
+import os, sys
+from pathlib import Path
+from pytest_trtcheck.baselines import files as baselines
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.model.input_files import matching
+from pytest_trtcheck.model.sources import Opening
+from pytest_trtcheck.record.files import check_writable
+
+def made(cache):
+    return cache.get_or_make(Key("engine", "net", {}), lambda folder: (folder / "plan").write_bytes(b""))
+
+made(Cache(sys.argv[2]))  # as root: another account may not be able to import
+if os.geteuid() == 0:
+    os.setuid(54321)
+closed = Path(sys.argv[1])
+cache = Cache(closed / "c")
+cache.require_private()
+entry = made(cache)
+assert not entry.path.is_relative_to(closed) and "Permission denied" in cache.problem
+check_writable(closed / "c", "--trt-cache-dir", is_folder=True, is_optional=True)
+for ask in (
+    lambda: check_writable(closed / "r.json", "--trt-report"),
+    lambda: Opening((closed,), cache).path("net.onnx"),
+    lambda: matching("--trt-inputs", str(closed / "*.npz"), closed),
+    lambda: baselines.opened(closed / "b"),
+):
+    try:
+        ask()
+    except CheckError as error:
+        assert "Permission denied" in error.message and error.hint, error
+    else:
+        raise AssertionError(ask)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs accounts")
+def test_what_lies_below_a_closed_folder(tmp_path: Path) -> None:
+    """As for a container's account whose HOME is root's."""
+    (tmp_path / "closed").mkdir(mode=0)
+    env = {**os.environ, "PYTHONPATH": str(Path(next(iter(pytest_trtcheck.__path__))).parent)}
+    command = [sys.executable, "-c", CLOSED, str(tmp_path / "closed"), str(tmp_path / "open")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env, timeout=60, cwd="/")
+    (tmp_path / "closed").chmod(0o700)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file may grow beyond 64 KiB: a write that the operating system really refuses, without any privilege."""

@@ -169,6 +169,21 @@ def test_of_a_single_sample_nothing_is_held_out(tmp_path: Path) -> None:
     )
 
 
+def test_rows_are_counted_where_samples_are_batches(tmp_path: Path) -> None:
+    """An .npy of 100 rows for a model whose batch is open is fed at once; stacked, it is 100 samples."""
+    cache = Cache(tmp_path / "cache")
+    opened = open_model(save(net(), tmp_path / "m.onnx"), [], cache)
+    rows = np.concatenate([next(iter(each.values())) for each in draw(4)])
+    lowered = lower(opened, "int8", cache, calibration=Calibration(rows, "auto"))
+    found = lowered.details["ranges"]
+    assert (found["samples"], found["rows"]) == (1, len(rows))
+    assert f"from 1 sample ({len(rows)} rows), of which none could be held out" in lowered.notes[0]
+    assert lowered.notes[0].endswith("give more, or its rows apart, with one dimension more in front")
+    apart = lower(opened, "int8", cache, calibration=Calibration(rows[:, None], "minmax"))
+    assert (apart.details["ranges"]["samples"], apart.details["ranges"]["rows"]) == (len(rows), None)
+    assert apart.details["ranges"]["tensors"]["x"] == found["tensors"]["x"]
+
+
 def test_outputs_that_are_integers_count_by_how_many_differ(tmp_path: Path) -> None:
     argmax = helper.make_node("ArgMax", ["y"], ["label"], name="argmax", axis=1)
     samples = with_outliers_that_count_for_nothing(rows=1024)
@@ -216,7 +231,9 @@ def test_the_note_and_the_record_say_what_was_chosen(tmp_path: Path, precision: 
     chosen = lowered.details["ranges"]
     assert chosen["choice"]["held_out"] == 6
     assert len(chosen["choice"]["errors"]) == len(choosing.METHODS)
-    assert f"from 6 samples, chosen of {len(choosing.METHODS)} methods by the error on held-out" in lowered.notes[0]
+    rows = sum(len(each["x"]) for each in draw(6))
+    said = f"from 6 samples ({rows} rows), chosen of {len(choosing.METHODS)} methods by the error on held-out"
+    assert said in lowered.notes[0]
     assert f"ranges by {chosen['method']}" in lowered.notes[0]
     again = lower(opened, precision, cache, calibration=Calibration(draw(6), "auto"))
     assert again == lowered
@@ -253,6 +270,9 @@ def test_single(): ...
 @trt_parity("conv.onnx", precision="int8", calibration=Calibration(samples(5), "minmax"), tol=1.0, batch=1)
 def test_named(): ...
 
+@trt_parity("conv.onnx", precision="int8", calibration=np.ones((5, 3, 16, 16), np.float32), tol=1.0, batch=1)
+def test_batch(): ...
+
 @trt_parity("conv.onnx", precision="fp16", batch=1)
 def test_nothing_calibrated(): ...
 """
@@ -267,7 +287,9 @@ def test_the_report_says_what_each_method_was_worth(suite: Suite) -> None:
     assert found["test_named"].items() >= {**method, "samples": 5}.items()
     assert "held_out" not in found["test_named"]
     assert found["test_single"].items() >= {**method, "samples": 1, "held_out": 0, "errors": {}}.items()
+    assert (found["test_batch"]["samples"], found["test_batch"]["rows"]) == (1, 5)
     chosen = found["test_chosen"]
+    assert "rows" not in chosen
     assert (chosen["samples"], chosen["held_out"]) == (5, 5)
     worst = {method: max(each.values()) for method, each in chosen["errors"].items()}
     name = chosen["method"] + (f" {chosen['percentile']:g}" if chosen["percentile"] else "")

@@ -353,7 +353,7 @@ def test_nothing_to_compare_is_said() -> None:
 
 @pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", np.longdouble])
 def test_dtypes_beyond_fp64_are_refused(dtype: Any) -> None:
-    with pytest.raises(ComparisonError, match=r"'scores'.*can't be compared"):
+    with pytest.raises(ComparisonError, match=r"'scores'.*cannot be compared"):
         measure("scores", np.zeros(3, dtype), np.zeros(3, dtype))
 
 

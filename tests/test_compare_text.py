@@ -214,7 +214,7 @@ def test_a_metric_that_cannot_be_computed_gets_advice() -> None:
     zero = np.zeros_like(LOGITS)
     text, examinations = failure(zero, zero, metric="cosine", tol=0.1)
     assert not examinations
-    assert "cosine can't be computed: the reference is all zero (tol=0.1)" in " ".join(text.split())
+    assert "cosine cannot be computed: the reference is all zero (tol=0.1)" in " ".join(text.split())
     assert "judge it by a metric that it has" in text
 
 

@@ -231,13 +231,29 @@ def test_an_infinite_tolerance_still_needs_finite_values() -> None:
 @pytest.mark.parametrize("metric", ["max", "l2", "abs", "allclose"])
 def test_an_all_zero_reference_is_judged_by_abs(metric: str) -> None:
     zero = np.zeros(5, np.float32)
-    assert judged(zero + np.float32(0.009), zero, 0.01, metric).verdict == "pass"
+    # An engine that had lost everything would come out as well: that is no pass.
+    quiet = judged(zero + np.float32(0.009), zero, 0.01, metric)
+    assert quiet.verdict == "not_measured"
+    (note,) = unexercised_notes([quiet])
+    assert "not exercised: its reference is zero throughout" in note
     record = judged(zero + np.float32(0.02), zero, 0.01, metric)
     assert record.verdict == "fail"
     assert entry(record, metric).value == pytest.approx(0.02)
     if metric in {"max", "l2"}:
         assert "all zero" in str(entry(record, metric).note)
         assert getattr(record, metric) is None
+
+
+@pytest.mark.parametrize("metric", ["abs", "allclose"])
+def test_an_absolute_limit_above_all_of_the_reference_says_nothing(metric: str) -> None:
+    scores = np.full(1000, 0.001, np.float32)
+    for actual in (scores, np.zeros_like(scores)):
+        record = judged(actual, scores, 0.01, metric)
+        assert record.verdict == "not_measured"
+        assert "at most 0.001 on these inputs, and zeros would keep 0.01" in str(entry(record, metric).note)
+    assert judged(scores + np.float32(0.02), scores, 0.01, metric).verdict == "fail"
+    # Something beside it that it does see is enough.
+    assert judged(np.append(scores, 0.5), np.append(scores, 0.5), 0.01, metric).verdict == "pass"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +273,7 @@ def test_a_metric_that_cannot_be_computed_is_an_error(
     record = judged(actual, reference, 1.0, metric)
     assert record.verdict == "error"
     assert entry(record, metric).value is None
-    assert "can't be computed" in sentence(entry(record, metric))
+    assert "cannot be computed" in sentence(entry(record, metric))
 
 
 def test_a_metric_that_was_not_measured_is_an_error() -> None:

@@ -318,3 +318,34 @@ def test_a_detector_in_pytest(suite: Suite) -> None:
     replay = suite.run("bundles/test_detector.py-test_one_in_eight_lost/bundle.json")
     assert replay.checks[0]["parity"]["worst"] == lost["parity"]["worst"]
     assert replay.checks[0]["verdict"] == "fail"
+
+
+@pytest.mark.parametrize(("sign", "least"), [(-1.0, -9.0), (1.0, 1.5)], ids=["other order", "fewer"])
+def test_behind_nms_another_order_or_number_names_the_metric(suite: Suite, sign: float, least: float) -> None:
+    for name, factor, lowest in (("reference", 1.0, -9.0), ("changed", sign, least)):
+        proto = onnx_models.model(
+            [
+                helper.make_node("MatMul", ["rows", "w"], ["m"]),
+                helper.make_node("Split", ["m", "sizes"], ["boxes", "column"], axis=2),
+                helper.make_node("Transpose", ["column"], ["scores"], perm=[0, 2, 1]),
+                helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "lowest"], ["kept"]),
+                helper.make_node("Gather", ["kept", "two"], ["index"], axis=1),
+                helper.make_node("Gather", ["m", "index"], ["found"], axis=1),
+            ],
+            {"rows": (FLOAT, [1, 8, 5])},
+            {"found": (FLOAT, [1, "n", 5])},
+            {"w": np.diag([1, 1, 1, 1, factor]).astype(np.float32), "sizes": np.array([4, 1]), "two": np.array(2)}
+            | {"most": np.array([8]), "iou": np.array([0.5], np.float32)}
+            | {"lowest": np.array([lowest], np.float32)},
+        )
+        onnx_models.save(proto, suite.path / f"{name}.onnx")
+    suite.write(
+        test_nms="""
+@trt_parity("changed.onnx", reference="reference.onnx")
+def test_rows():
+    corners = np.arange(8.0)[:, None] * 60 * np.ones(2)
+    return np.concatenate([corners, corners + 30, np.arange(8.0)[:, None]], axis=1)[None].astype(np.float32)
+"""
+    )
+    message = suite.run("--trt-backend=onnxruntime", "--trt-diagnose=0").check("test_rows")["message"]
+    assert "metric=metrics.detections(…) matches them by where they lie" in " ".join(message.split())

@@ -360,6 +360,27 @@ def test_a_few_outliers_that_are_clipped_are_saturation(bench: Bench) -> None:
     assert (found.culprit.kind, found.culprit.tensor) == ("saturation", "x")
 
 
+def test_what_becomes_zero_on_a_grid_of_even_steps_is_no_underflow(bench: Bench) -> None:
+    """Behind a power, as behind a SiLU, most values are small, and err no more than the rest: what reads them loses."""
+    proto = onnx_models.model(
+        [
+            helper.make_node("Mul", ["x", "x"], ["square"], "squared"),
+            helper.make_node("Mul", ["square", "square"], ["power"], "squared_again"),
+            helper.make_node("MatMul", ["power", "w"], ["y"], "product"),
+        ],
+        {"x": (FLOAT, [64, 32])},
+        {"y": (FLOAT, [64, 4])},
+        {"w": onnx_models.weights((32, 4), 1)},
+    )
+    usual: Case = {"x": np.random.default_rng(4).standard_normal((64, 32)).astype(np.float32)}
+    subject = bench.failed(proto, "int8", [usual], calibration=[usual], tol=1e-3)
+    power = usual["x"] ** 4
+    assert 0.5 < np.mean(power < power.max() / 127 / 2) < 0.9
+    found = blamed(bench, subject)
+    assert found.culprit is not None
+    assert (found.culprit.kind, found.culprit.node) == ("rounding", "product")
+
+
 def test_ordinary_rounding_of_weights_is_not_called_a_fault_of_theirs(bench: Bench) -> None:
     """A Gemm whose products cancel makes much of what its weights are rounded by."""
     rng = np.random.default_rng(5)

@@ -42,6 +42,7 @@ def test_every_raise_has_a_code() -> None:
     for each in found:
         is_handed_on = each.code in {"{code}", "{error.code}"} or "record.code" in each.code
         assert each.code in CODES or is_handed_on, each
+        assert "can't" not in each.message + each.hint, "messages, as docs/errors.md, have cannot"
 
 
 def test_every_code_is_that_of_something() -> None:
@@ -100,6 +101,10 @@ def test_explain_prints_sections_and_lists_codes(capsys: pytest.CaptureFixture[s
     assert max(map(len, said.splitlines())) <= 100
     assert command.main(["explain"]) == 0
     assert capsys.readouterr().out.split() == list(CODES)
+    # As it is copied with the hint around it.
+    for pasted in (["→", "see", "docs/errors.md#model-missing"], ["(see https://a.b/docs/errors.md#Model-missing)."]):
+        assert command.main(["explain", *pasted]) == 0
+        assert capsys.readouterr().out.startswith("model-missing\n\nCause.")
     assert command.main(["explain", "model-mising"]) == 2
     assert "did you mean 'model-missing'?" in capsys.readouterr().err
 
@@ -200,6 +205,12 @@ SAID: dict[str, tuple[str, str, str]] = {
         '{"x": np.array([[1, 2, 3, 4], [1, 2, -np.inf, 4]], np.float32)}',
         "returned inputs: input 'x' is infinite in 1 of 8 elements",
     ),
+    "untyped": ('"untyped.onnx"', "", "output 'scores' has no type\n  → what selects a part of a model, as skl2onnx's"),
+    "untyped_hint": (
+        '"untyped.onnx"',
+        "",
+        "model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT, and save the model again",
+    ),
     "maker": ("lambda: 3", "", "<lambda>() gave an int, which is no model"),
 }
 """What else people do, and a text that they are to see."""
@@ -226,6 +237,10 @@ def more_models(folder: Path) -> None:
     zipmap.graph.node.append(node)
     zipmap.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
     onnx.save(zipmap, folder / "zipmap.onnx")
+    untyped = onnx_models.gemm_net()
+    untyped.graph.node.append(helper.make_node("Identity", ["y"], ["scores"], name="same"))
+    untyped.graph.output.append(onnx.ValueInfoProto(name="scores"))
+    onnx.save(untyped, folder / "untyped.onnx")
 
 
 def test_what_people_do_is_answered_in_their_words(suite: Suite) -> None:

@@ -150,6 +150,12 @@ def test_a_latency_that_was_judged_there_is_left_unmeasured_here(proved: Suite) 
     assert record["proof"]["gpu"]
 
 
+def test_a_budget_that_was_not_measured_there_proves_none(proved: Suite) -> None:
+    write(proved, latency="@trt_latency(p50_ms={'H100': 1.0})\n")
+    save(proved, on_gpu(proved.run("--trt-gpu=H100", "--trt-backend=onnxruntime").report))
+    assert "other budgets: none there, p50_ms 1 here" in reason(proved.run(*OPTIONS))
+
+
 def test_a_failure_here_stays_one(proved: Suite) -> None:
     write(proved, tol=1e-9)
     (record,) = proved.run(*OPTIONS).checks

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pytest_trtcheck.backends.base import Machine
+from pytest_trtcheck.backends.base import Built, Machine
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt import existing, plan_file, trial
 from pytest_trtcheck.backends.tensorrt.io import TensorSpec, check_inputs
@@ -498,7 +498,6 @@ def test_layers_in_a_type_without_limits_are_an_error() -> None:
 class StandIn:
     """Where there is no GPU: an ONNX model that answers in the engine's place, with the layers that it is given."""
 
-    jit_cache_used = True
     device_memory_bytes, aux_streams, streamed_bytes = 1 << 20, 0, 0
 
     def __init__(self, model: Path, layers: Mapping[str, int]) -> None:
@@ -517,6 +516,8 @@ class StandIn:
 
     def tensor_types(self) -> frozenset[str]:
         return frozenset(self._layers)
+
+    def new_kernels(self) -> None: ...
 
     def close(self) -> None:
         self._runner.close()
@@ -644,6 +645,6 @@ def test_an_engine_that_was_changed_meanwhile_is_not_loaded(project: Suite, tmp_
     machine = Machine(find_gpu("A100"), no_gpu="none")
     system = existing.find(file, "auto", machine)
     shutil.copyfile(project.path / "conv.onnx", project.path / "a100.plan")
-    made: Any = SimpleNamespace(path=file.path, entry=SimpleNamespace(path=tmp_path))
+    made: Any = Built(SimpleNamespace(), file.path, entry=SimpleNamespace(path=tmp_path))  # type: ignore[arg-type]
     with pytest.raises(GpuError, match="was changed on disk during the check"):
         system.load(made)

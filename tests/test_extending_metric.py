@@ -119,6 +119,18 @@ def test_one_input_that_fails_or_can_not_be_computed_is_enough() -> None:
     assert judged(most, (two, one), (one, one), tol=1.5, expected="fail").judged[0].case == 1
 
 
+def test_a_difference_with_a_sign_is_no_distance() -> None:
+    def bias(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+        return float((actual - expected).mean())
+
+    lost = judged(bias, (EVEN - 5, EVEN), (EVEN, EVEN), expected="error")
+    assert "bias gave -5: expected a distance, which is 0 where both are equal" in str(lost.judged[0].note)
+    judged(bias, (EVEN + 5, EVEN), expected="fail")
+    # Within the limit it is within it, and what rounding brings below 0 is 0.
+    judged(bias, (EVEN - np.float32(0.05), EVEN), expected="pass")
+    judged(lambda *_: -2e-16, (EVEN, EVEN), tol=0.0, expected="pass")
+
+
 def test_nan_on_one_side_alone_fails_without_asking_it() -> None:
     broken = EVEN.copy()
     broken[3] = math.nan
@@ -236,6 +248,15 @@ def test_fail(): ...
 
 @trt_parity("upscaler.onnx", metric=never)
 def test_without(): ...
+
+def blind(actual, expected):
+    return float(abs(expected - expected).max())
+
+@trt_parity("upscaler.onnx", metric=blind, tol=0.5)
+def test_blind(): ...
+
+@trt_parity("upscaler.onnx", tol=Tolerance(max=0.01, metrics={blind: 0.5}))
+def test_blind_beside_another(): ...
 """
     )
     run = suite.run()
@@ -246,9 +267,14 @@ def test_without(): ...
         "test_error": "error",
         "test_fail": "fail",
         "test_without": "error",
+        "test_blind": "error",
+        "test_blind_beside_another": "pass",
     }
     assert "worst failed: ZeroDivisionError" in " ".join(run.text.split())
     assert "never 1 > 0.5 (tol=0.5)" in run.text
     assert "metric=never: needs tol=" in run.text
+    tells = "metric blind: an output 'logits' of zeros, and one with all signs changed, would keep 0.5 as well"
+    assert tells in run.check("test_blind")["message"]
+    assert any(tells in note for note in run.check("test_blind_beside_another")["notes"])
     parity = run.check("test_noise")["parity"]
     assert (parity["metric"], parity["tol"], parity["tol_source"]) == ("psnr", 40.0, "default for fp16")

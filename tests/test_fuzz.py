@@ -161,7 +161,7 @@ def test_kept_inputs_that_were_edited(told: str, tmp_path: Path) -> None:
     model = onnx_model.load(onnx_models.save(onnx_models.gemm_net(), tmp_path / "m.onnx"))
     with zipfile.ZipFile(tmp_path / "kept.npz", "w") as file:
         file.writestr("pytest_trtcheck.json", told)
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         kept_inputs.read(tmp_path / "kept.npz", model)
 
 

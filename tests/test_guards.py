@@ -223,7 +223,6 @@ class OnCpu:
     device_memory_bytes: int = 1
     aux_streams: int = 0
     streamed_bytes: int | None = None
-    jit_cache_used: bool = True
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
         self.runs += 1
@@ -238,6 +237,8 @@ class OnCpu:
 
     def tensor_types(self) -> frozenset[str]:
         return frozenset(self.layers)
+
+    def new_kernels(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import zipfile
@@ -79,7 +80,7 @@ EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "no opset": (lambda m: m.ClearField("opset_import"), "model.onnx"),
     "complex numbers": (
         lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64),
-        "complex64 numbers can't be generated",
+        "complex64 numbers cannot be generated",
     ),
 }
 
@@ -360,3 +361,136 @@ def test_an_entry_that_says_something_else_under_a_right_checksum_is_an_error_th
                     assert str(entry.relative_to(suite.path)) in check["message"], path
                     tried.add(entry.parent.name)
     assert {"lowered", "acceptance", "blame", "emulation", "reference"} <= tried
+
+
+def functions(*bodies: tuple[str, list[str]]) -> onnx.ModelProto:
+    """A model of a function that calls those named behind it, one after the other."""
+    made, opsets = [], [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    for name, called in bodies:
+        values = ["a", *(f"v{number}" for number in range(1, len(called))), "b"]
+        nodes = [
+            helper.make_node(each, [values[place]], [values[place + 1]], domain="" if each == "Relu" else "my")
+            for place, each in enumerate(called)
+        ]
+        made.append(helper.make_function("my", name, ["a"], ["b"], nodes, opsets))
+    ends = [helper.make_tensor_value_info(name, FLOAT, [2, 8]) for name in "xy"]
+    net = helper.make_graph([helper.make_node("F", ["x"], ["y"], domain="my")], "g", ends[:1], ends[1:])
+    return helper.make_model(net, functions=made, opset_imports=opsets, ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "said"),
+    [
+        ([("F", ["F"])], "function my::F calls my::F, without end"),
+        ([("F", ["Relu", "G"]), ("G", ["F"])], "calls my::"),
+        (
+            [("F", ["F39"]), *((f"F{n}", [f"F{n - 1}"] * 2) for n in range(1, 40)), ("F0", ["Relu"])],
+            "its functions stand for 549,755,813,888 nodes, of which 1,000,000 are taken at the most",
+        ),
+    ],
+)
+def test_functions_that_never_end(tmp_path: Path, bodies: list[tuple[str, list[str]]], said: str) -> None:
+    """A few hundred bytes that ONNX's own checker, and whatever inlines them, is at for ever."""
+    onnx.save(functions(*bodies), tmp_path / "model.onnx")
+    record = check(tmp_path / "model.onnx")
+    assert record.verdict == "error"
+    assert said in str(record.message)
+    assert "please report" not in str(record.message)
+
+
+def test_functions_that_end(tmp_path: Path) -> None:
+    onnx.save(functions(("F", ["G", "G"]), ("G", ["Relu", "Relu"])), tmp_path / "model.onnx")
+    assert onnx_model.load(tmp_path / "model.onnx").op_types == {"F", "G", "Relu"}
+
+
+def test_a_shape_that_is_open_does_not_hide_what_is_wrong(tmp_path: Path) -> None:
+    """ONNX's checker stops at an output without a shape, which many sound models have."""
+
+    def edit(proto: onnx.ModelProto) -> None:
+        proto.graph.output[0].type.tensor_type.ClearField("shape")
+        proto.graph.initializer[0].ClearField("raw_data")
+
+    onnx.save(edited(edit), tmp_path / "model.onnx")
+    said = str(check(tmp_path / "model.onnx").message)
+    assert "shape' of" not in said
+    assert "please report" not in said
+
+
+def test_sparse_weights(tmp_path: Path) -> None:
+    def edit(proto: onnx.ModelProto) -> None:
+        sparse = proto.graph.sparse_initializer.add(dims=[4])
+        sparse.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "spare"))
+        sparse.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64), "places"))
+
+    onnx.save(edited(edit), tmp_path / "model.onnx")
+    assert "sparse weights ('spare'), which TensorRT does not read" in str(check(tmp_path / "model.onnx").message)
+
+
+def test_an_archive_whose_index_names_an_array_many_times(tmp_path: Path) -> None:
+    writer = npz.ArrayWriter(tmp_path / "a.npz")
+    writer.add(0, {"x": np.zeros(1000)})
+    writer.add_text("about.json", "{}")
+    writer.close()
+    assert npz.read_arrays(tmp_path / "a.npz", writer.index, 0)["x"].shape == (1000,)
+    with pytest.raises(ValueError, match="names an array twice"):
+        npz.read_arrays(tmp_path / "a.npz", writer.index * 1000, 0)
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # encrypted, both headers say
+        data[data.rindex(signature) + flags] |= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(npz.UNREADABLE):
+        npz.load_text(tmp_path / "a.npz", "about.json")
+
+
+def test_sizes_of_any_length() -> None:
+    assert format_bytes(2**1100) == "9.1e+287 TiB"
+    assert format_bytes(5 << 40) == "5.0 TiB"
+
+
+ENDLESS = """
+import itertools
+from collections.abc import Mapping
+import numpy as np
+from pytest_trtcheck import trt_parity
+
+class Endless(Mapping):
+    __getitem__ = lambda self, key: 1.0
+    __iter__ = lambda self: map(str, itertools.count())
+    __len__ = lambda self: 1
+
+@trt_parity("conv.onnx", tol=Endless())
+def test_marked(): ...
+
+@trt_parity("conv.onnx", batch=1)
+def test_returned():
+    return Endless()
+
+@trt_parity("conv.onnx", seed=np.array([1, 2]))
+def test_seed(): ...
+
+def test_after(): ...
+"""
+
+
+def test_a_mapping_that_never_ends(suite: Suite) -> None:
+    """In a marker, where all tests would wait for it, and returned by a test."""
+    suite.write(test_a=ENDLESS)
+    run = suite.run()
+    said = {check["nodeid"].rpartition("_")[2]: check["message"] for check in run.checks}
+    assert "a mapping of at most 10,000 keys" in said["marked"]
+    assert "more than 10,000 names" in said["returned"]
+    assert "expected an integer of at least 0" in said["seed"]
+    run.result.assert_outcomes(passed=1, failed=1, errors=2)
+
+
+def test_a_chain_longer_than_pythons_stack(tmp_path: Path) -> None:
+    names = ["x", *(f"v{number}" for number in range(1050)), "y"]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["v0"])]
+    nodes += [helper.make_node("Transpose", [a], [b], perm=[1, 0]) for a, b in itertools.pairwise(names[1:])]
+    ends = [helper.make_tensor_value_info(name, FLOAT, [4, 4]) for name in "xy"]
+    weights = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")]
+    net = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    record = check(path, batch=None)
+    assert record.verdict == "pass", record.message

@@ -121,7 +121,7 @@ def test_a_set_of_most_of_the_model_is_none(suite: Suite) -> None:
 def test_without_time_nothing_is_searched(squared_suite: Suite) -> None:
     squared_suite.write(test_auto=PROJECT)
     run = squared_suite.run("--trt-diagnose=0", "--trt-cache-dir=elsewhere")
-    assert "it can't be searched: trt_diagnose is 0" in run.check("test_auto[fp16]")["message"]
+    assert "it cannot be searched: trt_diagnose is 0" in run.check("test_auto[fp16]")["message"]
     # What passes with nothing kept needs no search.
     assert run.check("test_auto[int8]")["verdict"] == "pass"
 

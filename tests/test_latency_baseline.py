@@ -49,6 +49,51 @@ def test_the_message_names_both_distributions() -> None:
     assert "(500 samples)" in found.message
 
 
+def microseconds(p50: float, *, waited: float = 0.005, launch: float = 3.6, seed: int = 0) -> Distribution:
+    """An engine's, in steps of 32 ns, with a share of runs for whose launch the GPU waited."""
+    rng = np.random.default_rng(seed)
+    took = p50 + rng.normal(0, 0.1, 20_000) + np.where(rng.random(20_000) < waited, launch, 0)
+    return Distribution.of(np.round(took / 0.032) * 0.032 / 1000)
+
+
+def test_an_engine_of_microseconds_is_not_slower_because_the_gpu_waited_for_the_host_more_often() -> None:
+    before, again = microseconds(15), microseconds(15.2, waited=0.02, seed=1)
+    tail = compare(again, before, name="p99_ms")
+    assert tail.ratio > 1.2
+    assert tail.lower is not None
+    assert tail.lower > 1.05, "the ratio alone would be surely above"
+    assert (tail.decision, tail.allowed) == ("pass", "+10 µs")
+    assert "(allowed: +10 µs)" in tail.message
+    assert compare(again, before, min_slowdown=0.03).decision == "pass"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name", "decision"),
+    [
+        (15, 30, "p50_ms", "fail"),
+        (15, 30, "p99_ms", "fail"),
+        (15, 17, "p50_ms", "fail"),
+        (15, 17, "p99_ms", "pass"),
+        (15, 15.5, "p50_ms", "pass"),
+        (1000, 1060, "p50_ms", "fail"),
+        (1000, 1060, "p99_ms", "fail"),
+        (1000, 1040, "p99_ms", "pass"),
+        (30, 15, "p50_ms", "pass"),
+    ],
+)
+def test_a_real_slowdown_is_found_whatever_the_engine_s_size(
+    before: float, now: float, name: str, decision: str
+) -> None:
+    assert compare(microseconds(now, seed=1), microseconds(before), name=name).decision == decision
+
+
+def test_the_median_of_an_engine_that_waits_for_the_host_is_the_hosts() -> None:
+    before, now = microseconds(9), microseconds(12, seed=1)
+    assert compare(now, before).decision == "fail"
+    assert compare(now, before, enqueue_bound=True).decision == "pass"
+    assert compare(microseconds(20, seed=1), before, enqueue_bound=True).decision == "fail"
+
+
 def test_too_few_samples_for_a_tail_are_undecided() -> None:
     found = compare(_distribution(9.0, 1, 100), _distribution(2.0, 0), name="p99_ms")
     assert (found.decision, found.lower) == ("undecided", None)

@@ -766,7 +766,7 @@ def test_a_scan_of_opset_8_is_not_converted_to_something_else(cache: Cache) -> N
     )
     case = {"initial": np.zeros((1, 2), np.float32), "v": X[:1, :6].reshape(1, 3, 2)}
     assert_near(computed(proto, "fp16", cache, case)[0]["z"], np.cumsum(case["v"], 1), "fp16")
-    with pytest.raises(ModelError, match="a Scan of opset 8 can't be converted"):
+    with pytest.raises(ModelError, match="a Scan of opset 8 cannot be converted"):
         computed(proto, "bf16", cache, case)
 
 

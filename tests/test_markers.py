@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,7 +77,7 @@ def pytest_pycollect_makeitem(collector, name, obj):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.name in {"custom", "test_late", "fp16", "test_it.documented"}:
+        if item.name in {"custom", "test_late", "parity", "test_it.documented"}:
             item.add_marker(trt_parity())
         if item.name == "test_late_list":
             item.add_marker(trt_parity(precision=["fp16", "bf16"]))
@@ -124,7 +125,7 @@ def test_markers_of_hooks_and_on_items_of_other_kinds_are_followed_or_refused(su
     run = suite.run("--doctest-modules", "test_it.py", "some.custom", "conv.onnx")
     assert outcomes(run) == {
         "custom": "error",
-        "fp16": "error",
+        "parity": "error",
         "test_it.documented": "error",
         "other_function": "error",
         "test_late": "pass",
@@ -283,6 +284,44 @@ def test_a_callable_that_makes_no_model(suite: Suite, model: str, message: str) 
     assert message in run.text
 
 
+def test_the_lists_take_parameters_with_marks_and_names(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+xfail, skip = pytest.mark.xfail(strict=True), pytest.mark.skip(reason="not here")
+
+PRECISIONS = ["fp16", pytest.param("bf16", marks=xfail), pytest.param("fp32", marks=skip)]
+
+@trt_parity("conv.onnx", precision=PRECISIONS, tol=1e-3)
+def test_precision():
+    return np.ones((2, 3, 16, 16), np.float32)
+
+@trt_parity("conv.onnx", batch=(pytest.param(1, id="one"), pytest.param(2, marks=trt_latency(p50_ms=2)), 3))
+def test_batch(): ...
+
+@trt_parity("conv.onnx", batch=1, backend=[pytest.param("tensorrt-rtx", marks=skip), "emulated"])
+def test_backend(): ...
+
+@trt_parity("conv.onnx", precision=pytest.param("bf16", marks=skip))
+def test_alone(): ...
+
+@trt_parity("conv.onnx", batch=1, precision=["fp16", pytest.param("fp61")])
+def test_typo(): ...
+"""
+    )
+    run = suite.run("-rx")
+    run.result.assert_outcomes(passed=5, skipped=3, xfailed=1, errors=1)
+    assert outcomes(run) == {
+        "test_precision[fp16]": "pass",
+        "test_precision[bf16]": "fail",
+        **{f"test_batch[{name}]": "pass" for name in ("one", "batch2", "batch3")},
+        "test_backend[onnxruntime]": "pass",
+        "test_typo": "error",
+    }
+    assert [each["nodeid"][-8:] for each in run.checks if (each["latency"] or {}).get("budgets")] == ["[batch2]"]
+    assert "precision='fp61': expected one of" in run.said
+    assert {each["gpu_ran"] for each in run.checks} == {False}, "of one that was refused, too"
+
+
 def test_given_twice_in_one_place(suite: Suite) -> None:
     suite.write(
         test_twice="""
@@ -420,10 +459,12 @@ def test_a_test_that_yields_is_refused(suite: Suite) -> None:
     ignored = ("-W", "ignore:The configuration option", "-W", "ignore:Tests based on asynchronous generators")
     run = suite.run(*ignored, plugins=["asyncio"])
     run.result.assert_outcomes(errors=1)
-    assert "a test that yields can't be checked" in run.text
+    assert "a test that yields cannot be checked" in run.text
 
 
 EXPECTED = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
 @pytest.mark.xfail
 @trt_parity("missing.onnx")
 def test_missing(): ...
@@ -464,6 +505,48 @@ def test_fail_and_an_error(): ...
 @trt_parity("conv.onnx", batch=1)
 def test_strict(): ...
 
+@pytest.fixture
+def broken():
+    raise FileNotFoundError("weights.pt")
+
+@pytest.mark.xfail
+@trt_parity("conv.onnx", batch=1)
+def test_without_weights(broken): ...
+
+@pytest.mark.xfail
+@trt_parity("conv.onnx", batch=1)
+def test_typo():
+    return {"image": np.zero((1, 3, 16, 16))}
+
+@pytest.mark.xfail
+def test_typo_by_hand(trt_check):
+    trt_check("conv.onnx", np.zero((1, 3, 16, 16)))
+
+@pytest.mark.xfail(raises=FileNotFoundError)
+@trt_parity("conv.onnx", batch=1)
+def test_without_weights_named(broken): ...
+
+@pytest.mark.xfail
+def test_assertion_by_hand(trt_check):
+    assert 1 == 2
+
+@trt_parity("conv.onnx", batch=1)
+def test_imperative():
+    pytest.xfail("not yet")
+
+def test_in_a_thread(trt_check):
+    thread = threading.Thread(target=lambda: pytest.raises(CheckError, trt_check, "missing.onnx"))
+    thread.start()
+    thread.join()
+
+def test_in_a_pool(trt_check):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_check, "conv.onnx", batch=1, tol=0)
+
+def test_in_a_pool_and_fine(trt_check):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_check, "conv.onnx", batch=1)
+
 def test_caught(trt_check):
     with pytest.raises(CheckFailed):
         trt_check("conv.onnx", batch=1, tol=0)
@@ -477,10 +560,26 @@ def test_caught(trt_check):
 def test_no_xfail_hides_that_a_check_was_not_made(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(test_expected=EXPECTED)
     run = run_everywhere("--trt-diagnose=0", "-v")
-    run.result.assert_outcomes(passed=1, failed=6, errors=1, xfailed=3)
+    run.result.assert_outcomes(passed=2, failed=10, errors=2, xfailed=6)
     expected = {record["nodeid"].partition("::")[2] for record in run.checks if record.get("expected_failure")}
     assert expected == {"test_named", "test_fail", "test_fail_and_any"}
+    # What the test's own code caught is in the report as it is, and is said.
+    text = " ".join(run.text.split())
+    assert (
+        "3 checks failed in a test that passed, whose own code caught the error: test_expected.py::test_caught" in text
+    )
     assert "Traceback" not in run.text
+
+
+def test_where_the_plugin_is_not_loaded_a_marker_is_an_error(suite: Suite) -> None:
+    suite.write(test_it='@trt_parity("missing.onnx")\ndef test_it(): ...\n')
+    result = suite.pytester.runpytest_subprocess("-p", "no:trtcheck")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["trt_parity: the plugin pytest-trtcheck is not loaded, so that nothing would be checked"]
+    )
+    # Whoever imports a test module outside of pytest wants its functions.
+    assert suite.pytester.run(sys.executable, "-c", "import test_it").ret == 0
 
 
 def test_a_list_of_tests_says_which_cannot_be_checked(suite: Suite) -> None:

@@ -31,6 +31,41 @@ def test_stopped_by_x(suite: Suite) -> None:
     assert "test_x.py::test_z" in (suite.path / "report.html").read_text()
 
 
+ENDS = "from pytest_trtcheck import trt_parity\n" + HEAD + "def test_ends():\n    {}\n\n" + LAST
+
+
+@pytest.mark.parametrize("how", ["pytest.exit('enough', returncode=0)", "raise KeyboardInterrupt"])
+def test_what_is_cut_short_exports_nothing_whatever_its_status(suite: Suite, how: str) -> None:
+    """A second Ctrl-C, while pytest tells of the first, leaves status 0."""
+    (suite.path / "conftest.py").write_text(
+        "import pytest\n@pytest.hookimpl(trylast=True)\n"
+        "def pytest_keyboard_interrupt(excinfo):\n    if excinfo.type is KeyboardInterrupt: raise KeyboardInterrupt\n"
+    )
+    suite.write(test_x="import pytest\n" + ENDS.format(how))
+    run = suite.run_apart("--trt-export=out")
+    assert run.report["missing"] == [
+        {"nodeid": "test_x.py::test_z", "reason": "did not run: the run was interrupted", "outcome": None}
+    ]
+    assert run.report["stopped"] == "the run was interrupted"
+    assert not (suite.path / "out").exists()
+    assert run.result.ret != 0
+
+
+def test_ctrl_c_while_results_are_written_leaves_out_one_alone(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_trtcheck.export import export
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "write", interrupted)
+    suite.write(test_x=HEAD)
+    run = suite.run("--trt-export=out", "--trt-html=report.html")
+    assert run.check("test_a")["verdict"] == "pass"
+    assert (suite.path / "report.html").exists()
+    assert "ERROR: --trt-export: interrupted: what it had begun is not there" in run.text
+    assert run.result.ret == pytest.ExitCode.INTERRUPTED
+
+
 def test_dead_worker(suite: Suite) -> None:
     suite.write(test_x=HEAD + "@trt_parity('conv.onnx')\ndef test_dies(): os._exit(3)\n\n" + LAST)
     run = suite.run_apart("-n2")

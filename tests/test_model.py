@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from onnx import TensorProto, external_data_helper, helper
 
 from pytest_trtcheck.errors import InputError, ModelError, first_line, listed
-from pytest_trtcheck.model import inputs, onnx_model
+from pytest_trtcheck.model import graph, inputs, onnx_model
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
@@ -308,3 +310,131 @@ def test_the_first_line_of_what_was_said() -> None:
     assert first_line(ValueError("\nbad\nworse")) == "bad"
     assert first_line(ValueError()) == "ValueError"
     assert first_line("") == ""
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is treated as a large one, and weights of 16 bytes are large."""
+    monkeypatch.setattr(protos, "LARGE_MODEL", 0)
+    monkeypatch.setattr(protos, "_LARGE_WEIGHT", 16)
+    monkeypatch.setattr(graph, "_MAPPED_ANEW_BYTES", 16)
+
+
+def nested() -> onnx.ModelProto:
+    """A model with weights in its graph, in two branches and in a Constant node."""
+    rng = np.random.default_rng(0)
+
+    def weight(name: str) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(rng.standard_normal((4, 5), dtype=np.float32), name)
+
+    none = [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 5])]
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("Add", ["x", f"in_{name}"], ["z"])], name, [], none, [weight(f"in_{name}")]
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=weight("")),
+        helper.make_node("Add", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMax", ["a"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "small"], ["is"]),
+        helper.make_node("If", ["is"], ["b"], **branches),
+        helper.make_node("Mul", ["b", "c"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 5]) for name in "xy")
+    small = onnx.numpy_helper.from_array(np.array(0, np.float32), "small")
+    made = helper.make_graph(nodes, "nested", [x], [y], [weight("w"), small])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def put_back(proto: onnx.ModelProto, path: Path) -> int:
+    """Give the weights that were left in the file back to a model; how many there were."""
+    count = 0
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if protos.is_held(tensor, path):
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            start = int(where["offset"])
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = path.read_bytes()[start : start + int(where["length"])]
+            count += 1
+    return count
+
+
+def test_the_weights_of_a_large_file_stay_in_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = onnx_models.save(nested(), tmp_path / "m.onnx")
+    known, whole, written = onnx_model.load(path), onnx.load(path), tmp_path / "w.onnx"
+    graph.write(graph.read(path), written)
+    expected = written.read_bytes()
+    request.getfixturevalue("all_large")
+    light = protos.load(path)
+    assert light.ByteSize() > 0
+    assert not any(len(tensor.raw_data) >= 16 for tensor in external_data_helper._get_all_tensors(light))
+    assert put_back(light, path) == 4
+    assert light == whole
+    assert onnx_model.load(path) == known
+    assert not onnx_model.external_files(path)
+    graph.write(graph.read(path), written)
+    assert written.read_bytes() == expected
+
+
+def test_what_is_wrong_with_a_large_file_is_said_as_of_a_small_one(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A file that is cut off anywhere, one with a weight that does not fit its shape, and numbers that never end."""
+    whole, path = nested().SerializeToString(), tmp_path / "m.onnx"
+    misfit = nested()
+    misfit.graph.initializer[0].raw_data += b"1234"
+    wrong = [whole[:end] for end in range(1, len(whole), 37)]
+    wrong += [misfit.SerializeToString(), b"\x80" * 100, b"\x3b" * 100, whole + b"\xff" * 20, b"\x3a" * 300]
+
+    def said() -> list[str]:
+        found = []
+        for content in wrong:
+            path.write_bytes(content)
+            with pytest.raises(ModelError) as caught:
+                onnx_model.load(path)
+            found.append(str(caught.value))
+        return found
+
+    before = said()
+    request.getfixturevalue("all_large")
+    assert said() == before
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is mapped")
+@pytest.mark.parametrize("form", ["one file", "beside"])
+def test_a_large_weight_is_mapped_while_it_is_used_alone(form: str, tmp_path: Path) -> None:
+    path = onnx_models.save(nested(), tmp_path / "m.onnx") if form == "one file" else external(tmp_path)
+    read = graph.read(path)
+    name = "w"
+    weight = read.graph.initializers[name].const_value
+    assert weight is not None
+
+    def is_mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    array = weight.numpy()
+    assert is_mapped()
+    proto = onnx.load(path)
+    expected = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    assert np.array_equal(array, onnx.numpy_helper.to_array(expected))
+    del array
+    assert not is_mapped()
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_reference_into_the_file_itself_must_lie_in_it(tmp_path: Path) -> None:
+    """Whoever writes such a reference into a file gets no more than the file."""
+    proto, path = onnx_models.gemm_net(), tmp_path / "m.onnx"
+    tensor = proto.graph.initializer[0]
+    size = len(tensor.raw_data)
+    for offset, length in ((1 << 20, size), (0, size + 4)):
+        tensor.raw_data = bytes(size)
+        external_data_helper.set_external_data(tensor, str(path), offset=offset, length=length)
+        tensor.ClearField("raw_data")
+        path.write_bytes(proto.SerializeToString())
+        with pytest.raises(ModelError, match="bad weights"):
+            onnx_model.load(path)

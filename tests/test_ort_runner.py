@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +18,24 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check.checker import Checker
+from pytest_trtcheck.check.request import Allowance, Request
 from pytest_trtcheck.errors import ModelError
-from pytest_trtcheck.model import ort_runner
+from pytest_trtcheck.model import ort_runner, proto
+from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.model.ort_runner import Limits, OrtRunner
+from pytest_trtcheck.model.packing import packed, unpacked
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision.emulation import emulation
 from pytest_trtcheck.precision.lowering import lower
 from pytest_trtcheck.precision.reference import Reference
+from pytest_trtcheck.spec import ParitySpec
 from tests import custom_ops, onnx_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_trtcheck.model.apart import Process
     from tests.conftest import Suite
 
 X = {"x": np.arange(4, dtype=np.float32)}
@@ -139,9 +148,14 @@ def test_what_a_run_would_generate_is_bounded(tmp_path: Path, operator: str) -> 
     cache = Cache(tmp_path / "cache", 1 << 30)
     model, began = open_model(path, (), cache), time.monotonic()
     emulated = emulation(model, lower(model, "fp16", cache), "fp16", cache)
+    # FP16 cannot count so far: to infinity, older releases of ONNX Runtime have a Range of no elements.
+    empty = r"|^\[(-inf|nan|\s)+\]$" * (operator == "Range")
     for runs in (Reference(model, cache), emulated):
-        with pytest.raises(ModelError, match=rf"bomb\.onnx.*{operator} node. Name:'it'.*(?:{REFUSED})"):
-            runs(X)
+        try:
+            said = str(runs(X)["y"])
+        except ModelError as error:
+            said = str(error)
+        assert re.search(rf"bomb\.onnx.*{operator} node. Name:'it'.*(?:{REFUSED}){empty}", said)
     assert time.monotonic() - began < 30
 
 
@@ -209,14 +223,14 @@ def test_every_type_arrives_as_it_was_sent() -> None:
         "fp8": np.array([1, 2], ml_dtypes.float8_e4m3fn),
         "texts": np.array([["a", "é\n"]]),
     }
-    described, blobs = ort_runner._packed(arrays)
-    found = ort_runner._unpacked(described, [bytes(blob) for blob in blobs])
+    described, blobs = packed(arrays)
+    found = unpacked(described, [bytes(blob) for blob in blobs])
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == (object if name == "texts" else array.dtype.newbyteorder("="))
     with pytest.raises(ModelError, match="'maps' is no tensor"):
-        ort_runner._packed({"maps": np.array([{"a": 1}], object)})
+        packed({"maps": np.array([{"a": 1}], object)})
 
 
 def crashing_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -290,3 +304,109 @@ def test_process():
     for warm in (False, True):
         (suite.path / "test_it.py").write_text(text.replace("WARM", str(warm)))
         suite.run("--trt-backend=onnxruntime", "--trt-cache-dir=fresh").result.assert_outcomes(passed=2)
+
+
+class Counting:
+    """A session that counts those of its kind that are open."""
+
+    open = most = opened = 0
+
+    def __init__(self) -> None:
+        Counting.open += 1
+        Counting.opened += 1
+        Counting.most = max(Counting.most, Counting.open)
+
+    def __call__(self, case: dict[str, Any], /) -> dict[str, Any]:
+        return {"y": case["x"] + 1}
+
+    def close(self) -> None:
+        Counting.open -= 1
+
+
+@pytest.mark.parametrize(("is_large", "keeps", "most"), [(True, True, 1), (False, True, 2), (True, False, 2)])
+def test_of_large_models_one_session_is_open(is_large: bool, keeps: bool, most: int, tmp_path: Path) -> None:
+    """Where outputs are not kept, each case would open both again."""
+    Counting.open = Counting.most = Counting.opened = 0
+    cases = [{"x": np.full(3, number, np.float32)} for number in range(4)]
+    both = [
+        KeptOutputs(Cache(tmp_path), kind, "m.onnx", {"model": "1"}, Counting, is_large=is_large)
+        for kind in ("reference", "emulation")
+    ]
+    for each in both:
+        each.keeps = keeps
+    both[0].keep(cases)
+    assert Counting.open == 0 or not is_large
+    for case in cases:
+        for each in both:
+            assert np.array_equal(each(case)["y"], case["x"] + 1)
+    both[0].computed(cases[0])
+    assert Counting.most == most
+    assert Counting.opened == (3 if most == 1 else 2)
+    for each in both:
+        each.close()
+    assert Counting.open == 0
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "against another model"])
+def test_a_check_of_a_large_model_opens_one_session_at_a_time(
+    another: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several cases that fail, so that the reference is looked at again; a quantized model's original, too."""
+    path = onnx_models.save(onnx_models.gemm_net(), tmp_path / "m.onnx")
+    original = onnx_models.save(onnx_models.gemm_net(), tmp_path / "original.onnx")
+    open_now: set[int] = set()
+    most: list[int] = []
+    ask = ort_runner._HOST.ask
+
+    def watched(process: Process, request: dict[str, Any], *rest: Any) -> Any:
+        answer = ask(process, request, *rest)
+        if request["do"] == "open":
+            open_now.add(answer.value)
+            most[-1] = max(most[-1], len(open_now))
+        elif request["do"] == "close":
+            open_now.discard(request["number"])
+        return answer
+
+    monkeypatch.setattr(ort_runner._HOST, "ask", watched)
+    cases = [{"x": np.random.default_rng(seed).standard_normal((2, 4), dtype=np.float32)} for seed in range(3)]
+    spec = ParitySpec(precision=("fp16",), tol=1e-9, reference=str(original) if another else None)
+    parities = []
+    for large_from in (1 << 30, 0):
+        monkeypatch.setattr(proto, "LARGE_MODEL", large_from)
+        most.append(0)
+        checker = Checker(cache=Cache(tmp_path / str(large_from)), allowance=Allowance(0))
+        record = checker.check(Request(nodeid="t", model=str(path), folders=(tmp_path,), parity=spec, inputs=cases))
+        assert record.verdict == "fail", record.message
+        parities.append(record.parity)
+    assert parities[0] == parities[1]
+    assert most == [2, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux' C library")
+def test_what_is_freed_goes_back_to_the_system() -> None:
+    """Once large memory was freed, the C library keeps what is freed later, unless it is told not to."""
+    program = """
+import ctypes, sys
+from pytest_trtcheck.model import memory
+if sys.argv[1] == "told":
+    memory.give_back()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+library.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def held():
+    return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
+library.free(library.malloc(30 << 20))
+before = held()
+large = library.malloc(29 << 20)
+library.memset(large, 1, 29 << 20)
+small = [library.malloc(100_000) for _ in range(50)]
+library.free(large)
+print((held() - before) >> 10)
+"""
+    kept = {
+        word: int(subprocess.run([sys.executable, "-c", program, word], capture_output=True, check=True).stdout)
+        for word in ("told", "untold")
+    }
+    assert kept["told"] < 8
+    assert kept["untold"] >= kept["told"]

@@ -255,6 +255,13 @@ def test_branches_and_functions_are_looked_into() -> None:
         branches[f"{which}_branch"] = helper.make_graph(nodes, which, [], [value])
     tail = [N("If", ["flag"], ["y"], **branches)]
     assert output_parts(detector(tail, {"flag": np.array(True)}))["y"] == (Part((), 1.0),)
+    # What PyTorch makes of squeeze(): either branch only hands on what was computed outside of it.
+    handed = {}
+    for which, node in (("then", N("Squeeze", ["p", "w"], ["p_then"])), ("else", N("Identity", ["p"], ["p_else"]))):
+        value = helper.make_tensor_value_info(f"p_{which}", FLOAT, None)
+        handed[f"{which}_branch"] = helper.make_graph([node], which, [], [value])
+    tail = [N("Sigmoid", ["angles_"], ["p"]), N("If", ["flag"], ["y"], **handed)]
+    assert output_parts(detector(tail, {"flag": np.array(True), "w": ints(1)}))["y"] == (Part((), 1.0),)
     proto = detector([N("Relu", ["scores_"], ["p"]), N("Concat", ["boxes_", "p"], ["y"], axis=1)])
     proto.graph.node[3].op_type, proto.graph.node[3].domain = "Score", "own"
     opset = helper.make_opsetid("", 18)

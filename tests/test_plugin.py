@@ -217,14 +217,32 @@ def test_onnx_files_are_never_collected_by_walking(suite: Suite) -> None:
     (suite.path / "pytest.ini").write_text("[pytest]\ntrt_collect =\n    conv.*\n")
     run = suite.run()
     run.result.assert_outcomes(passed=2)
-    assert [record["nodeid"] for record in run.checks] == ["conv.onnx::fp16"]
+    assert [record["nodeid"] for record in run.checks] == ["conv.onnx::parity"]
 
 
 def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
     suite.write(test_mixed=MIXED)
     run = suite.run("--trt-require-gpu")
-    run.result.assert_outcomes(passed=1, failed=10, xfailed=1)
+    # What was expected to fail is no failure of an engine: no GPU ran one.
+    run.result.assert_outcomes(passed=1, failed=11)
     assert "emulated on the CPU" in run.check("test_pass")["message"]
+    suite.write(
+        test_mixed="""
+def test_by_hand(trt_build, trt_reference):
+    trt_build("conv.onnx", precision="fp16")
+
+@pytest.mark.xfail
+def test_by_hand_and_expected(trt_build):
+    trt_build("conv.onnx", precision="fp16")
+
+def test_reference(trt_reference):
+    trt_reference("conv.onnx")
+"""
+    )
+    run = suite.run("--trt-require-gpu")
+    run.result.assert_outcomes(passed=1, failed=2)
+    assert run.text.count("--trt-require-gpu: what trt_build gives runs on no GPU") >= 2
+    suite.run().result.assert_outcomes(passed=2, xpassed=1)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from pytest_trtcheck.errors import ModelError
 from pytest_trtcheck.model import graph
 from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision import half
@@ -283,7 +284,13 @@ def test_tf32_reaches_products_inside_other_operators(op_type: str, tmp_path: Pa
         proto = model([helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=1)], {"x": (20, 1, 1)}, weights)
         inputs = {"x": np.full((20, 1, 1), value / 10)}
     path = onnx_models.save(proto, tmp_path / "fp32.onnx")
-    exact, actual = OrtRunner(path, "fp32")(inputs)["y"], tf32(proto, tmp_path)(inputs)["y"]
+    try:
+        exact = OrtRunner(path, "fp32")(inputs)["y"]
+    except ModelError as error:
+        if "is in opset 23, and ONNX Runtime" not in str(error):
+            raise
+        pytest.skip("this ONNX Runtime is older than Attention")
+    actual = tf32(proto, tmp_path)(inputs)["y"]
     assert 1e-5 < np.abs(actual - exact).max() / np.abs(exact).max() < 2e-3
 
 

@@ -323,12 +323,20 @@ def test_a_file_that_carries_its_precision_is_checked_in_it(suite: Suite, quanti
     shutil.copy(quantized(**GOOD), suite.path / "good.onnx")
     run = suite.run("good.onnx", "gemm.onnx")
     run.result.assert_outcomes(passed=2)
-    assert {Path(record["model"]).name: record["precision"] for record in run.checks} == {
-        "good.onnx": "int8",
-        "gemm.onnx": "fp16",
+    # The name of such a test speaks of no precision that it was not asked for.
+    assert {record["nodeid"]: record["precision"] for record in run.checks} == {
+        "good.onnx::parity": "int8",
+        "gemm.onnx::parity": "fp16",
     }
     wanted = "good.onnx carries its precision: checked in int8, since --trt-precision asks for none"
     assert any(note.endswith(wanted) for record in run.checks for note in record["notes"])
+    np.save(suite.path / "data.npy", np.zeros((1, 4), np.float32))
+    data = suite.run("good.onnx", "gemm.onnx", "--trt-calibration=data.npy")
+    for name, why in (
+        ("good", "the calibration data is not used: good.onnx brings its own scales with it"),
+        ("gemm", "the calibration data is not used in fp16: --trt-precision=int8 asks for what it is for"),
+    ):
+        assert why in data.check(f"{name}.onnx::parity")["notes"]
     asked = suite.run("good.onnx", "--trt-precision=fp16")
     asked.result.assert_outcomes(failed=1)
     assert "carries its precision already" in asked.text

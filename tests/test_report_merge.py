@@ -112,12 +112,27 @@ def test_a_failure_on_one_machine_fails_them_all(merging: Merging) -> None:
     assert "(L4)" in text
 
 
+def test_reports_of_different_commits_are_no_answer_where_all_are_required(merging: Merging) -> None:
+    new, old = (replace(PASSING, commit=commit * 40) for commit in "ab")
+    whole, stale = on("Tesla T4", new), on("NVIDIA L4", old)
+    status, text = merging(whole, stale)
+    assert status == 0
+    assert "different commits were tested: aaaaaaa on T4; bbbbbbb on L4" in " ".join(text.replace("Tesla ", "").split())
+    assert merging(whole, stale, options=("--require-all",))[0] == 1
+    # One that does not say is not known to be another, and what was merged before is still known apart.
+    assert merging(whole, on("NVIDIA L4", replace(PASSING, commit=None)), options=("--require-all",))[0] == 0
+    merging(whole, stale, options=("-o", "merged.json"))
+    assert merging("merged.json", options=("--require-all",))[0] == 1
+
+
 def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_required(merging: Merging) -> None:
     whole = on("Tesla T4", PASSING)
     part = on("NVIDIA L4", replace(PASSING, checks=PASSING.checks[1:]))
     status, text = merging(whole, part)
-    assert (status, "L4: lacks 1 check of others" in text) == (0, True)
-    assert merging(whole, part, options=("--require-all",))[0] == 1
+    assert (status, "\nL4: lacks 1 check of others" in text) == (0, True)
+    for options in (("--require-all",), ("--require-all", "--markdown")):
+        status, text = merging(whole, part, options=options)
+        assert (status, "--require-all: L4: lacks 1 check of others" in text) == (1, True)
     assert merging(whole, on("NVIDIA L4", PASSING), options=("--require-all",))[0] == 0
     status, text = merging(whole, on(None, PASSING), options=("--require-all",))
     assert (status, "emulated, not run on a GPU" in text) == (1, True)

@@ -21,6 +21,7 @@ from pytest_trtcheck.record import (
     CheckRecord,
     EngineRecord,
     GpuRecord,
+    LatencyRecord,
     LayerRecord,
     Library,
     MissingRecord,
@@ -32,6 +33,7 @@ from pytest_trtcheck.record import (
     jsonable,
     typed,
 )
+from pytest_trtcheck.report import diff_changes
 from pytest_trtcheck.report.json_report import read, save
 from pytest_trtcheck.report.merge import merge
 from pytest_trtcheck.report.text import columns
@@ -161,6 +163,24 @@ def test_a_median_that_is_ten_percent_slower(noise: float, verdict: str) -> None
 def test_a_median_that_looks_fine_passes_only_where_it_surely_is_not_much_slower() -> None:
     assert noisy(0.001, 1.03).verdict == "pass"
     assert noisy(0.6, 1.0).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "verdict"),
+    [((15, 15.2), (15.1, 18.4), "pass"), ((15, 15.2), (30, 30.2), "fail"), ((15, 15.2), (15.1, 30.2), "fail")],
+)
+def test_the_tail_of_an_engine_of_microseconds(
+    was: tuple[float, float], now: tuple[float, float], verdict: str
+) -> None:
+    def taken(p50_us: float, p99_us: float) -> LatencyRecord:
+        samples = np.random.default_rng(0).permutation(np.repeat([p50_us, p99_us], [9_700, 300])) / 1000
+        record = latency(p50_us / 1000)
+        return replace(record, details=replace(record.details, distribution=Distribution.of(samples).to_json()))
+
+    old, new = before(latency=taken(*was), engine=None), after(latency=taken(*now), engine=None)
+    assert upgrade(old, new).verdict == verdict
+    told = {change.what: change.direction for change in diff_changes.changes(old, new)}
+    assert (told.get("p50") == "worse") == (now[0] > was[0] + 1), "diff tells of tails with a budget alone"
 
 
 def noisy(noise: float, slower: float) -> Gate:

@@ -182,6 +182,10 @@ def test_what_is_wrong_with_a_score_is_said_in_the_users_words(task: Suite) -> N
 @trt_parity("good.onnx", score=top1, max_drop=0.1)
 def test_without_labels(): return [{"x": X[:100]}]
 
+@trt_parity("good.onnx", score=lambda outputs, case: np.ones(len(case.labels)), max_drop=0.1)
+def test_of_no_output():
+    return batches()
+
 @trt_parity("good.onnx", score=top1, max_drop=0.1)
 def test_labels_in_another_order():
     return [Case(case.inputs, np.random.default_rng(3).permutation(case.labels)) for case in batches()]
@@ -240,6 +244,7 @@ def test_aggregate(): return batches(200)
         "words": "gave items that are no numbers (str)",
         "nothing": "gave None on",
         "without_labels": "the reference itself scores 0: no engine could lose more than max_drop=0.1",
+        "of_no_output": "outputs of zeros, and outputs with all signs changed, score as the reference's do",
         "labels_in_another_order": "an engine that knows nothing would lose no more than max_drop=0.1",
         "words_in_another_order": "an engine that knows nothing would lose no more than max_drop=0.1",
         "without_labels_it_fails": "these inputs have no labels: give Case(inputs, labels)",

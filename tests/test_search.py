@@ -253,7 +253,7 @@ def test_kept_inputs_that_are_stale_or_broken_are_errors_that_say_so(tmp_path: P
     broken = checked(cancelling(), tmp_path, batch=1)
     assert broken.verdict == "error"
     assert broken.message is not None
-    assert "can't be read" in broken.message
+    assert "cannot be read" in broken.message
 
 
 def test_a_place_that_cannot_be_written_to_changes_no_verdict(tmp_path: Path) -> None:

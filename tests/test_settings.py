@@ -61,6 +61,8 @@ def test_marker_signatures_are_the_contract() -> None:
             "min_speedup",
             "transfers",
             "max_seconds",
+            "batch",
+            "precision",
         ]
     )
 

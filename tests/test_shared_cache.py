@@ -444,16 +444,18 @@ def test_a_slow_place_is_left_alone_before_it_costs_more_than_it_saves(
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.3)
 
+    asked = []
+
     def slow(*_: object) -> None:
+        asked.append(1)
         time.sleep(0.1)
         raise FileNotFoundError
 
     monkeypatch.setattr(Remote, "_copy", slow)
     machine = Machine(tmp_path / "a", str(place))
-    start = time.perf_counter()
     for number in range(20):
         machine.get(nothing, Key("engine", str(number), {"n": str(number)}))
-    assert time.perf_counter() - start < 1.5
+    assert len(asked) <= 4
     assert "more than it saved" in machine.troubles
 
 

@@ -274,7 +274,7 @@ def test_free(trt_check, inputs): ...
     outcomes = run.result.parseoutcomes()
     assert outcomes == {"passed": 1, "failed": 5, "errors": 1}
     assert "DeadlineExceeded" in run.text or "Flaky" in run.text
-    assert "function-scoped fixture" in run.text
+    assert "function-scoped fixture" in run.text.lower()
     assert "search= in a test with @given: each example would be searched" in run.text
     assert "trt markers don't work on 'test_marked': @given runs it many times" in run.text
     assert "strategies.inputs: sound.onnx: these dimensions are free: x[0] (N)" in run.text

@@ -346,6 +346,8 @@ def test_what_is_to_be_slower_and_can_not_be_measured_never_passes(kit: Suite) -
     assert alone["latency"]["reason"] == "min_speedup[missing]: missing is not installed"
     itself = judged(kit, "fast", "min_speedup={'fast': 1.1}")
     assert itself["latency"]["reason"] == "min_speedup[fast]: the fast one is what was checked itself"
+    own = judged(kit, "fast", "min_speedup={'fp32': 0.9}")
+    assert own["latency"]["reason"] == "min_speedup[fp32]: fp32 is what was checked itself"
     refused = judged(kit, "fast", "min_speedup={'slow': 1.1}, p50_ms=3", "--trt-require-gpu")
     assert refused["verdict"] == "fail"
     assert "min_speedup[slow] not measured (the slow one is not measured on the GPU here)" in refused["message"]

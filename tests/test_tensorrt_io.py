@@ -191,18 +191,18 @@ def test_an_inspector_answer_that_is_none(text: str) -> None:
         layers_by_precision(text)
 
 
-def has_cuda_core() -> bool:
-    return find_spec("cuda") is not None and find_spec("cuda.core") is not None
+def has_cuda() -> bool:
+    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
 
 
-@pytest.mark.skipif(has_cuda_core(), reason="cuda-core is installed")
-def test_without_cuda_core_the_first_use_names_the_extra() -> None:
-    with pytest.raises(MissingDependencyError, match="cuda-core is needed to run engines") as info:
+@pytest.mark.skipif(has_cuda(), reason="cuda-bindings is installed")
+def test_without_cuda_bindings_the_first_use_names_the_extra() -> None:
+    with pytest.raises(MissingDependencyError, match="cuda-bindings is needed to run engines") as info:
         Cuda()
     assert "pytest-trtcheck[rtx]" in info.value.hint
 
 
-@pytest.mark.skipif(not has_cuda_core(), reason="cuda-core is not installed")
+@pytest.mark.skipif(not has_cuda(), reason="cuda-bindings is not installed")
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(GpuError, match="CUDA device 99 cannot be used"):
         Cuda(99)

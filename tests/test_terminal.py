@@ -91,3 +91,11 @@ def test_colours_are_pytests(
         monkeypatch.setenv(name, value)
     suite.write(test_x="@trt_parity('conv.onnx', batch=1)\ndef test_passes(): ...\n")
     assert ("\x1b[32mpass\x1b[0m" in suite.run(*options).text) == coloured
+
+
+def test_only_what_nobody_expected_is_to_be_explained(suite: Suite) -> None:
+    expected = '@pytest.mark.xfail(reason="known")\n@trt_parity("gemm.onnx", tol=1e-9)\ndef test_known(): ...\n'
+    suite.write(test_x=expected)
+    assert "explained by" not in suite.run("--trt-diagnose=0").text
+    suite.write(test_y='@trt_parity("gone.onnx")\ndef test_gone(): ...\n')
+    assert "explain model-missing\n" in suite.run("--trt-diagnose=0").text

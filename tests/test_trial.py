@@ -17,10 +17,10 @@ from pytest_trtcheck.backends.tensorrt import trial
 from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, find_module
 from pytest_trtcheck.backends.tensorrt.trial import Trial, kernels_of
-from pytest_trtcheck.cache import Cache, Entry, Key
+from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.check.steps import asked
-from pytest_trtcheck.errors import GpuError
+from pytest_trtcheck.errors import CheckError, GpuError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.gpu.names import find_gpu
 from pytest_trtcheck.model import apart
@@ -38,7 +38,7 @@ import ctypes, json, os, sys, time
 from pathlib import Path
 if sys.argv[0] == "-c":
     from pytest_trtcheck.backends.tensorrt import builder, engine, module
-    from pytest_trtcheck.errors import GpuError
+    from pytest_trtcheck.errors import CheckError, GpuError
 
     def do(what):
         with Path(os.environ["TRIED"]).open("a") as file:
@@ -53,9 +53,10 @@ if sys.argv[0] == "-c":
             raise GpuError("not on this GPU", "take another")
 
     class Engine:
+        device_memory_bytes, context_bytes, aux_streams, streamed_bytes = 4096, 1024, 1, None
+
         def __init__(self, plan, module, *, jit_cache, **arguments):
             self.kernels = jit_cache or b"compiled"
-            plan = Path(plan).read_bytes()
             load, self.runs = json.loads(plan) if plan.startswith(b"[") else os.environ["DO"].split()
             do(load)
 
@@ -63,6 +64,10 @@ if sys.argv[0] == "-c":
             do(self.runs)
             told = {name: [array.dtype.name, array.shape, float(array.sum())] for name, array in case.items()}
             do("fed " + json.dumps(told))
+            return case
+
+        def layer_information(self):
+            return '{"Layers": [{"Name": "gemm", "Inputs": [{"Format/Datatype": "Half"}]}]}'
 
         def jit_cache(self):
             return self.kernels
@@ -103,7 +108,9 @@ def kept(tmp_path: Path) -> Callable[..., tuple[Trial, Entry]]:
             Key("engine", "m.onnx", {"plan": plan}), lambda folder: (folder / "engine.plan").write_text(plan)
         )
         case = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
-        made = Trial(RTX, GPU, entry.path / "engine.plan", "0" * 64, "the engine of m.onnx in fp8", cases=[case])
+        made = Trial(
+            RTX, GPU, entry.path / "engine.plan", hash_bytes(plan.encode()), "the engine of m.onnx in fp8", cases=[case]
+        )
         return replace(made, **changes), entry
 
     return make
@@ -177,11 +184,54 @@ def test_one_that_hangs_is_stopped_and_not_waited_for_again(
         made.beside(entry)
     assert "tried again in 60 min" in info.value.hint
     assert tried() == []
+    for text in (b"{}", b'{"at": "now", "message": "m"}', b'{"at": 1e999, "message": "m"}', b"[1]", b"\xff"):
+        entry.write_extra(made._name("stopped"), text)
+        with pytest.raises(GpuError, match="did not finish within"):
+            made.beside(entry)
+        assert "hang" in tried()
     monkeypatch.setattr(trial, "STOPPED_S", 0.0)
     with pytest.raises(GpuError, match="did not finish within"):
         made.beside(entry)
     assert "hang" in tried()
     assert not made.is_done(entry)
+
+
+def test_who_only_computes_goes_on_where_it_was_tried(tried: Any, kept: Any) -> None:
+    made, entry = kept()
+    engine = made.beside(entry)
+    tried()
+    case = {"x": np.full((2, 3), 2, np.float32), "half": np.ones(2, ml_dtypes.bfloat16)}
+    outputs = engine(case)
+    assert [line.split()[0] for line in tried()] == ["run", "fed"]
+    assert list(outputs) == ["x", "half"]
+    for name, array in case.items():
+        np.testing.assert_array_equal(outputs[name], array)
+    assert (engine.device_memory_bytes, engine.context_bytes, engine.aux_streams) == (4096, 1024, 1)
+    assert (engine.streamed_bytes, engine.new_kernels()) == (None, None)
+    assert engine.layers_by_precision() == {"fp16": 1}
+    engine.close()
+    engine.close()
+    assert not engine._process.close.alive
+    assert not engine._messages.parent.exists()
+
+
+def test_what_was_changed_since_it_was_looked_at_is_not_run(tried: Any, kept: Any) -> None:
+    made, entry = kept()
+    made.plan.write_text(json.dumps(["load", "run "]))
+    with pytest.raises(GpuError, match=r"m\.onnx in fp8: was changed on disk during the check"):
+        made.beside(entry)
+    assert tried() == []
+    assert not made.is_done(entry)
+
+
+def test_its_death_after_the_trial_is_an_error_too(tried: Any, kept: Any) -> None:
+    made, entry = kept()
+    engine = made.beside(entry)
+    engine._process._child.kill()
+    with pytest.raises(GpuError, match=r"was not run: .* crashed \(SIGKILL\)"):
+        engine({"x": np.ones((2, 3), np.float32)})
+    tried()
+    engine.close()
 
 
 @pytest.mark.parametrize(("load", "run"), [("refuse", "run"), ("load", "refuse")])
@@ -224,7 +274,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple
         builds.clear()
         try:
             return system.build(spec, cache), [*builds]
-        except GpuError as error:
+        except CheckError as error:
             return error, [*builds]
 
     return ask
@@ -258,10 +308,13 @@ def test_a_builder_that_was_expected_is_the_one_that_builds(
     assert len(started) == 1
     if changed:  # It would build with the libraries and variables of a moment ago.
         monkeypatch.setenv("TRTCHECK_OF_A_TEST", "1")
-    assert built()[1] == ["build"]
+    made, builds = built()
+    assert builds == ["build"]
     assert len(started) == 1 + changed
     assert [line.split()[0] for line in tried()] == ["load", "run", "fed"]
-    assert all(not process.close.alive for process in started)
+    assert [process.close.alive for process in started] == [*[False] * changed, True], "the engine's own"
+    made.close()
+    assert not started[-1].close.alive
     TensorRT.expect_build()
     TensorRT.dismiss_builder()
     assert not started[-1].close.alive
@@ -285,7 +338,7 @@ def test_one_that_dies_is_not_built_again(tried: Any, built: Any, monkeypatch: p
 def test_the_real_loader_is_quoted_where_there_is_no_gpu(built: Any) -> None:
     error, builds = built()
     assert builds == ["build"]
-    assert "CUDA device 0 cannot be used" in error.message or "cuda-core" in error.message
+    assert "CUDA device 0 cannot be used" in error.message or "cuda-bindings" in error.message
     assert built()[1] == []
 
 

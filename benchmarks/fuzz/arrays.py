@@ -41,7 +41,7 @@ def npy(draw: Random) -> bytes:
         header = (pattern % value).encode().ljust(118) + b"\n"
         version, size = draw.choice(((b"\x01\x00", 2), (b"\x02\x00", 4), (b"\x03\x00", 4), (b"\x09\x00", 2)))
         return b"\x93NUMPY" + version + len(header).to_bytes(size, "little") + header + bytes(32)
-    array = np.arange(8, dtype=draw.choice(("<f4", "<f4", "<f8", "<i4", "<f2", "|b1", "<c8", "<U3"))).reshape(2, 4)
+    array = np.arange(8).astype(draw.choice(("<f4", "<f4", "<f8", "<i4", "<f2", "|b1", "<c8", "<U3"))).reshape(2, 4)
     array = draw.choice((array, array, array.T, array[None], array[:, :0], np.repeat(array, 1000, 0)))
     np.save(file, array, allow_pickle=False)
     return file.getvalue()

@@ -58,6 +58,9 @@ class Cache(Made):  # type: ignore[misc]
         self.copy(folder)
         found = sorted(path for path in (folder / "cache").rglob("*") if path.is_file() and path.name != ".gitignore")
         sealed = draw.random() < self.seals
+        if draw.random() < 0.1:  # what code may look for by its name
+            beside = draw.choice([path for path in found if path.parent.name == "files"])
+            (beside.parent / draw.choice(("types.json", "jit.cache", "0.npy", "x"))).write_bytes(draw.randbytes(9))
         for path in draw.sample(found, draw.choice((1, 1, 2, 6))):
             if draw.random() < 0.05:
                 special(path, draw)

@@ -38,8 +38,30 @@ def mutated_model(path: Path, draw: Random) -> bytes:
         draw.choice(nodes).op_type = draw.choice(operators())
     if draw.random() < 0.1:
         proto.opset_import[0].version = draw.choice((0, 1, 6, 9, 11, 13, 16, 18, 21, 23, 25, 99, -1))
+    if nodes and draw.random() < 0.03:
+        _call_functions(proto, draw)
+    if draw.random() < 0.1:  # ONNX's checker stops there
+        draw.choice(list(proto.graph.output)).type.tensor_type.ClearField("shape")
     mutations.of_message(proto, draw, ("x", "y", "batch"))
     return bytes(proto.SerializeToString())
+
+
+def _call_functions(proto: Any, draw: Random) -> None:
+    """Put a function in a node's place that calls itself, or others that double with each level."""
+    from onnx import helper
+
+    called = {"F0": draw.choice((["F0"], ["F9"], ["Relu"])), **{f"F{n}": [f"F{n - 1}"] * 2 for n in range(1, 40)}}
+    opsets = [*proto.opset_import, helper.make_opsetid("my", 1)]
+    proto.opset_import.append(opsets[-1])
+    for name, inner in called.items():
+        values = ["a", *["c"] * (len(inner) - 1), "b"]
+        body = [
+            helper.make_node(each, values[n : n + 1], values[n + 1 : n + 2], domain="" if each == "Relu" else "my")
+            for n, each in enumerate(inner)
+        ]
+        proto.functions.append(helper.make_function("my", name, ["a"], ["b"], body, opsets))
+    node = draw.choice(list(proto.graph.node))
+    node.op_type, node.domain = draw.choice(("F0", "F3", "F39")), "my"
 
 
 @functools.cache

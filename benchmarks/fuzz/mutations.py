@@ -260,14 +260,15 @@ def literal(draw: Random, depth: int = 0) -> str:
         lambda: repr(draw.choice(TEXTS)),
         lambda: draw.choice(("object()", "print", "lambda *a: a", "int", "Exception", "NotImplemented", "b'x'", "1j")),
         lambda: draw.choice(("range(3)", "iter([])", "(x for x in 'ab')", "{1, 2}", "frozenset()", "np.zeros(3)")),
-        lambda: draw.choice(("np.float32(1)", "np.array('x')", "np.array(None)", "Bad()", "Endless()", "RECURSIVE")),
+        lambda: draw.choice(("np.float32(1)", "np.array('x')", "np.array(None)", "RECURSIVE")),
+        lambda: draw.choice(("Bad()", "Endless()", "Unending()")),
         lambda: f"[{', '.join(literal(draw, depth + 1) for _ in range(draw.randrange(4)))}]",
         lambda: f"({''.join(literal(draw, depth + 1) + ', ' for _ in range(draw.randrange(4)))})",
         lambda: (
             f"dict([{', '.join(f'({hashable(draw)}, {literal(draw, depth + 1)})' for _ in range(draw.randrange(3)))}])"
         ),
     )
-    return draw.choice(choices[:6] if depth > 2 else choices)()
+    return draw.choice(choices[:7] if depth > 2 else choices)()
 
 
 def hashable(draw: Random) -> str:

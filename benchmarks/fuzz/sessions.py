@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from random import Random
 
 PRELUDE = """
+import collections.abc
+import itertools
 import numpy as np
 import pytest
 from pytest_trtcheck import *
@@ -33,6 +35,11 @@ class Endless:
     def __iter__(self):
         for number in range(10 ** 6):
             yield number
+
+class Unending(collections.abc.Mapping):
+    def __getitem__(self, key): return 1.0
+    def __iter__(self): return map(str, itertools.count())
+    def __len__(self): return 1
 
 RECURSIVE = []
 RECURSIVE.append(RECURSIVE)

@@ -64,7 +64,7 @@ def judged(run: Any) -> tuple[str, str]:
         word, said = "traceback", traceback.format_exc()
     if word == "status" and _PLAIN.search(said):
         word = "raw text"
-    if _REPORT in said and word not in {"traceback", "wrong pass", "sealed"}:
+    if _REPORT in said and word not in {"traceback", "wrong pass"}:
         word = "unforeseen"
     elif word in {"clean error", "error"} and len(said) > LONGEST_TEXT:
         word = "long text"

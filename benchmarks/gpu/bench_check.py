@@ -55,7 +55,6 @@ BARE = """
 import sys, numpy as np, onnxruntime as ort
 import importlib, json
 from cuda.bindings import driver
-from cuda.core import Device
 model, lowered, inputs, name, module = sys.argv[1:]
 trt = importlib.import_module(module)
 x = np.load(inputs)
@@ -71,8 +70,9 @@ profile = builder.create_optimization_profile()
 profile.set_shape(name, x.shape, x.shape, x.shape)
 config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
-Device(0).set_current()
-stream = Device(0).create_stream()
+_, primary = driver.cuDevicePrimaryCtxRetain(0)
+driver.cuCtxSetCurrent(primary)
+_, stream = driver.cuStreamCreate(1)
 engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
 context = engine.create_execution_context()
 context.set_input_shape(name, x.shape)
@@ -85,8 +85,8 @@ for index in range(engine.num_io_tensors):
     held[tensor] = array, address
     context.set_tensor_address(tensor, int(address))
 driver.cuMemcpyHtoD(held[name][1], x.ctypes.data, x.nbytes)
-context.execute_async_v3(int(stream.handle))
-stream.sync()
+context.execute_async_v3(int(stream))
+driver.cuStreamSynchronize(stream)
 for index, output in enumerate(session.get_outputs()):
     array, address = held[output.name]
     driver.cuMemcpyDtoH(array.ctypes.data, address, array.nbytes)
@@ -250,6 +250,7 @@ class Trace:
         from pytest_trtcheck.check import checker
         from pytest_trtcheck.check.request import Settings
         from pytest_trtcheck.check.steps import asked
+        from pytest_trtcheck.model import apart
         from pytest_trtcheck.precision import reference
 
         self.note("imports for the first check", began)
@@ -263,7 +264,9 @@ class Trace:
             (tensorrt._Early, "is_fit", "waiting for the builder process to be ready", 2),
             (tensorrt, "build", "the builder process parses and builds", 2),
             (backend, "hash_file", "the engine is hashed", 2),
-            (trial.Trial, "_made", "the builder process loads and runs it once", 2),
+            (trial.EngineApart, "__init__", "the builder process loads and runs it once", 2),
+            (trial.EngineApart, "__call__", "a run there", 3),
+            (apart, "_close", "another process is ended", 2),
             (reference.Reference, "__call__", "the reference", 2),
             (engine.Engine, "__init__", "the engine is loaded, with its kernels", 2),
             (engine.Engine, "__call__", "a run", 2),

@@ -147,12 +147,21 @@ class Built:
         The engine, for the report; None where the system builds none.
     entry
         Where it lies in the cache; None where it does not.
+    loaded
+        What runs it already, in the process in which it was tried: for what it computes, not for how fast. It is
+        closed by who closes that, and once it is loaded elsewhere.
     """
 
     spec: EngineSpec
     path: Path
     record: EngineRecord | None = None
     entry: Entry | None = None
+    loaded: Runner | None = None
+
+    def close(self) -> None:
+        """End what runs it already."""
+        if self.loaded is not None:
+            self.loaded.close()
 
 
 @dataclass(frozen=True)
@@ -356,8 +365,9 @@ class Backend(ABC):
     def dismiss_builder(cls) -> None:
         """Let go of what was expected to be needed, and was not."""
 
-    def start(self) -> None:  # noqa: B027 - most have nothing
-        """Get ready what takes a while, beside a build."""
+    @classmethod  # noqa: B027 - most have nothing
+    def start(cls) -> None:
+        """Get ready in this process what takes a while, beside something else."""
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engine, built by one process and taken from the cache by all others; a BuildError where it can't be."""
@@ -440,8 +450,8 @@ class Backend(ABC):
 
     @contextmanager
     def opened(self, built: Built) -> Iterator[Runner]:
-        """What runs it, until it is left."""
-        runner = self.load(built)
+        """What runs it, until it is left; where that is told apart, not to be measured."""
+        runner = built.loaded or self.load(built)
         try:
             yield runner
             self.keep(built, runner)
@@ -472,7 +482,7 @@ class RunnerByShape:
         self._admit = admit
         self._by_shape = by_shape
         self._runners: dict[tuple[tuple[str, Shape], ...], Runner] = {}
-        self.evidence = system.evidence
+        self.evidence, self.gpu_ran = system.evidence, system.gpu_ran
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""

@@ -104,7 +104,7 @@ class Torch(Backend):
                 importlib.import_module("torch._inductor.compile_fx")
         if machine.detected is None:
             return cls()
-        why_not = None if torch.cuda.is_available() else f"PyTorch {torch.__version__} can't use the GPU that is here"
+        why_not = None if torch.cuda.is_available() else f"PyTorch {torch.__version__} cannot use the GPU that is here"
         return cls(None, why_not) if why_not else cls(machine.detected)
 
     def versions(self) -> dict[str, str]:

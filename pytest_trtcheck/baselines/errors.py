@@ -323,7 +323,7 @@ def _risen(rise: RiseRecord) -> str:
     ratio = rise.value / rise.before if rise.value is not None and rise.before > 0 else math.inf
     digits = 3 if rise.value is None else max(3, distinct_digits(rise.value, rise.before))
     factor = f" (×{ratio:.3g})" if math.isfinite(ratio) else ""
-    value = "what can't be computed" if rise.value is None else f"{rise.value:.{digits}g}"
+    value = "what cannot be computed" if rise.value is None else f"{rise.value:.{digits}g}"
     went = "fell" if rise.value is not None and rise.value < rise.before else "rose"
     return (
         f"{rise.metric} of output {rise.output!r} {went} from {rise.before:.{digits}g} to {value}{factor}, though it "

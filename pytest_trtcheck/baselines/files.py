@@ -9,6 +9,7 @@ Keys are sorted and numbers rounded, so that recording a test again changes the 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -19,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.baselines.errors import ErrorBaseline
 from pytest_trtcheck.baselines.latency import LatencyBaseline
 from pytest_trtcheck.baselines.scores import ScoreBaseline
-from pytest_trtcheck.errors import ReportError, plural
+from pytest_trtcheck.errors import MISREAD, ReportError, first_line
 from pytest_trtcheck.record import held
-from pytest_trtcheck.record.files import room_or, write_text
+from pytest_trtcheck.record.files import read_bytes, room_or, write_text
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
     from pytest_trtcheck.record import GpuRecord
@@ -112,7 +112,7 @@ class Entry:
 
         Raises
         ------
-        ReportError, KeyError, TypeError, ValueError, AttributeError, OverflowError
+        ReportError, or one of `errors.MISREAD`
             It is something else.
         """
         if unknown := set(data) - {"errors", "latency", "score"}:
@@ -170,7 +170,13 @@ def opened(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Bas
         It is no directory.
     """
     root = Path(directory)
-    if not root.is_dir() and (must_exist or root.exists()):
+    try:
+        is_wrong = not root.is_dir() and (must_exist or root.exists())
+    except PermissionError as error:
+        raise ReportError(
+            f"--trt-baseline={directory}: {error.strerror}", "let this account read it", code="baseline-file"
+        ) from error
+    if is_wrong:
         raise ReportError(
             f"--trt-baseline={directory}: there is no such directory",
             "name the directory with the baselines, or record them: --trt-update-baseline",
@@ -187,7 +193,7 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
     ReportError
         It cannot be read, is no file of baselines, or is one of another place.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return place, {}
     document = _document(path)
     if isinstance(document, dict) and document.get("format") not in (None, FORMAT):
@@ -209,8 +215,8 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
                 tests[nodeid][label] = Entry.from_json(data)
     except ReportError as error:
         raise ReportError(f"{path}{where}: {error.message}", _RECORD_AGAIN, code="baseline-file") from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    except MISREAD as error:
+        problem = f"{first_line(error)} is missing" if isinstance(error, KeyError) else first_line(error)
         raise ReportError(
             f"{path}{where} is no file of baselines: {problem}", _RECORD_AGAIN, code="baseline-file"
         ) from error
@@ -226,18 +232,11 @@ def load(path: Path, place: Place) -> tuple[Place, Tests]:
 def _document(path: Path) -> Any:
     """The JSON in a file; whatever stands in it, reading it ends."""
     try:
-        if not path.is_file():
-            raise ReportError(
-                f"{path} is no file of baselines: it is no regular file", "remove it", code="baseline-file"
-            )
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ReportError(
-                f"{path} is no file of baselines: it has {plural(size, 'byte')}", _RECORD_AGAIN, code="baseline-file"
-            )
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_number)
+        text = read_bytes(path, MAX_BYTES).decode()
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
     except OSError as error:
         raise ReportError(
-            f"cannot read the baselines in {path}: {error.strerror or error}", code="baseline-file"
+            f"cannot read the baselines in {path}: {error.strerror or error}", _RECORD_AGAIN, code="baseline-file"
         ) from error
     except RecursionError:
         raise ReportError(

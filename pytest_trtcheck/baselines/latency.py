@@ -212,7 +212,8 @@ def judge(
         what = f"the baseline of {baseline.recorded} is not comparable: {'; '.join(different)}"
         return _not_judged(record, what if updating else f"{what}; {RECORD_AGAIN}")
     now = Distribution.from_json(record.details.distribution)
-    found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN)
+    waited = record.details.enqueue_bound
+    found = compare(now, baseline.distribution, min_slowdown=MIN_SLOWDOWN, enqueue_bound=waited)
     verdict = decided(found)
     text = f"{found.message}, recorded {_recorded(baseline, record)}"
     disturbances = record.details.disturbances
@@ -227,7 +228,7 @@ def judge(
     entry = BudgetRecord(
         verdict,
         BASELINE,
-        limit_ms=before * (1 + MIN_SLOWDOWN),
+        limit_ms=before * (1 + found.min_slowdown),
         value_ms=now.quantile_ms("p50_ms"),
         lower_ms=bounds[0],
         upper_ms=bounds[1],

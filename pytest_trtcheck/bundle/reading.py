@@ -17,7 +17,7 @@ from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import MISREAD, ModelError, ReportError, first_line, plural
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.inputs import digest
-from pytest_trtcheck.model.npz import UNREADABLE, read_arrays
+from pytest_trtcheck.model.npz import UNREADABLE, read_arrays, read_cases
 from pytest_trtcheck.precision.lowering import Lowered, details_of
 from pytest_trtcheck.record import TOOL, CheckRecord, Environment, typed
 from pytest_trtcheck.record.files import read_json
@@ -188,9 +188,7 @@ def _bundle(folder: Path, about: Mapping[str, Any]) -> Bundle:
             details_of(of_lowered["details"]),
             bool(of_lowered["taken_as_it_is"]),
         ),
-        cases=tuple(
-            read_arrays(folder / INPUTS, about["arrays"][INPUTS], case) for case in range(len(about["cases"]["kept"]))
-        ),
+        cases=tuple(read_cases(folder / INPUTS, about["arrays"][INPUTS], range(len(about["cases"]["kept"])))),
     )
 
 

@@ -28,7 +28,7 @@ from pytest_trtcheck.bundle.reading import (
 from pytest_trtcheck.bundle.spec_json import shape_to_json, spec_to_json
 from pytest_trtcheck.cache import format_bytes, hash_file
 from pytest_trtcheck.check import parity
-from pytest_trtcheck.errors import CheckError, GpuError, ModelError, ReportError
+from pytest_trtcheck.errors import MISREAD, CheckError, GpuError, ModelError, ReportError
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.npz import ArrayWriter, size_bytes
 from pytest_trtcheck.model.sources import MODEL_FILE
@@ -183,7 +183,7 @@ def _is_same(folder: Path, about: Mapping[str, Any]) -> bool:
         found = read_json(folder / BUNDLE_FILE)
         same: bool = found["content_sha256"] == about["content_sha256"]
         return same and next(problems(folder, found), None) is None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, *MISREAD):
         return False
 
 

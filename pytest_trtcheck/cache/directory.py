@@ -14,18 +14,19 @@ import re
 import shutil
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
-from pytest_trtcheck.errors import CacheError, CachePlaceError, listed
+from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, listed
 from pytest_trtcheck.record.files import answers, append, open_regular, read_bytes
 from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _LAYOUT = "v1"
 _TAG = "CACHEDIR.TAG"
@@ -110,14 +111,15 @@ class CacheDir:
                 (Path(work) / _TAG).replace(self.root / _TAG)
 
     @contextmanager
-    def locked(self, name: str, doing: str) -> Iterator[None]:
-        """One process and one thread at a time. What is missing of the cache is created."""
+    def locked(self, name: str, doing: str, waiting: AbstractContextManager[object] | None = None) -> Iterator[None]:
+        """One process and one thread at a time, `waiting` if it is not their turn. What is missing is created."""
         path = self.work / f"{name}.lock"
         with ExitStack() as held:
             with self.guarded(doing):
                 self._prepare()
                 try:
-                    held.enter_context(locked(path))
+                    with (waiting if path.exists() else None) or nullcontext():
+                        held.enter_context(locked(path))
                 except TimeoutError as error:
                     raise CacheError(
                         f"{doing} failed: {error}",
@@ -158,6 +160,12 @@ class CacheDir:
             return []
         return [self.entries / kind / digest for digest in dict.fromkeys(found) if _DIGEST.fullmatch(digest)]
 
+    def has(self, kind: str) -> bool:
+        """Whether there is any entry of a kind."""
+        with suppress(OSError), os.scandir(self.entries / kind) as found:
+            return any(found)
+        return False
+
     def _index(self, kind: str, subject: str) -> Path:
         return self._subjects / hashlib.sha256(f"{kind}\0{subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -173,10 +181,10 @@ class CacheDir:
 
     def weight_bytes(self) -> float:
         """How much there is, by what all processes noted; infinite where nobody looked at every entry for an hour."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, *MISREAD):
             then, *sizes = read_bytes(self._weight, _MOST_WEIGHT_BYTES).split()
             if abs(time.time() - int(then)) < WEIGH_S:
-                return sum(map(int, sizes))
+                return float(sum(map(int, sizes)))
         return math.inf
 
     def directories(self, kind: str | None = None) -> Iterator[Path]:
@@ -311,14 +319,17 @@ def tree_bytes(path: Path) -> int:
     return 0
 
 
+_COUNTABLE_TIB = 1e6
+
+
 def format_bytes(count: float) -> str:
     """A size for people: "12.3 MiB"."""
-    size = float(count)
+    size = float(min(count, 1e300))
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1023.95:
             return f"{size:.1f} {unit}" if unit != "B" else f"{count:g} B"
         size /= 1024
-    return f"{size:.1f} TiB"
+    return f"{size:.1f} TiB" if size < _COUNTABLE_TIB else f"{size:.1e} TiB"
 
 
 def user_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hmac
 import json
+import os
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from pytest_trtcheck.record.files import read_bytes
 from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 MANIFEST = "manifest"
@@ -122,6 +123,33 @@ def _inside(name: str) -> str:
 def recall_manifest(entry: Path) -> Manifest:
     """As `read_manifest`, once per process: what an entry was made from never changes."""
     return read_manifest(entry)
+
+
+def refuse_others(entry: Path, manifest: Manifest) -> None:
+    """See that nothing lies among the files of an entry that was not stored there: some are looked for by name.
+
+    Raises
+    ------
+    DamagedError
+        Something does.
+    """
+    try:
+        stray = next((name for name in _names(entry / FILES) if name not in manifest.files), None)
+    except FileNotFoundError:
+        return  # which files are missing is looked at elsewhere
+    except OSError as error:
+        raise _damage(error, FILES) from error
+    if stray is not None:
+        raise DamagedError(f"{stray} was not stored there")
+
+
+def _names(folder: str | os.PathLike[str], within: str = "") -> Iterator[str]:
+    with os.scandir(folder) as found:
+        for each in found:
+            if each.is_dir(follow_symlinks=False):
+                yield from _names(each.path, f"{within}{each.name}/")
+            else:
+                yield f"{within}{each.name}"
 
 
 def verify_files(entry: Path, manifest: Manifest, *, hashed: bool = False) -> dict[Path, Stamp]:

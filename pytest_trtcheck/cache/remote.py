@@ -22,12 +22,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from pytest_trtcheck.cache.directory import exposed
+from pytest_trtcheck.cache.directory import exposed, scratch_folder
 from pytest_trtcheck.cache.hashing import checksum, sign
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.errors import ArgumentError, MissingDependencyError, first_line
@@ -209,7 +208,7 @@ class Listing:
         try:
             found = msgspec.json.decode(text, type=cls)
             is_other = Key(found.kind, found.subject, found.parts).digest != key.digest
-        except (ValueError, RecursionError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:  # later releases: a ValueError
             raise _UnusableError("is damaged: its listing cannot be read") from error
         if is_other:
             raise _UnusableError("is damaged: its listing belongs to another entry")
@@ -370,7 +369,7 @@ class Remote:
 
     def _listing(self, key: Key, over: threading.Event) -> Listing:
         self._open()
-        with TemporaryDirectory(prefix="trtcheck-listing-", ignore_cleanup_errors=True) as folder:
+        with scratch_folder("listing") as folder:
             path = Path(folder, _LISTING)
             self._get(f"{self._entry(key)}/{_LISTING}", path, _LISTING_BYTES, over)
             return Listing.unpacked(path.read_bytes(), self._secret, key)
@@ -478,7 +477,7 @@ class Remote:
                 files[name] = found.size, found.sha256
             key = offer.key
             listing = Listing(key.kind, key.subject, dict(key.parts), offer.created, offer.make_s, files)
-            with TemporaryDirectory(prefix="trtcheck-listing-", ignore_cleanup_errors=True) as folder:
+            with scratch_folder("listing") as folder:
                 path = Path(folder, _LISTING)
                 path.write_bytes(listing.packed(self._secret))
                 self._put(path, f"{entry}/{_LISTING}", over)

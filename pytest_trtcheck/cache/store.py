@@ -30,6 +30,7 @@ from pytest_trtcheck.cache.manifest import (
     read_manifest,
     recall_manifest,
     recall_verified,
+    refuse_others,
     remember_verified,
     verify_files,
     write_manifest,
@@ -135,6 +136,13 @@ class Entry:
         data = content[length:]
         return data if hmac.compare_digest(content[:length], self._seal(name, data)) else None
 
+    def recall(self, name: str, take: Callable[[bytes], T]) -> T | None:
+        """What `take` makes of what was attached last under `name`; None where it is nothing that it understands."""
+        data = self.read_extra(name)
+        with suppress(ReportError, *MISREAD):
+            return None if data is None else take(data)
+        return None
+
     def _seal(self, name: str, data: bytes) -> bytes:
         if self._secret is None:
             return zlib.crc32(data).to_bytes(_CRC_BYTES, "big")
@@ -236,7 +244,8 @@ class Cache:
                 "or trust whoever can write there (--trt-cache-unsigned)",
                 code="cache-unsafe",
             )
-        self._is_private = self.root.exists()
+        # Where it may not even be looked for, nothing is taken from.
+        self._is_private = os.path.exists(self.root)  # noqa: PTH110 - which Path.exists raises
 
     def get(self, key: Key) -> Entry | None:
         """The entry of `key`, whole and checked; None where there is none or a damaged one.
@@ -269,6 +278,10 @@ class Cache:
                 if parts.items() <= recall_manifest(path).key.parts.items():
                     return True
         return False
+
+    def has(self, kind: str) -> bool:
+        """Whether there is any entry of a kind; a quick look."""
+        return self._dir.has(kind)
 
     def get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool = False) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.
@@ -341,7 +354,10 @@ class Cache:
         entry, _ = self._find(key)
         if entry is not None:
             return entry
-        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}"):
+        waiting = self.during(
+            f"waiting for another process that is {_MAKING.get(key.kind, 'preparing')} {_subject(key)}"
+        )
+        with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}", waiting):
             entry, damage = self._find(key)
             if entry is not None:
                 return entry
@@ -465,9 +481,11 @@ class Cache:
             manifest, then = known
             with suppress(OSError):
                 if all(stamp(path) == before for path, before in then.items()):
+                    refuse_others(directory, manifest)
                     self._verified[directory] = known
                     return manifest
         manifest = read_manifest(directory, self._secret)
+        refuse_others(directory, manifest)
         stamps = recall_verified(directory, manifest, self._secret)
         if stamps is None:
             stamps = verify_files(directory, manifest, hashed=self._secret is not None)

@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -114,8 +115,12 @@ def trt_latency(
     min_speedup: object = None,
     transfers: object = False,
     max_seconds: object = LatencySpec.max_seconds,
+    batch: object = None,
+    precision: object = None,
 ) -> LatencySpec:
-    """Hold the engine's latency to budgets, each a number or a mapping from GPU to number."""
+    """Hold the engine's latency to budgets, each a number or a mapping from GPU to number; of several marks the one
+    that is limited to the test's `batch` and `precision` counts.
+    """
     return LatencySpec(
         p50_ms=_budget("p50_ms", p50_ms),
         p90_ms=_budget("p90_ms", p90_ms),
@@ -130,6 +135,8 @@ def trt_latency(
         min_speedup=_speedups(min_speedup),
         transfers=_boolean("transfers", transfers),
         max_seconds=_positive("max_seconds", max_seconds),
+        batch=tuple(size for size in _batches(batch) if size is not None),
+        precision=() if precision is None else _precisions(precision),
     )
 
 
@@ -193,13 +200,31 @@ def _made(
             code="argument-unknown",
         )
     try:
-        return make(*args, **kwargs)
-    except ArgumentError as error:
-        raise error.within(name) from None
+        given = inspect.signature(make).bind(*args, **kwargs)
     except TypeError as error:
         raise ArgumentError(f"{name}: {error}", code="argument-unknown") from None
+    try:
+        for key in given.arguments.keys() - _TAKEN_AS_THEY_ARE:
+            given.arguments[key] = _ended(key, given.arguments[key])
+        return make(*given.args, **given.kwargs)
+    except ArgumentError as error:
+        raise error.within(name) from None
     except Exception as error:  # an object of the user's that can't be compared, counted, or taken for true
         raise unforeseen(error, name) from error
+
+
+_TAKEN_AS_THEY_ARE = {"model", "reference", "calibration"}
+_MOST_KEYS = 10_000
+
+
+def _ended(name: str, value: object) -> object:
+    """A mapping of a user's own class as a dict, which has an end."""
+    if not isinstance(value, Mapping) or type(value) is dict:
+        return value
+    keys = [*islice(value, _MOST_KEYS + 1)]
+    if len(keys) > _MOST_KEYS:
+        raise _wrong(name, value, f"a mapping of at most {_MOST_KEYS:,} keys")
+    return {key: value[key] for key in keys}
 
 
 def _shown(value: object) -> str:
@@ -322,7 +347,10 @@ def _batches(value: object) -> tuple[int | None, ...]:
 def _integer(name: str, value: object, *, least: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise _wrong(name, value, f"an integer of at least {least}")
-    number = int(value.__index__())
+    try:
+        number = int(value.__index__())
+    except Exception:  # an array of several, for one
+        number = least - 1
     if number < least:
         raise _wrong(name, value, f"an integer of at least {least}")
     return number
@@ -369,7 +397,7 @@ def _real(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except Exception:  # too large, several numbers, or a class of the user's
         return None
     return number if math.isfinite(number) else None
 

@@ -16,6 +16,7 @@ from pytest_trtcheck.metrics import METRICS, MISMATCHES
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model import onnxruntime as ort
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.sources.exported import module_path
 from pytest_trtcheck.precision.emulation import Emulated
 from pytest_trtcheck.precision.lowering import lower
@@ -87,8 +88,7 @@ def blamed(settings: Settings, known: Known, first: Callable[[Known], None] = la
 def _with(known: Known, found: dict[str, Any] | None) -> Known:
     if found is None:
         return known
-    # As JSON has them, where they come from the cache: an infinite one is a text there.
-    traced = {name: (float(error), float(own)) for name, (error, own) in (found.get("traced") or {}).items()}
+    traced = {name: (error, own) for name, (error, own) in (found.get("traced") or {}).items()}
     blamed = known.recorded(parity=replace(known.parity, blame=typed(jsonable(found), BlameRecord)))
     return replace(blamed, traced=traced)
 
@@ -192,9 +192,13 @@ def remembered(
 
 
 def _complete(found: Any) -> dict[str, Any] | None:
-    if found is not None and found["is_complete"] is not True:
+    if found is None:
+        return None
+    if found["is_complete"] is not True:
         raise ValueError("it is not complete")
-    return typed(found, dict[str, Any]) if found else None
+    typed(found, BlameRecord)
+    traced = typed(found.get("traced") or {}, dict[str, tuple[float, float]])
+    return {**found, "traced": traced}
 
 
 def subject_of(known: Known, worst: int) -> Subject:
@@ -246,9 +250,7 @@ def _with_module(known: Known, found: dict[str, Any]) -> dict[str, Any]:
     """The same with where the source of an exported model has the node that is to blame."""
     culprit = found["culprit"]
     if known.model.origin is not None and culprit is not None:
-        import onnx
-
-        nodes = onnx.load(known.model.path, load_external_data=False).graph.node
+        nodes = protos.load(known.model.path).graph.node
         node = next((each for each in nodes if each.name == culprit["node"]), None)
         culprit["module"] = (node is not None and module_path(node)) or None
     return found

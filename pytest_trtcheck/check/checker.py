@@ -107,7 +107,7 @@ class Checker(Settings):
         except Exception as error:
             raise unforeseen(error, f"trt_reference: {_label(model)}") from error
 
-    def runner(self, request: Request) -> Runner:
+    def runner(self, request: Request) -> RunnerByShape:
         """The model in its precision, ready to run: the engine, or without a GPU its emulation.
 
         Whatever goes wrong is a CheckError.
@@ -117,7 +117,7 @@ class Checker(Settings):
         except Exception as error:
             raise unforeseen(error, _label(request.model)) from error
 
-    def _runner(self, request: Request) -> Runner:
+    def _runner(self, request: Request) -> RunnerByShape:
         if request.parity.keep_auto:
             raise ArgumentError(
                 "keep_fp32='auto': there are no inputs yet to judge by",

@@ -147,7 +147,8 @@ def _budgets(record: CheckRecord) -> dict[str, float]:
     found = {}
     for each in record.latency.budgets if record.latency else ():
         limit = each.limit if each.limit_ms is None else each.limit_ms
-        if limit is not None and each.name is not None and each.name != "baseline":
+        is_judged = each.verdict != "not_measured" and each.name != "baseline"
+        if limit is not None and each.name is not None and is_judged:
             found[each.name] = limit
     return found
 

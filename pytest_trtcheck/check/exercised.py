@@ -1,23 +1,27 @@
-"""Whether a score could tell a model that is lost: where the reference itself knows nothing, nothing can be lost.
+"""Whether a score, or a metric of the user's, could tell a model that is lost.
 
-Labels in another order than the inputs, or a score that reads the wrong output: the reference is then at chance level,
-every engine is as good, and each would pass. So a part of the samples is scored once more, against the labels of other
-samples; what a model without any knowledge would lose is the difference.
+One that does not look at what the model gives finds nothing wrong with anything: so it is shown outputs of zeros, and
+outputs with every sign changed. And where the reference itself knows nothing, nothing can be lost: with labels in
+another order than the inputs, or a score that reads the wrong output, the reference is at chance level, every engine is
+as good, and each would pass. So a part of the samples is scored once more, against the labels of other samples; what a
+model without any knowledge would lose is the difference.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pytest_trtcheck import compare
 from pytest_trtcheck.compare.paired import drop_of_means, same
 from pytest_trtcheck.errors import InputError
 from pytest_trtcheck.model.arrays import as_array, is_array
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -31,6 +35,26 @@ LEAST = 50
 """Fewer than so many samples whose labels differ from the others' tell nothing."""
 
 
+def ruined(outputs: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a model gives that has lost everything, in two ways: zeros, and all signs changed."""
+    yield {name: np.zeros_like(array) for name, array in outputs.items()}
+    numbers = {name: array for name, array in outputs.items() if array.dtype.kind not in "OUST"}
+    changed = {name: ~array if array.dtype.kind == "b" else np.negative(array) for name, array in numbers.items()}
+    yield {name: changed.get(name, np.zeros_like(array)) for name, array in outputs.items()}
+
+
+def is_blind(limit: compare.Limit, name: str, references: Iterable[NDArray[Any]]) -> bool:
+    """Whether a metric of the user's lets what is lost of an output pass, on every input."""
+    for reference in references:
+        for lost in ruined({name: reference}):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a division by the zeros, say
+                found = compare.measure(name, lost[name], reference, limits=(limit,)).scores.get(limit.metric.name)
+            if found is None or found.value is None or not limit.holds(found.value):
+                return False
+    return True
+
+
 class Mismatch:
     """The items of the reference's outputs beside its own labels, and beside those of others."""
 
@@ -40,6 +64,28 @@ class Mismatch:
         self._own: list[Any] = []
         self._others: list[Any] = []
         self._is_over = False
+        self._sees = False
+
+    def look(self, outputs: Mapping[str, NDArray[Any]], case: Case, items: tuple[Any, Any], score: Scored) -> None:
+        """See whether the score depends on the outputs, until it did in one case.
+
+        Parameters
+        ----------
+        outputs
+            The reference's.
+        items
+            What the score gave for them, and for those of what runs.
+        """
+        self._sees = self._sees or not same(*map(list, items))
+        for lost in ruined(outputs) if not self._sees else ():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    given = score(lost, case)
+                others = np.atleast_1d(as_array(given)) if is_array(given) or np.isscalar(given) else given
+                self._sees = self._sees or not same(list(others), list(items[0]))
+            except Exception:
+                self._sees = True
 
     def add(self, outputs: Mapping[str, NDArray[Any]], case: Case, items: Any, score: Scored) -> None:
         """Score one case against other labels, where there are any of the same kind."""
@@ -95,6 +141,22 @@ class Mismatch:
                 f"beside those of others ({len(self._own):,} of them): an engine that knows nothing would lose no more "
                 f"than max_drop={spec.max_drop:g}",
                 look,
+                code="not-exercised",
+            )
+
+    def require_sight(self) -> None:
+        """Refuse a score that does not depend on the outputs.
+
+        Raises
+        ------
+        InputError
+            In no case it did.
+        """
+        if not self._sees:
+            raise InputError(
+                f"score {self._spec.name}: outputs of zeros, and outputs with all signs changed, score as the "
+                "reference's do, sample by sample: it tells nothing from anything",
+                "look whether it uses the outputs that it is given, and give samples that the model finds something in",
                 code="not-exercised",
             )
 

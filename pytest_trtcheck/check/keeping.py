@@ -82,7 +82,7 @@ def _search(settings: Settings, known: Known) -> dict[str, Any]:
     if refusal is not None:
         why = refusal.removeprefix("not diagnosed: ")
         raise ArgumentError(
-            f"keep_fp32='auto': it can't be searched: {why}",
+            f"keep_fp32='auto': it cannot be searched: {why}",
             "name the nodes, or raise --trt-diagnose",
             code="search-impossible",
         )

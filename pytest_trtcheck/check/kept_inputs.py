@@ -57,10 +57,11 @@ def read(path: Path | None, model: OnnxModel) -> list[Case]:
             raise ValueError("it is no file of inputs that a search found")
         if not 0 <= told["cases"] <= _MOST:
             raise ValueError(f"it says that it holds {plural(told['cases'], 'input')}")
-        found = [npz.read_arrays(path, told["inputs"], number) for number in range(told["cases"])]
+        found = npz.read_cases(path, told["inputs"], range(told["cases"]))
     except npz.UNREADABLE as error:
         raise InputError(
-            f"{shown(path)}: the inputs that a search found can't be read: {first_line(error) or type(error).__name__}",
+            f"{shown(path)}: the inputs that a search found cannot be read: "
+            f"{first_line(error) or type(error).__name__}",
             "fetch the file again, or delete it: the next search looks for them anew",
             code="kept-inputs",
         ) from error

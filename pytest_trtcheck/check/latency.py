@@ -173,7 +173,8 @@ def judge(
     refusal = _why_not(settings, known, spec) or (None if budgets.limits or needs_none else no_budget)
     product = model.product if model else None
     if known.runner is None or refusal is not None:
-        return LatencyRecord("not_measured", refusal, product)
+        limits = latency.unmeasured(budgets.limits, refusal)
+        return LatencyRecord("not_measured", refusal, product, budgets=limits)
     shapes = {name: array.shape for name, array in known.cases[0].items()}
     same = (case for case in known.cases if {name: array.shape for name, array in case.items()} == shapes)
     alike = list(islice(same, MOST_INPUTS))

@@ -39,9 +39,11 @@ def conclusion(known: Known, *, require_gpu: bool) -> dict[str, Any]:
         where = "emulated on the CPU" if known.running.is_emulation else f"run {known.running.how}"
         what = "parity" if record.parity else "the score" if record.score else "parity"
         missing.append(f"{what} was {where}" + (", on a GPU or not" if record.gpu_ran == "unknown" else ""))
-    if not require_gpu or not missing or record.verdict in {"fail", "error"}:
+    if not require_gpu or not missing or record.verdict == "error":
         return {"message": found, "code": code_of(known)}
     refused = f"--trt-require-gpu: {', '.join(missing)}"
+    if record.verdict == "fail":
+        return {"message": f"{found}\n{refused}" if found else refused, "code": code_of(known)}
     return {"verdict": "fail", "message": f"{refused}\n{found}" if found else refused, "code": "gpu-required"}
 
 

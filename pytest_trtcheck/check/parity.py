@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.check import exercised
 from pytest_trtcheck.check.request import Known, Outcome
 from pytest_trtcheck.choices import with_pairs
 from pytest_trtcheck.errors import InputError, ModelError, listed
-from pytest_trtcheck.model.kept_outputs import KeptOutputs
+from pytest_trtcheck.metrics import METRICS, MISMATCHES
+from pytest_trtcheck.model.values import is_float
 from pytest_trtcheck.record import OutputRecord, ParityRecord, is_bad
 
 if TYPE_CHECKING:
@@ -92,9 +94,16 @@ def judge(known: Known) -> Outcome:
     measured = _merged(known, by_case)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
     record = compare.summarize(outputs, known.request.parity.metric.name)
-    notes = (*compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
+    unread = getattr(known.reference, "unread", ())
+    constant = [
+        f"output {name!r}: every element of its reference is {each.constant:.9g} on these inputs: what leads there was "
+        "hardly exercised"
+        for name, each in measured.items()
+        if each.constant and not each.uncompared
+    ]
+    notes = (*unread, *constant, *compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
-        return Outcome(record, notes=notes)
+        return _seen(known, limits, Outcome(record, notes=notes))
     if record.verdict == "not_measured":
         return _nothing_compared(known, record, outputs)
     worst = compare.worst_case(next(output for output in outputs if is_bad(output.verdict)))
@@ -102,6 +111,32 @@ def judge(known: Known) -> Outcome:
         _refuse_random_reference(known, worst)
     found = _examined(known, outputs, measured)
     return Outcome(record, measured, found, _misplaced(found), notes, worst)
+
+
+def _seen(known: Known, limits: compare.Limits, outcome: Outcome) -> Outcome:
+    """A pass with what passed by a metric of the user's that passes anything: an error where nothing else did."""
+    blind = {
+        (
+            output.name,
+            limit.metric.name,
+        ): f"metric {limit.metric.name}: an output {output.name!r} of zeros, and one with "
+        f"all signs changed, would keep {limit.limit:g} as well: it tells nothing from anything"
+        for output in known.model.outputs
+        for limit in (limits[output.name] if is_float(output) else ())
+        if limit.metric.name not in METRICS and limit.metric is not MISMATCHES and not limit.metric.joins
+        if exercised.is_blind(limit, output.name, (known.reference(case)[output.name] for case in known.cases))
+    }
+    record = outcome.record
+    passed = {(each.name, entry.metric) for each in record.outputs for entry in each.judged if entry.verdict == "pass"}
+    if blind and passed <= blind.keys():
+        reason = "; ".join(blind.values())
+        error = InputError(
+            reason,
+            "look whether the function uses both of its arguments, and give inputs that the model finds something in",
+            code="not-exercised",
+        )
+        return Outcome(replace(record, verdict="error", reason=reason), error=error)
+    return replace(outcome, notes=(*outcome.notes, *blind.values()))
 
 
 def is_joint(limits: Sequence[compare.Limit]) -> bool:
@@ -129,8 +164,6 @@ def refuse_random(model: OnnxModel) -> None:
 
 def _refuse_random_reference(known: Known, case: int) -> None:
     """Only where a check failed: a model that is random and yet agrees with its reference is not known."""
-    if known.model.external and isinstance(known.runner, KeptOutputs):
-        known.runner.close()  # Of large models, one is open at a time; this one's outputs are in the cache.
     first, second = (known.reference.computed(known.cases[case]) for _ in range(2))
     for name, expected in first.items():
         spread = _spread(expected, second[name])
@@ -368,6 +401,7 @@ def _examined(
             known.computed_in,
             case=index if len(known.cases) > 1 else None,
             can_keep=not known.lowered.taken_as_it_is,
+            has_no_order=any("NMS" in each or each == "NonMaxSuppression" for each in known.model.op_types),
             limits=limits_of(known),
         )
     return found

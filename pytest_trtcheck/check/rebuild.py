@@ -88,6 +88,7 @@ def _judged(
         finally:
             if again.runner is not None:
                 again.runner.close()
+            made.close()
     return again
 
 

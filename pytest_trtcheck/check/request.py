@@ -72,6 +72,9 @@ class Request:
         Where inputs are kept that a search found, and are taken from; None: nowhere.
     for_gpu
         Which of the several GPUs of `--trt-gpu` it is for, as it is named there.
+    latency_for
+        Where marks are limited to batches and only the inputs tell theirs: the spec that judges inputs of a batch
+        (None: no one batch), for an error with their source in words.
     watch
         Is shown what was compared while the runner is open; the notes that it returns join the record's.
     cut_off
@@ -85,6 +88,7 @@ class Request:
     parity: ParitySpec = field(default_factory=ParitySpec)
     judge_parity: bool = True
     latency: LatencySpec | None = None
+    latency_for: Callable[..., LatencySpec | None] | None = None
     inputs: object = None
     inputs_source: str = "generated"
     calibration: object = None
@@ -406,8 +410,9 @@ class Known:
     def close(self) -> None:
         """Free what runs the model and its reference."""
         self.reference.close()
-        if self.runner is not None:
-            self.runner.close()
+        for held in (self.runner, self.built):
+            if held is not None:
+                held.close()
 
     @property
     def precision(self) -> Precision:

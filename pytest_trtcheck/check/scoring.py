@@ -104,6 +104,7 @@ def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreR
                 code="user-code-result",
             )
         _require_count(spec, known, case, len(before), where)
+        found.mismatch.look(expected, case, (before, after), spec.function)
         found.mismatch.add(expected, case, before, spec.function)
         found.reference.add(before)
         found.actual.add(after)
@@ -206,6 +207,7 @@ def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
         method = f"paired bootstrap, {RESAMPLES:,} resamples"
     is_plain = spec.aggregate is None
     found.mismatch.require_knowledge(drop.reference, min(before.min(), after.min()) if is_plain else drop.reference)
+    found.mismatch.require_sight()
     verdict = drop.verdict(spec.max_drop)
     needed = drop.samples_to_decide(spec.max_drop) if verdict == "inconclusive" else None
     merged = [compare.merge(each) for each in zip(*(case.values() for case in found.measured), strict=True)]

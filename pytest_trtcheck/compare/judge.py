@@ -24,13 +24,13 @@ from pytest_trtcheck.record import (
 from pytest_trtcheck.spec import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.compare.limits import Limits
     from pytest_trtcheck.compare.measurement import Measurement, PartMeasurement, PartSums
-    from pytest_trtcheck.metrics import Relative
+    from pytest_trtcheck.metrics import Metric, Relative
 
 LOOSE = 100.0
 LEAST_SHARE = 0.25
@@ -165,21 +165,41 @@ def usage(outputs: Sequence[OutputRecord]) -> LimitResult:
 
 
 def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
-    """A note for each tolerance that is 100× or more looser than the largest error measured under it.
+    """A note for each tolerance that is 100× or more looser than the largest error measured under it, or that an output
+    of zeros would keep.
 
     Shares (`top1`, `mismatches`) are left out: none wrong of a few says nothing about the tolerance. So is what is not
     built in.
     """
     groups: dict[tuple[str, str, float], list[tuple[float, str]]] = {}
+    idle: dict[str, None] = {}
     for output in outputs:
         for entry in output.judged:
             known = METRICS.get(entry.metric)
+            if (
+                entry.verdict == "pass"
+                and known
+                and entry.limit is not None
+                and (why := _kept_by_all(known, entry.limit))
+            ):
+                idle[f"{entry.source}: {why}"] = None
+                continue
             if entry.verdict != "pass" or not known or known.range[1] == 1.0:
                 continue
             if entry.value is not None and entry.limit is not None:
                 key = entry.source or "", entry.metric, entry.limit
                 groups.setdefault(key, []).append((entry.value, output.name))
-    return tuple(filter(None, (_loose_note(*key, found) for key, found in groups.items())))
+    return (*idle, *filter(None, (_loose_note(*key, found) for key, found in groups.items())))
+
+
+def _kept_by_all(metric: Metric, limit: float) -> str:
+    """What is said of a limit on a metric that what is lost would keep; empty where it would not."""
+    if not metric.at_least and limit >= metric.range[1]:
+        return f"{limit:g} is the most that {metric.name} can be: no output fails it"
+    # The cosine of zeros can't be computed.
+    if metric.relative and metric.range[1] == math.inf and metric.relative.inverse(limit) >= 1:
+        return f"an output of zeros would keep the limit of {limit:g} for {metric.name}"
+    return ""
 
 
 def _loose_note(source: str, metric: str, limit: float, found: list[tuple[float, str]]) -> str:
@@ -207,6 +227,10 @@ def unexercised_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
             notes.append(f"output {output.name!r} was not compared: {output.details.uncompared}")
         parts = {part.part: part.note for part in output.parts if part.verdict == "not_measured"}
         notes += [f"output {output.name!r}, {part}: {note}" for part, note in parts.items()]
+        whole = [each for each in output.judged if each.verdict == "not_measured" and each.part is None]
+        notes += [
+            f"output {output.name!r}, by {each.metric}: {each.note}" for each in whole if not output.details.uncompared
+        ]
     return tuple(notes)
 
 
@@ -224,7 +248,7 @@ def sentence(entry: JudgedRecord) -> str:
     if entry.verdict == "not_measured":
         return f"{metric}{part}{note}"
     if value is None:
-        return f"{metric} can't be computed{note} ({entry.source}{case})"
+        return f"{metric} cannot be computed{note} ({entry.source}{case})"
     if metric == "nonfinite":
         return f"NaN and Inf do not match the reference in {plural(int(value), 'element')}"
     failed = is_bad(entry.verdict)
@@ -259,13 +283,40 @@ def _of_output(measurement: Measurement, limit: Limit, parts: Sequence[PartRecor
     if limit.metric is MISMATCHES:
         return _of_score(limit, Score(measurement.mismatch_share, rows=(measurement.mismatches, measurement.size)))
     if not parts:
-        return _of_score(limit, measurement.scores.get(limit.metric.name, Score(None, "it was not measured")))
+        score = measurement.scores.get(limit.metric.name, Score(None, "it was not measured"))
+        return _unexercised(measurement, limit, score) or _of_score(limit, score)
     worst = max(parts, key=rank)
     shown = {each.name: getattr(worst, each.name) for each in fields(JudgedRecord)}
     entries = [JudgedRecord(**shown)]
     if limit.metric.name in measurement.undivided:
         entries.append(_of_score(limit, measurement.undivided[limit.metric.name]))
     return max(entries, key=rank)
+
+
+def _unexercised(measurement: Measurement, limit: Limit, score: Score) -> JudgedRecord | None:
+    """The entry of a limit that an output of nothing but zeros would keep as well; None where it tells something.
+
+    That is a reference that is zero throughout, and one that an absolute limit is larger than.
+    """
+    name, peak = limit.metric.name, measurement.peak
+    if measurement.kind != "float" or score.value is None or not limit.holds(score.value):
+        return None
+    if not peak and (limit.metric.relative or name in _ABSOLUTE):
+        why = "not exercised: its reference is zero throughout on these inputs"
+    elif name in _ABSOLUTE and _ABSOLUTE[name](peak) <= limit.limit:
+        why = (
+            f"not exercised: its reference is at most {peak:.3g} on these inputs, and zeros would keep {limit.limit:g}"
+        )
+    else:
+        return None
+    return _limited(limit, None, "not_measured", note=why)
+
+
+_ABSOLUTE: Mapping[str, Callable[[float], float]] = {
+    "abs": lambda peak: peak,
+    "allclose": lambda peak: peak / (1 + peak),
+}
+"""What the metrics that are relative to no scale are of zeros, by the reference's largest magnitude."""
 
 
 def _of_score(limit: Limit, score: Score) -> JudgedRecord:
@@ -336,8 +387,9 @@ def _values(part: PartMeasurement, limit: Limit, relative: Relative) -> Iterator
             if sums.error > tolerance * natural:
                 yield relative.metric(sums.error / natural), sums
         elif not sums.whole:
-            # The whole output is zero: that is judged by the absolute error.
-            yield relative.metric(sums.error), sums
+            # The whole output is zero: that is judged by the absolute error, and zeros would have none.
+            if sums.error > tolerance:
+                yield relative.metric(sums.error), sums
         elif not sums.peak:
             if sums.error > tolerance * sums.whole:
                 yield relative.metric(sums.error / sums.whole), sums

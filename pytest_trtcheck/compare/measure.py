@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from pytest_trtcheck.compare.detections import measure_joint
 from pytest_trtcheck.compare.division import Division, measure_parts
 from pytest_trtcheck.compare.measurement import Fault, Measurement
-from pytest_trtcheck.compare.searching import is_nothing_but_a_mask
+from pytest_trtcheck.compare.searching import is_a_mask, one_value
 from pytest_trtcheck.compare.streaming import Pair, Swept, kind_of, sweep, worst_elements
 from pytest_trtcheck.errors import ComparisonError, plural
 from pytest_trtcheck.metrics import METRICS, Metric, Score
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _MOST_AXES = 6
 """Axes up to which every order of them is tried on shapes that differ."""
+
+
+_ROUNDED_BELOW = 1e-9
+"""How far below 0 rounding may bring a distance."""
 
 
 def measure_all(
@@ -140,11 +145,11 @@ def _measure_strings(base: Measurement, pair: Pair) -> Measurement:
 def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> Measurement:
     swept = sweep(pair, equality=base.kind != "float")
     division = limits[0].division if limits else Division()
-    uncompared = ""
+    uncompared, constant = "", one_value(pair.reference) if base.kind == "float" else None
     if base.kind == "float" and not swept.count:
         uncompared = "none of its elements is finite on both sides"
-    elif division.search and base.kind == "float" and (mask := is_nothing_but_a_mask(pair.reference)) is not None:
-        uncompared = f"every finite element of its reference is {mask:.9g}, as where all is masked"
+    elif division.search and constant is not None and is_a_mask(constant):
+        uncompared = f"every finite element of its reference is {constant:.9g}, as where all is masked"
     same, different = swept.nonfinite.same, swept.nonfinite.different
     scores = _scores(swept, base.kind, limits)
     return replace(
@@ -160,6 +165,7 @@ def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> 
         fit=swept.sums(),
         notes=(f"NaN or infinite on both sides alike in {plural(same, 'element')}: no error",) if same else (),
         uncompared=uncompared,
+        constant=constant,
         parts=measure_parts(swept, division, base.name) if base.kind == "float" else (),
     )
 
@@ -170,8 +176,21 @@ def _scores(swept: Swept, kind: Kind, limits: Sequence[Limit]) -> dict[str, Scor
         found = {name: _score(metric, swept) for name, metric in METRICS.items() if not metric.on_demand}
     for limit in limits:
         if limit.metric.name not in found and (kind in limit.metric.kinds or kind == "integer"):
-            found[limit.metric.name] = _score(limit.metric, replace(swept, limit=limit.limit))
+            score = _score(limit.metric, replace(swept, limit=limit.limit))
+            found[limit.metric.name] = _as_distance(score, limit)
     return found
+
+
+def _as_distance(score: Score, limit: Limit) -> Score:
+    """The same without a value where that is below 0 by more than the limit: a difference with a sign would pass,
+    however large it is.
+    """
+    metric, least = limit.metric, -max(limit.limit, _ROUNDED_BELOW)
+    is_signed = -math.inf < metric.range[0] < 0  # whoever made the metric says so
+    if score.value is None or metric.at_least or metric.name in METRICS or is_signed or score.value >= least:
+        return score
+    note = f"{metric.name} gave {score.value:.3g}: expected a distance, which is 0 where both are equal and never below"
+    return replace(score, value=None, note=note)
 
 
 def _score(metric: Metric, swept: Swept) -> Score:

@@ -209,6 +209,8 @@ class Measurement:
         The scores of those inputs whose output has no parts, where others have.
     uncompared
         Why nothing could be compared: it is empty, or nothing but a mask.
+    constant
+        The one value that every finite element of the reference has, of floats.
     """
 
     name: str
@@ -230,6 +232,7 @@ class Measurement:
     parts: tuple[PartMeasurement, ...] = ()
     undivided: Mapping[str, Score] = field(default_factory=dict)
     uncompared: str = ""
+    constant: float | None = None
 
     @property
     def mismatch_share(self) -> float:
@@ -290,6 +293,7 @@ def merge(measurements: Sequence[Measurement]) -> Measurement:
         fit=lead.fit,
         cases=sum(each.cases for each in measurements),
         notes=_merged_notes(cases),
+        constant=lead.constant if len({each.constant for each in measurements}) == 1 else None,
         uncompared=measurements[0].uncompared if all(each.uncompared for each in measurements) else "",
         parts=_merged_parts(cases),
         undivided=_worst_scores([(case, each) for case, each in cases if each.size and not each.parts]),

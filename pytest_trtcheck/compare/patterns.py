@@ -40,6 +40,7 @@ OF_PRECISION = frozenset(
     ["overflow", "nonfinite", "clipped", "constant", "few", "place", "scale", "shift", "sign", "spread"]
 )
 """The patterns whose advice is about the precision: a diagnosis knows better."""
+_OF_ORDER = frozenset(["permuted", "reordered", "reversed", "shape"])
 _ENOUGH = 8
 """Fewer elements than this are easily explained by one number, without its meaning anything."""
 
@@ -95,6 +96,7 @@ def examine(
     limits: Limits,
     case: int | None = None,
     can_keep: bool = True,
+    has_no_order: bool = False,
 ) -> dict[str, Examination]:
     """Look closely at every output that failed: how much of it is wrong, in what way, and what may help.
 
@@ -113,6 +115,8 @@ def examine(
         Which input this run was, where there were several; `worst_case` names the one to take.
     can_keep
         Whether `keep_fp32` has an effect on the model: it has none on one that brings its own precision with it.
+    has_no_order
+        Whether rows may change places, or be there or not, by a rounding: behind a non-maximum suppression.
     """
     failed = {output.name: output for output in outputs if output.verdict == "fail"}
     found = {}
@@ -139,6 +143,11 @@ def examine(
             patterns.append(_no_pattern(beyond, measurement, precision))
         if not can_keep:
             patterns = [replace(each, advice=_EXPORTED) if "keep_fp32" in each.advice else each for each in patterns]
+        if has_no_order:
+            patterns = [
+                replace(each, advice=f"{_DETECTIONS}; otherwise {each.advice}") if each.kind in _OF_ORDER else each
+                for each in patterns
+            ]
         found[name] = Examination(
             beyond, measurement.size, tuple(patterns), case, None if part is None else str(part), worst
         )
@@ -434,6 +443,10 @@ _ZERO_REFERENCE = Pattern(
     "zero_reference",
     "the reference is all zero for these inputs, so no error is small against it",
     "compare on inputs for which the model's output is not zero, or give this output a limit on abs in its own unit",
+)
+_DETECTIONS = (
+    "rows behind a non-maximum suppression have no order of their own, and a rounding decides which are there: "
+    "metric=metrics.detections(…) matches them by where they lie"
 )
 _EXPORTED = (
     "the model brings its own precision with it: export it with the nodes that lose most in FP32, with no Q/DQ or "

@@ -47,10 +47,15 @@ _A_FEW = 4
 _View: TypeAlias = "NDArray[Any]"
 
 
-def is_nothing_but_a_mask(reference: NDArray[Any]) -> float | None:
-    """The one value of every finite element, where it is as large as what models mask with; else None."""
+def is_a_mask(value: float) -> bool:
+    """Whether a value is as large as what models mask with."""
+    return abs(value) >= _A_MASK
+
+
+def one_value(reference: NDArray[Any]) -> float | None:
+    """The value that every finite element has; None where they differ, or there is no second one."""
     first = next((_finite(each) for each in _values(reference) if _finite(each).size), np.empty(0))
-    if reference.size < 2 or not first.size or abs(first[0]) < _A_MASK:
+    if reference.size < 2 or not first.size:
         return None
     return float(first[0]) if all(bool(np.all(_finite(each) == first[0])) for each in _values(reference)) else None
 

@@ -58,7 +58,7 @@ def kind_of(dtype: np.dtype[Any], name: str) -> Kind:
     if dtype.type.__module__ == "ml_dtypes":
         return "integer" if dtype.name.startswith(("int", "uint")) else "float"
     raise ComparisonError(
-        f"output {name!r}: tensors of dtype {dtype} can't be compared",
+        f"output {name!r}: tensors of dtype {dtype} cannot be compared",
         "cast the output in the model",
         code="output-type",
     )

@@ -231,7 +231,7 @@ class Findings:
         """What went wrong in the operator behind `tensor`."""
         kind, at, detail = self._what(tensor)
         looked_at = self.by_name.get(at, tensor)
-        if kind in {"overflow", "underflow"} and looked_at.node:
+        if kind in {"overflow", "underflow"} and looked_at.node and not self._is_on_a_grid(at):
             # What overflows is wrong where it is made, whoever reads it.
             tensor = looked_at
         cause = self.causes.get(tensor.name)
@@ -307,7 +307,7 @@ class Findings:
             return self._weights(tensor) or ("rounding", tensor.name, _rounding(tensor, "the rounding of its weights"))
         if parts["activations"] > max(_DOMINANT * own, 1.5 * parts["result"]):
             return self._by_operands(tensor)
-        if tensor.fit.underflow > _DOMINANT or tensor.fit.flushed > _NOTABLE:
+        if self._vanishes(tensor, flushed=_NOTABLE):
             return "underflow", tensor.name, self._underflow(tensor)
         return None
 
@@ -320,14 +320,29 @@ class Findings:
             f"{held.smallest_normal:.3g}, and {tensor.fit.flushed:.1%} become 0 (max|x| {tensor.error.peak:.3g})"
         )
 
+    def _is_on_a_grid(self, name: str) -> bool:
+        """Whether a tensor is quantized in even steps, for those that read it."""
+        span = self.pair.spans.get(name)
+        return span is not None and not span.roundoff
+
+    def _vanishes(self, tensor: Tensor, *, flushed: float) -> bool:
+        """Whether so much of a tensor becomes 0 that this is what is wrong with it.
+
+        On a grid of even steps what is rounded to 0 errs no more than the rest; half of what is behind a SiLU is.
+        """
+        if self._is_on_a_grid(tensor.name):
+            return tensor.fit.flushed > _ALMOST_ALL
+        return tensor.fit.underflow > _DOMINANT or tensor.fit.flushed > flushed
+
     def _by_operands(self, tensor: Tensor) -> _Found:
         for name in self._quantized_operands(tensor):
             found = self._range(name)
             if found is not None:
                 return found
         operands = self._operands(tensor)
-        under = max(operands, key=lambda each: (each.fit.flushed, each.fit.underflow), default=None)
-        if under is not None and max(under.fit.flushed, under.fit.underflow) > _DOMINANT:
+        vanishing = [each for each in operands if self._vanishes(each, flushed=_DOMINANT)]
+        under = max(vanishing, key=lambda each: (each.fit.flushed, each.fit.underflow), default=None)
+        if under is not None:
             return "underflow", under.name, self._underflow(under)
         largest, peak = max((each.error.peak for each in operands), default=0.0), tensor.error.peak
         if largest > STANDS_OUT * peak and self.pair.held and tensor.op_type in trace.SUMS:

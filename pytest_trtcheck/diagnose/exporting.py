@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.diagnose.culprit import Culprit
 from pytest_trtcheck.diagnose.result import Blame
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.sources import exported
 
 if TYPE_CHECKING:
@@ -49,11 +50,9 @@ def diagnose_export(model: OnnxModel, file: Path, case: Case, errors: Errors) ->
     errors
         What failed; `export` is its value.
     """
-    import onnx
-
     origin = model.origin
     assert origin is not None
-    proto = onnx.load(model.path, load_external_data=False)
+    proto = protos.load(model.path)
     headline = f"{origin.title} and its export differ in FP32"
     blame = Blame("export", headline, errors)
     held = _held(model, file, case, proto)

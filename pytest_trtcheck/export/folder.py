@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import MISREAD, ReportError
 from pytest_trtcheck.record import held
 from pytest_trtcheck.record.files import read_json, room_or
 
@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         json.dumps(manifest, allow_nan=False)  # as it is written again
         texts = [*judged, file, model["label"], files[file]["sha256"], *(each["sha256"] for each in files.values())]
         ours = "sha256" in model and all(name in manifest for name in (*needed, "precision"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, *MISREAD):
         return None
     return manifest if ours and all(isinstance(text, str) for text in texts) else None
 

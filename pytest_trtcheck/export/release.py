@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import __version__, record
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ReportError, first_line, plural
+from pytest_trtcheck.errors import MISREAD, ReportError, first_line, plural
 from pytest_trtcheck.export import folder as folders
 from pytest_trtcheck.export import typed
 from pytest_trtcheck.export.proof import NotProvedError, Objection, require_engine
@@ -349,7 +349,7 @@ def _read(root: Path) -> tuple[dict[str, str | None], list[Variant]]:
         return models, variants
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {error.strerror}", code="release-damaged") from error
-    except (ReportError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ReportError, *MISREAD) as error:
         raise ReportError(
             f"{path} is no release manifest of ours: {first_line(error)}",
             "move it away, or export to another folder",
@@ -361,7 +361,7 @@ def _looked_at(root: Path, models: Mapping[str, str | None], known: Sequence[Var
     """What is there of the variants that are known, and what of the GPUs × kinds is not."""
     try:
         return _seen(root, models, known)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except MISREAD as error:
         raise ReportError(
             f"{root / RELEASE} was edited, and is not understood: {error!r}",
             "move it away, or export to another folder",

@@ -17,6 +17,7 @@ from pytest_trtcheck.latency.verdict import (
     decide_qps,
     decide_speedup,
     to_record,
+    unmeasured,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "decide_speedup",
     "min_samples",
     "to_record",
+    "unmeasured",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import MISREAD, ReportError
 from pytest_trtcheck.latency.stats import CONFIDENCE, Series, quantile_bounds
 from pytest_trtcheck.latency.verdict import QUANTILES
 
@@ -92,7 +92,7 @@ class Distribution:
             quantiles = tuple((float(q), float(value)) for q, value in data["quantiles_ms"].items())
             bounds = {str(name): (float(low), float(high)) for name, (low, high) in data["bounds_ms"].items()}
             found = cls(int(data["samples"]), float(data["confidence"]), quantiles, bounds)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except MISREAD as error:
             raise ReportError(
                 f"a baseline's latency distribution cannot be read: {error!r}", RECORD_AGAIN, code="baseline-file"
             ) from None

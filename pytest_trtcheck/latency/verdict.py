@@ -306,14 +306,19 @@ def to_record(
 
 
 def _budget_entry(result: BudgetResult) -> BudgetRecord:
-    is_quantile = result.name in QUANTILES
-    unit = "_ms" if is_quantile else ""
-    return BudgetRecord(
-        "inconclusive" if result.decision == "undecided" else result.decision,
-        result.name,
-        result.name.removesuffix("_ms") if is_quantile else None,
-        **{f"{name}{unit}": getattr(result, name) for name in ("limit", "value", "lower", "upper")},
-    )
+    found = {name: getattr(result, name) for name in ("limit", "value", "lower", "upper")}
+    return _entry("inconclusive" if result.decision == "undecided" else result.decision, result.name, **found)
+
+
+def unmeasured(limits: Mapping[str, float], why: str | None) -> tuple[BudgetRecord, ...]:
+    """The budgets by which a check would have been judged, had it been measured."""
+    return tuple(_entry("not_measured", name, why, limit=limit) for name, limit in limits.items())
+
+
+def _entry(verdict: Verdict, name: str, text: str | None = None, **found: float | None) -> BudgetRecord:
+    is_quantile = name in QUANTILES
+    values: dict[str, Any] = {f"{key}_ms" if is_quantile else key: value for key, value in found.items()}
+    return BudgetRecord(verdict, name, name.removesuffix("_ms") if is_quantile else None, text=text, **values)
 
 
 def _result(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck.errors import InputError, kind_of
+from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
@@ -19,6 +21,24 @@ if TYPE_CHECKING:
 
 
 _TYPES_FILE = "types.json"
+
+
+MOST_NAMES = 10_000
+"""Of one mapping: far more than any model has inputs or outputs, and fewer than one that never ends."""
+
+
+def items_of(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """The items of a user's mapping.
+
+    Raises
+    ------
+    InputError
+        There is no end to them.
+    """
+    found = [*islice(values.items(), MOST_NAMES + 1)]
+    if len(found) > MOST_NAMES:
+        raise InputError(f"{kind_of(values)} of more than {MOST_NAMES:,} names", "give what belongs to the model alone")
+    return found
 
 
 def is_array(value: object) -> bool:
@@ -55,7 +75,7 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
             'give each input by its name: {"input": array}',
             code="input-names",
         )
-    return {name: as_array(value) for name, value in values.items()}
+    return {name: as_array(value) for name, value in items_of(values)}
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -72,7 +92,7 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
     """The arrays that `save_arrays` wrote, memory-mapped and read-only."""
     names = typed(json.loads((folder / "names.json").read_text()), list[str])
-    arrays = {name: np.load(folder / f"{index}.npy", mmap_mode="r") for index, name in enumerate(names)}
+    arrays = {name: mapped(folder / f"{index}.npy") for index, name in enumerate(names)}
     if (folder / _TYPES_FILE).exists():
         import ml_dtypes
 

@@ -162,7 +162,7 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
         index, digests = typed(told["outputs"], list[dict[str, Any]]), tuple(told["output_digests"])
         if len(told["input_digests"]) != len(digests):
             raise ValueError("it describes other inputs than outputs")
-        samples = [npz.read_arrays(path, told["inputs"], number) for number in range(len(told["input_digests"]))]
+        samples = npz.read_cases(path, told["inputs"], range(len(digests)))
     except (*npz.UNREADABLE, ReportError) as error:
         raise _unreadable(label, error) from error
     if [model_inputs.digest(each) for each in samples] != told["input_digests"] or not samples:

@@ -17,15 +17,17 @@ import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.errors import ArgumentError, ModelError, UnforeseenError, first_line
 from pytest_trtcheck.model.onnx_model import explained, read_graph
+from pytest_trtcheck.model.proto import LARGE_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-EXTERNAL_DATA_THRESHOLD = 64 << 20
+EXTERNAL_DATA_THRESHOLD = LARGE_MODEL
 """Bytes of weights above which they are written beside the model: they are not copied in memory then, and protobuf ends
 at 2 GiB."""
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+_MAPPED_ANEW_BYTES = 1 << 16
 _IR_VERSION_WITH_CONSTANTS = 4
 _OPSET = 19
 _OPSET_OF_SCAN = 9
@@ -45,7 +47,7 @@ logging.getLogger("onnx_ir.passes.common.shape_inference").addFilter(_without_tr
 def read(path: Path) -> ir.Model:
     """The model at `path`: functions inlined, constants as initializers, every node named, types inferred.
 
-    External data stays on disk, memory-mapped when a weight is used.
+    External data stays on disk; a large weight is mapped into memory while it is used, and no longer.
 
     Raises
     ------
@@ -62,12 +64,32 @@ def read(path: Path) -> ir.Model:
         if isinstance(found, UnforeseenError):  # a model that ONNX's checker takes, and its graph library does not
             found = ModelError(f"{path}: its graph is not understood: {first_line(error)}", "export it again")
         raise found from error
+    for value in initializers(model.graph):
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes >= _MAPPED_ANEW_BYTES:
+            value.const_value = _mapped_anew(value.const_value)
     # Up to version 3, initializers had to be inputs as well.
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_CONSTANTS)
     # A model of other domains' operators alone gets casts of ONNX's.
     model.opset_imports.setdefault("", _OPSET)
     name_nodes(model)
     return infer_types(model)
+
+
+def _mapped_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor:
+    """A weight in a file, mapped each time it is read: onnx-ir's own keeps every page of it until the model is gone."""
+
+    def mapped() -> ir.ExternalTensor:
+        return ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name or "",
+            base_dir=tensor.base_dir,
+        )
+
+    return ir.LazyTensor(mapped, tensor.dtype, tensor.shape, name=tensor.name)
 
 
 def infer_types(model: ir.Model) -> ir.Model:
@@ -316,7 +338,7 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
     if before < _OPSET_OF_SCAN and any(node.op_type == "Scan" for node in all_nodes(model.graph)):
         # ONNX's converter leaves it as it is, which means something else from then on.
         raise ModelError(
-            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} can't be "
+            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} cannot be "
             "converted",
             f"export the model in opset {version} or later",
             code="opset-conversion",

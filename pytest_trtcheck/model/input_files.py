@@ -44,7 +44,13 @@ def matching(named: str, given: str, folder: Path) -> list[Path]:
         None does, or one of them is neither .npz nor .npy.
     """
     wanted = expanded(given)
-    if (folder / wanted).is_dir():
+    try:
+        is_folder = (folder / wanted).is_dir()
+    except PermissionError as error:
+        raise InputError(
+            f"{named}={given}: {error.strerror}", "let this account read it", code="input-files"
+        ) from error
+    if is_folder:
         raise InputError(
             f"{named}={given}: is a folder",
             f"name the files in it: {named}='{Path(given) / '*.npz'}'",

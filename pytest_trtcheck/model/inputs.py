@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_trtcheck.errors import InputError, kind_of, plural
+from pytest_trtcheck.errors import InputError, kind_of, listed, plural
 from pytest_trtcheck.model import free_dims, memory
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, items_of
 from pytest_trtcheck.model.input_files import FromFiles
 from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
@@ -124,7 +124,7 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"expected a mapping from input name to array, or an array, got {kind_of(item)}", code="input-type"
         )
-    pairs = item.items() if isinstance(item, Mapping) else zip(names, item, strict=False)
+    pairs = items_of(item) if isinstance(item, Mapping) else zip(names, item, strict=False)
     return {str(name): as_array(array) for name, array in pairs if is_array(array)}
 
 
@@ -180,9 +180,9 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
             code="input-type",
         )
     known = {spec.name for spec in specs}
-    if unknown := [str(name) for name in value if name not in known]:
+    if unknown := [str(name) for name, _ in items_of(value) if name not in known]:
         raise InputError(
-            f"{source}: {model.label} has no input {', '.join(map(repr, unknown))}",
+            f"{source}: {model.label} has no input {listed(map(repr, unknown), 10)}",
             f"its inputs are {_described(specs)}",
             code="input-names",
         )
@@ -386,9 +386,9 @@ def check_batch(model: OnnxModel, batch: int, shapes: Mapping[str, Shape | Shape
     fixed = {spec.name: spec.shape[0] for spec in model.inputs if spec.shape and isinstance(spec.shape[0], int)}
     is_open = any(spec.shape and not isinstance(spec.shape[0], int) for spec in model.inputs)
     if not is_open and batch not in fixed.values():
-        listed = ", ".join(f"{name}[0]={dim}" for name, dim in fixed.items())
+        by_input = listed(f"{name}[0]={dim}" for name, dim in fixed.items())
         raise InputError(
-            f"batch={batch}: {model.label} fixes its batch ({listed or 'no input has one'})",
+            f"batch={batch}: {model.label} fixes its batch ({by_input or 'no input has one'})",
             "export it with a dynamic batch dimension",
             code="input-batch",
         )
@@ -480,6 +480,16 @@ def check_is_batch(model: OnnxModel, batch: int, case: Case, source: str) -> Non
             )
 
 
+def batch_of(model: OnnxModel, case: Case) -> int | None:
+    """How many rows a case holds, of the inputs that leave their first dimension open, of a model without any of all
+    inputs; None where these hold different numbers.
+    """
+    rows = {spec.name: np.shape(case[spec.name])[:1] for spec in model.inputs if spec.name in case}
+    opened = {spec.name for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    found = {held for name, held in rows.items() if held and (name in opened or opened.isdisjoint(rows))}
+    return found.pop()[0] if len(found) == 1 else None
+
+
 def profile(model: OnnxModel, declared: Mapping[str, ShapeRange], cases: Sequence[Case]) -> dict[str, ShapeRange]:
     """The optimization profile: for every input with open dimensions what is declared, else a range of all `cases`.
 
@@ -566,7 +576,7 @@ def _generated(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> NDAr
     if spec.dtype == "str" or spec.dtype.startswith("complex"):
         kind = "strings" if spec.dtype == "str" else f"{spec.dtype} numbers"
         raise InputError(
-            f"input {spec.name!r}: {kind} can't be generated",
+            f"input {spec.name!r}: {kind} cannot be generated",
             "return real inputs from the test",
             code="input-generated",
         )

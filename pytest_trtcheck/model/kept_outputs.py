@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pytest_trtcheck.cache import Cache, Key
@@ -10,7 +11,7 @@ from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.arrays import arrays_of, load_arrays, save_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -28,6 +29,9 @@ class Computing(Protocol):
 class KeptOutputs:
     """Outputs by inputs; the session is opened for the first inputs whose outputs are not kept.
 
+    Of large models whose outputs are kept, one session is open at a time: it closes the one before, which is hardly
+    needed again.
+
     Parameters
     ----------
     kind, label
@@ -36,6 +40,8 @@ class KeptOutputs:
         What the outputs depend on, beside the inputs and ONNX Runtime.
     open_runner
         Opens the session.
+    is_large
+        Whether a second session would take too much memory beside it.
     """
 
     keeps = True
@@ -44,13 +50,21 @@ class KeptOutputs:
     """Whether they are the same on every machine."""
 
     def __init__(
-        self, cache: Cache, kind: str, label: str, parts: Mapping[str, str], open_runner: Callable[[], Computing]
+        self,
+        cache: Cache,
+        kind: str,
+        label: str,
+        parts: Mapping[str, str],
+        open_runner: Callable[[], Computing],
+        *,
+        is_large: bool = False,
     ) -> None:
         self._cache = cache
         self._entry = kind, label
         self._parts = parts
         self._open_runner = open_runner
         self._runner: Computing | None = None
+        self._is_large = is_large
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, memory-mapped from the cache."""
@@ -68,12 +82,29 @@ class KeptOutputs:
 
     def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, computed now whatever is cached."""
-        if self._runner is None:
-            self._runner = self._open_runner()
-        return self._runner(arrays_of(case))
+        runner = self._runner
+        if runner is None:
+            if self._is_large and self.keeps:
+                for other in [each for each in _OPEN if each is not self]:
+                    other.close()
+                _OPEN.add(self)
+            runner = self._runner = self._open_runner()
+        return runner(arrays_of(case))
+
+    def keep(self, cases: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        """Of a large model, compute all that is to be kept before another one's session is open."""
+        if self._is_large and self.keeps:
+            for case in cases:
+                self(case)
+            self.close()
 
     def close(self) -> None:
         """Free the session; the next inputs open it again."""
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+        _OPEN.discard(self)
+
+
+_OPEN: weakref.WeakSet[KeptOutputs] = weakref.WeakSet()
+"""Those of large models whose session is open."""

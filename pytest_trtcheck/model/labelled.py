@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_trtcheck.errors import InputError
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, items_of
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _divided(item: Any, names: Sequence[str]) -> tuple[Any, Any]:
     if isinstance(item, Case):
         return item.inputs, item.labels
     if isinstance(item, Mapping):
-        rest = {name: each for name, each in item.items() if name not in names}
+        rest = {name: each for name, each in items_of(item) if name not in names}
         labels = next(iter(rest.values())) if len(rest) == 1 else rest or None
         # What is called otherwise than every input is no label: that no input is given says so.
         return {name: item[name] for name in names if name in item} or item, labels

@@ -14,6 +14,7 @@ from pytest_trtcheck.errors import InputError
 
 _SHARE = 4
 """A quarter: where a check begins with so much, its reference, engine and comparison take as much again each."""
+_GIVEN_BACK_BYTES = 1 << 20
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -30,6 +31,18 @@ def total_bytes() -> int:
         with suppress(OSError, ValueError):  # "max": there is none
             found.append(int(Path(limit).read_text(encoding="ascii")))
     return min(found)
+
+
+def give_back() -> None:
+    """Let this process give large allocations back to the system as soon as they are freed.
+
+    The C library of most Linux systems learns from the first such ones that are freed to keep later ones: ONNX Runtime
+    then holds a model that is one file up to twice.
+    """
+    m_mmap_threshold = -3
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library has no such thing
+            ctypes.CDLL(None).mallopt(m_mmap_threshold, _GIVEN_BACK_BYTES)
 
 
 def limit_bytes() -> int:

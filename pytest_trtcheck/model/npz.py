@@ -12,20 +12,22 @@ import os
 import zipfile
 import zlib
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
-from pytest_trtcheck.errors import first_line, plural
+from pytest_trtcheck.errors import MISREAD, first_line, plural
 from pytest_trtcheck.model.memory import too_large
 from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class ArrayWriter:
@@ -84,26 +86,30 @@ def _restored(stored: NDArray[Any], dtype: str, shape: list[int]) -> NDArray[Any
 
 def read_arrays(path: Path, index: list[dict[str, Any]], case: int) -> dict[str, NDArray[Any]]:
     """The arrays of one case that an `ArrayWriter` wrote; none where the case was left out."""
+    return read_cases(path, [each for each in index if each["case"] == case], [case])[0]
+
+
+def read_cases(path: Path, index: list[dict[str, Any]], cases: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
+    """The arrays of several cases, each of which an index names once: few bytes could name one array many times."""
+    if len({each["entry"] for each in index}) < len(index):
+        raise ValueError("its index names an array twice")
+    found: dict[int, dict[str, NDArray[Any]]] = {case: {} for case in cases}
     with _zip(path) as file:
-        return {
-            each["name"]: _restored(_member(file, f"{each['entry']}.npy"), each["dtype"], each["shape"])
-            for each in index
-            if each["case"] == case
-        }
+        for each in index:
+            if each["case"] in found:
+                stored = _unpacked(file, f"{each['entry']}.npy", _read)
+                found[each["case"]][each["name"]] = _restored(stored, each["dtype"], each["shape"])
+    return list(found.values())
 
 
-UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError),
-    *(MemoryError, RecursionError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
-)
+UNREADABLE = *MISREAD, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError
 """What reading a file that is cut off, damaged, or of another kind can raise."""
 
 
 def load_text(path: Path, name: str) -> str | None:
     """A member that is no array; None where the file has none of this name. One of `UNREADABLE` where it is no .npz."""
     with _zip(path) as file:
-        return file.read(name).decode() if name in file.namelist() else None
+        return _unpacked(file, name, lambda stream, _: stream.read().decode()) if name in file.namelist() else None
 
 
 def load(path: Path) -> dict[str, NDArray[Any]]:
@@ -117,7 +123,23 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
             return {"arr_0": _read(stream, stream.seek(0, os.SEEK_END))}
     with _zip(path) as file:
         members = [each for each in file.infolist() if each.filename.endswith(".npy")]
-        return {each.filename.removesuffix(".npy"): _member(file, each.filename) for each in members}
+        return {each.filename.removesuffix(".npy"): _unpacked(file, each.filename, _read) for each in members}
+
+
+def mapped(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, mapped without being read; one of `UNREADABLE` where it is none."""
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+    except UNREADABLE:
+        raise
+    except Exception as error:
+        raise _no_header(error) from error
+    return array
+
+
+def _no_header(error: Exception) -> ValueError:
+    """Of numpy, which reads a header as a piece of Python, and fails in as many ways."""
+    return ValueError(f"its header is none of numpy's: {first_line(error)}")
 
 
 @contextmanager
@@ -129,14 +151,15 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
         yield file
 
 
-def _member(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
+def _unpacked(file: zipfile.ZipFile, name: str, read: Callable[[IO[bytes], int], T]) -> T:
+    """What `read` makes of a member and its size."""
     try:
         with file.open(name) as stream:
-            return _read(stream, file.getinfo(name).file_size)
+            return read(stream, file.getinfo(name).file_size)
     except UNREADABLE:
         raise
     except Exception as error:  # each way of packing has errors of its own
-        raise ValueError(f"{name[:200]!r} can't be unpacked: {first_line(error)}") from error
+        raise ValueError(f"{name[:200]!r} cannot be unpacked: {first_line(error)}") from error
 
 
 def _read(stream: IO[bytes], size: int) -> NDArray[Any]:
@@ -146,8 +169,8 @@ def _read(stream: IO[bytes], size: int) -> NDArray[Any]:
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read_header(stream)
-    except Exception as error:  # numpy reads it as a piece of Python, and fails in as many ways
-        raise ValueError(f"its header is none of numpy's: {first_line(error)}") from error
+    except Exception as error:
+        raise _no_header(error) from error
     if any(axis < 0 for axis in shape):
         raise ValueError(f"its header claims the shape {shape}")
     claimed = math.prod(shape) * dtype.itemsize

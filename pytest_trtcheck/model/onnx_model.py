@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, first_line, listed, plural, unforeseen
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, first_line, listed, plural, unforeseen
 from pytest_trtcheck.model import memory
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.output_parts import output_parts
 from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
 from pytest_trtcheck.model.randomness import random_nodes
 from pytest_trtcheck.record.files import resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import onnx
 
@@ -114,6 +116,16 @@ class OnnxModel:
     origin: Origin | None = field(default=None, compare=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file and its external data."""
+        return sum((self.path.parent / name).stat().st_size for name in (self.path.name, *self.external))
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one session of it at a time is all that the memory should hold."""
+        return self.size_bytes > protos.LARGE_MODEL
+
 
 def load(path: Path, label: str | None = None) -> OnnxModel:
     """Read the model at `path`.
@@ -143,17 +155,38 @@ def explained(error: Exception, path: Path, label: str) -> CheckError:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as refused:
-        return ModelError(
-            f"{label}: not a sound ONNX model: {first_line(refused)}", f"export it again ({found.message})"
-        )
+        said: str | None = first_line(refused)
+        if _NO_SHAPE in str(said):
+            said = _refused_otherwise(path)
+        if said is not None:
+            return ModelError(f"{label}: not a sound ONNX model: {said}", "export it again")
     return found
+
+
+_NO_SHAPE = "Field 'shape' of 'type' is required but missing"
+"""What ONNX's checker says first of an input or output of any rank, which many models have that are sound."""
+
+
+def _refused_otherwise(path: Path) -> str | None:
+    """What ONNX's checker says of a model beside that; None where it is nothing."""
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as refused:
+        return first_line(refused)
+    return None
 
 
 def _load(path: Path, label: str) -> OnnxModel:
     proto = _parse(path, label)
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
-    files = _external_files(proto, path.parent, label)
+    _refuse_untyped(proto.graph, label)
+    files = _external_files(proto, path, label)
     if problems := list(_too_large(proto)):
         raise ModelError(
             f"{label}: {listed(problems, 10, '; ')}", "export it with smaller constants, or open dimensions"
@@ -212,11 +245,11 @@ def external_files(path: Path, label: str | None = None) -> dict[str, Path]:
         As `load` does.
     """
     label = label or str(path)
-    return _external_files(_parse(path, label), path.parent, label)
+    return _external_files(_parse(path, label), path, label)
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The graph of the model at `path`, its external data by absolute paths.
+    """The graph of the model at `path`, what `proto.load` leaves on disk by absolute paths.
 
     They were looked at here, so that no library has to: some refuse a file that has hard links, which package managers
     and copies that save space make of every file.
@@ -230,16 +263,15 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
     proto = _parse(path, str(path))
     external = [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
-    files = _external_files(proto, path.parent, str(path)) if external else {}
+    files = _external_files(proto, path, str(path)) if external else {}
     for tensor in external:
-        for entry in tensor.external_data:
+        for entry in () if protos.is_held(tensor, path) else tensor.external_data:
             if entry.key == "location":
                 entry.value = str(files[entry.value].absolute())
     return proto
 
 
 def _parse(path: Path, label: str) -> onnx.ModelProto:
-    import onnx
 
     if not path.exists():
         raise ModelError(f"{label}: no such file", f"looked for {path}", code="model-missing")
@@ -247,7 +279,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
         raise ModelError(
-            f"{label}: its path is no UTF-8, and ONNX Runtime can't open it", "rename it", code="model-missing"
+            f"{label}: its path is no UTF-8, and ONNX Runtime cannot open it", "rename it", code="model-missing"
         ) from error
     if not path.is_file():
         raise ModelError(
@@ -255,7 +287,9 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
             code="model-kind",
         )
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = protos.load(path)
+    except PermissionError as error:
+        raise closed(label, error) from error
     except Exception as error:
         if path.suffix in {".plan", ".engine", ".trt"}:
             raise ModelError(
@@ -270,7 +304,15 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
         raise ModelError(f"{label}: not an ONNX model: it holds no graph", "export it again", code="model-kind")
     if any(node.op_type == "EPContext" and node.domain == "com.microsoft" for node in proto.graph.node):
         raise ModelError(f"{label}: holds an engine (EPContext), not a model", _AN_ENGINE, code="model-kind")
-    if problems := list(_unknown_types(proto)) or list(_bad_names(proto)) or list(_stray_references(proto)):
+    if proto.graph.sparse_initializer:
+        names = listed(repr(each.values.name) for each in proto.graph.sparse_initializer)
+        raise ModelError(
+            f"{label}: has sparse weights ({names}), which TensorRT does not read",
+            "export them dense",
+            code="model-refused",
+        )
+    checks = _unknown_types, _bad_names, _stray_references, _unfolded
+    if problems := next(filter(None, (list(check(proto)) for check in checks)), None):
         raise ModelError(
             f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
         )
@@ -353,6 +395,29 @@ def _stray_references(proto: onnx.ModelProto) -> Iterator[str]:
                 yield f"node {node.name or '(nameless)'!r}: {attribute.name!r} refers to the attribute of a function"
 
 
+_MOST_NODES = 1_000_000
+"""Nodes that a model's functions may stand for: fifty times those of the largest models."""
+
+
+def _unfolded(proto: onnx.ModelProto) -> Iterator[str]:
+    """Functions that call themselves, or others so often that a few of them stand for more than any memory holds."""
+
+    def called(nodes: Iterable[onnx.NodeProto]) -> list[tuple[str, ...]]:
+        return [(node.domain, node.op_type, getattr(node, "overload", "")) for node in all_nodes(nodes)]
+
+    calls = {(each.domain, each.name, getattr(each, "overload", "")): called(each.node) for each in proto.functions}
+    made: dict[tuple[str, ...], int] = {}
+    try:
+        for each in TopologicalSorter({name: calls.keys() & within for name, within in calls.items()}).static_order():
+            made[each] = sum(made.get(inner, 1) for inner in calls[each])
+    except CycleError as error:
+        yield f"function {listed(('::'.join(name[:2]) for name in reversed(error.args[1])), 5, ' calls ')}, without end"
+        return
+    count = sum(made.get(each, 1) for each in called(proto.graph.node))
+    if made and count > _MOST_NODES:
+        yield f"its functions stand for {plural(count, 'node')}, of which {_MOST_NODES:,} are taken at the most"
+
+
 def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
     for graph in all_graphs(proto.graph):
         yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
@@ -367,47 +432,62 @@ def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from all_nodes(each.node)
 
 
-def _external_files(proto: onnx.ModelProto, folder: Path, label: str) -> dict[str, Path]:
-    """The external data files, checked, by the location that the model gives."""
-    from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
+def _where(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """The location, offset and length that a tensor gives of its data; a ValueError where they make no sense."""
+    from onnx.external_data_helper import ExternalDataInfo
 
+    info = ExternalDataInfo(tensor)
+    offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+    if min(offset, length or 0) < 0:  # as ONNX says itself from some release on
+        raise ValueError(f"{offset=}, {length=}")
+    return info.location, offset, length
+
+
+def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str, Path]:
+    """The external data files, checked, by the location that the model gives."""
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    folder = path.parent
     files: dict[str, Path] = {}
     problems: list[str] = []
     for tensor in _get_all_tensors(proto):
         if not uses_external_data(tensor):
-            _check_inline(tensor, problems)
+            if tensor.HasField("raw_data"):
+                problems += _misfit(tensor, len(tensor.raw_data))
             continue
-        name = tensor.name or "(nameless)"
+        name, needed = tensor.name or "(nameless)", _tensor_bytes(tensor)
         try:
-            info = ExternalDataInfo(tensor)
-            offset, length = int(info.offset or 0), None if info.length is None else int(info.length)
+            said, offset, length = _where(tensor)
         except ValueError as error:
             problems.append(f"weight {name}: where its data lies cannot be understood: {error}")
             continue
-        location = PurePosixPath(info.location)
-        if location.is_absolute() or ".." in location.parts or "\0" in info.location:
-            problems.append(f"weight {name}: {info.location[:_SHOWN]!r} leads out of the model's folder")
+        held = needed if length is None else length
+        if protos.is_held(tensor, path) and offset + held <= path.stat().st_size:
+            problems += _misfit(tensor, held)
             continue
-        if len(info.location) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
-            problems.append(f"weight {name}: {info.location[:_SHOWN]!r}… is no name that a file can have")
+        location = PurePosixPath(said)
+        if location.is_absolute() or ".." in location.parts or "\0" in said:
+            problems.append(f"weight {name}: {said[:_SHOWN]!r} leads out of the model's folder")
+            continue
+        if len(said) > _LONGEST_NAME or any(len(part) > _LONGEST_PART for part in location.parts):
+            problems.append(f"weight {name}: {said[:_SHOWN]!r}… is no name that a file can have")
             continue
         file = folder / location
         # A link inside the folder that points outside it escapes just as well as "..", and so does one to itself.
         if not _resolved(file, folder).is_relative_to(folder.resolve()):
-            problems.append(f"weight {name}: {info.location!r} is a link out of the model's folder")
+            problems.append(f"weight {name}: {said!r} is a link out of the model's folder, or to itself")
             continue
         if not file.is_file():
-            problems.append(f"weight {name}: {info.location!r} is missing")
+            problems.append(f"weight {name}: {said!r} is missing")
             continue
         size = file.stat().st_size
-        needed = _tensor_bytes(tensor)
         if length is not None and length != needed:
             problems.append(f"weight {name}: is said to have {plural(length, 'byte')}, its shape needs {needed:,}")
         elif offset + needed > size:
             problems.append(
-                f"weight {name}: {info.location!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
+                f"weight {name}: {said!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
             )
-        files[info.location] = file
+        files[said] = file
     if problems:
         shown = listed(problems, 10, "\n  ")
         raise ModelError(
@@ -439,12 +519,32 @@ def _bits(data_type: int) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
 
 
-def _check_inline(tensor: onnx.TensorProto, problems: list[str]) -> None:
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != _tensor_bytes(tensor):
-        problems.append(
-            f"weight {tensor.name or '(nameless)'}: holds {plural(len(tensor.raw_data), 'byte')}, "
-            f"its shape {tuple(tensor.dims)} needs {_tensor_bytes(tensor):,}"
+def _misfit(tensor: onnx.TensorProto, held: int) -> Iterator[str]:
+    """What is wrong with a weight of which the model's file has so many bytes."""
+    if held != (needed := _tensor_bytes(tensor)):
+        yield (
+            f"weight {tensor.name or '(nameless)'}: holds {plural(held, 'byte')}, its shape {tuple(tensor.dims)} needs "
+            f"{needed:,}"
         )
+
+
+_MOST_DIMENSIONS = 32
+"""Of arrays in numpy 1."""
+
+
+def _refuse_untyped(graph: onnx.GraphProto, label: str) -> None:
+    import onnx
+
+    for kind in ("input", "output"):
+        for index, value in enumerate(getattr(graph, kind)):
+            kinds = {"tensor_type": value.type.tensor_type.elem_type, None: onnx.TensorProto.UNDEFINED}
+            if kinds.get(value.type.WhichOneof("value")) == onnx.TensorProto.UNDEFINED:
+                raise ModelError(
+                    f"{label}: {kind} {value.name!r} has no type",
+                    "what selects a part of a model, as skl2onnx's select_model_inputs_outputs, leaves it out: set the "
+                    f"one that the tensor has, model.graph.{kind}[{index}].type.tensor_type.elem_type = "
+                    "onnx.TensorProto.FLOAT, and save the model again",
+                )
 
 
 def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None) -> TensorSpec:
@@ -461,10 +561,13 @@ def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.STRING:
         dtype = "str"
-    elif tensor.elem_type == onnx.TensorProto.UNDEFINED:
-        raise ModelError(f"{label}: {value.name!r} has no element type", "export the model again with typed outputs")
     else:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
+    if len(tensor.shape.dim) > _MOST_DIMENSIONS:
+        raise ModelError(
+            f"{label}: {value.name!r} has {len(tensor.shape.dim):,} dimensions: TensorRT takes 8 at the most",
+            "export it with fewer",
+        )
     dims: list[Dim] = [
         # "?" is how PaddlePaddle's exporter says that it knows no name: two of them are two dimensions.
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else (dim.dim_param.strip("?") or None)

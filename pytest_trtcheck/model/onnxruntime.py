@@ -75,9 +75,10 @@ def version() -> str:
     return found
 
 
-# "[ONNXRuntimeError] : 1 : FAIL : ", "Load model from FILE failed:", "/onnxruntime_src/….cc:12 void f(int) ".
+# "[ONNXRuntimeError] : 1 : FAIL : ", "Load model from FILE failed:"; anywhere "/onnxruntime_src/….cc:12 void f(int) ".
 _ORIGIN = re.compile(
-    r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?|/\S+\.(?:cc|h):\d+ .*?\) (?=\S))"
+    r"^(?:\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed: ?)|"
+    r"(?:^|(?<=\s))/onnxruntime_src/\S+\.(?:cc|h):\d+ .*?\) (?=\S)"
 )
 
 

@@ -25,9 +25,10 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import CheckError, ModelError
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.apart import Answer, EndedError, Process
+from pytest_trtcheck.model.packing import packed, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -80,11 +81,12 @@ class _Host:
         self._process: Process | None = None
         self._is_up = False
         self._owner = os.getpid()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held by whoever has more to ask than one thing."""
 
     def settle(self, limits: Limits) -> None:
         """Hold to other limits from now on."""
-        with self._lock:
+        with self.lock:
             if limits != self.limits:
                 self.end()
             self.limits = limits
@@ -97,12 +99,16 @@ class _Host:
 
     def process(self) -> Process:
         """The process, started now if need be."""
-        with self._lock:
+        with self.lock:
             if self._process is None or self._owner != os.getpid():  # A fork has no use for its parent's.
                 self._owner = os.getpid()
                 self._process = Process(f"{__name__}:serve", _TITLE, memory_bytes=self.limits.allowed_bytes)
                 self._is_up = False
             return self._process
+
+    def has(self, process: Process) -> bool:
+        """Whether it is the one that is there."""
+        return process is self._process
 
     def ask(
         self, process: Process, request: dict[str, Any], blobs: Sequence[Blob], allowed_s: float, doing: str
@@ -116,7 +122,7 @@ class _Host:
         CheckError
             As in this process.
         """
-        with self._lock:
+        with self.lock:
             drop = [number for of, number in self.dropped if of is process]
             self.dropped.clear()
             try:
@@ -222,21 +228,21 @@ class OrtRunner:
         """
         if self._here is not None:
             return self._here(inputs)
-        with _HOST._lock:
+        with _HOST.lock:
             opened = self._opened
             if opened is None or opened.process is not _HOST.process():  # It has died of another model.
                 opened = self._open()
             arrays = {name: np.asarray(array) for name, array in inputs.items()}
-            described, blobs = _packed(arrays)
+            described, blobs = packed(arrays)
             allowed_s = _HOST.limits.allowed_s(self._bytes, sum(map(len, blobs)))
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             request = {"do": "run", "number": opened.number, "arrays": described}
             doing = f"{self._label}, on {shapes}" if shapes else self._label
             answer = _HOST.ask(opened.process, request, blobs, allowed_s, doing)
-        return _unpacked(answer.value, answer.blobs)
+        return unpacked(answer.value, answer.blobs)
 
     def _open(self) -> _Opened:
-        with _HOST._lock:
+        with _HOST.lock:
             process = _HOST.process()
             allowed_s = _HOST.limits.allowed_s(self._bytes, 0)
             answer = _HOST.ask(process, {"do": "open", **self._request}, (), allowed_s, f"{self._label}, being loaded")
@@ -254,8 +260,8 @@ class OrtRunner:
         if opened is None:
             return
         opened.drop()
-        with _HOST._lock, contextlib.suppress(ModelError):
-            if opened.process is _HOST._process:
+        with _HOST.lock, contextlib.suppress(ModelError):
+            if _HOST.has(opened.process):
                 _HOST.ask(opened.process, {"do": "close", "number": opened.number}, (), 60.0, self._label)
 
 
@@ -264,44 +270,6 @@ def _files_bytes(path: Path) -> int:
     with contextlib.suppress(OSError):
         return sum(each.stat().st_size for each in os.scandir(path.parent) if each.is_file()) or path.stat().st_size
     return 0
-
-
-def _packed(arrays: Mapping[str, NDArray[Any]]) -> tuple[list[list[Any]], list[memoryview]]:
-    """Arrays as what JSON can hold and bytes: name, type and shape; of strings, the strings themselves."""
-    described: list[list[Any]] = []
-    blobs = []
-    for name, array in arrays.items():
-        if array.dtype.kind in "OUST":
-            texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in array.flat]
-            if not all(isinstance(text, str) for text in texts):
-                raise ModelError(f"{name!r} is no tensor", "only tensors can be compared: leave it out of the outputs")
-            described.append([name, "str", list(array.shape), list(map(str, texts))])
-            continue
-        plain = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-        described.append([name, plain.dtype.name, list(array.shape), None])
-        blobs.append(plain.reshape(-1).view(np.uint8).data)
-    return described, blobs
-
-
-def _unpacked(described: Sequence[Sequence[Any]], blobs: Sequence[Blob]) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    rest = iter(blobs)
-    for name, dtype, shape, texts in described:
-        if texts is not None:
-            arrays[name] = np.array(texts, object).reshape(shape)
-        else:
-            arrays[name] = np.frombuffer(next(rest), _dtype(dtype)).reshape(shape)
-    return arrays
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found
 
 
 # --- in the other process --------------------------------------------------------------------------------------------
@@ -321,12 +289,13 @@ def serve(request: dict[str, Any]) -> Any:
         sessions.pop(number, None)
     try:
         if request["do"] == "run":
-            inputs = _unpacked(request["arrays"], request.get("blobs", ()))
-            return Answer(*_packed(sessions[request["number"]](inputs)))
+            inputs = unpacked(request["arrays"], request.get("blobs", ()))
+            return Answer(*packed(sessions[request["number"]](inputs)))
         if request["do"] == "close":
             sessions.pop(request["number"], None)
             return None
         if request["do"] == "start":
+            memory.give_back()
             module()
             return None
         session = OrtSession(

@@ -92,10 +92,13 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Graph:
-    """The layouts of a graph's tensors, worked out from the outputs backwards."""
+    """The layouts of a graph's tensors, worked out from the outputs backwards; a body sees the graph `around` it."""
 
-    def __init__(self, proto: onnx.ModelProto, graph: onnx.GraphProto | None = None) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, graph: onnx.GraphProto | None = None, around: _Graph | None = None
+    ) -> None:
         self.proto = proto
+        self._around = around
         self._graph = graph or proto.graph
         self._producers = {name: node for node in self._graph.node for name in node.output if name}
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
@@ -107,7 +110,11 @@ class _Graph:
         if name not in self._known:
             node = self._producers.get(name)
             self._depth += 1
-            found = _PLAIN if node is None or self._depth > _DEEPEST else self._of(node, name)
+            found = _PLAIN
+            if self._depth <= _DEEPEST and node is not None:
+                found = self._of(node, name)
+            elif self._around is not None:
+                found = self._around.layout(name)
             self._depth -= 1
             self._known[name] = _bounded(found)
         return self._known[name]
@@ -362,7 +369,7 @@ class _Graph:
         index = list(node.output).index(name)
         found = []
         for body in bodies(node):
-            inner = _Graph(self.proto, body)
+            inner = _Graph(self.proto, body, self)
             inner._weights = {**self._weights, **inner._weights}
             found.append(inner.layout(body.output[index].name))
         return found[0] if found and all(layout == found[0] for layout in found) else _common(found)

@@ -361,7 +361,7 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from _initializers(body)
 
 
-def append(file: BinaryIO, data: bytes, tensor: onnx.TensorProto) -> None:
+def append(file: BinaryIO, data: bytes | memoryview, tensor: onnx.TensorProto) -> None:
     """Write what a weight holds to the end of a file beside its model, and let the weight refer to it alone."""
     file.write(b"\0" * (-file.tell() % _PAGE))
     offset, length = file.tell(), file.write(data)

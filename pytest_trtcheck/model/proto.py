@@ -1,14 +1,125 @@
-"""Walking a model as `onnx` alone reads it: graphs inside graphs, and what constants hold."""
+"""A model as `onnx` alone reads it: large weights left in the file, graphs inside graphs, and what constants hold."""
 
 from __future__ import annotations
 
 import math
+import mmap
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     import onnx
+
+LARGE_MODEL = 64 << 20
+"""Bytes from which on a model's weights are not to be in memory more often than they must."""
+_LARGE_WEIGHT = 1 << 16
+_DEEPEST = 100
+"""Messages in messages, as far as protobuf itself follows them."""
+_MOST_FIELDS = 1 << 22
+"""That are looked at one by one, which takes seconds."""
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """The model at `path`; external data stays where it is.
+
+    So do the weights of a large file, which protobuf would have in memory twice, as bytes and as what becomes of them:
+    each refers to its place in the file, by the file's absolute path. `is_held` tells such a reference.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    google.protobuf.message.DecodeError
+        It is no protobuf message.
+    """
+    import onnx
+
+    if path.stat().st_size > LARGE_MODEL:
+        # What is wrong with the file, protobuf says itself.
+        with suppress(ValueError, IndexError, OSError), path.open("rb") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                light = _WithoutWeights(data, path).message(0, len(data), onnx.ModelProto.DESCRIPTOR)
+                found: onnx.ModelProto = onnx.ModelProto.FromString(light)
+            return found
+    return onnx.load(path, load_external_data=False)
+
+
+def is_held(tensor: onnx.TensorProto, path: Path) -> bool:
+    """Whether the model's file at `path` holds a weight itself, from which `load` left it out."""
+    return any(entry.key == "location" and entry.value == str(path.absolute()) for entry in tensor.external_data)
+
+
+class _WithoutWeights:
+    """Messages of protobuf's wire format, with references where a file holds large weights."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self._data = data
+        self._path = str(path.absolute())
+        self._fields = 0
+
+    def message(self, start: int, stop: int, kind: Any, depth: int = 0) -> bytes:
+        """The message of a kind between two places.
+
+        Raises
+        ------
+        ValueError, IndexError
+            There is none that protobuf would take, or one whose parts are too many.
+        """
+        parts: list[bytes] = []
+        kept_from = at = start
+        while at < stop:
+            self._fields += 1
+            key, begin = self._number(at)
+            wire_type = key & 7
+            if wire_type == 2:  # a length, and so many bytes
+                size, begin = self._number(begin)
+                end = begin + size
+            elif wire_type == 0:
+                size, (_, end) = 0, self._number(begin)
+            else:
+                size, end = 0, begin + {1: 8, 5: 4}.get(wire_type, stop)
+            if end > stop or depth > _DEEPEST or self._fields > _MOST_FIELDS:
+                raise ValueError
+            field = kind.fields_by_number.get(key >> 3) if size >= _LARGE_WEIGHT else None
+            if field is not None and field.full_name == "onnx.TensorProto.raw_data":
+                parts += self._data[kept_from:at], self._reference(begin, size)
+                kept_from = end
+            elif field is not None and field.message_type is not None:
+                inner = self.message(begin, end, field.message_type, depth + 1)
+                parts += self._data[kept_from:at], _varint(key), _varint(len(inner)), inner
+                kept_from = end
+            at = end
+        return b"".join((*parts, self._data[kept_from:stop]))
+
+    def _reference(self, offset: int, length: int) -> bytes:
+        import onnx
+
+        tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+        for key, value in (("location", self._path), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        return bytes(tensor.SerializeToString())
+
+    def _number(self, at: int) -> tuple[int, int]:
+        """A number, seven bits a byte from the lowest on, and where it ends."""
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = self._data[at]
+            number |= (byte & 0x7F) << shift
+            at += 1
+            if byte < 0x80:
+                return number, at
+        raise ValueError
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*found, number))
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -42,7 +42,7 @@ def generated(spec: TensorSpec) -> Span:
     """
     if spec.dtype == "str":
         raise InputError(
-            f"input {spec.name!r}: strings can't be generated",
+            f"input {spec.name!r}: strings cannot be generated",
             "return real inputs from the test",
             code="input-generated",
         )

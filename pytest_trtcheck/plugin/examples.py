@@ -51,6 +51,8 @@ class _Group:
 
     worst: CheckRecord
     count: int = 0
+    blank: int = 0
+    """Examples that nothing could be told by: Hypothesis begins with zeros."""
     failing: Request | None = None
 
 
@@ -82,6 +84,11 @@ class Examples:
         key = (record.model, record.precision, record.backend, repr(request.parity.tol), request.parity.metric.name)
         group = self.groups.setdefault(key, _Group(record))
         group.count += 1
+        if record.code == "not-exercised":
+            group.blank += 1
+            return record
+        if group.blank == group.count - 1:
+            group.worst = record
         if is_bad(record.verdict):
             group.failing, self.failed = replace(request, inputs=_copied(request.inputs)), group
         # Of examples that fail the last one counts: Hypothesis ends with the minimal one.
@@ -107,10 +114,14 @@ class Examples:
                 record = again if is_bad(again.verdict) else record
             what = "the minimal failing one" if is_bad(record.verdict) else "the worst"
             note = f"{plural(group.count, 'example')} by Hypothesis, this is {what} of them"
-            group.worst = replace(record, examples=group.count, notes=(*record.notes, note))
+            blank = (f"{plural(group.blank, 'example')} of these exercised nothing",) if group.blank else ()
+            group.worst = replace(record, examples=group.count, notes=(*record.notes, note, *blank))
             outcome.attach(self.item, group.worst)
         if failed is not None and error is not None:
             _raise(failed.worst, error, self.inconclusive)
+        for group in self.groups.values() if error is None else ():
+            if group.blank == group.count:
+                outcome.conclude(group.worst, inconclusive=self.inconclusive)
 
 
 def _badness(record: CheckRecord) -> tuple[int, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_trtcheck.choices import GPU
-from pytest_trtcheck.errors import ArgumentError, MissingDependencyError
+from pytest_trtcheck.errors import ArgumentError, CheckFailed, MissingDependencyError
 from pytest_trtcheck.plugin import outcome, summary
 from pytest_trtcheck.plugin.session import session_of
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import Runner
+    from pytest_trtcheck.backends.base import Runner, RunnerByShape
     from pytest_trtcheck.check.checker import Checker
     from pytest_trtcheck.plugin.benchmark import GpuBenchmark
     from pytest_trtcheck.precision.reference import Reference
@@ -30,14 +30,29 @@ _BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "exclude",
 
 def checker(request: pytest.FixtureRequest) -> Checker:
     """What makes the checks of a test."""
-    summary.collect(request.config)  # of a test that asks for the fixture while it runs, nobody knew before
+    summary.collect_from(request.node)  # of a test that asks for the fixture while it runs, nobody knew before
     return session_of(request.config).checker_for(outcome.parameters(request.node).get(GPU))
 
 
-def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **options: Any) -> Runner:
+def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **options: Any) -> RunnerByShape:
     """The engine of the one precision that `spec` names, or its emulation."""
     asked = outcome.request_for(request.node, model, spec, request.getfixturevalue, **options)
     return checker(request).runner(asked)
+
+
+def _require_proof(checker: Checker, runner: RunnerByShape) -> None:
+    """Fail a test that judges by its own code what no GPU ran, where that is asked for: no check of it says so."""
+    if checker.build_only or runner.gpu_ran is True:
+        return
+    how = "is run by a server, on a GPU or not" if runner.gpu_ran == "unknown" else "runs on no GPU"
+    if checker.require_gpu:
+        raise CheckFailed(f"--trt-require-gpu: what trt_build gives {how}", code="gpu-required")
+    if checker.evidence is not None:
+        raise CheckFailed(
+            f"--trt-require-evidence={checker.evidence.file}: what trt_build gives {how}, and no report tells what the "
+            "test's own code makes of it\n  → make it a check: trt_check, with score= for what it asserts",
+            code="evidence-required",
+        )
 
 
 def builder(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
@@ -45,7 +60,7 @@ def builder(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
     from pytest_trtcheck.check.arguments import from_call
     from pytest_trtcheck.plugin import examples
 
-    made: dict[object, Runner] = {}
+    made: dict[object, RunnerByShape] = {}
 
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
@@ -55,6 +70,7 @@ def builder(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
         key = (id(model), repr(spec), repr(options)) if examples.of(request.node) else len(made)
         if key not in made:
             made[key] = _runner(request, spec.model, spec, **({"options": options} if options else {}))
+            _require_proof(checker(request), made[key])
         return made[key]
 
     yield build
@@ -96,7 +112,9 @@ def check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
             spec = replace(spec, shapes=dict(profile))
         made = outcome.request_for(request.node, model, spec, fixture, inputs=inputs, inputs_source=source)
         together = examples.of(request.node)
-        return outcome.run(request.node, made) if together is None else together.check(made)
+        # Skipping ends the test: what a loop would have checked next is not.
+        ends = "; the test ends here: what it would have checked after this was not checked"
+        return outcome.run(request.node, made, ends=ends) if together is None else together.check(made)
 
     return check
 

@@ -127,6 +127,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
     report = yield
+    marks.keep(collector, report)
     if report.outcome == "failed" or (report.outcome == "passed" and marks.may_do_nothing(collector)):
         from pytest_trtcheck.plugin import misplaced
 
@@ -189,7 +190,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     elif "hypothesis" in sys.modules and marks.has_examples(item):
         from pytest_trtcheck.plugin.examples import gathered as seen_to
     else:
-        return (yield)
+        result = yield
+        if "pytest_trtcheck.plugin.outcome" in sys.modules:
+            from pytest_trtcheck.plugin.outcome import raise_unheard
+
+            raise_unheard(item)
+        return result
     with seen_to(item):
         return (yield)
 
@@ -215,5 +221,5 @@ def pytest_runtest_makereport(
     if call.excinfo is not None and report.outcome != "passed":
         from pytest_trtcheck.plugin import outcome
 
-        outcome.tell(item, call.excinfo, report)
+        outcome.tell(item, call, report)
     return report

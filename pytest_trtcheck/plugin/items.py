@@ -5,22 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from pytest_trtcheck.check import arguments
+from pytest_trtcheck.check import arguments, stacked
 from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
-from pytest_trtcheck.errors import ArgumentError, CheckError, kind_of, unforeseen
+from pytest_trtcheck.errors import ArgumentError, CheckError, kind_of, listed, unforeseen
 from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_trtcheck.check.request import Known
@@ -36,14 +37,19 @@ class Marked:
     ----------
     parity
         The spec of `trt_parity`; where that marker is missing, one that names what to run for `trt_latency`.
+    latency
+        The marks `trt_latency` that stand in one place, with their specs.
     judge_parity
         Whether `trt_parity` is there at all.
+    params
+        By the parameter that a list of it becomes: the list, where it holds a `pytest.param`.
     """
 
     parity: ParitySpec
-    latency: LatencySpec | None = None
+    latency: tuple[tuple[pytest.Mark, LatencySpec], ...] = ()
     judge_parity: bool = True
     error: CheckError | None = None
+    params: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def selected(self, item: pytest.Item) -> ParitySpec:
         """The spec with the one precision and batch of this test among those that the marker lists."""
@@ -53,6 +59,21 @@ class Marked:
             precision=(given.get(PRECISION, self.parity.precision[0]),),
             batch=(given.get(BATCH, self.parity.batch[0]),),
         )
+
+    def prepare(self, item: pytest.Item) -> None:
+        """See that `item` can be checked, before it is run.
+
+        Raises
+        ------
+        CheckError
+            It can't.
+        """
+        problem = self.problem(item)
+        if problem is not None:
+            outcome.refuse(item, problem)
+        assert isinstance(item, pytest.Function)
+        # A marker that was added when all was collected has its fixtures asked for here.
+        item.fixturenames.extend(name for name in marks.OVERRIDABLE if name not in item.fixturenames)
 
     def problem(self, item: pytest.Item) -> CheckError | None:
         """Why `item` can't be checked; None when it can."""
@@ -77,36 +98,105 @@ class Marked:
         if (unfed := _why_not_fed(item)) is not None:
             return unfed
         several = {PRECISION: self.parity.precision, BATCH: self.parity.batch, BACKEND: self.parity.backends}
-        for name, listed in several.items():
-            if len(listed) > 1 and name not in outcome.parameters(item):
+        for name, values in several.items():
+            if len(values) > 1 and name not in outcome.parameters(item):
                 return ArgumentError(
-                    f"trt_parity: lists {', '.join(map(str, listed))}, and came too late to make a test of each",
+                    f"trt_parity: lists {', '.join(map(str, values))}, and came too late to make a test of each",
                     "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
                     code="marker-misplaced",
                 )
-        return None
+        return self._why_not_timed(item)
 
-    def prepare(self, item: pytest.Item) -> None:
-        """See that `item` can be checked, before it is run.
+    def _why_not_timed(self, item: pytest.Item) -> CheckError | None:
+        """Why `trt_latency` can't judge `item`, or does nothing anywhere; None where neither is so."""
+        for mark, spec in self.latency:
+            if spec.precision and self.parity.engine is not None and not self.parity.states_precision:
+                return ArgumentError(
+                    f"{stacked.shown(spec)} beside engine=, whose precision is read from the engine",
+                    "state it, trt_parity(precision=…), or leave precision= out of trt_latency",
+                    code="argument-missing",
+                )
+            reached = _reached(item, mark) if spec.limited_to else None
+            if reached and not any(_may_fit(spec, each) for each in reached):
+                there = [stacked.checked(*each) for each in reached if each]
+                return ArgumentError(
+                    f"{stacked.shown(spec)} fits no test that it marks",
+                    f"they are checked in {listed(there)}: name one of these, or take the mark away",
+                    code="marker-unmatched",
+                )
+        try:
+            found = self.timed_by(item)
+        except ArgumentError as error:
+            return error
+        if self.judge_parity or any(found.values()):
+            return None
+        return ArgumentError(
+            f"{item.name}: {listed(stacked.shown(spec) for _, spec in self.latency)} does not fit it, and nothing else "
+            "is asked for",
+            "mark it with trt_parity(precision=…, batch=…) too, or take it out of the reach of the mark",
+            code="marker-unmatched",
+        )
+
+    def timed_by(self, item: pytest.Item) -> dict[str, Any]:
+        """Of a `Request`, what says by which of the marks the test is judged.
 
         Raises
         ------
-        CheckError
-            It can't.
+        ArgumentError
+            Several fit it equally.
         """
-        problem = self.problem(item)
-        if problem is not None:
-            outcome.refuse(item, problem)
-        assert isinstance(item, pytest.Function)
-        # A marker that was added when all was collected has its fixtures asked for here.
-        item.fixturenames.extend(name for name in marks.OVERRIDABLE if name not in item.fixturenames)
+        parity = self.selected(item)
+        precision, batch = parity.precision[0], parity.batch[0]
+        stack = [spec for _, spec in self.latency if spec.fits(precision, batch)]
+        if batch is not None or not any(spec.batch for spec in stack):
+            return {"latency": stacked.judging(stack, precision, batch)}
+        # Whoever else may fit a mark takes the blame from this test.
+        due = [
+            spec
+            for mark, spec in self.latency
+            if spec in stack
+            and sum(count for each, count in (_reached(item, mark) or {}).items() if _may_fit(spec, each)) == 1
+        ]
+        return {"latency_for": functools.partial(stacked.judging_inputs, stack=stack, due=due, precision=precision)}
+
+
+_Selected: TypeAlias = "tuple[str, int | None] | None"
+_REACHED: pytest.StashKey[dict[tuple[int, str], Counter[_Selected] | None]] = pytest.StashKey()
+
+
+def _reached(item: pytest.Item, mark: pytest.Mark) -> Counter[_Selected] | None:
+    """How many of the tests that a mark reaches are checked in which precision and batch; None: not all are known.
+
+    Worked out once for all tests of a function: they may be many, each with the question.
+    """
+    assert item.parent is not None
+    known = item.parent.stash.setdefault(_REACHED, {})
+    key = id(mark), getattr(item, "originalname", item.name)
+    if key not in known:
+        tests = marks.tests_of(item, mark)
+        known[key] = None if tests is None else Counter(map(_selected, tests))
+    return known[key]
+
+
+def _selected(item: pytest.Item) -> _Selected:
+    """The precision and batch that a marked test is checked in; None where it can't be."""
+    found = marked(item)
+    if found is None or found.error is not None:
+        return None
+    parity = found.selected(item)
+    return parity.precision[0], parity.batch[0]
+
+
+def _may_fit(spec: LatencySpec, selected: _Selected) -> bool:
+    """Whether a mark may judge a test: of one that can't be checked, or whose batch its inputs tell, nobody knows."""
+    return selected is None or spec.fits(*selected)
 
 
 def _why_not_fed(item: pytest.Function) -> ArgumentError | None:
     """Why nothing comes of what the test returns; None where it does."""
     if inspect.isgeneratorfunction(item.obj) or inspect.isasyncgenfunction(item.obj):
         return ArgumentError(
-            f"{item.name}: a test that yields can't be checked", "return the inputs", code="marker-misplaced"
+            f"{item.name}: a test that yields cannot be checked", "return the inputs", code="marker-misplaced"
         )
     if getattr(item.obj, "is_hypothesis_test", False):
         return ArgumentError(
@@ -131,29 +221,62 @@ def marked(item: pytest.Item) -> Marked | None:
     return known[1]
 
 
+_PARAMETER = type(pytest.param())
+_LISTS = {"precision": PRECISION, "batch": BATCH, "backend": BACKEND}
+
+
+def _plain(arguments_given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The arguments of a mark with the bare values in their lists; and the lists with a `pytest.param` in them."""
+    plain, wrapped = dict(arguments_given), {}
+    for name in _LISTS:
+        value = plain.get(name)
+        written = list(value) if isinstance(value, (list, tuple)) and type(value) is not _PARAMETER else [value]
+        if any(isinstance(each, _PARAMETER) for each in written):
+            plain[name] = [
+                each.values[0] if isinstance(each, _PARAMETER) and len(each.values) == 1 else each for each in written
+            ]
+            wrapped[name] = written
+    return plain, wrapped
+
+
 def _from_marks(found: list[pytest.Mark], config: pytest.Config) -> Marked:
-    specs: dict[str, Any] = {}
+    parity: list[ParitySpec] = []
+    latency: list[tuple[pytest.Mark, LatencySpec]] = []
+    params: dict[str, list[Any]] = {}
     try:
         for mark in found:
-            if mark.name in specs:
-                raise ArgumentError(
-                    f"{mark.name}: given twice for one test",
-                    "write two tests, or list the precisions",
-                    code="marker-misplaced",
-                )
-            specs[mark.name] = arguments.from_marker(mark.name, mark.args, mark.kwargs)
-        _check_gpu_keys(config, specs.get("trt_latency"))
+            plain, wrapped = _plain(mark.kwargs) if mark.name == "trt_parity" else (mark.kwargs, {})
+            spec = arguments.from_marker(mark.name, mark.args, plain)
+            if isinstance(spec, ParitySpec):
+                parity.append(spec)
+                read = {"precision": spec.precision, "batch": spec.batch, "backend": spec.backends}
+                for name, given in wrapped.items():
+                    # By the names that are known of what may be written in several ways.
+                    params[_LISTS[name]] = [
+                        pytest.param(value, marks=each.marks, id=each.id) if isinstance(each, _PARAMETER) else value
+                        for value, each in zip(read[name], given, strict=True)
+                    ]
+            else:
+                _check_gpu_keys(config, spec)
+                latency.append((mark, spec))
+        limits = [(set(spec.batch), set(spec.precision)) for _, spec in latency]
+        if len(parity) > 1 or any(each in limits[:index] for index, each in enumerate(limits)):
+            instead = "limit each to a batch= or precision= of its own, or put the budgets into one"
+            raise ArgumentError(
+                f"{'trt_parity' if len(parity) > 1 else 'trt_latency'}: given twice for one test",
+                "write two tests, or list the precisions" if len(parity) > 1 else instead,
+                code="marker-misplaced",
+            )
     except Exception as error:
         return Marked(ParitySpec(), error=unforeseen(error, found[-1].name))
-    return Marked(specs.get("trt_parity", ParitySpec()), specs.get("trt_latency"), judge_parity="trt_parity" in specs)
+    return Marked(parity[0] if parity else ParitySpec(), tuple(latency), judge_parity=bool(parity), params=params)
 
 
-def _check_gpu_keys(config: pytest.Config, latency: LatencySpec | None) -> None:
+def _check_gpu_keys(config: pytest.Config, latency: LatencySpec) -> None:
     from pytest_trtcheck import gpu
     from pytest_trtcheck.plugin.session import extra_gpus
 
-    budgets = {**latency.budgets(), **latency.speedups()} if latency else {}
-    for name, budget in budgets.items():
+    for name, budget in {**latency.budgets(), **latency.speedups()}.items():
         if isinstance(budget, dict):
             try:
                 gpu.check_budget_keys(budget, extra_gpus(config))
@@ -250,6 +373,9 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
         outcome.refuse(item, error)
     if inputs is None:
         inputs, source = fixture("trt_inputs"), "trt_inputs"
+    # A fixture may have added a mark since the test was looked at.
+    if (problem := found.problem(item)) is not None:
+        outcome.refuse(item, problem)
     parity = found.selected(item)
     try:
         request = outcome.request_for(
@@ -258,7 +384,7 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
             parity,
             fixture,
             judge_parity=found.judge_parity,
-            latency=found.latency,
+            **found.timed_by(item),
             inputs=inputs,
             inputs_source=source,
             batches=found.parity.batch,

@@ -26,6 +26,7 @@ OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options"
 _IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
 SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 """The members of a module or class that have marks of ours."""
+_MEMBERS: pytest.StashKey[Sequence[pytest.Item | pytest.Collector]] = pytest.StashKey()
 
 
 def ours(obj: Any) -> list[pytest.Mark]:
@@ -67,15 +68,21 @@ def closest(item: pytest.Item, name: str) -> list[pytest.Mark]:
 
     They are several where a name was given twice in one place. Of a class and its bases the class itself is closest.
     """
+    return _closest(item, name)[1]
+
+
+def _closest(item: pytest.Item, name: str) -> tuple[pytest.Item | pytest.Collector, list[pytest.Mark]]:
     for node in _reaching(item):
         found = [mark for mark in node.own_markers if mark.name == name]
         if found and isinstance(node, pytest.Class):
-            # Those of the bases come first; what stands on the class itself may stand there twice.
-            direct = [mark for mark in _ours_among(vars(node.obj).get("pytestmark", ())) if mark.name == name]
-            return direct if found[-1:] == direct[-1:] else found[-1:]
+            by_class = [_ours_among(vars(each).get("pytestmark", ())) for each in node.obj.__mro__]
+            written = [[mark for mark in each if mark.name == name] for each in by_class]
+            # What stands on no class, a hook added to the node.
+            added = [mark for mark in found if not any(mark is one for each in written for one in each)]
+            return node, added or next(filter(None, written))
         if found:
-            return found
-    return []
+            return node, found
+    return item, []
 
 
 def _reaching(node: pytest.Item | pytest.Collector) -> Iterator[pytest.Item | pytest.Collector]:
@@ -106,6 +113,33 @@ def _is_imported(module: pytest.Module, name: str) -> bool:
     return getattr(sys.modules.get(home), getattr(obj, "__qualname__", ""), None) is obj
 
 
+def tests_of(item: pytest.Item, mark: pytest.Mark) -> list[pytest.Item] | None:
+    """The tests that a mark of `item` reaches, whether they were selected or not.
+
+    Those of its function, class or module: where it stands. None where pytest did not look at all of them, for a test
+    was named that is elsewhere.
+    """
+    node, _ = _closest(item, mark.name)
+    scope = item.parent if node is item else node
+    assert isinstance(scope, pytest.Collector)
+    found = list(_members(scope))
+    if node is item:
+        # One object may be the mark of several functions.
+        found = [each for each in found if each is not None and name_of(each) == name_of(item)]
+    elif None in found:
+        return None
+    return [each for each in found if each and any(mark is one for one in closest(each, mark.name))] or [item]
+
+
+def _members(collector: pytest.Collector) -> Iterator[pytest.Item | None]:
+    """The tests in a module or class; None for what pytest did not look into."""
+    for node in collector.stash.get(_MEMBERS, (None,)):
+        if isinstance(node, pytest.Collector):
+            yield from _members(node)
+        else:
+            yield node
+
+
 def reach(collector: pytest.Module | pytest.Class, name: str) -> bool:
     """Whether marks of ours on `collector` or above it reach its member `name`, which is no test yet."""
     # Worked out once for the many members: marks may be added to a collector only later.
@@ -120,6 +154,12 @@ def let_override(obj: Any) -> None:
     function = obj.__func__ if isinstance(obj, (staticmethod, classmethod)) else obj
     if inspect.isfunction(function) and not is_fixture(function):
         pytest.mark.usefixtures(*OVERRIDABLE)(function)
+
+
+def keep(collector: pytest.Collector, report: pytest.CollectReport) -> None:
+    """Remember what is in a module or class with marks of ours, before tests are selected from it."""
+    if isinstance(collector, (pytest.Module, pytest.Class)) and (SEEN in collector.stash or is_marked(collector)):
+        collector.stash[_MEMBERS] = report.result
 
 
 def note(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:

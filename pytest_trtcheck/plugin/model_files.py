@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ARGUMENTS = ("trt_inputs", "trt_calibration", "trt_batch", "trt_shapes")
 """The options that say of models what a marker and its test say of theirs."""
 _FILES = ("trt_inputs", "trt_calibration")
+_UNASKED = "parity"
 _FOR_MODEL = re.compile(r"(?P<model>[^=]*\.onnx)=(?P<value>.*)", re.DOTALL)
 
 
@@ -42,15 +43,16 @@ class OnnxFile(pytest.Module):
         return module
 
     def collect(self) -> Iterable[pytest.Item]:
-        """The tests."""
-        for precision in settings.value(self.config, "trt_precision"):
-            setattr(self.obj, precision, _takes)
+        """The tests, called by the precision that is asked for; by none, a model is judged in what it carries."""
+        is_asked = settings.is_given(self.config, "trt_precision")
+        for name in settings.value(self.config, "trt_precision") if is_asked else (_UNASKED,):
+            setattr(self.obj, name, _takes)
             # pytest's own way from a function to its tests, the only one that parametrizes by fixtures.
-            for each in self._genfunctions(precision, _takes):
+            for each in self._genfunctions(name, _takes):
                 item: OnnxItem = OnnxItem.from_parent(
                     self,
                     name=each.name,
-                    originalname=precision,
+                    originalname=name,
                     callspec=getattr(each, "callspec", None),
                     callobj=_takes,
                     fixtureinfo=each._fixtureinfo,
@@ -81,7 +83,8 @@ class OnnxItem(FileItem, pytest.Function):
             given = Given.of(self.config, self.path)
             inputs = given.inputs() if given.inputs_globs else fixture("trt_inputs")
             parity = ParitySpec(
-                precision=(self.originalname,),  # type: ignore[arg-type]  # the option takes no other names
+                # The option takes no other names.
+                precision=(self.originalname,) if is_asked else settings.value(self.config, "trt_precision"),  # type: ignore[arg-type]
                 states_precision=is_asked,
                 batch=(outcome.parameters(self).get(BATCH, batches[0] if batches else None),),
                 shapes=given.shapes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
+_THREAD: pytest.StashKey[int] = pytest.StashKey()
+_UNHEARD: pytest.StashKey[list[CheckError | CheckFailed]] = pytest.StashKey()
+"""What checks raised in threads of the test's own, which pytest does not hear of."""
+_NO_GPU: pytest.StashKey[bool] = pytest.StashKey()
+"""Whether no GPU is known to have run a check that has to be run by one."""
 SEARCH_FOLDER = "trtcheck_inputs"
 """Where, beside the test, inputs are kept that a search found."""
 RUNS = f"{PROPERTY}.runs"
@@ -35,6 +41,7 @@ RUNS = f"{PROPERTY}.runs"
 def begin_run(item: pytest.Item) -> None:
     """Count the runs of a test; what an earlier run reported is not what this one will."""
     run = item.stash[RUN] = item.stash.get(RUN, 0) + 1
+    item.stash[_THREAD], item.stash[_UNHEARD], item.stash[_NO_GPU] = threading.get_ident(), [], False
     if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
         item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
         item.user_properties.append((RUNS, str(run)))
@@ -50,8 +57,8 @@ def attach(item: pytest.Item, record: CheckRecord) -> None:
     from pytest_trtcheck.plugin import options, summary
 
     # Mostly done long ago; a test that nothing told of when it was collected may still come to a check.
-    summary.collect(item.config)
-    record = replace(record, runs=item.stash.setdefault(RUN, 1))
+    summary.collect_from(item)
+    record = replace(record, runs=item.stash[RUN])
     index = sum(name == PROPERTY for name, _ in item.user_properties)
     item.user_properties.append((PROPERTY, record.to_json()))
     for report in options.reports(item.config):
@@ -63,7 +70,8 @@ def refuse(item: pytest.Item, error: CheckError) -> NoReturn:
     """Fail the item for a marker that cannot be understood or followed."""
     from pytest_trtcheck.record import CheckRecord
 
-    attach(item, CheckRecord(nodeid=item.nodeid, model="", verdict="error", message=error.text, code=error.code))
+    record = CheckRecord(item.nodeid, "", "error", gpu_ran=False, message=error.text, code=error.code)
+    attach(item, record)
     raise error
 
 
@@ -90,13 +98,17 @@ def ended_early(item: pytest.Item, report: pytest.TestReport) -> None:
     )
 
 
-def tell(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException], report: pytest.TestReport) -> None:
+def tell(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Show our errors as their own text in the report of what did not pass, and let no xfail hide a check not made.
 
     A check that the test never came to gets its record.
     """
-    error = excinfo.value
+    assert call.excinfo is not None
+    error = call.excinfo.value
     if not isinstance(error, (CheckError, CheckFailed)):
+        if hasattr(report, "wasxfail") and hides_a_gap(item, call):
+            report.outcome, report.longrepr = "failed", item.repr_failure(call.excinfo)
+            del report.wasxfail
         if report.failed and report.when != "teardown" and checks(item) and not has_record(item):
             ended_early(item, report)
             report.user_properties = list(item.user_properties)
@@ -107,7 +119,23 @@ def tell(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException], report
     if report.outcome == "failed":
         # A traceback of our internals helps nobody; what Hypothesis notes is the example that failed.
         report.longrepr = visible("\n\n".join([str(error), *getattr(error, "__notes__", ())]))
-        setattr(report, LOCATION, location(item, excinfo))
+        setattr(report, LOCATION, location(item, call.excinfo))
+
+
+def hides_a_gap(item: pytest.Item, call: pytest.CallInfo[None]) -> bool:
+    """Whether an xfail hides that a test's own code failed before anything was checked.
+
+    An assertion beside `trt_check` may be what was expected to fail, and so is what `raises=` names.
+    """
+    from pytest_trtcheck.plugin import marks
+
+    error = call.excinfo.value if call.excinfo else None
+    if error is None or isinstance(error, pytest.xfail.Exception) or not checks(item) or has_record(item):
+        return False
+    by_hand = not marks.is_marked(item) and not getattr(item, "is_check", False)
+    if by_hand and isinstance(error, AssertionError):
+        return False
+    return not any(mark.kwargs.get("raises") for mark in item.iter_markers("xfail"))
 
 
 def has_record(item: pytest.Item) -> bool:
@@ -242,14 +270,30 @@ def request_for(
     )
 
 
-def run(item: pytest.Item, request: Request) -> CheckRecord:
-    """Make the check, attach its record, and fail or skip the item as the verdict says."""
+def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:
+    """Make the check, attach its record, and fail or skip the item as the verdict says.
+
+    `ends` is what is to be said where that ends a test which might have gone on.
+    """
     from pytest_trtcheck.plugin.session import session_of
 
     record = made(item, request)
     attach(item, record)
-    conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"))
+    if session_of(item.config).get("trt_require_gpu") and record.gpu_ran is not True:
+        item.stash[_NO_GPU] = True
+    try:
+        conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"), ends=ends)
+    except (CheckError, CheckFailed) as error:
+        if item.stash[_THREAD] != threading.get_ident():
+            item.stash[_UNHEARD].append(error)
+        raise
     return record
+
+
+def raise_unheard(item: pytest.Item) -> None:
+    """Fail a test that passed, and of which a check failed in a thread: nobody hears what is raised there."""
+    for error in item.stash.get(_UNHEARD, [])[:1]:
+        raise error
 
 
 def made(item: pytest.Item, request: Request) -> CheckRecord:
@@ -269,7 +313,7 @@ def made(item: pytest.Item, request: Request) -> CheckRecord:
         writer.close()
 
 
-def conclude(record: CheckRecord, *, inconclusive: str) -> None:
+def conclude(record: CheckRecord, *, inconclusive: str, ends: str = "") -> None:
     """Turn a verdict into pytest's outcome: only `pass` passes."""
     message = visible(record.message or record.verdict)
     if record.verdict == "pass":
@@ -278,16 +322,19 @@ def conclude(record: CheckRecord, *, inconclusive: str) -> None:
         # No CheckFailed: a test that expects its check to fail must not pass because its model file is gone.
         raise CheckError(message, code=cast("Code | None", record.code))
     if record.verdict == "not_measured":
-        pytest.skip(f"not measured: {message}")
+        pytest.skip(f"not measured: {message}{ends}")
     if record.verdict == "inconclusive" and inconclusive == "skip":
-        pytest.skip(f"inconclusive: {message}")
+        pytest.skip(f"inconclusive: {message}{ends}")
     raise CheckFailed(message, code=cast("Code | None", record.code))
 
 
 def is_expected(item: pytest.Item, error: BaseException) -> bool:
-    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names."""
+    """Whether an xfail of the item may hide `error`: that a check failed, or the very error that its `raises` names.
+
+    That no GPU ran what has to be run by one is no failure that anybody expects.
+    """
     if isinstance(error, CheckFailed):
-        return True
+        return error.code != "gpu-required" and not item.stash.get(_NO_GPU, False)
     for mark in item.iter_markers("xfail"):
         raises = mark.kwargs.get("raises")
         named = getattr(raises, "expected_exceptions", raises)

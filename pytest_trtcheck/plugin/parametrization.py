@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.choices import BACKEND, BATCH, GPU, PRECISION
 from pytest_trtcheck.plugin import marks, options
@@ -22,20 +22,36 @@ def by_all(metafunc: pytest.Metafunc) -> None:
             by_backend(metafunc)
         by_gpu(metafunc)
         return
-    if len(found.parity.precision) > 1:
-        metafunc.fixturenames.append(PRECISION)
-        metafunc.parametrize(PRECISION, found.parity.precision)
-    by_batch(metafunc, found.parity.batch)
+    if not hasattr(metafunc.function, "__name__"):
+        # A functools.partial has none, and pytest up to 9.0 asks what it parametrizes for it.
+        metafunc.function.__name__ = metafunc.definition.name
+    _by(metafunc, PRECISION, found.parity.precision, found.params.get(PRECISION))
+    by_batch(metafunc, found.parity.batch, found.params.get(BATCH))
     if found.parity.engine is None:
-        by_backend(metafunc, found.parity.backends)
+        by_backend(metafunc, found.parity.backends, found.params.get(BACKEND))
         by_gpu(metafunc)
 
 
-def by_batch(metafunc: pytest.Metafunc, sizes: Sequence[int | None]) -> None:
+def _by(
+    metafunc: pytest.Metafunc,
+    name: str,
+    values: Sequence[object],
+    given: Sequence[Any] | None = None,
+    ids: Sequence[str] | None = None,
+) -> None:
+    """Parametrize by values, where they are several, or were given with marks or names of their own."""
+    if len(values) > 1 or given:
+        metafunc.fixturenames.append(name)
+        metafunc.parametrize(name, given or values, ids=ids)
+
+
+def by_batch(
+    metafunc: pytest.Metafunc,
+    sizes: Sequence[int | None],
+    given: Sequence[Any] | None = None,
+) -> None:
     """Parametrize by batches, where they are several."""
-    if len(sizes) > 1:
-        metafunc.fixturenames.append(BATCH)
-        metafunc.parametrize(BATCH, sizes, ids=[f"batch{size}" for size in sizes])
+    _by(metafunc, BATCH, sizes, given, [f"batch{size}" for size in sizes])
 
 
 def by_system(metafunc: pytest.Metafunc) -> None:
@@ -44,17 +60,15 @@ def by_system(metafunc: pytest.Metafunc) -> None:
     by_gpu(metafunc)
 
 
-def by_backend(metafunc: pytest.Metafunc, listed: tuple[str, ...] = ()) -> None:
+def by_backend(
+    metafunc: pytest.Metafunc,
+    listed: tuple[str, ...] = (),
+    given: Sequence[Any] | None = None,
+) -> None:
     """Parametrize by the backends that a marker lists, else by those of `--trt-backend`, where they are several."""
-    names = listed or options.value(metafunc.config, "trt_backend")
-    if len(names) > 1:
-        metafunc.fixturenames.append(BACKEND)
-        metafunc.parametrize(BACKEND, names)
+    _by(metafunc, BACKEND, listed or options.value(metafunc.config, "trt_backend"), given)
 
 
 def by_gpu(metafunc: pytest.Metafunc) -> None:
     """Parametrize by the GPUs of `--trt-gpu`, where they are several."""
-    names = options.value(metafunc.config, "trt_gpu")
-    if len(names) > 1:
-        metafunc.fixturenames.append(GPU)
-        metafunc.parametrize(GPU, names)
+    _by(metafunc, GPU, options.value(metafunc.config, "trt_gpu"))

@@ -297,9 +297,9 @@ class Session:
                 path = self._path(given)
                 if not answers(path, ANSWER_S):
                     return  # an error in a moment
-                path = resolved(path)
-                if path.is_file() and Path("/dev") not in path.parents:
-                    with suppress(OSError):
+                with suppress(OSError):  # so is this
+                    path = resolved(path)
+                    if path.is_file() and Path("/dev") not in path.parents:
                         path.unlink()
 
     def _path(self, given: str) -> Path:
@@ -472,11 +472,14 @@ class Session:
         return {}
 
     @functools.cached_property
-    def _started(self) -> list[threading.Thread]:
+    def _started(self) -> list[bool]:
         return []
 
     def start_gpu(self, backend: str | None) -> None:
-        """Beside what is imported for the first check, load its TensorRT and make the GPU's context.
+        """Beside what is imported for the first check, get ready what it needs of the GPU.
+
+        That is what builds, where no engine was built yet: what it builds runs there first. Else it is the GPU's
+        context in this process.
 
         Parameters
         ----------
@@ -485,21 +488,17 @@ class Session:
         """
         if self._started:
             return
-
-        def start() -> None:
-            with suppress(CheckError):
-                found = backends.load(name)
-                # ONNX Runtime's providers bring a TensorRT of their own, which must find no other one there.
-                if found.evidence == "engine" and machine.detected is not None:
-                    found.find(machine).start()
-
-        name, machine = backend or self.get("trt_backend")[0], self.machine
-        starting = threading.Thread(target=start, name="trtcheck-start")
-        self._started.append(starting)
-        if machine.detected is not None and not self.get("trt_build_only"):
-            import numpy  # noqa: F401 - both sides need it
-
-            starting.start()
+        self._started.append(True)
+        if self.machine.detected is None or self.get("trt_build_only"):
+            return
+        system = backends.load(backend or self.get("trt_backend")[0])
+        # ONNX Runtime's providers and PyTorch make theirs themselves.
+        if system.evidence != "engine":
+            return
+        if self.cache.has("engine"):
+            threading.Thread(target=system.start, name="trtcheck-start").start()
+        else:
+            system.expect_build()
 
     @functools.cached_property
     def checker(self) -> Checker:

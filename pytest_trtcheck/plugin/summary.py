@@ -13,7 +13,7 @@ import pytest
 from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.plugin.outcome import LOCATION, RUNS, Told, begin_run, checks, is_our_property, reason
+from pytest_trtcheck.plugin.outcome import LOCATION, RUN, RUNS, Told, begin_run, checks, is_our_property, reason
 from pytest_trtcheck.plugin.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,6 +92,13 @@ def collect(config: pytest.Config) -> None:
         config.pluginmanager.register(Collector(config), COLLECTOR)
 
 
+def collect_from(item: pytest.Item) -> None:
+    """Have the records of a running test collected, whoever knew of them when it was set up."""
+    collect(item.config)
+    if RUN not in item.stash:
+        begin_run(item)
+
+
 class Listing:
     """Where tests are only listed, says which of them could not be checked: a list with one is no success."""
 
@@ -109,7 +116,7 @@ class Listing:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Name the tests, with the reasons."""
         if self._refused:
-            terminalreporter.section("tests that can't be checked", red=True, bold=True)
+            terminalreporter.section("tests that cannot be checked", red=True, bold=True)
             for text in self._refused:
                 terminalreporter.write_line(visible(f"ERROR {text}"))
 
@@ -131,6 +138,7 @@ class Collector:
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
         self._told_planned = False
+        self._interrupted = self._left_out = False
         self.progress = Progress(config)
         # No properties: older releases of pytest read every attribute of what is registered, and these would be worked
         # out before the first test ran.
@@ -201,6 +209,11 @@ class Collector:
             self._last[test] = records
             self.records += records
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """Keep that the run was cut short: after a second Ctrl-C, and pytest.exit(returncode=0), the status is 0."""
+        self._interrupted = True
+
     def _keep_cut_off(self, session: pytest.Session) -> None:
         """Take the records of a test that Ctrl-C ended: pytest makes no report of it that could bring them here."""
         for item in getattr(session, "items", ()):
@@ -216,21 +229,22 @@ class Collector:
         if settings.value(self._config, "trt_cache"):
             from pytest_trtcheck.plugin.session import shared_cache
 
-            tally = shared_cache(self._config, waits=exitstatus != pytest.ExitCode.INTERRUPTED)
+            tally = shared_cache(self._config, waits=not self._interrupted)
             self._tallies += [asdict(tally)] if tally is not None else []
         if hasattr(self._config, "workerinput"):
             vars(self._config)["workeroutput"][_TALLIES] = self._tallies  # xdist's
             return
         self._planned.update(dict.fromkeys(_planned(session)))
         self._keep_cut_off(session)
-        self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(exitstatus)
+        status = pytest.ExitCode.INTERRUPTED if self._interrupted else exitstatus
+        self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(status)
         try:
             folder = settings.value(self._config, "trt_export")
         except CheckError:
             # Settings that are wrong were refused at the start; then there is nothing to report either.
             return
         with self._problem("--trt-export"):
-            self._export(folder, session, exitstatus)
+            self._export(folder, status)
         for report in settings.reports(self._config):
             with self._problem("writing the reports"):
                 self._write(report)
@@ -243,6 +257,8 @@ class Collector:
         if self._problems and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             # What was asked for is not there: whoever runs this must not believe that it is.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._left_out:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -264,16 +280,19 @@ class Collector:
             yield
         except CheckError as error:
             self._problems.append(str(error))
+        except KeyboardInterrupt:
+            self._left_out = True
+            self._problems.append(f"{doing}: interrupted: what it had begun is not there")
         except OSError as error:
             self._problems.append(f"{doing}: {error}")
         except Exception as error:
             self._problems.append(str(unforeseen(error, doing)))
 
-    def _export(self, folder: str | None, run: pytest.Session, exitstatus: int) -> None:
+    def _export(self, folder: str | None, status: int) -> None:
         if not folder:
             return
         why_not = None
-        if exitstatus not in {0, 1, 5} or run.shouldstop or run.shouldfail:
+        if self._stopped or status not in {0, 1, 5} or any(each.outcome is None for each in self._missing()):
             # A test that did not run may be the one that fails.
             why_not = "the run was stopped before every test had run"
         elif self._crashed:
@@ -388,7 +407,8 @@ class Collector:
 
             terminalreporter.section("inference checks")
             terminal.show(self._shown, terminalreporter)
-            seen = {record.code for record in self.records}
+            # Whoever expects a failure knows what it means.
+            seen = {record.code for record in self.records if not record.expected_failure}
             if codes := [code for code in CODES if code in seen and code != "not-measured"][:_MOST_CODES]:
                 terminalreporter.write_line(f"explained by: python -m pytest_trtcheck explain {' '.join(codes)}")
         for line in self._told:

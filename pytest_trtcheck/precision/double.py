@@ -26,7 +26,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def narrowed(array: NDArray[Any]) -> NDArray[np.float32]:
     """FP64 as FP32; finite values beyond its range become its largest."""
-    return np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array).astype(np.float32)
+
+    def in_range(block: NDArray[Any]) -> NDArray[Any]:
+        return np.where(np.isfinite(block), np.clip(block, -_LARGEST, _LARGEST), block)
+
+    return rewriting.by_element(in_range, array, np.float32)
 
 
 def to_float(model: ir.Model) -> ir.Model:

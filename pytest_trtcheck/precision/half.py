@@ -191,8 +191,11 @@ class _Lowering:
 
     def converted(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array in the 16-bit type, finite values beyond its range as the largest one."""
-        finite = np.isfinite(array)
-        return np.where(finite, np.clip(array, -self.largest, self.largest), array).astype(self.dtype.numpy())
+
+        def in_range(block: NDArray[Any]) -> NDArray[Any]:
+            return np.where(np.isfinite(block), np.clip(block, -self.largest, self.largest), block)
+
+        return rewriting.by_element(in_range, array, self.dtype.numpy())
 
     def holds(self, scale: ir.Value | None) -> bool:
         """Whether the 16-bit type has a number for each of a constant's, none of them 0 or infinite."""
@@ -205,16 +208,20 @@ class _Lowering:
 
     def note(self, name: str, array: NDArray[Any], readers: Callable[[], tuple[str, ...]]) -> None:
         """Remember a constant that overflows, or of which nothing is left."""
-        if not array.size:
+        if not array.size or array.dtype.kind in "OSU":
             return
-        magnitude = np.abs(array)
-        changed, what = (magnitude > self.largest) & np.isfinite(array), "overflow"
-        if not changed.any():
-            peak = magnitude.max()
-            if not peak > 0 or self.converted(peak).any():
+        peak = max(abs(array.max()), abs(array.min()))
+        if peak <= self.largest:
+            if not peak or self.converted(peak).any():
                 return
-            changed, what = magnitude > 0, "underflow"
-        found = ChangedConstant(name, float(magnitude[changed].max()), int(changed.sum()), array.size)
+            what, count = "underflow", np.count_nonzero(array)
+        else:
+            magnitude = np.abs(array)
+            changed = (magnitude > self.largest) & np.isfinite(array)
+            what, count, peak = "overflow", changed.sum(), magnitude[changed].max(initial=0)
+            if not count:
+                return
+        found = ChangedConstant(name, float(peak), int(count), array.size)
         self._changed.append((what, found, readers))
 
     def _twin(self, value: ir.Value, main: ir.Graph) -> ir.Value:

@@ -342,8 +342,8 @@ def _computes_in_another(
     if own:
         hint = f"ask for precision={own[0]!r}, which takes the model as it is; or {hint}"
     return NothingComputedError(
-        f"{precision=}: {model.label} carries its precision already: {_by_kind(shown)}, so that it can't be checked in "
-        f"{precision}",
+        f"{precision=}: {model.label} carries its precision already: {_by_kind(shown)}, so that it cannot be "
+        f"checked in {precision}",
         hint,
         code="precision-carried",
     )
@@ -602,7 +602,7 @@ def _quantized(
 
     def calibrated(target: Path) -> None:
         if given.method == "auto":
-            task = calibrate.Task(run, path, plan, samples, kind, describe=samples.describe)
+            task = calibrate.Task(run, path, plan, samples, kind, describe=samples.describe, rows=samples.rows)
             ranges = choosing.choose(task, model)
         else:
             ranges = calibrate.collect(
@@ -614,6 +614,7 @@ def _quantized(
                 percentile=given.percentile,
                 dtype=kind,
                 describe=samples.describe,
+                rows=samples.rows,
             )
         (target / _RANGES_FILE).write_text(ranges.to_json())
 

@@ -50,7 +50,7 @@ class Reference(KeptOutputs):
         def opened() -> OrtRunner:
             return OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
 
-        super().__init__(cache, "reference", model.label, parts, opened)
+        super().__init__(cache, "reference", model.label, parts, opened, is_large=model.is_large)
 
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""
@@ -107,7 +107,9 @@ class ModelReference:
         self._checked = checked
         self._inputs, self._outputs = _pairs(of.model, checked)
         pairs = renamed(self._inputs) + renamed(self._outputs)
-        self.notes = (f"{self.title}: taken by their names, {', '.join(pairs)}",) if pairs else ()
+        taken = (f"{self.title}: taken by their names, {', '.join(pairs)}",) if pairs else ()
+        names = [spec.name for spec in of.model.outputs]
+        self.notes = (*taken, *_unmatched(self.title, names, self._outputs.values(), checked))
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The checked model's outputs by name, as the other model computes them."""
@@ -116,6 +118,10 @@ class ModelReference:
     def computed(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The same, computed now whatever is cached."""
         return self._fitting(self._of.computed(self._taken(case)))
+
+    def keep(self, cases: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+        """Of a large model, compute all that is to be kept before another one's session is open."""
+        self._of.keep(map(self._taken, cases))
 
     @property
     def keeps(self) -> bool:
@@ -168,7 +174,8 @@ class GoldenReference:
         self._checked = checked
         pairs = dict.fromkeys(pair for number in range(len(golden.inputs)) for pair in renamed(self._names(number)))
         taken = (f"{self.title}: taken by their names, {', '.join(pairs)}",) if pairs else ()
-        self.notes: tuple[str, ...] = (*taken, *self._unknown_origin())
+        more = _unmatched(self.title, golden.outputs(0), self._names(0).values(), checked) if golden.inputs else ()
+        self.notes: tuple[str, ...] = (*taken, *more, *self._unknown_origin())
 
     def __call__(self, case: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The recorded outputs by name.
@@ -223,6 +230,14 @@ class GoldenReference:
         )
 
 
+def _unmatched(title: str, its: Iterable[str], taken: Iterable[str], checked: OnnxModel) -> tuple[str, ...]:
+    """What is said of outputs of a reference that the checked model lacks: nobody compares them."""
+    left = [name for name in its if name not in set(taken)]
+    if not left:
+        return ()
+    return (f"{title} gives {listed(map(repr, left))} too, which {checked.label} has not: not compared",)
+
+
 def _holds(spec: TensorSpec, array: NDArray[Any]) -> bool:
     """Whether an array may be a tensor that a model declares so."""
     # A file may say nothing of its outputs' shapes.
@@ -260,6 +275,7 @@ class CallableReference:
     def __init__(self, function: Callable[..., Any], checked: OnnxModel, title: str = "") -> None:
         self.name = name_of(function)
         self.title = title or f"the reference {self.name}"
+        self.unread: tuple[str, ...] = ()  # what is to be said once it was called
         self._function = function
         self._checked = checked
 
@@ -289,6 +305,8 @@ class CallableReference:
                 f"it gave {', '.join(map(repr, arrays)) or 'nothing'}; return an array for each output of the model",
                 code="user-code-result",
             )
+        names = [spec.name for spec in self._checked.outputs]
+        self.unread = _unmatched(self.title, arrays, names, self._checked)
         return {spec.name: model_inputs.as_float(arrays[spec.name], spec.dtype) for spec in self._checked.outputs}
 
     computed = __call__

@@ -18,6 +18,8 @@ AXES_AS_INPUT = 13
 """The opset from which on Unsqueeze and ReduceSum take their axes as an input."""
 _TELLING = frozenset({"Equal", "Greater", "IsNaN", "Less"})
 """Operators whose results are booleans."""
+BLOCK = 1 << 20
+"""Elements of a weight that are changed at a time."""
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 """The attributes by which a node is told the type of its result."""
 
@@ -35,6 +37,16 @@ def lazy(name: str | None, dtype: ir.DataType, shape: Sequence[int], make: Calla
     return ir.LazyTensor(
         lambda: ir.Tensor(make(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
     )
+
+
+def by_element(change: Callable[[NDArray[Any]], NDArray[Any]], array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """What a change of each element makes of an array, block by block: nothing between is as large as a weight."""
+    array = np.asarray(array)
+    changed = np.empty(array.shape, dtype)
+    source, target = array.reshape(-1), changed.reshape(-1)
+    for start in range(0, source.size, BLOCK):
+        target[start : start + BLOCK] = change(source[start : start + BLOCK])
+    return changed
 
 
 def cast(value: ir.Value, dtype: ir.DataType, name: str, output: str | None = None) -> ir.Node:

@@ -140,6 +140,14 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
         if is_optional:
             return
         raise _no_answer(f"{option}: cannot write {path}")
+    try:
+        path.exists()
+    except PermissionError as error:  # a folder on the way may not even be looked into
+        if is_optional:
+            return
+        raise ReportError(
+            f"{option}: cannot write {path}: {error.strerror}", "name another place", code="report-unwritable"
+        ) from error
     if path.exists() and path.is_dir() != is_folder:
         raise ReportError(
             f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",

@@ -60,13 +60,14 @@ def _hold(make: Callable[[], Path]) -> tuple[Path, int | None]:
     raise OSError(f"{path} was removed {_TRIES} times by other processes")
 
 
-class HeldFolder:
-    """A temporary directory; `remove_leftovers` of another process removes what a killed one left of its own."""
+class _Held:
+    """Something temporary; `remove_leftovers` of another process removes what a killed one left of its own."""
 
-    def __init__(self, prefix: str, folder: Path | None = None) -> None:
-        made, descriptor = _hold(lambda: Path(mkdtemp(prefix=f"{prefix}{_mark()}", dir=folder)))
+    def __init__(self, make: Callable[[], Path]) -> None:
+        made, descriptor = _hold(make)
         self.name = str(made)
-        self.cleanup = weakref.finalize(self, _end, made, descriptor)
+        self.is_locked = descriptor is not None
+        self.cleanup = weakref.finalize(self, _end, made, descriptor, os.getpid())
 
     def __enter__(self) -> str:
         return self.name
@@ -75,8 +76,29 @@ class HeldFolder:
         self.cleanup()
 
 
-def _end(folder: Path, descriptor: int | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+class HeldFolder(_Held):
+    """A temporary directory."""
+
+    def __init__(self, prefix: str, folder: Path | None = None) -> None:
+        super().__init__(lambda: Path(mkdtemp(prefix=f"{prefix}{_mark()}", dir=folder)))
+
+
+class HeldFile(_Held):
+    """An empty file in `folder`, with `part` in its name; it says that its process lives."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        super().__init__(lambda: _touched(folder / f"{_mark()}{part}{uuid4().hex}"))
+
+
+def _touched(path: Path) -> Path:
+    path.touch(exist_ok=False)
+    return path
+
+
+def _end(path: Path, descriptor: int | None, pid: int) -> None:
+    if os.getpid() == pid:  # a fork has it too, and ends before
+        with suppress(OSError):
+            _remove(path)
     _close(descriptor)
 
 
@@ -94,12 +116,7 @@ def replacing(path: Path) -> Iterator[Path]:
     start = f".{path.name[:100]}."
     remove_leftovers(each for each in path.parent.glob(".*.tmp") if each.name.startswith(start))
 
-    def make() -> Path:
-        made = path.with_name(f"{start}{_mark()}{uuid4().hex[:12]}.tmp")
-        made.touch(exist_ok=False)
-        return made
-
-    temporary, descriptor = _hold(make)
+    temporary, descriptor = _hold(lambda: _touched(path.with_name(f"{start}{_mark()}{uuid4().hex[:12]}.tmp")))
     try:
         yield temporary
         temporary.replace(path)
@@ -153,10 +170,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove the files, folders and locks among `paths` that belong to no process any more."""
+def remove_leftovers(paths: Iterable[Path], *, of_any_machine: bool = False) -> None:
+    """Remove the files, folders and locks among `paths` that belong to no process any more.
+
+    Those of another machine go after a day, unless its locks can be seen here.
+    """
     for path in paths:
-        is_ours = path.suffix == ".lock" or _mark() in path.name
+        is_ours = of_any_machine or path.suffix == ".lock" or _mark() in path.name
         if not is_ours or not (_remove_lock if path.suffix == ".lock" else _remove_held)(path):
             _remove_old(path)
 
@@ -177,7 +197,7 @@ def _remove_held(path: Path) -> bool:
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = _opened(path)
     except OSError:
         return False
     try:
@@ -190,6 +210,16 @@ def _remove_held(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _opened(path: Path) -> int:
+    if sys.platform == "win32":
+        raise NotImplementedError
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, os.O_RDWR | flags)  # NFS locks nothing that is open for reading alone
+    except (IsADirectoryError, PermissionError):
+        return os.open(path, os.O_RDONLY | flags)
 
 
 def _remove_old(path: Path) -> None:

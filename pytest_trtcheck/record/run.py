@@ -66,6 +66,8 @@ class MachineRecord:
     name: str
     file: str
     environment: Environment
+    commit: str | None = absent()
+    """What it tested, as in its own report."""
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,8 @@ class CoverageRecord:
 class CalibrationRecord:
     """How the ranges of an INT8 or FP8 model were chosen.
 
+    Each of `samples` was fed by itself; `rows` is how many rows they have together, where some are batches.
+
     Of `Calibration(method="auto")`, `held_out` is the number of samples that each method was judged on, and `errors`
     has the relative L2 error of each output by method, such as "percentile 99.9".
     """
@@ -235,5 +237,6 @@ class CalibrationRecord:
     errors: Mapping[str, Mapping[str, float]] | None = absent()
     sha256: str | None = absent()
     """Of every byte of the samples used, with the names, types and shapes of the inputs."""
+    rows: int | None = absent()
     inputs: Mapping[str, CoverageRecord] | None = absent()
     """What the samples hold of each input of numbers, and what of the check's inputs they do not cover."""

@@ -282,8 +282,9 @@ def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) ->
         return "untested", "could not be tested: a report has no distribution", 0.0
     from pytest_trtcheck.latency.comparison import compare
 
-    slower, faster = compare(after, before, name=name), compare(before, after, name=name)
-    allowed = 1 + slower.min_slowdown
+    waited = old.details.enqueue_bound or new.details.enqueue_bound
+    slower = compare(after, before, name=name, enqueue_bound=waited)
+    faster = compare(before, after, name=name, enqueue_bound=waited)
     if slower.lower is None or slower.upper is None:
         return "untested", f"{slower.ratio - 1:+.1%}, could not be tested: too few samples for bounds", 0.0
     remark = f"{slower.ratio - 1:+.1%}, between {slower.lower - 1:+.1%} and {slower.upper - 1:+.1%}"
@@ -296,7 +297,7 @@ def _quantile(name: str, old: LatencyRecord, new: LatencyRecord, nodeid: str) ->
     if direction != "untested" and disturbed:
         return "untested", f"{remark}, but it was disturbed: {'; '.join(disturbed)}", weight
     if direction == "untested":
-        if max(slower.ratio, faster.ratio) <= allowed:
+        if all(found.ratio <= 1 + found.min_slowdown for found in (slower, faster)):
             return None
         return "untested", f"{remark}: too uncertain to tell", weight
     return direction, remark, weight

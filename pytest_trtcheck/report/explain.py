@@ -29,16 +29,19 @@ def sections() -> dict[str, str]:
 def explained(codes: Sequence[str], width: int) -> str:
     """The sections of `codes`, wrapped for a terminal; of none, the list of all codes.
 
+    A code may stand in the hint that named it, `→ see docs/errors.md#model-missing`, or be its address.
+
     Raises
     ------
     ArgumentError
         There is no such code.
     """
-    if not codes:
+    named = [word.rpartition("#")[2].strip("()[],.→").lower() for word in " ".join(codes).split()]
+    wanted = [code for code in named if code not in {"", "see"}]
+    if not wanted:
         return "\n".join(CODES)
     known, texts = sections(), []
-    for given in codes:
-        code = given.rpartition("#")[2]
+    for code in wanted:
         if code not in known:
             hint = suggestion(code, known) or "python -m pytest_trtcheck explain lists all codes"
             raise ArgumentError(f"explain: there is no code {code!r}", hint, code="argument-unknown")

@@ -14,7 +14,7 @@ from pytest_trtcheck.record import Environment, MachineRecord, RunRecord, jsonab
 from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
-from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, shorten_apart
+from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, short_commit, shorten_apart
 from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, verdict_word
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _shared(values: Sequence[str | None]) -> str | None:
 
 def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
     if not run.machines:
-        yield MachineRecord(machine_name(run.environment), name, run.environment), run
+        yield MachineRecord(machine_name(run.environment), name, run.environment, run.commit), run
     for machine in run.machines:
         yield machine, _of(machine, run)
 
@@ -121,10 +121,15 @@ def _in_common(environments: Sequence[Environment]) -> Environment:
     )
 
 
-def gaps(run: RunRecord) -> list[str]:
-    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured."""
+def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
+    """What is not known of a machine: checks without a record, or that others have, or that no GPU ran or measured; and
+    that machines tested different commits, so that they say nothing of one.
+
+    With `requires_all` each says why it decides the exit status.
+    """
     if not run.checks:
         return ["no report holds a check"]
+    why = "--require-all: " * requires_all
     everywhere = {(check.test, check.precision) for check in run.checks}
     found = []
     for machine in run.machines:
@@ -139,7 +144,14 @@ def gaps(run: RunRecord) -> list[str]:
             *([f"{plural(unmeasured, 'check')} not measured"] if unmeasured else []),
             *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
         ]
-        found += [f"{machine.name}: {', '.join(said)}"] if said else []
+        found += [f"{why}{machine.name}: {', '.join(said)}"] if said else []
+    commits: dict[str, list[str]] = defaultdict(list)
+    for machine in run.machines:
+        if machine.commit is not None:
+            commits[machine.commit].append(machine.name)
+    if len(commits) > 1:
+        tested = "; ".join(f"{short_commit(commit)} on {', '.join(names)}" for commit, names in commits.items())
+        found.append(f"{why}different commits were tested: {tested}")
     return found
 
 
@@ -148,7 +160,7 @@ def is_bad(run: RunRecord) -> bool:
     return not run.checks or missing(run) is not None or any(map(failed, run.checks))
 
 
-def lines(run: RunRecord, width: int) -> list[str]:
+def lines(run: RunRecord, width: int, *, requires_all: bool = False) -> list[str]:
     """A merged report for a terminal, none of its lines longer than `width` columns where that can be."""
     found = fleet(run) or Fleet((), ())
     bad: dict[str, list[str]] = defaultdict(list)
@@ -156,7 +168,8 @@ def lines(run: RunRecord, width: int) -> list[str]:
         if failed(check):
             bad[f"{check.nodeid}: {check.headline or verdict_word(check)}"].append(check.machine or MISSING)
     said = [f"{what} ({', '.join(machines_of)})" for what, machines_of in bad.items()]
-    told = [line for text in (*said, *gaps(run)) for line in wrapped(one_line(text), width)]
+    said += gaps(run, requires_all=requires_all)
+    told = [line for text in said for line in wrapped(one_line(text), width)]
     tables = [_table(found, width, lambda cell: cell.text)]
     if any(cell.latency for row in found.rows for cell in row.cells):
         tables.append(["", "p50 / p99 in ms", *_table(found, width, _quantiles)])
@@ -175,7 +188,7 @@ def _quantiles(cell: Cell) -> str:
     return f"{cell.quantile('p50')} / {cell.quantile('p99') or MISSING}" if cell.quantile("p50") else MISSING
 
 
-def markdown(run: RunRecord) -> str:
+def markdown(run: RunRecord, *, requires_all: bool = False) -> str:
     """A merged report for a GitHub step summary."""
     found = fleet(run) or Fleet((), ())
     headers = ["Model", "Precision", *map(markdown_text, found.columns)]
@@ -186,7 +199,8 @@ def markdown(run: RunRecord) -> str:
     table = [headers, ["---"] * len(headers), *rows]
     text = [f"## TensorRT checks on {plural(len(run.machines), 'machine')}", "", totals(run.checks).text, ""]
     text += [f"| {' | '.join(cells)} |" for cells in table]
-    return "\n".join([*text, "", *(f"- {markdown_text(gap)}" for gap in gaps(run))]).rstrip() + "\n"
+    told = (f"- {markdown_text(gap)}" for gap in gaps(run, requires_all=requires_all))
+    return "\n".join([*text, "", *told]).rstrip() + "\n"
 
 
 def _said(cell: Cell) -> str:

@@ -17,6 +17,7 @@ from pytest_trtcheck.report.view import (
     WORDS,
     Label,
     budgets,
+    caught,
     decisive,
     emulated,
     inconclusive,
@@ -90,7 +91,7 @@ def write(run: Run) -> list[Line]:
     lines = summary_lines(run.record.checks, run.width, run.listed)
     if run.record.environment.gpus:
         lines += _wrapped(_dealt_out(run.record), run.width, {})
-    if said := missing(run.record):
+    for said in filter(None, (missing(run.record), caught(run.record))):
         lines += _wrapped(said, run.width, _MARKUP["error"])
     return lines
 

@@ -331,6 +331,15 @@ def missing(run: RunRecord) -> str | None:
     return f"not in this report: {len(absent)} of {plural(run.planned or len(absent), 'test')} with checks: {shown}"
 
 
+def caught(run: RunRecord) -> str | None:
+    """What is said of checks that failed in tests which passed: the test's own code took the error."""
+    found = [each.nodeid for each in run.checks if failed(each) and each.outcome == "passed"]
+    if not found:
+        return None
+    shown = listed(dict.fromkeys(map(one_line, found)))
+    return f"{plural(len(found), 'check')} failed in a test that passed, whose own code caught the error: {shown}"
+
+
 def emulated(records: Iterable[CheckRecord]) -> list[CheckRecord]:
     """The records whose outputs did not come from a GPU."""
     return [record for record in records if record.evidence == "emulated"]

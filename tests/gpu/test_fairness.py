@@ -29,16 +29,17 @@ def test_two(): ...
 
 BUSY = """
     from cuda.bindings import driver
-    from cuda.core import Device
-    Device(0).set_current()
-    stream = Device(0).create_stream()
+    driver.cuInit(0)
+    _, context = driver.cuDevicePrimaryCtxRetain(0)
+    driver.cuCtxSetCurrent(context)
+    _, stream = driver.cuStreamCreate(1)
     size = 1 << 30
     _, memory = driver.cuMemAlloc(size)
     print("busy", flush=True)
     while True:
         for _ in range(20):
-            driver.cuMemsetD8Async(memory, 1, size, int(stream.handle))
-        stream.sync()
+            driver.cuMemsetD8Async(memory, 1, size, stream)
+        driver.cuStreamSynchronize(stream)
 """
 
 

@@ -57,12 +57,12 @@ def told(monkeypatch):
         print("loaded with kernels:", self.jit_cache_used, "in", round(self.load_s, 3), "s")
 
     monkeypatch.setattr(engine.Engine, "__init__", spied)
-    monkeypatch.setattr(trial.Trial, "_made", tried(trial.Trial._made))
+    monkeypatch.setattr(trial.EngineApart, "__init__", tried(trial.EngineApart.__init__))
 
 def tried(inner):
     def made(self, *args):
         print("a trial")
-        return inner(self, *args)
+        inner(self, *args)
     return made
 """
 
@@ -78,14 +78,22 @@ def faulty(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
     return suite
 
 
-def test_kernels_are_compiled_once_and_a_trial_is_made_once(suite: Suite) -> None:
+@pytest.mark.parametrize("measured", [False, True])
+def test_kernels_are_compiled_once_and_a_trial_is_made_once(suite: Suite, *, measured: bool) -> None:
+    """What only computes is judged where it was tried; what is measured is loaded here, with those kernels."""
     (suite.path / "conftest.py").write_text(LOADS)
-    suite.write(test_it='@trt_parity("conv.onnx", precision="fp16", batch=2)\ndef test_it(): ...\n')
+    latency = "@trt_latency(p50_ms=1000)\n" * measured
+    suite.write(test_it=f'@trt_parity("conv.onnx", precision="fp16", batch=2)\n{latency}def test_it(): ...\n')
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
     cold = suite.run_apart(cache, "-rP")
     cold.result.assert_outcomes(passed=1)
     assert cold.text.count("a trial") == 1
-    assert "loaded with kernels: True" in cold.text
+    assert ("loaded with kernels: True" in cold.text) == measured
+    assert "loaded with kernels: False" not in cold.text
+    (record,) = cold.checks
+    assert ("load_ms" in record["costs"]) == measured
+    assert record["engine"]["layers_by_precision"]
+    assert record["engine"]["device_memory_bytes"] > 0
     assert [*Path(suite.path, "cache").rglob("tried-*.json")]
     warm = suite.run_apart(cache, "-rP")
     warm.result.assert_outcomes(passed=1)

@@ -171,13 +171,13 @@ def test_what_keras_cannot_load_is_said(cache: Cache, tmp_path: Path) -> None:
 
     networks.of_one(Unregistered(), (3,)).save(tmp_path / "unregistered.keras")
     with pytest.raises(
-        ModelError, match=r"unregistered\.keras: Keras can't load it: TypeError: Could not locate class"
+        ModelError, match=r"unregistered\.keras: Keras cannot load it: TypeError: Could not locate class"
     ) as found:
         open_model("unregistered.keras", (tmp_path,), cache)
     assert "register_keras_serializable" in found.value.hint
     assert "custom_objects" in found.value.hint
     networks.of_one(layers.Lambda(lambda x: x), (3,)).save(tmp_path / "lambda.keras")
-    with pytest.raises(ModelError, match=r"lambda\.keras: Keras can't load it") as found:
+    with pytest.raises(ModelError, match=r"lambda\.keras: Keras cannot load it") as found:
         open_model("lambda.keras", (tmp_path,), cache)
     assert "safe_mode=False" in found.value.hint
 
@@ -310,7 +310,7 @@ def _edited(folder: Path, chosen: Any, operator: str) -> None:
     ("damage", "said"),
     [
         ("cut off", "saved_model.pb is no SavedModel, or cut off"),
-        ("variables", "TensorFlow can't load it"),
+        ("variables", "TensorFlow cannot load it"),
         ("empty", "a folder without saved_model.pb is no SavedModel"),
         ("unsigned", "has no signature"),
     ],

@@ -8,6 +8,7 @@ import sys
 from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,7 +30,6 @@ from pytest_trtcheck.record import EngineRecord, typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from pytest_trtcheck.backends.base import Acceptance, EngineSpec, Runner
     from pytest_trtcheck.backends.onnxruntime.session import ProviderRunner
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _FOUND = "build.json"
 _CONTENTS = "1"
 """Which files an entry holds: part of its key."""
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,28 @@ def _taken(found: Any) -> dict[str, Any]:
     """What is kept of a compilation; what nobody reads stays as it is."""
     if found["groups"] is not None:
         placement.from_json(found["groups"])
-    known: dict[str, Any] = {"build_s": float, "bytes": int, "sha256": str | None, "layers": dict[str, int] | None}
+    known: dict[str, Any] = {
+        "build_s": float,
+        "bytes": int,
+        "sha256": str | None,
+        "layers": dict[str, int] | None,
+        "unproved": str,
+    }
     return {**found, **{name: typed(found[name], kind) for name, kind in known.items()}}
+
+
+def restore(entry: Entry, name: str, data: str, folder: str) -> None:
+    """Put what a provider left, which two extras of an entry keep, into a folder, under the name that it had."""
+    called, content = entry.recall(name, _file_name), entry.read_extra(data)
+    if called and content:
+        Path(folder, called).write_bytes(content)
+
+
+def _file_name(kept: bytes) -> str:
+    name = kept.decode()
+    if PureWindowsPath(name).name != name or name == ".." or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise ValueError("it is no plain file name")
+    return name
 
 
 def is_whole(found: Mapping[str, Any], provider: str) -> bool:

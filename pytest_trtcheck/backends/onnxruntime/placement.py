@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import plural
+from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.record import NodeRecord, PartitionRecord, nodes_shown
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ def of_shapes(model_path: Path) -> frozenset[str]:
     ONNX Runtime leaves those to the CPU on purpose: they are small, and none of them sees data. A node of constants
     alone, such as the DequantizeLinear of a weight, is none of them.
     """
-    import onnx
-
-    graph = onnx.load_model(model_path, load_external_data=False).graph
+    graph = protos.load(model_path).graph
     constants, shapes = {each.name for each in graph.initializer} | {""}, set[str]()
     found = set[str]()
     for node in graph.node:

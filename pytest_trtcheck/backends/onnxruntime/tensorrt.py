@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_trtcheck.backends.onnxruntime import building, installed, placement
-from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider, is_whole
+from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider, is_whole, restore
 from pytest_trtcheck.backends.onnxruntime.options import Counterparts, as_is, mib, profile_shapes
 from pytest_trtcheck.backends.onnxruntime.session import open_session, session_options
 from pytest_trtcheck.backends.tensorrt.module import available
@@ -119,9 +119,7 @@ class OrtTensorRT(CompilingProvider):
             return
         with scratch_folder("timing") as folder:
             kept = self._kept(cache)
-            name, data = kept.read_extra(_TIMINGS_NAME), kept.read_extra(_TIMINGS)
-            if name and data:
-                Path(folder, name.decode()).write_bytes(data)
+            restore(kept, _TIMINGS_NAME, _TIMINGS, folder)
             yield {_TIMINGS: folder}
             for path in list(Path(folder).iterdir())[:1]:
                 kept.write_extra(_TIMINGS_NAME, path.name.encode())

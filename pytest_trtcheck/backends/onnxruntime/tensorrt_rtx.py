@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pytest_trtcheck.backends.onnxruntime import building, installed, placement
 from pytest_trtcheck.backends.onnxruntime.backend import outer_types
-from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider
+from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider, restore
 from pytest_trtcheck.backends.onnxruntime.options import Counterparts, mib
 from pytest_trtcheck.backends.onnxruntime.session import ProviderRunner, open_session, session_options
 from pytest_trtcheck.cache import scratch_folder
@@ -118,9 +118,8 @@ class OrtTensorRTRtx(CompilingProvider):
     def load(self, built: Built) -> Runner:
         """The session, with the kernels that were compiled when it was loaded before."""
         kernels = scratch_folder("kernels")
-        kept, name = (built.entry.read_extra(each) if built.entry else None for each in (_KERNELS, _KERNELS_NAME))
-        if kept and name:
-            Path(kernels.name, name.decode()).write_bytes(kept)
+        if built.entry:
+            restore(built.entry, _KERNELS_NAME, _KERNELS, kernels.name)
         session = self._opened(built, {"nv_runtime_cache_path": kernels.name})
         return ProviderRunner(session, self._label(built), outer_types(built), kernels)
 

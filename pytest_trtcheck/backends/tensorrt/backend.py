@@ -19,11 +19,11 @@ from pytest_trtcheck.backends.tensorrt import sparsity
 from pytest_trtcheck.backends.tensorrt.acceptance import acceptance
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
-from pytest_trtcheck.backends.tensorrt.layers import timed, unproved
+from pytest_trtcheck.backends.tensorrt.layers import Inspected, timed, unproved
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, find_module, hash_plugin
 from pytest_trtcheck.backends.tensorrt.options import check_options, key_parts
 from pytest_trtcheck.backends.tensorrt.support import builds_on, of_the_gpu, unsupported
-from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of
+from pytest_trtcheck.backends.tensorrt.trial import KERNELS, EngineApart, Trial, kernels_of
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file, scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
@@ -152,12 +152,12 @@ class TensorRT(Backend):
         """End it."""
         tensorrt.dismiss_builder()
 
-    def start(self) -> None:
-        """Make the GPU's context, which takes a quarter of a second once; a loaded engine says what is wrong."""
-        from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+    @classmethod
+    def start(cls) -> None:
+        """Make the GPU's context."""
+        from pytest_trtcheck.backends.tensorrt.cuda import make_context
 
-        with contextlib.suppress(CheckError), contextlib.closing(Cuda()):
-            pass
+        make_context()
 
     def key_parts(self, compatible: HardwareCompatible = "none") -> dict[str, str]:
         """What of it an engine is bound to, the operating system and the processor included."""
@@ -171,8 +171,8 @@ class TensorRT(Backend):
         """The engine from the cache, or built into it."""
         check_options(self.module, spec.options, spec.precision, self.target)
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts(spec.options.hardware_compatible)})
-        failed: list[GpuError] = []
-        entry = cache.get_or_make(key, lambda folder: self._make(spec, cache, folder, failed), shared=True)
+        tried: list[EngineApart | CheckError | None] = []
+        entry = cache.get_or_make(key, lambda folder: tried.append(self._make(spec, cache, folder)), shared=True)
         made = entry.read_json(_BUILD_FILE, lambda found: typed(found, _Made))
         if entry.cached and hash_file(entry.path / PLAN_FILE) != made.sha256:
             # Checksums guard against accidents: this was somebody who wrote them again.
@@ -194,12 +194,13 @@ class TensorRT(Backend):
             sha256=made.sha256,
             build_notes=notes,
         )
-        if failed:  # It is kept as it is: whoever tries it again need not build it again.
-            raise failed[0]
-        built = Built(spec, entry.path / PLAN_FILE, record, entry)
-        if self.gpu is not None:
-            self._trial(spec, self.gpu, built.path, made.sha256).beside(entry)
-        return built
+        loaded = next(iter(tried), None)
+        if isinstance(loaded, CheckError):  # It is kept as it is: whoever tries it again need not build it again.
+            raise loaded
+        plan = entry.path / PLAN_FILE
+        if self.gpu is not None and loaded is None:
+            loaded = self._trial(spec, self.gpu, plan, made.sha256).beside(entry)
+        return Built(spec, plan, record, entry, loaded)
 
     def _trial(self, spec: EngineSpec, gpu: Gpu, plan: Path, sha256: str) -> Trial:
         label = f"the engine of {spec.model.label} in {spec.precision}"
@@ -219,12 +220,13 @@ class TensorRT(Backend):
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
+        built.close()
         kernels = kernels_of(built.entry) if built.entry else None
         return Engine(built.path, self.module, jit_cache=kernels, **self._loaded_with(built.spec))
 
     def described(self, built: Built, runner: Runner) -> EngineRecord | None:
         """With what the loaded engine takes of the device's memory, and what its layers compute in."""
-        engine = cast("Engine", runner)
+        engine = cast("Engine | EngineApart", runner)
         assert built.record is not None
         return replace(
             built.record,
@@ -244,7 +246,7 @@ class TensorRT(Backend):
         precision = built.spec.precision
         if built.spec.lowered.taken_as_it_is or precision in {"fp32", "tf32"}:
             return None
-        engine = cast("Engine", runner)
+        engine = cast("Engine | EngineApart", runner)
         layers = engine.layers_by_precision()
         if set(layers) <= {"unknown"}:
             return None
@@ -259,7 +261,7 @@ class TensorRT(Backend):
 
     def notes(self, built: Built, runner: Runner) -> tuple[str, ...]:
         """What the build said, what the options came to, and whether anything proves the precision."""
-        options, engine = built.spec.options, cast("Engine", runner)
+        options, engine = built.spec.options, cast("Engine | EngineApart", runner)
         found = list(built.record.build_notes) if built.record else []
         if options.strip_weights:
             found.append("the plan holds no weights: it was given those of the typed ONNX file as it was loaded")
@@ -304,14 +306,14 @@ class TensorRT(Backend):
 
     def keep(self, built: Built, runner: Runner) -> None:
         """Keep what TensorRT-RTX compiled for the engine, unless it came from there."""
-        engine = cast("Engine", runner)
-        kernels = None if engine.jit_cache_used else engine.jit_cache()
+        kernels = cast("Engine | EngineApart", runner).new_kernels()
         if kernels and built.entry:
             built.entry.write_extra(KERNELS, kernels)
 
-    def _make(self, spec: EngineSpec, cache: Cache, folder: Path, failed: list[GpuError]) -> None:
-        """Build into `folder`, and try what was built where its GPU is here; what that found is added to `failed`."""
-        with scratch_folder("timing") as scratch, tensorrt.expected_builder() as process:
+    def _make(self, spec: EngineSpec, cache: Cache, folder: Path) -> EngineApart | CheckError | None:
+        """Build into `folder`, and try what was built where its GPU is here: what came of that."""
+        with scratch_folder("timing") as scratch, contextlib.ExitStack() as held:
+            process = held.enter_context(tensorrt.expected_builder())
             timings = Path(scratch, _TIMING_CACHE)
             kept = self._kept_timings(spec.options, cache)
             if kept is not None:
@@ -331,15 +333,18 @@ class TensorRT(Backend):
             if kept is not None and timings.stat().st_size:
                 kept.write_extra(_TIMING_CACHE, timings.read_bytes())
             sha256 = hash_file(plan.path)
+            tried: EngineApart | CheckError | None = None
             if self.gpu is not None:
                 try:
-                    self._trial(spec, self.gpu, plan.path, sha256).into(folder, process)
-                except GpuError as error:
-                    failed.append(error)
+                    tried = self._trial(spec, self.gpu, plan.path, sha256).into(folder, process)
+                    held.pop_all()  # the process is the engine's
+                except CheckError as error:
+                    tried = error
         notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
         made = _Made(plan.build_s, plan.bytes, sha256, self.product, tuple(filter(None, notes)))
         (folder / _BUILD_FILE).write_text(json.dumps(asdict(made)))
         (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
+        return tried
 
     def _kept_timings(self, options: BuildOptions, cache: Cache) -> Entry | None:
         """Where the builder's timings are kept: they hold for one GPU, CUDA and TensorRT alone."""
@@ -378,7 +383,7 @@ class Auto(TensorRT):
             return missing.message
 
 
-def _proof(precision: Precision, engine: Engine) -> tuple[str, ...]:
+def _proof(precision: Precision, engine: Inspected) -> tuple[str, ...]:
     """What the engine inspector does not prove of the precision."""
     if precision in {"fp32", "tf32"}:
         return ()

@@ -26,6 +26,7 @@ from pytest_trtcheck.spec import BuildOptions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pytest_trtcheck.model.apart import Blob
     from pytest_trtcheck.spec import Precision, ShapeRange
 
 from pytest_trtcheck.backends.tensorrt.module import ModuleName, Target, TensorRTModule
@@ -286,11 +287,14 @@ class Answered:
 
     Parameters
     ----------
+    blobs
+        The bytes beside the answer.
     messages
-        What TensorRT said meanwhile, where that was asked for.
+        What TensorRT said meanwhile, where that was asked for and no answer came.
     """
 
     response: Any = None
+    blobs: Sequence[Blob] = ()
     said: str = ""
     ended: str = ""
     crashed: bool = False
@@ -333,6 +337,13 @@ class _Early:
         self._asking.join()
         return self._is_ready and self._found == _surroundings()
 
+    def taken(self) -> Process | None:
+        """The process; None, and it is ended, where it did not get ready or would build in other surroundings."""
+        if self.is_fit():
+            return self.process
+        self.close()
+        return None
+
     def close(self) -> None:
         """End it."""
         self.process.close()
@@ -359,25 +370,28 @@ def dismiss_builder() -> None:
         _early.pop().close()
 
 
-@contextmanager
-def expected_builder() -> Iterator[Process]:
-    """The builder process that was expected to be needed, or another one."""
+def expected_builder() -> Process:
+    """The builder process that was expected to be needed, or another one; it is the caller's from now on."""
     early = _early.pop() if _early else None
-    try:
-        with builder_process(early.process if early and early.is_fit() else None) as process:
-            yield process
-    finally:
-        if early is not None:
-            early.close()
+    return (early and early.taken()) or Process(_SERVE, _TITLE)
 
 
-def called(process: Process, function: str, request: dict[str, Any], timeout_s: float | None) -> Answered:
-    """As `run_apart`, in a builder process that is there: what it loads stays for the next call."""
-    with scratch_folder("build") as scratch:
-        folder = Path(scratch)
-        asked = {**request, **_common_request("call", Path(request["model"]), folder), "function": function}
-        answered = _ask(process, asked, timeout_s)
-        messages = _messages(folder / "messages.jsonl", Target((0, 0), here=True))
+def called(
+    process: Process, function: str, request: dict[str, Any], blobs: Sequence[Blob], timeout_s: float
+) -> Answered:
+    """As `run_apart`, in a builder process that is there: what it loads stays for the next call.
+
+    Parameters
+    ----------
+    request
+        Its "messages" is a file, for what TensorRT says meanwhile.
+    blobs
+        Bytes beside the request; where there are any, the function finds them in it as "blobs".
+    """
+    answered = _ask(process, {**request, "task": "call", "function": function}, timeout_s, blobs)
+    if answered.response is not None:
+        return answered
+    messages = _messages(Path(request["messages"]), Target((0, 0), here=True))
     return replace(answered, messages=tuple(text for _, text in messages))
 
 
@@ -386,9 +400,10 @@ def _ask_builder(request: dict[str, Any], timeout_s: float | None, title: str = 
         return _ask(process, request, timeout_s)
 
 
-def _ask(process: Process, request: dict[str, Any], timeout_s: float | None) -> Answered:
+def _ask(process: Process, request: dict[str, Any], timeout_s: float | None, blobs: Sequence[Blob] = ()) -> Answered:
     try:
-        return Answered(process.ask(request, timeout_s), process.said())
+        response, given = process.exchange(request, blobs, timeout_s)
+        return Answered(response, given, process.said())
     except EndedError as error:
         reason = str(error)
         if error.timed_out:

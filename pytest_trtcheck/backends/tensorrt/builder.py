@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.backends.tensorrt.module import too_old
 from pytest_trtcheck.errors import plural
+from pytest_trtcheck.model.apart import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_trtcheck.model.apart import Blob
 
 MIB = 1 << 20
 listeners: list[Callable[[str, str], None]] = []
@@ -42,13 +45,15 @@ class RequestError(Exception):
         self.errors = errors
 
 
-def serve(request: dict[str, Any]) -> dict[str, Any]:
+def serve(request: dict[str, Any]) -> Answer:
     """Do what `request` asks for; the answer is `{stage, errors, …}`; no stage: all is well.
 
     The task `build` adds `build_s`, `io` and `notes`, the task `parse` adds `module`, `version` and `provided`, the
-    task `inspect` adds `io` and `layers`, and the task `call` what the function gives. The task `ready` adds nothing.
+    task `inspect` adds `io` and `layers`, and the task `call` what the function gives, which may be an `Answer` with
+    bytes. The task `ready` adds nothing.
     """
     answer: dict[str, Any] = {"stage": "", "errors": [], "build_s": 0.0, "io": {}, "notes": []}
+    blobs: Sequence[Blob] = ()
     heard: list[str] = []
     with Path(request["messages"]).open("w", encoding="utf-8") as sink:
 
@@ -67,7 +72,9 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
                 _get_ready()
             elif request["task"] == "call":
                 module, _, name = request["function"].partition(":")
-                answer |= getattr(importlib.import_module(module), name)(request)
+                given = getattr(importlib.import_module(module), name)(request)
+                value, blobs = given if isinstance(given, Answer) else (given, ())
+                answer |= value
             else:
                 answer |= build_here(importlib.import_module(request["module"]), request, say)
             _refuse_changed_meaning(heard)
@@ -76,22 +83,20 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             answer["errno"] = getattr(error.__cause__, "errno", None)
         finally:
             listeners.remove(say)
-    return answer
+    return Answer(answer, blobs)
 
 
 def _get_ready() -> None:
     """What any build for the GPU here begins with; what goes wrong is said by the build."""
-    from pytest_trtcheck.backends.tensorrt.cuda import Cuda
+    from pytest_trtcheck.backends.tensorrt import cuda
     from pytest_trtcheck.backends.tensorrt.module import available
     from pytest_trtcheck.errors import CheckError
 
-    def start_cuda() -> None:
-        with contextlib.suppress(CheckError):
-            Cuda().close()
-
-    starting = threading.Thread(target=start_cuda)
+    starting = threading.Thread(target=cuda.make_context)
     starting.start()
     available()
+    with contextlib.suppress(CheckError):
+        cuda.load()
     starting.join()
 
 

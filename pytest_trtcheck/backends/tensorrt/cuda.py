@@ -1,14 +1,17 @@
 """CUDA for running engines: one device, one stream, memory that is freed when it is said to be, and graphs.
 
-Device, stream and events are cuda.core's. Memory and graph capture go through the driver bindings that cuda.core rests
-on: its memory pools keep what is freed, and its graph builder does not outlive a capture that fails.
+By the driver bindings alone: what is built on them takes ten times as long to import, keeps what is freed in pools, and
+has a graph builder that does not outlive a capture that fails.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
+import functools
+import sys
 import time
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,36 +23,59 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-INSTALL = 'pip install "pytest-trtcheck[tensorrt]" or "pytest-trtcheck[rtx]", with cuda-core[cu12] or cuda-core[cu13]'
+INSTALL = 'pip install "pytest-trtcheck[tensorrt]" or "pytest-trtcheck[rtx]", for CUDA 12 "pytest-trtcheck[cuda12]"'
 SPIN_S = 0.002
 """How long a wait with a time limit polls without sleeping: longer than most inferences, so that they pay nothing."""
+_NOT_READY = 600  # CUDA_ERROR_NOT_READY
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: it does not wait for the default stream's work, which others may use
+_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
-_IMPORTING = threading.Lock()
-
-
-def load() -> tuple[Any, Any]:
-    """The modules cuda.core and cuda.bindings.driver.
+def load() -> Any:
+    """The module cuda.bindings.driver.
 
     Raises
     ------
     MissingDependencyError
-        One of them is not installed.
+        It is not installed.
     """
     try:
-        # Two threads that import its parts from different ends are let through each other's locks to half of a module.
-        with _IMPORTING:
-            from cuda import core
-            from cuda.bindings import driver
+        from cuda.bindings import driver
     except ImportError as error:
         raise MissingDependencyError(
-            f"cuda-core is needed to run engines: {error}", INSTALL, code="library-broken"
+            f"cuda-bindings is needed to run engines: {error}", INSTALL, code="library-broken"
         ) from error
-    if not hasattr(core, "Device"):
-        raise MissingDependencyError(
-            "cuda-core is too old: 0.5 or newer is needed to run engines", INSTALL, code="library-broken"
-        )
-    return core, driver
+    return driver
+
+
+def make_context(index: int = 0) -> None:
+    """Have the driver make a device's primary context, which takes half a second once and stays with the process.
+
+    By ctypes, which holds no lock of Python's meanwhile: what is to be imported can be. What goes wrong says `Cuda`.
+    """
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        if not (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)):
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+
+@functools.cache
+def _context(index: int) -> Any:
+    """A device's primary context, which this process keeps."""
+    driver = load()
+    _call(driver, "cuInit", 0)
+    return _call(driver, "cuDevicePrimaryCtxRetain", _call(driver, "cuDeviceGet", index))
+
+
+def _call(driver: Any, name: str, *arguments: Any) -> Any:
+    """Call a function of the driver; what it returns beside its status; a GpuError with CUDA's text for the error."""
+    status, *values = getattr(driver, name)(*arguments)
+    if int(status) != 0:
+        _, error = driver.cuGetErrorName(status)
+        _, text = driver.cuGetErrorString(status)
+        raise GpuError(f"{name}: {b' '.join(part for part in (error, text) if part).decode()}")
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 class Cuda:
@@ -63,7 +89,7 @@ class Cuda:
     Raises
     ------
     MissingDependencyError
-        cuda-core is not installed.
+        cuda-bindings is not installed.
     GpuError
         There is no driver or no such device.
     """
@@ -72,32 +98,28 @@ class Cuda:
     """Whether the GPU was left at work that does not end: then every call that waits for it waits for ever."""
 
     def __init__(self, index: int = 0) -> None:
-        self._core, self._driver = load()
+        self._driver = load()
         if Cuda.hangs:
             raise poisoned(f"CUDA device {index} cannot be used: an earlier run of this process has not ended")
-        is_current = False
+        self._context: Any = None
         try:
-            self.device = self._core.Device(index)
-            self.device.set_current()
-            is_current = True
-            self.stream = self.device.create_stream()
-        except Exception as error:  # Without a driver, cuda.core raises classes of several packages.
-            failure = GpuError(f"CUDA device {index} cannot be used: {error}", "see nvidia-smi")
-            failure.poisoned = is_current  # A context that gives no stream was broken by an earlier failure.
+            self._context = _context(index)
+            self.make_current()
+            self.stream = Stream(self)
+        except Exception as error:  # Without a driver, the bindings raise a RuntimeError.
+            message = error.message if isinstance(error, GpuError) else error
+            failure = GpuError(f"CUDA device {index} cannot be used: {message}", "see nvidia-smi")
+            failure.poisoned = self._context is not None  # One that gives no stream was broken by an earlier failure.
             raise failure from error
         self.handle = int(self.stream.handle)
 
     def make_current(self) -> None:
         """Make the device's primary context current in this thread: other libraries may have changed it."""
-        self.device.set_current()
+        self.call("cuCtxSetCurrent", self._context)
 
-    def event(self) -> Any:
-        """An event that can be timed: `later - earlier` is in milliseconds."""
-        try:
-            options = self._core.EventOptions(timing_enabled=True)
-        except TypeError:  # Its name before cuda.core 1.0.
-            options = self._core.EventOptions(enable_timing=True)
-        return self.device.create_event(options)
+    def event(self) -> Event:
+        """An event that can be timed."""
+        return Event(self, flags=0)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call the driver function `name`; what it returns beside its status.
@@ -107,22 +129,18 @@ class Cuda:
         GpuError
             With CUDA's name and text for the error.
         """
-        status, *values = getattr(self._driver, name)(*arguments)
-        if int(status) != 0:
-            raise GpuError(f"{name}: {self._explain(status)}")
-        return values[0] if len(values) == 1 else tuple(values)
+        return _call(self._driver, name, *arguments)
 
-    def _explain(self, status: Any) -> str:
-        _, name = self._driver.cuGetErrorName(status)
-        _, text = self._driver.cuGetErrorString(status)
-        return " ".join(part.decode() for part in (name, text) if part)
+    def status(self, name: str, *arguments: Any) -> int:
+        """Call the driver function `name`, which returns its status alone; that status."""
+        return int(getattr(self._driver, name)(*arguments)[0])
 
     def free_memory(self) -> tuple[int, int]:
         """Bytes of device memory that are free, and that there are."""
         free, total = self.call("cuMemGetInfo")
         return int(free), int(total)
 
-    def wait(self, timeout_s: float | None, event: Any = None) -> None:
+    def wait(self, timeout_s: float | None, event: Event | None = None) -> None:
         """Wait until the stream has done all its work, or all up to `event`.
 
         Raises
@@ -130,10 +148,10 @@ class Cuda:
         GpuError
             `poisoned`: it has not within `timeout_s`; nothing but the end of this process stops it.
         """
+        event = event or self.stream.record(Event(self, flags=_DISABLE_TIMING))
         if timeout_s is None:
-            (event or self.stream).sync()
+            event.sync()
             return
-        event = event or self.stream.record()
         started = time.perf_counter()
         while not event.is_done:
             waited = time.perf_counter() - started
@@ -150,7 +168,7 @@ class Cuda:
         try:
             self.make_current()
             self.call("cuCtxSynchronize")
-        except Exception:  # Whatever cuda.core raises here, the context does not work.
+        except GpuError:
             return True
         return False
 
@@ -168,7 +186,7 @@ class Cuda:
             enqueue()
         except BaseException:
             # Ends the capture; its own status repeats the failure.
-            self._driver.cuStreamEndCapture(self.stream.handle)
+            self.status("cuStreamEndCapture", self.stream.handle)
             raise
         captured = self.call("cuStreamEndCapture", self.stream.handle)
         try:
@@ -181,6 +199,55 @@ class Cuda:
     def close(self) -> None:
         """Destroy the stream; the device's context is the process's and stays."""
         self.stream.close()
+
+
+class Stream:
+    """A stream of the current context."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.handle = cuda.call("cuStreamCreate", _NON_BLOCKING)
+
+    def record(self, event: Event) -> Event:
+        """Put an event on it."""
+        self._cuda.call("cuEventRecord", event.handle, self.handle)
+        return event
+
+    def close(self) -> None:
+        """Destroy it, once its work has ended; calling it twice is harmless."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            self._cuda.status("cuStreamDestroy", handle)
+
+
+class Event:
+    """A point on a stream. `later - earlier`: the milliseconds between two that were reached."""
+
+    def __init__(self, cuda: Cuda, flags: int) -> None:
+        self._cuda = cuda
+        self.handle = cuda.call("cuEventCreate", flags)
+        weakref.finalize(self, cuda.status, "cuEventDestroy", self.handle).atexit = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was reached.
+
+        Raises
+        ------
+        GpuError
+            What is on the stream before it failed.
+        """
+        if self._cuda.status("cuEventQuery", self.handle) == _NOT_READY:
+            return False
+        self._cuda.call("cuEventQuery", self.handle)
+        return True
+
+    def sync(self) -> None:
+        """Wait until it was reached."""
+        self._cuda.call("cuEventSynchronize", self.handle)
+
+    def __sub__(self, earlier: Event) -> float:
+        return float(self._cuda.call("cuEventElapsedTime", earlier.handle, self.handle))
 
 
 class Graph:
@@ -267,11 +334,6 @@ class Memory:
             self._cuda.call("cuMemFree", device)
         if host:
             self._cuda.call("cuMemFreeHost", host)
-
-
-def is_cuda_error(error: BaseException) -> bool:
-    """Whether `error` was raised by CUDA's own packages."""
-    return type(error).__module__.partition(".")[0] == "cuda"
 
 
 def poisoned(message: str, hint: str = "") -> GpuError:

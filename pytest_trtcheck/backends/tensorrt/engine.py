@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_trtcheck.backends.tensorrt.builder import load_plugin
 from pytest_trtcheck.backends.tensorrt.callbacks import layer_profiler, output_allocator, runtime_log
-from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, is_cuda_error, poisoned
+from pytest_trtcheck.backends.tensorrt.cuda import Cuda, Memory, poisoned
 from pytest_trtcheck.backends.tensorrt.io import (
     TensorSpec,
     check_inputs,
@@ -23,17 +23,16 @@ from pytest_trtcheck.backends.tensorrt.io import (
     poisoned_elements,
     unwritten,
 )
-from pytest_trtcheck.backends.tensorrt.layers import described, layers_by_precision, tensor_types
+from pytest_trtcheck.backends.tensorrt.layers import Inspected
 from pytest_trtcheck.errors import GpuError, lacked_memory, listed, plural
 from pytest_trtcheck.spec import ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
-    from pytest_trtcheck.record import LayerRecord
     from pytest_trtcheck.spec import InputMapping, Shape
 
 RUN_TIMEOUT_S = 120.0
@@ -44,7 +43,7 @@ PROFILED_S = 2.0
 FEWEST_RUNS = 12
 
 
-class Engine:
+class Engine(Inspected):
     """An engine, loaded and ready to run.
 
     Parameters
@@ -74,7 +73,7 @@ class Engine:
     GpuError
         The engine cannot be loaded on this GPU, or there is none.
     MissingDependencyError
-        cuda-core is not installed.
+        cuda-bindings is not installed.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class Engine:
     ) -> None:
         started = time.perf_counter()
         self.module = module
+        self.title = module.title
         self.timeout_s = timeout_s
         self.poisoned = False
         """Whether CUDA cannot be used any more in this process because of a failure here."""
@@ -104,7 +104,7 @@ class Engine:
         self._profile = profile
         self._outer = outer or {}
         self._closed = False
-        self._layers: dict[str, int] | None = None
+        self._information: str | None = None
         self._placed: dict[str, Memory] = {}
         self._on_demand: set[str] = set()
         self._runtime: Any = None
@@ -211,24 +211,9 @@ class Engine:
         """TensorRT-RTX's compiled kernels, to be stored beside the engine; None where there are none."""
         return None if self._jit is None else bytes(memoryview(self._jit.serialize()))
 
-    def layers_by_precision(self) -> dict[str, int]:
-        """How many of the engine's layers compute in which precision, by the engine inspector.
-
-        Raises
-        ------
-        GpuError
-            What the inspector says cannot be understood.
-        """
-        try:
-            if self._layers is None:
-                self._layers = layers_by_precision(self.layer_information())
-            return self._layers
-        except ValueError as error:
-            raise GpuError(f"{self.module.title}: the engine inspector's answer cannot be read: {error}") from error
-
-    def layer_records(self, computing: Collection[str] | None = None) -> tuple[LayerRecord, ...]:
-        """Its layers, by the engine inspector; `computing` are the ONNX nodes that do arithmetic, None: not known."""
-        return described(self.layer_information(), computing)
+    def new_kernels(self) -> bytes | None:
+        """The same, where it was not given any that it took."""
+        return None if self.jit_cache_used else self.jit_cache()
 
     def layer_times(self, inputs: InputMapping) -> list[list[tuple[str, float]]]:
         """What each layer took, by TensorRT's profiler: of each run the layers' names and milliseconds.
@@ -270,10 +255,6 @@ class Engine:
         """Whether its layers were timed, and each run tells of them."""
         return self._profiler is not None
 
-    def tensor_types(self) -> frozenset[str]:
-        """The types of the tensors between its layers, by the engine inspector."""
-        return tensor_types(self.layer_information())
-
     def io(self) -> dict[str, list[dict[str, Any]]]:
         """The "inputs" and "outputs" as plain data: name, dtype (TensorRT's name), shape (-1: open) and, of an input
         that is open, each profile's (min, opt, max).
@@ -293,9 +274,11 @@ class Engine:
 
     def layer_information(self) -> str:
         """What the engine inspector says of every layer, as JSON."""
-        inspector = self._engine.create_engine_inspector()
-        inspector.execution_context = self._context
-        return str(inspector.get_engine_information(self.module.handle.LayerInformationFormat.JSON))
+        if self._information is None:
+            inspector = self._engine.create_engine_inspector()
+            inspector.execution_context = self._context
+            self._information = str(inspector.get_engine_information(self.module.handle.LayerInformationFormat.JSON))
+        return self._information
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once: arrays by input name in, arrays by output name out, in the model's order.
@@ -510,16 +493,12 @@ class Engine:
         try:
             self.cuda.make_current()
             yield
-        except Exception as error:
-            if not isinstance(error, GpuError) and not is_cuda_error(error):
-                raise
+        except GpuError as error:
             raise self._failure(task, error) from error
 
-    def _failure(self, task: str, error: Exception) -> GpuError:
-        message = error.message if isinstance(error, GpuError) else str(error)
-        hint = error.hint if isinstance(error, GpuError) else ""
-        code = error.code if isinstance(error, GpuError) else None
-        text = "\n".join([f"{task}: {message}", *(f"    {line}" for line in self._log.take())])
+    def _failure(self, task: str, error: GpuError) -> GpuError:
+        hint, code = error.hint, error.code
+        text = "\n".join([f"{task}: {error.message}", *(f"    {line}" for line in self._log.take())])
         self.poisoned = self.cuda.is_broken()
         if self.poisoned:
             code = "cuda-broken"

@@ -116,11 +116,12 @@ class ExistingEngine(TensorRT):
         entry = cache.get_or_make(key, lambda folder: self._look(spec, folder))
         io = _io(entry)
         refuse_other_model(self.file.label, io, spec.model)
+        loaded = None
         if self.gpu is not None:
             arguments = self._loaded_from_file(spec, io)
             trial = Trial(self.module, self.gpu, self.file.path, self.file.sha256, self._named, arguments, spec.cases)
-            trial.beside(entry)
-        return Built(spec, self.file.path, self.found_in_file(), entry)
+            loaded = trial.beside(entry)
+        return Built(spec, self.file.path, self.found_in_file(), entry, loaded)
 
     def _look(self, spec: EngineSpec, folder: Path) -> None:
         found = tensorrt.inspect(
@@ -138,6 +139,7 @@ class ExistingEngine(TensorRT):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         assert built.entry is not None
+        built.close()
         serialized = built.path.read_bytes()
         if hash_bytes(serialized) != self.file.sha256:
             raise GpuError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.choices import half_part, is_pair, quantized_part
+from pytest_trtcheck.errors import GpuError
 from pytest_trtcheck.latency.stats import CONFIDENCE, quantile_bounds
 from pytest_trtcheck.record import LayerRecord
 
@@ -33,6 +35,38 @@ _NODE = re.compile(r"\[ONNX Layer: (.+?)\](?=\s*(?:$|[\x1e\x1f]|\[ONNX Layer: ))
 _CONVERSION = re.compile(r"(?:^|[/_.])(?:Cast|QuantizeLinear|DequantizeLinear)(?:_\d+)?$")
 """What exporters and quantizers call a node that converts, where nothing else tells what a node is."""
 _NARROWEST_FIRST = ("fp4", "int4", "fp8", "int8", "fp16", "bf16", "fp32", "other")
+
+
+class Inspected(ABC):
+    """What is read from the engine inspector's answer, wherever the engine is loaded."""
+
+    title: str
+    """The TensorRT that gave it."""
+
+    @abstractmethod
+    def layer_information(self) -> str:
+        """`EngineInspector.get_engine_information(JSON)`."""
+
+    def layers_by_precision(self) -> dict[str, int]:
+        """How many of the engine's layers compute in which precision.
+
+        Raises
+        ------
+        GpuError
+            What the inspector says cannot be understood.
+        """
+        try:
+            return layers_by_precision(self.layer_information())
+        except ValueError as error:
+            raise GpuError(f"{self.title}: the engine inspector's answer cannot be read: {error}") from error
+
+    def layer_records(self, computing: Collection[str] | None = None) -> tuple[LayerRecord, ...]:
+        """Its layers; `computing` are the ONNX nodes that do arithmetic, None: not known."""
+        return described(self.layer_information(), computing)
+
+    def tensor_types(self) -> frozenset[str]:
+        """The types of the tensors between its layers."""
+        return tensor_types(self.layer_information())
 
 
 def layers_by_precision(information: str) -> dict[str, int]:

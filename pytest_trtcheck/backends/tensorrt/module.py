@@ -40,7 +40,7 @@ class TensorRTModule:
     @property
     def title(self) -> str:
         """Name and version, for messages."""
-        return f"{TITLES[self.name]} {self.version}"
+        return f"{TITLES[self.name]} {self.version}".rstrip()
 
     @property
     def release(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck.backends.tensorrt.module import TITLES, release_of
 from pytest_trtcheck.cache import Cache, Key, hash_bytes, hash_file
-from pytest_trtcheck.errors import ModelError, listed, plural
+from pytest_trtcheck.errors import MISREAD, ModelError, listed, plural
 from pytest_trtcheck.record.files import read_json, resolved
 
 if TYPE_CHECKING:
@@ -260,7 +260,8 @@ def _with_manifest(file: PlanFile) -> PlanFile:
             "version": (_as_in_a_plan(tensorrt["version"]), dotted(file.version) or _as_in_a_plan(tensorrt["version"])),
         }
         stated = _capability(str(gpu["compute_capability"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        is_stripped = (engine.get("made_from") or {}).get("strip_weights") == "true"
+    except (OSError, *MISREAD) as error:
         raise ModelError(
             f"{file.label}: the manifest beside it, {place}, is not understood: {error!r}",
             "export it again, or move the plan away from that manifest",
@@ -275,7 +276,7 @@ def _with_manifest(file: PlanFile) -> PlanFile:
             "export it again: plan and manifest belong together",
             code="engine-manifest",
         )
-    if (engine.get("made_from") or {}).get("strip_weights") == "true":
+    if is_stripped:
         raise ModelError(
             f"{file.label}: holds no weights, as its manifest says (strip_weights): by itself it computes nothing",
             "test it as it was built: BuildOptions(strip_weights=True), without engine=",
@@ -292,9 +293,9 @@ def _manifest_of(path: Path) -> Path | None:
         try:
             manifest = read_json(place)
             named = manifest["format"] == EXPORT_FORMAT and folder / manifest["engine"]["file"]
-            if named and named.resolve() == path.resolve():
+            if named and resolved(named) == resolved(path):
                 return place
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        except (OSError, *MISREAD):
             continue
     return None
 

@@ -1,9 +1,9 @@
 """The first load and run of an engine on a GPU, in a process of its own: TensorRT has ended processes that did it.
 
 An engine that came through is marked with where that was, and is loaded at once from then on; what TensorRT-RTX
-compiled is handed over, so that nothing is compiled twice. One that ended the process gets no mark: whoever asks for it
-again tries again, without building it again, so that no verdict is older than the check. Only what had to be stopped is
-not waited for again at once.
+compiled is handed over, so that nothing is compiled twice. Who only wants to know what it computes goes on where it was
+tried. One that ended the process gets no mark: whoever asks for it again tries again, without building it again, so
+that no verdict is older than the check. Only what had to be stopped is not waited for again at once.
 """
 
 from __future__ import annotations
@@ -11,27 +11,34 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pytest_trtcheck import errors
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
+from pytest_trtcheck.backends.tensorrt.layers import Inspected
 from pytest_trtcheck.backends.tensorrt.support import advice
 from pytest_trtcheck.cache import hash_bytes, scratch_folder
-from pytest_trtcheck.errors import CacheError, CheckError, GpuError
+from pytest_trtcheck.errors import CacheError, CheckError, GpuError, InputError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.gpu.lock import gpu_lock
+from pytest_trtcheck.model.apart import Answer
+from pytest_trtcheck.model.packing import packed, unpacked
+from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
     from pytest_trtcheck.cache import Entry
-    from pytest_trtcheck.model.apart import Process
+    from pytest_trtcheck.model.apart import Blob, Process
     from pytest_trtcheck.spec import InputMapping
 
 KERNELS = "jit.cache"
@@ -79,20 +86,24 @@ class Trial:
         name = self._name("tried")
         return (entry.path / name).exists() or entry.read_extra(name) is not None
 
-    def into(self, folder: Path, process: Process) -> None:
+    def into(self, folder: Path, process: Process) -> EngineApart:
         """Load and run it in `process`, which built it, and leave mark and kernels in the new entry's folder.
+
+        The process is the engine's from then on; where that fails, it is ended.
 
         Raises
         ------
         GpuError
             It cannot be loaded or run; or it ended the process, or had to be stopped.
         """
-        if kernels := self._made(None, process):
+        engine = EngineApart(self, process, None)
+        if kernels := engine.kernels:
             (folder / KERNELS).write_bytes(kernels)
         (folder / self._name("tried")).write_text(json.dumps(self._mark))
+        return engine
 
-    def beside(self, entry: Entry) -> None:
-        """The same for an engine that is in the cache, where it was not tried here before.
+    def beside(self, entry: Entry) -> EngineApart | None:
+        """The same for an engine that is in the cache; None where it was tried here before.
 
         Raises
         ------
@@ -100,61 +111,35 @@ class Trial:
             As `into`; of an engine that had to be stopped within the last hour, as it was then.
         """
         if self.is_done(entry):
-            return
+            return None
         self._recall_stopped(entry)
         try:
-            kernels = self._made(kernels_of(entry))
+            engine = EngineApart(self, tensorrt.expected_builder(), kernels_of(entry))
         except StoppedError as error:
-            stopped = {"at": time.time(), "message": error.message, "hint": error.hint}
+            stopped = _Stopped(time.time(), error.message)
             with suppress(CacheError):
-                entry.write_extra(self._name("stopped"), json.dumps(stopped).encode())
+                entry.write_extra(self._name("stopped"), json.dumps(asdict(stopped)).encode())
             raise
         # A cache that is read-only serves; there it is tried each time.
         with suppress(CacheError):
-            if kernels:
+            if kernels := engine.kernels:
                 entry.write_extra(KERNELS, kernels)
             entry.write_extra(self._name("tried"), json.dumps(self._mark).encode())
+        return engine
 
     def _recall_stopped(self, entry: Entry) -> None:
-        kept = entry.read_extra(self._name("stopped"))
-        found = json.loads(kept) if kept else {"at": -math.inf}
-        ago = time.time() - found["at"]
-        if 0 <= ago < STOPPED_S:
+        found = entry.recall(self._name("stopped"), lambda kept: typed(json.loads(kept), _Stopped))
+        ago = math.inf if found is None else time.time() - found.at
+        if found is not None and 0 <= ago < STOPPED_S:
             left = math.ceil((STOPPED_S - ago) / 60)
             raise StoppedError(
-                f"{found['message']}\n(that was {ago / 60:.0f} min ago; nobody waited for it again)",
+                f"{found.message}\n(that was {ago / 60:.0f} min ago; nobody waited for it again)",
                 f"it is tried again in {left} min, or once the cache is emptied, --trt-cache-clear",
             )
 
-    def _made(self, kernels: bytes | None, process: Process | None = None) -> bytes:
-        with scratch_folder("trial") as scratch, tensorrt.builder_process(process) as asked:
-            folder = Path(scratch)
-            compiled = folder / KERNELS
-            compiled.write_bytes(kernels or b"")
-            request = {
-                "model": str(self.plan.resolve()),
-                "module": self.module.name,
-                "kernels": str(compiled),
-                "arguments": dict(self.arguments),
-            }
-            self._asked(asked, "load", request, LOAD_LIMIT_S)
-            if self.cases:
-                cases = [*_written(self.cases, folder)]
-                # Others may be measuring; nobody is held up while it is only loaded.
-                with gpu_lock(self.gpu.lock_name):
-                    self._asked(asked, "run", {**request, "cases": cases}, RUN_LIMIT_S)
-            return compiled.read_bytes()
-
-    def _asked(self, process: Process, task: str, request: dict[str, Any], limit_s: float) -> None:
-        answered = tensorrt.called(process, f"{__name__}:{task}", request, limit_s)
-        if answered.response is None:
-            raise self._ended(task, answered)
-        if "error" in answered.response:
-            message, hint, code = answered.response["error"]
-            raise GpuError(message, hint, code=code)
-
-    def _ended(self, task: str, answered: tensorrt.Answered) -> GpuError:
-        done = {"load": "loaded", "run": "run"}[task]
+    def ended(self, task: str, answered: tensorrt.Answered) -> GpuError:
+        """What is said where its process ended, or was stopped."""
+        done = "loaded" if task == "load" else "run"
         said = [f"    {line}" for text in answered.messages[-5:] for line in text.splitlines()]
         last = "\n".join([f"\n  {self.module.title} said last:", *said]) if said else ""
         text = (
@@ -164,6 +149,14 @@ class Trial:
         hints = [*advice(text, is_rtx=self.module.is_rtx), "try another precision, keep_fp32=[…], or another TensorRT"]
         kind = StoppedError if answered.timed_out else GpuError
         return kind(text, "\n  → ".join(dict.fromkeys(hints)))
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """What had to be stopped: when, in seconds since the epoch, and what was said of it."""
+
+    at: float
+    message: str
 
 
 class StoppedError(GpuError):
@@ -178,18 +171,92 @@ def kernels_of(entry: Entry) -> bytes | None:
     return entry.read_extra(KERNELS) or (made.read_bytes() if made.exists() else None)
 
 
-def _written(cases: Sequence[InputMapping], folder: Path) -> Iterator[dict[str, Any]]:
-    """The first case of each shape as files; numpy's own format has no bfloat16."""
+_TELLS = ("device_memory_bytes", "context_bytes", "aux_streams", "streamed_bytes")
+"""What a loaded engine tells of itself, beside its layers."""
+
+
+class EngineApart(Inspected):
+    """An engine that was just tried, in the process in which it was: for what it computes, not for how fast.
+
+    It is run and closed like an `Engine`.
+    """
+
+    def __init__(self, trial: Trial, process: Process, kernels: bytes | None) -> None:
+        """Have the engine loaded, and run with a case of each shape, in `process`, which is ended where that fails."""
+        self._trial, self._process, self._held = trial, process, ExitStack()
+        try:
+            self._held.enter_context(process)
+            self._messages = Path(self._held.enter_context(scratch_folder("trial")), "messages.jsonl")
+            self._load(kernels or b"")
+            if trial.cases:
+                # Others may be measuring; nobody is held up while it is only loaded.
+                with gpu_lock(trial.gpu.lock_name):
+                    for case in _first_of_each_shape(trial.cases):
+                        with suppress(InputError):  # The check says so itself.
+                            self(case)
+            _, (compiled,) = self._asked("kernels", {})
+        except BaseException:
+            self.close()
+            raise
+        self.kernels = bytes(compiled)
+        """What TensorRT-RTX had compiled once it was tried."""
+
+    def _load(self, kernels: bytes) -> None:
+        trial = self._trial
+        about = {"module": trial.module.name, "label": trial.label, "model": str(trial.plan.resolve())}
+        told, _ = self._asked("load", {**about, "sha256": trial.sha256, "arguments": dict(trial.arguments)}, [kernels])
+        self.title = trial.module.title
+        self.device_memory_bytes: int = told["device_memory_bytes"]
+        self.context_bytes: int = told["context_bytes"]
+        self.aux_streams: int = told["aux_streams"]
+        self.streamed_bytes: int | None = told["streamed_bytes"]
+        self._information: str = told["information"]
+
+    def _asked(
+        self, task: Literal["load", "run", "kernels"], request: dict[str, Any], blobs: Sequence[Blob] = ()
+    ) -> tuple[dict[str, Any], Sequence[Blob]]:
+        """What the other process answers, and bytes beside it; a CheckError as the engine there raised it."""
+        limit_s = LOAD_LIMIT_S if task == "load" else RUN_LIMIT_S
+        about = {**request, "messages": str(self._messages)}
+        answered = tensorrt.called(self._process, f"{__name__}:{task}", about, blobs, limit_s)
+        if answered.response is None:
+            raise self._trial.ended(task, answered)
+        if "error" in answered.response:
+            name, message, hint, code = answered.response["error"]
+            raise getattr(errors, name)(message, hint, code=code)
+        return answered.response, answered.blobs
+
+    def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
+        """Run once: arrays by input name in, arrays by output name out, in the model's order.
+
+        Raises
+        ------
+        InputError
+            The inputs do not fit the engine.
+        GpuError
+            The run failed, took too long, or ended the process.
+        """
+        described, blobs = packed({name: np.asarray(array) for name, array in inputs.items()})
+        answer, given = self._asked("run", {"arrays": described}, blobs)
+        return unpacked(answer["arrays"], given)
+
+    def layer_information(self) -> str:
+        """What the engine inspector said of every layer, as JSON."""
+        return self._information
+
+    def new_kernels(self) -> None:
+        """Nothing: what was compiled was kept when it was tried."""
+
+    def close(self) -> None:
+        """End the process; calling it twice is harmless."""
+        self._held.close()
+
+
+def _first_of_each_shape(cases: Sequence[InputMapping]) -> list[InputMapping]:
     first: dict[tuple[Any, ...], InputMapping] = {}
     for case in cases:
         first.setdefault(tuple((name, np.shape(array)) for name, array in case.items()), case)
-    for index, case in enumerate([*first.values()][:_MOST_SHAPES]):
-        written = {}
-        for place, (name, value) in enumerate(case.items()):
-            array, path = np.ascontiguousarray(value), folder / f"{index}-{place}.bin"
-            array.tofile(path)
-            written[name] = [str(path), array.dtype.name, list(np.shape(value))]
-        yield written
+    return [*first.values()][:_MOST_SHAPES]
 
 
 # --- in the other process ---------------------------------------------------------------------------------------------
@@ -198,35 +265,43 @@ _loaded: list[Engine] = []
 
 
 def load(request: dict[str, Any]) -> dict[str, Any]:
-    """Load an engine and keep it."""
+    """Load an engine and keep it; what it tells of itself."""
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.backends.tensorrt.module import find_module
 
-    module, kernels = find_module(request["module"]), Path(request["kernels"])
-    arguments = {**request["arguments"], "jit_cache": kernels.read_bytes() if kernels.exists() else None}
+    module, (kernels,) = find_module(request["module"]), request["blobs"]
+    plan = Path(request["model"]).read_bytes()
     try:
-        engine = Engine(Path(request["model"]), module, **arguments)
+        if hash_bytes(plan) != request["sha256"]:
+            raise GpuError(
+                f"{request['label']}: was changed on disk during the check", "run the test again", code="model-changed"
+            )
+        engine = Engine(plan, module, jit_cache=bytes(kernels) or None, **request["arguments"])
+        _loaded[:] = [engine]
+        return {"information": engine.layer_information(), **{name: getattr(engine, name) for name in _TELLS}}
     except CheckError as error:
-        return {"error": [error.message, error.hint, error.code]}
-    _loaded[:] = [engine]
-    kernels.write_bytes(engine.jit_cache() or b"")
-    return {}
+        return _refused(error)
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Run the engine that was loaded last; what it computes is for the process that asked to find out."""
-    import ml_dtypes  # noqa: F401 - numpy knows its types by name from then on
-
+def run(request: dict[str, Any]) -> Answer | dict[str, Any]:
+    """What the engine that was loaded last computes."""
     (engine,) = _loaded
-    for files in request["cases"]:
-        case = {name: np.fromfile(path, np.dtype(dtype)).reshape(shape) for name, (path, dtype, shape) in files.items()}
-        try:
-            engine(case)
-        except GpuError as error:
-            # What it says of "this process" is of this one.
-            hint = "the session can go on: that was in another process" if error.poisoned else error.hint
-            return {"error": [error.message, hint, error.code]}
-        except CheckError:  # Inputs that do not fit: the check says so itself.
-            continue
-    Path(request["kernels"]).write_bytes(engine.jit_cache() or b"")
-    return {}
+    try:
+        described, blobs = packed(engine(unpacked(request["arrays"], request.get("blobs", ()))))
+    except CheckError as error:
+        return _refused(error)
+    return Answer({"arrays": described}, blobs)
+
+
+def kernels(request: dict[str, Any]) -> Answer:
+    """What TensorRT-RTX has compiled for it."""
+    del request
+    (engine,) = _loaded
+    return Answer({}, [engine.jit_cache() or b""])
+
+
+def _refused(error: CheckError) -> dict[str, Any]:
+    is_broken = isinstance(error, GpuError) and error.poisoned
+    # What it says of "this process" is of this one.
+    hint = "the session can go on: that was in another process" if is_broken else error.hint
+    return {"error": [type(error).__name__, error.message, hint, error.code]}

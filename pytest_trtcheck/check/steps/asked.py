@@ -13,6 +13,7 @@ import numpy as np
 from pytest_trtcheck import backends
 from pytest_trtcheck.check import keeping, kept_inputs, parity
 from pytest_trtcheck.check.request import Known
+from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import CalibrationError, CheckError, InputError, ModelError, listed
 from pytest_trtcheck.model import free_dims, labelled
 from pytest_trtcheck.model import golden as golden_samples
@@ -102,6 +103,9 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
     cases, labels, notes = ([], [], []) if settings.only_judges(request) else _cases(settings, request, model)
     if compares:
         parity.refuse_empty(cases)
+    if request.latency_for is not None and cases:
+        batch, source = model_inputs.batch_of(model, cases[0]), f"{request.inputs_source} inputs"
+        request = replace(request, latency=request.latency_for(batch, source=source))
     own = len(cases)
     # What a search found has no labels.
     if compares and request.parity.score is None:
@@ -130,7 +134,8 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
             f"the file has only integers of {weights}, and the reference is computed with them: what quantizing them "
             'cost was not compared; name the FP32 original, reference="model.onnx"',
         ]
-    of_reference = getattr(known.reference, "notes", ())
+    of_reference = (*_unfed(settings, known), *getattr(known.reference, "notes", ()))
+    notes = [*notes, *_unused_calibration(known)]
     calibration = _calibration(known)
     if calibration is not None and calibration.inputs:
         notes = [*notes, *coverage.notes(calibration.inputs, request.inputs_source)]
@@ -144,6 +149,19 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         lowered=None if known.is_given else _lowered_record(known),
         profile={name: (span.min, span.opt, span.max) for name, span in known.profile().items()} if cases else None,
     )
+
+
+def _unfed(settings: Settings, known: Known) -> Iterator[str]:
+    """What is said of sizes that the profile declares and no input has: an engine may go wrong at those alone."""
+    searched = settings.search or known.request.parity.search
+    if not known.cases or settings.build_only or settings.kept_open is not None or searched:
+        return
+    for name, span in known.profile().items():
+        for axis, (least, most) in enumerate(zip(span.min, span.max, strict=True)):
+            fed = sorted({case[name].shape[axis] for case in known.cases})
+            if least < most and not {least, most} <= set(fed):
+                sizes = listed(map(str, fed), separator=" and ")
+                yield f"shapes: {name}[{axis}] goes from {least} to {most}, and was {sizes}: no other size was checked"
 
 
 def _expect_build(settings: Settings, request: Request, model: OnnxModel) -> None:
@@ -187,7 +205,8 @@ def _calibration(known: Known) -> CalibrationRecord | None:
     if ranges is None:
         return None
     digest, seen = (known.lowered.details.get(name) for name in ("samples", "seen"))
-    found = CalibrationRecord(ranges["method"], ranges["percentile"], ranges["samples"], sha256=digest)
+    method, percentile, samples, rows = (ranges[name] for name in ("method", "percentile", "samples", "rows"))
+    found = CalibrationRecord(method, percentile, samples, sha256=digest, rows=rows)
     if seen:
         some = known.cases[:: max(1, len(known.cases) // coverage.CASES)]
         found = replace(found, inputs=coverage.covered(known.model, seen, some))
@@ -198,6 +217,16 @@ def _calibration(known: Known) -> CalibrationRecord | None:
         for method, by_output in ranges["choice"]["errors"].items()
     }
     return replace(found, held_out=ranges["choice"]["held_out"], errors=errors)
+
+
+def _unused_calibration(known: Known) -> Iterator[str]:
+    """That calibration data was given and nothing is calibrated; in FP16 beside INT8 of one test nobody expects it."""
+    if known.request.calibration is None or known.is_given or known.lowered.details.get("ranges") is not None:
+        return
+    if quantized_part(known.precision) is not None:
+        yield f"the calibration data is not used: {known.model.label} brings its own scales with it"
+    elif known.request.precision_is_default:
+        yield f"the calibration data is not used in {known.precision}: --trt-precision=int8 asks for what it is for"
 
 
 _OTHERS = "each run is given others, or in another order; shuffle=False makes runs comparable"

@@ -22,8 +22,9 @@ from pytest_trtcheck.errors import (
     UnsupportedTargetError,
     first_line,
 )
+from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
-from pytest_trtcheck.precision.reference import CallableReference, Reference, SourceReference
+from pytest_trtcheck.precision.reference import CallableReference, ModelReference, SourceReference
 from pytest_trtcheck.record import Evidence, GpuRecord
 from pytest_trtcheck.spec import PRECISIONS
 
@@ -184,13 +185,22 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
                 reference(case)
 
     with ThreadPoolExecutor(2, "trtcheck") as pool:
-        pool.submit(known.system.start)
+        if not _computes_alone(settings, known.request):
+            pool.submit(known.system.start)
         pool.submit(compute)
         yield
 
 
-def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
-    """What runs a built engine; none does once one has broken CUDA in this process."""
+def loaded_by(settings: Settings, system: Backend, built: Built, *, computes_alone: bool = False) -> Runner:
+    """What runs a built engine; none does once one has broken CUDA in this process.
+
+    Parameters
+    ----------
+    computes_alone
+        Whether nothing else is wanted of it: then it goes on where it was tried, and is not loaded again.
+    """
+    if computes_alone and built.loaded is not None:
+        return built.loaded
     if settings.broken and system.gpu is not None:
         raise GpuError(
             f"no engine can run: {settings.broken[0]}", "run this test in a process of its own", code="cuda-broken"
@@ -199,6 +209,12 @@ def loaded_by(settings: Settings, system: Backend, built: Built) -> Runner:
         return system.load(built)
     found: Runner = settings.kept_open.get((system.name, built.path, built.spec.precision), lambda: system.load(built))
     return found
+
+
+def _computes_alone(settings: Settings, request: Request) -> bool:
+    """Whether no time is asked for: what is measured is loaded, run and kept open in this process."""
+    measures = request.latency is not None or request.parity.is_compared or settings.time_layers
+    return not measures and settings.kept_open is None
 
 
 def note_broken(settings: Settings, request: Request, error: CheckError) -> None:
@@ -223,7 +239,8 @@ def loaded(settings: Settings, known: Known) -> Known:
         if reason is not None:
             return _uncompared(known, reason)
         _refuse_itself(known)
-        _compute_large_reference(known)
+        if isinstance(known.reference, KeptOutputs | ModelReference):
+            known.reference.keep(known.cases)
     if request.judge_parity and system.is_the_source(known.precision) and isinstance(known.reference, SourceReference):
         raise ArgumentError(
             f"reference=SOURCE: {system.title} on the CPU in {known.precision} is what that computes: it would be "
@@ -240,22 +257,14 @@ def loaded(settings: Settings, known: Known) -> Known:
         # What was computed before is not computed again: it depends on nothing else than its key.
         runner = Emulated(known.model, known.lowered, found.spec.precision, settings.cache)
     else:
-        runner = loaded_by(settings, system, found)
-    load_ms = 1000 * (time.perf_counter() - started) if system.loads and not system.is_emulation else None
+        runner = loaded_by(settings, system, found, computes_alone=_computes_alone(settings, known.request))
+    is_loaded_here = system.loads and not system.is_emulation and runner is not found.loaded
+    load_ms = 1000 * (time.perf_counter() - started) if is_loaded_here else None
     known = replace(known, built=found, runner=runner, load_ms=load_ms)
     if system.gpu is not None:
         notes = filter(None, [settings.machine.gpu_note])
         known = known.recorded(*notes, gpu=GpuRecord(**system.gpu.environment()))
     return known.recorded(backend=system.name, evidence=system.evidence, gpu_ran=system.gpu_ran)
-
-
-def _compute_large_reference(known: Known) -> None:
-    """Get the outputs of a large reference into the cache before the other model is open: either fills the memory."""
-    reference = known.reference
-    if known.model.external and isinstance(reference, Reference) and reference.keeps:
-        for case in known.cases:
-            reference(case)
-        reference.close()
 
 
 def _uncompared(known: Known, reason: str) -> Known:

@@ -271,7 +271,10 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
         That can't be measured beside it.
     """
     if name in PRECISIONS:
-        return _loaded_rival(settings, known, known.system.builder, name)
+        builder = known.system.builder
+        if builder.name == known.running.name and builder.computes_in(name) == known.computed_in:
+            raise UnsupportedTargetError(f"{name} is what was checked itself", code="compared-with-itself")
+        return _loaded_rival(settings, known, builder, name)
     try:
         system = backends.load(name).find(settings.machine)
     except CheckError as error:

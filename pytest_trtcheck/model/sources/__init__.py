@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, kind_of
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, kind_of
 from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
 from pytest_trtcheck.record.files import expanded
 
@@ -99,10 +99,13 @@ class Opening:
         path = expanded(str(source))
         tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(self.folders)]
         for candidate in tried:
-            if candidate.is_file() or candidate.is_dir():
-                return candidate
-            if candidate.exists():
-                raise ModelError(f"{source}: is a pipe or a device, no {what}", code="model-kind")
+            try:
+                if candidate.is_file() or candidate.is_dir():
+                    return candidate
+                if candidate.exists():
+                    raise ModelError(f"{source}: is a pipe or a device, no {what}", code="model-kind")
+            except PermissionError as error:
+                raise closed(source, error) from error
         raise ModelError(
             f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}", code="model-missing"
         )

@@ -64,7 +64,7 @@ def _open_model(model: Any, opening: Opening, label: str) -> OnnxModel:
 
     _load_keras(label)
     function = _function(model, opening.examples.inputs, label)
-    with failing(f"{label}: can't be exported to ONNX"):
+    with failing(f"{label}: cannot be exported to ONNX"):
         identity = identity_of(function)
     made_from = {"model": identity, **versions()}
     origin = TensorFlowOrigin(f"the Keras model {model.name}", identity, lambda: function)
@@ -94,12 +94,14 @@ def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
 
 def _config(path: Path, label: str) -> Any:
     """What the file says of the model's layers."""
+    from pytest_trtcheck.model.npz import UNREADABLE
+
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             return json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except UNREADABLE as error:
         size = f"{plural(path.stat().st_size, 'byte')}" if path.is_file() else "no file"
         raise ModelError(
             f"{label}: not a .keras file, or cut off ({size}): {first_line(error)}",
@@ -135,7 +137,7 @@ def _loaded(path: Path, label: str) -> Any:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise ModelError(
-            f"{label}: Keras can't load it: {type(error).__name__}: {said(error)}",
+            f"{label}: Keras cannot load it: {type(error).__name__}: {said(error)}",
             "decorate the model's own classes and functions by @keras.saving.register_keras_serializable() and import "
             "their module in the test, or give a callable: model=lambda: keras.saving.load_model(…, custom_objects={…}"
             + (", safe_mode=False)" if "safe" in str(error) or "lambda" in str(error).lower() else ")"),

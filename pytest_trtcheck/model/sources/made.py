@@ -42,7 +42,7 @@ def open(source: Any, opening: Opening) -> OnnxModel:
     name = name_of(source)
     if takes_inputs(source):
         raise ModelError(
-            f"model={name}: takes arguments, so it can't be called to make the model",
+            f"model={name}: takes arguments, so it cannot be called to make the model",
             "give a function without arguments; functools.partial fills them in",
             code="user-code-result",
         )

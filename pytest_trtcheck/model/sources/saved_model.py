@@ -79,7 +79,7 @@ def _function(folder: Path, name: str | None, label: str) -> Function:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:
         raise ModelError(
-            f"{label}: TensorFlow can't load it: {type(error).__name__}: {said(error)}",
+            f"{label}: TensorFlow cannot load it: {type(error).__name__}: {said(error)}",
             "save it again, or fetch the folder whole: saved_model.pb, and variables/ with all its files",
             code="model-unloadable",
         ) from error

@@ -45,7 +45,11 @@ class Emulated(KeptOutputs):
 
     def __init__(self, model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> None:
         parts = {"lowered": lowered.key, "precision": precision, **library_versions()}
-        super().__init__(cache, "emulation", model.label, parts, lambda: emulation(model, lowered, precision, cache))
+
+        def opened() -> OrtRunner:
+            return emulation(model, lowered, precision, cache)
+
+        super().__init__(cache, "emulation", model.label, parts, opened, is_large=model.is_large)
 
 
 def emulated_path(model: OnnxModel, lowered: Lowered, precision: Precision, cache: Cache) -> Path:

@@ -67,17 +67,21 @@ def _multiplies(node: ir.Node) -> bool:
 
 def _goes_to_float(value: ir.Value, through: Collection[str] = ()) -> bool:
     """Whether all that uses the value is a cast to FP32, or an operator of `through` whose output goes there."""
-    users = [user for user, _ in value.uses()]
-    return (
-        bool(users)
-        and not value.is_graph_output()
-        and all(
-            user.attributes["to"].as_int() == FLOAT
-            if user.op_type == "Cast"
-            else user.op_type in through and _goes_to_float(user.outputs[0], through)
-            for user in users
-        )
-    )
+    waiting, seen = [value], {value}
+    for each in waiting:  # A list, which grows: chains are longer than Python's stack is deep.
+        users = [user for user, _ in each.uses()]
+        if not users or each.is_graph_output():
+            return False
+        for user in users:
+            if user.op_type == "Cast":
+                if user.attributes["to"].as_int() != FLOAT:
+                    return False
+            elif user.op_type not in through:
+                return False
+            elif user.outputs[0] not in seen:
+                seen.add(user.outputs[0])
+                waiting.append(user.outputs[0])
+    return True
 
 
 def accumulate_in_half(model: ir.Model, exact: set[ir.Value], skipped: Collection[ir.Node] = ()) -> None:

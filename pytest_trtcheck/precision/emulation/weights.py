@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from pytest_trtcheck.model.graph import ONNX_DOMAINS
@@ -36,7 +37,7 @@ def fold(source: Path, path: Path) -> None:
         def moved(name: str, array: NDArray[Any]) -> onnx.TensorProto:
             dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
             tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=dtype)
-            append(file, array.tobytes(), tensor)
+            append(file, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, tensor)
             return tensor
 
         for name in _made_of_weights(graph):
@@ -44,6 +45,7 @@ def fold(source: Path, path: Path) -> None:
             # An Expand of one number is no weight, and may be of any size.
             if array.nbytes >= LARGE_BYTES and array.size <= _most_elements(graph, name):
                 folded[name] = moved(name, array)
+            del array  # before there is another one
         needed = graph.cut(graph.outputs, given=folded)
         read = {name for node in needed.nodes for name in graph.reads(node)}
         kept = []

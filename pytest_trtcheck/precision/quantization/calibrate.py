@@ -115,6 +115,8 @@ class Ranges:
     samples: int
     tensors: Mapping[str, TensorRange]
     choice: Choice | None = None
+    rows: int | None = None
+    """Of all samples, where some are batches."""
 
     def amax(self) -> dict[str, float]:
         """The ranges alone, as `quantize` takes them."""
@@ -123,7 +125,11 @@ class Ranges:
     def __str__(self) -> str:
         method = Method(self.method, self.percentile)
         said = f"ranges by {method} from {plural(self.samples, 'sample')}"
-        return f"{said}, {self.choice.why()}" if self.choice else said
+        said += f" ({plural(self.rows, 'row')})" if self.rows else ""
+        if not self.choice:
+            return said
+        apart = ", or its rows apart, with one dimension more in front" * bool(self.rows and self.samples == 1)
+        return f"{said}, {self.choice.why()}{apart}"
 
     def to_json(self) -> str:
         """The ranges as JSON; floats survive the round trip exactly."""
@@ -148,6 +154,7 @@ class Task:
     dtype: QuantizedName = "int8"
     max_bytes: int = MAX_BYTES
     describe: Callable[[int], str] = "sample {}".format
+    rows: Callable[[InputMapping], int] = lambda _: 1
 
 
 @dataclass(frozen=True)
@@ -160,11 +167,14 @@ class Collected:
         From all samples.
     without
         From those outside each fold: sample i lies in fold i % folds.
+    rows
+        Of all samples; None where each has one.
     """
 
     samples: int
     whole: Mapping[Method, Mapping[str, TensorRange]]
     without: Sequence[Mapping[Method, Mapping[str, TensorRange]]]
+    rows: int | None = None
 
 
 def collect(
@@ -178,6 +188,7 @@ def collect(
     dtype: QuantizedName = "int8",
     max_bytes: int = MAX_BYTES,
     describe: Callable[[int], str] = "sample {}".format,
+    rows: Callable[[InputMapping], int] = lambda _: 1,
 ) -> Ranges:
     """Run the FP32 model on `samples` and choose the range of each of `plan.tensors`.
 
@@ -197,6 +208,8 @@ def collect(
         The most bytes of activations and histograms that a pass may hold; one tensor may be larger than that.
     describe
         What messages call the sample of an index, counted from 0.
+    rows
+        How many rows of a batch a sample has.
 
     Raises
     ------
@@ -213,9 +226,9 @@ def collect(
     if not 0 < percentile <= 100:
         raise ArgumentError(f"Calibration: percentile={percentile}: expected a number above 0, of at most 100")
     wanted = Method(method, percentile if method == "percentile" else None)
-    task = Task(make_runner, model_path, plan, samples, dtype, max_bytes, describe)
+    task = Task(make_runner, model_path, plan, samples, dtype, max_bytes, describe, rows)
     found = collect_each(task, [wanted])
-    return Ranges(wanted.name, wanted.percentile, found.samples, found.whole[wanted])
+    return Ranges(wanted.name, wanted.percentile, found.samples, found.whole[wanted], rows=found.rows)
 
 
 def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Collected:
@@ -228,7 +241,7 @@ def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Colle
     found: list[dict[Method, dict[str, TensorRange]]] = [{each: {} for each in methods} for _ in parts]
     with scratch_folder("trial") as folder:
         probes = Probes(task.model_path, Path(folder))
-        count, extremes = _extremes(probes, task, folds)
+        count, rows, extremes = _extremes(probes, task, folds)
         needs_histograms = any(each.name != "minmax" for each in methods)
         groups = _groups(extremes, task.max_bytes, histograms.BINS * 8 * folds) if needs_histograms else [extremes]
         for group in groups:
@@ -247,7 +260,7 @@ def collect_each(task: Task, methods: Sequence[Method], folds: int = 1) -> Colle
                     histogram = reduce(add, (filled[name][fold] for fold in part)) if name in filled else None
                     for method in methods:
                         ranges[method][name] = _range(seen, histogram, method, task.dtype)
-    return Collected(count, found[0], found[1:])
+    return Collected(count, found[0], found[1:], rows if rows > count else None)
 
 
 def _range(
@@ -282,14 +295,15 @@ class _Extremes:
         return _Extremes(min(self.min, other.min), max(self.max, other.max), max(self.size, other.size))
 
 
-def _extremes(probes: Probes, task: Task, folds: int) -> tuple[int, dict[str, list[_Extremes]]]:
-    """How many samples there are, and of each tensor what each fold has."""
+def _extremes(probes: Probes, task: Task, folds: int) -> tuple[int, int, dict[str, list[_Extremes]]]:
+    """How many samples there are, how many rows they have, and of each tensor what each fold has."""
     path, outputs = probes.with_extremes(task.plan.tensors)
     found = {name: [_Extremes() for _ in range(folds)] for name in task.plan.tensors}
-    count = 0
+    count = rows = 0
     with closing(task.make_runner(path)) as runner:
         for index, sample in enumerate(task.samples):
             results = runner(sample)
+            rows += task.rows(sample)
             for name, (least, largest, zero, size) in outputs.items():
                 elements = int(results[size])
                 if not elements:
@@ -307,7 +321,7 @@ def _extremes(probes: Probes, task: Task, folds: int) -> tuple[int, dict[str, li
                 "add samples that exercise this part of the model, or name the node in keep_fp32",
                 code="calibration-values",
             )
-    return count, found
+    return count, rows, found
 
 
 def _not_finite(tensor: str, plan: QuantizationPlan, sample: str) -> CalibrationError:

@@ -27,7 +27,7 @@ from pytest_trtcheck.cache import Cache, Key, hash_code
 from pytest_trtcheck.errors import CalibrationError, kind_of, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, items_of
 from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
@@ -79,6 +79,12 @@ class Samples:
         """Where the sample of this index, counted from 0, comes from; reads the data up to it."""
         label = next((label for label, _ in islice(self._labelled(), index, None)), "")
         return f"calibration sample {index} ({label})" if label else f"calibration sample {index}"
+
+    def rows(self, sample: Mapping[str, NDArray[Any]]) -> int:
+        """How many rows a sample has in a batch that the model leaves open; 1 where its inputs do not have the same."""
+        open_ = [spec.name for spec in self.specs if len(spec.shape) > 1 and not isinstance(spec.shape[0], int)]
+        sizes = {sample[name].shape[0] for name in open_}
+        return sizes.pop() if len(sizes) == 1 else 1
 
     def files(self) -> tuple[Path, ...]:
         """The files that hold all of the data; none where any of it was given otherwise."""
@@ -193,7 +199,13 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
     folders = [Path()] if wanted.is_absolute() else list(base_dirs) or [Path()]
     for folder in folders:
         path = folder / wanted
-        if path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except PermissionError as error:
+            raise CalibrationError(
+                f"calibration: {path}: {error.strerror}", "let this account read it", code="calibration-files"
+            ) from error
+        if is_folder:
             raise CalibrationError(
                 f"calibration: {path} is a folder",
                 f"name the files in it: {str(wanted / '*.npz')!r}",
@@ -229,7 +241,7 @@ def _loaded(item: object, label: str) -> object:
         return item
     try:
         if item.suffix == ".npy" and item.stat().st_size >= _MMAP_BYTES:
-            return np.load(item, allow_pickle=False, mmap_mode="r")
+            return npz.mapped(item)
         loaded = npz.load(item)
         return loaded["arr_0"] if item.suffix == ".npy" else loaded
     except npz.UNREADABLE as error:
@@ -258,7 +270,7 @@ def _named(item: object, specs: Sequence[TensorSpec], label: str) -> dict[str, N
                 code="calibration-fit",
             )
         return {specs[0].name: _array(item, f"{label}: input {specs[0].name!r}")}
-    arrays = {str(name): value for name, value in item.items()}
+    arrays = {str(name): value for name, value in items_of(item)}
     if len(specs) == len(arrays) == 1 and next(iter(arrays)).startswith("arr_"):
         # np.savez names what it was given without a name "arr_0".
         arrays = {specs[0].name: next(iter(arrays.values()))}

@@ -86,7 +86,7 @@ def choose(task: Task, model: OnnxModel) -> Ranges:
         for method, each in errors.items()
     }
     choice = Choice(len(held_out) if any(shown.values()) else 0, shown)
-    return Ranges(best.name, best.percentile, found.samples, found.whole[best], choice)
+    return Ranges(best.name, best.percentile, found.samples, found.whole[best], choice, found.rows)
 
 
 def _limits(model: OnnxModel, dtype: QuantizedName) -> Limits:

@@ -105,15 +105,25 @@ def of_calibration(model: OnnxModel, samples: Iterable[Case], digest: str, cache
         save_arrays(folder, arrays)
 
     entry = cache.get_or_make(key, make)
+    found = {}
     with entry.understood():
         arrays = load_arrays(entry.path)
-    found = {}
-    for spec in model.inputs:
-        if f"range {spec.name}" in arrays:
-            least, largest = arrays[f"range {spec.name}"].tolist()
-            rows = np.asarray(arrays[f"samples {spec.name}"])
-            found[spec.name] = Seen(least, largest, [row[~np.isnan(row)] for row in rows])
+        for spec in model.inputs:
+            if f"range {spec.name}" in arrays:
+                least, largest = map(float, arrays[f"range {spec.name}"])
+                found[spec.name] = Seen(least, largest, [*_rows_of(arrays[f"samples {spec.name}"])])
     return found
+
+
+def _rows_of(samples: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """The values of each sample: rows that NaN made one length."""
+    if samples.dtype != np.float64 or not samples.size:
+        raise ValueError(f"samples of {samples.dtype} {samples.shape}")
+    for row in samples:
+        values = row[~np.isnan(row)]
+        if not values.size:
+            raise ValueError("a sample without a value")
+        yield values
 
 
 def look(model: OnnxModel, samples: Iterable[Case]) -> dict[str, Seen]:

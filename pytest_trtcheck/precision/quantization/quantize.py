@@ -61,11 +61,20 @@ def _at_least(scale: np.float32, kind: HalfName) -> np.float32:
 
 
 def quantized(array: NDArray[Any], scale: NDArray[np.float32] | np.float32, dtype: QuantizedName) -> NDArray[Any]:
-    """QuantizeLinear with zero point 0: round half to even, saturate. `scale` broadcasts against `array`."""
-    steps = array / scale
-    if dtype == "int8":
-        return np.clip(np.rint(steps, out=steps), -128, 127, out=steps).astype(np.int8)
-    return np.clip(steps, -448, 448, out=steps).astype(ml_dtypes.float8_e4m3fn)
+    """QuantizeLinear with zero point 0: round half to even, saturate. `scale` broadcasts against `array`.
+
+    Some rows at a time, so that the quotients are never as large as a weight.
+    """
+    scales, found = np.broadcast_to(scale, array.shape), np.empty(array.shape, DTYPES[dtype].numpy())
+    count = max(1, rewriting.BLOCK * len(array) // max(1, array.size))
+    for start in range(0, len(array), count):
+        rows = slice(start, start + count)
+        steps = array[rows] / scales[rows]
+        if dtype == "int8":
+            found[rows] = np.clip(np.rint(steps, out=steps), -128, 127, out=steps)
+        else:
+            found[rows] = np.clip(steps, -448, 448, out=steps)
+    return found
 
 
 def quantize(

@@ -260,7 +260,8 @@ def _quantile(
     before, after = diff_changes.distribution_of(old, nodeid), diff_changes.distribution_of(new, nodeid)
     assert before is not None
     assert after is not None
-    found = comparison.compare(after, before, name=name, min_slowdown=limits.slowdown)
+    waited = old.details.enqueue_bound or new.details.enqueue_bound
+    found = comparison.compare(after, before, name=name, min_slowdown=limits.slowdown, enqueue_bound=waited)
     verdict = comparison.decided(found)
     short = name.removesuffix("_ms")
     values = [format_optional(each.quantile_ms(name)) for each in (before, after)]
@@ -276,9 +277,9 @@ def _quantile(
     if verdict == "inconclusive" and not counts:
         return Finding("latency", "pass", f"{short} not told: no budget is on it, and it is too uncertain")
     if verdict == "fail":
-        return Finding("latency", "fail", f"{text}, allowed {limits.slowdown:+.0%}")
+        return Finding("latency", "fail", f"{text}, allowed {found.allowed}")
     if verdict == "inconclusive":
-        return Finding("latency", "inconclusive", f"{text}: too uncertain to tell, allowed {limits.slowdown:+.0%}")
+        return Finding("latency", "inconclusive", f"{text}: too uncertain to tell, allowed {found.allowed}")
     return Finding("latency", "pass", text)
 
 

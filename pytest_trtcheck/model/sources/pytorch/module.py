@@ -162,7 +162,7 @@ class Module:
             return copy.deepcopy(self.module)
         except Exception as error:
             raise ModelError(
-                f"{self.title} can't be copied{where}: {first_line(error)}", hint, code="export-failed"
+                f"{self.title} cannot be copied{where}: {first_line(error)}", hint, code="export-failed"
             ) from error
 
     def _why(self, error: BaseException, module: Any, example: Example) -> ModelError:
@@ -211,7 +211,7 @@ def unwrapped(module: Any) -> Any:
             module = module.module
         elif isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
-                f"{type(module).__name__}: a TorchScript module can't be exported",
+                f"{type(module).__name__}: a TorchScript module cannot be exported",
                 "give the nn.Module it was made from",
                 code="model-kind",
             )

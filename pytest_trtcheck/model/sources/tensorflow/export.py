@@ -40,7 +40,7 @@ def write(path: Path, function: Function, label: str) -> None:
 
     from pytest_trtcheck.model import layer_norm
 
-    with on_cpu(), failing(f"{label}: can't be exported to ONNX"), quiet() as said:
+    with on_cpu(), failing(f"{label}: cannot be exported to ONNX"), quiet() as said:
         graph = _inlinable(_without_wrapping(function.frozen.graph.as_graph_def(add_shapes=True), function.frozen))
         proto = _converted(graph, function)
         _refuse_unknown(proto, label, said, function.layers)
@@ -86,7 +86,7 @@ def refuse_engines(graph: Any, label: str) -> None:
     if engines := [node.name for node in _nodes(graph) if node.op == _TENSORRT_OPERATOR]:
         raise ModelError(
             f"{label}: was converted by TF-TRT: it holds {_TENSORRT_OPERATOR} {listed(engines)}, whose own operators "
-            "can't be seen any more",
+            "cannot be seen any more",
             "give the SavedModel or the Keras model that it was converted from",
             code="model-kind",
         )
@@ -175,9 +175,11 @@ def _refuse_unknown(proto: onnx.ModelProto, label: str, said: Sequence[str], lay
     if unknown:
         found = dict.fromkeys(f"{node.op_type} in {layer_path(node.name, layers) or node.name}" for node in unknown)
         raise ModelError(
-            f"{label}: can't be exported to ONNX: tf2onnx has no ONNX form of TensorFlow's {listed(found, 5)}",
+            f"{label}: cannot be exported to ONNX: tf2onnx has no ONNX form of TensorFlow's {listed(found, 5)}",
             "compute that part with other operators, or outside of the model",
             code="export-failed",
         )
     if failed := [each for each in said if "Failed to convert" in each]:
-        raise ModelError(f"{label}: can't be exported to ONNX: {listed(map(first_line, failed))}", code="export-failed")
+        raise ModelError(
+            f"{label}: cannot be exported to ONNX: {listed(map(first_line, failed))}", code="export-failed"
+        )
