@@ -756,8 +756,10 @@ def test_a_process_that_is_killed_leaves_no_claim(tmp_path: Path, event: str) ->
     used = tmp_path / "v1" / "used"
     left = set(used.iterdir())
     assert left
-    assert Cache(tmp_path).get(key(n="a"))
+    (tmp_path / "v1" / "work" / "engine-0.lock").touch()
+    assert Cache(tmp_path).get(key(n="a")), "nothing is made"
     assert not left & set(used.iterdir())
+    assert not unfinished(tmp_path)
 
 
 def test_what_is_claimed_while_it_is_taken_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -557,6 +557,17 @@ def test_edited_manifests_are_understood_or_named(tmp_path: Path, cache: Cache) 
         path.write_text(whole)
 
 
+@pytest.mark.parametrize("edit", [lambda found: found.pop("judged"), lambda found: found["judged"][0].pop("gpu")])
+def test_an_edited_manifest_is_not_written_over(tmp_path: Path, cache: Cache, edit: Callable[[Any], object]) -> None:
+    write(tmp_path, [checked(cache)], cache)
+    path = tmp_path / "typed/conv_fp16/manifest.json"
+    found = json.loads(path.read_text())
+    edit(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(ReportError, match="exists, and --trt-export did not write it"):
+        write(tmp_path, [checked(cache)], cache)
+
+
 def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

@@ -449,6 +449,10 @@ class Cache:
         if directory not in self._used:
             self._used.add(directory)
             self._dir.claims.add(directory)
+        if not self._is_clean:
+            self._is_clean = True
+            with suppress(OSError):
+                self._dir.remove_leftovers()
 
     def _directory(self, key: Key) -> Path:
         return self._dir.entries / key.kind / key.digest
@@ -590,11 +594,7 @@ class Cache:
         return True
 
     def _tidy(self) -> None:
-        """Remove what the dead left, and what exceeds the limit, once enough was made to be worth listing the store."""
-        if not self._is_clean:
-            self._is_clean = True
-            with suppress(OSError):
-                self._dir.remove_leftovers()
+        """Remove what exceeds the limit, once enough was made to be worth listing the store."""
         limit = math.inf if self.max_bytes is None else self.max_bytes
         weight = self._dir.weight_bytes()
         if self._made_bytes < limit / 100 or (weight <= limit and math.isfinite(weight)):

@@ -140,7 +140,7 @@ class Exported:
             labels = listed(dict.fromkeys(each.label for each in found), 5)
             kinds = Counter(each.what for each in found)
             counts = " and ".join(
-                plural(count, "engine" if what == "engine" else "file") for what, count in kinds.items()
+                plural(count, "engine" if what == "engine" else "file") for what, count in sorted(kinds.items())
             )
             yield f"not exported: {counts} ({labels}): {reason}"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMATS = ("pytest-trtcheck export", "pytest-trtcheck typed model")
 """What a manifest of ours says that it is: of an engine, and of a typed ONNX file."""
-_NEEDED = {FORMATS[0]: ("engine", "gpu", "tensorrt", "proved_by"), FORMATS[1]: ("file", "evidence")}
+_NEEDED = {FORMATS[0]: ("engine", "gpu", "tensorrt", "proved_by"), FORMATS[1]: ("file", "evidence", "judged")}
 _WORK = ".trtcheck-export"
 
 
@@ -52,6 +52,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         file = manifest["engine"]["file"] if "engine" in needed else manifest["file"]
         files, model = manifest["files"], manifest["model"]
         judged = [each[name] for each in manifest.get("judged", ()) for name in ("nodeid", "evidence")]
+        if any(not {"gpu", "tensorrt"} <= each.keys() for each in manifest.get("judged", ())):
+            return None
         json.dumps(manifest, allow_nan=False)  # as it is written again
         texts = [*judged, file, model["label"], files[file]["sha256"], *(each["sha256"] for each in files.values())]
         ours = "sha256" in model and all(name in manifest for name in (*needed, "precision"))

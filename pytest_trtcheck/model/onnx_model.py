@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -159,7 +160,8 @@ def explained(error: Exception, path: Path, label: str) -> CheckError:
         if _NO_SHAPE in str(said):
             said = _refused_otherwise(path)
         if said is not None:
-            return ModelError(f"{label}: not a sound ONNX model: {said}", "export it again")
+            more = re.sub(r" \([^()]*\.py:\d+\)$", "", found.message.removeprefix(f"{label}: "))
+            return ModelError(f"{label}: not a sound ONNX model: {said}", f"export it again ({more})")
     return found
 
 
