@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeVar
 
     import pytest
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.errors import CheckError, CheckFailed
     from pytest_trtcheck.spec import SOURCE, Budget, BuildOptions, Calibration, Case, Search, Tolerance
 
-F = TypeVar("F", bound="Callable[..., object]")
+    F = TypeVar("F", bound=Callable[..., object])
 
 __version__ = "0.1.0"
 

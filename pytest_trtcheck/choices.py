@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeVar
 
-T = TypeVar("T", float, tuple[int, int])
+    T = TypeVar("T", float, tuple[int, int])
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16"]
 HalfName = Literal["fp16", "bf16"]
@@ -58,23 +59,27 @@ PRECISION, BATCH, BACKEND, GPU = "_trt_precision", "_trt_batch", "_trt_backend",
 Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "counts", "backends", "list"]
 
 
-class Option(NamedTuple):
+class Option:
     """One setting. `name` is the ini key; `--trt-x` is the flag of `trt_x` and `TRTCHECK_X` its variable."""
 
-    name: str
-    kind: Kind
-    help: str
-    default: Any = None
-    choices: tuple[str, ...] = ()
-    metavar: str | None = None
-    ini_only: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The command line's name of it."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment's name of it."""
-        return "TRTCHECK_" + self.name.removeprefix("trt_").upper()
+    # Made by hand: the decorator of a dataclass takes longer than all that a run does with them.
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        help: str,
+        default: Any = None,
+        *,
+        choices: tuple[str, ...] = (),
+        metavar: str | None = None,
+        ini_only: bool = False,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.help = help
+        self.default = default
+        self.choices = choices
+        self.metavar = metavar
+        self.ini_only = ini_only
+        self.flag = "--" + name.replace("_", "-")
+        self.variable = "TRTCHECK_" + name.removeprefix("trt_").upper()

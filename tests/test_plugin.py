@@ -438,25 +438,6 @@ def test_speed(trt_build, trt_benchmark):
     assert 'pip install "pytest-trtcheck[benchmark]"' in run.text
 
 
-def test_tests_without_a_check_load_no_records(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The types of records take five times as long to load as the rest of the plugin."""
-    monkeypatch.delenv("TRTCHECK_CACHE_DIR")  # An option that is given is looked at, and a model that is met.
-    for model in suite.path.glob("*.onnx"):
-        model.unlink()
-    (suite.path / "conftest.py").write_text(
-        "import sys\n"
-        "def pytest_unconfigure():\n"
-        "    print('\\nloaded', sorted(name for name in sys.modules if name.startswith('pytest_trtcheck.')))\n"
-    )
-    (suite.path / "test_other.py").write_text("def test_other(): ...\n\ndef test_fails(): assert 0\n")
-    result = suite.pytester.runpytest_subprocess("-q", "-s")
-    result.assert_outcomes(passed=1, failed=1)
-    (line,) = [line for line in result.outlines if line.startswith("loaded")]
-    assert "pytest_trtcheck.plugin.summary" in line
-    for name in ("record", "check", "cache", "compare", "model", "plugin.session", "plugin.items"):
-        assert f"'pytest_trtcheck.{name}" not in line
-
-
 def test_no_dependency_brings_a_plugin_of_its_own() -> None:
     """It would be loaded in every run, for those as well who check nothing; extras that do (hypothesis) say so."""
     from importlib.metadata import PackageNotFoundError, distribution

@@ -9,8 +9,6 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import MissingDependencyError
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from importlib.metadata import EntryPoint
@@ -60,6 +58,8 @@ def load(name: str) -> type[Backend]:
         What another package registered cannot be imported.
     """
     from importlib.metadata import EntryPoint
+
+    from pytest_trtcheck.errors import MissingDependencyError
 
     entry = EntryPoint(name, _OWN[name], GROUP) if name in _OWN else _added()[name]
     try:

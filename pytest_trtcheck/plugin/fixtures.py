@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
-    from pytest_trtcheck.backends.base import Runner, RunnerByShape
-    from pytest_trtcheck.check.checker import Checker
+    from pytest_trtcheck.backends.base import Runner
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.plugin.benchmark import GpuBenchmark
     from pytest_trtcheck.precision.reference import Reference
     from pytest_trtcheck.record import CheckRecord
-    from pytest_trtcheck.spec import BuildOptions, ParitySpec
-
-
-def _checker(request: pytest.FixtureRequest) -> Checker:
-    from pytest_trtcheck.choices import GPU
-    from pytest_trtcheck.plugin.outcome import parameters
-    from pytest_trtcheck.plugin.session import session_of
-
-    return session_of(request.config).checker_for(parameters(request.node).get(GPU))
+    from pytest_trtcheck.spec import BuildOptions
 
 
 @pytest.fixture
@@ -56,35 +44,9 @@ def trt_build_options() -> BuildOptions | None:
 @pytest.fixture
 def trt_gpu(request: pytest.FixtureRequest) -> GpuModel | None:
     """The GPU that is judged: the one of `--trt-gpu`, else the one in this machine, else None."""
-    return _checker(request).judged_gpu()
+    from pytest_trtcheck.plugin import given
 
-
-_BUILD = ("model", "precision", "calibration", "shapes", "keep_fp32", "exclude", "backend")
-"""What of the arguments of `trt_parity` decides what engine is built."""
-
-
-def _runner(request: pytest.FixtureRequest, model: object, spec: ParitySpec, **options: Any) -> RunnerByShape:
-    """The engine of the one precision that `spec` names, or its emulation."""
-    from pytest_trtcheck.plugin.outcome import request_for
-
-    return _checker(request).runner(request_for(request.node, model, spec, request.getfixturevalue, **options))
-
-
-def _require_proof(checker: Checker, runner: RunnerByShape) -> None:
-    """Fail a test that judges by its own code what no GPU ran, where that is asked for: no check of it says so."""
-    from pytest_trtcheck.errors import CheckFailed
-
-    if checker.build_only or runner.gpu_ran is True:
-        return
-    how = "is run by a server, on a GPU or not" if runner.gpu_ran == "unknown" else "runs on no GPU"
-    if checker.require_gpu:
-        raise CheckFailed(f"--trt-require-gpu: what trt_build gives {how}", code="gpu-required")
-    if checker.evidence is not None:
-        raise CheckFailed(
-            f"--trt-require-evidence={checker.evidence.file}: what trt_build gives {how}, and no report tells what the "
-            "test's own code makes of it\n  → make it a check: trt_check, with score= for what it asserts",
-            code="evidence-required",
-        )
+    return given.checker(request).judged_gpu()
 
 
 # What builds engines asks for `trt_build_options` by name: only then does pytest parametrize a test by it.
@@ -102,26 +64,10 @@ def trt_build(
     The engine is called with a mapping from input name to array and returns one from output name to array. Without a
     GPU it is the emulation, and `engine.evidence` says so.
     """
-    from pytest_trtcheck.check.arguments import from_call
-    from pytest_trtcheck.plugin import examples
+    from pytest_trtcheck.plugin import given
 
     del trt_build_options
-    made: dict[object, RunnerByShape] = {}
-
-    def build(
-        model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
-    ) -> Runner:
-        spec = from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
-        # The examples of a test ask for the same engine over and over.
-        key = (id(model), repr(spec), repr(options)) if examples.of(request.node) else len(made)
-        if key not in made:
-            made[key] = _runner(request, spec.model, spec, **({"options": options} if options else {}))
-            _require_proof(_checker(request), made[key])
-        return made[key]
-
-    yield build
-    for runner in made.values():
-        runner.close()
+    yield from given.builder(request)
 
 
 @pytest.fixture
@@ -129,19 +75,9 @@ def trt_reference(
     request: pytest.FixtureRequest, trt_build_options: BuildOptions | None
 ) -> Iterator[Callable[[object], Reference]]:
     """`trt_reference(model)`: the FP32 model on ONNX Runtime, as a callable from inputs to outputs."""
-    from pytest_trtcheck.plugin.outcome import folders
+    from pytest_trtcheck.plugin import given
 
-    checker = _checker(request)
-    custom_ops = getattr(trt_build_options, "custom_ops", ())
-    made: list[Reference] = []
-
-    def reference(model: object) -> Reference:
-        made.append(checker.reference(model, folders(request.node), custom_ops))
-        return made[-1]
-
-    yield reference
-    for each in made:
-        each.close()
+    yield from given.referrer(request, trt_build_options)
 
 
 @pytest.fixture
@@ -151,28 +87,10 @@ def trt_check(request: pytest.FixtureRequest, trt_build_options: BuildOptions | 
     Takes the arguments of the marker `trt_parity` (one precision, one batch), fails the test as a marked one fails, and
     returns the record.
     """
-    from pytest_trtcheck.check.arguments import from_call
-    from pytest_trtcheck.plugin import examples
-    from pytest_trtcheck.plugin.outcome import request_for, run
+    from pytest_trtcheck.plugin import given
 
     del trt_build_options
-    fixture = request.getfixturevalue
-
-    def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
-        spec, source = from_call("trt_check", model, arguments), "given"
-        if inputs is None:
-            inputs, source = fixture("trt_inputs"), "trt_inputs"
-        profile = getattr(inputs, "profile", None)
-        if profile and not spec.shapes:
-            # Drawn by `strategies.inputs`: one engine for all that it may draw.
-            spec = replace(spec, shapes=dict(profile))
-        made = request_for(request.node, model, spec, fixture, inputs=inputs, inputs_source=source)
-        together = examples.of(request.node)
-        # Skipping ends the test: what a loop would have checked next is not.
-        ends = "; the test ends here: what it would have checked after this was not checked"
-        return run(request.node, made, ends=ends) if together is None else together.check(made)
-
-    return check
+    return given.check(request)
 
 
 @pytest.fixture
@@ -180,28 +98,10 @@ def trt_engine(request: pytest.FixtureRequest, trt_build_options: BuildOptions |
     """The engine of the marked test: its model, precision and arguments. Where these name a batch, that one; where they
     name an engine that exists, that, which needs a GPU.
     """
-    from pytest_trtcheck.errors import ArgumentError
-    from pytest_trtcheck.plugin.items import marked
+    from pytest_trtcheck.plugin import given
 
     del trt_build_options
-    found = marked(request.node)
-    if found is None:
-        raise ArgumentError(
-            "trt_engine: the test has no trt_parity marker",
-            "mark it, or build by hand with trt_build",
-            code="marker-misplaced",
-        )
-    problem = found.problem(request.node)
-    if problem is not None:
-        raise problem
-    spec = found.selected(request.node)
-    checker = _checker(request)
-    if spec.engine is not None and checker.detected is None:
-        reason = f"not measured: the engine {spec.engine} runs on a GPU alone ({checker.machine.no_gpu})"
-        (pytest.fail if checker.require_gpu else pytest.skip)(reason)
-    runner = _runner(request, spec.model if spec.model is not None else request.getfixturevalue("trt_model"), spec)
-    yield runner
-    runner.close()
+    yield from given.engine(request)
 
 
 @pytest.fixture
@@ -210,16 +110,6 @@ def trt_benchmark(request: pytest.FixtureRequest) -> GpuBenchmark:
 
     The statistics, their JSON, comparison and histogram are pytest-benchmark's own.
     """
-    from pytest_trtcheck.errors import MissingDependencyError
-    from pytest_trtcheck.plugin.benchmark import GpuBenchmark
+    from pytest_trtcheck.plugin import given
 
-    if not request.config.pluginmanager.hasplugin("benchmark"):
-        raise MissingDependencyError(
-            "trt_benchmark: the plugin pytest-benchmark is not loaded",
-            'pip install "pytest-trtcheck[benchmark]", and leave `-p no:benchmark` out',
-        )
-    checker = _checker(request)
-    if checker.detected is None:
-        reason = f"not measured: trt_benchmark needs a GPU ({checker.machine.no_gpu})"
-        (pytest.fail if checker.require_gpu else pytest.skip)(reason)
-    return GpuBenchmark(request, checker.detected)
+    return given.benchmark(request)

@@ -60,6 +60,21 @@ class Marked:
             batch=(given.get(BATCH, self.parity.batch[0]),),
         )
 
+    def prepare(self, item: pytest.Item) -> None:
+        """See that `item` can be checked, before it is run.
+
+        Raises
+        ------
+        CheckError
+            It can't.
+        """
+        problem = self.problem(item)
+        if problem is not None:
+            outcome.refuse(item, problem)
+        assert isinstance(item, pytest.Function)
+        # A marker that was added when all was collected has its fixtures asked for here.
+        item.fixturenames.extend(name for name in marks.OVERRIDABLE if name not in item.fixturenames)
+
     def problem(self, item: pytest.Item) -> CheckError | None:
         """Why `item` can't be checked; None when it can."""
         if self.error is not None:

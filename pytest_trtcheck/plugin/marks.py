@@ -1,4 +1,4 @@
-"""Which of our marks reach a test, and which stand where they do nothing.
+"""Which tests are ours: those that our marks reach, and those that use our fixtures.
 
 Asked of every test of every suite, so it imports nothing but pytest.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +16,16 @@ from pytest_trtcheck.choices import MARKERS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
+"""Fixtures that run a backend."""
+FOR_GPU = RUN | {"trt_gpu"}
+"""Fixtures that depend on the GPU."""
+_TAKES_EXAMPLES = frozenset({"trt_check", "trt_build"})
+OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
+"""What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module."""
 _IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
-_SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+"""The members of a module or class that have marks of ours."""
 _MEMBERS: pytest.StashKey[Sequence[pytest.Item | pytest.Collector]] = pytest.StashKey()
 
 
@@ -84,12 +91,13 @@ def _reaching(node: pytest.Item | pytest.Collector) -> Iterator[pytest.Item | py
     at: pytest.Item | pytest.Collector | None = node
     while at is not None:
         ours_here = at.own_markers and any(mark.name in MARKERS for mark in at.own_markers)
-        if ours_here and not (below and isinstance(at, pytest.Module) and _is_imported(at, _name(below))):
+        if ours_here and not (below and isinstance(at, pytest.Module) and _is_imported(at, name_of(below))):
             yield at
         below, at = at, at.parent
 
 
-def _name(node: pytest.Item | pytest.Collector) -> str:
+def name_of(node: pytest.Item | pytest.Collector) -> str:
+    """What a test, or several of one function, are called in their module or class."""
     return getattr(node, "originalname", None) or node.name
 
 
@@ -117,7 +125,7 @@ def tests_of(item: pytest.Item, mark: pytest.Mark) -> list[pytest.Item] | None:
     found = list(_members(scope))
     if node is item:
         # One object may be the mark of several functions.
-        found = [each for each in found if each is not None and _name(each) == _name(item)]
+        found = [each for each in found if each is not None and name_of(each) == name_of(item)]
     elif None in found:
         return None
     return [each for each in found if each and any(mark is one for one in closest(each, mark.name))] or [item]
@@ -141,127 +149,51 @@ def reach(collector: pytest.Module | pytest.Class, name: str) -> bool:
     return known and not (isinstance(collector, pytest.Module) and _is_imported(collector, name))
 
 
-# --- marks that do nothing -------------------------------------------------------------------------------------------
+def let_override(obj: Any) -> None:
+    """Let a test function use the fixtures that a user overrides, as if it named them."""
+    function = obj.__func__ if isinstance(obj, (staticmethod, classmethod)) else obj
+    if inspect.isfunction(function) and not is_fixture(function):
+        pytest.mark.usefixtures(*OVERRIDABLE)(function)
 
 
 def keep(collector: pytest.Collector, report: pytest.CollectReport) -> None:
     """Remember what is in a module or class with marks of ours, before tests are selected from it."""
-    if isinstance(collector, (pytest.Module, pytest.Class)) and (_SEEN in collector.stash or is_marked(collector)):
+    if isinstance(collector, (pytest.Module, pytest.Class)) and (SEEN in collector.stash or is_marked(collector)):
         collector.stash[_MEMBERS] = report.result
 
 
 def note(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     """Remember a member with marks of ours, until it is known what pytest makes of it."""
-    collector.stash.setdefault(_SEEN, {})[name] = obj
+    collector.stash.setdefault(SEEN, {})[name] = obj
 
 
-def in_vain(collector: pytest.Collector, report: pytest.CollectReport) -> str | None:
-    """What to say of marks in `collector` that no test carries; None where each has its test."""
-    if report.outcome == "skipped" or not isinstance(collector, (pytest.Module, pytest.Class)):
-        return None
-    find = _in_failed_module if report.outcome == "failed" else _without_test
-    return "\n".join(said(*each) for each in find(collector, report)) or None
+def may_do_nothing(collector: pytest.Collector) -> bool:
+    """Whether marks of ours may stand in what was collected and carry no test; `misplaced` knows which."""
+    if not isinstance(collector, pytest.Module):
+        return isinstance(collector, pytest.Class)
+    # Those on functions were noted; the members of a class are not asked about where pytest passes over it.
+    has_classes = any(issubclass(type(obj), type) for obj in list(vars(collector.obj).values()))
+    return has_classes or SEEN in collector.stash or bool(ours(collector.obj))
 
 
-def _without_test(
-    collector: pytest.Module | pytest.Class, report: pytest.CollectReport
-) -> Iterator[tuple[str, object]]:
-    """Marked members of a module or class of which pytest made no test; the collector itself where it is empty."""
-    members: dict[str, Any] = collector.stash.get(_SEEN, {})
-    if isinstance(collector, pytest.Class):
-        # pytest does not ask about unittest's classes, and about those that it passes over.
-        members = {**members, **{name: obj for name, obj in vars(collector.obj).items() if ours(obj)}}
-        inside = {}
-    else:
-        inside = {
-            name: [(inner, each) for inner, each in vars(obj).items() if ours(each)]
-            for name, obj in list(vars(collector.obj).items())
-            # No isinstance: a proxy that is bound to nothing may raise when asked for its class.
-            if issubclass(type(obj), type) and obj.__module__ == collector.obj.__name__ and not _is_base(obj)
-        }
-    if not members and not inside and not ours(collector.obj):
-        return
-    collected = {name for node in report.result for name in (_name(node), node.name.partition("[")[0])}
-    found = [(name, obj) for name, obj in members.items() if name not in collected and not _is_base(obj)]
-    found += [each for name, marked in inside.items() if name not in collected for each in marked]
-    if not found and not report.result and ours(collector.obj) and not _is_base(collector.obj):
-        found = [(collector.name, collector)]
-    yield from found
+# --- tests that check something --------------------------------------------------------------------------------------
 
 
-def _is_base(obj: object) -> bool:
-    """Whether classes are derived from this one: its marks reach the tests of those."""
-    return isinstance(obj, type) and bool(type.__subclasses__(obj))
+def runs_a_backend(item: pytest.Item) -> bool:
+    """Whether an item checks something or runs an engine: a marked test, a model, a bundle, one with our fixtures."""
+    return uses(item, RUN) or getattr(item, "is_check", False) or is_marked(item)
 
 
-def _in_failed_module(
-    collector: pytest.Module | pytest.Class, report: pytest.CollectReport
-) -> Iterator[tuple[str, object]]:
-    """Marked objects that are no tests in the module that could not be imported.
-
-    `@pytest.mark.trt_parity(make_model)` marks `make_model` and then calls it with the test, which it mostly refuses:
-    the module fails before anything in it is collected.
-    """
-    excinfo = getattr(getattr(report, "call", None), "excinfo", None)
-    if excinfo is None or not isinstance(collector, pytest.Module):
-        return
-    frames = [entry.frame.f_globals for entry in excinfo.traceback if entry.frame.code.name == "<module>"]
-    for name, value in list(frames[-1].items()) if frames else ():
-        # A module may import more of itself when it is looked at.
-        members = list(vars(value).items()) if issubclass(type(value), ModuleType) else [(name, value)]
-        for found, obj in members:
-            is_test = (
-                collector.classnamefilter(found) if issubclass(type(obj), type) else collector.funcnamefilter(found)
-            )
-            if not is_test and ours(obj):
-                yield found, obj
+def uses(test: pytest.Item | pytest.Metafunc, fixtures: frozenset[str]) -> bool:
+    """Whether a test asks for any of these fixtures, itself or by another one."""
+    return not fixtures.isdisjoint(getattr(test, "fixturenames", ()))
 
 
-def replaces_a_test(collector: pytest.Module | pytest.Class, name: str, decorator: pytest.MarkDecorator) -> bool:
-    """Whether a mark of ours stands where a test should: `@trt_parity` was written without parentheses."""
-    if decorator.name not in MARKERS:
-        return False
-    given = decorator.args[0] if decorator.args else None
-    return getattr(given, "__name__", None) == name or collector.funcnamefilter(name) or collector.classnamefilter(name)
-
-
-def said(name: str, obj: Any) -> str:
-    """What is wrong with a mark of ours on `obj`, and what to write instead."""
-    if isinstance(obj, pytest.MarkDecorator):
-        return (
-            f"{name} is a mark, not a test: {obj.name} took the test as its argument\n"
-            f"  → write @{obj.name}(…) with parentheses, which may be empty, above a function made by def"
-        )
-    if isinstance(obj, (pytest.Module, pytest.Class)):
-        return (
-            f"{ours(obj.obj)[0].name} marks {name}, in which pytest finds no test, so nothing would be checked\n"
-            "  → write test functions in it, or take the mark away"
-        )
-    mark = ours(obj)[0]
-    where = _where(obj)
-    if is_fixture(obj):
-        return (
-            f"{mark.name} marks the fixture {name}{where}, where it does nothing\n"
-            "  → mark the tests that use the fixture, or call the fixture trt_check in them"
-        )
-    what = "class" if isinstance(obj, type) else "function"
-    text = f"{mark.name} marks the {what} {name}{where}, which pytest does not collect as a test: nothing is checked\n"
-    if not mark.args and not mark.kwargs:
-        return (
-            f"{text}  → @pytest.mark.{mark.name}({name}) decorates {name} itself: to check the model that it makes, "
-            f"write @pytest.mark.{mark.name}(model={name}), or import {mark.name} from pytest_trtcheck"
-        )
-    return f"{text}  → mark a test function or a test class; pytest knows them by their names (test…, Test…)"
+def has_examples(item: pytest.Function) -> bool:
+    """Whether Hypothesis runs the test many times, and it checks by our fixtures."""
+    return bool(getattr(item.obj, "is_hypothesis_test", False)) and uses(item, _TAKES_EXAMPLES)
 
 
 def is_fixture(obj: object) -> bool:
     """Whether an object is a fixture, by the attributes that pytest 8 and 9 give it."""
     return hasattr(obj, "_pytestfixturefunction") or hasattr(obj, "_fixture_function_marker")
-
-
-def _where(obj: Any) -> str:
-    try:
-        code = inspect.unwrap(getattr(obj, "__func__", obj)).__code__
-    except (AttributeError, ValueError):
-        return ""
-    return f" ({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno})"

@@ -61,7 +61,7 @@ class OnnxFile(pytest.Module):
 
 
 def _parametrize(metafunc: pytest.Metafunc) -> None:
-    from pytest_trtcheck.plugin.hooks import by_batch, by_system
+    from pytest_trtcheck.plugin.parametrization import by_batch, by_system
 
     by_batch(metafunc, settings.value(metafunc.config, "trt_batch"))
     by_system(metafunc)

@@ -54,9 +54,11 @@ def is_our_property(name: object) -> bool:
 
 def attach(item: pytest.Item, record: CheckRecord) -> None:
     """Let the record ride on the item, so that xdist workers and JUnit carry it."""
-    from pytest_trtcheck.plugin import options
+    from pytest_trtcheck.plugin import options, summary
 
-    record = replace(record, runs=item.stash.get(RUN, 1))
+    # Mostly done long ago; a test that nothing told of when it was collected may still come to a check.
+    summary.collect_from(item)
+    record = replace(record, runs=item.stash[RUN])
     index = sum(name == PROPERTY for name, _ in item.user_properties)
     item.user_properties.append((PROPERTY, record.to_json()))
     for report in options.reports(item.config):
@@ -94,6 +96,30 @@ def ended_early(item: pytest.Item, report: pytest.TestReport) -> None:
             code="user-code-failed",
         ),
     )
+
+
+def tell(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Show our errors as their own text in the report of what did not pass, and let no xfail hide a check not made.
+
+    A check that the test never came to gets its record.
+    """
+    assert call.excinfo is not None
+    error = call.excinfo.value
+    if not isinstance(error, (CheckError, CheckFailed)):
+        if hasattr(report, "wasxfail") and hides_a_gap(item, call):
+            report.outcome, report.longrepr = "failed", item.repr_failure(call.excinfo)
+            del report.wasxfail
+        if report.failed and report.when != "teardown" and checks(item) and not has_record(item):
+            ended_early(item, report)
+            report.user_properties = list(item.user_properties)
+        return
+    if report.outcome == "skipped" and hasattr(report, "wasxfail") and not is_expected(item, error):
+        report.outcome = "failed"
+        del report.wasxfail
+    if report.outcome == "failed":
+        # A traceback of our internals helps nobody; what Hypothesis notes is the example that failed.
+        report.longrepr = visible("\n\n".join([str(error), *getattr(error, "__notes__", ())]))
+        setattr(report, LOCATION, location(item, call.excinfo))
 
 
 def hides_a_gap(item: pytest.Item, call: pytest.CallInfo[None]) -> bool:
@@ -266,7 +292,7 @@ def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:
 
 def raise_unheard(item: pytest.Item) -> None:
     """Fail a test that passed, and of which a check failed in a thread: nobody hears what is raised there."""
-    for error in item.stash[_UNHEARD][:1]:
+    for error in item.stash.get(_UNHEARD, [])[:1]:
         raise error
 
 

@@ -32,13 +32,13 @@ FILE = "trtcheck_progress"
 _PATH: pytest.StashKey[str] = pytest.StashKey()
 
 
-def for_worker(config: pytest.Config) -> str | None:
-    """Where the workers of this process write what they do; None where nobody would see it."""
-    if not _is_shown(config):
-        return None
-    if _PATH not in config.stash:
-        config.stash[_PATH] = str(Path(tempfile.gettempdir(), f"trtcheck-{uuid.uuid4().hex}"))
-    return config.stash[_PATH]
+def tell_worker(node: Any) -> None:
+    """Tell a worker of this process where to write what it does, unless nobody would see it."""
+    config: pytest.Config = node.config
+    if _is_shown(config):
+        if _PATH not in config.stash:
+            config.stash[_PATH] = str(Path(tempfile.gettempdir(), f"trtcheck-{uuid.uuid4().hex}"))
+        node.workerinput[FILE] = config.stash[_PATH]
 
 
 def _is_shown(config: pytest.Config) -> bool:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ import pytest
 
 from pytest_trtcheck import __version__, backends, gpu
 from pytest_trtcheck.cache import Cache, user_folder
-from pytest_trtcheck.errors import ArgumentError, CheckError, GpuError, listed, plural, suggestion
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, GpuError, listed, plural, suggestion, visible
 from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_trtcheck.backends.base import Backend, Machine
     from pytest_trtcheck.baselines import Baselines
@@ -44,6 +44,36 @@ def session_of(config: pytest.Config) -> Session:
     if _SESSION not in config.stash:
         config.stash[_SESSION] = Session.make(config)
     return config.stash[_SESSION]
+
+
+def begin(config: pytest.Config) -> None:
+    """Refuse options that are wrong or that this version can't serve; then make room for what this run will report."""
+    with _usage_errors():
+        if not hasattr(config, "workerinput") and not config.option.collectonly:
+            session_of(config).remove_earlier_reports()
+        Session.check_options(config)
+        if settings.value(config, "trt_cache_clear") and not hasattr(config, "workerinput"):
+            session_of(config).clear_cache()
+
+
+def show_cache(config: pytest.Config) -> int | None:
+    """Serve `--trt-cache-show`; None where it is turned off."""
+    with _usage_errors():
+        if settings.value(config, "trt_cache_show"):
+            print(visible(Session.make(config).cache_shown()))
+            return 0
+    return None
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """What the user got wrong on the command line or in the ini file is shown without a traceback."""
+    try:
+        yield
+    except OSError as error:  # a path that the system refuses: too long, or through a link to itself
+        raise pytest.UsageError(visible(f"{error.strerror or error}: {str(error.filename)[:200]!r}")) from error
+    except (CheckError, CheckFailed) as error:
+        raise pytest.UsageError(visible(str(error))) from error
 
 
 def shared_cache(config: pytest.Config, *, waits: bool) -> Tally | None:
@@ -241,7 +271,7 @@ class Session:
         for report in settings.reports(self.config):
             if report.option is None or not (given := settings.value(self.config, report.option)):
                 continue
-            flag, path = report.option.flag, self._path(given)
+            flag, path = settings.flag(report.option), self._path(given)
             check_writable(path, flag)
             other = files.setdefault(resolved(path), flag)
             if other != flag:
@@ -476,10 +506,11 @@ class Session:
         from pytest_trtcheck.check.checker import Checker
         from pytest_trtcheck.check.request import Allowance
         from pytest_trtcheck.model import ort_runner
+        from pytest_trtcheck.plugin.summary import COLLECTOR
 
         ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
-        collector = self.config.pluginmanager.getplugin("trtcheck-collector")
+        collector = self.config.pluginmanager.getplugin(COLLECTOR)
         progress: Callable[[str], None] = lambda _: None  # noqa: E731 - of fixtures outside a run of tests
         if collector is not None:
             progress = collector.progress

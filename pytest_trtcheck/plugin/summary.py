@@ -13,7 +13,7 @@ import pytest
 from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
-from pytest_trtcheck.plugin.outcome import LOCATION, RUNS, Told, checks, is_our_property, reason
+from pytest_trtcheck.plugin.outcome import LOCATION, RUN, RUNS, Told, begin_run, checks, is_our_property, reason
 from pytest_trtcheck.plugin.progress import Progress
 
 if TYPE_CHECKING:
@@ -63,6 +63,64 @@ def _with_outcome(record: str, report: pytest.TestReport, outcome: pytest.TestRe
     )
 
 
+COLLECTOR = "trtcheck-collector"
+"""What pytest's plugin manager calls the `Collector` of a process."""
+
+
+def begin(session: pytest.Session, *, checks: bool) -> None:
+    """Before the first test: collect records, of a list of tests what can't be checked; a worker takes its GPU.
+
+    Parameters
+    ----------
+    checks
+        Whether this process has tests that check something.
+    """
+    config = session.config
+    if config.option.collectonly:
+        config.pluginmanager.register(Listing(session), "trtcheck-listing")
+        return
+    collect(config)
+    if checks and hasattr(config, "workerinput"):
+        from pytest_trtcheck.plugin.session import session_of
+
+        _ = session_of(config).place
+
+
+def collect(config: pytest.Config) -> None:
+    """Have records collected from now on; where tests are run, that is, and not only listed."""
+    if not config.option.collectonly and not config.pluginmanager.hasplugin(COLLECTOR):
+        config.pluginmanager.register(Collector(config), COLLECTOR)
+
+
+def collect_from(item: pytest.Item) -> None:
+    """Have the records of a running test collected, whoever knew of them when it was set up."""
+    collect(item.config)
+    if RUN not in item.stash:
+        begin_run(item)
+
+
+class Listing:
+    """Where tests are only listed, says which of them could not be checked: a list with one is no success."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        from pytest_trtcheck.plugin.items import marked
+
+        checks = [(item, found) for item in session.items if (found := marked(item)) is not None]
+        self._refused = [f"{item.nodeid}: {problem}" for item, found in checks if (problem := found.problem(item))]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail a list that is fine otherwise."""
+        if self._refused and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Name the tests, with the reasons."""
+        if self._refused:
+            terminalreporter.section("tests that cannot be checked", red=True, bold=True)
+            for text in self._refused:
+                terminalreporter.write_line(visible(f"ERROR {text}"))
+
+
 class Collector:
     """Takes the records off the test reports, which reach this process from every xdist worker."""
 
@@ -87,6 +145,11 @@ class Collector:
         self._missing = functools.cache(self._find_missing)
         self._record = functools.cache(self._make_record)
         self._tallies: list[dict[str, Any]] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Count the runs of a test."""
+        begin_run(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -1,14 +1,15 @@
 """Check records turned into what people and other programs read: `REPORTS` lists how, one line and one file each.
 
-Every pytest run imports this: what writes a report is loaded when the report is wanted.
+What writes a report is loaded when the report is wanted.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.choices import Option
+if TYPE_CHECKING:
+    from pytest_trtcheck.choices import Option
 
 
 class Report:
@@ -21,12 +22,13 @@ class Report:
         at the end of the run. With `require()`, if it has one, it says before the first test what keeps it from that,
         and with `properties(record, index)` what a check adds to its test's JUnit properties.
     option
-        What names its file; `run.path` is that. None: the report is made in every run.
+        What names its file, an option of your own or the name of one of ours; `run.path` is that. None: the report is
+        made in every run.
     of_tests
         Whether it has `properties`.
     """
 
-    def __init__(self, writer: object, option: Option | None = None, *, of_tests: bool = False) -> None:
+    def __init__(self, writer: object, option: Option | str | None = None, *, of_tests: bool = False) -> None:
         self._writer = writer
         self.option = option
         self.of_tests = of_tests
@@ -38,8 +40,8 @@ class Report:
 
 
 REPORTS = (
-    Report(f"{__name__}.json_report", Option("trt_report", "path", "write the JSON report", metavar="FILE")),
-    Report(f"{__name__}.html", Option("trt_html", "path", "write the HTML report", metavar="FILE")),
+    Report(f"{__name__}.json_report", "trt_report"),
+    Report(f"{__name__}.html", "trt_html"),
     Report(f"{__name__}.junit", of_tests=True),
     Report(f"{__name__}.terminal"),
     Report(f"{__name__}.github"),

@@ -1,0 +1,109 @@
+"""A run that looks like one without checks loads next to nothing; one that turns out to have some loses none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+HEAD = "import pytest\nfrom pytest_trtcheck import trt_parity\n"
+LATE = HEAD + "def pytest_runtest_setup(item): item.add_marker(trt_parity('gone.onnx'))\n"
+QUIET = ("-pno:cacheprovider", "-pno:asyncio")
+WAYS = {
+    "collection": (
+        HEAD + "def pytest_collection_modifyitems(items): items[-1].add_marker(trt_parity('gone.onnx'))\n",
+        "def test_late(): ...",
+        "gone.onnx",
+    ),
+    "early setup": (
+        LATE.replace("def", "@pytest.hookimpl(tryfirst=True)\ndef"),
+        "def test_late(): ...",
+        "gone.onnx",
+    ),
+    "setup": (LATE, "def test_late(): ...", "was added while the test was running"),
+    "fixture": (
+        HEAD + "@pytest.fixture\ndef marks(request): request.node.add_marker(trt_parity('gone.onnx'))\n",
+        "def test_late(marks): ...",
+        "was added while the test was running",
+    ),
+    "body": (
+        "",
+        "def test_late(request): request.node.add_marker(trt_parity('gone.onnx'))",
+        "was added while the test was running",
+    ),
+    "trt_check": ("", "def test_late(request): request.getfixturevalue('trt_check')('gone.onnx')", "gone.onnx"),
+    "trt_check in a fixture": (
+        HEAD + "@pytest.fixture\ndef check(request): request.getfixturevalue('trt_check')('gone.onnx')\n",
+        "def test_late(check): ...",
+        "gone.onnx",
+    ),
+}
+
+
+@pytest.fixture
+def plain(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A suite of which pytest is told nothing: an option that is given, or a model that is met, is looked at."""
+    monkeypatch.delenv("TRTCHECK_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(suite.path / "cache"))
+    for model in suite.path.glob("*.onnx"):
+        model.unlink()
+    return suite
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_check_that_nobody_knew_of_is_made_or_refused_and_shown(plain: Suite, way: str, all_loaded: None) -> None:
+    conftest, test, said = WAYS[way]
+    plain.pytester.makeconftest(conftest)
+    (plain.path / "test_late.py").write_text(f"{HEAD}def test_plain(): ...\n\n{test}\n")
+    result = plain.pytester.runpytest_inprocess(*QUIET, "test_late.py::test_late")
+    text = result.stdout.str()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED, text
+    assert said in " ".join(text.split())
+    assert "= inference checks =" in text
+    assert "Traceback" not in text
+
+
+def test_a_check_after_tests_without_is_in_the_reports_of_workers(plain: Suite) -> None:
+    (plain.path / "test_late.py").write_text(
+        HEAD + "def test_plain(): ...\n\n"
+        "def test_late(request): request.getfixturevalue('trt_check')('gone.onnx')\n"
+        "def test_body(request): request.node.add_marker(trt_parity('gone.onnx'))\n"
+    )
+    result = plain.pytester.runpytest_subprocess(*QUIET, "-n2")
+    result.assert_outcomes(passed=1, failed=2)
+    assert "2 checks: 2 error" in result.stdout.str().partition("= inference checks =")[2]
+
+
+@pytest.mark.parametrize("arguments", [("--trt-report=report.json",), ("--trt-report=report.json", "-n1")])
+def test_a_report_that_was_asked_for_is_written_without_checks(plain: Suite, arguments: tuple[str, ...]) -> None:
+    (plain.path / "test_plain.py").write_text("def test_plain(): ...\n")
+    plain.pytester.runpytest_subprocess(*QUIET, *arguments).assert_outcomes(passed=1)
+    assert (plain.path / "report.json").exists()
+
+
+def test_what_a_run_without_checks_loads(plain: Suite) -> None:
+    """pytest reads the modules of plugins slowly: each of these is a tenth of a millisecond of every run of anybody."""
+    plain.pytester.makeconftest(
+        "import sys\n"
+        "def pytest_unconfigure():\n"
+        "    print('\\nloaded', *sorted(name for name in sys.modules if name.startswith('pytest_trtcheck')))\n"
+    )
+    (plain.path / "test_plain.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef test_plain(x, tmp_path): ...\n"
+    )
+    result = plain.pytester.runpytest_subprocess("-q", "-s", *QUIET)
+    result.assert_outcomes(passed=2)
+    (line,) = [line for line in result.outlines if line.startswith("loaded")]
+    assert line.split()[1:] == [
+        "pytest_trtcheck",
+        "pytest_trtcheck.backends",
+        "pytest_trtcheck.choices",
+        "pytest_trtcheck.plugin",
+        "pytest_trtcheck.plugin.fixtures",
+        "pytest_trtcheck.plugin.hooks",
+        "pytest_trtcheck.plugin.marks",
+        "pytest_trtcheck.plugin.option_table",
+    ]
