@@ -139,7 +139,6 @@ class Cuda:
         """What is raised for a status of the driver function `name`."""
         return _failure(self.driver, name, status)
 
-
     def free_memory(self) -> tuple[int, int]:
         """Bytes of device memory that are free, and that there are."""
         free, total = self.call("cuMemGetInfo")
