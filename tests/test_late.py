@@ -35,6 +35,14 @@ WAYS = {
         "was added while the test was running",
     ),
     "trt_check": ("", "def test_late(request): request.getfixturevalue('trt_check')('gone.onnx')", "gone.onnx"),
+    "trt_check in a thread": (
+        "",
+        "from threading import Thread\n"
+        "def test_late(request):\n"
+        "    thread = Thread(target=request.getfixturevalue('trt_check'), args=['gone.onnx'])\n"
+        "    thread.start(), thread.join()",
+        "gone.onnx",
+    ),
     "trt_check in a fixture": (
         HEAD + "@pytest.fixture\ndef check(request): request.getfixturevalue('trt_check')('gone.onnx')\n",
         "def test_late(check): ...",
@@ -75,6 +83,14 @@ def test_a_check_after_tests_without_is_in_the_reports_of_workers(plain: Suite) 
     result = plain.pytester.runpytest_subprocess(*QUIET, "-n2")
     result.assert_outcomes(passed=1, failed=2)
     assert "2 checks: 2 error" in result.stdout.str().partition("= inference checks =")[2]
+
+
+def test_a_check_that_a_run_does_not_come_to_is_named(plain: Suite) -> None:
+    (plain.path / "test_late.py").write_text(
+        HEAD + "def test_plain(): assert 0\n\n@trt_parity('gone.onnx')\ndef test_marked(): ...\n"
+    )
+    result = plain.pytester.runpytest_subprocess(*QUIET, "-x")
+    result.stdout.re_match_lines(["not in this report: 1 of 1 test with checks: test_late.py::test_marked.*"])
 
 
 @pytest.mark.parametrize("arguments", [("--trt-report=report.json",), ("--trt-report=report.json", "-n1")])

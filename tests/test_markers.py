@@ -543,6 +543,28 @@ def test_in_a_pool(trt_check):
     with ThreadPoolExecutor() as pool:
         pool.submit(trt_check, "conv.onnx", batch=1, tol=0)
 
+def test_in_a_pool_and_misspelled(trt_check):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_check, "conv.onnx", batch=1, tolerance=0)
+
+def test_in_a_pool_by_hand(trt_build):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_build, "missing.onnx")
+
+@trt_parity("conv.onnx", batch=1)
+def test_in_a_pool_beside_a_marker(trt_check):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trt_check, "conv.onnx", batch=1, tol=0)
+
+class TestWithoutData:
+    @pytest.fixture
+    def trt_inputs(self):
+        pytest.skip("no data")
+
+    def test_in_a_pool(self, trt_check):
+        with ThreadPoolExecutor() as pool:
+            pool.submit(trt_check, "conv.onnx", batch=1)
+
 def test_in_a_pool_and_fine(trt_check):
     with ThreadPoolExecutor() as pool:
         pool.submit(trt_check, "conv.onnx", batch=1)
@@ -560,7 +582,7 @@ def test_caught(trt_check):
 def test_no_xfail_hides_that_a_check_was_not_made(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(test_expected=EXPECTED)
     run = run_everywhere("--trt-diagnose=0", "-v")
-    run.result.assert_outcomes(passed=2, failed=10, errors=2, xfailed=6)
+    run.result.assert_outcomes(passed=2, failed=13, errors=2, xfailed=6, skipped=1)
     expected = {record["nodeid"].partition("::")[2] for record in run.checks if record.get("expected_failure")}
     assert expected == {"test_named", "test_fail", "test_fail_and_any"}
     # What the test's own code caught is in the report as it is, and is said.

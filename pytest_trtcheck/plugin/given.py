@@ -60,8 +60,10 @@ def builder(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
     from pytest_trtcheck.check.arguments import from_call
     from pytest_trtcheck.plugin import examples
 
+    summary.collect_from(request.node)
     made: dict[object, RunnerByShape] = {}
 
+    @outcome.overheard(request.node)
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
     ) -> Runner:
@@ -100,8 +102,10 @@ def check(request: pytest.FixtureRequest) -> Callable[..., CheckRecord]:
     from pytest_trtcheck.check.arguments import from_call
     from pytest_trtcheck.plugin import examples
 
+    summary.collect_from(request.node)
     fixture = request.getfixturevalue
 
+    @outcome.overheard(request.node)
     def check(model: object, inputs: Mapping[str, NDArray[Any]] | object = None, **arguments: object) -> CheckRecord:
         spec, source = from_call("trt_check", model, arguments), "given"
         if inputs is None:

@@ -8,6 +8,7 @@ in the other modules.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,8 @@ from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of the
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pytest_trtcheck.plugin.items import Marked
@@ -185,19 +187,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Keep what the body of a marked test returns, and see that the check was made; take many examples together."""
     if not isinstance(item, pytest.Function):
         return (yield)
+    seen_to: Callable[[pytest.Function], AbstractContextManager[object]] = nullcontext
     if marks.is_marked(item):
         from pytest_trtcheck.plugin.items import watched as seen_to
     elif "hypothesis" in sys.modules and marks.has_examples(item):
         from pytest_trtcheck.plugin.examples import gathered as seen_to
-    else:
-        result = yield
-        if "pytest_trtcheck.plugin.outcome" in sys.modules:
-            from pytest_trtcheck.plugin.outcome import raise_unheard
-
-            raise_unheard(item)
-        return result
     with seen_to(item):
-        return (yield)
+        result = yield
+    if "pytest_trtcheck.plugin.outcome" in sys.modules:
+        from pytest_trtcheck.plugin.outcome import raise_unheard
+
+        raise_unheard(item)
+    return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -15,7 +15,7 @@ from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, kind_of, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from _pytest._io import TerminalWriter
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
 _THREAD: pytest.StashKey[int] = pytest.StashKey()
-_UNHEARD: pytest.StashKey[list[CheckError | CheckFailed]] = pytest.StashKey()
-"""What checks raised in threads of the test's own, which pytest does not hear of."""
+_UNHEARD: pytest.StashKey[list[BaseException]] = pytest.StashKey()
+"""What our fixtures raised in threads of the test's own, which pytest does not hear of."""
 _NO_GPU: pytest.StashKey[bool] = pytest.StashKey()
 """Whether no GPU is known to have run a check that has to be run by one."""
 SEARCH_FOLDER = "trtcheck_inputs"
@@ -281,18 +281,24 @@ def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:
     attach(item, record)
     if session_of(item.config).get("trt_require_gpu") and record.gpu_ran is not True:
         item.stash[_NO_GPU] = True
-    try:
-        conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"), ends=ends)
-    except (CheckError, CheckFailed) as error:
-        if item.stash[_THREAD] != threading.get_ident():
-            item.stash[_UNHEARD].append(error)
-        raise
+    conclude(record, inconclusive=session_of(item.config).get("trt_inconclusive"), ends=ends)
     return record
 
 
+@contextmanager
+def overheard(item: pytest.Item) -> Iterator[None]:
+    """Keep what ends a check, or skips it, in a thread of the test's own: `raise_unheard` raises it again."""
+    try:
+        yield
+    except (Exception, pytest.skip.Exception) as error:
+        if item.stash[_THREAD] != threading.get_ident():
+            item.stash[_UNHEARD].append(error)
+        raise
+
+
 def raise_unheard(item: pytest.Item) -> None:
-    """Fail a test that passed, and of which a check failed in a thread: nobody hears what is raised there."""
-    for error in item.stash.get(_UNHEARD, [])[:1]:
+    """Fail or skip a test that passed, and in a thread of which a check did so: nobody hears what is raised there."""
+    for error in sorted(item.stash.get(_UNHEARD, ()), key=lambda each: isinstance(each, pytest.skip.Exception))[:1]:
         raise error
 
 
