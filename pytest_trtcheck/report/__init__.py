@@ -23,7 +23,7 @@ class Report:
         and with `properties(record, index)` what a check adds to its test's JUnit properties.
     option
         What names its file, an option of your own or the name of one of ours; `run.path` is that. None: the report is
-        made in every run.
+        made in every run with checks.
     of_tests
         Whether it has `properties`.
     """
