@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,9 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_an_error_of_the_model(form: 
     with pytest.raises(ModelError, match="was changed during the check: weight w is cut off") as caught:
         weight.numpy()
     assert caught.value.code == "model-changed"
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ModelError, match="weight w cannot be read: No such file"):
+        weight.numpy()
 
 
 @pytest.mark.usefixtures("all_large")

@@ -19,6 +19,7 @@ import onnx_ir.passes.common as passes
 from pytest_trtcheck.errors import ArgumentError, ModelError, UnforeseenError, first_line
 from pytest_trtcheck.model.onnx_model import explained, read_graph
 from pytest_trtcheck.model.proto import LARGE_MODEL
+from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -67,10 +68,8 @@ def read(path: Path) -> ir.Model:
             found = ModelError(f"{path}: its graph is not understood: {first_line(error)}", "export it again")
         raise found from error
     for value in initializers(model.graph):
-        weight = value.const_value
-        if isinstance(weight, ir.ExternalTensor) and weight.nbytes >= _READ_ANEW_BYTES:
-            # Of fewer bits, several elements share a byte: onnx-ir unpacks them.
-            value.const_value = _read_anew(weight) if weight.dtype.bitwidth >= _WHOLE_BYTE else weight
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes >= _READ_ANEW_BYTES:
+            value.const_value = _read_anew(value.const_value)
     # Up to version 3, initializers had to be inputs as well.
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_CONSTANTS)
     # A model of other domains' operators alone gets casts of ONNX's.
@@ -84,17 +83,28 @@ def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor:
 
     It is not mapped: who cuts off a file that is mapped here would end the session, and not this check alone.
     """
-    offset, dtype = tensor.offset or 0, tensor.dtype.numpy()
 
-    def read_now() -> ir.Tensor[Any]:
-        array = np.fromfile(tensor.path, dtype, tensor.size, offset=offset)
-        if array.size < tensor.size:
+    def read_now() -> ir.Tensor[Any] | ir.TensorProtoTensor:
+        try:
+            with open_regular(tensor.path) as file:
+                file.seek(tensor.offset or 0)
+                raw = file.read(tensor.nbytes)
+            problem = "is cut off" if len(raw) < tensor.nbytes else None
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        if problem is not None:
             raise ModelError(
-                f"{tensor.path}: was changed during the check: weight {tensor.name} is cut off",
+                f"{tensor.path}: was changed during the check: weight {tensor.name} {problem}",
                 "run the test again",
                 code="model-changed",
             )
-        return ir.Tensor(array.reshape(tensor.shape.numpy()), tensor.dtype, shape=tensor.shape, name=tensor.name)
+        if tensor.dtype.bitwidth < _WHOLE_BYTE:  # several elements share one
+            proto = onnx.TensorProto(
+                name=tensor.name, data_type=tensor.dtype.value, dims=tensor.shape.numpy(), raw_data=raw
+            )
+            return ir.TensorProtoTensor(proto)
+        array = np.frombuffer(raw, tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+        return ir.Tensor(array, tensor.dtype, shape=tensor.shape, name=tensor.name)
 
     return ir.LazyTensor(read_now, tensor.dtype, tensor.shape, name=tensor.name)
 
