@@ -233,7 +233,6 @@ class TensorRT(Backend):
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-        built.close()
         kernels = kernels_of(built.entry) if built.entry else None
         return Engine(built.path, self.module, jit_cache=kernels, **self._loaded_with(built.spec))
 
