@@ -308,6 +308,7 @@ start = time.monotonic()
 assert all(cache.get_or_make(KEY, lambda _: 1 / 0).cached for _ in range(20))
 assert time.monotonic() - start < 0.3, "it is asked once"
 cache.require_private()
+assert not Cache(disk / "c").has("engine") and not Cache(disk / "c").remembers("engine", "net")
 for write in (lambda: files.write_text(disk / "r.json", ""), lambda: files.check_writable(disk / "r", "--trt-report")):
     try:
         write()
@@ -317,6 +318,17 @@ for write in (lambda: files.write_text(disk / "r.json", ""), lambda: files.check
         raise AssertionError("no error")
 """,
     )
+
+
+def test_a_quick_look_asks_no_file_system_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_make(KEY, small)
+    assert cache.has("engine")
+    assert cache.remembers("engine", KEY.subject)
+    monkeypatch.setattr("pytest_trtcheck.cache.directory.answers", lambda *_: False)
+    other = Cache(tmp_path)
+    assert not other.has("engine")
+    assert not other.remembers("engine", KEY.subject)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks of its own")

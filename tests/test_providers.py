@@ -6,6 +6,7 @@ libraries, `tests/gpu/test_providers.py` runs what a GPU can.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -22,8 +23,9 @@ import onnxruntime
 import pytest
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.backends.base import EngineSpec, Machine
+from pytest_trtcheck.backends.base import Built, EngineSpec, Machine
 from pytest_trtcheck.backends.onnxruntime import building, placement, session, tensorrt_rtx
+from pytest_trtcheck.backends.onnxruntime import tensorrt as ort_tensorrt
 from pytest_trtcheck.backends.onnxruntime.backend import EmulatedProvider, OrtProvider
 from pytest_trtcheck.backends.onnxruntime.building import CONTEXT
 from pytest_trtcheck.backends.onnxruntime.compiled import CompilingProvider
@@ -33,7 +35,7 @@ from pytest_trtcheck.backends.onnxruntime.tensorrt import OrtTensorRT
 from pytest_trtcheck.backends.onnxruntime.tensorrt_rtx import OrtTensorRTRtx
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import Target, find_module
-from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.errors import ArgumentError, BuildError, GpuError, MissingDependencyError, UnsupportedTargetError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.gpu.names import model_of
@@ -547,6 +549,40 @@ def test_the_engine_proves_the_precision_and_the_options_do_not(
     assert record.layers_by_precision == layers
     assert record.proved is True
     assert not any("not proved" in note for note in notes)
+
+
+def test_what_a_provider_writes_beside_its_engines_is_not_in_the_cache(
+    opened: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several engines have no EPContext model: the provider looks for them, and writes those that it builds again."""
+    key = Key("provider_engine", "m", {})
+
+    def engine(folder: Path) -> None:
+        (folder / "engines").mkdir()
+        (folder / "engines" / "one.engine").write_bytes(b"one")
+
+    cache = Cache(tmp_path / "cache")
+    folders: list[Path] = []
+
+    def writing(path: Path, _: Any, given: Any, label: str) -> Any:
+        folders.append(Path(given[0][1]["trt_engine_cache_path"]))
+        assert (folders[-1] / "one.engine").read_bytes() == b"one"
+        (folders[-1] / "one.engine").write_bytes(b"again")
+        (folders[-1] / "two.engine").write_bytes(b"two")
+        return session.open_session(path, session.session_options({}), [(placement.CPU, {})], label)
+
+    monkeypatch.setattr(ort_tensorrt, "open_session", writing)
+    system = OrtTensorRT(GPU)
+    built = Built(spec_of(opened), opened.path, entry=cache.get_or_make(key, engine))
+    runner = system.load(built)
+    assert runner({"x": np.ones((2, 8), np.float32)})["y"].shape == (2, 8)
+    assert folders[0].exists()
+    runner.close()
+    gc.collect()
+    assert not folders[0].exists()
+    kept = Cache(tmp_path / "cache").get(key)
+    assert kept is not None
+    assert [path.read_bytes() for path in kept.path.rglob("*.engine")] == [b"one"]
 
 
 def test_the_engine_in_a_context_model_is_given_to_the_inspector(tmp_path: Path) -> None:

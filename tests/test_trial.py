@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.backends.base import EngineSpec, Machine
+from pytest_trtcheck.backends.tensorrt import backend, trial
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
-from pytest_trtcheck.backends.tensorrt import trial
 from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.backends.tensorrt.module import Target, TensorRTModule, find_module
 from pytest_trtcheck.backends.tensorrt.trial import Trial, kernels_of
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_bytes
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.check.steps import asked
-from pytest_trtcheck.errors import CheckError, GpuError
+from pytest_trtcheck.errors import CachePlaceError, CheckError, GpuError
 from pytest_trtcheck.gpu.device import Gpu
 from pytest_trtcheck.gpu.names import find_gpu
 from pytest_trtcheck.model import apart
@@ -228,10 +228,41 @@ def test_its_death_after_the_trial_is_an_error_too(tried: Any, kept: Any) -> Non
     made, entry = kept()
     engine = made.beside(entry)
     engine._process._child.kill()
-    with pytest.raises(GpuError, match=r"was not run: .* crashed \(SIGKILL\)"):
-        engine({"x": np.ones((2, 3), np.float32)})
+    for _ in range(2):
+        with pytest.raises(GpuError, match=r"was not run: .* crashed \(SIGKILL\)"):
+            engine({"x": np.ones((2, 3), np.float32)})
     tried()
     engine.close()
+
+
+def test_what_was_ended_and_is_asked_all_the_same_says_so(tried: Any, kept: Any) -> None:
+    made, _ = kept()
+    engine = made.beside(kept()[1])
+    engine.close()
+    with pytest.raises(GpuError, match=r"was not run: .* the builder process was ended before it was asked"):
+        engine({"x": np.ones((2, 3), np.float32)})
+    tried()
+
+
+def test_every_type_and_size_comes_through(tried: Any, kept: Any) -> None:
+    made, entry = kept()
+    case = {
+        "empty": np.zeros((0, 3), np.float32),
+        "bool": np.array([True, False]),
+        "fp8": np.ones(3, ml_dtypes.float8_e4m3fn),
+        "int4": np.ones(3, ml_dtypes.int4),
+        "big_endian": np.arange(3, dtype=">f4"),
+        "scalar": np.array(3.0),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "large": np.ones(5_000_000, np.float32),
+    }
+    engine = made.beside(entry)
+    found = engine(case)
+    engine.close()
+    for name, array in case.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype.newbyteorder("="), array.shape)
+        np.testing.assert_array_equal(found[name], array)
+    tried()
 
 
 @pytest.mark.parametrize(("load", "run"), [("refuse", "run"), ("load", "refuse")])
@@ -280,6 +311,20 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple
     return ask
 
 
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[apart.Process]:
+    """Those in which what they built is tried."""
+    found: list[apart.Process] = []
+    into = Trial.into
+
+    def noted(self: Trial, folder: Path, process: apart.Process) -> trial.EngineApart:
+        found.append(process)
+        return into(self, folder, process)
+
+    monkeypatch.setattr(Trial, "into", noted)
+    return found
+
+
 def test_the_process_that_built_it_loads_and_runs_it(tried: Any, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DO", "load run")
     made, builds = built()
@@ -288,6 +333,47 @@ def test_the_process_that_built_it_loads_and_runs_it(tried: Any, built: Any, mon
     assert kernels_of(made.entry) == b"compiled"
     made, builds = built()
     assert (builds, tried(), made.record.cached) == ([], [], True)
+
+
+def test_of_two_builds_that_of_the_entry_is_the_one_that_is_judged(
+    tried: Any, built: Any, processes: list[apart.Process], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What cannot be kept where the cache is, is made again in a temporary directory."""
+    monkeypatch.setenv("DO", "load run")
+    full, get = tmp_path / "full", Cache._get_or_make
+    full.mkdir()
+
+    def filled(self: Cache, key: Key, make: Any, *, shared: bool) -> Entry:
+        if key.kind == "engine" and not self._is_spare:
+            make(full)
+            raise CachePlaceError("the cache directory is full", "free some space")
+        return get(self, key, make, shared=shared)
+
+    monkeypatch.setattr(Cache, "_get_or_make", filled)
+    made, builds = built()
+    assert builds == ["build", "build"]
+    assert [process.close.alive for process in processes] == [False, True]
+    assert made.loaded._process is processes[-1]
+    assert made.loaded._trial.sha256 == made.record.sha256
+    made.close()
+    tried()
+
+
+def test_what_was_tried_is_ended_where_something_else_goes_wrong(
+    tried: Any, built: Any, processes: list[apart.Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DO", "load run")
+
+    def refuse(*args: Any) -> None:
+        raise CheckError("no room")
+
+    for owner, name in ((backend, "_io"), (TensorRT, "_found")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            error, _ = built()
+        assert error.message == "no room"
+        assert [process.close.alive for process in processes] == [False] * len(processes)
+    tried()
 
 
 @pytest.mark.parametrize("changed", [False, True])

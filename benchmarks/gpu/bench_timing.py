@@ -51,14 +51,12 @@ class BareLoop:
 
     def __init__(self, plan: bytes, module: TensorRTModule, case: dict[str, NDArray[Any]]) -> None:
         from cuda.bindings import driver
-        from cuda.core import Device, EventOptions
 
         self.driver = driver
-        device = Device(0)
-        device.set_current()
-        self.stream = device.create_stream()
-        timed = EventOptions(timing_enabled=True)
-        self.pairs = [(device.create_event(timed), device.create_event(timed)) for _ in range(RUNS)]
+        self._checked(driver.cuInit(0))
+        self._checked(driver.cuCtxSetCurrent(self._checked(driver.cuDevicePrimaryCtxRetain(0))))
+        self.handle = int(self._checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)))
+        self.pairs = [tuple(self._checked(driver.cuEventCreate(0)) for _ in range(2)) for _ in range(RUNS)]
         trt = module.handle
         self.logger = trt.Logger(trt.Logger.ERROR)
         self.runtime = trt.Runtime(self.logger)
@@ -75,9 +73,8 @@ class BareLoop:
                 array = np.ascontiguousarray(case[name])
                 self._checked(driver.cuMemcpyHtoD(address, array.ctypes.data, array.nbytes))
             self.context.set_tensor_address(name, address)
-        self.handle = int(self.stream.handle)
         self.context.execute_async_v3(self.handle)
-        self.stream.sync()
+        self._checked(driver.cuStreamSynchronize(self.handle))
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._checked(driver.cuStreamBeginCapture(self.handle, mode))
         self.context.execute_async_v3(self.handle)
@@ -93,14 +90,14 @@ class BareLoop:
     def run(self, count: int, *, graph: bool) -> list[float]:
         """Milliseconds of each run."""
         for start, end in self.pairs[:count]:
-            self.stream.record(start)
+            self.driver.cuEventRecord(start, self.handle)
             if graph:
                 self.driver.cuGraphLaunch(self.graph, self.handle)
             else:
                 self.context.execute_async_v3(self.handle)
-            self.stream.record(end)
-        self.stream.sync()
-        return [end - start for start, end in self.pairs[:count]]
+            self.driver.cuEventRecord(end, self.handle)
+        self._checked(self.driver.cuStreamSynchronize(self.handle))
+        return [self._checked(self.driver.cuEventElapsedTime(*pair)) for pair in self.pairs[:count]]
 
 
 def compared(engine: Any, bare: BareLoop, case: dict[str, NDArray[Any]], *, graph: bool) -> dict[str, float]:
@@ -142,6 +139,7 @@ def main() -> None:
             raise SystemExit(system.no_engine)
         profile = model_inputs.profile(model, {}, [case])
         built = system.build(EngineSpec(model, lowered, arguments.precision, profile, BuildOptions()), cache)
+        built.close()  # the one in the process that built it
         engine = system.load(built)
         bare = BareLoop(built.path.read_bytes(), system.module, case)
         medians = {name: compared(engine, bare, case, graph=name == "graph") for name in ("graph", "no_graph")}

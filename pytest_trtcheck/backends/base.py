@@ -149,7 +149,7 @@ class Built:
         Where it lies in the cache; None where it does not.
     loaded
         What runs it already, in the process in which it was tried: for what it computes, not for how fast. It is
-        closed by who closes that, and once it is loaded elsewhere.
+        closed by who closes that, and by who loads it elsewhere.
     """
 
     spec: EngineSpec

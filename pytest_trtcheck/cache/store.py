@@ -233,9 +233,7 @@ class Cache:
         """
         if self._is_private or self._secret is not None or self._trusts:
             return
-        try:
-            self._dir.require_answer()
-        except CachePlaceError:
+        if not self._answers():
             return  # nothing is taken from there
         if (why := self._dir.exposed()) is not None:
             raise CacheError(
@@ -273,7 +271,7 @@ class Cache:
 
     def remembers(self, kind: str, subject: str, **parts: str) -> bool:
         """Whether one of the subject's entries that were made last has these parts in its key; a quick look."""
-        for path in self._dir.recall(kind, subject):
+        for path in self._dir.recall(kind, subject) if self._answers() else ():
             with suppress(DamagedError):
                 if parts.items() <= recall_manifest(path).key.parts.items():
                     return True
@@ -281,7 +279,14 @@ class Cache:
 
     def has(self, kind: str) -> bool:
         """Whether there is any entry of a kind; a quick look."""
-        return self._dir.has(kind)
+        return self._answers() and self._dir.has(kind)
+
+    def _answers(self) -> bool:
+        try:
+            self._dir.require_answer()
+        except CachePlaceError:
+            return False  # what is looked up in earnest says so
+        return True
 
     def get_or_make(self, key: Key, make: Callable[[Path], object], *, shared: bool = False) -> Entry:
         """The entry of `key`; `make` fills the empty directory it is given when there is none.

@@ -42,8 +42,9 @@ def judged_again(settings: Settings, known: Known, judging: Sequence[Step], expl
         return known
     if known.record.engine is None or known.existing is not None:
         return known.recorded(f"--trt-rebuild={settings.rebuild}: no engine was built, so none was built again")
-    if known.runner is not None:
-        known.runner.close()  # Two engines at a time may be more than the GPU holds.
+    for held in (known.runner, known.built):
+        if held is not None:
+            held.close()  # Two engines at a time may be more than the GPU holds.
     runs = known.system.runs and not settings.build_only
     worst, builds = known, [_found(known)]
     for number in range(2, settings.rebuild + 1):

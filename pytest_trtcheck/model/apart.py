@@ -110,6 +110,7 @@ class Process:
 
     def __init__(self, serve: str, title: str, *, memory_bytes: int | None = None) -> None:
         self._title = title
+        self._found_ended: EndedError | None = None
         self._output: IO[bytes] = TemporaryFile("a+b")  # noqa: SIM115 - it is closed with the process
         start = {"sys_path": sys.path, "parent": os.getpid(), "serve": serve, "memory_bytes": memory_bytes}
         # The kernel ends it with the thread that started it, which in a pool is not the end of the session.
@@ -137,8 +138,10 @@ class Process:
         Raises
         ------
         EndedError
-            It crashed, ended or was still at it after `timeout_s` seconds; it is gone then.
+            It crashed, ended or was still at it after `timeout_s` seconds; it is gone then, and says so each time.
         """
+        if not self.close.alive:
+            raise self._found_ended or EndedError(f"{self._title} was ended before it was asked")
         over = threading.Event()
 
         def stop() -> None:
@@ -162,9 +165,9 @@ class Process:
                 timer.cancel()
         if answer is not None and not over.is_set():
             return answer
-        ended = self._ended(timeout_s if over.is_set() else None)
+        self._found_ended = self._ended(timeout_s if over.is_set() else None)
         self.close()
-        raise ended
+        raise self._found_ended
 
     def said(self) -> str:
         """The end of what it wrote to its output since it was asked."""

@@ -11,6 +11,7 @@ import logging
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -18,6 +19,7 @@ import onnx_ir.passes.common as passes
 from pytest_trtcheck.errors import ArgumentError, ModelError, UnforeseenError, first_line
 from pytest_trtcheck.model.onnx_model import explained, read_graph
 from pytest_trtcheck.model.proto import LARGE_MODEL
+from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,8 @@ EXTERNAL_DATA_THRESHOLD = LARGE_MODEL
 """Bytes of weights above which they are written beside the model: they are not copied in memory then, and protobuf ends
 at 2 GiB."""
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
-_MAPPED_ANEW_BYTES = 1 << 16
+_READ_ANEW_BYTES = 1 << 16
+_WHOLE_BYTE = 8
 _IR_VERSION_WITH_CONSTANTS = 4
 _OPSET = 19
 _OPSET_OF_SCAN = 9
@@ -47,7 +50,7 @@ logging.getLogger("onnx_ir.passes.common.shape_inference").addFilter(_without_tr
 def read(path: Path) -> ir.Model:
     """The model at `path`: functions inlined, constants as initializers, every node named, types inferred.
 
-    External data stays on disk; a large weight is mapped into memory while it is used, and no longer.
+    External data stays on disk; a large weight is read into memory while it is used, and no longer.
 
     Raises
     ------
@@ -65,8 +68,8 @@ def read(path: Path) -> ir.Model:
             found = ModelError(f"{path}: its graph is not understood: {first_line(error)}", "export it again")
         raise found from error
     for value in initializers(model.graph):
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes >= _MAPPED_ANEW_BYTES:
-            value.const_value = _mapped_anew(value.const_value)
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes >= _READ_ANEW_BYTES:
+            value.const_value = _read_anew(value.const_value)
     # Up to version 3, initializers had to be inputs as well.
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_CONSTANTS)
     # A model of other domains' operators alone gets casts of ONNX's.
@@ -75,21 +78,35 @@ def read(path: Path) -> ir.Model:
     return infer_types(model)
 
 
-def _mapped_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor:
-    """A weight in a file, mapped each time it is read: onnx-ir's own keeps every page of it until the model is gone."""
+def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor:
+    """A weight in a file, read each time it is used: onnx-ir's own keeps every page of it until the model is gone.
 
-    def mapped() -> ir.ExternalTensor:
-        return ir.ExternalTensor(
-            tensor.location,
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=tensor.shape,
-            name=tensor.name or "",
-            base_dir=tensor.base_dir,
-        )
+    It is not mapped: who cuts off a file that is mapped here would end the session, and not this check alone.
+    """
 
-    return ir.LazyTensor(mapped, tensor.dtype, tensor.shape, name=tensor.name)
+    def read_now() -> ir.Tensor[Any] | ir.TensorProtoTensor:
+        try:
+            with open_regular(tensor.path) as file:
+                file.seek(tensor.offset or 0)
+                raw = file.read(tensor.nbytes)
+            problem = "is cut off" if len(raw) < tensor.nbytes else None
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        if problem is not None:
+            raise ModelError(
+                f"{tensor.path}: was changed during the check: weight {tensor.name} {problem}",
+                "run the test again",
+                code="model-changed",
+            )
+        if tensor.dtype.bitwidth < _WHOLE_BYTE:  # several elements share one
+            proto = onnx.TensorProto(
+                name=tensor.name, data_type=tensor.dtype.value, dims=tensor.shape.numpy(), raw_data=raw
+            )
+            return ir.TensorProtoTensor(proto)
+        array = np.frombuffer(raw, tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+        return ir.Tensor(array, tensor.dtype, shape=tensor.shape, name=tensor.name)
+
+    return ir.LazyTensor(read_now, tensor.dtype, tensor.shape, name=tensor.name)
 
 
 def infer_types(model: ir.Model) -> ir.Model:

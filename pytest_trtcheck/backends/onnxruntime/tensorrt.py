@@ -6,7 +6,9 @@ TensorRT and CUDA: an option that it does not know is an error there. It was nev
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import shutil
+import weakref
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -103,13 +105,24 @@ class OrtTensorRT(CompilingProvider):
         found = installed.library(_LIBRARY).tensorrt
         return {"tensorrt": "unknown" if found is None else _dotted(found), "cuda": installed.cuda_version()}
 
-    def _providers(self, built: Built) -> Sequence[tuple[str, Mapping[str, str]]]:
+    def open(self, built: Built, *, profile: Path | None = None) -> Any:
+        """A session of the EPContext model, or of the model with its engines, in a folder that is the session's own.
+
+        The provider builds again what it does not take for the model's, and writes that there.
+        """
         options = self.options(built.spec.options)
+        asked = session_options(dict([placement.RECORD]), built.spec.options.custom_ops, profile)
         if built.path.name == building.CONTEXT:
-            return [(self.provider, options)]
+            return open_session(built.path, asked, [(self.provider, options)], self._label(built))
         assert built.entry is not None
         shapes = profile_shapes(built.spec.profile, f"{self.prefix}_profile")
-        return providers({**options, **shapes, **_engine_cache(str(built.entry.path / _ENGINES))})
+        engines = scratch_folder("engines")
+        with suppress(FileNotFoundError):
+            shutil.copytree(built.entry.path / _ENGINES, engines.name, dirs_exist_ok=True)
+        given = providers({**options, **shapes, **_engine_cache(engines.name)})
+        session = open_session(built.path, asked, given, self._label(built))
+        weakref.finalize(session, lambda held: held.cleanup(), engines)
+        return session
 
     @contextmanager
     def _timings(self, spec: EngineSpec, cache: Cache) -> Iterator[dict[str, str]]:

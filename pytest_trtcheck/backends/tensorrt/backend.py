@@ -171,8 +171,22 @@ class TensorRT(Backend):
         """The engine from the cache, or built into it."""
         check_options(self.module, spec.options, spec.precision, self.target)
         key = Key("engine", spec.model.label, {**_key_parts(spec), **self.key_parts(spec.options.hardware_compatible)})
-        tried: list[EngineApart | CheckError | None] = []
-        entry = cache.get_or_make(key, lambda folder: tried.append(self._make(spec, cache, folder)), shared=True)
+        with contextlib.ExitStack() as held:
+            tried: list[EngineApart | CheckError | None] = []
+
+            def make(folder: Path) -> None:
+                held.close()  # what was made and could not be kept is made again elsewhere, and is another engine
+                tried[:] = [self._make(spec, cache, folder)]
+                if isinstance(tried[0], EngineApart):
+                    held.callback(tried[0].close)
+
+            entry = cache.get_or_make(key, make, shared=True)
+            found = self._found(spec, entry, next(iter(tried), None))
+            held.pop_all()  # what runs it is the caller's
+        return found
+
+    def _found(self, spec: EngineSpec, entry: Entry, loaded: EngineApart | CheckError | None) -> Built:
+        """What lies in the cache, and what came of trying it where it was made now."""
         made = entry.read_json(_BUILD_FILE, lambda found: typed(found, _Made))
         if entry.cached and hash_file(entry.path / PLAN_FILE) != made.sha256:
             # Checksums guard against accidents: this was somebody who wrote them again.
@@ -185,7 +199,7 @@ class TensorRT(Backend):
         if made.gpu != self.product:
             notes = (f"built on the {made.gpu}, whose choice of kernels it is: hardware_compatible", *notes)
         record = EngineRecord(
-            key=key.digest,
+            key=entry.key.digest,
             cached=entry.cached,
             miss_reason=entry.miss_reason,
             cache=entry.origin,
@@ -194,7 +208,6 @@ class TensorRT(Backend):
             sha256=made.sha256,
             build_notes=notes,
         )
-        loaded = next(iter(tried), None)
         if isinstance(loaded, CheckError):  # It is kept as it is: whoever tries it again need not build it again.
             raise loaded
         plan = entry.path / PLAN_FILE
@@ -220,7 +233,6 @@ class TensorRT(Backend):
         """The engine on the GPU, with the kernels that TensorRT-RTX compiled when it was loaded before."""
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
-        built.close()
         kernels = kernels_of(built.entry) if built.entry else None
         return Engine(built.path, self.module, jit_cache=kernels, **self._loaded_with(built.spec))
 
@@ -337,13 +349,14 @@ class TensorRT(Backend):
             if self.gpu is not None:
                 try:
                     tried = self._trial(spec, self.gpu, plan.path, sha256).into(folder, process)
-                    held.pop_all()  # the process is the engine's
                 except CheckError as error:
                     tried = error
-        notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
-        made = _Made(plan.build_s, plan.bytes, sha256, self.product, tuple(filter(None, notes)))
-        (folder / _BUILD_FILE).write_text(json.dumps(asdict(made)))
-        (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
+            notes = [*plan.notes, sparsity.note(spec.lowered.path) if spec.options.sparsity else None]
+            made = _Made(plan.build_s, plan.bytes, sha256, self.product, tuple(filter(None, notes)))
+            (folder / _BUILD_FILE).write_text(json.dumps(asdict(made)))
+            (folder / IO_FILE).write_text(json.dumps(_io(plan, spec)))
+            if isinstance(tried, EngineApart):
+                held.pop_all()  # the process is the engine's
         return tried
 
     def _kept_timings(self, options: BuildOptions, cache: Cache) -> Entry | None:

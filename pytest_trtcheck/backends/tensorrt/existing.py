@@ -139,7 +139,6 @@ class ExistingEngine(TensorRT):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         assert built.entry is not None
-        built.close()
         serialized = built.path.read_bytes()
         if hash_bytes(serialized) != self.file.sha256:
             raise GpuError(

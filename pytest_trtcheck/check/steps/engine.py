@@ -201,6 +201,7 @@ def loaded_by(settings: Settings, system: Backend, built: Built, *, computes_alo
     """
     if computes_alone and built.loaded is not None:
         return built.loaded
+    built.close()  # two engines at a time may be more than the GPU holds
     if settings.broken and system.gpu is not None:
         raise GpuError(
             f"no engine can run: {settings.broken[0]}", "run this test in a process of its own", code="cuda-broken"
