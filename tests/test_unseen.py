@@ -105,7 +105,7 @@ def test_dropped_by_a_function(): ...
     assert "and zeros would keep 1000" in run.check("test_below_the_limit")["message"]
     notes = " ".join(run.check("test_one_of_two")["notes"])
     assert "output 'z', by max: not exercised: its reference is zero throughout on these inputs" in notes
-    assert "shapes: x[0] goes from 1 to 4, and was 2: no other size was checked" in run.check("test_one_size")["notes"]
+    assert "shapes: these sizes alone were checked: x[0] 2, of 1 to 4" in run.check("test_one_size")["notes"]
     assert not any(note.startswith("shapes:") for note in run.check("test_both_ends").get("notes", ()))
     assert "the test ends here: what it would have checked after this was not checked" in run.text
     constant = "output 'clipped': every element of its reference is 5 on these inputs: what leads there was hardly"

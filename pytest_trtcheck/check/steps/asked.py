@@ -156,12 +156,16 @@ def _unfed(settings: Settings, known: Known) -> Iterator[str]:
     searched = settings.search or known.request.parity.search
     if not known.cases or settings.build_only or settings.kept_open is not None or searched:
         return
+    alike: dict[str, list[str]] = {}
     for name, span in known.profile().items():
         for axis, (least, most) in enumerate(zip(span.min, span.max, strict=True)):
             fed = sorted({case[name].shape[axis] for case in known.cases})
             if least < most and not {least, most} <= set(fed):
                 sizes = listed(map(str, fed), separator=" and ")
-                yield f"shapes: {name}[{axis}] goes from {least} to {most}, and was {sizes}: no other size was checked"
+                alike.setdefault(f"{sizes}, of {least} to {most}", []).append(f"{name}[{axis}]")
+    if alike:
+        seen = (f"{listed(axes, separator=' and ')} {sizes}" for sizes, axes in alike.items())
+        yield f"shapes: these sizes alone were checked: {'; '.join(seen)}"
 
 
 def _expect_build(settings: Settings, request: Request, model: OnnxModel) -> None:
