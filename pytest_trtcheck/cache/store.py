@@ -171,6 +171,10 @@ def _subject(key: Key) -> str:
     return f"{key.subject} in {precision}" if precision else key.subject
 
 
+def _making(key: Key) -> str:
+    return f"{_MAKING.get(key.kind, 'preparing')} {_subject(key)}"
+
+
 class Cache:
     """A content-addressed store of directories below `root`, for any number of processes and threads.
 
@@ -359,9 +363,7 @@ class Cache:
         entry, _ = self._find(key)
         if entry is not None:
             return entry
-        waiting = self.during(
-            f"waiting for another process that is {_MAKING.get(key.kind, 'preparing')} {_subject(key)}"
-        )
+        waiting = self.during(f"waiting for another process that is {_making(key)}")
         with self._dir.locked(f"{key.kind}-{key.digest}", f"storing {_name(key)}", waiting):
             entry, damage = self._find(key)
             if entry is not None:
@@ -533,7 +535,7 @@ class Cache:
             start = time.perf_counter()
             with (
                 self._dir.guarded(doing, others_work=work),
-                self.during(f"{_MAKING.get(key.kind, 'preparing')} {_subject(key)}"),
+                self.during(_making(key)),
             ):
                 make(made / FILES)
             make_s = round(time.perf_counter() - start, 6)

@@ -12,6 +12,8 @@ import json
 import sys
 from typing import Any
 
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+"""CUDA's driver, as a library."""
 _ATTRIBUTES = {
     "sm_count": 16,  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
     "sm_khz": 13,  # CU_DEVICE_ATTRIBUTE_CLOCK_RATE
@@ -28,7 +30,7 @@ def first_device() -> dict[str, Any]:
     Source of the constants and signatures: cuda.h, CUDA Driver API.
     """
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        cuda = ctypes.CDLL(DRIVER)
     except OSError as error:
         return {"error": f"no CUDA driver: {error}"}
     count, device = ctypes.c_int(), ctypes.c_int()

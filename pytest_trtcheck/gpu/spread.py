@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_trtcheck.gpu.cuda_query import DRIVER
 from pytest_trtcheck.gpu.device import detect, identity_parts, is_named, visible_gpus
 from pytest_trtcheck.gpu.nvml import same_uuid
 
@@ -93,10 +94,10 @@ def is_initialized() -> bool:
     """Whether CUDA is initialized in this process, found out without initializing it."""
     try:
         if sys.platform == "win32":
-            handle = ctypes.windll.kernel32.GetModuleHandleW("nvcuda.dll")
-            cuda = ctypes.CDLL("nvcuda.dll", handle=handle) if handle else None
+            handle = ctypes.windll.kernel32.GetModuleHandleW(DRIVER)
+            cuda = ctypes.CDLL(DRIVER, handle=handle) if handle else None
         else:
-            cuda = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+            cuda = ctypes.CDLL(DRIVER, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
     except OSError:
         return False
     return cuda is not None and bool(cuda.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)

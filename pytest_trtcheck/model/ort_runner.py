@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck import errors
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import CheckError, ModelError
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.apart import Answer, EndedError, Process
-from pytest_trtcheck.model.packing import packed, unpacked
+from pytest_trtcheck.model.packing import packed, refusal, refused, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,11 +135,10 @@ class _Host:
             except BaseException:
                 self._process = None
                 raise
-        if isinstance(answer.value, dict) and "error" in answer.value:
-            name, message, hint, code = answer.value["error"]
-            if _NO_MEMORY.search(message):
-                raise ModelError(f"{message}; {self._had()}", _LESS_MEMORY, code="out-of-memory")
-            raise getattr(errors, name)(message, hint, code=code)
+        if (error := refused(answer.value)) is not None:
+            if _NO_MEMORY.search(error.message):
+                raise ModelError(f"{error.message}; {self._had()}", _LESS_MEMORY, code="out-of-memory")
+            raise error
         return answer
 
     def _had(self) -> str:
@@ -302,9 +300,9 @@ def serve(request: dict[str, Any]) -> Any:
             Path(request["path"]), request["label"], custom_ops=request["custom_ops"], in_order=request["in_order"]
         )
     except CheckError as error:
-        return {"error": [type(error).__name__, error.message, error.hint, error.code]}
+        return refusal(error)
     except MemoryError as error:
-        return {"error": [ModelError.__name__, f"out of memory: MemoryError {error}".strip(), "", "out-of-memory"]}
+        return refusal(ModelError(f"out of memory: MemoryError {error}".strip(), code="out-of-memory"))
     number = next(numbers)
     sessions[number] = session
     return number

@@ -1,4 +1,4 @@
-"""Arrays on their way to another process: what JSON can hold, and bytes beside it."""
+"""Arrays and errors on their way between processes: what JSON can hold, and bytes beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.errors import ModelError
+from pytest_trtcheck import errors
+from pytest_trtcheck.errors import CheckError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,3 +54,17 @@ def _dtype(name: str) -> np.dtype[Any]:
 
         found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
         return found
+
+
+def refusal(error: CheckError, hint: str | None = None) -> dict[str, Any]:
+    """An error as an answer; `hint` takes the place of its own."""
+    return {"error": [type(error).__name__, error.message, error.hint if hint is None else hint, error.code]}
+
+
+def refused(answer: Any) -> CheckError | None:
+    """The error that an answer is; None where it is none."""
+    if not isinstance(answer, dict) or "error" not in answer:
+        return None
+    name, message, hint, code = answer["error"]
+    found: CheckError = getattr(errors, name)(message, hint, code=code)
+    return found

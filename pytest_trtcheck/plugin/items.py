@@ -171,7 +171,7 @@ def _reached(item: pytest.Item, mark: pytest.Mark) -> Counter[_Selected] | None:
     """
     assert item.parent is not None
     known = item.parent.stash.setdefault(_REACHED, {})
-    key = id(mark), getattr(item, "originalname", item.name)
+    key = id(mark), marks.name_of(item)
     if key not in known:
         tests = marks.tests_of(item, mark)
         known[key] = None if tests is None else Counter(map(_selected, tests))

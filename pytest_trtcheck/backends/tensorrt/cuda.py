@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 import time
 import weakref
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pytest_trtcheck.errors import GpuError, MissingDependencyError
+from pytest_trtcheck.gpu.cuda_query import DRIVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ def make_context(index: int = 0) -> None:
     By ctypes, which holds no lock of Python's meanwhile: what is to be imported can be. What goes wrong says `Cuda`.
     """
     with suppress(OSError, AttributeError):
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL(DRIVER)
         device, context = ctypes.c_int(), ctypes.c_void_p()
         if not (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index)):
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)

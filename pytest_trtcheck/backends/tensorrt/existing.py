@@ -15,10 +15,10 @@ from pytest_trtcheck.backends.tensorrt.backend import TensorRT
 from pytest_trtcheck.backends.tensorrt.io import DTYPES
 from pytest_trtcheck.backends.tensorrt.module import EITHER, Target, TensorRTModule, available, hash_plugin
 from pytest_trtcheck.backends.tensorrt.plan_file import PlanFile, refuse_unfit
-from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of
-from pytest_trtcheck.cache import Key, hash_bytes
+from pytest_trtcheck.backends.tensorrt.trial import KERNELS, Trial, kernels_of, plan_bytes
+from pytest_trtcheck.cache import Key
 from pytest_trtcheck.choices import is_pair
-from pytest_trtcheck.errors import ArgumentError, GpuError, InputError, ModelError
+from pytest_trtcheck.errors import ArgumentError, InputError, ModelError
 from pytest_trtcheck.record import EngineRecord, typed
 from pytest_trtcheck.spec import PRECISIONS, Precision
 
@@ -139,11 +139,7 @@ class ExistingEngine(TensorRT):
         from pytest_trtcheck.backends.tensorrt.engine import Engine
 
         assert built.entry is not None
-        serialized = built.path.read_bytes()
-        if hash_bytes(serialized) != self.file.sha256:
-            raise GpuError(
-                f"{self.file.label}: was changed on disk during the check", "run the test again", code="model-changed"
-            )
+        serialized = plan_bytes(built.path, self.file.sha256, self.file.label)
         io = _io(built.entry)
         arguments = self._loaded_from_file(built.spec, io)
         return Engine(serialized, self.module, jit_cache=kernels_of(built.entry), **arguments)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pytest_trtcheck import errors
 from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.layers import Inspected
 from pytest_trtcheck.backends.tensorrt.support import advice
@@ -27,7 +26,7 @@ from pytest_trtcheck.errors import CacheError, CheckError, GpuError, InputError
 from pytest_trtcheck.gpu.device import Gpu, identity_parts
 from pytest_trtcheck.gpu.lock import gpu_lock
 from pytest_trtcheck.model.apart import Answer
-from pytest_trtcheck.model.packing import packed, unpacked
+from pytest_trtcheck.model.packing import packed, refusal, refused, unpacked
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
@@ -171,6 +170,14 @@ def kernels_of(entry: Entry) -> bytes | None:
     return entry.read_extra(KERNELS) or (made.read_bytes() if made.exists() else None)
 
 
+def plan_bytes(path: Path, sha256: str, label: str) -> bytes:
+    """The serialized engine in a file, the very bytes that were looked at; a GpuError where it holds others by now."""
+    plan = path.read_bytes()
+    if hash_bytes(plan) != sha256:
+        raise GpuError(f"{label}: was changed on disk during the check", "run the test again", code="model-changed")
+    return plan
+
+
 _TELLS = ("device_memory_bytes", "context_bytes", "aux_streams", "streamed_bytes")
 """What a loaded engine tells of itself, beside its layers."""
 
@@ -221,9 +228,8 @@ class EngineApart(Inspected):
         answered = tensorrt.called(self._process, f"{__name__}:{task}", about, blobs, limit_s)
         if answered.response is None:
             raise self._trial.ended(task, answered)
-        if "error" in answered.response:
-            name, message, hint, code = answered.response["error"]
-            raise getattr(errors, name)(message, hint, code=code)
+        if (error := refused(answered.response)) is not None:
+            raise error
         return answered.response, answered.blobs
 
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
@@ -270,12 +276,8 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     from pytest_trtcheck.backends.tensorrt.module import find_module
 
     module, (kernels,) = find_module(request["module"]), request["blobs"]
-    plan = Path(request["model"]).read_bytes()
     try:
-        if hash_bytes(plan) != request["sha256"]:
-            raise GpuError(
-                f"{request['label']}: was changed on disk during the check", "run the test again", code="model-changed"
-            )
+        plan = plan_bytes(Path(request["model"]), request["sha256"], request["label"])
         engine = Engine(plan, module, jit_cache=bytes(kernels) or None, **request["arguments"])
         _loaded[:] = [engine]
         return {"information": engine.layer_information(), **{name: getattr(engine, name) for name in _TELLS}}
@@ -303,5 +305,4 @@ def kernels(request: dict[str, Any]) -> Answer:
 def _refused(error: CheckError) -> dict[str, Any]:
     is_broken = isinstance(error, GpuError) and error.poisoned
     # What it says of "this process" is of this one.
-    hint = "the session can go on: that was in another process" if is_broken else error.hint
-    return {"error": [type(error).__name__, error.message, hint, error.code]}
+    return refusal(error, "the session can go on: that was in another process" if is_broken else None)
