@@ -73,6 +73,8 @@ def test_a_test_that_is_run_again_counts_by_its_last_run(suite: Suite, plugin: s
     ]
     assert run.report["summary"]["fail"] == 1
     assert "6 checks: 5 pass, 1 fail" in run.text
+    again = run.said.partition("3 checks passed only when the test was run again: ")[2]
+    assert again.startswith("test_again.py::test_flips, test_again.py::test_marked")
     assert "missing.onnx" not in (suite.path / "report.html").read_text()
     by_test: dict[str, list[str]] = {}
     for case in ElementTree.parse(suite.path / "junit.xml").iter("testcase"):
