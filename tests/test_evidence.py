@@ -6,6 +6,7 @@ The report of the GPU's run is this machine's own, with what a GPU would have wr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def save(suite: Suite, report: Report) -> None:
 def edited(suite: Suite, edit: Callable[[Report, Report], object]) -> None:
     report = json.loads((suite.path / "gpu.json").read_text())
     edit(report, report["checks"][0])
+    report["summary"] = dict(Counter(check["verdict"] for check in report["checks"]))
     save(suite, report)
 
 
