@@ -97,6 +97,25 @@ def test_each_repetition_is_a_test_of_its_own(suite: Suite) -> None:
     assert {record["runs"] for record in run.checks} == {1}
 
 
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_property_that_is_no_record_is_told_and_ends_nothing(suite: Suite, workers: str) -> None:
+    suite.write(
+        test_it='def test_own(record_property, trt_check):\n    record_property("trtcheck", "mine")\n'
+        '    trt_check("conv.onnx", batch=1)\n\n'
+        '@trt_parity("conv.onnx", batch=1)\ndef test_json(monkeypatch):\n'
+        '    import json\n    monkeypatch.setattr(json, "dumps", lambda *_, **__: "{}")\n\n'
+        '@trt_parity("conv.onnx", batch=1)\ndef test_after(): ...\n'
+    )
+    run = suite.run_apart(workers, plugins=["xdist"])
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    assert {record["nodeid"]: record["verdict"] for record in run.checks} == {
+        "test_it.py::test_own": "pass",
+        "test_it.py::test_after": "pass",
+    }
+    for test in ("own", "json"):
+        assert f"ERROR: test_it.py::test_{test}: its property 'trtcheck' is no record of a check" in run.text
+
+
 def test_an_engine_that_needed_several_runs_is_not_exported(tmp_path: Path) -> None:
     record = CheckRecord(
         nodeid="test_it.py::test_it",

@@ -190,15 +190,21 @@ class Collector:
 
     def _keep(self, report: pytest.TestReport, outcome: pytest.TestReport) -> None:
         """Take the records of one run of a test; they replace those of its earlier runs."""
-        records = [
-            _with_outcome(str(value), report, outcome) for name, value in report.user_properties if name == PROPERTY
-        ]
-        if not hasattr(self._config, "workerinput"):
-            # What is drawn has no place in JUnit XML, which is written from the report: it is hundreds of KB a test.
-            report.user_properties = [
-                (name, _without_graph(str(value)) if name == PROPERTY else value)
-                for name, value in report.user_properties
-            ]
+        records = []
+        for index, (name, value) in enumerate(report.user_properties):
+            if name != PROPERTY:
+                continue
+            try:
+                records.append(_with_outcome(str(value), report, outcome))
+            except (CheckError, ValueError):
+                self._problems.append(
+                    f"{report.nodeid}: its property {PROPERTY!r} is no record of a check: the test's own code wrote it, "
+                    "or changed what writes it (json)"
+                )
+                continue
+            if not hasattr(self._config, "workerinput"):
+                # What is drawn has no place in JUnit XML, which is written from the report: hundreds of KB a test.
+                report.user_properties[index] = (name, _without_graph(str(value)))
         # Two workers may run the same test (`--dist each`), and each of them counts.
         test = (report.nodeid, getattr(report, "worker_id", None))
         is_again = any(name == RUNS for name, _ in report.user_properties) or any(each.runs > 1 for each in records)
