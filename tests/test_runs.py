@@ -97,6 +97,16 @@ def test_each_repetition_is_a_test_of_its_own(suite: Suite) -> None:
     assert {record["runs"] for record in run.checks} == {1}
 
 
+def test_a_test_that_two_workers_run_at_once_counts_twice(suite: Suite) -> None:
+    suite.write(
+        test_it="import time\n\n@pytest.fixture\ndef slowly():\n    yield\n    time.sleep(0.5)\n\n"
+        '@trt_parity("conv.onnx", batch=1, tol=0)\ndef test_it(slowly): ...\n'
+    )
+    run = suite.run_apart("-n2", "--dist=each", "--trt-diagnose=0", plugins=["xdist"])
+    run.result.assert_outcomes(failed=2)
+    assert [record["verdict"] for record in run.checks] == ["fail", "fail"]
+
+
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_a_property_that_is_no_record_is_told_and_ends_nothing(suite: Suite, workers: str) -> None:
     suite.write(
