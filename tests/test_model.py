@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 from pathlib import Path
@@ -402,6 +403,36 @@ def test_what_is_wrong_with_a_large_file_is_said_as_of_a_small_one(
     before = said()
     request.getfixturevalue("all_large")
     assert said() == before
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_file_that_is_cut_off_while_its_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = nested()
+    proto.graph.node[0].doc_string = "long " * mmap.PAGESIZE
+    path = onnx_models.save(proto, tmp_path / "m.onnx")
+    assert path.stat().st_size > 2 * mmap.PAGESIZE
+    refer = protos._WithoutWeights._reference
+
+    def cut_off(*arguments: Any) -> bytes:
+        os.truncate(path, mmap.PAGESIZE)
+        return refer(*arguments)
+
+    monkeypatch.setattr(protos._WithoutWeights, "_reference", cut_off)
+    with pytest.raises(ModelError, match=r"m\.onnx: was changed on disk") as caught:
+        onnx_model.load(path)
+    assert caught.value.code == "model-changed"
+
+
+def test_small_weights_beside_a_model_are_not_mapped_either(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    weights = graph.read(path).graph.initializers.values()
+    expected = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            os.truncate(file, 0)
+    for weight in weights:
+        assert weight.const_value is not None
+        assert np.array_equal(weight.const_value.numpy(), expected.get(str(weight.name), weight.const_value.numpy()))
 
 
 @pytest.mark.usefixtures("all_large")

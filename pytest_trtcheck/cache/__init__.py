@@ -7,7 +7,17 @@ directory, making it when it is not there. Whatever is wrong with the place itse
 from __future__ import annotations
 
 from pytest_trtcheck.cache.directory import format_bytes, scratch_folder, user_folder
-from pytest_trtcheck.cache.hashing import hash_bytes, hash_code, hash_file, hash_files, settled, stamp
+from pytest_trtcheck.cache.hashing import (
+    HashedFile,
+    hash_bytes,
+    hash_code,
+    hash_file,
+    hash_files,
+    hashed,
+    require_same,
+    settled,
+    stamp,
+)
 from pytest_trtcheck.cache.key import Key
 from pytest_trtcheck.cache.listing import StoredEntry
 from pytest_trtcheck.cache.store import Cache, Entry, Origin
@@ -15,6 +25,7 @@ from pytest_trtcheck.cache.store import Cache, Entry, Origin
 __all__ = [
     "Cache",
     "Entry",
+    "HashedFile",
     "Key",
     "Origin",
     "StoredEntry",
@@ -23,6 +34,8 @@ __all__ = [
     "hash_code",
     "hash_file",
     "hash_files",
+    "hashed",
+    "require_same",
     "scratch_folder",
     "settled",
     "stamp",

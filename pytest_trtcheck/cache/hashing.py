@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_trtcheck.errors import ModelError, listed
 from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
@@ -114,3 +115,61 @@ def hash_file(path: str | os.PathLike[str]) -> str:
         if settled(before) and stamp(file.fileno()) == before:
             _hashes[before] = digest
     return digest
+
+
+class HashedFile(NamedTuple):
+    """A file as it was when a hash of it was taken, which something is kept under.
+
+    Parameters
+    ----------
+    path
+        As it will be opened: a link may lead elsewhere by then.
+    stamp
+        What `stat` said before it was read.
+    sha256
+        Of its content; None where an equal stamp proves equal content (`settled`).
+    """
+
+    path: Path
+    stamp: Stamp
+    sha256: str | None = None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether it still is what was hashed; only a file that had just been written is read again for that."""
+        try:
+            with open_regular(self.path) as file:  # which asks a network's server; `stat` may answer from memory
+                now = stamp(file.fileno())
+            return now == self.stamp and (self.sha256 is None or hash_file(self.path) == self.sha256)
+        except OSError:
+            return False
+
+
+def hashed(path: Path) -> HashedFile:
+    """The file as it is now.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read.
+    """
+    with open_regular(path) as file:
+        now = stamp(file.fileno())
+    return HashedFile(path, now, None if settled(now) else hash_file(path))
+
+
+def require_same(files: Iterable[HashedFile]) -> None:
+    """See that what was read after the hashes were taken was what they are of.
+
+    Raises
+    ------
+    ModelError
+        A file is another one now, or gone.
+    """
+    changed = [str(file.path) for file in files if not file.is_same]
+    if changed:
+        raise ModelError(
+            f"{listed(changed)}: {'was' if len(changed) == 1 else 'were'} changed on disk during the check",
+            "let nothing write there during the run, or give the check a copy; then run the test again",
+            code="model-changed",
+        )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
-from pytest_trtcheck.cache.hashing import Stamp, settled, sign, stamp
+from pytest_trtcheck.cache.hashing import HashedFile, Stamp, hash_file, hashed, require_same, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
 from pytest_trtcheck.cache.manifest import (
@@ -218,6 +218,7 @@ class Cache:
         self._secret, self._trusts = secret, trusts
         self._is_private = False
         self._proposed: dict[Path, Key] = {}
+        self._rests_on: list[dict[HashedFile, None]] = []
         self._dir = CacheDir(self.root)
         self._used: set[Path] = set()
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
@@ -341,7 +342,7 @@ class Cache:
                 remote=self.remote,
                 is_spare=True,
             )
-            self._spare.during = self.during
+            self._spare.during, self._spare._rests_on = self.during, self._rests_on
         except OSError as other:
             raise CacheError(
                 f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
@@ -381,6 +382,34 @@ class Cache:
         self._proposed.clear()
         if self._spare is not None:
             self._spare.watch()
+
+    @contextmanager
+    def resting_on(self, *files: HashedFile) -> Iterator[None]:
+        """Keep nothing that is made meanwhile of other content than the hashes in its key are of.
+
+        That is of `files`, and of those that are named meanwhile: once one of them is not what was hashed, whatever
+        is made ends with a ModelError. Threads may do so at once; each is held to the files of all.
+        """
+        mine = dict.fromkeys(files)
+        self._rests_on.append(mine)
+        try:
+            yield
+        finally:
+            self._rests_on[:] = [each for each in self._rests_on if each is not mine]
+
+    def rest_on(self, *files: HashedFile) -> None:
+        """Name files whose hashes go into keys, as they were when they were hashed."""
+        for each in self._rests_on:
+            each.update(dict.fromkeys(files))
+
+    def hash(self, path: Path) -> str:
+        """The SHA-256 of a file that is read again for what is made of it: see `rest_on`."""
+        self.rest_on(hashed(path))
+        return hash_file(path)
+
+    def require_same(self) -> None:
+        """See that the files which this rests on are what was hashed; a ModelError where one is not."""
+        require_same({file: None for each in self._rests_on for file in tuple(each)})
 
     def share(self, is_proved: Callable[[Key], bool]) -> None:
         """Write what was asked for since `watch`, and proved itself, to the shared cache."""
@@ -540,6 +569,7 @@ class Cache:
                 self.during(_making(key)),
             ):
                 make(made / FILES)
+                self.require_same()
             make_s = round(time.perf_counter() - start, 6)
             with self._dir.guarded(doing):
                 self._store(key, made, round(time.time(), 3), make_s)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.base import RunnerByShape
+from pytest_trtcheck.cache import require_same
 from pytest_trtcheck.check import message
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.check.steps import BUILDING, CHECKING, asked, engine
@@ -42,7 +43,8 @@ class Checker(Settings):
     def check(self, request: Request) -> CheckRecord:
         """Make one check. Whatever went wrong becomes a record with the verdict `error`, never a traceback."""
         self.cache.watch()
-        record = self._checked(request)
+        with self.cache.resting_on():
+            record = self._checked(request)
         if _is_proof(record):
             engine_key = record.engine.key if record.engine else None
             self.cache.share(lambda key: not key.kind.endswith("engine") or key.digest == engine_key)
@@ -70,7 +72,7 @@ class Checker(Settings):
             model = asked.model_of(self, request)
             record = replace(record, model=model.label, model_sha256=model.sha256)
             request, notes = asked.in_its_own_precision(self, request, model)
-            request = asked.fed_as_recorded(request, model)
+            request = asked.fed_as_recorded(self, request, model)
             record = replace(
                 record,
                 precision=request.precision if request.parity.engine is None else None,
@@ -91,6 +93,7 @@ class Checker(Settings):
             label = ": ".join(filter(None, (record.model, given_as(raised, asked_for))))
             error = explained(raised, model.path, label) if model else unforeseen(raised, label)
             engine.note_broken(self, request, error)
+            error = self._changed() or error  # what came of it is no wonder
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:
             asked.dismiss_builder(self, request)
@@ -100,10 +103,18 @@ class Checker(Settings):
             record = replace(record, notes=(*record.notes, f"cache: {self.cache.problem}"))
         return replace(record, duration_s=time.perf_counter() - start)
 
+    def _changed(self) -> ModelError | None:
+        try:
+            self.cache.require_same()
+        except ModelError as changed:
+            return changed
+        return None
+
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:
         """The FP32 model as a callable; whatever goes wrong is a CheckError."""
         try:
-            opened = open_model(asked.named_model(self, model, folders), (), self.cache, custom_ops)
+            with self.cache.resting_on():
+                opened = open_model(asked.named_model(self, model, folders), (), self.cache, custom_ops)
             return Reference(opened, self.cache, self.reference_provider)
         except ModelError as error:
             if error.code != "export-inputs":
@@ -119,7 +130,8 @@ class Checker(Settings):
         Whatever goes wrong is a CheckError.
         """
         try:
-            return self._runner(request)
+            with self.cache.resting_on():
+                return self._runner(request)
         except Exception as error:
             raise unforeseen(error, _label(request.model)) from error
 
@@ -149,7 +161,15 @@ class Checker(Settings):
 
         def open_for(case: Case) -> Runner:
             asked = replace(known, cases=[case])
-            return engine.loaded_by(self, system, system.build(asked.spec(system), self.cache))
+            with self.cache.resting_on(*known.model.files):
+                built = system.build(asked.spec(system), self.cache)
+            runner = engine.loaded_by(self, system, built)
+            try:
+                require_same(known.model.files)
+            except ModelError:
+                runner.close()
+                raise
+            return runner
 
         declared = request.declared_for(model)
         by_shape = system.builds and any(spec.free_dims() and spec.name not in declared for spec in model.inputs)

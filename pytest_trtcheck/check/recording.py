@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.cache import Cache, scratch_folder
+from pytest_trtcheck.cache import Cache, require_same, scratch_folder
 from pytest_trtcheck.check import parity
 from pytest_trtcheck.errors import ArgumentError, ModelError, ReportError, plural
 from pytest_trtcheck.model import golden, input_files
@@ -143,6 +143,7 @@ def _computed(reference: Reference, cases: Sequence[Case], notes: list[str]) -> 
             if bad:
                 notes.append(f"{where}: NaN or infinity in {bad:,} of {plural(array.size, 'element')}")
         yield case, outputs
+    require_same(reference.model.files)
 
 
 def _count_bad(array: NDArray[Any]) -> int:

@@ -109,7 +109,8 @@ def stage(place: Path, typed: TypedModel, environment: Environment | None, targe
     for location, source in {file: typed.model.path, **external}.items():
         (target / location).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.resolve(), target / location)
-    if onnx_model.load(target / file).sha256 != onnx_model.load(typed.model.path).sha256:
+    copied = onnx_model.with_custom_ops(onnx_model.load(target / file), typed.model.custom_ops)
+    if copied.sha256 != typed.model.sha256:
         raise ReportError(
             f"{place.name}: the copy of the ONNX file differs from the one that was checked",
             "export again",

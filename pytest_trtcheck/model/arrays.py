@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,7 @@ from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -76,6 +77,16 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
             code="input-names",
         )
     return {name: as_array(value) for name, value in items_of(values)}
+
+
+def files_behind(values: object) -> Iterator[Path]:
+    """The files that an array, or a mapping's arrays, are mapped from: whoever writes there changes them."""
+    for given in values.values() if isinstance(values, Mapping) else (values,):
+        array = given
+        while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+            array = array.base
+        if isinstance(array, np.memmap) and array.filename is not None:
+            yield Path(array.filename)
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import InputError, ModelError, ReportError, first_line, listed
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.cache import Cache
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
 
@@ -130,8 +130,8 @@ class Golden:
         return _RECORD.format(path=self.label)
 
 
-def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
-    """The samples that a marker names as its reference, for `model`.
+def read(source: object, model: OnnxModel, folders: Sequence[Path], cache: Cache) -> Golden:
+    """The samples that a marker names as its reference, for `model`; `cache` is told what they rest on.
 
     Parameters
     ----------
@@ -148,9 +148,10 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
     """
     label, path = str(source), _found(source, folders)
     try:
+        sha256 = cache.hash(path)
         text = npz.load_text(path, _ABOUT)
         if text is None:
-            return _plain(path, label, model)
+            return _plain(path, label, model, sha256)
         told = json.loads(text)
         if told["format"] != _FORMAT:
             raise ModelError(
@@ -171,7 +172,7 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path]) -> Golden:
         )
     _refuse_stale(label, about, model)
     cases = _fed(samples, model, label)
-    return Golden(path, label, about, hash_file(path), cases, _index=index, _digests=digests)
+    return Golden(path, label, about, sha256, cases, _index=index, _digests=digests)
 
 
 def write(path: Path, about: About, samples: Iterable[tuple[Arrays, Arrays]]) -> None:
@@ -267,7 +268,7 @@ def _unreadable(label: str, error: Exception) -> ModelError:
     )
 
 
-def _plain(path: Path, label: str, model: OnnxModel) -> Golden:
+def _plain(path: Path, label: str, model: OnnxModel, sha256: str) -> Golden:
     """A file of the user's own: what ties its outputs to inputs is that these lie beside them."""
     arrays = npz.load(path)
     names = [spec.name for spec in model.inputs]
@@ -281,7 +282,7 @@ def _plain(path: Path, label: str, model: OnnxModel) -> Golden:
         )
     outputs = {name: array for name, array in arrays.items() if name not in names}
     cases = _fed([{name: arrays[name] for name in names}], model, label)
-    return Golden(path, label, About(), hash_file(path), cases, _outputs=(outputs,))
+    return Golden(path, label, About(), sha256, cases, _outputs=(outputs,))
 
 
 def _fed(samples: Sequence[Arrays], model: OnnxModel, label: str) -> tuple[Case, ...]:

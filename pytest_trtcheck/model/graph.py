@@ -68,7 +68,7 @@ def read(path: Path) -> ir.Model:
             found = ModelError(f"{path}: its graph is not understood: {first_line(error)}", "export it again")
         raise found from error
     for value in initializers(model.graph):
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes >= _READ_ANEW_BYTES:
+        if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = _read_anew(value.const_value)
     # Up to version 3, initializers had to be inputs as well.
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_CONSTANTS)
@@ -78,8 +78,8 @@ def read(path: Path) -> ir.Model:
     return infer_types(model)
 
 
-def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor:
-    """A weight in a file, read each time it is used: onnx-ir's own keeps every page of it until the model is gone.
+def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor | ir.Tensor[Any] | ir.TensorProtoTensor:
+    """A weight in a file, a large one read each time it is used: onnx-ir's own keeps its pages until the model is gone.
 
     It is not mapped: who cuts off a file that is mapped here would end the session, and not this check alone.
     """
@@ -106,6 +106,8 @@ def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor:
         array = np.frombuffer(raw, tensor.dtype.numpy()).reshape(tensor.shape.numpy())
         return ir.Tensor(array, tensor.dtype, shape=tensor.shape, name=tensor.name)
 
+    if tensor.nbytes < _READ_ANEW_BYTES:
+        return read_now()
     return ir.LazyTensor(read_now, tensor.dtype, tensor.shape, name=tensor.name)
 
 

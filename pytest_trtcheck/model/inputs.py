@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError, kind_of, listed, plural
 from pytest_trtcheck.model import free_dims, memory
-from pytest_trtcheck.model.arrays import as_array, is_array, items_of
+from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of
 from pytest_trtcheck.model.input_files import FromFiles
 from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
@@ -289,6 +289,23 @@ def digest_of(cases: Iterable[Case]) -> str:
     for case in cases:
         total.update(digest(case).encode())
     return total.hexdigest()
+
+
+def require_same(cases: Sequence[Case], found: str, then: str) -> None:
+    """See that inputs have the digest that they had.
+
+    Raises
+    ------
+    InputError
+        They were changed meanwhile: in the file that they are mapped from, or by code of the user's.
+    """
+    if found != then:
+        files = dict.fromkeys(str(path) for case in cases for path in files_behind(case))
+        raise InputError(
+            f"the inputs were changed during the check{f' ({listed(files)})' if files else ''}",
+            "let nothing write there during the run, or return copies: np.array(…); then run the test again",
+            code="model-changed",
+        )
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------

@@ -11,9 +11,12 @@ from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.model.arrays import arrays_of, load_arrays, save_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pytest_trtcheck.cache import HashedFile
 
 
 class Computing(Protocol):
@@ -42,6 +45,8 @@ class KeptOutputs:
         Opens the session.
     is_large
         Whether a second session would take too much memory beside it.
+    files
+        What it is read from, whose hash is among `parts`.
     """
 
     keeps = True
@@ -58,8 +63,9 @@ class KeptOutputs:
         open_runner: Callable[[], Computing],
         *,
         is_large: bool = False,
+        files: Sequence[HashedFile] = (),
     ) -> None:
-        self._cache = cache
+        self._cache, self._files = cache, files
         self._entry = kind, label
         self._parts = parts
         self._open_runner = open_runner
@@ -72,11 +78,13 @@ class KeptOutputs:
             return self.computed(inputs)
         case = arrays_of(inputs)
         parts = {**self._parts, "inputs": model_inputs.digest(case), "onnxruntime": ort.version()}
-        entry = self._cache.get_or_make(
-            Key(*self._entry, parts),
-            lambda folder: save_arrays(folder, self.computed(case)),
-            shared=self.is_shared,
-        )
+
+        def make(folder: Path) -> None:
+            save_arrays(folder, self.computed(case))
+            model_inputs.require_same([case], model_inputs.digest(case), parts["inputs"])
+
+        with self._cache.resting_on(*self._files):
+            entry = self._cache.get_or_make(Key(*self._entry, parts), make, shared=self.is_shared)
         with entry.understood():
             return load_arrays(entry.path)
 

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.cache import hash_file
+from pytest_trtcheck.cache import HashedFile, hash_file, hashed, require_same
 from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, first_line, listed, plural, unforeseen
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model import proto as protos
@@ -99,6 +99,8 @@ class OnnxModel:
         What it was exported from, which computes by itself; None for a model that is ONNX.
     notes
         What to say about how it was made.
+    files
+        What `sha256` is of, as it was then.
     """
 
     path: Path
@@ -116,6 +118,7 @@ class OnnxModel:
     random: tuple[str, ...] = ()
     origin: Origin | None = field(default=None, compare=False)
     notes: tuple[str, ...] = ()
+    files: tuple[HashedFile, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -135,12 +138,14 @@ def load(path: Path, label: str | None = None) -> OnnxModel:
     ------
     ModelError
         The file is missing, no ONNX model or cut off; it has no outputs; its external data is missing, too short, or
-        outside the model's folder; or it is unsound in another way.
+        outside the model's folder; it was changed meanwhile; or it is unsound in another way.
     """
     label = label or str(path)
+    read: list[HashedFile] = []
     try:
-        return _load(path, label)
+        return _load(path, label, read)
     except Exception as error:
+        require_same(read)  # what came of it is no wonder
         raise explained(error, path, label) from error
 
 
@@ -183,7 +188,11 @@ def _refused_otherwise(path: Path) -> str | None:
     return None
 
 
-def _load(path: Path, label: str) -> OnnxModel:
+def _load(path: Path, label: str, read: list[HashedFile]) -> OnnxModel:
+    try:
+        read += [hashed(path)] if path.is_file() else []  # what is none, is told by what parses it
+    except PermissionError as error:
+        raise closed(label, error) from error
     proto = _parse(path, label)
     if not proto.graph.output:
         raise ModelError(f"{label}: the model has no outputs", "export it again with the outputs to compare")
@@ -193,9 +202,11 @@ def _load(path: Path, label: str) -> OnnxModel:
         raise ModelError(
             f"{label}: {listed(problems, 10, '; ')}", "export it with smaller constants, or open dimensions"
         )
-    digest = hashlib.sha256(hash_file(path).encode())
-    for location, file in sorted(files.items()):
-        digest.update(f"\0{location}\0{hash_file(file)}".encode())
+    read += [hashed(file) for _, file in sorted(files.items())]
+    hashes = [each.sha256 or hash_file(each.path) for each in read]
+    digest = hashlib.sha256(hashes[0].encode())
+    for location, of_file in zip(sorted(files), hashes[1:], strict=True):
+        digest.update(f"\0{location}\0{of_file}".encode())
     weights = {tensor.name for tensor in proto.graph.initializer}
     limits = _index_limits(proto.graph)
     float_types = _float_types(proto)
@@ -214,6 +225,7 @@ def _load(path: Path, label: str) -> OnnxModel:
         external=tuple(sorted(files)),
         parts=tuple(output_parts(proto).items()),
         random=random_nodes(proto),
+        files=tuple(read),
     )
 
 
@@ -228,14 +240,16 @@ def with_custom_ops(model: OnnxModel, libraries: Sequence[str]) -> OnnxModel:
     if tuple(libraries) == model.custom_ops:
         return model
     digest = hashlib.sha256(model.sha256.encode())
+    read = list(model.files)
     for library in libraries:
         try:
+            read.append(hashed(Path(library)))
             digest.update(f"\0{hash_file(Path(library))}".encode())
         except OSError as error:
             raise ArgumentError(
                 f"custom_ops: {library}: {error.strerror}", "give the path of the library", code="operator-library"
             ) from error
-    return replace(model, sha256=digest.hexdigest(), custom_ops=tuple(libraries))
+    return replace(model, sha256=digest.hexdigest(), custom_ops=tuple(libraries), files=tuple(read))
 
 
 def external_files(path: Path, label: str | None = None) -> dict[str, Path]:

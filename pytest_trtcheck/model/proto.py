@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-import mmap
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from os import SEEK_END
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,10 +41,9 @@ def load(path: Path) -> onnx.ModelProto:
 
     if path.stat().st_size > LARGE_MODEL:
         # What is wrong with the file, protobuf says itself.
-        with suppress(ValueError, IndexError, OSError), path.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                light = _WithoutWeights(data, path).message(0, len(data), onnx.ModelProto.DESCRIPTOR)
-                found: onnx.ModelProto = onnx.ModelProto.FromString(light)
+        with suppress(ValueError, IndexError, OSError), open_regular(path) as file:
+            light = _WithoutWeights(file, path).message(0, file.seek(0, SEEK_END), onnx.ModelProto.DESCRIPTOR)
+            found: onnx.ModelProto = onnx.ModelProto.FromString(light)
             return found
     return onnx.load(path, load_external_data=False)
 
@@ -53,10 +54,13 @@ def is_held(tensor: onnx.TensorProto, path: Path) -> bool:
 
 
 class _WithoutWeights:
-    """Messages of protobuf's wire format, with references where a file holds large weights."""
+    """Messages of protobuf's wire format, with references where a file holds large weights.
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self._data = data
+    The file is not mapped: who cuts it off meanwhile would end this process.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
         self._path = str(path.absolute())
         self._fields = 0
 
@@ -85,14 +89,21 @@ class _WithoutWeights:
                 raise ValueError
             field = kind.fields_by_number.get(key >> 3) if size >= _LARGE_WEIGHT else None
             if field is not None and field.full_name == "onnx.TensorProto.raw_data":
-                parts += self._data[kept_from:at], self._reference(begin, size)
+                parts += self._between(kept_from, at), self._reference(begin, size)
                 kept_from = end
             elif field is not None and field.message_type is not None:
                 inner = self.message(begin, end, field.message_type, depth + 1)
-                parts += self._data[kept_from:at], _varint(key), _varint(len(inner)), inner
+                parts += self._between(kept_from, at), _varint(key), _varint(len(inner)), inner
                 kept_from = end
             at = end
-        return b"".join((*parts, self._data[kept_from:stop]))
+        return b"".join((*parts, self._between(kept_from, stop)))
+
+    def _between(self, start: int, stop: int) -> bytes:
+        self._file.seek(start)
+        found = self._file.read(stop - start)
+        if len(found) < stop - start:
+            raise ValueError
+        return found
 
     def _reference(self, offset: int, length: int) -> bytes:
         import onnx
@@ -105,8 +116,9 @@ class _WithoutWeights:
     def _number(self, at: int) -> tuple[int, int]:
         """A number, seven bits a byte from the lowest on, and where it ends."""
         number = 0
+        self._file.seek(at)  # within what is buffered, mostly
         for shift in range(0, 70, 7):
-            byte = self._data[at]
+            byte = self._file.read(1)[0]
             number |= (byte & 0x7F) << shift
             at += 1
             if byte < 0x80:

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_trtcheck.cache import Cache, Key, hash_code, settled, stamp
+from pytest_trtcheck.cache import Cache, HashedFile, Key, hash_code, settled, stamp
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
 from pytest_trtcheck.record import typed
@@ -29,36 +29,51 @@ _FACTS_FILE = "facts.json"
 
 
 def model(path: Path, label: str, cache: Cache) -> OnnxModel:
-    """The model at `path`, as `onnx_model.load` finds it.
+    """The model at `path`, as `onnx_model.load` finds it; `cache` is told the files that it is in.
 
     Raises
     ------
     ModelError
         As `onnx_model.load`.
     """
-    load = functools.cache(lambda: onnx_model.load(path, label))
-    own = stamps_of([path])
+    with cache.resting_on():
+        return _remembered(path, label, cache)
+
+
+def _remembered(path: Path, label: str, cache: Cache) -> OnnxModel:
+
+    @functools.cache
+    def load() -> OnnxModel:
+        found = onnx_model.load(path, label)
+        cache.rest_on(*found.files)
+        return found
+
+    own = settled_files([path])
     if own is None:
         return load()
     deciding = ("onnx_model", "output_parts", "proto", "randomness")
     code = {"code": hash_code(*(f"model/{name}.py" for name in deciding))}
-    index = once(Key("model_files", path.name, own | code), lambda: list(load().external), names, cache)
-    stamps = stamps_of([path, *(path.parent / location for location in index)])
-    if stamps is None:
+    index = once(Key("model_files", path.name, identity(own) | code), lambda: list(load().external), names, cache)
+    files = settled_files([path, *(path.parent / location for location in index)])
+    if files is None:
         return load()
-    found = once(Key("model_facts", path.name, stamps | code), lambda: _plain(load()), _model, cache)
-    return replace(found, path=path, label=label)
+    found = once(Key("model_facts", path.name, identity(files) | code), lambda: _plain(load()), _model, cache)
+    cache.rest_on(*files)
+    return replace(found, path=path, label=label, files=files)
 
 
-def stamps_of(files: Sequence[Path]) -> dict[str, str] | None:
-    """What identifies the files' content for now; None where `stat` cannot be trusted with that."""
+def settled_files(files: Sequence[Path]) -> tuple[HashedFile, ...] | None:
+    """The files as they are; None where `stat` cannot be trusted to tell."""
     try:
-        found = {str(file.resolve()): stamp(file.resolve()) for file in files}
+        found = tuple(HashedFile(file, stamp(file.resolve())) for file in files)
     except OSError:
         return None
-    if not settled(*found.values()):
-        return None
-    return {"files": json.dumps(found)}
+    return found if settled(*(file.stamp for file in found)) else None
+
+
+def identity(files: Sequence[HashedFile]) -> dict[str, str]:
+    """What identifies the content of settled files for now."""
+    return {"files": json.dumps({str(file.path.resolve()): file.stamp for file in files})}
 
 
 def once(key: Key, find: Callable[[], Any], take: Callable[[Any], T], cache: Cache) -> T:
@@ -74,7 +89,7 @@ def names(found: Any) -> list[str]:
 
 def _plain(found: OnnxModel) -> dict[str, Any]:
     sets = {"op_types": sorted(found.op_types), "half_types": sorted(found.half_types)}
-    return {**asdict(found), **sets, "path": "", "label": ""}
+    return {**asdict(replace(found, files=())), **sets, "path": "", "label": ""}
 
 
 def _model(plain: dict[str, Any]) -> OnnxModel:
@@ -83,7 +98,7 @@ def _model(plain: dict[str, Any]) -> OnnxModel:
         for name in ("inputs", "outputs")
     }
     sets = {name: frozenset(plain[name]) for name in ("op_types", "half_types")}
-    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random", "notes")}
+    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random", "notes", "files")}
     parts = tuple((name, tuple(_part(each) for each in found)) for name, found in plain["parts"])
     return OnnxModel(**{**plain, **specs, **sets, **names, "parts": parts})
 

@@ -10,8 +10,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS, GraphsOf, Option
+from pytest_trtcheck.choices import BACKENDS, PRECISIONS, GraphsOf, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +32,7 @@ OPTIONS: tuple[Option, ...] = (
         "backends",
         "what runs or builds the engines; several, separated by commas, are compared",
         default="auto",
-        choices=backends.NAMES,
+        choices=tuple(BACKENDS),
         metavar="LIST",
     ),
     Option("trt_triton_url", "text", "the Triton server that --trt-backend=triton asks", metavar="URL"),

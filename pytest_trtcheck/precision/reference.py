@@ -50,7 +50,7 @@ class Reference(KeptOutputs):
         def opened() -> OrtRunner:
             return OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
 
-        super().__init__(cache, "reference", model.label, parts, opened, is_large=model.is_large)
+        super().__init__(cache, "reference", model.label, parts, opened, is_large=model.is_large, files=model.files)
 
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""

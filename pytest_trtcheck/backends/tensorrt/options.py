@@ -204,6 +204,12 @@ class Callback:
         return cls(function.__module__, name, str(Path(file).resolve()), hash_file(file))
 
 
+def loaded_files(options: BuildOptions) -> tuple[Path, ...]:
+    """The files that another process loads for a build: plugin libraries, and the module of `configure`."""
+    module = getattr(options.configure, "__globals__", {}).get("__file__")
+    return *map(Path, options.plugins), *([Path(module)] if module else [])
+
+
 def plain(options: BuildOptions) -> dict[str, Any]:
     """All options as plain data, for the builder's process: its function by where it is found."""
     found = asdict(options)

@@ -20,6 +20,7 @@ from pytest_trtcheck.check.steps.judged import (
     rebuilt,
     scored,
     timed,
+    unchanged,
     watched,
 )
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     Step = Callable[[Settings, Known], Known]
 
 
-BUILDING: Sequence[Step] = (placed, built, rebuilt, nothing_compared)
+BUILDING: Sequence[Step] = (placed, built, rebuilt, unchanged, nothing_compared)
 
 
 CHECKING: Sequence[Step] = (
     *(placed, built, loaded, inspected, compared, searched, scored, costed),
-    *(explained, watched, timed, kept, profiled, rebuilt, held, drawn, concluded, proved),
+    *(explained, watched, timed, kept, profiled, rebuilt, held, drawn, unchanged, concluded, proved),
 )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck import backends
+from pytest_trtcheck.backends.tensorrt.options import loaded_files
+from pytest_trtcheck.cache import hashed
 from pytest_trtcheck.check import evidence, keeping, kept_inputs, parity
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
@@ -66,11 +68,11 @@ def read_once(request: Request) -> Request:
     return replace(request, inputs=Stream(request.inputs)) if isinstance(request.inputs, Iterator) else request
 
 
-def fed_as_recorded(request: Request, model: OnnxModel) -> Request:
+def fed_as_recorded(settings: Settings, request: Request, model: OnnxModel) -> Request:
     """The request with the recorded samples that it names read, and their inputs fed where none are given."""
     if not golden_samples.is_named(request.parity.reference):
         return request
-    golden = golden_samples.read(request.parity.reference, model, request.folders)
+    golden = golden_samples.read(request.parity.reference, model, request.folders, settings.cache)
     if request.inputs is None:
         request = replace(request, inputs=list(golden.inputs), inputs_source="recorded")
     return replace(request, parity=replace(request.parity, reference=golden))
@@ -88,6 +90,9 @@ def model_of(settings: Settings, request: Request) -> OnnxModel:
             )
         source = reference
     model = named_model(settings, source, request.folders, request.examples)
+    for file in loaded_files(request.build_options):
+        with suppress(OSError):  # whoever needs it says so
+            settings.cache.rest_on(hashed(file))
     return open_model(model, (), settings.cache, request.build_options.custom_ops)
 
 

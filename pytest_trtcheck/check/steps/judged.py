@@ -21,6 +21,8 @@ from pytest_trtcheck.errors import (
     first_line,
     plural,
 )
+from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model.arrays import files_behind
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.record import BASELINE, ServerRecord, combine, is_bad
@@ -335,6 +337,21 @@ def rebuilt(settings: Settings, known: Known) -> Known:
     """What further builds of the engine come to, where they are asked for; the worst of all is what is concluded on."""
     again = (loaded, inspected, compared, scored, costed, timed, profiled)
     return judged_again(settings, known, again, (explained, watched))
+
+
+def unchanged(settings: Settings, known: Known) -> Known:
+    """See that what was read is what the record names: files that were hashed, and inputs that lie in a file.
+
+    Raises
+    ------
+    ModelError, InputError
+        They were changed meanwhile: nobody knows of which of them the outputs are.
+    """
+    settings.cache.require_same()
+    if isinstance(known.cases, list) and any(any(files_behind(case)) for case in known.cases):
+        assert known.record.inputs_sha256 is not None
+        model_inputs.require_same(known.cases, model_inputs.digest_of(known.cases), known.record.inputs_sha256)
+    return known
 
 
 def concluded(settings: Settings, known: Known) -> Known:

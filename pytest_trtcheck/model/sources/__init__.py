@@ -156,10 +156,11 @@ def open_model(
     """
     from pytest_trtcheck.model.onnx_model import OnnxModel, with_custom_ops
 
-    if isinstance(source, OnnxModel):
-        return with_custom_ops(source, custom_ops)
-    opened = Opening(folders, cache, examples=examples or Examples()).open(source)
-    return with_custom_ops(opened, custom_ops)
+    opening = Opening(folders, cache, examples=examples or Examples())
+    opened = source if isinstance(source, OnnxModel) else opening.open(source)
+    model = with_custom_ops(opened, custom_ops)
+    cache.rest_on(*model.files)
+    return model
 
 
 def find(source: object) -> Source | None:

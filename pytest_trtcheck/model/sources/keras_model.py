@@ -72,7 +72,6 @@ def _open_model(model: Any, opening: Opening, label: str) -> OnnxModel:
 
 
 def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
-    from pytest_trtcheck.cache import hash_file
     from pytest_trtcheck.model.sources import exported
     from pytest_trtcheck.model.sources.tensorflow.export import write
     from pytest_trtcheck.model.sources.tensorflow.library import versions
@@ -82,7 +81,7 @@ def _open_file(path: Path, opening: Opening, label: str) -> OnnxModel:
     if foreign:
         # What such a layer computes stands in code that the file does not hold.
         return _open_model(_loaded(path, label), opening, label)
-    identity = hash_file(path)
+    identity = opening.cache.hash(path)
 
     def load() -> Function:
         return _function(_loaded(path, label), opening.examples.inputs, label)

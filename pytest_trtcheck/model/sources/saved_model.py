@@ -47,7 +47,7 @@ def open_folder(folder: Path, signature: str | None, opening: Opening, label: st
     ModelError
         As `open`.
     """
-    from pytest_trtcheck.cache import hash_bytes, hash_file
+    from pytest_trtcheck.cache import hash_bytes
     from pytest_trtcheck.model.sources import exported
     from pytest_trtcheck.model.sources.tensorflow.export import write
     from pytest_trtcheck.model.sources.tensorflow.library import require, versions
@@ -61,7 +61,7 @@ def open_folder(folder: Path, signature: str | None, opening: Opening, label: st
         )
     require()
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "fingerprint.pb")
-    listing = "\n".join(f"{path.relative_to(folder).as_posix()} {hash_file(path)}" for path in files)
+    listing = "\n".join(f"{path.relative_to(folder).as_posix()} {opening.cache.hash(path)}" for path in files)
     identity = hash_bytes(f"{listing}\n{signature}".encode())
     origin = TensorFlowOrigin(f"the SavedModel {label}", identity, lambda: _function(folder, signature, label))
     made_from = {"files": hash_bytes(listing.encode()), "signature": signature or "", **versions()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,11 +24,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pytest_trtcheck.cache import Cache, Key, hash_code
+from pytest_trtcheck.cache import Cache, HashedFile, Key, hash_code, hashed, require_same
 from pytest_trtcheck.errors import CalibrationError, kind_of, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
-from pytest_trtcheck.model.arrays import as_array, is_array, items_of
+from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of
 from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
@@ -63,6 +64,8 @@ class Samples:
         self._items = items
         self.specs = tuple(specs)
         self.limit = limit
+        self.read: dict[Path, HashedFile] = {}
+        """The files that were read, as they were the first time."""
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples.
@@ -71,9 +74,12 @@ class Samples:
         ------
         CalibrationError
             A file can't be read, an array doesn't fit the model's inputs or holds NaN, or there is no sample at all.
+        ModelError
+            A file is another one than it was the first time.
         """
         for _, sample in self._labelled():
             yield sample
+        require_same(self.read.values())
 
     def describe(self, index: int) -> str:
         """Where the sample of this index, counted from 0, comes from; reads the data up to it."""
@@ -102,6 +108,10 @@ class Samples:
     def _unlimited(self) -> Iterator[tuple[str, Sample]]:
         empty = True
         for label, item in self._items:
+            for path in (item,) if isinstance(item, Path) else files_behind(item):
+                if path not in self.read:
+                    with suppress(OSError):  # it is said where it is loaded
+                        self.read[path] = hashed(path)
             for found in _split(_named(_loaded(item, label), self.specs, label), self.specs, label):
                 empty = False
                 yield found
@@ -408,10 +418,11 @@ def digest_of(samples: Samples, cache: Cache) -> str:
         As `samples.digest`.
     """
     files = samples.files()
-    stamps = remembered.stamps_of(files) if files else None
-    if stamps is None:
+    settled = remembered.settled_files(files) if files else None
+    if settled is None:
         return samples.digest()
+    samples.read.update({file.path: file for file in settled})
     code = hash_code("model/inputs.py", "precision/quantization/calibration_data.py")
-    parts = {**stamps, "code": code, "inputs": repr(samples.specs), "limit": str(samples.limit)}
+    parts = {**remembered.identity(settled), "code": code, "inputs": repr(samples.specs), "limit": str(samples.limit)}
     key = Key("samples", files[0].parent.name, parts)
     return remembered.once(key, samples.digest, lambda found: typed(found, str), cache)

@@ -93,7 +93,6 @@ def _made_from(identity: str, versions: Mapping[str, str], **more: str) -> dict[
 
 
 def _open_file(source: Any, opening: Opening) -> OnnxModel:
-    from pytest_trtcheck.cache import hash_file
     from pytest_trtcheck.model.sources.pytorch.program import Program
 
     path, label = opening.path(source), opening.label or str(source)
@@ -104,7 +103,7 @@ def _open_file(source: Any, opening: Opening) -> OnnxModel:
             code="model-kind",
         )
     versions = _versions()
-    identity = hash_file(path)
+    identity = opening.cache.hash(path)
     origin = Program(f"the program {label}", f"{identity} {versions['torch']}", lambda: _loaded(path, label))
     return exported(opening, label, _made_from(identity, versions), origin.write, origin)
 
