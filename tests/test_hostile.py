@@ -172,6 +172,7 @@ def test_a_constant_that_asks_for_more_than_the_memory(op_type: str, held_by: st
 def test_what_fits_into_the_memory_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(copies([1024], [1024]).SerializeToString())
+    check(path, batch=None)  # ONNX Runtime's process may take half of the memory, as it was when it began
     monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 2 * 4096)
     assert check(path, batch=None).verdict == "pass"
     monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 2 * 4096 - 4)
