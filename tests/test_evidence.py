@@ -158,7 +158,7 @@ def test_a_latency_that_was_judged_there_is_left_unmeasured_here(proved: Suite) 
 
 
 JUDGED = """
-from pytest_trtcheck import Case, Tolerance, metrics
+from pytest_trtcheck import BuildOptions, Case, Tolerance, metrics
 
 X = {{"image": np.random.default_rng(0).random((4, 3, 16, 16), np.float32)}}
 
@@ -189,9 +189,38 @@ def test_reference(): return X
 
 @trt_parity("conv.onnx", tol={tol})
 def test_plain(): return X
+
+def set_up(config):
+    config.avg_timing_iterations = {iterations}
+
+class TestBuilt:
+    @pytest.fixture
+    def trt_build_options(self):
+        return BuildOptions(configure=set_up)
+
+    @trt_parity("conv.onnx")
+    def test_options(self): return X
 """
-THERE = {"apart": 1, "right": 1, "twin": "1.0", "parts": None, "axis": 0, "aggregate": None, "tol": None}
-HERE = {"apart": 2, "right": 2, "twin": "1.001", "parts": "'auto'", "axis": 1, "aggregate": "np.median", "tol": 1e-2}
+THERE = {
+    "apart": 1,
+    "right": 1,
+    "twin": "1.0",
+    "parts": None,
+    "axis": 0,
+    "aggregate": None,
+    "tol": None,
+    "iterations": 1,
+}
+HERE = {
+    "apart": 2,
+    "right": 2,
+    "twin": "1.001",
+    "parts": "'auto'",
+    "axis": 1,
+    "aggregate": "np.median",
+    "tol": 1e-2,
+    "iterations": 2,
+}
 
 
 def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
@@ -199,7 +228,7 @@ def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
     save(suite, on_gpu(suite.run().report))
     assert {record["verdict"] for record in suite.run(*OPTIONS).checks} == {"pass"}
     suite.write(test_it=JUDGED.format(**HERE))
-    found = {record["nodeid"].partition("::test_")[2]: record["message"] for record in suite.run(*OPTIONS).checks}
+    found = {record["nodeid"].rpartition("::test_")[2]: record["message"] for record in suite.run(*OPTIONS).checks}
     begin = "--trt-require-evidence=gpu.json: other "
     assert found == {
         "parts": f"{begin}tolerances",
@@ -207,6 +236,7 @@ def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
         "metric": f"{begin}tolerances",
         "score": f"{begin}score",
         "reference": f"{begin}reference",
+        "options": f"{begin}build options",
         # The same limit, written down.
         "plain": None,
     }

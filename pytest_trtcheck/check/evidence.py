@@ -7,9 +7,11 @@ import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
+from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import listed, name_of, plural
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model.sources import computes_outputs
@@ -162,6 +164,10 @@ def asked(request: Request) -> dict[str, str] | None:
         found["reference"] = _stated(parity.reference)
     if latency is not None and (latency.transfers or latency.instances > 1):
         found["latency settings"] = _stated({"instances": latency.instances, "transfers": latency.transfers})
+    options = request.build_options
+    libraries = [path for path in map(Path, (*options.plugins, *options.custom_ops)) if path.is_file()]
+    if options.configure is not None or libraries:
+        found["build options"] = _stated((options.configure, *((path.name, hash_file(path)) for path in libraries)))
     return found or None
 
 
