@@ -2,9 +2,11 @@
 
     python benchmarks/bench_startup.py [--pairs N] [--json FILE]
 
-Two environments are made, which takes a minute and the index: one with pytest alone, one with the plugin beside the
-same pytest. Runs of the two take turns; the median of the differences within a pair counts, and the interval that holds
-it with 95 % confidence is given. The bytecode is cached beforehand, as it is after anybody's first run.
+Three environments are made, which takes minutes and the index: one with pytest alone, one with the plugin beside the
+same pytest, and one with as many files in which the plugin is an empty module. That one is the floor: pytest looks at
+every file that a plugin's distribution installs. Runs of the three take turns; the median of the differences within a
+round counts, and the interval that holds it with 95 % confidence is given. The bytecode is cached beforehand, as it is
+after anybody's first run.
 
 An empty run has one test; of the others it is told what 1,000 tests cost that have nothing to do with the plugin.
 """
@@ -16,6 +18,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import tempfile
@@ -49,6 +52,14 @@ ours = sorted(name for name in sys.modules if name.partition(".")[0] == "pytest_
 print(json.dumps({{"code": int(code), "heavy": [name for name in {HEAVY!r} if name in sys.modules], "ours": ours}}))
 """
 
+EMPTIED = """
+import importlib.metadata
+files = importlib.metadata.files("pytest-trtcheck")
+for name in ("__init__", "plugin/__init__", "plugin/hooks"):
+    importlib.metadata.distribution("pytest-trtcheck").locate_file(f"pytest_trtcheck/{name}.py").write_text("")
+print(len(files))
+"""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -65,6 +76,12 @@ def environment_with(place: Path, *packages: str) -> Path:
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, f"pytest=={version('pytest')}", *packages], check=True)
     return python
+
+
+def empty_the_plugin(python: Path) -> int:
+    """Leave nothing in the modules that every run loads first. Returns how many files the distribution has."""
+    answer = subprocess.run([str(python), "-c", EMPTIED], check=True, capture_output=True, text=True)
+    return int(answer.stdout)
 
 
 def run(python: Path, arguments: list[str], folder: Path, environment: dict[str, str]) -> Cost:
@@ -88,25 +105,24 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 
 
 def measured(
-    pythons: tuple[Path, Path], arguments: list[str], folder: Path, environment: dict[str, str], pairs: int
+    pythons: dict[str, Path], arguments: list[str], folder: Path, environment: dict[str, str], pairs: int
 ) -> dict[str, object]:
-    """What the second Python takes beyond the first, which has no plugin."""
-    for python in pythons:
+    """What the other Pythons take beyond that of the key "without", which has no plugin."""
+    for python in pythons.values():
         run(python, arguments, folder, environment)
-    costs: list[tuple[Cost, Cost]] = []
-    for index in range(pairs):
-        # The order changes from pair to pair, so that neither profits from what the other left in the caches.
-        turns = pythons if index % 2 else pythons[::-1]
-        taken = {python: run(python, arguments, folder, environment) for python in turns}
-        costs.append((taken[pythons[0]], taken[pythons[1]]))
+    rounds: list[dict[str, Cost]] = []
+    for _ in range(pairs):
+        # The order changes from round to round, so that none profits from what another left in the caches.
+        turns = random.sample(sorted(pythons), len(pythons))
+        rounds.append({name: run(pythons[name], arguments, folder, environment) for name in turns})
     result: dict[str, object] = {}
     for clock in ("wall", "cpu"):
-        before = [asdict(first)[clock] for first, _ in costs]
-        added = [1e3 * (asdict(second)[clock] - asdict(first)[clock]) for first, second in costs]
-        low, high = median_interval(added)
-        result[f"without_{clock}_ms"] = round(1e3 * statistics.median(before), 2)
-        result[f"added_{clock}_ms"] = round(statistics.median(added), 2)
-        result[f"added_{clock}_interval_ms"] = [round(low, 2), round(high, 2)]
+        taken = {name: [1e3 * asdict(each[name])[clock] for each in rounds] for name in pythons}
+        result[f"without_{clock}_ms"] = round(statistics.median(taken["without"]), 2)
+        for name in ("floor", "added"):
+            added = [one - other for one, other in zip(taken[name], taken["without"], strict=True)]
+            result[f"{name}_{clock}_ms"] = round(statistics.median(added), 2)
+            result[f"{name}_{clock}_interval_ms"] = [round(each, 2) for each in median_interval(added)]
     return result
 
 
@@ -129,7 +145,7 @@ def write_tests(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the plugin adds to runs without inference tests.")
-    parser.add_argument("--pairs", type=int, default=100, help="runs with and without the plugin")
+    parser.add_argument("--pairs", type=int, default=100, help="rounds of runs, with and without the plugin")
     parser.add_argument("--json", type=Path, help="write the result there as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,20 +153,23 @@ def main() -> None:
         folder.mkdir()
         write_tests(folder)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        pythons = (
-            environment_with(Path(scratch, "without")),
-            environment_with(Path(scratch, "with"), f"{ROOT}[cpu]"),
-        )
+        made = {name: Path(scratch, name) for name in ("without", "floor", "added")}
+        pythons = {
+            name: environment_with(place, *([] if name == "without" else [f"{ROOT}[cpu]"]))
+            for name, place in made.items()
+        }
+        files = empty_the_plugin(pythons["floor"])
         results = {
             name: {
                 **measured(pythons, given, folder, environment, arguments.pairs),
-                **loaded(pythons[1], given, folder, environment),
+                **loaded(pythons["added"], given, folder, environment),
             }
             for name, given in RUNS.items()
         }
     report = {
         "benchmark": "startup",
         "pairs": arguments.pairs,
+        "installed_files": files,
         "tests": TEST_FILES * TESTS_PER_FILE,
         "python": platform.python_version(),
         "pytest": version("pytest"),

@@ -45,14 +45,10 @@ def _mark(function: F) -> F:
         # Made when asked for: with --strict-markers pytest refuses a mark before the plugin has declared it.
         import pytest
 
-        # pytest knows its configuration while it runs; whoever else imports a test module wants no tests of it.
-        if getattr(pytest.mark, "_config", None) is not None and f"{__name__}.plugin.hooks" not in sys.modules:
-            pytest.fail(
-                f"{function.__name__}: the plugin pytest-trtcheck is not loaded, so that nothing would be checked\n"
-                "  → install it into the Python that runs pytest, leave `-p no:trtcheck` out, and where "
-                f"PYTEST_DISABLE_PLUGIN_AUTOLOAD is set, add `-p {__name__}.plugin.hooks`",
-                pytrace=False,
-            )
+        if f"{__name__}.plugin.hooks" not in sys.modules:
+            import importlib
+
+            importlib.import_module(f"{__name__}.plugin.misplaced").refuse_unloaded(function.__name__)
         made: pytest.MarkDecorator = getattr(pytest.mark, function.__name__)
         return made.with_args(*args, **kwargs)
 

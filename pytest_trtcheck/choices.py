@@ -21,6 +21,20 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 
+BACKENDS = {
+    "auto": "tensorrt.backend:Auto",
+    "tensorrt": "tensorrt.backend:TensorRT",
+    "tensorrt_rtx": "tensorrt.backend:TensorRTRtx",
+    "onnxruntime": "tensorrt.emulated:Emulated",
+    "triton": "triton.backend:Triton",
+    "onnxruntime-cuda": "onnxruntime.cuda:OrtCuda",
+    "onnxruntime-tensorrt": "onnxruntime.tensorrt:OrtTensorRT",
+    "onnxruntime-tensorrt-rtx": "onnxruntime.tensorrt_rtx:OrtTensorRTRtx",
+    "torch": "torch:Torch",
+    "torch-compile": "torch:TorchCompile",
+}
+"""Ours, and what each is in `pytest_trtcheck.backends`."""
+
 HALVES: tuple[HalfName, ...] = get_args(HalfName)
 QUANTIZED: tuple[QuantizedName, ...] = get_args(QuantizedName)
 

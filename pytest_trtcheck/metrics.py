@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
@@ -321,14 +322,20 @@ def of_arrays(
     >>> of_arrays(lambda actual, expected: float((actual != expected).mean()), name="share").name
     'share'
     """
-
-    def of(compared: Compared) -> float:
-        return function(*compared.arrays())
-
     no_default = "how large it may be is for you to say; give tol= as a number"
     return Metric(
-        name or name_of(function), of, at_least, range, default, no_default, frozenset({"float", "integer", "bool"})
+        name or name_of(function),
+        partial(_of_arrays, function),
+        at_least,
+        range,
+        default,
+        no_default,
+        frozenset({"float", "integer", "bool"}),
     )
+
+
+def _of_arrays(function: Function, compared: Compared) -> float:
+    return function(*compared.arrays())
 
 
 def top1(axis: int | None = None) -> Metric:

@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pytest_trtcheck import backends, bundle, compare
+from pytest_trtcheck import bundle, compare
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check import arguments as markers
 from pytest_trtcheck.check.request import Known, Request
+from pytest_trtcheck.choices import BACKENDS
 from pytest_trtcheck.errors import ArgumentError, GpuError, ModelError, ReportError
 from pytest_trtcheck.metrics import METRICS
 from pytest_trtcheck.model import onnx_model
@@ -73,7 +74,7 @@ ARGUMENTS = st.fixed_dictionaries(
         "shapes": st.dictionaries(NAMES, SHAPES | shape_ranges()),
         "keep_fp32": st.lists(NAMES),
         "seed": st.integers(0, 2**70),
-        "backend": st.none() | st.sampled_from(backends.NAMES),
+        "backend": st.none() | st.sampled_from(sorted(BACKENDS)),
     },
 )
 

@@ -6,6 +6,7 @@ The report of the GPU's run is this machine's own, with what a GPU would have wr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def save(suite: Suite, report: Report) -> None:
 def edited(suite: Suite, edit: Callable[[Report, Report], object]) -> None:
     report = json.loads((suite.path / "gpu.json").read_text())
     edit(report, report["checks"][0])
+    report["summary"] = dict(Counter(check["verdict"] for check in report["checks"]))
     save(suite, report)
 
 
@@ -126,6 +128,11 @@ def test_another_model_proves_nothing(proved: Suite) -> None:
         (lambda _, check: check.update(evidence="emulated", gpu_ran=False), "no GPU is known to have run it there"),
         (lambda _, check: check.update(evidence="server", gpu_ran="unknown"), "no GPU is known to have run it there"),
         (lambda _, check: check.update(runs=3), "there it took 3 runs to pass"),
+        (lambda _, check: check.update(outcome="failed"), "there its test failed"),
+        (lambda _, check: check.update(evidence="provider", backend="torch"), "by torch, which is not TensorRT"),
+        (lambda _, check: check["parity"].update(verdict="fail"), "there it contradicts itself"),
+        (lambda run, check: run["checks"].append(check | {"verdict": "fail"}), "there it is fail"),
+        (lambda run, check: run["checks"].insert(0, check | {"verdict": "error"}), "there it is error"),
         (lambda _, check: check.update(precision="bf16"), "it has this test in bf16, not in fp16"),
         (lambda _, check: check.update(nodeid="test_it.py::test_other"), "it holds no check of this test"),
         (lambda run, _: run["environment"]["gpu"].update(name="NVIDIA L4", compute_capability="8.9"), "on NVIDIA L4"),
@@ -148,6 +155,72 @@ def test_a_latency_that_was_judged_there_is_left_unmeasured_here(proved: Suite) 
     (record,) = proved.run(*OPTIONS).checks
     assert (record["verdict"], record["latency"]["verdict"]) == ("pass", "not_measured")
     assert record["proof"]["gpu"]
+
+
+JUDGED = """
+from pytest_trtcheck import Case, Tolerance, metrics
+
+X = {{"image": np.random.default_rng(0).random((4, 3, 16, 16), np.float32)}}
+
+def apart(actual, expected):
+    return {apart} * abs(actual - expected).max()
+
+def right(outputs, case):
+    return {right} + (outputs["logits"].argmax(1) == case.labels)
+
+def twin(inputs):
+    import onnxruntime
+    return {{"logits": {twin} * onnxruntime.InferenceSession("conv.onnx").run(None, inputs)[0]}}
+
+@trt_parity("conv.onnx", tol=Tolerance(max=1e-2, parts={parts}))
+def test_parts(): return X
+
+@trt_parity("conv.onnx", tol=1e-2, metric=metrics.top1(axis={axis}))
+def test_axis(): return X
+
+@trt_parity("conv.onnx", tol=Tolerance(metrics={{apart: 0.1}}))
+def test_metric(): return X
+
+@trt_parity("conv.onnx", score=right, max_drop=0.5, aggregate={aggregate})
+def test_score(): return [Case(X, np.arange(4))] * 10
+
+@trt_parity("conv.onnx", reference=twin)
+def test_reference(): return X
+
+@trt_parity("conv.onnx", tol={tol})
+def test_plain(): return X
+"""
+THERE = {"apart": 1, "right": 1, "twin": "1.0", "parts": None, "axis": 0, "aggregate": None, "tol": None}
+HERE = {"apart": 2, "right": 2, "twin": "1.001", "parts": "'auto'", "axis": 1, "aggregate": "np.median", "tol": 1e-2}
+
+
+def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
+    suite.write(test_it=JUDGED.format(**THERE))
+    save(suite, on_gpu(suite.run().report))
+    assert {record["verdict"] for record in suite.run(*OPTIONS).checks} == {"pass"}
+    suite.write(test_it=JUDGED.format(**HERE))
+    found = {record["nodeid"].partition("::test_")[2]: record["message"] for record in suite.run(*OPTIONS).checks}
+    begin = "--trt-require-evidence=gpu.json: other "
+    assert found == {
+        "parts": f"{begin}tolerances",
+        "axis": f"{begin}tolerances",
+        "metric": f"{begin}tolerances",
+        "score": f"{begin}score",
+        "reference": f"{begin}reference",
+        # The same limit, written down.
+        "plain": None,
+    }
+
+
+def test_another_way_to_measure_proves_nothing(proved: Suite) -> None:
+    judged = {"verdict": "pass", "name": "p50_ms", "quantile": "p50", "limit_ms": 1.0, "value_ms": 0.5}
+    write(proved, latency="@trt_latency(p50_ms=1.0)\n")
+    save(proved, on_gpu(proved.run("--trt-gpu=H100", "--trt-backend=onnxruntime").report))
+    edited(proved, lambda _, check: check["latency"].update(verdict="pass", reason=None, budgets=[judged]))
+    assert proved.run(*OPTIONS).checks[0]["verdict"] == "pass"
+    for more in ("transfers=True", "instances=2"):
+        write(proved, latency=f"@trt_latency(p50_ms=1.0, {more})\n")
+        assert reason(proved.run(*OPTIONS)) == "--trt-require-evidence=gpu.json: other latency settings"
 
 
 def test_a_budget_that_was_not_measured_there_proves_none(proved: Suite) -> None:

@@ -101,11 +101,15 @@ def test_a_report_that_was_asked_for_is_written_without_checks(plain: Suite, arg
 
 
 def test_what_a_run_without_checks_loads(plain: Suite) -> None:
-    """pytest reads the modules of plugins slowly: each of these is a tenth of a millisecond of every run of anybody."""
+    """Each of these is a tenth of a millisecond of every run of anybody, and twice that where pytest rewrites it."""
     plain.pytester.makeconftest(
         "import sys\n"
         "def pytest_unconfigure():\n"
-        "    print('\\nloaded', *sorted(name for name in sys.modules if name.startswith('pytest_trtcheck')))\n"
+        "    ours = {name: m for name, m in sys.modules.items() if name.startswith('pytest_trtcheck')}\n"
+        "    print('\\nloaded', *sorted(ours))\n"
+        "    print('rewritten', *sorted(name for name in ours if 'Rewrit' in type(ours[name].__loader__).__name__))\n"
+        "import atexit\n"
+        "atexit.register(lambda: print('left', *(each for each in sys.meta_path if 'trtcheck' in each.__module__)))\n"
     )
     (plain.path / "test_plain.py").write_text(
         "import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef test_plain(x, tmp_path): ...\n"
@@ -115,7 +119,6 @@ def test_what_a_run_without_checks_loads(plain: Suite) -> None:
     (line,) = [line for line in result.outlines if line.startswith("loaded")]
     assert line.split()[1:] == [
         "pytest_trtcheck",
-        "pytest_trtcheck.backends",
         "pytest_trtcheck.choices",
         "pytest_trtcheck.plugin",
         "pytest_trtcheck.plugin.fixtures",
@@ -123,3 +126,6 @@ def test_what_a_run_without_checks_loads(plain: Suite) -> None:
         "pytest_trtcheck.plugin.marks",
         "pytest_trtcheck.plugin.option_table",
     ]
+    (line,) = [line for line in result.outlines if line.startswith("rewritten")]
+    assert set(line.split()[1:]) <= {"pytest_trtcheck", "pytest_trtcheck.plugin"}
+    assert "left" in result.outlines

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_trtcheck.plugin import hooks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -569,6 +571,12 @@ def test_in_a_pool_and_fine(trt_check):
     with ThreadPoolExecutor() as pool:
         pool.submit(trt_check, "conv.onnx", batch=1)
 
+def test_skips_over_it(trt_check):
+    try:
+        trt_check("conv.onnx", batch=1, tol=0)
+    except CheckFailed:
+        pytest.skip("not today")
+
 def test_caught(trt_check):
     with pytest.raises(CheckFailed):
         trt_check("conv.onnx", batch=1, tol=0)
@@ -582,13 +590,16 @@ def test_caught(trt_check):
 def test_no_xfail_hides_that_a_check_was_not_made(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(test_expected=EXPECTED)
     run = run_everywhere("--trt-diagnose=0", "-v")
-    run.result.assert_outcomes(passed=2, failed=13, errors=2, xfailed=6, skipped=1)
+    run.result.assert_outcomes(passed=2, failed=13, errors=2, xfailed=6, skipped=2)
     expected = {record["nodeid"].partition("::")[2] for record in run.checks if record.get("expected_failure")}
     assert expected == {"test_named", "test_fail", "test_fail_and_any"}
     # What the test's own code caught is in the report as it is, and is said.
     text = " ".join(run.text.split())
     assert (
         "3 checks failed in a test that passed, whose own code caught the error: test_expected.py::test_caught" in text
+    )
+    assert (
+        "1 check failed in a test that was skipped, whose own code caught the error: test_expected.py::test_sk" in text
     )
     assert "Traceback" not in run.text
 
@@ -602,6 +613,26 @@ def test_where_the_plugin_is_not_loaded_a_marker_is_an_error(suite: Suite) -> No
     )
     # Whoever imports a test module outside of pytest wants its functions.
     assert suite.pytester.run(sys.executable, "-c", "import test_it").ret == 0
+
+
+def test_where_the_plugin_is_not_loaded_a_marker_of_a_conftest_fails_its_tests(suite: Suite) -> None:
+    suite.write(
+        conftest='CHECK = trt_parity("conv.onnx", batch=1)\n',
+        test_it="from conftest import CHECK\n\n@CHECK\ndef test_it(): ...\n\ndef test_other(): ...\n",
+        test_all="from conftest import CHECK\n\npytestmark = CHECK\n\ndef test_all(): ...\n",
+        test_parameter="from conftest import CHECK\n\n"
+        "@pytest.mark.parametrize('x', [pytest.param(1, marks=CHECK), 2])\ndef test_parameter(x): ...\n",
+        own="CHECK = trt_parity('conv.onnx', batch=1)\n",
+    )
+    result = suite.pytester.runpytest_subprocess("-p", "no:trtcheck")
+    result.assert_outcomes(errors=3, passed=2)
+    result.stdout.fnmatch_lines(["a trt marker: the plugin pytest-trtcheck is not loaded, so that nothing*"])
+    assert suite.pytester.run(sys.executable, "-c", "import conftest").ret == 0
+    # What is loaded before the plugin may make marks, and so may a conftest that loads it.
+    suite.pytester.runpytest_subprocess("-p", "own").assert_outcomes(passed=5)
+    with (suite.path / "conftest.py").open("a") as conftest:
+        conftest.write(f"pytest_plugins = ['{hooks.__name__}']\n")
+    suite.pytester.runpytest_subprocess("-p", "no:trtcheck").assert_outcomes(passed=5)
 
 
 def test_a_list_of_tests_says_which_cannot_be_checked(suite: Suite) -> None:

@@ -265,6 +265,19 @@ def test_bad_options_are_usage_errors(suite: Suite, arguments: tuple[str, ...], 
     assert "Traceback" not in run.text
 
 
+def test_a_misspelled_variable_is_a_usage_error(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n')
+    monkeypatch.setenv("TRTCHECK_REQUIRES_GPU", "1")
+    run = suite.run()
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "environment variable TRTCHECK_REQUIRES_GPU: there is no such option" in run.text
+    assert "did you mean 'TRTCHECK_REQUIRE_GPU'?" in run.text
+    monkeypatch.setenv("TRTCHECK_REQUIRES_GPU", "")
+    # The secret that an option names may be called so.
+    monkeypatch.setenv("TRTCHECK_SECRET", "0123456789abcdef")
+    assert suite.run("--trt-evidence-key=TRTCHECK_SECRET").result.ret == 0
+
+
 def test_cache_show_and_clear(suite: Suite) -> None:
     cache = f"--trt-cache-dir={suite.path / 'cache'}"
     suite.write(test_pass='@trt_parity("conv.onnx", batch=1)\ndef test_pass(): ...\n')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from pytest_trtcheck.record import (
 )
 from pytest_trtcheck.report import fleet, html, json_report, merge
 from pytest_trtcheck.report.text import columns
+from pytest_trtcheck.report.view import counts
 
 if TYPE_CHECKING:
     from tests.conftest import Suite
@@ -125,9 +126,25 @@ def test_reports_of_different_commits_are_no_answer_where_all_are_required(mergi
     assert merging("merged.json", options=("--require-all",))[0] == 1
 
 
+def passing(checks: Sequence[CheckRecord]) -> RunRecord:
+    return replace(PASSING, checks=tuple(checks), summary=counts(checks), planned=len(checks))
+
+
+def test_a_report_that_was_cut_or_edited_is_refused(merging: Merging) -> None:
+    for edited, said in (
+        (replace(PASSING, checks=PASSING.checks[1:]), "its summary counts other verdicts than its checks have"),
+        (replace(passing(PASSING.checks[1:]), planned=len(PASSING.checks)), "were to check something, and it tells of"),
+        (passing([replace(PASSING.checks[0], verdict="fail")]), None),
+        (replace(passing([replace(PASSING.checks[0], verdict="fail")]), summary={"pass": 1}), "its summary counts"),
+    ):
+        status, text = merging(on("Tesla T4", edited))
+        assert status == (2 if said else 1)
+        assert said is None or said in text
+
+
 def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_required(merging: Merging) -> None:
     whole = on("Tesla T4", PASSING)
-    part = on("NVIDIA L4", replace(PASSING, checks=PASSING.checks[1:]))
+    part = on("NVIDIA L4", passing(PASSING.checks[1:]))
     status, text = merging(whole, part)
     assert (status, "\nL4: lacks 1 check of others" in text) == (0, True)
     for options in (("--require-all",), ("--require-all", "--markdown")):
@@ -139,9 +156,9 @@ def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_require
 
 
 def test_reports_without_a_check_are_no_pass(merging: Merging) -> None:
-    status, text = merging(on("Tesla T4", replace(PASSING, checks=())))
+    status, text = merging(on("Tesla T4", passing(())))
     assert (status, "no report holds a check" in text) == (1, True)
-    status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", replace(PASSING, checks=())))
+    status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", passing(())))
     assert (status, f"L4: lacks {len(PASSING.checks)} checks of others" in text) == (0, True)
 
 

@@ -540,10 +540,6 @@ def test_a_report_that_a_hand_altered_is_not_compared() -> None:
         gate = upgrade([before(), before(nodeid="t.py::sound")], [after(**changes), after(nodeid="t.py::sound")])
         assert gate.verdict == "fail"
         assert "the new report was altered" in gate.checks[0].findings[0].text
-    new = report(after(), tensorrt="1.7.1.116")
-    summary = {name: count + (name == "pass") for name, count in new.summary.items()}
-    with pytest.raises(ReportError, match="the new report was altered: its summary"):
-        judge(report(before()), replace(new, summary=summary), Limits())
 
 
 @settings(max_examples=120, deadline=None)

@@ -73,6 +73,8 @@ def test_a_test_that_is_run_again_counts_by_its_last_run(suite: Suite, plugin: s
     ]
     assert run.report["summary"]["fail"] == 1
     assert "6 checks: 5 pass, 1 fail" in run.text
+    again = run.said.partition("3 checks passed only when the test was run again: ")[2]
+    assert again.startswith("test_again.py::test_flips, test_again.py::test_marked")
     assert "missing.onnx" not in (suite.path / "report.html").read_text()
     by_test: dict[str, list[str]] = {}
     for case in ElementTree.parse(suite.path / "junit.xml").iter("testcase"):
@@ -93,6 +95,35 @@ def test_each_repetition_is_a_test_of_its_own(suite: Suite) -> None:
     run.result.assert_outcomes(passed=3, failed=1)
     assert len(run.checks) == 8
     assert {record["runs"] for record in run.checks} == {1}
+
+
+def test_a_test_that_two_workers_run_at_once_counts_twice(suite: Suite) -> None:
+    suite.write(
+        test_it="import time\n\n@pytest.fixture\ndef slowly():\n    yield\n    time.sleep(0.5)\n\n"
+        '@trt_parity("conv.onnx", batch=1, tol=0)\ndef test_it(slowly): ...\n'
+    )
+    run = suite.run_apart("-n2", "--dist=each", "--trt-diagnose=0", plugins=["xdist"])
+    run.result.assert_outcomes(failed=2)
+    assert [record["verdict"] for record in run.checks] == ["fail", "fail"]
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_property_that_is_no_record_is_told_and_ends_nothing(suite: Suite, workers: str) -> None:
+    suite.write(
+        test_it='def test_own(record_property, trt_check):\n    record_property("trtcheck", "mine")\n'
+        '    trt_check("conv.onnx", batch=1)\n\n'
+        '@trt_parity("conv.onnx", batch=1)\ndef test_json(monkeypatch):\n'
+        '    import json\n    monkeypatch.setattr(json, "dumps", lambda *_, **__: "{}")\n\n'
+        '@trt_parity("conv.onnx", batch=1)\ndef test_after(): ...\n'
+    )
+    run = suite.run_apart(workers, plugins=["xdist"])
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    assert {record["nodeid"]: record["verdict"] for record in run.checks} == {
+        "test_it.py::test_own": "pass",
+        "test_it.py::test_after": "pass",
+    }
+    for test in ("own", "json"):
+        assert f"ERROR: test_it.py::test_{test}: its property 'trtcheck' is no record of a check" in run.text
 
 
 def test_an_engine_that_needed_several_runs_is_not_exported(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
@@ -111,6 +112,9 @@ def test_shapes_and_ranges() -> None:
         ({"tol": -1}, "tol=-1"),
         ({"tol": float("nan")}, "tol=nan"),
         ({"tol": True}, "tol=True"),
+        ({"tol": np.bool_(True)}, "tol="),
+        ({"tol": np.array(True)}, "tol="),
+        ({"tol": np.complex64(1)}, "tol="),
         ({"tol": {}}, "tol="),
         ({"tol": {"y": None}}, r"tol\['y'\]"),
         ({"tol": Tolerance()}, "at least one limit"),

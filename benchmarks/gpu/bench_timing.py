@@ -4,6 +4,8 @@
 
 - The median that a check measures, against the median of a bare loop of CUDA events around `execute_async_v3`, on the
   same plan in the same process and in turns; with and without a CUDA graph.
+- A net of microseconds with 1 to 16 of its runs in flight, in turns: how far a host that is held up for microseconds
+  tells in its times.
 - N repeated latency checks at a budget 3 % above the engine's median, and N at one 3 % below it; each takes some 5 to
   10 s, since the clocks may not have settled before.
 """
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.backends.base import EngineSpec, Machine
 from pytest_trtcheck.backends.tensorrt.backend import Auto, TensorRT
@@ -35,10 +39,12 @@ from pytest_trtcheck.spec import BuildOptions, LatencySpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pytest_trtcheck.backends.base import Built
     from pytest_trtcheck.backends.tensorrt.module import TensorRTModule
 
 BATCH = 8
 ROUNDS, RUNS = 12, 200
+DEPTHS, SECONDS = (1, 2, 4, 8, 16), 0.3
 LIMIT_RATIO = 0.01
 MARGIN = 0.03
 
@@ -119,6 +125,46 @@ def compared(engine: Any, bare: BareLoop, case: dict[str, NDArray[Any]], *, grap
     }
 
 
+def small(path: Path) -> Path:
+    """A net that takes a GPU some 15 µs."""
+    rng = np.random.default_rng(0)
+    shapes = [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3)]
+    weights = [rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in shapes]
+    nodes, value = [], "image"
+    for index in range(len(shapes)):
+        nodes.append(helper.make_node("Conv", [value, f"w{index}"], [f"c{index}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"]))
+        value = f"r{index}"
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", 8, 16, 16])],
+        [numpy_helper.from_array(array, f"w{index}") for index, array in enumerate(weights)],
+    )
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def in_flight(engine: Any, case: dict[str, NDArray[Any]]) -> dict[str, dict[str, float]]:
+    """What a run takes by the number of those in flight, in ms."""
+    found: dict[int, list[NDArray[np.float64]]] = {depth: [] for depth in DEPTHS}
+    for turn in range(ROUNDS):
+        for depth in DEPTHS[:: 1 if turn % 2 else -1]:
+            with TimedRun(engine, [case], in_flight=depth) as timed:
+                timed.run(500)
+                until = time.monotonic() + SECONDS
+                while time.monotonic() < until:
+                    found[depth].append(timed.run(10 * RUNS).run_ms)
+    return {
+        str(depth): {
+            **{f"p{q}_ms": round(float(np.percentile(np.concatenate(runs), q)), 5) for q in (50, 95, 99)},
+            "deviation_of_medians_ms": round(float(np.std([np.median(each) for each in runs])), 6),
+        }
+        for depth, runs in found.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The plugin's latencies and verdicts against a bare loop.")
     parser.add_argument("model", type=Path)
@@ -130,16 +176,25 @@ def main() -> None:
     if gpu is None:
         raise SystemExit("no GPU in this machine")
     with tempfile.TemporaryDirectory() as scratch:
-        cache = Cache(scratch)
-        model = open_model(str(arguments.model.resolve()), (), cache)
-        lowered = lower(model, arguments.precision, cache)
-        case = model_inputs.generate(model, model_inputs.shape_ranges(model, BATCH, {}), 0)[0]
+        cache = Cache(Path(scratch) / "cache")
         system = Auto.find(Machine(detected=gpu))
         if not isinstance(system, TensorRT):
             raise SystemExit(system.no_engine)
-        profile = model_inputs.profile(model, {}, [case])
-        built = system.build(EngineSpec(model, lowered, arguments.precision, profile, BuildOptions()), cache)
-        built.close()  # the one in the process that built it
+
+        def built_of(path: Path) -> tuple[Built, dict[str, NDArray[Any]]]:
+            model = open_model(str(path.resolve()), (), cache)
+            case = model_inputs.generate(model, model_inputs.shape_ranges(model, BATCH, {}), 0)[0]
+            profile = model_inputs.profile(model, {}, [case])
+            lowered = lower(model, arguments.precision, cache)
+            built = system.build(EngineSpec(model, lowered, arguments.precision, profile, BuildOptions()), cache)
+            built.close()  # the one in the process that built it
+            return built, case
+
+        built, case = built_of(small(Path(scratch) / "small.onnx"))
+        engine = system.load(built)
+        depths = in_flight(engine, case)
+        engine.close()
+        built, case = built_of(arguments.model)
         engine = system.load(built)
         bare = BareLoop(built.path.read_bytes(), system.module, case)
         medians = {name: compared(engine, bare, case, graph=name == "graph") for name in ("graph", "no_graph")}
@@ -165,6 +220,7 @@ def main() -> None:
         "precision": arguments.precision,
         "batch": BATCH,
         "medians": medians,
+        "in_flight": depths,
         "repeats": arguments.repeats,
         "margin": MARGIN,
         "verdicts": verdicts,

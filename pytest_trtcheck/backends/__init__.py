@@ -1,6 +1,6 @@
 """The systems under test, by name: what `backend=` and `--trt-backend` accept.
 
-Every pytest run imports this, so a system itself is imported when it is asked for.
+Each is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import sys
 from typing import TYPE_CHECKING
+
+from pytest_trtcheck.choices import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,33 +22,19 @@ EMULATED = "onnxruntime"
 GROUP = "pytest_trtcheck.backends"
 """The entry points by which other packages add theirs; a name of ours stays ours."""
 
-_OWN = {
-    AUTO: "pytest_trtcheck.backends.tensorrt.backend:Auto",
-    "tensorrt": "pytest_trtcheck.backends.tensorrt.backend:TensorRT",
-    "tensorrt_rtx": "pytest_trtcheck.backends.tensorrt.backend:TensorRTRtx",
-    EMULATED: "pytest_trtcheck.backends.tensorrt.emulated:Emulated",
-    "triton": "pytest_trtcheck.backends.triton.backend:Triton",
-    "onnxruntime-cuda": "pytest_trtcheck.backends.onnxruntime.cuda:OrtCuda",
-    "onnxruntime-tensorrt": "pytest_trtcheck.backends.onnxruntime.tensorrt:OrtTensorRT",
-    "onnxruntime-tensorrt-rtx": "pytest_trtcheck.backends.onnxruntime.tensorrt_rtx:OrtTensorRTRtx",
-    "torch": "pytest_trtcheck.backends.torch:Torch",
-    "torch-compile": "pytest_trtcheck.backends.torch:TorchCompile",
-}
 _ALIASES = {"emulated": EMULATED}
-NAMES = tuple(_OWN)
-"""Ours."""
 
 
 def find_name(name: str) -> str | None:
     """The registered name that `name` is, `-` and `_` being the same in it; None where it is none."""
-    if (own := _same(name, (*_OWN, *_ALIASES))) is not None:
+    if (own := _same(name, (*BACKENDS, *_ALIASES))) is not None:
         return _ALIASES.get(own, own)
     return _same(name, _added())
 
 
 def names() -> tuple[str, ...]:
     """All that are registered."""
-    return (*NAMES, *_added())
+    return (*BACKENDS, *_added())
 
 
 def load(name: str) -> type[Backend]:
@@ -61,7 +49,7 @@ def load(name: str) -> type[Backend]:
 
     from pytest_trtcheck.errors import MissingDependencyError
 
-    entry = EntryPoint(name, _OWN[name], GROUP) if name in _OWN else _added()[name]
+    entry = EntryPoint(name, f"{__name__}.{BACKENDS[name]}", GROUP) if name in BACKENDS else _added()[name]
     try:
         found: type[Backend] = entry.load()
     except (ImportError, AttributeError) as error:

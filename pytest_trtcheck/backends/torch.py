@@ -20,7 +20,7 @@ import numpy as np
 
 from pytest_trtcheck.backends.base import Backend, Built
 from pytest_trtcheck.errors import InputError, MissingDependencyError, UnsupportedTargetError
-from pytest_trtcheck.latency.samples import HostTimed, Samples
+from pytest_trtcheck.latency.samples import IN_FLIGHT, HostTimed, Samples
 from pytest_trtcheck.model.inputs import as_float
 from pytest_trtcheck.model.sources.pytorch.export import quiet
 from pytest_trtcheck.model.sources.pytorch.module import Module
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import BuildOptions, InputMapping, ParitySpec, Precision
 
 _TYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-IN_FLIGHT = 2
-"""Runs on the stream at a time, as of an engine: one that the GPU computes, and one that is ready when it has done."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
-from pytest_trtcheck.errors import listed, plural
-from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, ProofRecord, RunRecord
+from pytest_trtcheck.errors import listed, name_of, plural
+from pytest_trtcheck.metrics import METRICS, Metric, named
+from pytest_trtcheck.model.sources import computes_outputs
+from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, ProofRecord, RunRecord, is_bad
+from pytest_trtcheck.spec import Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.gpu import GpuModel
+    from pytest_trtcheck.spec import ParitySpec
+
+_USUAL = "auto", None
+"""The parts and the axis that a `Tolerance` has by default."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +81,16 @@ def proof(wanted: Wanted, evidence: EvidenceReport) -> ProofRecord | str:
     found = [each for each in same_test if _asked(each) == _asked(record)]
     if not found:
         return f"it has this test in {listed(sorted({_asked(each) for each in same_test}))}, not in {_asked(record)}"
-    reasons: list[list[str]] = []
-    for each in found:
-        differences = list(_differences(wanted, each, evidence.environment(each)))
-        if not differences:
+    others = [list(_differences(wanted, each, evidence.environment(each))) for each in found]
+    same = [each for each, other in zip(found, others, strict=True) if not other]
+    if same:
+        # What failed there once did not pass there, whatever else the same check came to.
+        found = [each for each in same if is_bad(each.verdict)] or same
+        others = [[] for _ in found]
+    reasons = [[*_unproved(record, each), *other] for each, other in zip(found, others, strict=True)]
+    for each, why_not in zip(found, reasons, strict=True):
+        if not why_not:
             return _proof(each, evidence)
-        reasons.append(differences)
     # Of several checks of one test, the one that is nearest says most.
     nearest = min(reasons, key=len)
     return "; ".join(nearest)
@@ -88,13 +104,7 @@ def _proof(check: CheckRecord, evidence: EvidenceReport) -> ProofRecord:
 
 
 def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) -> Iterator[str]:
-    """What of a check differs from the one to be proved, or keeps it from proving anything."""
-    if proved.verdict != "pass":
-        yield f"there it is {proved.verdict.replace('_', ' ')}"
-    if proved.gpu_ran is not True:
-        yield "no GPU is known to have run it there"
-    if proved.runs > 1:
-        yield f"there it took {plural(proved.runs, 'run')} to pass"
+    """What of a check differs from the one to be proved."""
     card = proved.gpu or environment.gpu
     if (ran_on := _model(card, wanted.extra_gpus)) is None or gpus.fits(wanted.gpu, ran_on) is None:
         name = card.name if card else "a GPU that it does not name"
@@ -111,12 +121,82 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
         ("score", record.score and record.score.asked, record.score and proved.score and proved.score.asked),
         ("tolerances", _tolerances(record), _tolerances(proved) if _tolerances(record) else None),
     )
-    yield from (f"other {what}" for what, here, there in compared if here != there)
+    here, there = record.asked or {}, proved.asked or {}
+    differing = [what for what, ours, theirs in compared if ours != theirs]
+    differing += [what for what in (*here, *there) if here.get(what) != there.get(what)]
+    yield from (f"other {what}" for what in dict.fromkeys(differing))
     if (limits := _budgets(proved)) != wanted.budgets:
         yield f"other budgets: {_shown(limits)} there, {_shown(wanted.budgets)} here"
     tensorrt = environment.described().get("TensorRT")
     if wanted.tensorrt not in {None, tensorrt}:
         yield f"it ran on {tensorrt}, and the engine here is of {wanted.tensorrt}"
+
+
+def _unproved(record: CheckRecord, proved: CheckRecord) -> Iterator[str]:
+    """What keeps the same check from proving anything."""
+    if proved.verdict != "pass":
+        yield f"there it is {proved.verdict.replace('_', ' ')}"
+    elif any(is_bad(part.verdict) for part in proved.parts.values()):
+        yield "there it contradicts itself: it passed, and a part of it did not"
+    if proved.outcome == "failed":
+        yield "there its test failed"
+    if proved.gpu_ran is not True:
+        yield "no GPU is known to have run it there"
+    elif proved.evidence != "engine" and proved.backend != record.backend and "tensorrt" not in (proved.backend or ""):
+        yield f"it was run there by {proved.backend}, which is not TensorRT"
+    if proved.runs > 1:
+        yield f"there it took {plural(proved.runs, 'run')} to pass"
+
+
+def asked(request: Request) -> dict[str, str] | None:
+    """How a check is judged beyond its limits, as the test asks for it, in words that are the same on every machine.
+
+    Functions count by their names and their own sources, without what they call.
+    """
+    parity, latency, found = request.parity, request.latency, {}
+    if request.judge_parity and parity.judges_outputs and (ways := _ways(parity)):
+        found["tolerances"] = _stated(ways)
+    if request.judge_parity and parity.score is not None:
+        found["score"] = _stated(vars(parity.score))
+    if parity.reference is not None and computes_outputs(parity.reference):
+        found["reference"] = _stated(parity.reference)
+    if latency is not None and (latency.transfers or latency.instances > 1):
+        found["latency settings"] = _stated({"instances": latency.instances, "transfers": latency.transfers})
+    return found or None
+
+
+def _ways(parity: ParitySpec) -> list[object]:
+    """What of the tolerances no limit tells: parts, axes, arguments and code of metrics; nothing of the usual."""
+    given = parity.tol if isinstance(parity.tol, tuple) else (("*", parity.tol),)
+    combined = [(output, each) for output, each in given if isinstance(each, Tolerance)]
+    metrics = [parity.metric, *(named(metric) for _, each in combined for metric in each.metrics)]
+    return [
+        *((output, each.parts, each.top1_axis) for output, each in combined if (each.parts, each.top1_axis) != _USUAL),
+        *(each for each in metrics if METRICS.get(each.name) != each),
+    ]
+
+
+def _stated(value: Any) -> str:
+    if isinstance(value, Metric):
+        own = (value.axis,) if value.name in METRICS else (value.at_least, value.detections or value.of)
+        return _stated((value.name, *own))
+    if isinstance(value, Mapping):
+        return _stated(tuple(value.items()))
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_stated, value))})"
+    if isinstance(value, functools.partial):
+        return _stated((value.func, value.args, value.keywords))
+    return _code(value) if callable(value) else repr(value)
+
+
+def _code(function: object) -> str:
+    try:
+        is_code = inspect.isroutine(function) or inspect.isclass(function)
+        source = inspect.getsource(function if is_code else type(function))  # type: ignore[arg-type]
+    except (OSError, TypeError):  # of what was typed in, or compiled
+        source = ""
+    digest = hashlib.sha256(source.encode(errors="replace")).hexdigest()[:16]
+    return f"{name_of(function)} (source {digest if source else 'unknown'})"
 
 
 def _asked(record: CheckRecord) -> str:

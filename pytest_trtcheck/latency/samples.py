@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+IN_FLIGHT = 8
+"""Runs on a GPU's stream at a time: the one that it computes, and those that are ready while the host is held up.
+Of an engine of 15 µs, two are too few for a host that others share: it is held up for longer."""
+
 
 @dataclass(frozen=True)
 class Samples:

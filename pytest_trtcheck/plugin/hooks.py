@@ -1,8 +1,7 @@
 """What pytest sees: options, markers, fixtures, hooks.
 
-Every pytest run loads this module, and asks it about every test: it is short, and so is what it imports. pytest reads
-the modules of plugins in a way that takes a millisecond for 80 KB. What a hook does where something is checked stands
-in the other modules.
+Every pytest run loads this module, and asks it about every test: it is short, and so is what it imports. What a hook
+does where something is checked stands in the other modules.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_trtcheck.choices import MARKERS
-from pytest_trtcheck.plugin import marks, option_table
+from pytest_trtcheck.plugin import leave_imports, marks, option_table
 from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
     trt_benchmark,
     trt_build,
@@ -64,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
             line = arguments.marker_help(name)
         config.addinivalue_line("markers", line)
+    config.add_cleanup(leave_imports)
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:

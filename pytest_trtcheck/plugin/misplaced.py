@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.plugin.marks import SEEN, is_fixture, name_of, ours
+from pytest_trtcheck.plugin.marks import SEEN, is_fixture, is_marked, name_of, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,3 +121,46 @@ def _where(obj: Any) -> str:
     except (AttributeError, ValueError):
         return ""
     return f" ({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno})"
+
+
+# --- marks where the plugin is not loaded ----------------------------------------------------------------------------
+
+_HOOKS = "pytest_trtcheck.plugin.hooks"
+_WATCH = "trtcheck-unloaded"
+
+
+def refuse_unloaded(name: str) -> None:
+    """See that a mark which is made while the plugin is not loaded does not pass for a check.
+
+    Where pytest imports a conftest.py or another plugin, ours may still come: then the marked tests are looked at.
+    """
+    # pytest knows its configuration while it runs; whoever else imports a test module wants no tests of it.
+    if getattr(pytest.mark, "_config", None) is not None:
+        pytest.fail(_unloaded(name), pytrace=False)
+    frame = inspect.currentframe()
+    while frame is not None:
+        manager: Any = frame.f_locals.get("self")
+        if issubclass(type(manager), pytest.PytestPluginManager):
+            if not manager.hasplugin(_WATCH):
+                manager.register(_Watch(), _WATCH)
+            return
+        frame = frame.f_back
+
+
+class _Watch:
+    """Fails marked tests where our plugin never came."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        hooks = sys.modules.get(_HOOKS)
+        is_loaded = hooks is not None and item.config.pluginmanager.is_registered(hooks)
+        if not is_loaded and is_marked(item):
+            pytest.fail(_unloaded("a trt marker"), pytrace=False)
+
+
+def _unloaded(what: str) -> str:
+    return (
+        f"{what}: the plugin pytest-trtcheck is not loaded, so that nothing would be checked\n"
+        "  → install it into the Python that runs pytest, leave `-p no:trtcheck` out, and where "
+        f"PYTEST_DISABLE_PLUGIN_AUTOLOAD is set, add `-p {_HOOKS}`"
+    )

@@ -10,8 +10,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pytest_trtcheck import backends
-from pytest_trtcheck.choices import PRECISIONS, GraphsOf, Option
+from pytest_trtcheck.choices import BACKENDS, PRECISIONS, GraphsOf, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +32,7 @@ OPTIONS: tuple[Option, ...] = (
         "backends",
         "what runs or builds the engines; several, separated by commas, are compared",
         default="auto",
-        choices=backends.NAMES,
+        choices=tuple(BACKENDS),
         metavar="LIST",
     ),
     Option("trt_triton_url", "text", "the Triton server that --trt-backend=triton asks", metavar="URL"),
@@ -176,6 +175,8 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 
+PREFIX = "TRTCHECK_"
+"""What the environment variables of options begin with."""
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
@@ -206,6 +207,8 @@ def added_reports(config: pytest.Config) -> Iterator[Report]:
 
 
 def any_given(config: pytest.Config) -> bool:
-    """Whether any option is given at all; the defaults need no check."""
+    """Whether any option is given at all, or seems to be; the defaults need no check."""
+    if any(value and name.startswith(PREFIX) for name, value in os.environ.items()):
+        return True
     added = (report.option for report in added_reports(config) if report.option)
     return any(is_given(config, option) for option in itertools.chain(OPTIONS, added))

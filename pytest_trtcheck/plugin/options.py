@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, added_reports, declare, is_given
+from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, PREFIX, added_reports, declare, is_given
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -63,6 +63,24 @@ def flag(option: str | Option) -> str:
 def reports(config: pytest.Config) -> list[Report]:
     """Our reports, and those of the user's plugins."""
     return [*REPORTS, *added_reports(config)]
+
+
+def refuse_unknown_variables(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> None:
+    """See that each environment variable with our prefix is an option's, or holds a secret that an option names.
+
+    Raises
+    ------
+    ArgumentError
+        One is neither: who misspells `TRTCHECK_REQUIRE_GPU` believes that a GPU is required.
+    """
+    added = (report.option for report in added_reports(config))
+    known = {option.variable for option in (*OPTIONS, *added) if option and not isinstance(option, str)}
+    secrets = {value(config, "trt_cache_key"), value(config, "trt_evidence_key")}
+    for name, given in environ.items():
+        if given and name.startswith(PREFIX) and name not in known | secrets:
+            from pytest_trtcheck.errors import suggestion
+
+            raise _wrong(f"environment variable {name}: there is no such option", suggestion(name, known))
 
 
 def any_named(config: pytest.Config) -> bool:

@@ -152,6 +152,7 @@ class Session:
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
         """Every option is of its kind, and none asks for what this version cannot do."""
+        settings.refuse_unknown_variables(config)
         values = {option.name: settings.value(config, option.name) for option in settings.OPTIONS}
         extra = extra_gpus(config)
         if values["trt_gpu"]:

@@ -63,6 +63,11 @@ def _with_outcome(record: str, report: pytest.TestReport, outcome: pytest.TestRe
     )
 
 
+def _test_of(report: pytest.TestReport) -> tuple[str, str | None]:
+    """Which test a report is of: two workers may run the same one at once (`--dist each`), and each of them counts."""
+    return report.nodeid, getattr(report, "worker_id", None)
+
+
 COLLECTOR = "trtcheck-collector"
 """What pytest's plugin manager calls the `Collector` of a process."""
 
@@ -127,7 +132,7 @@ class Collector:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._began = time.time()
-        self._outcomes: dict[str, pytest.TestReport] = {}
+        self._outcomes: dict[tuple[str, str | None], pytest.TestReport] = {}
         self.records: list[CheckRecord] = []
         self._last: dict[tuple[str, str | None], list[CheckRecord]] = {}
         self._shown: list[Line | str] = []
@@ -178,13 +183,13 @@ class Collector:
         if report.when != "teardown" or report.nodeid not in self._ended:
             self._ended[report.nodeid] = report
         if report.when == "call" or report.outcome != "passed":
-            self._outcomes[report.nodeid] = report
+            self._outcomes[_test_of(report)] = report
         if report.when not in {"setup", "call", "teardown"}:
             # What pytest-xdist reports in the name of a worker that died: no record came with it.
             self._crashed.append(report.nodeid)
         if report.when != "teardown":
             return
-        outcome = self._outcomes.pop(report.nodeid, None)
+        outcome = self._outcomes.pop(_test_of(report), None)
         # pytest-rerunfailures reports a run that it will repeat as "rerun", flaky does not report how it went.
         if outcome is None or "rerun" in {outcome.outcome, report.outcome}:
             report.user_properties = [each for each in report.user_properties if not is_our_property(each[0])]
@@ -193,17 +198,22 @@ class Collector:
 
     def _keep(self, report: pytest.TestReport, outcome: pytest.TestReport) -> None:
         """Take the records of one run of a test; they replace those of its earlier runs."""
-        records = [
-            _with_outcome(str(value), report, outcome) for name, value in report.user_properties if name == PROPERTY
-        ]
-        if not hasattr(self._config, "workerinput"):
-            # What is drawn has no place in JUnit XML, which is written from the report: it is hundreds of KB a test.
-            report.user_properties = [
-                (name, _without_graph(str(value)) if name == PROPERTY else value)
-                for name, value in report.user_properties
-            ]
-        # Two workers may run the same test (`--dist each`), and each of them counts.
-        test = (report.nodeid, getattr(report, "worker_id", None))
+        records = []
+        for index, (name, value) in enumerate(report.user_properties):
+            if name != PROPERTY:
+                continue
+            try:
+                records.append(_with_outcome(str(value), report, outcome))
+            except (CheckError, ValueError):
+                self._problems.append(
+                    f"{report.nodeid}: its property {PROPERTY!r} is no record of a check: the test's own code wrote "
+                    "it, or changed what writes it (json)"
+                )
+                continue
+            if not hasattr(self._config, "workerinput"):
+                # What is drawn has no place in JUnit XML, which is written from the report: hundreds of KB a test.
+                report.user_properties[index] = (name, _without_graph(str(value)))
+        test = _test_of(report)
         is_again = any(name == RUNS for name, _ in report.user_properties) or any(each.runs > 1 for each in records)
         if is_again:
             earlier = self._last.get(test, [])

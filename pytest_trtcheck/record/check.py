@@ -121,6 +121,8 @@ class CheckRecord:
     """By input, the least, usual and largest shape that the check is of."""
     build_options: Mapping[str, Any] | None = absent()
     """The `BuildOptions` that are not the default."""
+    asked: Mapping[str, str] | None = absent()
+    """How it is judged beyond its limits, by what of it (tolerances, score, reference, latency settings)."""
     parity: ParityRecord | None = None
     score: ScoreRecord | None = absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None

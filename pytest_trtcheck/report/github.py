@@ -16,11 +16,11 @@ from pytest_trtcheck.report.view import (
     failed,
     inconclusive,
     labels,
-    missing,
     not_measured,
     notes,
     ordered,
     scored,
+    unseen,
     verdict_word,
 )
 
@@ -43,10 +43,8 @@ def write(run: Run) -> Iterator[str]:
     """The commands that annotate, to be printed each on a line of its own; then the step's summary is written."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and (run.record.checks or run.record.missing):
         yield from annotation_commands(run.record.checks, run.rootdir)
-        said = missing(run.record)
-        write_step_summary(
-            step_summary(run.record.checks, run.record.environment) + (f"\n**{markdown_text(said)}**\n" if said else "")
-        )
+        said = "".join(f"\n**{markdown_text(each)}**\n" for each in unseen(run.record))
+        write_step_summary(step_summary(run.record.checks, run.record.environment) + said)
 
 
 def write_step_summary(text: str) -> None:

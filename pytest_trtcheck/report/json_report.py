@@ -11,7 +11,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.record import (
     SCHEMA_VERSION,
     TOOL,
@@ -180,11 +180,28 @@ def read(path: str | os.PathLike[str], key: bytes | None = None) -> RunRecord:
             code="report-version",
         )
     try:
-        return typed(report, RunRecord)
+        run = typed(report, RunRecord)
+        _require_whole(run)
     except ReportError as error:
         raise ReportError(
             f"{path} is no sound report: {error.message}", "name a file that --trt-report wrote, as it was"
         ) from None
+    return run
+
+
+def _require_whole(run: RunRecord) -> None:
+    """See that a report counts what it holds: one that was edited by hand, or from which checks were cut, does not.
+
+    Raises
+    ------
+    ReportError
+        It counts something else.
+    """
+    if dict(run.summary) != {word: count for word, count in counts(run.checks).items() if word in run.summary}:
+        raise ReportError("its summary counts other verdicts than its checks have")
+    told = {(each.machine, each.nodeid) for each in run.checks} | {(each.machine, each.nodeid) for each in run.missing}
+    if run.planned is not None and run.planned != len(told):
+        raise ReportError(f"{plural(run.planned, 'test')} were to check something, and it tells of {len(told)}")
 
 
 def _verify(path: str | os.PathLike[str], report: Mapping[str, Any], key: bytes) -> None:

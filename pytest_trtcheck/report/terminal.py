@@ -17,16 +17,15 @@ from pytest_trtcheck.report.view import (
     WORDS,
     Label,
     budgets,
-    caught,
     decisive,
     emulated,
     inconclusive,
     labels,
-    missing,
     not_measured,
     notes,
     ordered,
     scored,
+    unseen,
     verdict_word,
 )
 
@@ -91,7 +90,7 @@ def write(run: Run) -> list[Line]:
     lines = summary_lines(run.record.checks, run.width, run.listed)
     if run.record.environment.gpus:
         lines += _wrapped(_dealt_out(run.record), run.width, {})
-    for said in filter(None, (missing(run.record), caught(run.record))):
+    for said in unseen(run.record):
         lines += _wrapped(said, run.width, _MARKUP["error"])
     return lines
 

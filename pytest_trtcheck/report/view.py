@@ -331,13 +331,25 @@ def missing(run: RunRecord) -> str | None:
     return f"not in this report: {len(absent)} of {plural(run.planned or len(absent), 'test')} with checks: {shown}"
 
 
-def caught(run: RunRecord) -> str | None:
-    """What is said of checks that failed in tests which passed: the test's own code took the error."""
-    found = [each.nodeid for each in run.checks if failed(each) and each.outcome == "passed"]
-    if not found:
-        return None
-    shown = listed(dict.fromkeys(map(one_line, found)))
-    return f"{plural(len(found), 'check')} failed in a test that passed, whose own code caught the error: {shown}"
+def unseen(run: RunRecord) -> list[str]:
+    """What a green run does not show: tests without a record, failures that a test's own code caught, further runs."""
+    said = [missing(run)]
+    for outcome, words in (("passed", "passed"), ("skipped", "was skipped")):
+        # Of what did not decide, we skip the test ourselves.
+        found = [
+            each
+            for each in run.checks
+            if failed(each) and each.outcome == outcome and (outcome, each.verdict) != ("skipped", "inconclusive")
+        ]
+        said.append(_of_tests(found, f"failed in a test that {words}, whose own code caught the error"))
+    found = [each for each in run.checks if each.runs > 1 and each.verdict == "pass" and each.outcome == "passed"]
+    said.append(_of_tests(found, "passed only when the test was run again"))
+    return [each for each in said if each is not None]
+
+
+def _of_tests(checks: Sequence[CheckRecord], words: str) -> str | None:
+    shown = listed(dict.fromkeys(one_line(each.nodeid) for each in checks))
+    return f"{plural(len(checks), 'check')} {words}: {shown}" if checks else None
 
 
 def emulated(records: Iterable[CheckRecord]) -> list[CheckRecord]:

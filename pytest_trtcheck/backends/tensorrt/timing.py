@@ -11,7 +11,7 @@ import numpy as np
 from pytest_trtcheck.backends.tensorrt.cuda import Cuda, poisoned
 from pytest_trtcheck.backends.tensorrt.io import check_inputs
 from pytest_trtcheck.errors import GpuError, InputError
-from pytest_trtcheck.latency.samples import Samples
+from pytest_trtcheck.latency.samples import IN_FLIGHT, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.tensorrt.cuda import Graph, Memory
     from pytest_trtcheck.backends.tensorrt.engine import Engine
     from pytest_trtcheck.spec import InputMapping
-
-IN_FLIGHT = 2
-"""Runs on the stream at a time: one that the GPU computes, and one that is ready when it has done so."""
-
 
 _TASK = "measuring the engine"
 
@@ -39,6 +35,8 @@ class TimedRun:
         Whether to launch the work as a CUDA graph. `graph` says whether that is so, `graph_reason` why not.
     transfers
         Whether each run copies its inputs to the device and its outputs back, from and to page-locked memory.
+    in_flight
+        How many runs are on the stream at a time.
 
     Raises
     ------
@@ -51,7 +49,13 @@ class TimedRun:
     measured: ClassVar[str] = "GPU time"
 
     def __init__(
-        self, engine: Engine, input_sets: Sequence[InputMapping], *, graph: bool = True, transfers: bool = False
+        self,
+        engine: Engine,
+        input_sets: Sequence[InputMapping],
+        *,
+        graph: bool = True,
+        transfers: bool = False,
+        in_flight: int = IN_FLIGHT,
     ) -> None:
         engine.check_usable()
         if engine.is_profiled:
@@ -82,7 +86,7 @@ class TimedRun:
                 # The first run after a change of shape sets up what a graph must not capture.
                 engine.enqueue()
                 self._cuda.wait(engine.timeout_s)
-                self._events = [self._event_set() for _ in range(IN_FLIGHT)]
+                self._events = [self._event_set() for _ in range(in_flight)]
                 if graph:
                     self._capture()
         except BaseException:
@@ -133,7 +137,7 @@ class TimedRun:
             raise ValueError("at least one run must be measured")
         gpu_ms, latency_ms, enqueue_ms, ends_ms = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         before_first = self._cuda.event()
-        timeout_s = self._engine.timeout_s
+        timeout_s, in_flight = self._engine.timeout_s, len(self._events)
 
         def collect(index: int) -> None:
             start, ready, done, end = self.events(index)
@@ -146,14 +150,14 @@ class TimedRun:
 
         with self._engine.guard(_TASK):
             for index in range(n + 1):
-                if index >= IN_FLIGHT:
-                    collect(index - IN_FLIGHT)
+                if index >= in_flight:
+                    collect(index - in_flight)
                 took_ms = self.put(index)
                 if index == 0:
                     self._cuda.stream.record(before_first)
                 else:
                     enqueue_ms[index - 1] = took_ms
-            for index in range(max(n + 1 - IN_FLIGHT, 0), n + 1):
+            for index in range(max(n + 1 - in_flight, 0), n + 1):
                 collect(index)
         intervals_ms = np.diff(ends_ms, prepend=0.0)
         return Samples(gpu_ms, enqueue_ms, latency_ms if self._transfers else None, intervals_ms)
@@ -190,8 +194,8 @@ class TimedRun:
         return self._launch(self.events(index))
 
     def events(self, index: int) -> list[Any]:
-        """The four events of a run by its number: those of `IN_FLIGHT` runs are there at a time."""
-        return self._events[index % IN_FLIGHT]
+        """The four events of a run by its number: those of as many runs as are in flight are there at a time."""
+        return self._events[index % len(self._events)]
 
     def _launch(self, events: list[Any]) -> float:
         """Put one run with its events on the stream; the host's milliseconds for the engine's part of that."""
@@ -312,7 +316,7 @@ def overlapped(lanes: Sequence[Lane], n: int, timeout_s: float | None) -> tuple[
 class TimedInstances:
     """Several contexts of one engine, measured while all of them are at work: each has a stream, inputs and outputs.
 
-    One thread of the host feeds them all, each with a run in progress and one behind it. Threads would hold each other
+    One thread of the host feeds them all, each with a run in progress and some behind it. Threads would hold each other
     up (the one that waits for its GPU holds Python's lock), and the GPU with them.
 
     Parameters

@@ -13,7 +13,7 @@ import numpy as np
 from pytest_trtcheck import backends
 from pytest_trtcheck.backends.tensorrt.options import loaded_files
 from pytest_trtcheck.cache import hashed
-from pytest_trtcheck.check import keeping, kept_inputs, parity
+from pytest_trtcheck.check import evidence, keeping, kept_inputs, parity
 from pytest_trtcheck.check.request import Known
 from pytest_trtcheck.choices import quantized_part
 from pytest_trtcheck.errors import CalibrationError, CheckError, InputError, ModelError, listed
@@ -149,6 +149,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         cases=len(cases),
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
+        asked=evidence.asked(known.request),
         calibration=calibration,
         # What was made elsewhere was lowered by others.
         lowered=None if known.is_given else _lowered_record(known),
