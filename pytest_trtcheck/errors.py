@@ -342,16 +342,17 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     if isinstance(error, CheckError):
         return error
     logging.getLogger(__package__).debug("%s", doing, exc_info=error)
-    if isinstance(error, MemoryError):
-        return UnforeseenError(
-            f"{doing}: out of memory{f' ({error})' if str(error) else ''}",
-            "give smaller inputs, batch= or shapes=",
-            code="out-of-memory",
-        )
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     if lacked_files(error):
         return UnforeseenError(f"{doing}: {error.strerror}{_most_files()}", _MORE_FILES, code="too-many-files")
+    if isinstance(error, MemoryError) or lacked_memory(str(error)) == "certainly":
+        return UnforeseenError(
+            f"{doing}: out of memory{f' ({first_line(error)})' if str(error) else ''}",
+            "give smaller inputs, batch= or shapes=, or the process more memory: fewer workers (-n), a higher limit of "
+            "the container or shell (ulimit -v)",
+            code="out-of-memory",
+        )
     frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
@@ -423,8 +424,8 @@ def given_as(error: BaseException, values: Mapping[str, object]) -> str | None:
 
 # Texts, which `re` compiles when they are first needed: every pytest run loads this module.
 _NO_MEMORY = (
-    r"(?i)out[ _]?of[ _]?memory|bad.?alloc|failed to allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
-    r"cudaErrorMemoryAllocation"
+    r"(?i)out[ _]?of[ _]?memory|bad.?alloc|(?:failed to|cannot) allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
+    r"cudaErrorMemoryAllocation|failed to map segment"
 )
 _PERHAPS_NO_MEMORY = (
     r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|"

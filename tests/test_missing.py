@@ -71,9 +71,15 @@ def test_dead_worker(suite: Suite) -> None:
     run = suite.run_apart("-n2")
     assert sorted(check["nodeid"] for check in run.checks) == ["test_x.py::test_a", "test_x.py::test_z"]
     assert run.report["missing"] == [
-        {"nodeid": "test_x.py::test_dies", "reason": "its process died", "outcome": "failed"}
+        {
+            "nodeid": "test_x.py::test_dies",
+            "reason": "its process died: it crashed, or was ended for want of memory",
+            "outcome": "failed",
+        }
     ]
-    assert "test_x.py::test_dies (its process died)" in " ".join(run.text.split())
+    assert "test_x.py::test_dies (its process died: it crashed, or was ended for want of memory)" in " ".join(
+        run.text.split()
+    )
 
 
 def test_what_is_registered_has_no_properties() -> None:
@@ -159,3 +165,25 @@ def test_killed_run_leaves_no_earlier_report(suite: Suite) -> None:
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
     assert not (suite.path / "report.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+def test_a_library_that_finds_no_memory(suite: Suite, workers: tuple[str, ...]) -> None:
+    """The first check takes what there is: what records and reports need is loaded by then."""
+    suite.write(
+        test_x="""
+        import resource
+        from pathlib import Path
+
+        @trt_parity("conv.onnx")
+        def test_starved():
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), resource.RLIM_INFINITY))
+        """.replace("\n        ", "\n")
+    )
+    run = suite.run_apart(*workers)
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    (check,) = run.report["checks"]
+    assert (check["verdict"], check["code"]) == ("error", "out-of-memory"), check["message"]
+    assert "INTERNALERROR" not in run.text
