@@ -9,6 +9,7 @@ usual cause; `code=` of what is raised names another.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import FrameType
+    from typing import TypeGuard
 
 
 Code = Literal[
@@ -73,6 +76,7 @@ Code = Literal[
     "runtime-failed",
     "runtime-stopped",
     "out-of-memory",
+    "too-many-files",
     # Inputs.
     "input-names",
     "input-type",
@@ -338,17 +342,26 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     if isinstance(error, CheckError):
         return error
     logging.getLogger(__package__).debug("%s", doing, exc_info=error)
-    if isinstance(error, MemoryError):
-        return UnforeseenError(
-            f"{doing}: out of memory{f' ({error})' if str(error) else ''}",
-            "give smaller inputs, batch= or shapes=",
-            code="out-of-memory",
-        )
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
+    if lacked_files(error):
+        return UnforeseenError(f"{doing}: {error.strerror}{_most_files()}", _MORE_FILES, code="too-many-files")
+    if isinstance(error, MemoryError) or lacked_memory(str(error)) == "certainly":
+        return UnforeseenError(
+            f"{doing}: out of memory{f' ({first_line(error)})' if str(error) else ''}",
+            "give smaller inputs, batch= or shapes=, or the process more memory: fewer workers (-n), a higher limit of "
+            "the container or shell (ulimit -v)",
+            code="out-of-memory",
+        )
     frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
+    if (own := _users_code(error)) is not None:
+        return UnforeseenError(
+            f"{doing}: {type(error).__name__}: {first_line(error)}",
+            f"{own} raises it while it is read: correct it there, or give something else",
+            code="user-code-failed",
+        )
     return UnforeseenError(
         f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})",
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
@@ -356,10 +369,63 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     )
 
 
+_MORE_FILES = "raise the limit (ulimit -n 1024) or run fewer workers; what leaks files shows in lsof -p PID"
+
+
+def lacked_files(error: Exception) -> TypeGuard[OSError]:
+    """Whether a file could not be opened because too many others are: that says nothing of the file."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
+
+
+def _most_files() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    return f": this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open"
+
+
+def _bound(frame: FrameType) -> object:
+    """What the method of a frame is of, or its function's first argument; None where there is none."""
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    return frame.f_locals.get(names[0]) if names else None
+
+
+def _users_code(error: BaseException) -> str | None:
+    """The user's own code that raised an error which reached us, by class, method and line; None where it is not so."""
+    import sysconfig
+    import traceback
+    from pathlib import PureWindowsPath
+
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = PureWindowsPath(frame.f_code.co_filename)
+        if __package__ in path.parts:
+            found = None
+        elif not frame.f_code.co_filename.startswith(("<", *libraries)) and "site-packages" not in path.parts:
+            is_method = frame.f_code.co_name in vars(type(_bound(frame)))
+            owner = f"{type(_bound(frame)).__name__}." if is_method else ""
+            found = f"{owner}{frame.f_code.co_name} ({path.name}:{line})"
+    return found
+
+
+def given_as(error: BaseException, values: Mapping[str, object]) -> str | None:
+    """Which of a user's objects raised an error, by the name that it was given as; None where none of them did."""
+    import traceback
+
+    # From the inside: the first argument of whoever read them may be another of the objects.
+    for raising in reversed([_bound(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]):
+        for name, each in values.items():
+            if raising is not None and each is raising:
+                return name
+    return None
+
+
 # Texts, which `re` compiles when they are first needed: every pytest run loads this module.
 _NO_MEMORY = (
-    r"(?i)out[ _]?of[ _]?memory|bad.?alloc|failed to allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
-    r"cudaErrorMemoryAllocation"
+    r"(?i)out[ _]?of[ _]?memory|bad.?alloc|(?:failed to|cannot) allocate|could not be allocated|ALLOC(?:ATION)?_FAILED|"
+    r"cudaErrorMemoryAllocation|failed to map segment"
 )
 _PERHAPS_NO_MEMORY = (
     r"(?i)(?:cudnn|cublas)\w*[^\n]{0,80}?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED)|"

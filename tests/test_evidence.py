@@ -51,13 +51,13 @@ def proved(suite: Suite) -> Suite:
 
 
 def save(suite: Suite, report: Report) -> None:
+    report["summary"] = dict(Counter(check["verdict"] for check in report["checks"]))
     (suite.path / "gpu.json").write_text(json.dumps(report))
 
 
 def edited(suite: Suite, edit: Callable[[Report, Report], object]) -> None:
     report = json.loads((suite.path / "gpu.json").read_text())
     edit(report, report["checks"][0])
-    report["summary"] = dict(Counter(check["verdict"] for check in report["checks"]))
     save(suite, report)
 
 
@@ -158,7 +158,7 @@ def test_a_latency_that_was_judged_there_is_left_unmeasured_here(proved: Suite) 
 
 
 JUDGED = """
-from pytest_trtcheck import Case, Tolerance, metrics
+from pytest_trtcheck import BuildOptions, Case, Tolerance, metrics
 
 X = {{"image": np.random.default_rng(0).random((4, 3, 16, 16), np.float32)}}
 
@@ -189,17 +189,50 @@ def test_reference(): return X
 
 @trt_parity("conv.onnx", tol={tol})
 def test_plain(): return X
+
+def set_up(config):
+    config.avg_timing_iterations = {iterations}
+
+@trt_parity("conv.onnx", precision="fp32", tol={tol})
+def test_fp32(): return X
+
+class TestBuilt:
+    @pytest.fixture
+    def trt_build_options(self):
+        return BuildOptions(configure=set_up)
+
+    @trt_parity("conv.onnx")
+    def test_options(self): return X
 """
-THERE = {"apart": 1, "right": 1, "twin": "1.0", "parts": None, "axis": 0, "aggregate": None, "tol": None}
-HERE = {"apart": 2, "right": 2, "twin": "1.001", "parts": "'auto'", "axis": 1, "aggregate": "np.median", "tol": 1e-2}
+THERE = {
+    "apart": 1,
+    "right": 1,
+    "twin": "1.0",
+    "parts": None,
+    "axis": 0,
+    "aggregate": None,
+    "tol": None,
+    "iterations": 1,
+}
+HERE = {
+    "apart": 2,
+    "right": 2,
+    "twin": "1.001",
+    "parts": "'auto'",
+    "axis": 1,
+    "aggregate": "np.median",
+    "tol": 1e-2,
+    "iterations": 2,
+}
 
 
 def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
     suite.write(test_it=JUDGED.format(**THERE))
     save(suite, on_gpu(suite.run().report))
-    assert {record["verdict"] for record in suite.run(*OPTIONS).checks} == {"pass"}
+    assert {record["verdict"] for record in suite.run(*OPTIONS).checks} == {"pass", "not_measured"}
     suite.write(test_it=JUDGED.format(**HERE))
-    found = {record["nodeid"].partition("::test_")[2]: record["message"] for record in suite.run(*OPTIONS).checks}
+    messages = {check["nodeid"].rpartition("::test_")[2]: check["message"] for check in suite.run(*OPTIONS).checks}
+    found = {test: message and message.partition("\n")[0] for test, message in messages.items()}
     begin = "--trt-require-evidence=gpu.json: other "
     assert found == {
         "parts": f"{begin}tolerances",
@@ -207,6 +240,8 @@ def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
         "metric": f"{begin}tolerances",
         "score": f"{begin}score",
         "reference": f"{begin}reference",
+        "fp32": f"{begin}limits",
+        "options": f"{begin}build options",
         # The same limit, written down.
         "plain": None,
     }

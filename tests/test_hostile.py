@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
@@ -17,10 +18,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
-from pytest_trtcheck.cache import Cache, format_bytes
+from pytest_trtcheck.cache import Cache, Key, format_bytes, manifest
 from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
-from pytest_trtcheck.errors import ModelError, ReportError, visible
+from pytest_trtcheck.errors import ModelError, ReportError, unforeseen, visible
 from pytest_trtcheck.model import graph, memory, npz, onnx_model, onnxruntime
 from pytest_trtcheck.record.files import read_json
 from pytest_trtcheck.report import json_report
@@ -171,6 +172,7 @@ def test_a_constant_that_asks_for_more_than_the_memory(op_type: str, held_by: st
 def test_what_fits_into_the_memory_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(copies([1024], [1024]).SerializeToString())
+    check(path, batch=None)  # ONNX Runtime's process may take half of the memory, as it was when it began
     monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 2 * 4096)
     assert check(path, batch=None).verdict == "pass"
     monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 2 * 4096 - 4)
@@ -494,3 +496,87 @@ def test_a_chain_longer_than_pythons_stack(tmp_path: Path) -> None:
     onnx.save(helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     record = check(path, batch=None)
     assert record.verdict == "pass", record.message
+
+
+RAISING = """
+class Raises:
+    def __getattr__(self, name):
+        raise RuntimeError(f"no {name}")
+
+class Counted(Raises):
+    def __iter__(self):
+        raise RuntimeError("not today")
+
+class Path_(Raises):
+    def __fspath__(self):
+        raise RuntimeError("no path")
+
+class Named(Raises):
+    def __str__(self):
+        raise RuntimeError("no name")
+    __repr__ = __str__
+
+@trt_parity("conv.onnx", seed=Raises())
+def test_seed(): ...
+
+@trt_parity("conv.onnx", engine=Path_())
+def test_engine(): ...
+
+@trt_parity(Path_())
+def test_model(): ...
+
+@trt_parity("conv.onnx", precision="int8", calibration=Counted(), batch=1)
+def test_calibration(): ...
+
+@trt_parity("conv.onnx", batch=1)
+def test_inputs():
+    return Counted()
+
+@trt_parity("conv.onnx", batch=1)
+def test_key():
+    return {Named(): 1}
+
+@trt_parity("conv.onnx", batch=1)
+def test_after(): ...
+"""
+
+
+def test_an_object_that_raises_while_it_is_read_is_named(suite: Suite) -> None:
+    suite.write(test_a=RAISING)
+    run = suite.run()
+    bad = [check for check in run.checks if check["verdict"] != "pass"]
+    said = {check["nodeid"].rpartition("_")[2]: check["message"] for check in bad}
+    assert {check["code"] for check in bad} == {"user-code-failed"}
+    for test, words in {
+        "seed": "trt_parity: seed=: RuntimeError: no __index__",
+        "engine": "trt_parity: engine=: RuntimeError: no path",
+        "model": "trt_parity: model=: RuntimeError: no ",
+        "calibration": "conv.onnx: calibration=: RuntimeError: ",
+        "inputs": "conv.onnx: returned inputs: RuntimeError: ",
+        "key": "conv.onnx: returned inputs: RuntimeError: no name",
+    }.items():
+        assert said[test].startswith(words), said[test]
+        assert "(test_a.py:" in said[test]
+    assert "please report" not in run.text
+    assert run.check("test_after")["verdict"] == "pass"
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, key = Cache(tmp_path), Key("engine", "net", {})
+    cache.get_or_make(key, lambda folder: (folder / "plan").write_bytes(b"plan"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def again(_: object) -> None:
+        raise AssertionError("a sound entry was made again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "read_bytes", full)
+        with pytest.raises(OSError, match="Too many") as raised:
+            Cache(tmp_path).get_or_make(key, again)
+    said = unforeseen(raised.value, "net.onnx")
+    assert said.code == "too-many-files"
+    assert "net.onnx: Too many open files: this process may have " in said.message
+    with Cache(tmp_path).get_or_make(key, again).understood("plan"):
+        pass

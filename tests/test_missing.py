@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -71,9 +71,15 @@ def test_dead_worker(suite: Suite) -> None:
     run = suite.run_apart("-n2")
     assert sorted(check["nodeid"] for check in run.checks) == ["test_x.py::test_a", "test_x.py::test_z"]
     assert run.report["missing"] == [
-        {"nodeid": "test_x.py::test_dies", "reason": "its process died", "outcome": "failed"}
+        {
+            "nodeid": "test_x.py::test_dies",
+            "reason": "its process died: it crashed, or was ended for want of memory",
+            "outcome": "failed",
+        }
     ]
-    assert "test_x.py::test_dies (its process died)" in " ".join(run.text.split())
+    assert "test_x.py::test_dies (its process died: it crashed, or was ended for want of memory)" in " ".join(
+        run.text.split()
+    )
 
 
 def test_what_is_registered_has_no_properties() -> None:
@@ -115,15 +121,15 @@ def test_ended_before_the_check(suite: Suite) -> None:
 def test_unforeseen_exception_is_a_record(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_trtcheck.check.steps import asked
 
-    def broken(*_: object, **__: object) -> None:
-        raise KeyError("whatever")
-
-    monkeypatch.setattr(asked, "prepared", broken)
+    # What is raised in a file of the user's is the user's.
+    ours: dict[str, Any] = {}
+    exec(compile("def broken(*_, **__):\n    raise KeyError('whatever')", asked.__file__, "exec"), ours)
+    monkeypatch.setattr(asked, "prepared", ours["broken"])
     suite.write(test_x=HEAD)
     run = suite.run()
     (record,) = run.checks
     assert record["verdict"] == "error"
-    assert "conv.onnx: KeyError: 'whatever' (checker.py:" in record["message"]
+    assert "conv.onnx: KeyError: 'whatever' (asked.py:2)" in record["message"]
     assert "please report it" in record["message"]
     assert "Traceback" not in run.text
     assert run.report["missing"] == []
@@ -159,3 +165,25 @@ def test_killed_run_leaves_no_earlier_report(suite: Suite) -> None:
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
     assert not (suite.path / "report.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+def test_a_library_that_finds_no_memory(suite: Suite, workers: tuple[str, ...]) -> None:
+    """The first check takes what there is: what records and reports need is loaded by then."""
+    suite.write(
+        test_x="""
+        import resource
+        from pathlib import Path
+
+        @trt_parity("conv.onnx")
+        def test_starved():
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), resource.RLIM_INFINITY))
+        """.replace("\n        ", "\n")
+    )
+    run = suite.run_apart(*workers)
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    (check,) = run.report["checks"]
+    assert (check["verdict"], check["code"]) == ("error", "out-of-memory"), check["message"]
+    assert "INTERNALERROR" not in run.text

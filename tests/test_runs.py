@@ -97,6 +97,19 @@ def test_each_repetition_is_a_test_of_its_own(suite: Suite) -> None:
     assert {record["runs"] for record in run.checks} == {1}
 
 
+def test_a_subtest_that_fails_before_the_check_is_no_check(suite: Suite) -> None:
+    pytest.importorskip("_pytest.subtests", reason="subtests came with pytest 9")
+    suite.write(
+        test_it="def test_it(subtests, trt_check):\n"
+        '    with subtests.test("own"):\n        assert False\n'
+        '    with subtests.test("check"):\n        trt_check("conv.onnx", batch=1)\n\n'
+        'def test_none(subtests, trt_check):\n    with subtests.test("own"):\n        assert False\n'
+    )
+    found = {record["nodeid"].partition("::")[2]: record for record in suite.run().checks}
+    assert {test: record["verdict"] for test, record in found.items()} == {"test_it": "pass", "test_none": "error"}
+    assert found["test_it"]["outcome"] == "failed"
+
+
 def test_a_test_that_two_workers_run_at_once_counts_twice(suite: Suite) -> None:
     suite.write(
         test_it="import time\n\n@pytest.fixture\ndef slowly():\n    yield\n    time.sleep(0.5)\n\n"

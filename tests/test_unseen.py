@@ -34,6 +34,15 @@ def heads(path: Path, batch: int | str = 2, **biases: NDArray[np.float32]) -> No
     path.write_bytes(helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString())
 
 
+def test_zeros_that_are_fed_are_noted(suite: Suite) -> None:
+    suite.write(
+        test_it='@trt_parity("conv.onnx")\n@pytest.mark.parametrize("last", [0, 1])\ndef test_it(last):\n'
+        "    image = np.zeros((1, 3, 16, 16), np.float32)\n    return [image, image + last]\n"
+    )
+    said = "returned inputs: every floating-point input is zero throughout: what multiplies them was not exercised"
+    assert [said in record["notes"] for record in suite.run().checks] == [True, False]
+
+
 def test_what_nothing_could_be_seen_of_is_no_pass(suite: Suite) -> None:
     alive, dead = np.zeros(8, np.float32), np.full(8, -1000, np.float32)
     np.save(suite.path / "w.npy", WEIGHTS)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.hashing import Checksum, Stamp, checksum, sign, stamp
 from pytest_trtcheck.cache.key import Key
-from pytest_trtcheck.errors import MISREAD, first_line
+from pytest_trtcheck.errors import MISREAD, first_line, lacked_files
 from pytest_trtcheck.record.files import read_bytes
 from pytest_trtcheck.record.held import replacing
 
@@ -199,6 +199,8 @@ def recall_verified(entry: Path, manifest: Manifest, secret: bytes | None = None
 
 
 def _damage(error: OSError, name: str) -> DamagedError:
+    if lacked_files(error):
+        raise error
     # A block that the disk cannot give back is damage like any other: the entry can be made again.
     missing = isinstance(error, FileNotFoundError)
     return DamagedError(f"{name} is missing" if missing else f"{name} cannot be read: {error.strerror or error}")

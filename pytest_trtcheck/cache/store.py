@@ -35,7 +35,7 @@ from pytest_trtcheck.cache.manifest import (
     verify_files,
     write_manifest,
 )
-from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, ReportError, first_line
+from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, ReportError, first_line, lacked_files
 from pytest_trtcheck.record.files import read_bytes
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class Entry:
         try:
             yield
         except (OSError, ReportError, *MISREAD) as error:
+            if lacked_files(error):
+                raise
             raise CacheError(
                 f"{self.path / name} in the cache is not what was stored there: {first_line(error)}",
                 "see who can write there, then empty it with --trt-cache-clear",

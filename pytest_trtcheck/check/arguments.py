@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS, quantized_part
-from pytest_trtcheck.errors import ArgumentError, suggestion, unforeseen
+from pytest_trtcheck.errors import ArgumentError, given_as, suggestion, unforeseen
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
 from pytest_trtcheck.spec import (
@@ -210,7 +210,8 @@ def _made(
     except ArgumentError as error:
         raise error.within(name) from None
     except Exception as error:  # an object of the user's that can't be compared, counted, or taken for true
-        raise unforeseen(error, name) from error
+        argument = given_as(error, given.arguments)
+        raise unforeseen(error, f"{name}: {argument}=" if argument else name) from error
 
 
 _TAKEN_AS_THEY_ARE = {"model", "reference", "calibration"}

@@ -18,7 +18,7 @@ from pytest_trtcheck.cache import require_same
 from pytest_trtcheck.check import message
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.check.steps import BUILDING, CHECKING, asked, engine
-from pytest_trtcheck.errors import ArgumentError, ModelError, UnsupportedTargetError, name_of, unforeseen
+from pytest_trtcheck.errors import ArgumentError, ModelError, UnsupportedTargetError, given_as, name_of, unforeseen
 from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.onnx_model import explained
 from pytest_trtcheck.model.sources import computes_outputs, open_model
@@ -85,7 +85,13 @@ class Checker(Settings):
                 known = step(self, known)
             record = known.record
         except Exception as raised:
-            error = explained(raised, model.path, model.label) if model else unforeseen(raised, record.model)
+            asked_for = {
+                "reference=": request.parity.reference,
+                "calibration=": request.calibration,
+                f"{request.inputs_source} inputs": request.inputs,
+            }
+            label = ": ".join(filter(None, (record.model, given_as(raised, asked_for))))
+            error = explained(raised, model.path, label) if model else unforeseen(raised, label)
             engine.note_broken(self, request, error)
             error = self._changed() or error  # what came of it is no wonder
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)

@@ -7,9 +7,11 @@ import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
+from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import listed, name_of, plural
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model.sources import computes_outputs
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.spec import ParitySpec
 
+_LIMITS = "limits"
 _USUAL = "auto", None
 """The parts and the axis that a `Tolerance` has by default."""
 
@@ -123,7 +126,9 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     )
     here, there = record.asked or {}, proved.asked or {}
     differing = [what for what, ours, theirs in compared if ours != theirs]
-    differing += [what for what in (*here, *there) if here.get(what) != there.get(what)]
+    # What was compared tells its limits, those that nobody wrote down as well.
+    asked_for = [what for what in (*here, *there) if what != _LIMITS or not _tolerances(record)]
+    differing += [what for what in asked_for if here.get(what) != there.get(what)]
     yield from (f"other {what}" for what in dict.fromkeys(differing))
     if (limits := _budgets(proved)) != wanted.budgets:
         yield f"other budgets: {_shown(limits)} there, {_shown(wanted.budgets)} here"
@@ -149,19 +154,25 @@ def _unproved(record: CheckRecord, proved: CheckRecord) -> Iterator[str]:
 
 
 def asked(request: Request) -> dict[str, str] | None:
-    """How a check is judged beyond its limits, as the test asks for it, in words that are the same on every machine.
+    """How a check is judged, as the test asks for it, in words that are the same on every machine.
 
     Functions count by their names and their own sources, without what they call.
     """
     parity, latency, found = request.parity, request.latency, {}
     if request.judge_parity and parity.judges_outputs and (ways := _ways(parity)):
         found["tolerances"] = _stated(ways)
+    if request.judge_parity and parity.tol is not None:
+        found[_LIMITS] = _stated((parity.tol, parity.metric))
     if request.judge_parity and parity.score is not None:
         found["score"] = _stated(vars(parity.score))
     if parity.reference is not None and computes_outputs(parity.reference):
         found["reference"] = _stated(parity.reference)
     if latency is not None and (latency.transfers or latency.instances > 1):
         found["latency settings"] = _stated({"instances": latency.instances, "transfers": latency.transfers})
+    options = request.build_options
+    libraries = [path for path in map(Path, (*options.plugins, *options.custom_ops)) if path.is_file()]
+    if options.configure is not None or libraries:
+        found["build options"] = _stated((options.configure, *((path.name, hash_file(path)) for path in libraries)))
     return found or None
 
 
@@ -180,6 +191,8 @@ def _stated(value: Any) -> str:
     if isinstance(value, Metric):
         own = (value.axis,) if value.name in METRICS else (value.at_least, value.detections or value.of)
         return _stated((value.name, *own))
+    if isinstance(value, Tolerance):
+        return _stated(value.arguments())
     if isinstance(value, Mapping):
         return _stated(tuple(value.items()))
     if isinstance(value, (tuple, list)):

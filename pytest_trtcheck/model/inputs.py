@@ -196,11 +196,23 @@ def case_from(value: object, model: OnnxModel, source: str) -> Case:
     return {spec.name: _checked(value[spec.name], spec, source, symbols) for spec in specs}
 
 
+def zeros(cases: Sequence[Case], source: str) -> list[str]:
+    """What is to be said where nothing but zeros is fed: a state that begins as zeros stands beside something else."""
+    names = [name for name, array in (cases[0].items() if cases else ()) if _is_floating(array)]
+    if not names or any((case[name] != 0).any() for case in cases for name in names):
+        return []
+    return [f"{source}: every floating-point input is zero throughout: what multiplies them was not exercised"]
+
+
+def _is_floating(array: NDArray[Any]) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
 def infinities(cases: Sequence[Case], source: str) -> list[str]:
     """What is to be said of inputs with infinite elements: a mask has them, and so has a division by zero."""
     notes = []
     for name in cases[0] if cases else ():
-        arrays = [case[name] for case in cases if case[name].dtype.kind == "f" or case[name].dtype.name == "bfloat16"]
+        arrays = [case[name] for case in cases if _is_floating(case[name])]
         if count := sum(int(np.isinf(array.astype(np.float32, copy=False)).sum()) for array in arrays):
             of = plural(sum(array.size for array in arrays), "element")
             what = "what they make infinite or NaN in the reference is compared with nothing"

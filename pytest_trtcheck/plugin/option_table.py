@@ -208,7 +208,7 @@ def added_reports(config: pytest.Config) -> Iterator[Report]:
 
 def any_given(config: pytest.Config) -> bool:
     """Whether any option is given at all, or seems to be; the defaults need no check."""
-    if any(value and name.startswith(PREFIX) for name, value in os.environ.items()):
+    if any(name.startswith(PREFIX) and os.environ[name] for name in os.environ):
         return True
     added = (report.option for report in added_reports(config) if report.option)
     return any(is_given(config, option) for option in itertools.chain(OPTIONS, added))

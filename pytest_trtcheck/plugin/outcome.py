@@ -32,6 +32,8 @@ _UNHEARD: pytest.StashKey[list[BaseException]] = pytest.StashKey()
 """What our fixtures raised in threads of the test's own, which pytest does not hear of."""
 _NO_GPU: pytest.StashKey[bool] = pytest.StashKey()
 """Whether no GPU is known to have run a check that has to be run by one."""
+_EARLY: pytest.StashKey[int | None] = pytest.StashKey()
+"""Where among the properties of a test stands the record that says it never came to its check."""
 SEARCH_FOLDER = "trtcheck_inputs"
 """Where, beside the test, inputs are kept that a search found."""
 RUNS = f"{PROPERTY}.runs"
@@ -42,6 +44,7 @@ def begin_run(item: pytest.Item) -> None:
     """Count the runs of a test; what an earlier run reported is not what this one will."""
     run = item.stash[RUN] = item.stash.get(RUN, 0) + 1
     item.stash[_THREAD], item.stash[_UNHEARD], item.stash[_NO_GPU] = threading.get_ident(), [], False
+    item.stash[_EARLY] = None
     if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
         item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
         item.user_properties.append((RUNS, str(run)))
@@ -58,6 +61,10 @@ def attach(item: pytest.Item, record: CheckRecord) -> None:
 
     # Mostly done long ago; a test that nothing told of when it was collected may still come to a check.
     summary.collect_from(item)
+    if (early := item.stash.get(_EARLY, None)) is not None:
+        # It was a subtest that failed, and the test went on to its check.
+        later = [each for each in item.user_properties[early:] if not is_our_property(each[0])]
+        item.user_properties[early:], item.stash[_EARLY] = later, None
     record = replace(record, runs=item.stash[RUN])
     index = sum(name == PROPERTY for name, _ in item.user_properties)
     item.user_properties.append((PROPERTY, record.to_json()))
@@ -84,6 +91,7 @@ def ended_early(item: pytest.Item, report: pytest.TestReport) -> None:
     found = marked(item) if marks.is_marked(item) else None
     spec = found.selected(item) if found else None
     named = spec.model if spec else str(item.path) if getattr(item, "is_check", False) else None
+    early = len(item.user_properties)
     attach(
         item,
         CheckRecord(
@@ -96,6 +104,7 @@ def ended_early(item: pytest.Item, report: pytest.TestReport) -> None:
             code="user-code-failed",
         ),
     )
+    item.stash[_EARLY] = early
 
 
 def tell(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:

@@ -163,7 +163,10 @@ class Collector:
         self.progress.ended()
         if not self._told_planned:
             self._told_planned = True
-            setattr(report, _PLANNED, _planned(item.session))
+            planned = _planned(item.session)
+            setattr(report, _PLANNED, planned)
+            if planned:
+                import msgspec  # noqa: F401 - what reads records has to be there when memory is not
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -394,7 +397,7 @@ class Collector:
 
         report = self._end(nodeid)
         if nodeid in self._crashed:
-            return MissingRecord(nodeid, "its process died", "failed")
+            return MissingRecord(nodeid, "its process died: it crashed, or was ended for want of memory", "failed")
         if report is None:
             return MissingRecord(
                 nodeid, f"did not {'end' if nodeid in self._ended else 'run'}: {self._stopped or 'nobody knows why'}"

@@ -122,7 +122,7 @@ class CheckRecord:
     build_options: Mapping[str, Any] | None = absent()
     """The `BuildOptions` that are not the default."""
     asked: Mapping[str, str] | None = absent()
-    """How it is judged beyond its limits, by what of it (tolerances, score, reference, latency settings)."""
+    """How it is judged, as the test asks for it: limits, parts, functions by their names and sources."""
     parity: ParityRecord | None = None
     score: ScoreRecord | None = absent()  # noqa: RUF009 - it is a field
     latency: LatencyRecord | None = None

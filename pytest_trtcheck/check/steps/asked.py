@@ -259,7 +259,7 @@ def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequ
             cases = cases if batch is None else model_inputs.rebatched(cases, model, batch)
         for case in cases:
             request.admit(model, case, source)
-        notes = model_inputs.infinities(cases, source)
+        notes = [*model_inputs.infinities(cases, source), *model_inputs.zeros(cases, source)]
         if model_inputs.shuffles(request.inputs):
             notes.append(f"{source} come from a loader that shuffles: {_OTHERS}")
         return cases, labels, notes
