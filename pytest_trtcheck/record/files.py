@@ -16,6 +16,8 @@ from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.record.held import replacing
 
 _MOST_JSON_BYTES = 1 << 30
+_BEGIN_S = 2.0
+"""How long a thread may take to begin, on a machine with much to do."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -69,17 +71,23 @@ def answers(path: str | os.PathLike[str], seconds: float) -> bool:
 
     A file is opened, since what else there is to ask, a network's file system may answer from memory.
     """
+    import _thread
     import threading
 
-    answered = threading.Event()
+    began, answered = threading.Event(), threading.Event()
 
     def look() -> None:
+        began.set()
         with suppress(OSError):
             os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
         answered.set()
 
-    threading.Thread(target=look, name="trtcheck-answers", daemon=True).start()
-    return answered.wait(seconds)
+    # `threading.Thread.start` waits without end for a thread that found no memory to begin. It says nothing of the path.
+    with suppress(RuntimeError):
+        _thread.start_new_thread(look, ())
+        if began.wait(min(seconds, _BEGIN_S)):
+            return answered.wait(seconds)
+    return True
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
