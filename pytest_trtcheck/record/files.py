@@ -82,7 +82,8 @@ def answers(path: str | os.PathLike[str], seconds: float) -> bool:
             os.close(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
         answered.set()
 
-    # `threading.Thread.start` waits without end for a thread that found no memory to begin. It says nothing of the path.
+    # `threading.Thread.start` waits without end for a thread that found no memory to begin, which tells nothing of the
+    # path.
     with suppress(RuntimeError):
         _thread.start_new_thread(look, ())
         if began.wait(min(seconds, _BEGIN_S)):
