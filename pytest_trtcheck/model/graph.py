@@ -1,6 +1,6 @@
 """Reading an ONNX file as a graph fit for rewriting, and writing it back, weights left on disk until they are needed.
 
-Everything here costs an import of onnx_ir (0.4 s), so only code that changes a graph comes here: a check whose
+Everything here costs an import of onnx_ir, so only code that changes a graph comes here: a check whose
 lowered model is cached does not.
 """
 
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from pytest_trtcheck.errors import ArgumentError, ModelError, UnforeseenError, first_line
+from pytest_trtcheck.model.late import loaded_when_used
 from pytest_trtcheck.model.onnx_model import explained, read_graph
 from pytest_trtcheck.model.proto import LARGE_MODEL
 from pytest_trtcheck.record.files import open_regular
@@ -24,6 +23,11 @@ from pytest_trtcheck.record.files import open_regular
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+# Arithmetic with symbolic sizes alone uses them: most of what importing onnx_ir takes.
+with loaded_when_used("sympy", "onnx_ir._symbolic_shapes"):
+    import onnx_ir as ir
+    import onnx_ir.passes.common as passes
 
 EXTERNAL_DATA_THRESHOLD = LARGE_MODEL
 """Bytes of weights above which they are written beside the model: they are not copied in memory then, and protobuf ends
