@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +14,10 @@ import onnx
 import pytest
 
 from pytest_trtcheck import compare
-from pytest_trtcheck.cache import Cache, hashing
+from pytest_trtcheck.cache import Cache, Key, hashing
 from pytest_trtcheck.check.checker import Checker, Request
-from pytest_trtcheck.check.steps import asked
-from pytest_trtcheck.errors import CheckError
+from pytest_trtcheck.check.steps import asked, engine
+from pytest_trtcheck.errors import CheckError, ModelError
 from pytest_trtcheck.export import typed
 from pytest_trtcheck.model import onnx_model
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
@@ -251,6 +253,184 @@ def test_a_typed_file_that_is_replaced_as_it_is_exported(tmp_path: Path, monkeyp
     (tmp_path / "staged").mkdir()
     with pytest.raises(CheckError, match="differs from the one that was checked"):
         typed.stage(tmp_path / "typed", found, None, tmp_path / "staged")
+
+
+def test_the_same_bytes_again_are_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker of a run exports one model by a rename; a backup links it, and somebody changes who may read it."""
+    place = Place(tmp_path, monkeypatch)
+
+    def again() -> None:
+        by_rename(place.file, place.own)
+        place.file.chmod(0o640)
+        (tmp_path / "backup").hardlink_to(place.file)
+
+    place.behind(asked, "model_of", again)
+    assert place.check("cache").verdict == "pass"
+    monkeypatch.setattr(hashing, "_SETTLED_NS", 0)
+    for cache in ("cache", "cache", "other"):  # hashed here, known to the cache, and known to this process
+        (tmp_path / "backup").unlink()
+        place.behind(asked, "model_of", again)
+        hashing._hashes.clear()
+        assert place.check(cache).verdict == "pass"
+    place.require_sound("other", "cache")
+
+
+@pytest.mark.usefixtures("age")
+def test_a_file_that_is_written_to_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever read it meanwhile saw parts of it, or the other one."""
+    place = Place(tmp_path, monkeypatch)
+
+    def there_and_back() -> None:
+        for content in (place.other, place.own):
+            time.sleep(0.02)
+            place.file.write_bytes(content)
+
+    place.behind(asked, "model_of", there_and_back)
+    require_told(place.check("cache"), place.file)
+
+
+def test_a_link_that_leads_elsewhere_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is behind it then is not remembered as what was behind it before."""
+    place = Place(tmp_path, monkeypatch)
+    monkeypatch.setattr(hashing, "_SETTLED_NS", 0)
+    (tmp_path / "other.onnx").write_bytes(place.other)
+    (tmp_path / "own.onnx").write_bytes(place.own)
+    expected = onnx_model.load(tmp_path / "own.onnx").sha256
+
+    def lead(name: str) -> None:
+        (tmp_path / "link").symlink_to(name)
+        (tmp_path / "link").replace(place.file)
+
+    lead("own.onnx")
+    place.behind(onnx_model, "load", lambda: lead("other.onnx"), before=True)
+    require_told(place.check("cache"), place.file)
+    lead("own.onnx")
+    assert place.check("cache").model_sha256 == expected
+
+
+def test_a_file_that_is_replaced_while_another_thread_works_for_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference is computed beside the build of an engine."""
+    file, cache = tmp_path / "file", Cache(tmp_path / "cache")
+    file.write_bytes(b"own")
+
+    def make(folder: Path) -> None:
+        by_rename(file, b"two")
+        (folder / "made").write_bytes(b"of two")
+
+    def reference(_: object) -> None:
+        with pytest.raises(ModelError) as raised:
+            cache.get_or_make(Key("reference", "m", {}), make)
+        told.append(raised.value)
+
+    told: list[ModelError] = []
+    gpu: Any = types.SimpleNamespace(gpu=object(), start=lambda: None)
+    request: Any = types.SimpleNamespace(judges_outputs=True)
+    known: Any = types.SimpleNamespace(system=gpu, reference=reference, request=request, cases=[None])
+    monkeypatch.setattr(engine, "_computes_alone", lambda *_: True)
+    with cache.resting_on(hashing.hashed(file)), engine._getting_ready(Checker(cache), known):
+        pass
+    assert [each.code for each in told] == ["model-changed"]
+
+
+THREADS = """
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from pytest_trtcheck.check.steps import asked
+
+prepared, begun, ended = asked.prepared, threading.Barrier(2), threading.Event()
+
+def both(checker, request, *rest):
+    begun.wait(60)
+    if request.parity.seed:
+        assert ended.wait(60)
+    return prepared(checker, request, *rest)
+
+def test_two_threads(trt_check, monkeypatch):
+    monkeypatch.setattr(asked, "prepared", both)
+    told = []
+
+    def check(seed):
+        try:
+            with TemporaryDirectory() as folder:
+                path = Path(folder, "m.onnx")
+                path.write_bytes(Path("model.onnx").read_bytes())
+                trt_check(path, seed=seed)
+        except BaseException as error:
+            told.append(error)
+        if not seed:
+            ended.set()
+
+    threads = [threading.Thread(target=check, args=[seed]) for seed in (0, 1)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert told == []
+"""
+
+
+def test_a_thread_is_not_held_to_the_files_of_another(suite: Suite) -> None:
+    onnx_models.save(net(1.0), suite.path / "model.onnx")
+    suite.write(test_it=THREADS)
+    run = suite.run_apart()
+    assert [each["verdict"] for each in run.report["checks"]] == ["pass", "pass"], run.text
+
+
+FULL = """
+import os
+import resource
+from pathlib import Path
+from pytest_trtcheck.check.steps import asked
+
+def full():
+    used = os.dup(0)  # the lowest that is free
+    os.close(used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+@pytest.fixture(autouse=True)
+def restored():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+@trt_parity("model.onnx")
+def test_first(): ...
+
+def behind(name, place):
+    function = getattr(place, name)
+    def hooked(*arguments, **named):
+        full()
+        return function(*arguments, **named)
+    return hooked
+
+@pytest.mark.parametrize("name", ["model_of", "prepared"])
+def test_early(name, trt_check, monkeypatch):
+    monkeypatch.setattr(asked, name, behind(name, asked))
+    trt_check("model.onnx", seed=1)
+
+def test_late(trt_check, monkeypatch):
+    def measured(*arguments):
+        full()
+        raise CheckError("whatever", code="input-values")
+    monkeypatch.setattr(asked, "prepared", measured)
+    trt_check("model.onnx", seed=2)
+
+@trt_parity("model.onnx")
+def test_after(): ...
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the open files")
+def test_too_many_open_files_are_no_change(suite: Suite) -> None:
+    onnx_models.save(net(1.0), suite.path / "model.onnx")
+    suite.write(test_it=FULL)
+    run = suite.run_apart()
+    found = [each.get("code") for each in run.report["checks"] if each["verdict"] == "error"]
+    assert sorted(found) == ["input-values", "too-many-files", "too-many-files"], run.text
+    run.result.assert_outcomes(passed=2, failed=3)
 
 
 def test_the_next_run_is_right(suite: Suite) -> None:

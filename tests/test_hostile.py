@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
-from pytest_trtcheck.cache import Cache, Key, format_bytes, manifest
+from pytest_trtcheck.cache import Cache, Key, directory, format_bytes, manifest
 from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ModelError, ReportError, unforeseen, visible
@@ -467,6 +467,9 @@ def test_marked(): ...
 def test_returned():
     return Endless()
 
+@trt_parity("conv.onnx", precision="int8", calibration=[Endless()], batch=1)
+def test_calibrated(): ...
+
 @trt_parity("conv.onnx", seed=np.array([1, 2]))
 def test_seed(): ...
 
@@ -481,8 +484,9 @@ def test_a_mapping_that_never_ends(suite: Suite) -> None:
     said = {check["nodeid"].rpartition("_")[2]: check["message"] for check in run.checks}
     assert "a mapping of at most 10,000 keys" in said["marked"]
     assert "more than 10,000 names" in said["returned"]
+    assert "more than 10,000 names" in said["calibrated"]
     assert "expected an integer of at least 0" in said["seed"]
-    run.result.assert_outcomes(passed=1, failed=1, errors=2)
+    run.result.assert_outcomes(passed=1, failed=2, errors=2)
 
 
 def test_a_chain_longer_than_pythons_stack(tmp_path: Path) -> None:
@@ -575,6 +579,12 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
         patched.setattr(manifest, "read_bytes", full)
         with pytest.raises(OSError, match="Too many") as raised:
             Cache(tmp_path).get_or_make(key, again)
+    with monkeypatch.context() as patched:
+        patched.setattr(directory, "read_bytes", full)
+        other = Cache(tmp_path)
+        with pytest.raises(OSError, match="Too many"):
+            other.get_or_make(Key("engine", "other", {}), again)
+        assert other.problem is None  # nor is the directory to blame, and left for a temporary one
     said = unforeseen(raised.value, "net.onnx")
     assert said.code == "too-many-files"
     assert "net.onnx: Too many open files: this process may have " in said.message

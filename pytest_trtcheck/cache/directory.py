@@ -20,7 +20,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
-from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, listed
+from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, lacked_files, listed
 from pytest_trtcheck.record.files import answers, append, open_regular, read_bytes
 from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, replacing
 
@@ -195,12 +195,13 @@ class CacheDir:
     def guarded(self, doing: str, others_work: Path | None = None) -> Iterator[None]:
         """Whatever the operating system refuses inside becomes a `CacheError` that says what was being done.
 
-        Where others write below `others_work`, their errors pass as they are, unless our place is to blame.
+        Where others write below `others_work`, their errors pass as they are, unless our place is to blame. Too many
+        open files are nobody's fault here.
         """
         try:
             yield
         except OSError as error:
-            if others_work is not None and not self._is_to_blame(error, others_work):
+            if lacked_files(error) or (others_work is not None and not self._is_to_blame(error, others_work)):
                 raise
             raise self._error(error, doing) from error
 

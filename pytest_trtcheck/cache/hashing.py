@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_trtcheck.errors import ModelError, listed
+from pytest_trtcheck.errors import ModelError, lacked_files, listed
 from pytest_trtcheck.record.files import open_regular
 
 if TYPE_CHECKING:
@@ -126,22 +126,47 @@ class HashedFile(NamedTuple):
         As it will be opened: a link may lead elsewhere by then.
     stamp
         What `stat` said before it was read.
+    is_settled
+        Whether an equal stamp proves equal content (`settled`).
     sha256
-        Of its content; None where an equal stamp proves equal content (`settled`).
+        Of its content; None where it is known by its stamp alone.
     """
 
     path: Path
     stamp: Stamp
+    is_settled: bool
     sha256: str | None = None
 
     @property
+    def digest(self) -> str:
+        """The SHA-256 of its content, in hex; of what it holds now, where it was known by its stamp alone."""
+        return self.sha256 or hash_file(self.path)
+
+    @property
     def is_same(self) -> bool:
-        """Whether it still is what was hashed; only a file that had just been written is read again for that."""
+        """Whether what was read since then was what was hashed.
+
+        A stamp moves where the content does not: by a chmod, a hard link, or a file of the same bytes that took its
+        place, as where each worker of a run exports one model. So another stamp's content is read and compared. What
+        was written to in place is another one even with equal content: who read it meanwhile saw parts. A file that
+        was exchanged for another one and back again, both by renaming, is taken for the same: nothing tells that from
+        two exports of the same bytes.
+
+        Raises
+        ------
+        OSError
+            Too many other files are open, which says nothing of this one.
+        """
         try:
             with open_regular(self.path) as file:  # which asks a network's server; `stat` may answer from memory
                 now = stamp(file.fileno())
-            return now == self.stamp and (self.sha256 is None or hash_file(self.path) == self.sha256)
-        except OSError:
+            if now == self.stamp and self.is_settled:
+                return True
+            was_written = now[:2] == self.stamp[:2] and now[2:4] != self.stamp[2:4]  # one inode, another size or mtime
+            return not was_written and self.sha256 is not None and hash_file(self.path) == self.sha256
+        except OSError as error:
+            if lacked_files(error):
+                raise
             return False
 
 
@@ -155,7 +180,7 @@ def hashed(path: Path) -> HashedFile:
     """
     with open_regular(path) as file:
         now = stamp(file.fileno())
-    return HashedFile(path, now, None if settled(now) else hash_file(path))
+    return HashedFile(path, now, settled(now), hash_file(path))
 
 
 def require_same(files: Iterable[HashedFile]) -> None:

@@ -13,12 +13,13 @@ import re
 import time
 import zlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
-from pytest_trtcheck.cache.hashing import HashedFile, Stamp, hash_file, hashed, require_same, settled, sign, stamp
+from pytest_trtcheck.cache.hashing import HashedFile, Stamp, hashed, require_same, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
 from pytest_trtcheck.cache.manifest import (
@@ -50,6 +51,9 @@ Origin: TypeAlias = Literal["hit", "remote", "miss"]
 
 GRACE_S = 3600.0
 """What any process looked up within this time, in seconds, is not evicted."""
+
+_rests_on: ContextVar[tuple[dict[HashedFile, None], ...]] = ContextVar("rests_on", default=())
+"""The files that what this thread does rests on: a dictionary for each `Cache.resting_on` that it is in."""
 
 _EXTRA = "extra"
 _EXTRA_NAME = re.compile(r"\w[\w.-]*")
@@ -116,8 +120,8 @@ class Entry:
             return
         try:
             self._write(path, data, doing)
-        except CacheError as error:
-            self._dir.problem = self._dir.problem or error.message
+        except (OSError, CacheError) as error:
+            self._dir.problem = self._dir.problem or first_line(error)
 
     def _write(self, path: Path, data: bytes, doing: str) -> None:
         name = path.name
@@ -218,7 +222,6 @@ class Cache:
         self._secret, self._trusts = secret, trusts
         self._is_private = False
         self._proposed: dict[Path, Key] = {}
-        self._rests_on: list[dict[HashedFile, None]] = []
         self._dir = CacheDir(self.root)
         self._used: set[Path] = set()
         self._verified: dict[Path, tuple[Manifest, dict[Path, Stamp]]] = {}
@@ -342,7 +345,7 @@ class Cache:
                 remote=self.remote,
                 is_spare=True,
             )
-            self._spare.during, self._spare._rests_on = self.during, self._rests_on
+            self._spare.during = self.during
         except OSError as other:
             raise CacheError(
                 f"{error.message}; nor can a temporary directory be used instead: {other}", error.hint
@@ -388,28 +391,29 @@ class Cache:
         """Keep nothing that is made meanwhile of other content than the hashes in its key are of.
 
         That is of `files`, and of those that are named meanwhile: once one of them is not what was hashed, whatever
-        is made ends with a ModelError. Threads may do so at once; each is held to the files of all.
+        is made ends with a ModelError. Each thread is held to its own files; whoever lets another one work for it runs
+        that in a copy of its context (`contextvars.copy_context`).
         """
-        mine = dict.fromkeys(files)
-        self._rests_on.append(mine)
+        token = _rests_on.set((*_rests_on.get(), dict.fromkeys(files)))
         try:
             yield
         finally:
-            self._rests_on[:] = [each for each in self._rests_on if each is not mine]
+            _rests_on.reset(token)
 
     def rest_on(self, *files: HashedFile) -> None:
         """Name files whose hashes go into keys, as they were when they were hashed."""
-        for each in self._rests_on:
+        for each in _rests_on.get():
             each.update(dict.fromkeys(files))
 
     def hash(self, path: Path) -> str:
         """The SHA-256 of a file that is read again for what is made of it: see `rest_on`."""
-        self.rest_on(hashed(path))
-        return hash_file(path)
+        found = hashed(path)
+        self.rest_on(found)
+        return found.digest
 
     def require_same(self) -> None:
         """See that the files which this rests on are what was hashed; a ModelError where one is not."""
-        require_same({file: None for each in self._rests_on for file in tuple(each)})
+        require_same({file: None for each in _rests_on.get() for file in tuple(each)})
 
     def share(self, is_proved: Callable[[Key], bool]) -> None:
         """Write what was asked for since `watch`, and proved itself, to the shared cache."""

@@ -18,7 +18,15 @@ from pytest_trtcheck.cache import require_same
 from pytest_trtcheck.check import message
 from pytest_trtcheck.check.request import Known, Request, Settings
 from pytest_trtcheck.check.steps import BUILDING, CHECKING, asked, engine
-from pytest_trtcheck.errors import ArgumentError, ModelError, UnsupportedTargetError, given_as, name_of, unforeseen
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    ModelError,
+    UnsupportedTargetError,
+    given_as,
+    lacked_files,
+    name_of,
+    unforeseen,
+)
 from pytest_trtcheck.model.golden import Golden, is_named
 from pytest_trtcheck.model.onnx_model import explained
 from pytest_trtcheck.model.sources import computes_outputs, open_model
@@ -108,6 +116,9 @@ class Checker(Settings):
             self.cache.require_same()
         except ModelError as changed:
             return changed
+        except OSError as error:
+            if not lacked_files(error):
+                raise
         return None
 
     def reference(self, model: object, folders: Sequence[Path], custom_ops: Sequence[str] = ()) -> Reference:

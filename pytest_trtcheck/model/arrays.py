@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -79,10 +78,10 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return {name: as_array(value) for name, value in items_of(values)}
 
 
-def files_behind(values: object) -> Iterator[Path]:
-    """The files that an array, or a mapping's arrays, are mapped from: whoever writes there changes them."""
-    for given in values.values() if isinstance(values, Mapping) else (values,):
-        array = given
+def files_behind(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Path]:
+    """The files that arrays are mapped from: whoever writes there changes them."""
+    for given in arrays.values():
+        array: NDArray[Any] | None = given
         while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
             array = array.base
         if isinstance(array, np.memmap) and array.filename is not None:

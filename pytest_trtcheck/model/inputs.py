@@ -303,7 +303,7 @@ def digest_of(cases: Iterable[Case]) -> str:
     return total.hexdigest()
 
 
-def require_same(cases: Sequence[Case], found: str, then: str) -> None:
+def require_digest(cases: Sequence[Case], found: str, then: str) -> None:
     """See that inputs have the digest that they had.
 
     Raises

@@ -81,7 +81,7 @@ class KeptOutputs:
 
         def make(folder: Path) -> None:
             save_arrays(folder, self.computed(case))
-            model_inputs.require_same([case], model_inputs.digest(case), parts["inputs"])
+            model_inputs.require_digest([case], model_inputs.digest(case), parts["inputs"])
 
         with self._cache.resting_on(*self._files):
             entry = self._cache.get_or_make(Key(*self._entry, parts), make, shared=self.is_shared)

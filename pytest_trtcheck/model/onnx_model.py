@@ -13,8 +13,18 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.cache import HashedFile, hash_file, hashed, require_same
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, first_line, listed, plural, unforeseen
+from pytest_trtcheck.cache import HashedFile, hashed, require_same
+from pytest_trtcheck.errors import (
+    ArgumentError,
+    CheckError,
+    ModelError,
+    closed,
+    first_line,
+    lacked_files,
+    listed,
+    plural,
+    unforeseen,
+)
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.output_parts import output_parts
@@ -156,7 +166,7 @@ def explained(error: Exception, path: Path, label: str) -> CheckError:
     if isinstance(error, UnicodeDecodeError):
         return ModelError(f"{label}: holds a text that is no UTF-8: {error.object[:40]!r}", "export it again")
     found = unforeseen(error, label)
-    if found is error or isinstance(error, MemoryError):
+    if found is error or found.code != "unforeseen":
         return found
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -203,10 +213,9 @@ def _load(path: Path, label: str, read: list[HashedFile]) -> OnnxModel:
             f"{label}: {listed(problems, 10, '; ')}", "export it with smaller constants, or open dimensions"
         )
     read += [hashed(file) for _, file in sorted(files.items())]
-    hashes = [each.sha256 or hash_file(each.path) for each in read]
-    digest = hashlib.sha256(hashes[0].encode())
-    for location, of_file in zip(sorted(files), hashes[1:], strict=True):
-        digest.update(f"\0{location}\0{of_file}".encode())
+    digest = hashlib.sha256(read[0].digest.encode())
+    for location, file in zip(sorted(files), read[1:], strict=True):
+        digest.update(f"\0{location}\0{file.digest}".encode())
     weights = {tensor.name for tensor in proto.graph.initializer}
     limits = _index_limits(proto.graph)
     float_types = _float_types(proto)
@@ -244,7 +253,7 @@ def with_custom_ops(model: OnnxModel, libraries: Sequence[str]) -> OnnxModel:
     for library in libraries:
         try:
             read.append(hashed(Path(library)))
-            digest.update(f"\0{hash_file(Path(library))}".encode())
+            digest.update(f"\0{read[-1].digest}".encode())
         except OSError as error:
             raise ArgumentError(
                 f"custom_ops: {library}: {error.strerror}", "give the path of the library", code="operator-library"
@@ -307,6 +316,8 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
     except PermissionError as error:
         raise closed(label, error) from error
     except Exception as error:
+        if lacked_files(error):
+            raise
         if path.suffix in {".plan", ".engine", ".trt"}:
             raise ModelError(
                 f"{label}: is an engine by its name, not a model", _AN_ENGINE, code="model-kind"

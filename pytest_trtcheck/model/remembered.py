@@ -51,21 +51,24 @@ def _remembered(path: Path, label: str, cache: Cache) -> OnnxModel:
     own = settled_files([path])
     if own is None:
         return load()
-    deciding = ("onnx_model", "output_parts", "proto", "randomness")
+    deciding = ("onnx_model", "output_parts", "proto", "randomness", "remembered")
     code = {"code": hash_code(*(f"model/{name}.py" for name in deciding))}
-    index = once(Key("model_files", path.name, identity(own) | code), lambda: list(load().external), names, cache)
+    with cache.resting_on(*own):  # or what is behind a link is kept as what was
+        index = once(Key("model_files", path.name, identity(own) | code), lambda: list(load().external), names, cache)
     files = settled_files([path, *(path.parent / location for location in index)])
     if files is None:
         return load()
-    found = once(Key("model_facts", path.name, identity(files) | code), lambda: _plain(load()), _model, cache)
-    cache.rest_on(*files)
-    return replace(found, path=path, label=label, files=files)
+    key = Key("model_facts", path.name, identity(files) | code)
+    with cache.resting_on(*files):
+        found = once(key, lambda: _plain(load()), functools.partial(_model, files), cache)
+    cache.rest_on(*found.files)
+    return replace(found, path=path, label=label)
 
 
 def settled_files(files: Sequence[Path]) -> tuple[HashedFile, ...] | None:
     """The files as they are; None where `stat` cannot be trusted to tell."""
     try:
-        found = tuple(HashedFile(file, stamp(file.resolve())) for file in files)
+        found = tuple(HashedFile(file, stamp(file.resolve()), is_settled=True) for file in files)
     except OSError:
         return None
     return found if settled(*(file.stamp for file in found)) else None
@@ -89,18 +92,25 @@ def names(found: Any) -> list[str]:
 
 def _plain(found: OnnxModel) -> dict[str, Any]:
     sets = {"op_types": sorted(found.op_types), "half_types": sorted(found.half_types)}
-    return {**asdict(replace(found, files=())), **sets, "path": "", "label": ""}
+    return {
+        **asdict(replace(found, files=())),
+        **sets,
+        "path": "",
+        "label": "",
+        "files": [file.digest for file in found.files],
+    }
 
 
-def _model(plain: dict[str, Any]) -> OnnxModel:
+def _model(files: Sequence[HashedFile], plain: dict[str, Any]) -> OnnxModel:
     specs = {
         name: tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plain[name])
         for name in ("inputs", "outputs")
     }
     sets = {name: frozenset(plain[name]) for name in ("op_types", "half_types")}
-    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random", "notes", "files")}
+    names = {name: tuple(plain[name]) for name in ("external", "custom_ops", "random", "notes")}
     parts = tuple((name, tuple(_part(each) for each in found)) for name, found in plain["parts"])
-    return OnnxModel(**{**plain, **specs, **sets, **names, "parts": parts})
+    known = [file._replace(sha256=typed(each, str)) for file, each in zip(files, plain["files"], strict=True)]
+    return OnnxModel(**{**plain, **specs, **sets, **names, "parts": parts, "files": tuple(known)})
 
 
 def _part(plain: dict[str, Any]) -> Part:

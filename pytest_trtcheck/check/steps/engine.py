@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
@@ -187,7 +188,7 @@ def _getting_ready(settings: Settings, known: Known) -> Iterator[None]:
     with ThreadPoolExecutor(2, "trtcheck") as pool:
         if not _computes_alone(settings, known.request):
             pool.submit(known.system.start)
-        pool.submit(compute)
+        pool.submit(copy_context().run, compute)
         yield
 
 

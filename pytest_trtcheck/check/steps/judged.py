@@ -350,7 +350,7 @@ def unchanged(settings: Settings, known: Known) -> Known:
     settings.cache.require_same()
     if isinstance(known.cases, list) and any(any(files_behind(case)) for case in known.cases):
         assert known.record.inputs_sha256 is not None
-        model_inputs.require_same(known.cases, model_inputs.digest_of(known.cases), known.record.inputs_sha256)
+        model_inputs.require_digest(known.cases, model_inputs.digest_of(known.cases), known.record.inputs_sha256)
     return known
 
 

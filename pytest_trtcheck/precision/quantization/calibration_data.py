@@ -16,7 +16,6 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pytest_trtcheck.cache import Cache, HashedFile, Key, hash_code, hashed, require_same
-from pytest_trtcheck.errors import CalibrationError, kind_of, plural
+from pytest_trtcheck.errors import CalibrationError, kind_of, lacked_files, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
 from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of
@@ -105,14 +104,24 @@ class Samples:
     def _labelled(self) -> Iterator[tuple[str, Sample]]:
         return islice(self._unlimited(), self.limit)
 
+    def _reads(self, *paths: Path) -> None:
+        for path in paths:
+            if path not in self.read:
+                try:
+                    self.read[path] = hashed(path)
+                except OSError as error:  # said where it is loaded; of what is mapped, the name may be gone
+                    if lacked_files(error):
+                        raise
+
     def _unlimited(self) -> Iterator[tuple[str, Sample]]:
         empty = True
         for label, item in self._items:
-            for path in (item,) if isinstance(item, Path) else files_behind(item):
-                if path not in self.read:
-                    with suppress(OSError):  # it is said where it is loaded
-                        self.read[path] = hashed(path)
-            for found in _split(_named(_loaded(item, label), self.specs, label), self.specs, label):
+            if isinstance(item, Path):
+                self._reads(item)
+            arrays = _named(_loaded(item, label), self.specs, label)
+            if not isinstance(item, Path):
+                self._reads(*files_behind(arrays))
+            for found in _split(arrays, self.specs, label):
                 empty = False
                 yield found
         if empty:
