@@ -251,8 +251,8 @@ class Stream:
         self.busy_until = 0.0
 
     @property
-    def in_flight(self) -> int:
-        return len(self.queue)
+    def has_room(self) -> bool:
+        return len(self.queue) < 2
 
     def put(self) -> None:
         self.busy_until = max(self.busy_until, self.clock[0]) + self.run_ms

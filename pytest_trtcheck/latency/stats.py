@@ -230,7 +230,7 @@ def _settling(values: NDArray[np.float64], span_s: float, confidence: float) -> 
     if not moves:
         most = min(unsure + abs(change) * (ahead + 0.5), UNSEEN_SHIFT)
         return Settling(values, 1 - most, 1 + most)
-    if abs(change) >= 2:  # the line reaches zero before the series ends: no time goes on like that
+    if abs(change) >= 2:  # the line is below zero at one end: nothing goes on, or began, like that
         return Settling(values, 0.0, math.inf, 100 * change / span_s)
     line = 1 + change * ((np.arange(values.size) + 0.5) / values.size - 0.5)
     known = values / line * (1 + change / 2)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import InputMapping
 
 _TASK = "measuring the engine"
+_OF_EACH_INSTANCE = 2
+"""Runs of one of several instances in flight: the others keep the GPU at work, and what is under way in the end is
+measured for nothing."""
 
 
 class TimedRun:
@@ -107,6 +110,11 @@ class TimedRun:
         """Whether the runs are launched as CUDA graphs."""
         return bool(self._graphs)
 
+    @property
+    def in_flight(self) -> int:
+        """How many runs are on the stream at a time."""
+        return len(self._events)
+
     def _capture(self) -> None:
         """One graph for each set of inputs: a graph has the addresses in it."""
         engine = self._engine
@@ -137,7 +145,7 @@ class TimedRun:
             raise ValueError("at least one run must be measured")
         gpu_ms, latency_ms, enqueue_ms, ends_ms = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
         before_first = self._cuda.event()
-        timeout_s, in_flight = self._engine.timeout_s, len(self._events)
+        timeout_s, in_flight = self._engine.timeout_s, self.in_flight
 
         def collect(index: int) -> None:
             start, ready, done, end = self.events(index)
@@ -195,7 +203,7 @@ class TimedRun:
 
     def events(self, index: int) -> list[Any]:
         """The four events of a run by its number: those of as many runs as are in flight are there at a time."""
-        return self._events[index % len(self._events)]
+        return self._events[index % self.in_flight]
 
     def _launch(self, events: list[Any]) -> float:
         """Put one run with its events on the stream; the host's milliseconds for the engine's part of that."""
@@ -252,8 +260,8 @@ class Lane(Protocol):
     """An instance that is kept at work."""
 
     @property
-    def in_flight(self) -> int:
-        """How many of its runs were put on its stream, and not taken."""
+    def has_room(self) -> bool:
+        """Whether one more of its runs may be put on its stream."""
 
     def put(self) -> None:
         """Put one run on its stream."""
@@ -269,15 +277,15 @@ class _EngineLane:
         self._enqueue_ms: deque[float] = deque()
 
     @property
-    def in_flight(self) -> int:
-        return len(self._enqueue_ms)
+    def has_room(self) -> bool:
+        return len(self._enqueue_ms) < self._timed.in_flight
 
     def put(self) -> None:
-        self._enqueue_ms.append(self._timed.put(self._taken + self.in_flight))
+        self._enqueue_ms.append(self._timed.put(self._taken + len(self._enqueue_ms)))
 
     def take(self) -> Run | None:
         events = self._timed.events(self._taken)
-        if not self.in_flight or not events[-1].is_done:
+        if not self._enqueue_ms or not events[-1].is_done:
             return None
         start, ready, done, end = events
         self._taken += 1
@@ -299,7 +307,7 @@ def overlapped(lanes: Sequence[Lane], n: int, timeout_s: float | None) -> tuple[
     last = time.perf_counter()
     while len(counted) < n:
         for index, lane in enumerate(lanes):
-            while lane.in_flight < IN_FLIGHT:
+            while lane.has_room:
                 lane.put()
             if (run := lane.take()) is None:
                 continue
@@ -316,7 +324,7 @@ def overlapped(lanes: Sequence[Lane], n: int, timeout_s: float | None) -> tuple[
 class TimedInstances:
     """Several contexts of one engine, measured while all of them are at work: each has a stream, inputs and outputs.
 
-    One thread of the host feeds them all, each with a run in progress and some behind it. Threads would hold each other
+    One thread of the host feeds them all, each with a run in progress and one behind it. Threads would hold each other
     up (the one that waits for its GPU holds Python's lock), and the GPU with them.
 
     Parameters
@@ -348,7 +356,8 @@ class TimedInstances:
             for _ in range(count - 1):
                 self._others.append(engine.another())
             for each in (engine, *self._others):
-                self._runs.append(TimedRun(each, input_sets, graph=graph, transfers=transfers))
+                run = TimedRun(each, input_sets, graph=graph, transfers=transfers, in_flight=_OF_EACH_INSTANCE)
+                self._runs.append(run)
         except BaseException:
             self.close()
             raise
