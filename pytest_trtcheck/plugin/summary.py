@@ -262,6 +262,10 @@ class Collector:
         except CheckError:
             # Settings that are wrong were refused at the start; then there is nothing to report either.
             return
+        if self._planned or self.records:
+            with self._problem("the environment"):
+                unknown = settings.unknown_variables(self._config)
+                self._told += [f"environment variable {each} is no option's: not used" for each in unknown]
         with self._problem("--trt-export"):
             self._export(folder, status)
         for report in settings.reports(self._config):
