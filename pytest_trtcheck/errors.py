@@ -13,6 +13,7 @@ import errno
 import functools
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
@@ -379,10 +380,10 @@ def lacked_files(error: Exception) -> TypeGuard[OSError]:
 
 def _most_files(error: OSError) -> str:
     """What limits them, where it is the process and not the machine."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return ""
+    import resource
+
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     is_known = error.errno == errno.EMFILE and most != resource.RLIM_INFINITY
     return f": this process may have {most} open" if is_known else ""
