@@ -583,7 +583,7 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
         patched.setattr(directory, "read_bytes", full)
         other = Cache(tmp_path)
         with pytest.raises(OSError, match="Too many"):
-            other.get_or_make(Key("engine", "other", {}), again)
+            other.get_or_make(Key("engine", "net", {"precision": "fp16"}), again)
         assert other.problem is None  # nor is the directory to blame, and left for a temporary one
     said = unforeseen(raised.value, "net.onnx")
     assert said.code == "too-many-files"
