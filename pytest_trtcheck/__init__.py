@@ -46,9 +46,9 @@ def _mark(function: F) -> F:
         import pytest
 
         if f"{__name__}.plugin.hooks" not in sys.modules:
-            import importlib
+            from pytest_trtcheck.plugin.misplaced import refuse_unloaded
 
-            importlib.import_module(f"{__name__}.plugin.misplaced").refuse_unloaded(function.__name__)
+            refuse_unloaded(function.__name__)
         made: pytest.MarkDecorator = getattr(pytest.mark, function.__name__)
         return made.with_args(*args, **kwargs)
 

@@ -72,6 +72,9 @@ PRECISION, BATCH, BACKEND, GPU = "_trt_precision", "_trt_batch", "_trt_backend",
 
 Kind = Literal["text", "path", "flag", "names", "lines", "size", "seconds", "count", "counts", "backends", "list"]
 
+PREFIX = "TRTCHECK_"
+"""What the environment variables of options begin with."""
+
 
 class Option:
     """One setting. `name` is the ini key; `--trt-x` is the flag of `trt_x` and `TRTCHECK_X` its variable."""
@@ -96,4 +99,4 @@ class Option:
         self.metavar = metavar
         self.ini_only = ini_only
         self.flag = "--" + name.replace("_", "-")
-        self.variable = "TRTCHECK_" + name.removeprefix("trt_").upper()
+        self.variable = PREFIX + name.removeprefix("trt_").upper()

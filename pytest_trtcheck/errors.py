@@ -345,7 +345,7 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     if lacked_files(error):
-        return UnforeseenError(f"{doing}: {error.strerror}{_most_files()}", _MORE_FILES, code="too-many-files")
+        return UnforeseenError(f"{doing}: {error.strerror}{_most_files(error)}", _MORE_FILES, code="too-many-files")
     if isinstance(error, MemoryError) or lacked_memory(str(error)) == "certainly":
         return UnforeseenError(
             f"{doing}: out of memory{f' ({first_line(error)})' if str(error) else ''}",
@@ -359,7 +359,7 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     if (own := _users_code(error)) is not None:
         return UnforeseenError(
             f"{doing}: {type(error).__name__}: {first_line(error)}",
-            f"{own} raises it while it is read: correct it there, or give something else",
+            f"{own} raised it: correct it there, or give something else",
             code="user-code-failed",
         )
     return UnforeseenError(
@@ -369,7 +369,7 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     )
 
 
-_MORE_FILES = "raise the limit (ulimit -n 1024) or run fewer workers; what leaks files shows in lsof -p PID"
+_MORE_FILES = "raise the limit (ulimit -n 4096) or run fewer workers; what leaks files shows in lsof -p PID"
 
 
 def lacked_files(error: Exception) -> TypeGuard[OSError]:
@@ -377,12 +377,15 @@ def lacked_files(error: Exception) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
 
 
-def _most_files() -> str:
+def _most_files(error: OSError) -> str:
+    """What limits them, where it is the process and not the machine."""
     try:
         import resource
     except ImportError:  # Windows
         return ""
-    return f": this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open"
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_known = error.errno == errno.EMFILE and most != resource.RLIM_INFINITY
+    return f": this process may have {most} open" if is_known else ""
 
 
 def _bound(frame: FrameType) -> object:
@@ -391,19 +394,26 @@ def _bound(frame: FrameType) -> object:
     return frame.f_locals.get(names[0]) if names else None
 
 
+_INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of libraries; the second is Debian's, of whichever Python."""
+
+
 def _users_code(error: BaseException) -> str | None:
     """The user's own code that raised an error which reached us, by class, method and line; None where it is not so."""
+    import os
     import sysconfig
     import traceback
     from pathlib import PureWindowsPath
 
-    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    folders = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    not_theirs = ("<", *map(os.path.normcase, folders))
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
-        path = PureWindowsPath(frame.f_code.co_filename)
+        file = frame.f_code.co_filename
+        path = PureWindowsPath(file)
         if __package__ in path.parts:
             found = None
-        elif not frame.f_code.co_filename.startswith(("<", *libraries)) and "site-packages" not in path.parts:
+        elif not os.path.normcase(file).startswith(not_theirs) and _INSTALLED.isdisjoint(path.parts):
             is_method = frame.f_code.co_name in vars(type(_bound(frame)))
             owner = f"{type(_bound(frame)).__name__}." if is_method else ""
             found = f"{owner}{frame.f_code.co_name} ({path.name}:{line})"
@@ -524,12 +534,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"did you mean {found[0]!r}?" if found else ""
 
 
-def alike(word: str, known: Mapping[str, str], most: int) -> list[str]:
-    """The values of `known` whose keys, in lower case, are spelled nearly as `word`."""
+def alike(word: str, known: Mapping[str, str], most: int, cutoff: float = 0.6) -> list[str]:
+    """The values of `known` whose keys, in lower case, are spelled nearly as `word` (1: just as it, for `difflib`)."""
     import difflib
 
     given = word.lower()
-    near = difflib.get_close_matches(given, known, n=most)
+    near = difflib.get_close_matches(given, known, most, cutoff)
     # Of a word as short as "T5", one character is more than `difflib` lets differ.
     if len(given) > 1:
         near += [each for each in known if len(each) == len(given) and sum(map(str.__ne__, each, given)) == 1]

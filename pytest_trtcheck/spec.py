@@ -144,8 +144,8 @@ class Tolerance:
 
     def arguments(self) -> dict[str, Any]:
         """What it was made with, defaults left out."""
-        others = {"metrics": {}, "mismatches": 0.0, "top1_axis": None, "parts": "auto"}
-        return dict(self.limits) | {n: getattr(self, n) for n, default in others.items() if getattr(self, n) != default}
+        usual = vars(Tolerance())
+        return {**self.limits, **{n: each for n, each in vars(self).items() if n != "limits" and each != usual[n]}}
 
     def __repr__(self) -> str:
         return f"Tolerance({', '.join(f'{name}={value!r}' for name, value in self.arguments().items())})"

@@ -5,7 +5,9 @@ The report of the GPU's run is this machine's own, with what a GPU would have wr
 
 from __future__ import annotations
 
+import inspect
 import json
+import tokenize
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from onnx import numpy_helper
 
+from pytest_trtcheck.check.stated import Statement
 from pytest_trtcheck.report import json_report
 from tests import onnx_models
 
@@ -245,6 +248,127 @@ def test_another_way_to_judge_proves_nothing(suite: Suite) -> None:
         # The same limit, written down.
         "plain": None,
     }
+
+
+HOLDING = """
+import functools, operator, threading
+from dataclasses import dataclass
+from pytest_trtcheck import Case
+
+X = {{"image": np.random.default_rng(0).random((4, 3, 16, 16), np.float32)}}
+LIMIT = {limit}
+
+def right(outputs, case):
+    return 1 + (outputs["logits"].argmax(1) == case.labels)
+
+def within(limit):
+    def close(outputs, case):
+        return right(outputs, case) + limit
+    return close
+
+@dataclass
+class Accuracy:
+    threshold: float
+
+    def __call__(self, outputs, case):
+        return right(outputs, case) + self.threshold
+
+    def score(self, outputs, case):
+        return self(outputs, case)
+
+class Shifted(Accuracy):
+    SHIFT = LIMIT
+
+def default(outputs, case, limit=LIMIT):
+    return right(outputs, case) + limit
+
+def keyword(outputs, case, *, limit=LIMIT):
+    return right(outputs, case) + limit
+
+def reads(outputs, case):
+    return right(outputs, case) + LIMIT
+
+def calls(outputs, case):
+    return reads(outputs, case)
+
+@functools.wraps(right)
+def wrapped(outputs, case):
+    return right(outputs, case) + LIMIT
+
+def bound(held, outputs, case):
+    return right(outputs, case)
+
+class Tokenizer:
+    def __init__(self, held):
+        self.held, self.me = held, self
+
+ARRAY = np.zeros(5000)
+ARRAY[2500] = LIMIT
+LAMBDAS = [lambda outputs, case: right(outputs, case), lambda outputs, case: right(outputs, case) + 1]
+
+SCORES = {{
+    "closure": within(LIMIT),
+    "object": Accuracy(LIMIT),
+    "method": Accuracy(LIMIT).score,
+    "class": Shifted(1),
+    "default": default,
+    "keyword": keyword,
+    "global": reads,
+    "called": calls,
+    "wrapped": wrapped,
+    "cached": functools.partial(bound, functools.lru_cache(within(LIMIT))),
+    "lambda": LAMBDAS[LIMIT],
+    "array": functools.partial(bound, ARRAY),
+    "set": functools.partial(bound, {{"a", "b", str(LIMIT)}}),
+    "plain": functools.partial(bound, Tokenizer(LIMIT)),
+    "same": functools.partial(bound, (Tokenizer({{"a", "b", "c", Accuracy, np.add, threading.Lock}}), np.arange(5000))),
+    "untold": functools.partial(bound, (each for each in "ab")),
+}}
+
+@pytest.mark.parametrize("name", SCORES)
+def test_it(name, trt_check):
+    trt_check("conv.onnx", [Case(X, np.arange(4))] * 10, score=SCORES[name], max_drop=0.5, tol=1e-2)
+"""
+
+
+def test_what_a_function_holds_is_part_of_it(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Report]] = []
+    for limit, seed in ((0, "1"), (0, "2"), (1, "2")):
+        suite.write(test_it=HOLDING.format(limit=limit))
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        options = OPTIONS if asked else OPTIONS[:2]
+        asked.append({record["nodeid"].partition("[")[2][:-1]: record for record in suite.run_apart(*options).checks})
+        if len(asked) == 1:
+            save(suite, on_gpu(json.loads((suite.path / "report.json").read_text())))
+    first, again, other = asked
+    assert {record["verdict"] for record in first.values()} == {"pass"}
+    assert [name for name in first if first[name]["asked"] != again[name]["asked"]] == []
+    assert [name for name, record in again.items() if record["verdict"] != "pass"] == ["untold"]
+    assert "whether the score is the same: it holds a generator" in again["untold"]["message"]
+    assert [name for name, record in other.items() if record["verdict"] == "pass"] == ["same"]
+    assert {record["message"].partition("=gpu.json: ")[2].partition("\n")[0] for name, record in other.items()
+            if name not in {"same", "untold"}} == {"other score"}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [SyntaxError("changed"), tokenize.TokenError("changed"), IndexError("changed")])
+def test_a_source_that_cannot_be_read_is_no_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(inspect, "getsource", refuse)
+    stated = [Statement().of(lambda: 1), Statement().of(lambda: 2)]
+    assert all("source unknown" in each for each in stated)
+    assert len(set(stated)) == 2
+
+
+def test_an_object_that_raises_is_no_error() -> None:
+    class Hostile:
+        def __reduce_ex__(self, _: object) -> str:
+            raise RuntimeError
+
+    statement = Statement()
+    statement.of([Hostile(), list(range(200_000))])
+    assert [each.rpartition(".")[2] for each in statement.untold] == ["Hostile", "a list"]
 
 
 def test_another_way_to_measure_proves_nothing(proved: Suite) -> None:

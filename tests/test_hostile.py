@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
+import ntpath
 import os
 import random
 import zipfile
@@ -588,5 +589,33 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
     said = unforeseen(raised.value, "net.onnx")
     assert said.code == "too-many-files"
     assert "net.onnx: Too many open files: this process may have " in said.message
+    assert unforeseen(OSError(errno.ENFILE, "Too many"), "net.onnx").message == "net.onnx: Too many"
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert unforeseen(raised.value, "net.onnx").message == "net.onnx: Too many open files"
     with Cache(tmp_path).get_or_make(key, again).understood("plan"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("file", "is_theirs"),
+    [
+        ("/home/me/backend.py", True),
+        ("/usr/lib/python3/dist-packages/numpy/core.py", False),
+        ("/venv/lib/python3.12/site-packages/numpy/core.py", False),
+        ("c:\\python\\lib\\json\\decoder.py", False),
+        ("C:\\me\\backend.py", True),
+    ],
+)
+def test_code_of_the_users_is_none_of_a_library(monkeypatch: pytest.MonkeyPatch, file: str, is_theirs: bool) -> None:
+    if ":" in file:
+        monkeypatch.setattr("sysconfig.get_path", lambda _: "C:\\Python\\Lib")
+        monkeypatch.setattr("os.path.normcase", ntpath.normcase)
+    else:
+        monkeypatch.setattr("sysconfig.get_path", lambda _: "/usr/lib/python3.12")
+    with pytest.raises(KeyError) as raised:
+        exec(compile("def build(): raise KeyError('gone')\nbuild()", file, "exec"), {})
+    # Without the frame of this test.
+    said = unforeseen(raised.value.with_traceback(raised.tb.tb_next), "net.onnx")
+    assert (said.code == "user-code-failed") is is_theirs
+    assert ("build (backend.py:1) raised it: correct it there" in said.hint) is is_theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,5 +128,36 @@ def test_what_a_run_without_checks_loads(plain: Suite) -> None:
         "pytest_trtcheck.plugin.option_table",
     ]
     (line,) = [line for line in result.outlines if line.startswith("rewritten")]
-    assert set(line.split()[1:]) <= {"pytest_trtcheck", "pytest_trtcheck.plugin"}
+    assert set(line.split()[1:]) <= {"pytest_trtcheck", "pytest_trtcheck.plugin", "pytest_trtcheck.plugin.hooks"}
     assert "left" in result.outlines
+
+
+FINDERS = "[each for each in sys.meta_path if 'trtcheck' in each.__module__]"
+
+
+def test_imports_are_let_go_where_the_plugin_is_not_loaded(plain: Suite) -> None:
+    (plain.path / "test_plain.py").write_text(
+        f"import sys\n{HEAD}def test_plain(): assert not {FINDERS}\n\ndef test_is_refused(): trt_parity('gone.onnx')\n"
+    )
+    result = plain.pytester.runpytest_subprocess(*QUIET, "-pno:trtcheck")
+    result.assert_outcomes(passed=1, failed=1)
+    script = f"import sys, pytest_trtcheck\npytest_trtcheck.trt_parity('gone.onnx')\nassert not {FINDERS}"
+    assert plain.pytester.run(sys.executable, "-c", script).ret == 0
+
+
+def test_a_run_within_a_run_leaves_its_imports_and_warns_of_nothing(
+    plain: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    named = ["-p", "pytest_trtcheck.plugin.hooks"]
+    inner = [*named, "-Werror", "inner.py"]
+    (plain.path / "inner.py").write_text("def test_inner(): ...\n")
+    (plain.path / "test_outer.py").write_text(
+        "import sys\nimport pytest\n\n"
+        f"def test_outer():\n    assert len({FINDERS}) == 1\n    assert pytest.main({inner}) == 0\n"
+        f"    assert len({FINDERS}) == 1\n"
+    )
+    plain.pytester.runpytest_subprocess(*named).assert_outcomes(passed=1)
+    script = f"import pytest, sys\nassert pytest.main({inner}) == pytest.main({inner}) == 0\nassert not {FINDERS}"
+    result = plain.pytester.run(sys.executable, "-c", script)
+    assert result.ret == 0, result.outlines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ntpath
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pytest_trtcheck.plugin import options
 from tests import onnx_models
 
 if TYPE_CHECKING:
@@ -265,17 +268,45 @@ def test_bad_options_are_usage_errors(suite: Suite, arguments: tuple[str, ...], 
     assert "Traceback" not in run.text
 
 
-def test_a_misspelled_variable_is_a_usage_error(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n')
+@pytest.mark.parametrize("workers", [(), ("-n1",)])
+def test_a_misspelled_variable_fails_what_checks(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
+) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n', test_plain="def test_plain(): ...\n")
     monkeypatch.setenv("TRTCHECK_REQUIRES_GPU", "1")
-    run = suite.run()
-    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    run = suite.run(*workers)
+    run.result.assert_outcomes(passed=1, failed=1)
     assert "environment variable TRTCHECK_REQUIRES_GPU: there is no such option" in run.text
     assert "did you mean 'TRTCHECK_REQUIRE_GPU'?" in run.text
-    monkeypatch.setenv("TRTCHECK_REQUIRES_GPU", "")
-    # The secret that an option names may be called so.
-    monkeypatch.setenv("TRTCHECK_SECRET", "0123456789abcdef")
-    assert suite.run("--trt-evidence-key=TRTCHECK_SECRET").result.ret == 0
+    plain = suite.run("test_plain.py", *workers)
+    assert plain.result.ret == 0
+    assert "TRTCHECK_REQUIRES_GPU" not in plain.text
+
+
+def test_a_variable_of_something_else_is_no_error(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n', test_plain="def test_plain(): ...\n")
+    others = ("SECRET", "EVIDENCE_SECRET", "CACHE_SECRET", "CSV", "ANYTHING_NEW")
+    for each in others:
+        monkeypatch.setenv(f"TRTCHECK_{each}", "0123456789abcdef")
+    run = suite.run("--trt-evidence-key=TRTCHECK_SECRET", "--trt-require-gpu")
+    run.result.assert_outcomes(passed=1, failed=1)  # no GPU
+    assert "TRTCHECK_SECRET is" not in run.text
+    for each in others[1:]:
+        assert f"environment variable TRTCHECK_{each} is no option's: not used" in run.text
+    plain = suite.run("test_plain.py")
+    assert plain.result.ret == 0
+    assert "environment variable" not in plain.text
+
+
+def test_windows_has_the_names_of_variables_in_capitals(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {"TRTCHECK_SECRET": "0123456789abcdef", "TRTCHECK_GPU": "T4"}
+    given = {"trt_evidence_key": "TRTCHECK_secret"}
+    monkeypatch.setattr(options, "value", lambda _, name: given.get(name))
+    assert options.unknown_variables(pytestconfig, environ) == ["TRTCHECK_SECRET"]
+    monkeypatch.setattr(os.path, "normcase", ntpath.normcase)
+    assert options.unknown_variables(pytestconfig, environ) == []
 
 
 def test_cache_show_and_clear(suite: Suite) -> None:

@@ -142,6 +142,17 @@ def test_a_report_that_was_cut_or_edited_is_refused(merging: Merging) -> None:
         assert said is None or said in text
 
 
+def test_a_test_of_several_checks_is_one_test_however_often_it_is_merged(merging: Merging) -> None:
+    twice = replace(passing([PASSING.checks[0], replace(PASSING.checks[0], precision="bf16 (asked bf16)")]), planned=1)
+    assert merging(on("Tesla T4", twice), on("NVIDIA L4", twice), options=("-o", "ab.json"))[0] == 0
+    assert merging("ab.json", on("Orin", twice), options=("-o", "fleet.json"))[0] == 0
+    assert json_report.read("fleet.json").planned == 3
+    assert merging("fleet.json")[0] == 0
+    # What an earlier version wrote does not say how many there were.
+    merging(on("Tesla T4", replace(twice, planned=None)), options=("-o", "old.json"))
+    assert json_report.read("old.json").planned == 1
+
+
 def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_required(merging: Merging) -> None:
     whole = on("Tesla T4", PASSING)
     part = on("NVIDIA L4", passing(PASSING.checks[1:]))

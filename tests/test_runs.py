@@ -139,6 +139,17 @@ def test_a_property_that_is_no_record_is_told_and_ends_nothing(suite: Suite, wor
         assert f"ERROR: test_it.py::test_{test}: its property 'trtcheck' is no record of a check" in run.text
 
 
+def test_a_property_that_is_no_record_is_told_where_ctrl_c_ended_its_test(suite: Suite) -> None:
+    suite.write(
+        test_it='def test_own(record_property, trt_check):\n    record_property("trtcheck", "mine")\n'
+        '    trt_check("conv.onnx", batch=1)\n    raise KeyboardInterrupt\n'
+    )
+    run = suite.run_apart()
+    assert run.result.ret == pytest.ExitCode.INTERRUPTED
+    assert [(record["verdict"], record["outcome"]) for record in run.checks] == [("pass", "failed")]
+    assert "ERROR: test_it.py::test_own: its property 'trtcheck' is no record of a check" in run.text
+
+
 def test_an_engine_that_needed_several_runs_is_not_exported(tmp_path: Path) -> None:
     record = CheckRecord(
         nodeid="test_it.py::test_it",

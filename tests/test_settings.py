@@ -19,6 +19,16 @@ from pytest_trtcheck.spec import PRECISIONS, LatencySpec, ParitySpec, ShapeRange
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
+class OfTorch:
+    """A number as torch has it: its dtype says no more than its name."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = type("dtype", (), {"__repr__": lambda _: dtype})()
+
+    def __float__(self) -> float:
+        return 1.0
+
+
 def parity(**arguments: Any) -> ParitySpec:
     spec = from_marker("trt_parity", (), arguments)
     assert isinstance(spec, ParitySpec)
@@ -88,6 +98,8 @@ def test_model_may_be_a_path_bytes_or_a_proto() -> None:
 def test_tolerances() -> None:
     assert parity(tol=1).tol == 1.0
     assert parity(tol=0).tol == 0.0
+    assert parity(tol=np.float32(0.5)).tol == parity(tol=np.array(0.5)).tol == 0.5
+    assert parity(tol=OfTorch("torch.float32")).tol == 1.0
     assert parity(tol={"boxes*": 1e-2, "scores": Tolerance(cosine=1e-3)}).tol == (
         ("boxes*", 1e-2),
         ("scores", Tolerance(cosine=1e-3)),
@@ -115,6 +127,8 @@ def test_shapes_and_ranges() -> None:
         ({"tol": np.bool_(True)}, "tol="),
         ({"tol": np.array(True)}, "tol="),
         ({"tol": np.complex64(1)}, "tol="),
+        ({"tol": OfTorch("torch.bool")}, "tol="),
+        ({"tol": OfTorch("torch.complex64")}, "tol="),
         ({"tol": {}}, "tol="),
         ({"tol": {"y": None}}, r"tol\['y'\]"),
         ({"tol": Tolerance()}, "at least one limit"),

@@ -397,8 +397,8 @@ def _real(value: object) -> float | None:
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         return None
     try:
-        # numpy's own truth values and complex numbers become floats, too.
-        if getattr(getattr(value, "dtype", None), "kind", "f") in "bc":
+        # Truth values and complex numbers of numpy's and torch's become floats, too.
+        if str(getattr(value, "dtype", "")).removeprefix("torch.").startswith(("bool", "complex")):
             return None
         number = float(value)
     except Exception:  # too large, several numbers, or a class of the user's

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.errors import listed, name_of, plural
-from pytest_trtcheck.metrics import METRICS, Metric, named
+from pytest_trtcheck.check.stated import Statement
+from pytest_trtcheck.errors import listed, plural
+from pytest_trtcheck.metrics import METRICS, named
 from pytest_trtcheck.model.sources import computes_outputs
 from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, ProofRecord, RunRecord, is_bad
 from pytest_trtcheck.spec import Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.check.request import Request
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.spec import ParitySpec
 
 _LIMITS = "limits"
-_USUAL = "auto", None
-"""The parts and the axis that a `Tolerance` has by default."""
+_UNTOLD = "holds what nobody can tell on another machine: "
 
 
 @dataclass(frozen=True)
@@ -130,6 +126,8 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     asked_for = [what for what in (*here, *there) if what != _LIMITS or not _tolerances(record)]
     differing += [what for what in asked_for if here.get(what) != there.get(what)]
     yield from (f"other {what}" for what in dict.fromkeys(differing))
+    untold = {what: here[what].rpartition(_UNTOLD)[2] for what in asked_for if _UNTOLD in here.get(what, "")}
+    yield from (f"nobody can tell whether the {what} is the same: it holds {held}" for what, held in untold.items())
     if (limits := _budgets(proved)) != wanted.budgets:
         yield f"other budgets: {_shown(limits)} there, {_shown(wanted.budgets)} here"
     tensorrt = environment.described().get("TensorRT")
@@ -156,7 +154,7 @@ def _unproved(record: CheckRecord, proved: CheckRecord) -> Iterator[str]:
 def asked(request: Request) -> dict[str, str] | None:
     """How a check is judged, as the test asks for it, in words that are the same on every machine.
 
-    Functions count by their names and their own sources, without what they call.
+    Functions count by their sources and what they hold (`Statement`). What can't be told says so, and proves nothing.
     """
     parity, latency, found = request.parity, request.latency, {}
     if request.judge_parity and parity.judges_outputs and (ways := _ways(parity)):
@@ -181,35 +179,20 @@ def _ways(parity: ParitySpec) -> list[object]:
     given = parity.tol if isinstance(parity.tol, tuple) else (("*", parity.tol),)
     combined = [(output, each) for output, each in given if isinstance(each, Tolerance)]
     metrics = [parity.metric, *(named(metric) for _, each in combined for metric in each.metrics)]
+    arguments = [(output, each.arguments()) for output, each in combined]
+    ways = [
+        (output, {name: each[name] for name in ("parts", "top1_axis") if name in each}) for output, each in arguments
+    ]
     return [
-        *((output, each.parts, each.top1_axis) for output, each in combined if (each.parts, each.top1_axis) != _USUAL),
+        *(each for each in ways if each[1]),
         *(each for each in metrics if METRICS.get(each.name) != each),
     ]
 
 
-def _stated(value: Any) -> str:
-    if isinstance(value, Metric):
-        own = (value.axis,) if value.name in METRICS else (value.at_least, value.detections or value.of)
-        return _stated((value.name, *own))
-    if isinstance(value, Tolerance):
-        return _stated(value.arguments())
-    if isinstance(value, Mapping):
-        return _stated(tuple(value.items()))
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_stated, value))})"
-    if isinstance(value, functools.partial):
-        return _stated((value.func, value.args, value.keywords))
-    return _code(value) if callable(value) else repr(value)
-
-
-def _code(function: object) -> str:
-    try:
-        is_code = inspect.isroutine(function) or inspect.isclass(function)
-        source = inspect.getsource(function if is_code else type(function))  # type: ignore[arg-type]
-    except (OSError, TypeError):  # of what was typed in, or compiled
-        source = ""
-    digest = hashlib.sha256(source.encode(errors="replace")).hexdigest()[:16]
-    return f"{name_of(function)} (source {digest if source else 'unknown'})"
+def _stated(value: object) -> str:
+    statement = Statement()
+    text = statement.of(value)
+    return f"{text}; {_UNTOLD}{listed(sorted(set(statement.untold)))}" if statement.untold else text
 
 
 def _asked(record: CheckRecord) -> str:

@@ -8,11 +8,12 @@ Python loads them as it loads any other.
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -25,10 +26,12 @@ class _AsTheyAre:
         return PathFinder.find_spec(fullname, path, target) if fullname.startswith("pytest_trtcheck.") else None
 
 
-sys.meta_path.insert(0, _AsTheyAre)
-
-
-def leave_imports() -> None:
-    """Take back what was done to imports: pytest's own hook is gone after a run, too."""
-    if _AsTheyAre in sys.meta_path:
-        sys.meta_path.remove(_AsTheyAre)
+@contextmanager
+def as_they_are() -> Iterator[None]:
+    """Load our modules as Python loads any other; runs within runs have one such finder each."""
+    sys.meta_path.insert(0, _AsTheyAre)
+    try:
+        yield
+    finally:
+        if _AsTheyAre in sys.meta_path:  # else whoever ran pytest within has put back what was there
+            sys.meta_path.remove(_AsTheyAre)

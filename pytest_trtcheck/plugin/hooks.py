@@ -2,30 +2,35 @@
 
 Every pytest run loads this module, and asks it about every test: it is short, and so is what it imports. What a hook
 does where something is checked stands in the other modules.
+
+PYTEST_DONT_REWRITE: where the same process ran pytest before, it would warn that this module can't be rewritten.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_trtcheck.choices import MARKERS
-from pytest_trtcheck.plugin import leave_imports, marks, option_table
-from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
-    trt_benchmark,
-    trt_build,
-    trt_build_options,
-    trt_calibration,
-    trt_check,
-    trt_engine,
-    trt_gpu,
-    trt_inputs,
-    trt_model,
-    trt_reference,
-)
+from pytest_trtcheck.plugin import as_they_are
+
+with as_they_are():
+    from pytest_trtcheck.choices import MARKERS
+    from pytest_trtcheck.plugin import marks, option_table
+    from pytest_trtcheck.plugin.fixtures import (  # noqa: F401 - as a plugin of their own: 7,000 calls more at each start
+        trt_benchmark,
+        trt_build,
+        trt_build_options,
+        trt_calibration,
+        trt_check,
+        trt_engine,
+        trt_gpu,
+        trt_inputs,
+        trt_model,
+        trt_reference,
+    )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -63,7 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
             line = arguments.marker_help(name)
         config.addinivalue_line("markers", line)
-    config.add_cleanup(leave_imports)
+    run = ExitStack()
+    run.enter_context(as_they_are())
+    config.add_cleanup(run.close)
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:

@@ -175,8 +175,6 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 
-PREFIX = "TRTCHECK_"
-"""What the environment variables of options begin with."""
 BY_NAME = {option.name: option for option in OPTIONS}
 
 
@@ -207,8 +205,6 @@ def added_reports(config: pytest.Config) -> Iterator[Report]:
 
 
 def any_given(config: pytest.Config) -> bool:
-    """Whether any option is given at all, or seems to be; the defaults need no check."""
-    if any(name.startswith(PREFIX) and os.environ[name] for name in os.environ):
-        return True
+    """Whether any option is given at all; the defaults need no check."""
     added = (report.option for report in added_reports(config) if report.option)
     return any(is_given(config, option) for option in itertools.chain(OPTIONS, added))

@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, PREFIX, added_reports, declare, is_given
+from pytest_trtcheck.choices import PREFIX, Option
+from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, added_reports, declare, is_given
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_trtcheck.choices import Option
     from pytest_trtcheck.errors import ArgumentError
     from pytest_trtcheck.report import Report
 
 __all__ = ["OPTIONS", "declare", "flag", "is_given", "parse_size", "path", "reports", "resolve", "value"]
+
+_MISSPELLED = 0.8
+"""How alike (`difflib`) what is misspelled is to what was meant: CACHE_SECRET and CACHE_SIZE, two names, are less."""
 
 
 def resolve(option: Option, command_line: object, ini: object, environ: Mapping[str, str] = os.environ) -> Any:
@@ -65,22 +68,29 @@ def reports(config: pytest.Config) -> list[Report]:
     return [*REPORTS, *added_reports(config)]
 
 
-def refuse_unknown_variables(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> None:
-    """See that each environment variable with our prefix is an option's, or holds a secret that an option names.
+def unknown_variables(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The environment variables with our prefix that are no option's, and hold no secret that an option names.
+
+    A job may have secrets that another step names, options of a newer version, or of a plugin that is not loaded here.
 
     Raises
     ------
     ArgumentError
-        One is neither: who misspells `TRTCHECK_REQUIRE_GPU` believes that a GPU is required.
+        One is spelled nearly as an option's: who misspells `TRTCHECK_REQUIRE_GPU` believes that a GPU is required.
     """
-    added = (report.option for report in added_reports(config))
-    known = {option.variable for option in (*OPTIONS, *added) if option and not isinstance(option, str)}
-    secrets = {value(config, "trt_cache_key"), value(config, "trt_evidence_key")}
-    for name, given in environ.items():
-        if given and name.startswith(PREFIX) and name not in known | secrets:
-            from pytest_trtcheck.errors import suggestion
+    from pytest_trtcheck.errors import alike
 
-            raise _wrong(f"environment variable {name}: there is no such option", suggestion(name, known))
+    options = [*OPTIONS, *(report.option for report in added_reports(config) if isinstance(report.option, Option))]
+    known = {option.variable.removeprefix(PREFIX).lower(): option.variable for option in options}
+    secrets = (value(config, "trt_cache_key"), value(config, "trt_evidence_key"))
+    # Windows has every name in capitals.
+    named = {os.path.normcase(each) for each in (*known.values(), *secrets) if each}
+    given = [each for each in environ if each.startswith(PREFIX) and environ[each]]
+    unknown = [each for each in given if os.path.normcase(each) not in named]
+    for each in unknown:
+        if near := alike(each.removeprefix(PREFIX), known, most=1, cutoff=_MISSPELLED):
+            raise _wrong(f"environment variable {each}: there is no such option", f"did you mean {near[0]!r}?")
+    return unknown
 
 
 def any_named(config: pytest.Config) -> bool:

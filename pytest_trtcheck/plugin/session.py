@@ -152,7 +152,6 @@ class Session:
     @classmethod
     def check_options(cls, config: pytest.Config) -> None:
         """Every option is of its kind, and none asks for what this version cannot do."""
-        settings.refuse_unknown_variables(config)
         values = {option.name: settings.value(config, option.name) for option in settings.OPTIONS}
         extra = extra_gpus(config)
         if values["trt_gpu"]:
@@ -509,6 +508,7 @@ class Session:
         from pytest_trtcheck.model import ort_runner
         from pytest_trtcheck.plugin.summary import COLLECTOR
 
+        settings.unknown_variables(self.config)
         ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
         collector = self.config.pluginmanager.getplugin(COLLECTOR)

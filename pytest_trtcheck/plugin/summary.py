@@ -49,14 +49,13 @@ def _without_graph(record: str) -> str:
     return json.dumps(data) if data.pop("graph", None) is not None else record
 
 
-def _with_outcome(record: str, report: pytest.TestReport, outcome: pytest.TestReport) -> CheckRecord:
-    """The record that a report carries as JSON, with how its test went."""
-    # Here, since most tests of most suites carry none: the types of records are most of what this plugin loads.
-    from pytest_trtcheck.record import CheckRecord, Location
+def _with_outcome(record: CheckRecord, report: pytest.TestReport, outcome: pytest.TestReport) -> CheckRecord:
+    """The record that a report carries, with how its test went."""
+    from pytest_trtcheck.record import Location
 
     reason: str | None = getattr(outcome, "wasxfail", None)
     return replace(
-        CheckRecord.from_json(record),
+        record,
         expected_failure=(reason or "xfail") if reason is not None and outcome.outcome == "skipped" else None,
         outcome=outcome.outcome,
         location=Location(report.location[0], (report.location[1] or 0) + 1),
@@ -202,14 +201,9 @@ class Collector:
         for index, (name, value) in enumerate(report.user_properties):
             if name != PROPERTY:
                 continue
-            try:
-                records.append(_with_outcome(str(value), report, outcome))
-            except (CheckError, ValueError):
-                self._problems.append(
-                    f"{report.nodeid}: its property {PROPERTY!r} is no record of a check: the test's own code wrote "
-                    "it, or changed what writes it (json)"
-                )
+            if (record := self._read(report.nodeid, value)) is None:
                 continue
+            records.append(_with_outcome(record, report, outcome))
             if not hasattr(self._config, "workerinput"):
                 # What is drawn has no place in JUnit XML, which is written from the report: hundreds of KB a test.
                 report.user_properties[index] = (name, _without_graph(str(value)))
@@ -222,6 +216,20 @@ class Collector:
             self._last[test] = records
             self.records += records
 
+    def _read(self, nodeid: str, value: object) -> CheckRecord | None:
+        """The record that a test's property holds as JSON; None where it is none, which is told at the end."""
+        # Here, since most tests of most suites carry none: the types of records are most of what this plugin loads.
+        from pytest_trtcheck.record import CheckRecord
+
+        try:
+            return CheckRecord.from_json(str(value))
+        except (CheckError, ValueError):
+            self._problems.append(
+                f"{nodeid}: its property {PROPERTY!r} is no record of a check: the test's own code wrote it, or "
+                "changed what writes it (json)"
+            )
+            return None
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         """Keep that the run was cut short: after a second Ctrl-C, and pytest.exit(returncode=0), the status is 0."""
@@ -230,11 +238,9 @@ class Collector:
     def _keep_cut_off(self, session: pytest.Session) -> None:
         """Take the records of a test that Ctrl-C ended: pytest makes no report of it that could bring them here."""
         for item in getattr(session, "items", ()):
-            found = [str(value) for name, value in item.user_properties if name == PROPERTY]
-            if found and self._end(item.nodeid) is None:
-                from pytest_trtcheck.record import CheckRecord
-
-                self.records += [replace(CheckRecord.from_json(each), outcome="failed") for each in found]
+            if self._end(item.nodeid) is None:
+                found = [self._read(item.nodeid, value) for name, value in item.user_properties if name == PROPERTY]
+                self.records += [replace(each, outcome="failed") for each in found if each is not None]
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports and the engines that were asked for."""
@@ -256,6 +262,10 @@ class Collector:
         except CheckError:
             # Settings that are wrong were refused at the start; then there is nothing to report either.
             return
+        if self._planned or self.records:
+            with self._problem("the environment"):
+                unknown = settings.unknown_variables(self._config)
+                self._told += [f"environment variable {each} is no option's: not used" for each in unknown]
         with self._problem("--trt-export"):
             self._export(folder, status)
         for report in settings.reports(self._config):

@@ -26,7 +26,7 @@ from pytest_trtcheck.record import (
 )
 from pytest_trtcheck.record.files import read_json, write_text
 from pytest_trtcheck.report import systems
-from pytest_trtcheck.report.view import counts, ordered
+from pytest_trtcheck.report.view import counts, ordered, told_of
 
 if TYPE_CHECKING:
     import os
@@ -103,14 +103,13 @@ def document(
 ) -> RunRecord:
     """The report of a run: its checks ordered by node id, how many came to each verdict, and what is not in it."""
     checks, absent = ordered(records), ordered(missing)
-    planned = {each.nodeid for each in checks} | {each.nodeid for each in absent}
     return RunRecord(
         tool=Library(TOOL, version=version("pytest_trtcheck")),
         environment=environment,
         checks=tuple(checks),
         comparisons=systems.compared(checks),
         summary=counts(checks),
-        planned=len(planned),
+        planned=told_of(checks, absent),
         missing=tuple(absent),
         stopped=stopped,
     )
@@ -199,9 +198,8 @@ def _require_whole(run: RunRecord) -> None:
     """
     if dict(run.summary) != {word: count for word, count in counts(run.checks).items() if word in run.summary}:
         raise ReportError("its summary counts other verdicts than its checks have")
-    told = {(each.machine, each.nodeid) for each in run.checks} | {(each.machine, each.nodeid) for each in run.missing}
-    if run.planned is not None and run.planned != len(told):
-        raise ReportError(f"{plural(run.planned, 'test')} were to check something, and it tells of {len(told)}")
+    if run.planned not in {None, told := told_of(run.checks, run.missing)}:
+        raise ReportError(f"{plural(run.planned, 'test')} were to check something, and it tells of {told}")
 
 
 def _verify(path: str | os.PathLike[str], report: Mapping[str, Any], key: bytes) -> None:

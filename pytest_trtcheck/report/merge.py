@@ -15,7 +15,7 @@ from pytest_trtcheck.report import systems
 from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
 from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, short_commit, shorten_apart
-from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, verdict_word
+from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, told_of, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         summary=counts(checks),
         machines=tuple(machines),
         missing=tuple(unrecorded),
-        planned=sum(run.planned or len(run.checks) for _, run in named),
+        planned=told_of(checks, unrecorded),
         stopped="; ".join(f"{name}: {run.stopped}" for name, run in named if run.stopped) or None,
         started=min(filter(None, (run.started for _, run in reports)), default=None),
         commit=_shared([run.commit for _, run in reports]),
@@ -87,7 +87,7 @@ def _of(machine: MachineRecord, run: RunRecord) -> RunRecord:
     """What a merged report holds of one machine."""
     checks = tuple(check for check in run.checks if check.machine == machine.name)
     unrecorded = tuple(each for each in run.missing if each.machine == machine.name)
-    return replace(run, checks=checks, missing=unrecorded, planned=len(checks) + len(unrecorded), stopped=None)
+    return replace(run, checks=checks, missing=unrecorded, planned=told_of(checks, unrecorded), stopped=None)
 
 
 def machine_name(environment: Environment) -> str:

@@ -245,6 +245,12 @@ def counts(records: Iterable[CheckRecord]) -> dict[str, int]:
     return {verdict: found[verdict] for verdict in VERDICTS}
 
 
+def told_of(checks: Iterable[CheckRecord], missing: Iterable[MissingRecord]) -> int:
+    """How many tests a report tells of: a test may make several checks, and every machine has its own."""
+    told: tuple[CheckRecord | MissingRecord, ...] = (*checks, *missing)
+    return len({(each.machine, each.nodeid) for each in told})
+
+
 class Label(str):
     """What a row is called: the model, and the test where the model alone does not tell rows apart."""
 

@@ -37,7 +37,7 @@ _BUILT_IN = (
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
 )
-_OF_CLASSES = frozenset(
+OF_CLASSES = frozenset(
     {
         "__doc__",
         "__module__",
@@ -169,7 +169,7 @@ class Fingerprint:
         self._several("constants", *code.co_consts)
 
     def _function(self, function: types.FunctionType) -> None:
-        if _is_installed_function(function):
+        if is_installed_function(function):
             self._installed(function)
             return
         self._token("function", function.__qualname__)
@@ -180,14 +180,14 @@ class Fingerprint:
             except ValueError:
                 self._token("empty cell")
         self._several("decorated", getattr(function, "__wrapped__", None))
-        self._named(function.__globals__, set(_globals(function.__code__)), set(_names(function.__code__)))
+        self._named(function.__globals__, set(_globals(function.__code__)), set(names_in(function.__code__)))
 
     def _named(self, namespace: Mapping[str, object], names: set[str], attributes: set[str]) -> None:
         """What code reaches by global names, and by the attributes of modules among them."""
         for name in sorted(names):
             if name in namespace:
                 value = namespace[name]
-            elif name in sys.modules and not _is_stdlib(name.partition(".")[0]):
+            elif name in sys.modules and not is_stdlib(name.partition(".")[0]):
                 value = sys.modules[name]  # imported inside of the function
             else:
                 continue
@@ -200,7 +200,7 @@ class Fingerprint:
 
     def _of_module(self, module: types.ModuleType, names: set[str]) -> None:
         found = vars(module)
-        if not _is_installed(module.__name__):
+        if not is_installed(module.__name__):
             self._named({name: found[name] for name in names if name in found}, names, names)
             return
         self._packages.add(module.__name__.partition(".")[0])
@@ -210,24 +210,24 @@ class Fingerprint:
                 if id(each) not in self._seen:
                     self._visit(each)
                     self._of_module(each, names)
-            elif isinstance(each, types.FunctionType) and not _is_installed_function(each):
+            elif isinstance(each, types.FunctionType) and not is_installed_function(each):
                 self._token("put in place", name)
                 self._visit(each)
 
     def _class(self, cls: type) -> None:
-        if _is_installed(cls.__module__):
+        if is_installed(cls.__module__):
             self._installed(cls)
             for name, each in vars(cls).items():
-                if isinstance(each, types.FunctionType) and not _is_installed_function(each):
+                if isinstance(each, types.FunctionType) and not is_installed_function(each):
                     self._token("put in place", name)
                     self._visit(each)
             # Made at run time by an installed package of a class that is not (parametrizations, for one).
-            self._several("bases", *(each for each in cls.__mro__ if not _is_installed(each.__module__)))
+            self._several("bases", *(each for each in cls.__mro__ if not is_installed(each.__module__)))
             return
         self._token("class", cls.__qualname__)
         self._several("bases", *cls.__bases__)
         for name, each in vars(cls).items():
-            if name not in _OF_CLASSES:
+            if name not in OF_CLASSES:
                 self._token("attribute", name)
                 self._visit(each)
 
@@ -267,7 +267,7 @@ class Fingerprint:
         if fields is not None:
             self._visit(dict(fields(value)))
             return
-        slots = [name for each in kind.__mro__ for name in _slots(each) if hasattr(value, name)]
+        slots = [name for each in kind.__mro__ for name in slots_of(each) if hasattr(value, name)]
         if hasattr(value, "__dict__") or slots:
             self._visit({**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}})
             if isinstance(value, (list, tuple)):
@@ -288,17 +288,19 @@ def _hashed(blob: Callable[[], memoryview]) -> bytes:
     return hashlib.sha256(blob()).digest()
 
 
-def _slots(cls: type) -> tuple[str, ...]:
+def slots_of(cls: type) -> tuple[str, ...]:
+    """The attributes that a class's own `__slots__` names."""
     slots = vars(cls).get("__slots__", ())
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     return tuple(name for name in names if name not in {"__dict__", "__weakref__"})
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Every name of a global or an attribute that code reads, that of its inner functions as well."""
     yield from code.co_names
     for each in code.co_consts:
         if isinstance(each, types.CodeType):
-            yield from _names(each)
+            yield from names_in(each)
 
 
 def _globals(code: types.CodeType) -> Iterator[str]:
@@ -320,17 +322,17 @@ def _bytes_of(torch: Any, tensor: Any) -> memoryview:
 
 
 @functools.cache
-def _is_installed(module: str | None) -> bool:
+def is_installed(module: str | None) -> bool:
     """Whether a module belongs to Python or to a distribution whose files are listed."""
     top = str(module).partition(".")[0]
-    if _is_stdlib(top):
+    if is_stdlib(top):
         return True
     file = getattr(sys.modules.get(top), "__file__", None)
     return file is not None and _is_of_distribution(file) and (top in _BY_VERSION or _record(top) is not None)
 
 
 @functools.cache
-def _is_stdlib(top: str) -> bool:
+def is_stdlib(top: str) -> bool:
     """Whether a module is Python's own; by where it lies, as a user's may bear the same name."""
     if top in sys.builtin_module_names:
         return True
@@ -347,11 +349,12 @@ def _is_of_python(file: str) -> bool:
     return not _is_of_distribution(file) and file.startswith(tuple(folders))
 
 
-def _is_installed_function(function: types.FunctionType) -> bool:
+def is_installed_function(function: types.FunctionType) -> bool:
+    """Whether a function is one of Python's own or of a distribution, wherever it was put."""
     file = function.__code__.co_filename
     if file.startswith("<frozen "):
         return True
-    return (_is_of_distribution(file) or _is_of_python(file)) and _is_installed(function.__module__)
+    return (_is_of_distribution(file) or _is_of_python(file)) and is_installed(function.__module__)
 
 
 @functools.cache
@@ -375,7 +378,7 @@ def _record(package: str) -> Path | None:
 
 @functools.cache
 def _content_of(package: str) -> str:
-    if _is_stdlib(package):
+    if is_stdlib(package):
         return ""
     if package in _BY_VERSION:
         return str(getattr(sys.modules.get(package), "__version__", ""))
