@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
-from pytest_trtcheck.cache import Cache, Key, format_bytes, manifest
+from pytest_trtcheck.cache import Cache, Key, directory, format_bytes, manifest
 from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import ModelError, ReportError, unforeseen, visible
@@ -580,6 +580,12 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
         patched.setattr(manifest, "read_bytes", full)
         with pytest.raises(OSError, match="Too many") as raised:
             Cache(tmp_path).get_or_make(key, again)
+    with monkeypatch.context() as patched:
+        patched.setattr(directory, "read_bytes", full)
+        other = Cache(tmp_path)
+        with pytest.raises(OSError, match="Too many"):
+            other.get_or_make(Key("engine", "net", {"precision": "fp16"}), again)
+        assert other.problem is None  # nor is the directory to blame, and left for a temporary one
     said = unforeseen(raised.value, "net.onnx")
     assert said.code == "too-many-files"
     assert "net.onnx: Too many open files: this process may have " in said.message
