@@ -354,15 +354,15 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
             "the container or shell (ulimit -v)",
             code="out-of-memory",
         )
-    frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
-    ours = [(path, line) for path, line in frames if __package__ in path.parts]
-    places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
     if (own := _users_code(error)) is not None:
         return UnforeseenError(
             f"{doing}: {type(error).__name__}: {first_line(error)}",
             f"{own} raised it: correct it there, or give something else",
             code="user-code-failed",
         )
+    frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    ours = [(path, line) for path, line in frames if __package__ in path.parts]
+    places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
     return UnforeseenError(
         f"{doing}: {type(error).__name__}: {first_line(error)} ({', '.join(places)})",
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
@@ -401,7 +401,6 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 def _users_code(error: BaseException) -> str | None:
     """The user's own code that raised an error which reached us, by class, method and line; None where it is not so."""
-    import os
     import sysconfig
     import traceback
     from pathlib import PureWindowsPath
@@ -415,8 +414,8 @@ def _users_code(error: BaseException) -> str | None:
         if __package__ in path.parts:
             found = None
         elif not os.path.normcase(file).startswith(not_theirs) and _INSTALLED.isdisjoint(path.parts):
-            is_method = frame.f_code.co_name in vars(type(_bound(frame)))
-            owner = f"{type(_bound(frame)).__name__}." if is_method else ""
+            bound = type(_bound(frame))
+            owner = f"{bound.__name__}." if frame.f_code.co_name in vars(bound) else ""
             found = f"{owner}{frame.f_code.co_name} ({path.name}:{line})"
     return found
 

@@ -29,6 +29,7 @@ from tests import onnx_models
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import ModuleType
 
     from pytest_trtcheck.record import CheckRecord
     from tests.conftest import Suite
@@ -157,20 +158,15 @@ def test_a_model_that_is_replaced_behind_its_hash(
     place.require_sound("cache", "clean")
 
 
-def test_a_model_that_is_replaced_while_its_outputs_are_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change
-) -> None:
-    place = Place(tmp_path, monkeypatch)
-    place.behind(compare, "measure_all", lambda: change(place.file, place.other))
-    require_told(place.check("cache"), place.file)
-
-
-def test_what_is_read_of_a_model_is_what_is_hashed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change
+@pytest.mark.parametrize(
+    ("module", "step"), [(compare, "measure_all"), (onnx_model, "_parse")], ids=["compared", "parsed"]
+)
+def test_a_model_that_is_replaced_while_it_is_read_or_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, module: ModuleType, step: str
 ) -> None:
     """Between its graph and its hash, too: what is remembered of one content is not that of another."""
     place = Place(tmp_path, monkeypatch)
-    place.behind(onnx_model, "_parse", lambda: change(place.file, place.other))
+    place.behind(module, step, lambda: change(place.file, place.other))
     require_told(place.check("cache"), place.file)
 
 

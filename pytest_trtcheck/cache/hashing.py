@@ -104,17 +104,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     OSError
         When the file cannot be read.
     """
-    with open_regular(path) as file:
-        before = stamp(file.fileno())
-        if before in _hashes:
-            return _hashes[before]
-        sha256 = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest.
-        while chunk := file.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-        digest = sha256.hexdigest()
-        if settled(before) and stamp(file.fileno()) == before:
-            _hashes[before] = digest
-    return digest
+    return hashed(Path(path)).digest
 
 
 class HashedFile(NamedTuple):
@@ -171,7 +161,7 @@ class HashedFile(NamedTuple):
 
 
 def hashed(path: Path) -> HashedFile:
-    """The file as it is now.
+    """The file as it is now; read once per process as long as it stays as it is.
 
     Raises
     ------
@@ -179,8 +169,17 @@ def hashed(path: Path) -> HashedFile:
         When it cannot be read.
     """
     with open_regular(path) as file:
-        now = stamp(file.fileno())
-    return HashedFile(path, now, settled(now), hash_file(path))
+        before = stamp(file.fileno())
+        is_settled = settled(before)
+        digest = _hashes.get(before)
+        if digest is None:
+            sha256 = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest.
+            while chunk := file.read(_CHUNK_BYTES):
+                sha256.update(chunk)
+            digest = sha256.hexdigest()
+            if is_settled and stamp(file.fileno()) == before:
+                _hashes[before] = digest
+    return HashedFile(path, before, is_settled, digest)
 
 
 def require_same(files: Iterable[HashedFile]) -> None:

@@ -177,7 +177,7 @@ class Checker(Settings):
             runner = engine.loaded_by(self, system, built)
             try:
                 require_same(known.model.files)
-            except ModelError:
+            except Exception:
                 runner.close()
                 raise
             return runner

@@ -199,9 +199,7 @@ class Collector:
         """Take the records of one run of a test; they replace those of its earlier runs."""
         records = []
         for index, (name, value) in enumerate(report.user_properties):
-            if name != PROPERTY:
-                continue
-            if (record := self._read(report.nodeid, value)) is None:
+            if name != PROPERTY or (record := self._read(report.nodeid, value)) is None:
                 continue
             records.append(_with_outcome(record, report, outcome))
             if not hasattr(self._config, "workerinput"):
