@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_trtcheck.diagnose import Blame, Errors, explain, keeping
 from pytest_trtcheck.diagnose.culprit import Culprit, Kind
 from pytest_trtcheck.diagnose.subject import Budget, BudgetSpent
+from pytest_trtcheck.diagnose.text import LABELLED, WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +124,10 @@ def test_every_step_is_told() -> None:
 
 
 @given(st.text(min_size=1, max_size=300), st.text(min_size=1, max_size=300))
-def test_no_line_is_wider_than_the_terminal(name: str, detail: str) -> None:
+@example("a short word " * 20, "and another " * 20)
+@example("/model/layers.0/" * 10, "0")
+@example("\U0002ebe1" * 9, "0")  # Nine characters, of which `repr` makes 92.
+def test_only_one_long_word_makes_a_line_wider_than_the_terminal(name: str, detail: str) -> None:
     culprit = Culprit(name, "Mul", name, "rounding", detail)
     calibration = {
         "limit": 0.01,
@@ -132,7 +136,8 @@ def test_no_line_is_wider_than_the_terminal(name: str, detail: str) -> None:
         "methods": [{"method": "entropy", "value": 0.01, "passes": True}],
     }
     text = explain(blame(culprit=culprit, others=(name,) * 5, calibration=calibration, notes=(detail,)))
-    assert all(len(line) <= 100 for line in text.split("\n"))
+    # Behind the label: words are what textwrap takes for them.
+    assert all(len(line) <= WIDTH or " " not in line[LABELLED:].strip(" ") for line in text.split("\n"))
 
 
 def test_the_documentation_names_every_key() -> None:

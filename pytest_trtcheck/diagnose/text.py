@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.record import BlameRecord
 
 WIDTH = 96
-_LABEL = 13
+LABELLED = 15
+"""Columns before a row's text."""
 _SHOWN = 3
 
 
@@ -24,7 +25,7 @@ def verdict(blame: BlameRecord | Mapping[str, Any]) -> str:
 
 
 def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
-    """The lines to print for a `blame`, none of them wider than WIDTH but for long names in `keep_fp32=`."""
+    """The lines to print for a `blame`: only a name that alone is too long is wider than WIDTH, so that it can be copied."""
     return "\n".join(_lines(blame))
 
 
@@ -136,8 +137,8 @@ def _row(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text,
         WIDTH,
-        initial_indent=f"  {label:<{_LABEL}}",
-        subsequent_indent=" " * (_LABEL + 2),
+        initial_indent=f"  {label}".ljust(LABELLED),
+        subsequent_indent=" " * LABELLED,
         break_long_words=False,
         break_on_hyphens=False,
     )
