@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ LIMITS = {
     "cold_from_lowered_to_bare": 1.10,
     "cold_from_fp32_to_bare": 1.25,
 }
+
+COLD_TURNS = 3
+"""How often a round runs what is cold: kernels compile a quarter longer in one process than in the next."""
 
 POLYGRAPHY = [sys.executable, "-c", "from polygraphy.tools import main; main()"]
 
@@ -308,33 +312,30 @@ def measured(model: Path, precision: str, batch: int, repeats: int) -> dict[str,
         bench = Bench(model, precision, batch, folder)
         bench.bare(bench.model)  # Libraries into the page cache, for everybody.
         bench.ours(str(folder / "first"))
-        rounds = []
+        taken: dict[str, list[float]] = defaultdict(list)
         for index in range(repeats):
-            cache, tf32, lowered = (str(folder / f"{kind}{index}") for kind in ("cache", "tf32_", "lowered_"))
-            empty = bench.nothing()
-            cold, record = bench.ours(cache)
-            warm, again = bench.ours(cache)
+            for name, value in bench.nothing().items():
+                taken[f"empty_{name}_s"].append(value)
+            for turn in range(COLD_TURNS):
+                cold, record = bench.ours(str(folder / f"cache{index}.{turn}"))
+                taken["cold_s"].append(cold)
+                taken["cold_check_s"].append(record["duration_s"])
+                taken["bare_lowered_s"].append(bench.bare(bench.lowered))
+                lowered = bench.ours(str(folder / f"lowered{index}.{turn}"), "test_lowered.py")[0]
+                taken["cold_from_lowered_s"].append(lowered)
+            warm, again = bench.ours(str(folder / f"cache{index}.0"))
+            taken["warm_s"].append(warm)
+            taken["warm_check_s"].append(again["duration_s"])
             engine = folder / f"polygraphy{index}.engine"
-            rounds.append(
-                {
-                    **{f"empty_{name}_s": value for name, value in empty.items()},
-                    "bare_s": bench.bare(bench.model),
-                    "bare_lowered_s": bench.bare(bench.lowered),
-                    "cold_s": cold,
-                    "cold_check_s": record["duration_s"],
-                    "cold_from_lowered_s": bench.ours(lowered, "test_lowered.py")[0],
-                    "warm_s": warm,
-                    "warm_check_s": again["duration_s"],
-                    "polygraphy_cold_s": bench.polygraphy(engine, again=False),
-                    "polygraphy_warm_s": bench.polygraphy(engine, again=True),
-                    "tf32_cold_s": bench.ours(tf32, "test_tf32.py")[0],
-                    "tf32_warm_s": bench.ours(tf32, "test_tf32.py")[0],
-                }
-            )
+            taken["polygraphy_cold_s"].append(bench.polygraphy(engine, again=False))
+            taken["polygraphy_warm_s"].append(bench.polygraphy(engine, again=True))
+            taken["bare_s"].append(bench.bare(bench.model))
+            for kind in ("cold", "warm"):
+                taken[f"tf32_{kind}_s"].append(bench.ours(str(folder / f"tf32_{index}"), "test_tf32.py")[0])
         time.sleep(3)  # Only files that were left alone for a while are trusted to be what they were.
-        bench.ours(str(folder / "cache0"))
-        found = {"cold": stages(folder, str(folder / "stages")), "warm": stages(folder, str(folder / "cache0"))}
-    medians = {name: round(statistics.median(each[name] for each in rounds), 3) for name in rounds[0]}
+        bench.ours(str(folder / "cache0.0"))
+        found = {"cold": stages(folder, str(folder / "stages")), "warm": stages(folder, str(folder / "cache0.0"))}
+    medians = {name: round(statistics.median(values), 3) for name, values in taken.items()}
     pytest, python = medians["empty_pytest_s"], medians["empty_python_s"]
     bare_lowered = medians["bare_lowered_s"] - python
     ratios = {
@@ -349,6 +350,7 @@ def measured(model: Path, precision: str, batch: int, repeats: int) -> dict[str,
         "model": "/".join(model.parts[-2:]),
         "tensorrt": f"{bench.module.name} {bench.module.version}",
         "medians": medians,
+        "ranges": {name: [round(min(values), 3), round(max(values), 3)] for name, values in taken.items()},
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
         "stages": found,
         "within_limits": all(ratios[name] <= limit for name, limit in LIMITS.items()),

@@ -25,7 +25,7 @@ def verdict(blame: BlameRecord | Mapping[str, Any]) -> str:
 
 
 def explain(blame: BlameRecord | Mapping[str, Any]) -> str:
-    """The lines to print for a `blame`: only a name that alone is too long is wider than WIDTH, so that it can be copied."""
+    """The lines to print for a `blame`; one is wider than WIDTH only for a single long name, which is left whole."""
     return "\n".join(_lines(blame))
 
 
