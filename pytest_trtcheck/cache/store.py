@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
-from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
+from pytest_trtcheck.cache.directory import CacheDir, remove_scratch, scratch_folder
 from pytest_trtcheck.cache.hashing import HashedFile, Stamp, hashed, require_same, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
@@ -495,6 +495,8 @@ class Cache:
             self._is_clean = True
             with suppress(OSError):
                 self._dir.remove_leftovers()
+            with suppress(OSError):
+                remove_scratch()  # whoever finds all that it needs here makes no scratch folder
 
     def _directory(self, key: Key) -> Path:
         return self._dir.entries / key.kind / key.digest
