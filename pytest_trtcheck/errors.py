@@ -78,6 +78,7 @@ Code = Literal[
     "runtime-stopped",
     "out-of-memory",
     "too-many-files",
+    "no-room",
     # Inputs.
     "input-names",
     "input-type",
@@ -361,6 +362,16 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
             code="user-code-failed",
         )
     frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    # It makes what is temporary, and nothing else: where the folder for that is gone, or takes nothing.
+    is_temporary = bool(frames) and frames[-1][0].name == "tempfile.py"
+    if isinstance(error, OSError) and (is_temporary or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+        where = f" ({error.filename})" if error.filename else ""
+        return UnforeseenError(
+            f"{doing}: {'no temporary file can be made' if is_temporary else 'a file could not be written'}: "
+            f"{error.strerror or first_line(error)}{where}",
+            "free some space there (or inodes: df -i), or name another folder: TMPDIR is the one for temporary files",
+            code="no-room",
+        )
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
     return UnforeseenError(
