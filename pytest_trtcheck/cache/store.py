@@ -380,6 +380,20 @@ class Cache:
         self._tidy()
         return entry
 
+    def removed(self, error: BaseException | None) -> CacheError | None:
+        """What is said where a file here was gone while it was used; None where that is not what happened."""
+        while error is not None:
+            named = getattr(error, "filename", None)
+            path = Path(os.fsdecode(named)) if isinstance(named, (str, bytes)) else None
+            is_gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            if is_gone and path is not None and path.is_relative_to(self.root):
+                return CacheError(
+                    f"the cache directory {self.root} was emptied or removed while it was used: {path} is gone",
+                    "run again, and see what else removes files there: --trt-cache-clear leaves what is in use",
+                )
+            error = error.__cause__ or error.__context__
+        return None
+
     def watch(self) -> None:
         """Forget what was asked for until now: `share` is then about what follows."""
         self._proposed.clear()
