@@ -575,12 +575,16 @@ def test_gone(trt_check, monkeypatch, tmp_path):
 """
 
 
-def test_no_room_for_temporary_files_is_said_to_be_that(suite: Suite) -> None:
+def test_no_room_and_no_process_are_said_to_be_that(suite: Suite) -> None:
     suite.write(test_a=NO_ROOM)
     run = suite.run_apart()
     (check,) = run.checks
     assert check["code"] == "no-room", run.text
     assert check["message"].startswith("conv.onnx: no temporary file can be made: No such file or directory (")
+    with pytest.raises(BlockingIOError) as forked:
+        exec(compile("raise BlockingIOError(11, 'Resource temporarily unavailable')", "/lib/subprocess.py", "exec"))
+    for error in (forked.value, RuntimeError("can't start new thread")):
+        assert unforeseen(error, "conv.onnx").code == "too-many-processes"
     full = unforeseen(OSError(errno.ENOSPC, "No space left on device", "/x"), "conv.onnx")
     assert (full.code, "could not be written: No space left on device (/x)" in full.message) == ("no-room", True)
 
