@@ -273,6 +273,9 @@ def forked(place: Place, at: tuple[str, int] = ("", 0)) -> Ended:
         scope["watch"](str(place.root), str(place.root / "log"), "main", at)
         import pytest
 
+        from pytest_trtcheck.cache import directory
+
+        directory.remove_scratch.cache_clear()  # a process of its own has not looked for leftovers yet
         status = 70
         try:
             status = int(pytest.main(place.arguments()))

@@ -78,6 +78,8 @@ Code = Literal[
     "runtime-stopped",
     "out-of-memory",
     "too-many-files",
+    "too-many-processes",
+    "no-room",
     # Inputs.
     "input-names",
     "input-type",
@@ -345,22 +347,24 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     logging.getLogger(__package__).debug("%s", doing, exc_info=error)
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    if lacked_files(error):
-        return UnforeseenError(f"{doing}: {error.strerror}{_most_files(error)}", _MORE_FILES, code="too-many-files")
-    if isinstance(error, MemoryError) or lacked_memory(str(error)) == "certainly":
-        return UnforeseenError(
-            f"{doing}: out of memory{f' ({first_line(error)})' if str(error) else ''}",
-            "give smaller inputs, batch= or shapes=, or the process more memory: fewer workers (-n), a higher limit of "
-            "the container or shell (ulimit -v)",
-            code="out-of-memory",
-        )
+    frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    raised_in = frames[-1][0].name if frames else ""
+    if (short := _ran_out(error, doing, raised_in)) is not None:
+        return short
     if (own := _users_code(error)) is not None:
         return UnforeseenError(
             f"{doing}: {type(error).__name__}: {first_line(error)}",
             f"{own} raised it: correct it there, or give something else",
             code="user-code-failed",
         )
-    frames = [(PureWindowsPath(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, OSError) and (raised_in == _MAKES_TEMPORARY or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+        what = "no temporary file can be made" if raised_in == _MAKES_TEMPORARY else "a file could not be written"
+        where = f" ({error.filename})" if error.filename else ""
+        return UnforeseenError(
+            f"{doing}: {what}: {error.strerror or first_line(error)}{where}",
+            "free some space there (or inodes: df -i), or name another folder: TMPDIR is the one for temporary files",
+            code="no-room",
+        )
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
     return UnforeseenError(
@@ -368,6 +372,31 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
         "where that is not code of yours, it is a bug of pytest-trtcheck: please report it, with the model and the "
         "traceback that --log-level=DEBUG shows",
     )
+
+
+_MAKES_TEMPORARY = "tempfile.py"
+"""It does nothing else: what it raises says that the folder for temporary files is gone, or takes nothing."""
+
+
+def _ran_out(error: Exception, doing: str, raised_in: str) -> CheckError | None:
+    """What is said where the process may have no more of something; None where that is not what happened."""
+    if lacked_files(error):
+        return UnforeseenError(f"{doing}: {error.strerror}{_most_files(error)}", _MORE_FILES, code="too-many-files")
+    is_unstarted = isinstance(error, BlockingIOError) and raised_in == "subprocess.py"
+    if is_unstarted or str(error) == "can't start new thread":
+        return UnforeseenError(
+            f"{doing}: no other process or thread could be started: {first_line(error)}",
+            "raise the limit of processes (ulimit -u, or that of the container), or run fewer workers (-n)",
+            code="too-many-processes",
+        )
+    if isinstance(error, MemoryError) or lacked_memory(str(error)) == "certainly":
+        return UnforeseenError(
+            f"{doing}: out of memory{f' ({first_line(error)})' if str(error) else ''}",
+            "give smaller inputs, batch= or shapes=, or the process more memory: fewer workers (-n), a higher limit of "
+            "the container or shell (ulimit -v)",
+            code="out-of-memory",
+        )
+    return None
 
 
 _MORE_FILES = "raise the limit (ulimit -n 4096) or run fewer workers; what leaks files shows in lsof -p PID"

@@ -1077,7 +1077,7 @@ def test_a_forged_entry_is_not_used_with_a_key(tmp_path: Path) -> None:
 
 def test_scratch_of_the_dead_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    directory._remove_scratch.cache_clear()
+    directory.remove_scratch.cache_clear()
     ages = {"trtcheck-build-old": 25, "trtcheck-build-new": 23, "trtcheck-build-future": -1000, "x": 99}
     for name, hours in ages.items():
         (tmp_path / name / "inner").mkdir(parents=True)

@@ -20,6 +20,8 @@ from pytest_trtcheck.errors import CacheError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.conftest import Suite
+
 KEY = Key("engine", "net", {"precision": "fp16"})
 
 
@@ -357,3 +359,29 @@ def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(CacheError, match=r"storing net \(engine\) failed: another process held .*\.lock for"):
         Cache(tmp_path).get_or_make(KEY, make_again)
+
+
+EMPTIED = """
+import shutil
+from pytest_trtcheck.cache import store
+
+make = store.Cache._make
+
+def emptied(self, key, maker, damage):
+    def made(folder):
+        if key.kind == "lowered":
+            shutil.rmtree(self.root)
+        return maker(folder)
+    return make(self, key, made, damage)
+
+store.Cache._make = emptied
+"""
+
+
+def test_a_cache_that_is_removed_while_it_is_used_is_said_to_be_that(suite: Suite) -> None:
+    suite.write(test_x="@trt_parity('conv.onnx', batch=1)\ndef test_a(): ...\n")
+    (suite.path / "conftest.py").write_text(EMPTIED)
+    run = suite.run_apart(f"--trt-cache-dir={suite.path / 'c'}")
+    (check,) = run.checks
+    assert (check["verdict"], check["code"]) == ("error", "cache-directory"), run.text
+    assert "was emptied or removed while it was used" in check["message"]

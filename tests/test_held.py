@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +20,9 @@ from pytest_trtcheck.errors import ReportError
 from pytest_trtcheck.export import folder as export
 from pytest_trtcheck.record import held
 from pytest_trtcheck.record.files import write_text
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks of its own")
 
@@ -53,6 +57,23 @@ def test_what_a_killed_process_held_goes_with_the_next_and_the_rest_stays(tmp_pa
     held.remove_leftovers(tmp_path.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", ".report.json.somebody.tmp"}
     assert (tmp_path / "report.json").read_text() == "new"
+
+
+def test_what_was_left_goes_with_a_run_that_makes_nothing_itself(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run has built meanwhile what the killed one was at, so that the next finds all of it in the cache."""
+    suite.write(test_x="@trt_parity('conv.onnx', batch=1)\ndef test_a(): ...\n")
+    temporary, bundles = suite.path / "tmp", suite.path / "bundles"
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    arguments = (f"--trt-cache-dir={suite.path / 'c'}", f"--trt-bundle={bundles}")
+    temporary.mkdir()
+    bundles.mkdir()
+    suite.run_apart(*arguments).result.assert_outcomes(passed=1)
+    left = [
+        Path(mkdtemp(prefix=f"{prefix}{held._mark()}", dir=folder))
+        for prefix, folder in (("trtcheck-build-", temporary), (".unfinished-", bundles))
+    ]
+    suite.run_apart(*arguments).result.assert_outcomes(passed=1)
+    assert not [path for path in left if path.exists()]
 
 
 def test_what_is_raised_leaves_the_old_file_alone(tmp_path: Path) -> None:

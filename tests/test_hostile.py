@@ -566,6 +566,29 @@ def test_an_object_that_raises_while_it_is_read_is_named(suite: Suite) -> None:
     assert run.check("test_after")["verdict"] == "pass"
 
 
+NO_ROOM = """
+import tempfile
+
+def test_gone(trt_check, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    trt_check("conv.onnx", {"image": np.ones((1, 3, 16, 16), np.float32)})
+"""
+
+
+def test_no_room_and_no_process_are_said_to_be_that(suite: Suite) -> None:
+    suite.write(test_a=NO_ROOM)
+    run = suite.run_apart()
+    (check,) = run.checks
+    assert check["code"] == "no-room", run.text
+    assert check["message"].startswith("conv.onnx: no temporary file can be made: No such file or directory (")
+    with pytest.raises(BlockingIOError) as forked:
+        exec(compile("raise BlockingIOError(11, 'Resource temporarily unavailable')", "/lib/subprocess.py", "exec"))
+    for error in (forked.value, RuntimeError("can't start new thread")):
+        assert unforeseen(error, "conv.onnx").code == "too-many-processes"
+    full = unforeseen(OSError(errno.ENOSPC, "No space left on device", "/x"), "conv.onnx")
+    assert (full.code, "could not be written: No space left on device (/x)" in full.message) == ("no-room", True)
+
+
 def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, key = Cache(tmp_path), Key("engine", "net", {})
     cache.get_or_make(key, lambda folder: (folder / "plan").write_bytes(b"plan"))

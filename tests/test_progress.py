@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -135,3 +137,20 @@ def test_who_wants_to_see_little_sees_nothing_of_it(slow: Suite, arguments: tupl
     done = subprocess.run(command(slow.path, *arguments), cwd=slow.path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trtcheck:" not in done.stdout + done.stderr
+
+
+def test_what_workers_of_a_killed_run_said_goes_with_the_next(slow: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = slow.path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with subprocess.Popen(
+        command(slow.path, "-n2"), cwd=slow.path, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        end = time.monotonic() + 60
+        while not any(path.is_file() for path in temporary.glob("trtcheck-*/*")) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGKILL)
+    assert list(temporary.glob("trtcheck-*"))
+    done = subprocess.run(command(slow.path, "-n2"), cwd=slow.path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(temporary.glob("trtcheck-*"))

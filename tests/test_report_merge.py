@@ -184,6 +184,14 @@ def test_a_run_that_was_cut_short_fails(merging: Merging) -> None:
     assert merging(on("Tesla T4", PASSING), on("NVIDIA L4", skipped))[0] == 0
 
 
+def test_why_a_machine_was_stopped_stays_when_its_report_is_merged_again() -> None:
+    absent = MissingRecord("test_x.py::test_a", "did not run: the run was interrupted")
+    t4 = replace(on("T4", PASSING), missing=(absent,), stopped="the run was interrupted")
+    once = merge.merge([("t4.json", t4), ("l4.json", on("L4", PASSING))])
+    twice = merge.merge([("both.json", once), ("a100.json", on("A100", PASSING))])
+    assert once.stopped == twice.stopped == "T4: the run was interrupted"
+
+
 def test_machines_of_one_kind_are_told_apart() -> None:
     runs = [on("Tesla T4", PASSING, version=version, driver=driver) for version, driver in [("10", "1"), ("11", "1")]]
     runs.append(on("Tesla T4", PASSING, version="11", driver="2"))

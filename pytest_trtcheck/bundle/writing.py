@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,11 +100,12 @@ class Writer:
         GpuError
             CUDA broke while the engine ran again.
         """
+        with suppress(OSError):
+            remove_leftovers(self._folder.glob(f"{_UNFINISHED}*"))
         if known.parity.verdict != "fail":
             return ()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self._folder.glob(f"{_UNFINISHED}*"))
             # Inside the temporary directory, which nobody else may read, one with the permissions that users expect.
             self._work = HeldFolder(_UNFINISHED, self._folder)
             work = Path(self._work.name, "bundle")

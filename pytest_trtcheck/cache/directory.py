@@ -293,7 +293,7 @@ def _is_own_group(gid: int) -> bool:
 
 def scratch_folder(name: str) -> HeldFolder:
     """A temporary directory outside of any cache. What processes that were killed left of theirs is removed."""
-    _remove_scratch()
+    remove_scratch()
     return HeldFolder(f"{_SCRATCH}{name}-")
 
 
@@ -303,7 +303,8 @@ def _uid() -> int | None:
 
 
 @functools.cache
-def _remove_scratch() -> None:
+def remove_scratch() -> None:
+    """Remove the temporary directories of processes that died, once in a process."""
     own = _uid()
     for path in Path(gettempdir()).glob(f"{_SCRATCH}*"):
         with suppress(OSError):

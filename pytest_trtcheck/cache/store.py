@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
-from pytest_trtcheck.cache.directory import CacheDir, scratch_folder
+from pytest_trtcheck.cache.directory import CacheDir, remove_scratch, scratch_folder
 from pytest_trtcheck.cache.hashing import HashedFile, Stamp, hashed, require_same, settled, sign, stamp
 from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
@@ -380,6 +380,20 @@ class Cache:
         self._tidy()
         return entry
 
+    def removed(self, error: BaseException | None) -> CacheError | None:
+        """What is said where a file here was gone while it was used; None where that is not what happened."""
+        while error is not None:
+            named = getattr(error, "filename", None)
+            path = Path(os.fsdecode(named)) if isinstance(named, (str, bytes)) else None
+            is_gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            if is_gone and path is not None and path.is_relative_to(self.root):
+                return CacheError(
+                    f"the cache directory {self.root} was emptied or removed while it was used: {path} is gone",
+                    "run again, and see what else removes files there: --trt-cache-clear leaves what is in use",
+                )
+            error = error.__cause__ or error.__context__
+        return None
+
     def watch(self) -> None:
         """Forget what was asked for until now: `share` is then about what follows."""
         self._proposed.clear()
@@ -495,6 +509,8 @@ class Cache:
             self._is_clean = True
             with suppress(OSError):
                 self._dir.remove_leftovers()
+            with suppress(OSError):
+                remove_scratch()  # whoever finds all that it needs here makes no scratch folder
 
     def _directory(self, key: Key) -> Path:
         return self._dir.entries / key.kind / key.digest

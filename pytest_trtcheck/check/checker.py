@@ -101,6 +101,8 @@ class Checker(Settings):
             label = ": ".join(filter(None, (record.model, given_as(raised, asked_for))))
             error = explained(raised, model.path, label) if model else unforeseen(raised, label)
             engine.note_broken(self, request, error)
+            if error.code == "unforeseen":
+                error = self.cache.removed(raised) or error
             error = self._changed() or error  # what came of it is no wonder
             record = message.refused(known.record if known else record, error, require_gpu=self.require_gpu)
         finally:

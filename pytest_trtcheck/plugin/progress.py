@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 import time
-import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,6 +20,8 @@ from pytest_trtcheck.errors import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_trtcheck.record.held import HeldFolder
+
 LOG_PACE_S = 10.0
 """How often a log that nobody watches is told what takes so long."""
 QUIET_S = 1.0
@@ -29,16 +29,22 @@ QUIET_S = 1.0
 _POLL_S = 0.25
 FILE = "trtcheck_progress"
 """Under which a worker of pytest-xdist is told where to write."""
-_PATH: pytest.StashKey[str] = pytest.StashKey()
+_FOLDER: pytest.StashKey[HeldFolder] = pytest.StashKey()
+_NAME = "progress"
 
 
 def tell_worker(node: Any) -> None:
     """Tell a worker of this process where to write what it does, unless nobody would see it."""
     config: pytest.Config = node.config
-    if _is_shown(config):
-        if _PATH not in config.stash:
-            config.stash[_PATH] = str(Path(tempfile.gettempdir(), f"trtcheck-{uuid.uuid4().hex}"))
-        node.workerinput[FILE] = config.stash[_PATH]
+    from pytest_trtcheck.record.held import HeldFolder
+
+    if not _is_shown(config):
+        return
+    with suppress(OSError):  # without a place for it, nobody hears the workers
+        if _FOLDER not in config.stash:
+            # A folder, so that nobody makes the file anew who writes after the end, or on another machine.
+            config.stash[_FOLDER] = HeldFolder("trtcheck-progress-")
+        node.workerinput[FILE] = str(Path(config.stash[_FOLDER].name, _NAME))
 
 
 def _is_shown(config: pytest.Config) -> bool:
@@ -58,7 +64,7 @@ class Progress:
         if path is not None:
             self._shown = _File(Path(path))
         elif not hasattr(config, "workerinput") and _is_shown(config):
-            self._shown = _Screen(config, Path(config.stash[_PATH]) if _PATH in config.stash else None)
+            self._shown = _Screen(config, config.stash.get(_FOLDER, None))
 
     def __call__(self, line: str) -> None:
         """Show what the test does now."""
@@ -118,11 +124,12 @@ class _Screen:
     seconds go on while a builder keeps the process busy.
     """
 
-    def __init__(self, config: pytest.Config, workers: Path | None) -> None:
+    def __init__(self, config: pytest.Config, folder: HeldFolder | None) -> None:
         self._reporter: Any = config.pluginmanager.getplugin("terminalreporter")
         self._stream = _stream_of(self._reporter)
         self._is_terminal = bool(self._reporter.isatty)
-        self._workers, self._read = workers, 0
+        self._folder = folder
+        self._workers, self._read = None if folder is None else Path(folder.name, _NAME), 0
         self._doing: dict[str, tuple[str, float]] = {}
         self._printed = time.monotonic()
         self._broken: Path | None = None
@@ -130,7 +137,7 @@ class _Screen:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        if workers is not None:
+        if folder is not None:
             self._start()
 
     def show(self, line: str) -> None:
@@ -163,9 +170,8 @@ class _Screen:
             stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
-        if self._workers is not None:
-            with suppress(OSError):
-                self._workers.unlink()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _start(self) -> None:
         if self._thread is None and self._stream is not None:

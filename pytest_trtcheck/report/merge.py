@@ -40,6 +40,9 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
     named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
     checks = [replace(check, machine=name) for name, run in named for check in run.checks]
     unrecorded = [replace(each, machine=name) for name, run in named for each in run.missing]
+    # A report that was merged before says itself which machine was stopped.
+    stopped = [f"{name}: {run.stopped}" for name, run in named if run.stopped]
+    stopped += [run.stopped for _, run in reports if run.machines and run.stopped]
     return RunRecord(
         tool=reports[0][1].tool,
         environment=_in_common([machine.environment for machine in machines]),
@@ -49,7 +52,7 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
         machines=tuple(machines),
         missing=tuple(unrecorded),
         planned=told_of(checks, unrecorded),
-        stopped="; ".join(f"{name}: {run.stopped}" for name, run in named if run.stopped) or None,
+        stopped="; ".join(stopped) or None,
         started=min(filter(None, (run.started for _, run in reports)), default=None),
         commit=_shared([run.commit for _, run in reports]),
     )
