@@ -107,7 +107,7 @@ def test_sizes_that_the_model_does_not_take_are_not_proposed(suite: Suite) -> No
 
 
 def test_a_batch_that_another_input_fixes_was_not_taken_as_1(suite: Suite) -> None:
-    shapes = {name: (TensorProto.FLOAT, ["N", 8]) for name in "abc"}
+    shapes: dict[str, tuple[int, list[int | str]]] = {name: (TensorProto.FLOAT, ["N", 8]) for name in "ab"}
     shapes["c"] = (TensorProto.FLOAT, [8])
     nodes = [helper.make_node("Mul", ["a", "b"], ["ab"]), helper.make_node("Add", ["ab", "c"], ["y"])]
     model = onnx_models.model(nodes, shapes, {"y": (TensorProto.FLOAT, ["N", 8])})
@@ -115,6 +115,10 @@ def test_a_batch_that_another_input_fixes_was_not_taken_as_1(suite: Suite) -> No
     fixed = suite.run("net.onnx", "--trt-shapes=a:2x8").checks[0]
     assert (fixed["verdict"], fixed["notes"]) == ("pass", ["inputs were generated (seed 0)"])
     assert "open batch dimensions were taken as 1" in suite.run("net.onnx").checks[0]["notes"]
+    # As inputs that are given: what broadcasts in ONNX Runtime is no input of a model that says it is one size.
+    two = suite.run("net.onnx", "--trt-shapes=a:2x8,b:1x8").checks[0]
+    assert two["verdict"] == "error"
+    assert "shapes: input 'b': dimension 0 (N) is 1, but 2 in input 'a'" in two["message"]
 
 
 def test_several_models_each_with_its_own(data: Suite, run_everywhere: Callable[..., Run]) -> None:
