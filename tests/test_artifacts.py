@@ -190,6 +190,21 @@ def test_a_model_in_fp16_is_compared_with_its_fp32_twin(tmp_path: Path, cache: C
         lowering.lower(model, "int8", cache, calibration=[x])
 
 
+def test_what_overflows_in_the_output_of_a_model_in_fp16_does_not_in_its_twin(cache: Cache) -> None:
+    half = TensorProto.FLOAT16
+    proto = onnx_models.model(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        {"x": (half, [4])},
+        {"y": (half, [4])},
+        {"w": np.array([100, -100, 1, 1], np.float16)},
+    )
+    model = open_model(proto, (), cache)
+    x = {"x": np.array([1000, 1000, -np.inf, 7], np.float16)}
+    np.testing.assert_array_equal(Reference(model, cache)(x)["y"], np.array([65504, -65504, -np.inf, 7], np.float16))
+    found = emulation(model, lowering.lower(model, "fp16", cache), "fp16", cache)(x)["y"]
+    np.testing.assert_array_equal(found, np.array([np.inf, -np.inf, -np.inf, 7], np.float16))
+
+
 def test_a_weight_that_overflows_is_noted(tmp_path: Path, cache: Cache) -> None:
     proto = onnx_models.elementwise(
         [helper.make_node("Mul", ["x", "huge"], ["y"], name="mul")], 2, {"huge": np.array([7e4, 1], np.float32)}

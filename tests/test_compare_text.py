@@ -20,6 +20,7 @@ from pytest_trtcheck.compare import (
     worst_case,
 )
 from pytest_trtcheck.compare.explanation import WIDTH
+from pytest_trtcheck.report.text import folded
 from pytest_trtcheck.spec import Tolerance
 
 if TYPE_CHECKING:
@@ -193,6 +194,14 @@ def test_integers_speak_of_thresholds() -> None:
     assert "Tolerance(mismatches=" in text
     words = np.array(["a", "b"], object)
     assert "[0]: expected 'a', got 'b'" in failure(words[::-1], words)[0]
+
+
+def test_a_long_first_line_is_one_line_again_in_any_terminal() -> None:
+    text, _ = failure(FEATURES, np.zeros_like(FEATURES))
+    assert "\n    " in text.partition("other metrics")[0]
+    whole = folded(text, 400).split("\n")[0]
+    assert whole.startswith("output 'x'")
+    assert whole.endswith("the reference is all zero, so this is max|actual|, as for abs")
 
 
 def test_shape_and_dtype_are_said_first() -> None:

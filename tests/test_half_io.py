@@ -132,6 +132,13 @@ def test_an_input_beyond_fp16_is_noted_and_fails(suite: Suite) -> None:
     assert fine["engine"] is None or fine["compiled_for"] == "A10"
 
 
+def test_what_to_keep_is_searched_in_a_quantized_model_too(suite: Suite) -> None:
+    suite.write(test_io=PROJECT.replace('precision="int8",', 'precision="int8", tol=6.5e-3,'))
+    message = suite.run("--trt-diagnose=60", "-ktest_io").check("test_io")["message"]
+    assert "keep_fp32=[" in message
+    assert "the search for nodes to keep in FP32 ended" not in " ".join(message.split())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8+fp16"])
 def test_tensorrt_rtx_builds_it_so(tmp_path: Path, precision: Precision) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)", exc_type=ImportError)

@@ -752,6 +752,10 @@ def test_the_users_parts() -> None:
     wrong = rounded(reference)
     wrong[:, :4] = 0
     assert judged(wrong, reference, known, tol=some).verdict == "fail"
+    # Parts that overlap cover no more than they do, however large they are together.
+    twice = Tolerance(max=0.01, parts={"x": [(1, 4, 12), (1, 3, 12)]})
+    wrong[:, 3] = reference[:, 3]
+    assert judged(wrong, reference, known, tol=twice).verdict == "fail"
     everywhere = (("*", Tolerance(max=0.01, parts={"x": [(0, 0, 1), (0, 1, 2)]})),)
     assert judged(rounded(reference), reference, known, tol=everywhere).verdict == "pass"
 

@@ -188,3 +188,5 @@ def test_the_words_read_as_they_were_judged() -> None:
     assert "top1 rose from 0.903 to 0.923: a loss of -0.02" in describe("top1", rose, 0.01)
     errors = drop_of_means(*right_or_wrong(9000, 30, 230, 740), lower_is_better=True)
     assert "wer rose from 0.903 to 0.923: a loss of 0.02" in describe("wer", errors, 0.01)
+    near = drop_of_means(np.full(100, 3.7161), np.full(100, 3.71609))
+    assert "mean fell from 3.7161 to 3.71609: a loss of 1e-05" in describe("mean", near, 0.01)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from tests import onnx_models
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -123,6 +125,29 @@ def test_dropped_by_a_function(): ...
     said = "gives 'z' too, which alive.onnx has not: not compared"
     assert any(said in note for note in run.check("test_dropped")["notes"])
     assert any("gives 'more' too" in note for note in run.check("test_dropped_by_a_function")["notes"])
+
+
+def test_labels_and_masks_that_are_one_value_are_noted(suite: Suite) -> None:
+    bounds = {"w": WEIGHTS, "far": np.float32(1000), "near": np.float32(0)}
+    model = onnx_models.model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["product"]),
+            helper.make_node("Greater", ["product", "far"], ["never"]),
+            helper.make_node("Greater", ["product", "near"], ["some"]),
+            helper.make_node("Cast", ["never"], ["count"], to=TensorProto.INT64),
+        ],
+        {"x": (TensorProto.FLOAT, [2, 8])},
+        {"never": (TensorProto.BOOL, [2, 8]), "some": (TensorProto.BOOL, [2, 8]), "count": (TensorProto.INT64, [2, 8])},
+        {name: np.asarray(value) for name, value in bounds.items()},
+    )
+    onnx_models.save(model, suite.path / "masks.onnx")
+    suite.write(test_it='@trt_parity("masks.onnx")\ndef test_it(): ...\n')
+    run = suite.run("--trt-diagnose=0")
+    said = " ".join(run.check("test_it")["notes"])
+    assert run.check("test_it")["verdict"] == "pass"
+    assert "output 'never': every element of its reference is False on these inputs" in said
+    assert "output 'count': every element of its reference is 0 on these inputs" in said
+    assert "output 'some'" not in said
 
 
 def test_of_the_examples_of_hypothesis_one_that_says_something_is_enough(suite: Suite) -> None:

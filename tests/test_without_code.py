@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.model import free_dims
 from pytest_trtcheck.spec import ShapeRange
+from tests import onnx_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,21 @@ def test_sizes_that_the_model_does_not_take_are_not_proposed(suite: Suite) -> No
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), suite.path / "net.onnx"
     )
     assert pasted(suite.run("net.onnx").text) == ["--trt-shapes=x:1x32"]
+
+
+def test_a_batch_that_another_input_fixes_was_not_taken_as_1(suite: Suite) -> None:
+    shapes: dict[str, tuple[int, list[int | str]]] = {name: (TensorProto.FLOAT, ["N", 8]) for name in "ab"}
+    shapes["c"] = (TensorProto.FLOAT, [8])
+    nodes = [helper.make_node("Mul", ["a", "b"], ["ab"]), helper.make_node("Add", ["ab", "c"], ["y"])]
+    model = onnx_models.model(nodes, shapes, {"y": (TensorProto.FLOAT, ["N", 8])})
+    onnx_models.save(model, suite.path / "net.onnx")
+    fixed = suite.run("net.onnx", "--trt-shapes=a:2x8").checks[0]
+    assert (fixed["verdict"], fixed["notes"]) == ("pass", ["inputs were generated (seed 0)"])
+    assert "open batch dimensions were taken as 1" in suite.run("net.onnx").checks[0]["notes"]
+    # As inputs that are given: what broadcasts in ONNX Runtime is no input of a model that says it is one size.
+    two = suite.run("net.onnx", "--trt-shapes=a:2x8,b:1x8").checks[0]
+    assert two["verdict"] == "error"
+    assert "shapes: input 'b': dimension 0 (N) is 1, but 2 in input 'a'" in two["message"]
 
 
 def test_several_models_each_with_its_own(data: Suite, run_everywhere: Callable[..., Run]) -> None:

@@ -96,10 +96,11 @@ def judge(known: Known) -> Outcome:
     record = compare.summarize(outputs, known.request.parity.metric.name)
     unread = getattr(known.reference, "unread", ())
     constant = [
-        f"output {name!r}: every element of its reference is {each.constant:.9g} on these inputs: what leads there was "
-        "hardly exercised"
+        f"output {name!r}: every element of its reference is {_shown(each.constant, each.kind)} on these inputs: what "
+        "leads there was hardly exercised"
         for name, each in measured.items()
-        if each.constant and not each.uncompared
+        # Of floats, zeros are not exercised at all.
+        if each.constant is not None and (each.constant or each.kind != "float") and not each.uncompared
     ]
     notes = (*unread, *constant, *compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
@@ -111,6 +112,10 @@ def judge(known: Known) -> Outcome:
         _refuse_random_reference(known, worst)
     found = _examined(known, outputs, measured)
     return Outcome(record, measured, found, _misplaced(found), notes, worst)
+
+
+def _shown(value: float, kind: str) -> str:
+    return str(bool(value)) if kind == "bool" else f"{value:.9g}"
 
 
 def _seen(known: Known, limits: compare.Limits, outcome: Outcome) -> Outcome:
@@ -203,9 +208,9 @@ def refuse_empty(cases: Sequence[Case]) -> None:
     for index, case in enumerate(cases):
         if case and all(not array.size for array in case.values()):
             listed = ", ".join(f"{name} {list(array.shape)}" for name, array in case.items())
-            which = f"inputs[{index}]" if len(cases) > 1 else "the inputs"
+            which = f"inputs[{index}] holds" if len(cases) > 1 else "the inputs hold"
             raise InputError(
-                f"{which} hold no elements: {listed}",
+                f"{which} no elements: {listed}",
                 "give at least one row: nothing would be compared",
                 code="input-empty",
             )

@@ -147,12 +147,27 @@ def _fitting(division: Division, reference: NDArray[Any], name: str) -> list[Par
                 return _misfit(division, name, f"{part}: axis {axis} has {plural(shape[axis], 'element')}")
             ranges.append((axis % len(shape), low, high))
         parts.append(Part(tuple(ranges), part.natural))
-    covered = sum(view(reference, part).size for part in parts)
-    if parts and covered < reference.size:
+    if parts and not _is_covered(parts, shape):
         if not division.given:
             return []
         parts.append(Part())
     return parts
+
+
+def _is_covered(parts: Sequence[Part], shape: Shape) -> bool:
+    """Whether every element of an output is in one of its parts, which may overlap."""
+    firsts = [{0} for _ in shape]
+    for axis, *bounds in (each for part in parts for each in part.ranges):
+        firsts[axis].update(bound for bound in bounds if bound is not None and bound < shape[axis])
+    # From one bound along an axis to the next, the first index stands for all.
+    axes = [np.sort(list(each)) for each in firsts]
+    found = np.zeros([each.size for each in axes], np.bool_)
+    for part in parts:
+        slices = [slice(None)] * len(shape)
+        for axis, start, stop in part.ranges:
+            slices[axis] = slice(*np.searchsorted(axes[axis], (start, shape[axis] if stop is None else stop)))
+        found[tuple(slices)] = True
+    return bool(found.all())
 
 
 def _misfit(division: Division, name: str, problem: str) -> list[Part]:

@@ -26,6 +26,8 @@ _LABEL = 15
 _IN_FULL = 5
 """Failed outputs told in full; of the others the first line alone."""
 _SHOWN_ELEMENTS = 3
+_HANGING = "    "
+"""Before what goes on: by less a line begins (`report.text.folded`)."""
 
 
 def explain(
@@ -54,7 +56,7 @@ def explain(
         examination = (examinations or {}).get(output.name)
         lines += [*_in_full(measurements[output.name], output, examination, is_diagnosed=is_diagnosed), ""]
     for output in failed[_IN_FULL:]:
-        lines += _wrap(_headline(measurements[output.name], output), "", "  ")
+        lines += _wrap(_headline(measurements[output.name], output), "", _HANGING)
     passed = [output for output in outputs if output.verdict == "pass"]
     if passed:
         lines.append(f"{len(passed)} of {len(outputs)} outputs passed:")
@@ -64,14 +66,14 @@ def explain(
             lines.append(f"  … and {len(passed) - _IN_FULL} more")
     for output in outputs:
         if output.verdict == "not_measured":
-            lines += _wrap(f"not compared: {_headline(measurements[output.name], output)}", "", "  ")
+            lines += _wrap(f"not compared: {_headline(measurements[output.name], output)}", "", _HANGING)
     return "\n".join(lines).rstrip()
 
 
 def _in_full(
     measurement: Measurement, output: OutputRecord, examination: Examination | None, *, is_diagnosed: bool
 ) -> Iterator[str]:
-    yield from _wrap(_headline(measurement, output), "", "  ")
+    yield from _wrap(_headline(measurement, output), "", _HANGING)
     bad = _bad(output)
     for entry in bad[1:]:
         # NaN makes every metric infinite; saying so of each adds nothing.

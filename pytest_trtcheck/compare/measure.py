@@ -145,10 +145,10 @@ def _measure_strings(base: Measurement, pair: Pair) -> Measurement:
 def _measure_numbers(base: Measurement, pair: Pair, limits: Sequence[Limit]) -> Measurement:
     swept = sweep(pair, equality=base.kind != "float")
     division = limits[0].division if limits else Division()
-    uncompared, constant = "", one_value(pair.reference) if base.kind == "float" else None
+    uncompared, constant = "", one_value(pair.reference)
     if base.kind == "float" and not swept.count:
         uncompared = "none of its elements is finite on both sides"
-    elif division.search and constant is not None and is_a_mask(constant):
+    elif base.kind == "float" and division.search and constant is not None and is_a_mask(constant):
         uncompared = f"every finite element of its reference is {constant:.9g}, as where all is masked"
     same, different = swept.nonfinite.same, swept.nonfinite.different
     scores = _scores(swept, base.kind, limits)

@@ -210,7 +210,7 @@ class Measurement:
     uncompared
         Why nothing could be compared: it is empty, or nothing but a mask.
     constant
-        The one value that every finite element of the reference has, of floats.
+        The one value that every finite element of the reference has, as a float.
     """
 
     name: str

@@ -239,7 +239,9 @@ def describe(name: str, drop: Drop, max_drop: float) -> str:
     """The score of both, how far it fell, and the limit, in enough digits that the bounds read as they were judged."""
     bounds = [f"{each:.{distinct_digits(each, max_drop)}g}" for each in (drop.lower, drop.upper)]
     moved = "rose" if drop.value > drop.reference else "fell"
-    became = f"{moved} from {drop.reference:.4g} to {drop.value:.4g}" if drop.drop else f"stayed {drop.value:.4g}"
+    digits = distinct_digits(drop.reference, drop.value, 4, exact=False)
+    scores = [f"{each:.{digits}g}" for each in (drop.reference, drop.value)]
+    became = f"{moved} from {scores[0]} to {scores[1]}" if drop.drop else f"stayed {drop.value:.4g}"
     return (
         f"{name} {became}: a loss of {drop.drop:.3g} ({bounds[0]} to {bounds[1]} with {CONFIDENCE:.0%} confidence, "
         f"{plural(drop.samples, 'sample')}, {drop.changed:,} of which changed), max_drop is {max_drop:g}"

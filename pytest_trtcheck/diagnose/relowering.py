@@ -89,7 +89,9 @@ def lowered_keeping(subject: Subject, nodes: Collection[str]) -> Iterator[Lowere
             key = hash_bytes(json.dumps([subject.lowered.key, kept]).encode())
             details = {name: found for name, found in subject.lowered.details.items() if name != "io"}
             lowered = replace(subject.lowered, path=path, key=key, notes=(), details=details)
-            yield with_half_io(subject.model, lowered, subject.io, Cache(folder)) if subject.io else lowered
+            # Beside the model that was written: a cache of its own.
+            cache = Cache(Path(folder) / "cache")
+            yield with_half_io(subject.model, lowered, subject.io, cache) if subject.io else lowered
         else:
             yield lower(
                 subject.model, subject.precision, Cache(folder), keep_fp32=kept, exclude=subject.exclude, io=subject.io

@@ -252,14 +252,8 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
                 f"its shape is {list(spec.shape)}: give such inputs, or export the model with that dimension open",
                 code="input-shape",
             )
-        if isinstance(dim, str):
-            first, name = symbols.setdefault(dim, (size, spec.name))
-            if first != size:
-                raise InputError(
-                    f"{where}: dimension {axis} ({dim}) is {size}, but {first} in input {name!r}",
-                    "give inputs in which it is one size",
-                    code="input-shape",
-                )
+        if problem := _other_size(symbols, spec, axis, size):
+            raise InputError(f"{where}: {problem}", "give inputs in which it is one size", code="input-shape")
     if array.dtype.kind == "f" or spec.dtype == "bfloat16":
         count = int(np.isnan(array.astype(np.float32, copy=False)).sum())
         if count:
@@ -267,6 +261,13 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
                 f"{where}: NaN in {count:,} of {plural(array.size, 'element')}", "look where these inputs come from"
             )
     return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _other_size(symbols: dict[str, tuple[int, str]], spec: TensorSpec, axis: int, size: int) -> str:
+    """What is wrong where a symbolic dimension has another size in an input before, which `symbols` holds."""
+    dim = spec.shape[axis]
+    first, name = symbols.setdefault(dim, (size, spec.name)) if isinstance(dim, str) else (size, "")
+    return "" if first == size else f"dimension {axis} ({dim}) is {size}, but {first} in input {name!r}"
 
 
 def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -562,11 +563,18 @@ def generate(model: OnnxModel, ranges: Mapping[str, ShapeRange], seed: int) -> l
     Raises
     ------
     InputError
-        They can't be made of an input's type, or they and the outputs whose shape is fixed take more than a quarter of
-        the machine's memory.
+        Inputs that share a dimension have two sizes of it, they can't be made of an input's type, or they and the
+        outputs whose shape is fixed take more than a quarter of the machine's memory.
     """
     spans = [{name: getattr(span, which) for name, span in ranges.items()} for which in ("opt", "min", "max")]
     distinct = [shapes for index, shapes in enumerate(spans) if shapes not in spans[:index]]
+    for shapes in distinct:
+        symbols: dict[str, tuple[int, str]] = {}
+        for spec in model.inputs:
+            for axis, size in enumerate(shapes[spec.name]):
+                if problem := _other_size(symbols, spec, axis, size):
+                    hint = "declare shapes in which it is one size"
+                    raise InputError(f"shapes: input {spec.name!r}: {problem}", hint, code="input-shape")
     _refuse_too_large(model, distinct)
     return [
         {

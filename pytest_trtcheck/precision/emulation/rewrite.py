@@ -13,6 +13,7 @@ what a GPU's own functions (exp, tanh, …) lose.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -49,8 +50,8 @@ _PRODUCT_INPUTS = {
     "RNN": 3,
 }
 """Operators that hold matrix products, and how many of their first inputs are factors of one; None: all."""
-_NAN_OPSET = 9
-"""The opset that has IsNaN and Where."""
+_WHERE_OPSET = 9
+"""The opset that has IsNaN, Sign and Where."""
 _TF32_SPLITTER = np.float32(2**13 + 1)
 
 
@@ -86,7 +87,7 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
                 assert node.graph is not None
                 _round_behind(value, node.graph, kind)
     _float_sources(model)
-    _restore_output_types(model, wanted)
+    _restore_output_types(model, wanted, rounding=rounding)
     return model
 
 
@@ -135,16 +136,35 @@ def _float_sources(model: ir.Model) -> None:
                 value.dtype = FLOAT
 
 
-def _restore_output_types(model: ir.Model, wanted: list[ir.DataType | None]) -> None:
-    """An output that was 16-bit comes out 16-bit: its value is already one that the type holds."""
+def _restore_output_types(model: ir.Model, wanted: list[ir.DataType | None], *, rounding: bool) -> None:
+    """An output that was 16-bit comes out 16-bit; with `rounding`, its value is already one that the type holds."""
     for index, (value, dtype) in enumerate(zip(list(model.graph.outputs), wanted, strict=True)):
         if dtype is None or dtype not in HALF_TYPES or value.dtype == dtype:
             continue
         name = value.name or ""
+        value.name = f"{name}/float"
         cast = rewriting.cast(value, dtype, f"{name}/output")
+        steps = Steps(cast, opset=graphs.opset(model))
         model.graph.append(cast)
-        value.name, cast.outputs[0].name = f"{name}/float", name
+        if not rounding and steps.opset >= _WHERE_OPSET:
+            cast.replace_input_with(0, _within(steps, value, dtype))
+            model.graph.insert_before(cast, steps.nodes)
+        cast.outputs[0].name = name
         model.graph.outputs[index] = cast.outputs[0]
+
+
+def _within(steps: Steps, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """The value; where it is finite and beyond the type's range, the largest number of the type.
+
+    An infinity that the 16-bit model computes there is none of the FP32 model's, which the Cast would make one of.
+    """
+    largest = ml_dtypes.finfo(dtype.numpy()).max  # type: ignore[no-untyped-call]
+    size = steps.add("Abs", value)
+    bound = steps.constant(np.array(largest, np.float32), "largest")
+    is_beyond = steps.add("Greater", size, bound)
+    is_finite = steps.add("Less", size, steps.constant(np.array(np.inf, np.float32), "infinity"))
+    bounded = steps.add("Mul", steps.add("Sign", value), bound)
+    return steps.add("Where", steps.add("And", is_beyond, is_finite, dtype=ir.DataType.BOOL), bounded, value)
 
 
 def emulated_tf32(model: ir.Model) -> ir.Model:
@@ -180,7 +200,7 @@ def _to_tf32(steps: Steps, value: ir.Value, splitter: ir.Value) -> ir.Value:
     """The nearest TF32 number; what is infinite, NaN or beyond 2¹¹⁴ stays what it is."""
     scaled = steps.add("Mul", value, splitter)
     low = steps.add("Sub", scaled, value)
-    if steps.opset < _NAN_OPSET:
+    if steps.opset < _WHERE_OPSET:
         return steps.add("Sub", scaled, low)
     is_lost = steps.add("IsNaN", low)
     return steps.add("Where", is_lost, value, steps.add("Sub", scaled, low))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pytest_trtcheck.errors import ArgumentError, ReportError
+from pytest_trtcheck.record import jsonable
 from pytest_trtcheck.report import diff
 from pytest_trtcheck.report.upgrade import questions
 from pytest_trtcheck.report.upgrade.questions import OUTCOMES, Allowable, Finding, Limits, Outcome
@@ -128,7 +129,8 @@ def _refuse(
     *,
     downgrade: bool,
 ) -> None:
-    if old == new:
+    # As JSON, in which NaN is NaN.
+    if jsonable(old) == jsonable(new):
         raise ReportError(
             "both are the same report",
             "name the report of before the upgrade, then that of after it",
