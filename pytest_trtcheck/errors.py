@@ -86,6 +86,7 @@ Code = Literal[
     "input-shape",
     "input-values",
     "input-empty",
+    "input-endless",
     "input-dimensions",
     "input-batch",
     "input-profile",

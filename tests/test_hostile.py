@@ -22,8 +22,10 @@ from pytest_trtcheck import bundle
 from pytest_trtcheck.cache import Cache, Key, directory, format_bytes, manifest
 from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
-from pytest_trtcheck.errors import ModelError, ReportError, unforeseen, visible
-from pytest_trtcheck.model import graph, memory, npz, onnx_model, onnxruntime
+from pytest_trtcheck.errors import CalibrationError, ModelError, ReportError, unforeseen, visible
+from pytest_trtcheck.model import graph, inputs, memory, npz, onnx_model, onnxruntime
+from pytest_trtcheck.model.onnx_model import TensorSpec
+from pytest_trtcheck.precision.quantization import calibration_data
 from pytest_trtcheck.record.files import read_json
 from pytest_trtcheck.report import json_report
 from pytest_trtcheck.spec import ParitySpec
@@ -642,3 +644,138 @@ def test_code_of_the_users_is_none_of_a_library(monkeypatch: pytest.MonkeyPatch,
     said = unforeseen(raised.value.with_traceback(raised.tb.tb_next), "net.onnx")
     assert (said.code == "user-code-failed") is is_theirs
     assert ("build (backend.py:1) raised it: correct it there" in said.hint) is is_theirs
+
+
+ENUM = """
+import enum
+
+class Word(str, enum.Enum):
+    model = "gemm.onnx"
+    fp16 = "fp16"
+    node = "gemm"
+    x = "x"
+    y = "y"
+    data = "x.npy"
+    recorded = "recorded.npz"
+
+X = np.random.default_rng(0).random((2, 4), np.float32)
+np.save("x.npy", X)
+
+"""
+
+
+def test_a_member_of_an_enum_is_the_text_that_it_equals(suite: Suite) -> None:
+    suite.write(
+        test_it=ENUM
+        + """
+@trt_parity(Word.model, precision=[Word.fp16])
+def test_marker(): return {Word.x: X}
+
+@trt_parity(Word.model, precision="int8", calibration=Word.data, tol=1)
+def test_calibration(): return {Word.x: X}
+
+@trt_parity("gemm.onnx", precision="int8", calibration=[{Word.x: X}], tol={Word.y: 1})
+def test_calibration_by_name(): return X
+
+@trt_parity("gemm.onnx", shapes={Word.x: X.shape})
+def test_shapes(): ...
+
+@trt_parity("gemm.onnx", keep_fp32=[Word.node])
+def test_node(): return X
+
+@trt_parity("gemm.onnx", reference=Word.recorded)
+def test_recorded(): ...
+
+def test_call(trt_check): trt_check(Word.model, {Word.x: X}, precision=Word.fp16)
+
+@pytest.fixture
+def trt_model(): return Word.model
+
+@trt_parity()
+def test_fixture(): return X
+"""
+    )
+    run = suite.run()
+    verdicts = {each["nodeid"].partition("::")[2]: each["verdict"] for each in run.checks}
+    assert len(verdicts) == 8
+    failed = {name for name, verdict in verdicts.items() if verdict != "pass"}
+    assert failed == {"test_node", "test_recorded"}, run.text
+    for text in ("gemm: named in keep_fp32", "recorded.npz: no such file"):
+        assert text in run.said, run.text
+    assert "Word." not in run.said
+
+
+def test_a_text_whose_methods_fail_shows_no_traceback(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+class Word(str):
+    def __str__(self): raise RuntimeError("no text")
+    __repr__ = __str__
+
+@trt_parity("conv.onnx", precision=Word("fp16"), batch=1)
+@trt_latency(precision=Word("fp16"), p50_ms=1)
+def test_word(): ...
+"""
+    )
+    assert suite.run().check("test_word")["parity"]["verdict"] == "pass"
+
+
+def test_inputs_without_end_are_refused(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_MOST_CASES", 50)
+    suite.write(
+        test_it="""
+import itertools
+from collections.abc import Sequence
+
+X = np.ones((1, 3, 16, 16), np.float32)
+
+class Loader:
+    def __iter__(self): return itertools.repeat(X)
+
+class Made(Sequence):
+    def __len__(self): return 3
+    def __getitem__(self, index): return X
+
+@trt_parity("conv.onnx", batch=1)
+def test_loader(): return Loader()
+
+@trt_parity("conv.onnx", batch=1)
+def test_made(): return Made()
+
+@pytest.fixture
+def trt_inputs(): return itertools.repeat(X)
+
+@trt_parity("conv.onnx", batch=1)
+def test_generator(): ...
+"""
+    )
+    run = suite.run()
+    for name in ("test_loader", "test_generator"):
+        assert run.check(name)["code"] == "input-endless"
+    assert "trt_inputs inputs: no end after 50 cases" in run.said
+    assert run.check("test_made")["parity"]["verdict"] == "pass"
+
+
+def test_a_lazy_sequence_is_read_as_far_as_calibration_uses_it() -> None:
+    samples = calibration_data.load(range(10**12), [TensorSpec("x", "float32", (1, 3))])
+    with pytest.raises(CalibrationError):
+        next(iter(samples))
+
+
+def test_a_record_of_fields_is_no_number(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+@trt_parity("conv.onnx", batch=1)
+def test_fields(): return np.ones((1, 3, 16, 16), [("low", "i2"), ("high", "i2")])
+"""
+    )
+    assert suite.run().check("test_fields")["code"] == "input-type"
+
+
+@pytest.mark.parametrize(
+    "argument", ["{!r}", "'conv.onnx', reference={!r}", "'conv.onnx', precision='int8', calibration={!r}"]
+)
+def test_a_name_that_is_too_long_is_said_to_be_so(suite: Suite, argument: str) -> None:
+    for name in ("x" * 300 + ".npz", "x" * 300 + ".onnx"):
+        suite.write(test_it=f"@trt_parity({argument.format(name)}, batch=1)\ndef test_it(): ...\n")
+        assert suite.run().check("test_it")["code"] in {"model-missing", "golden-unreadable", "calibration-files"}

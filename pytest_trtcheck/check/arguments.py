@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS, quantized_part
@@ -204,8 +204,9 @@ def _made(
     except TypeError as error:
         raise ArgumentError(f"{name}: {error}", code="argument-unknown") from None
     try:
-        for key in given.arguments.keys() - _TAKEN_AS_THEY_ARE:
-            given.arguments[key] = _ended(key, given.arguments[key])
+        for key, value in given.arguments.items():
+            is_read = key not in _TAKEN_AS_THEY_ARE
+            given.arguments[key] = _in_plain_words(_ended(key, value) if is_read else value, is_read * _LEVELS)
         return make(*given.args, **given.kwargs)
     except ArgumentError as error:
         raise error.within(name) from None
@@ -216,6 +217,20 @@ def _made(
 
 _TAKEN_AS_THEY_ARE = {"model", "reference", "calibration"}
 _MOST_KEYS = 10_000
+_LEVELS = 2
+"""How deep names lie in an argument: min_speedup={"fp32": {"T4": 2.0}}."""
+
+
+def _in_plain_words(value: object, levels: int) -> object:
+    """The argument with the text itself of what is a text by a class of its own: an enum's member says its own name."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if levels and type(value) in {list, tuple}:
+        items = [_in_plain_words(each, levels - 1) for each in cast("Sequence[object]", value)]
+        return items if type(value) is list else tuple(items)
+    if levels and type(value) is dict:
+        return {_in_plain_words(key, 0): _in_plain_words(each, levels - 1) for key, each in value.items()}
+    return value
 
 
 def _ended(name: str, value: object) -> object:

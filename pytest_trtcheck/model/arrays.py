@@ -28,7 +28,7 @@ MOST_NAMES = 10_000
 
 
 def items_of(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """The items of a user's mapping.
+    """The items of a user's mapping, names as plain texts.
 
     Raises
     ------
@@ -38,7 +38,8 @@ def items_of(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     found = [*islice(values.items(), MOST_NAMES + 1)]
     if len(found) > MOST_NAMES:
         raise InputError(f"{kind_of(values)} of more than {MOST_NAMES:,} names", "give what belongs to the model alone")
-    return found
+    # An enum's member, or a text of numpy's, is the name that it equals.
+    return [(str.__str__(name) if isinstance(name, str) else name, value) for name, value in found]
 
 
 def is_array(value: object) -> bool:

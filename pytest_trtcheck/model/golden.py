@@ -244,8 +244,11 @@ def _found(source: object, folders: Sequence[Path]) -> Path:
     path = expanded(os.fspath(source))  # type: ignore[call-overload]
     tried = [path] if path.is_absolute() else [folder / path for folder in dict.fromkeys(folders)]
     for each in tried:
-        if each.is_file():
-            return each
+        try:
+            if each.is_file():
+                return each
+        except OSError as error:  # a name that is too long, or a folder that may not be looked into
+            raise _unreadable(str(source), error) from error
     raise ModelError(
         f"reference: {source}: no such file, looked for {' and '.join(map(str, tried))}",
         _RECORD.format(path=source),

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import ml_dtypes
@@ -43,11 +44,14 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
             raise InputError(
                 f"{source}: an empty list of inputs", "give at least one mapping or array", code="input-empty"
             )
-        called = value.paths if isinstance(value, FromFiles) else [f"{source}[{index}]" for index in range(len(value))]
-        return [case_from(item, model, name) for name, item in zip(called, value, strict=True)]
+        # One of a user's own class may know no index that is too large.
+        items = enumerate(islice(value, len(value)))
+        called = value.paths if isinstance(value, FromFiles) else None
+        return [case_from(item, model, called[i] if called else f"{source}[{i}]") for i, item in items]
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
-        cases = [case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value)]
+        each = (case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value))
+        cases = list(each) if length_hint(value, -1) >= 0 else _ended(each, source)
         if not cases:
             raise InputError(
                 f"{source}: the {type(value).__name__} is empty", "give at least one batch", code="input-empty"
@@ -58,6 +62,33 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
         f"the model's inputs are {_described(model.inputs)}",
         code="input-type",
     )
+
+
+_MOST_CASES = 100_000
+"""Of what does not tell how many it gives: more than a parity check is waited for."""
+
+
+def _ended(cases: Iterable[Case], source: str) -> list[Case]:
+    """The cases of a loader or generator that may have no end.
+
+    Raises
+    ------
+    InputError
+        It gave more than a check can hold.
+    """
+    found: list[Case] = []
+    size_bytes = 0
+    for case in cases:
+        found.append(case)
+        size_bytes += sum(array.nbytes for array in case.values())
+        said = memory.too_large(size_bytes)
+        if said or len(found) == _MOST_CASES:
+            raise InputError(
+                f"{source}: no end after {plural(len(found), 'case')}" + (f" and {said}" if said else ""),
+                "give as many as are to be compared: itertools.islice(…, 100)",
+                code="input-endless",
+            )
+    return found
 
 
 def is_loader(value: object) -> TypeGuard[Iterable[Any]]:
@@ -220,6 +251,11 @@ def infinities(cases: Sequence[Case], source: str) -> list[str]:
     return notes
 
 
+def _is_untyped(dtype: np.dtype[Any]) -> bool:
+    """Whether it is bytes of no type; a record's fields have types of their own."""
+    return dtype.type is np.void and dtype.names is None
+
+
 def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tuple[int, str]]) -> NDArray[Any]:
     where = f"{source}: input {spec.name!r}"
     if not is_array(value):
@@ -230,7 +266,7 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}", code="input-type")
-    elif array.dtype.type is np.void and array.dtype.itemsize == dtype_of(spec.dtype).itemsize:
+    elif _is_untyped(array.dtype) and array.dtype.itemsize == dtype_of(spec.dtype).itemsize:
         # numpy's files hold the bytes of bfloat16 and FP8, and forget the type.
         array = array.view(dtype_of(spec.dtype))
     elif array.dtype.name != spec.dtype:

@@ -106,6 +106,8 @@ class Opening:
                     raise ModelError(f"{source}: is a pipe or a device, no {what}", code="model-kind")
             except PermissionError as error:
                 raise closed(source, error) from error
+            except OSError as error:  # a name that is too long, for one
+                raise ModelError(f"{source}: no {what}: {error.strerror}", code="model-missing") from error
         raise ModelError(
             f"{source}: no such {what}", f"looked for {' and '.join(map(str, tried))}", code="model-missing"
         )
@@ -118,6 +120,7 @@ class Opening:
         ModelError
             It is no model, or no sound one.
         """
+        source = str.__str__(source) if isinstance(source, str) else source  # of an enum's member, the path itself
         found = find(source)
         if found is None:
             raise ModelError(f"{kind_of(source)} is no model", f"give {titles()}", code="model-kind")

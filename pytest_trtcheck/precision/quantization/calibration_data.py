@@ -194,7 +194,8 @@ def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
     elif model_inputs.shuffles(data) and isinstance(data, Iterable):
         # Read once, or each pass would see others.
         data = [_Batch(each) for each in islice(data, calibration.max_samples)]
-    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):
+    # Another sequence may make its items when they are asked for: of those, no more than are used.
+    if isinstance(data, (list, tuple)):
         return [item for index, each in enumerate(data) for item in _expanded(each, f"calibration[{index}]", base_dirs)]
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray)):
         return _Lazy(data, base_dirs)
@@ -220,10 +221,9 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
         path = folder / wanted
         try:
             is_folder = path.is_dir()
-        except PermissionError as error:
-            raise CalibrationError(
-                f"calibration: {path}: {error.strerror}", "let this account read it", code="calibration-files"
-            ) from error
+        except OSError as error:
+            hint = "let this account read it" if isinstance(error, PermissionError) else ""
+            raise CalibrationError(f"calibration: {path}: {error.strerror}", hint, code="calibration-files") from error
         if is_folder:
             raise CalibrationError(
                 f"calibration: {path} is a folder",
