@@ -1,4 +1,7 @@
-"""Inference regression testing for TensorRT engines, next to the model code."""
+"""Inference regression testing for TensorRT engines, next to the model code.
+
+PYTEST_DONT_REWRITE: a script that imports this and then runs pytest would be warned that it can't be rewritten.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import pytest
 
 from pytest_trtcheck.plugin import options
 from tests import onnx_models
+from tests.conftest import LEFT_OUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -410,6 +411,14 @@ def test_a_suite_without_trt_tests_loads_no_heavy_library(suite: Suite, argument
         },
     )
     assert result.stdout.strip().endswith("loaded: [] 0"), result.stdout + result.stderr
+
+
+def test_a_script_that_imports_the_package_runs_pytest_without_a_warning(suite: Suite) -> None:
+    (suite.path / "test_plain.py").write_text("def test_plain(): ...\n")
+    arguments = ["-W", "error", *(f"-pno:{name}" for name in LEFT_OUT)]
+    code = f"import pytest_trtcheck, pytest\nraise SystemExit(pytest.main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=suite.path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_real_models_from_packages(suite: Suite) -> None:
