@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -100,6 +101,45 @@ def test_an_attribute_of_a_function_stands_in_functions_alone(tmp_path: Path) ->
     (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="node 'gemm': 'alpha' refers to the attribute of a function"):
         onnx_model.load(tmp_path / "model.onnx")
+
+
+def choosing(outside: str, first: str, second: str) -> onnx.ModelProto:
+    """`If` whose branches multiply by a weight of their own, behind a product by one outside of them."""
+
+    def scaled(given: str, weight: str, made: str) -> onnx.NodeProto:
+        return helper.make_node("Mul", [given, weight], [made], f"{made}_mul")
+
+    def weights(*names: str) -> list[onnx.TensorProto]:
+        return [onnx.numpy_helper.from_array(np.full(2, len(name) + 1, np.float32), name) for name in names]
+
+    x, y, t, e = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xyte")
+    c = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    branches = {
+        "then_branch": helper.make_graph([scaled("z", first, "t")], "then", [], [t], weights(first)),
+        "else_branch": helper.make_graph([scaled("z", second, "e")], "else", [], [e], weights(second)),
+    }
+    nodes = [scaled("x", outside, "z"), helper.make_node("If", ["c"], ["y"], "choice", **branches)]
+    net = helper.make_graph(nodes, "g", [x, c], [y], weights(outside))
+    return helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_name_is_of_one_tensor(tmp_path: Path) -> None:
+    """ONNX Runtime takes the last of two weights, or the outer one, and what lowers the model another."""
+    path = tmp_path / "model.onnx"
+    twice, listed = onnx_models.gemm_net(), onnx_models.gemm_net()
+    twice.graph.initializer.append(twice.graph.initializer[0])
+    listed.graph.output.append(listed.graph.output[0])
+    for proto, said in (
+        (twice, f"two weights are called {twice.graph.initializer[0].name!r}"),
+        (listed, f"output {listed.graph.output[0].name!r} is listed twice"),
+        (choosing("w", "v", "w"), "inside node 'choice' (If): a weight is called 'w', as what is outside"),
+        (choosing("w", "z", "v"), "inside node 'choice' (If): a weight is called 'z', as what is outside"),
+    ):
+        onnx.save(proto, path)
+        with pytest.raises(ModelError, match=re.escape(f"not a sound ONNX model:\n  {said}")):
+            onnx_model.load(path)
+    onnx.save(choosing("w", "v", "v"), path)  # Two branches do not see each other.
+    assert onnx_model.load(path).op_types == {"Mul", "If"}
 
 
 def test_functions_that_do_not_fit_are_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -28,7 +29,7 @@ from pytest_trtcheck.errors import (
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.output_parts import output_parts
-from pytest_trtcheck.model.proto import all_graphs, all_nodes, constant, elements
+from pytest_trtcheck.model.proto import all_graphs, all_nodes, bodies, constant, elements
 from pytest_trtcheck.model.randomness import random_nodes
 from pytest_trtcheck.record.files import resolved
 
@@ -338,7 +339,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
             "export them dense",
             code="model-refused",
         )
-    checks = _unknown_types, _bad_names, _stray_references, _unfolded
+    checks = _unknown_types, _bad_names, _shared_names, _stray_references, _unfolded
     if problems := next(filter(None, (list(check(proto)) for check in checks)), None):
         raise ModelError(
             f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
@@ -412,6 +413,31 @@ def _bad_names(proto: onnx.ModelProto) -> Iterator[str]:
             yield f"the name {name[:40]!r} is no UTF-8"
         elif len(name) > _LONGEST_NAME:
             yield f"a name has {len(name):,} characters ({name[:40]!r}…), TensorRT takes {_LONGEST_NAME:,} at the most"
+
+
+def _shared_names(proto: onnx.ModelProto) -> Iterator[str]:
+    """Names of two weights, or of one output twice, where ONNX (docs/IR.md) wants one tensor for each name.
+
+    ONNX Runtime takes one of the two, what lowers the model may take the other, and TensorRT's parser takes neither.
+    Doubled names of what nodes compute ONNX Runtime refuses itself.
+    """
+
+    def repeated(values: Iterable[onnx.TensorProto | onnx.ValueInfoProto]) -> list[str]:
+        return [name for name, count in Counter(value.name for value in values).items() if count > 1]
+
+    def within(graph: onnx.GraphProto, outside: frozenset[str], where: str) -> Iterator[str]:
+        yield from (f"{where}two weights are called {name!r}" for name in repeated(graph.initializer))
+        yield from (f"{where}output {name!r} is listed twice" for name in repeated(graph.output))
+        weights = {tensor.name for tensor in graph.initializer}
+        yield from (f"{where}a weight is called {name!r}, as what is outside" for name in sorted(weights & outside))
+        inner = [(node, body) for node in graph.node for body in bodies(node)]
+        if inner:
+            computed = {name for node in graph.node for name in node.output}
+            seen = outside | weights | computed | {value.name for value in graph.input}
+            for node, body in inner:
+                yield from within(body, seen, f"inside node {node.name or '(nameless)'!r} ({node.op_type}): ")
+
+    yield from within(proto.graph, frozenset(), "")
 
 
 def _stray_references(proto: onnx.ModelProto) -> Iterator[str]:
