@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.cache import HashedFile, hashed, require_same
+from pytest_trtcheck.cache import HashedFile, format_bytes, hashed, require_same
 from pytest_trtcheck.errors import (
     ArgumentError,
     CheckError,
@@ -34,7 +34,7 @@ from pytest_trtcheck.model.randomness import random_nodes
 from pytest_trtcheck.record.files import resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import onnx
 
@@ -502,6 +502,7 @@ def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str,
 
     folder = path.parent
     files: dict[str, Path] = {}
+    read: Counter[str] = Counter()
     problems: list[str] = []
     for tensor in _get_all_tensors(proto):
         if not uses_external_data(tensor):
@@ -541,12 +542,21 @@ def _external_files(proto: onnx.ModelProto, path: Path, label: str) -> dict[str,
                 f"weight {name}: {said!r} is cut off: needs {plural(offset + needed, 'byte')}, has {size:,}"
             )
         files[said] = file
+        read[said] += needed
+    problems += _hardly_used(files, read)
     if problems:
         shown = listed(problems, 10, "\n  ")
         raise ModelError(
             f"{label}: bad weights:\n  {shown}", f"put the model's data files whole into {folder}", code="model-weights"
         )
     return files
+
+
+def _hardly_used(files: Mapping[str, Path], read: Mapping[str, int]) -> Iterator[str]:
+    """Files of weights that hold more beside what is read of them than any model: all of a file is hashed."""
+    for said, file in files.items():
+        if (size := file.stat().st_size) - read[said] > memory.total_bytes():
+            yield f"{said!r} has {format_bytes(size)}, the weights in it {format_bytes(read[said])}"
 
 
 def _resolved(file: Path, folder: Path) -> Path:
