@@ -579,7 +579,7 @@ def test_gone(trt_check, monkeypatch, tmp_path):
 
 def test_no_room_and_no_process_are_said_to_be_that(suite: Suite) -> None:
     suite.write(test_a=NO_ROOM)
-    run = suite.run_apart()
+    run = suite.run_apart(f"--trt-cache-dir={suite.path / 'cache'}")  # Of what another test left there nothing is made.
     (check,) = run.checks
     assert check["code"] == "no-room", run.text
     assert check["message"].startswith("conv.onnx: no temporary file can be made: No such file or directory (")
