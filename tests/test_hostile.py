@@ -568,6 +568,64 @@ def test_an_object_that_raises_while_it_is_read_is_named(suite: Suite) -> None:
     assert run.check("test_after")["verdict"] == "pass"
 
 
+MASKED = """
+from pytest_trtcheck import Case
+
+X = np.linspace(-1, 1, 1536, dtype=np.float32).reshape(2, 3, 16, 16)
+HALF = np.ma.masked_array(X, mask=X > 0)
+MASK = [True, False]
+
+def masked(outputs, case):
+    return np.ma.masked_array(outputs["logits"][:, 0], mask=MASK)
+
+def told(inputs):
+    return {"logits": np.ma.masked_array(np.ones((2, 10), np.float32), mask=np.eye(2, 10) > 0)}
+
+def by_label(outputs, case):
+    return -abs(outputs["logits"][:, 0] - case.labels).filled(0)
+
+@trt_parity("conv.onnx")
+def test_inputs():
+    return {"image": HALF}
+
+@trt_parity("conv.onnx", precision="int8", calibration=[{"image": HALF}])
+def test_calibration():
+    return {"image": X}
+
+@trt_parity("conv.onnx", score=masked, max_drop=1)
+def test_score():
+    return {"image": X}
+
+@trt_parity("conv.onnx", reference=told)
+def test_reference():
+    return {"image": X}
+
+@trt_parity("conv.onnx")
+def test_nothing_is_hidden():
+    return {"image": np.ma.masked_array(X)}
+
+@trt_parity("conv.onnx", score=by_label, max_drop=10)
+def test_labels():  # which only the user's function reads
+    return [Case({"image": X}, np.ma.masked_array([1, 2], mask=MASK))]
+"""
+
+
+def test_a_mask_that_nobody_looks_at_is_refused(suite: Suite) -> None:
+    suite.write(test_a=MASKED)
+    run = suite.run()
+    for name, said in {
+        "inputs": "returned inputs: input 'image': its mask hides 768 elements, and would not be looked at",
+        "calibration": "calibration[0]: input 'image': its mask hides 768 elements, and would not be looked at",
+        "score": "score masked on the reference's outputs of returned inputs[0]: its mask hides 1 element",
+        "reference": "the reference told: output 'logits': its mask hides 2 elements, and would not be looked at",
+    }.items():
+        check = run.check(f"test_{name}")
+        assert check["verdict"] == "error"
+        assert said in check["message"]
+    assert run.check("hidden")["verdict"] == "pass"
+    assert run.check("labels")["verdict"] == "pass"
+
+
 NO_ROOM = """
 import tempfile
 

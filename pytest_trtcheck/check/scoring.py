@@ -133,7 +133,7 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
             ) from error
         raise ComparisonError(said, _WHAT, code="user-code-failed") from error
     if is_array(given):
-        given = as_array(given)
+        given = as_array(given, f"score {name} {where}")
     if isinstance(given, np.ndarray) and given.ndim == 0:
         given = given.reshape(1)
     elif isinstance(given, (int, float)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.errors import InputError, kind_of
+from pytest_trtcheck.errors import InputError, kind_of, plural
 from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
 
@@ -47,8 +47,25 @@ def is_array(value: object) -> bool:
     return isinstance(value, (np.ndarray, np.generic)) or (hasattr(value, "__array__") and hasattr(value, "shape"))
 
 
-def as_array(value: Any) -> NDArray[Any]:
-    """An array, or a tensor as an array, of bfloat16 and FP8 too; a tensor on a GPU is copied from there."""
+def as_array(value: Any, where: str = "") -> NDArray[Any]:
+    """An array, or a tensor as an array, of bfloat16 and FP8 too; a tensor on a GPU is copied from there.
+
+    Parameters
+    ----------
+    where
+        What messages call it, where a mask is refused: nothing here looks at one.
+
+    Raises
+    ------
+    InputError
+        It is, there, an array that hides elements.
+    """
+    if where and isinstance(value, np.ma.MaskedArray) and (hidden := int(np.ma.getmaskarray(value).sum())):
+        raise InputError(
+            f"{where}: its mask hides {plural(hidden, 'element')}, and would not be looked at",
+            "fill them, array.filled(0), or leave them out, array.compressed()",
+            code="input-values",
+        )
     torch: Any = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return np.asarray(value)
@@ -76,7 +93,7 @@ def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
             'give each input by its name: {"input": array}',
             code="input-names",
         )
-    return {name: as_array(value) for name, value in items_of(values)}
+    return {name: as_array(value, f"input {name!r}") for name, value in items_of(values)}
 
 
 def files_behind(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Path]:

@@ -156,7 +156,7 @@ def by_name(item: object, names: Sequence[str]) -> dict[str, NDArray[Any]]:
             f"expected a mapping from input name to array, or an array, got {kind_of(item)}", code="input-type"
         )
     pairs = items_of(item) if isinstance(item, Mapping) else zip(names, item, strict=False)
-    return {str(name): as_array(array) for name, array in pairs if is_array(array)}
+    return {str(name): as_array(array, f"input {str(name)!r}") for name, array in pairs if is_array(array)}
 
 
 def first_case(value: object, model: OnnxModel, source: str) -> Case:
@@ -262,7 +262,7 @@ def _checked(value: object, spec: TensorSpec, source: str, symbols: dict[str, tu
         raise InputError(
             f"{where}: expected a numpy array, got {kind_of(value)}", "np.asarray(…) makes one", code="input-type"
         )
-    array = as_array(value)
+    array = as_array(value, where)
     if spec.dtype == "str":
         if array.dtype.kind not in "OUS":
             raise InputError(f"{where}: expected strings, got {array.dtype}", code="input-type")

@@ -290,7 +290,7 @@ class CallableReference:
         try:
             # Copies: what the callable does to its inputs must not reach the engine.
             outputs = dict(self._function({name: np.array(array) for name, array in case.items()}))
-            arrays = {name: as_array(value) for name, value in outputs.items()}
+            arrays = {name: as_array(value, f"{self.title}: output {name!r}") for name, value in outputs.items()}
         except CheckError:
             raise
         except Exception as error:

@@ -322,7 +322,7 @@ def _array(value: object, where: str) -> NDArray[Any]:
         raise CalibrationError(
             f"{where}: expected an array, got {kind_of(value)}", "np.asarray(…) makes one", code="calibration-fit"
         )
-    array = as_array(value)
+    array = as_array(value, where)
     if array.dtype.kind == "O":
         raise CalibrationError(
             f"{where}: holds Python objects, not numbers", "are its rows of different lengths?", code="calibration-fit"
