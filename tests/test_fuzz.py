@@ -111,20 +111,20 @@ def test_an_attribute_of_a_function_stands_in_functions_alone(tmp_path: Path) ->
         onnx_model.load(tmp_path / "model.onnx")
 
 
-def choosing(outside: str, first: str, second: str) -> onnx.ModelProto:
+def choosing(outside: str, first: str, second: str, value: float = 3) -> onnx.ModelProto:
     """`If` whose branches multiply by a weight of their own, behind a product by one outside of them."""
 
     def scaled(given: str, weight: str, made: str) -> onnx.NodeProto:
         return helper.make_node("Mul", [given, weight], [made], f"{made}_mul")
 
-    def weights(*names: str) -> list[onnx.TensorProto]:
-        return [onnx.numpy_helper.from_array(np.full(2, len(name) + 1, np.float32), name) for name in names]
+    def weights(name: str, value: float = 2) -> list[onnx.TensorProto]:
+        return [onnx.numpy_helper.from_array(np.full(2, value, np.float32), name)]
 
     x, y, t, e = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xyte")
     c = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
     branches = {
         "then_branch": helper.make_graph([scaled("z", first, "t")], "then", [], [t], weights(first)),
-        "else_branch": helper.make_graph([scaled("z", second, "e")], "else", [], [e], weights(second)),
+        "else_branch": helper.make_graph([scaled("z", second, "e")], "else", [], [e], weights(second, value)),
     }
     nodes = [scaled("x", outside, "z"), helper.make_node("If", ["c"], ["y"], "choice", **branches)]
     net = helper.make_graph(nodes, "g", [x, c], [y], weights(outside))
@@ -140,14 +140,19 @@ def test_a_name_is_of_one_tensor(tmp_path: Path) -> None:
     for proto, said in (
         (twice, f"two weights are called {twice.graph.initializer[0].name!r}"),
         (listed, f"output {listed.graph.output[0].name!r} is listed twice"),
-        (choosing("w", "v", "w"), "inside node 'choice' (If): a weight is called 'w', as what is outside"),
-        (choosing("w", "z", "v"), "inside node 'choice' (If): a weight is called 'z', as what is outside"),
+        (choosing("w", "v", "w"), "inside node 'choice' (If): a weight is called 'w', as another tensor outside"),
+        (choosing("w", "z", "v"), "inside node 'choice' (If): a weight is called 'z', as another tensor outside"),
     ):
         onnx.save(proto, path)
         with pytest.raises(ModelError, match=re.escape(f"not a sound ONNX model:\n  {said}")):
             onnx_model.load(path)
-    onnx.save(choosing("w", "v", "v"), path)  # Two branches do not see each other.
-    assert onnx_model.load(path).op_types == {"Mul", "If"}
+    # Two branches do not see each other, and a copy of what is outside is the same to everybody.
+    for sound in (choosing("w", "v", "v"), choosing("w", "v", "w", value=2)):
+        onnx.save(sound, path)
+        assert onnx_model.load(path).op_types == {"Mul", "If"}
+        asked = Request("t", str(path), (), ParitySpec(), inputs={"x": np.ones(2, np.float32), "c": np.array(False)})
+        settings = Checker(cache=Cache(tmp_path / "cache"), backend="onnxruntime")
+        assert settings.check(asked).verdict == "pass"
 
 
 def test_functions_that_do_not_fit_are_told(tmp_path: Path) -> None:

@@ -425,19 +425,20 @@ def _shared_names(proto: onnx.ModelProto) -> Iterator[str]:
     def repeated(values: Iterable[onnx.TensorProto | onnx.ValueInfoProto]) -> list[str]:
         return [name for name, count in Counter(value.name for value in values).items() if count > 1]
 
-    def within(graph: onnx.GraphProto, outside: frozenset[str], where: str) -> Iterator[str]:
+    def within(graph: onnx.GraphProto, outside: Mapping[str, onnx.TensorProto | None], where: str) -> Iterator[str]:
         yield from (f"{where}two weights are called {name!r}" for name in repeated(graph.initializer))
         yield from (f"{where}output {name!r} is listed twice" for name in repeated(graph.output))
-        weights = {tensor.name for tensor in graph.initializer}
-        yield from (f"{where}a weight is called {name!r}, as what is outside" for name in sorted(weights & outside))
+        for tensor in graph.initializer:
+            if outside.get(tensor.name, tensor) != tensor:  # a copy of the one outside is the same to everybody
+                yield f"{where}a weight is called {tensor.name!r}, as another tensor outside"
         inner = [(node, body) for node in graph.node for body in bodies(node)]
         if inner:
-            computed = {name for node in graph.node for name in node.output}
-            seen = outside | weights | computed | {value.name for value in graph.input}
+            computed = (*(value.name for value in graph.input), *(name for node in graph.node for name in node.output))
+            seen = {**outside, **dict.fromkeys(computed), **{tensor.name: tensor for tensor in graph.initializer}}
             for node, body in inner:
                 yield from within(body, seen, f"inside node {node.name or '(nameless)'!r} ({node.op_type}): ")
 
-    yield from within(proto.graph, frozenset(), "")
+    yield from within(proto.graph, {}, "")
 
 
 def _stray_references(proto: onnx.ModelProto) -> Iterator[str]:
