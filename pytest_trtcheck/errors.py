@@ -14,7 +14,7 @@ import functools
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -540,6 +540,14 @@ def plural(count: int, noun: str, several: str = "") -> str:
     ('1 check', '3,000 checks', '2 axes')
     """
     return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
+
+
+def own_text(value: Any) -> Any:
+    """The text itself, of what is a text by a class of its own; anything else as it is.
+
+    A member of an enum of texts, or a text of numpy's, is called by the text that it equals.
+    """
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def kind_of(value: object) -> str:

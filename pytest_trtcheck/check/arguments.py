@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS, quantized_part
-from pytest_trtcheck.errors import ArgumentError, given_as, suggestion, unforeseen
+from pytest_trtcheck.errors import ArgumentError, given_as, own_text, suggestion, unforeseen
 from pytest_trtcheck.metrics import METRICS, Metric, named
 from pytest_trtcheck.model import sources
 from pytest_trtcheck.spec import (
@@ -206,7 +206,7 @@ def _made(
     try:
         for key, value in given.arguments.items():
             is_read = key not in _TAKEN_AS_THEY_ARE
-            given.arguments[key] = _in_plain_words(_ended(key, value) if is_read else value, is_read * _LEVELS)
+            given.arguments[key] = _own_texts(_ended(key, value), _LEVELS) if is_read else own_text(value)
         return make(*given.args, **given.kwargs)
     except ArgumentError as error:
         raise error.within(name) from None
@@ -221,16 +221,14 @@ _LEVELS = 2
 """How deep names lie in an argument: min_speedup={"fp32": {"T4": 2.0}}."""
 
 
-def _in_plain_words(value: object, levels: int) -> object:
-    """The argument with the text itself of what is a text by a class of its own: an enum's member says its own name."""
-    if isinstance(value, str):
-        return str.__str__(value)
+def _own_texts(value: object, levels: int) -> object:
+    """The argument with the texts themselves, wherever names lie in it."""
     if levels and type(value) in {list, tuple}:
-        items = [_in_plain_words(each, levels - 1) for each in cast("Sequence[object]", value)]
+        items = [_own_texts(each, levels - 1) for each in cast("Sequence[object]", value)]
         return items if type(value) is list else tuple(items)
     if levels and type(value) is dict:
-        return {_in_plain_words(key, 0): _in_plain_words(each, levels - 1) for key, each in value.items()}
-    return value
+        return {own_text(key): _own_texts(each, levels - 1) for key, each in value.items()}
+    return own_text(value)
 
 
 def _ended(name: str, value: object) -> object:

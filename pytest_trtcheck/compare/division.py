@@ -24,6 +24,7 @@ from pytest_trtcheck.spec import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import EllipsisType
 
     from numpy.typing import NDArray
 
@@ -103,9 +104,10 @@ def measure_parts(swept: Swept, division: Division, name: str) -> tuple[PartMeas
 
 def view(array: NDArray[Any], part: Part) -> NDArray[Any]:
     """The part of an output; nothing is copied."""
-    slices: list[slice] = [slice(None)] * array.ndim
+    slices: list[slice | EllipsisType] = [slice(None)] * array.ndim
     for axis, start, stop in part.ranges:
         slices[axis] = slice(start, stop)
+    slices.append(...)  # else one element of a scalar would be a copy
     return array[tuple(slices)]
 
 
@@ -156,17 +158,9 @@ def _fitting(division: Division, reference: NDArray[Any], name: str) -> list[Par
 
 def _is_covered(parts: Sequence[Part], shape: Shape) -> bool:
     """Whether every element of an output is in one of its parts, which may overlap."""
-    firsts = [{0} for _ in shape]
-    for axis, *bounds in (each for part in parts for each in part.ranges):
-        firsts[axis].update(bound for bound in bounds if bound is not None and bound < shape[axis])
-    # From one bound along an axis to the next, the first index stands for all.
-    axes = [np.sort(list(each)) for each in firsts]
-    found = np.zeros([each.size for each in axes], np.bool_)
+    found = np.zeros(shape, np.bool_)
     for part in parts:
-        slices = [slice(None)] * len(shape)
-        for axis, start, stop in part.ranges:
-            slices[axis] = slice(*np.searchsorted(axes[axis], (start, shape[axis] if stop is None else stop)))
-        found[tuple(slices)] = True
+        view(found, part)[...] = True
     return bool(found.all())
 
 

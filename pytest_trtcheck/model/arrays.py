@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_trtcheck.errors import InputError, kind_of, plural
+from pytest_trtcheck.errors import InputError, kind_of, own_text, plural
 from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
 
@@ -38,8 +38,7 @@ def items_of(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     found = [*islice(values.items(), MOST_NAMES + 1)]
     if len(found) > MOST_NAMES:
         raise InputError(f"{kind_of(values)} of more than {MOST_NAMES:,} names", "give what belongs to the model alone")
-    # An enum's member, or a text of numpy's, is the name that it equals.
-    return [(str.__str__(name) if isinstance(name, str) else name, value) for name, value in found]
+    return [(own_text(name), value) for name, value in found]
 
 
 def is_array(value: object) -> bool:

@@ -501,6 +501,14 @@ def check_declared(declared: Mapping[str, ShapeRange], case: Case, source: str) 
         )
 
 
+def leaves_batch_open(model: OnnxModel, shapes: Mapping[str, Shape | ShapeRange]) -> bool:
+    """Whether a first dimension is open and fixed by nothing in `shapes`."""
+    declared = declared_ranges(model, shapes)
+    fixed = _symbols(model, None, declared)
+    firsts = [dim for spec in model.inputs if spec.name not in declared for dim in spec.shape[:1]]
+    return any(not isinstance(dim, int) and dim not in fixed for dim in firsts)
+
+
 def _symbols(model: OnnxModel, batch: int | None, declared: Mapping[str, ShapeRange]) -> dict[str, tuple[int, ...]]:
     """The least, best and largest size of each symbolic dimension that an input fixes."""
     symbols: dict[str, tuple[int, ...]] = {}

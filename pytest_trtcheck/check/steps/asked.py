@@ -281,11 +281,7 @@ def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequ
 
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch, answer=answer)
     notes = [f"inputs were generated (seed {spec.seed})"]
-    # What one input fixes of a symbolic dimension is fixed in the others too.
-    fixed = {size for each in model.inputs if each.name in spec.shapes for size in each.shape}
-    firsts = {size for each in model.inputs if each.name not in spec.shapes for size in each.shape[:1]}
-    is_open = any(size is None or (isinstance(size, str) and size not in fixed) for size in firsts)
-    if request.default_batch is not None and batch is None and is_open:
+    if request.default_batch is not None and batch is None and model_inputs.leaves_batch_open(model, spec.shapes):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), labels, notes
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, kind_of
+from pytest_trtcheck.errors import ArgumentError, CheckError, ModelError, closed, kind_of, own_text
 from pytest_trtcheck.model.sources import in_memory, keras_model, made, onnx_file, other_file, pytorch, saved_model
 from pytest_trtcheck.record.files import expanded
 
@@ -120,7 +120,7 @@ class Opening:
         ModelError
             It is no model, or no sound one.
         """
-        source = str.__str__(source) if isinstance(source, str) else source  # of an enum's member, the path itself
+        source = own_text(source)
         found = find(source)
         if found is None:
             raise ModelError(f"{kind_of(source)} is no model", f"give {titles()}", code="model-kind")
