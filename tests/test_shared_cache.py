@@ -201,7 +201,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "shorter": (lambda place: os.truncate(the_file(place), 10), "engine.plan is not what its listing says"),
     "larger": (lambda place: os.truncate(the_file(place), 10**6), "a file is larger than its listing says"),
     "missing": (lambda place: the_file(place).unlink(), "files of it are missing"),
-    "empty listing": (lambda place: os.truncate(next(place.rglob("listing")), 0), "its listing is none"),
+    "empty listing": (lambda place: os.truncate(next(place.rglob("listing")), 0), "instead of its listing"),
     "huge listing": (lambda place: os.truncate(next(place.rglob("listing")), 10**9), "larger than its listing says"),
     "listing": (lambda place: flip(next(place.rglob("listing"))), "not signed with the key"),
 }

@@ -202,7 +202,7 @@ class Listing:
         head, _, text = data.partition(b"\n")
         name, _, signature = head.rpartition(b" ")
         if name != _FIRST_LINE:
-            raise _UnusableError("is damaged: its listing is none")
+            raise _UnusableError("is damaged: instead of its listing there is something else")
         if secret is not None and not hmac.compare_digest(signature, sign(secret, _FIRST_LINE, text).encode()):
             raise _UnusableError("is not signed with the key of --trt-cache-key")
         try:
