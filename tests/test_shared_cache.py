@@ -122,6 +122,14 @@ def test_what_one_machine_proved_another_reads(tmp_path: Path, place: Path) -> N
     assert Cache(tmp_path / "b", secret=SECRET).get(KEY) is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"shared-\xff")
+    place.mkdir(mode=0o700)
+    assert Machine(tmp_path / "a", str(place)).run().origin == "miss"
+    assert Machine(tmp_path / "b", str(place)).run(never).origin == "remote"
+
+
 def test_what_did_not_prove_itself_is_not_written(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(tmp_path / "a", str(place))
     machine.run(is_proved=False)
@@ -647,3 +655,6 @@ def test_no_bucket_is_told(tmp_path: Path, s3: FaultyProxy) -> None:
     machine = Machine(tmp_path / "a", "s3://nothing-of-ours")
     assert machine.run().origin == "miss"
     assert "not written: " in machine.troubles
+    misnamed = Machine(tmp_path / "b", "s3://no bucket")
+    assert misnamed.run().origin == "miss"
+    assert 'Parameter validation failed: Invalid bucket name "no bucket"' in misnamed.troubles

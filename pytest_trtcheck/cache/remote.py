@@ -564,7 +564,8 @@ class Remote:
 
     def _words(self, error: Exception) -> str:
         # Without the entry's own address, so that what went wrong several times is told once.
-        text = re.sub(rf"/{_LAYOUT}/[^\s'\"]+", "/…", first_line(str(error)))[:300] or repr(error)
+        said = re.sub(r":\s*\n\s*", ": ", str(error))  # "Parameter validation failed:", and what is wrong below
+        text = re.sub(rf"/{_LAYOUT}/[^\s'\"]+", "/…", first_line(said))[:300] or repr(error)
         return f"{type(error).__name__}: {text}"
 
 

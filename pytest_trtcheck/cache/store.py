@@ -451,7 +451,8 @@ class Cache:
     def _mark(self, directory: Path) -> Path:
         """The file that says that the shared cache has an entry."""
         assert self.remote is not None
-        return directory / f"shared-{hashlib.sha256(self.remote.address.shown.encode()).hexdigest()[:8]}"
+        place = self.remote.address.shown.encode("utf-8", "surrogatepass")  # a folder's name need not be text
+        return directory / f"shared-{hashlib.sha256(place).hexdigest()[:8]}"
 
     def entries(self) -> list[StoredEntry]:
         """Everything that is stored, by kind, subject and last use; damaged entries are said to be damaged.
