@@ -306,6 +306,19 @@ def test_addresses_are_shown_without_what_is_secret() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("FILE:///mnt/cache", "/mnt/cache"),
+        ("file://localhost/mnt/cache", "/mnt/cache"),
+        ("file://localhosts/cache", "/here/localhosts/cache"),
+        ("S3://Bucket/Folder", "s3://Bucket/Folder"),
+    ],
+)
+def test_schemes_are_known_however_they_are_written(url: str, base: str) -> None:
+    assert Path(Address.parse(url, Path("/here")).base).as_posix() == Path(base).as_posix()
+
+
+@pytest.mark.parametrize(
     ("url", "words"),
     [
         ("simplecache::s3://bucket", "several URLs in one"),

@@ -55,6 +55,7 @@ _LISTING = "listing"
 _FIRST_LINE = b"pytest-trtcheck cache entry"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_FILE = re.compile(r"^file://(localhost(?=/))?")
 _READ_ONLY = frozenset({"http", "https"})
 _NEEDS = {
     "s3": ("s3fs", 'pip install "pytest-trtcheck[s3]"'),
@@ -113,7 +114,10 @@ class Address:
         MissingDependencyError
             What reads it is not installed.
         """
-        scheme = found[1].lower() if (found := _SCHEME.match(text)) else "file"
+        scheme = "file"
+        if found := _SCHEME.match(text):
+            scheme = found[1].lower()
+            text = f"{scheme}{text[len(scheme) :]}"
         if "::" in text:
             raise ArgumentError(
                 "--trt-cache: several URLs in one are not taken",
@@ -129,7 +133,7 @@ class Address:
         if module is not None and find_spec(module) is None:
             raise MissingDependencyError(f"--trt-cache={scheme}:// needs {module}, which is not installed", install)
         if scheme == "file":
-            return cls(str(folder / Path(text.removeprefix("file://")).expanduser()), scheme)
+            return cls(str(folder / Path(_FILE.sub("", text)).expanduser()), scheme)
         if scheme not in _NEEDS:
             from fsspec.registry import known_implementations, registry
 
