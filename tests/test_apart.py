@@ -30,6 +30,9 @@ def serve(request: dict[str, Any]) -> Any:
         ctypes.string_at(0)
     if do == "hang":
         time.sleep(600)
+    if do == "sleep":
+        time.sleep(request["s"])
+        return None
     if do == "raise":
         raise ValueError("of the function's")
     return len(bytearray(request["bytes"]))
@@ -61,6 +64,31 @@ def test_what_takes_too_long_is_stopped() -> None:
         it.ask({"do": "hang"}, 0.5)
     assert info.value.timed_out
     assert time.monotonic() - began < 60
+
+
+STOPPED = f"""
+from {__name__} import process
+with process() as it:
+    it.ask({{"do": "sleep", "s": 0}}, 60)
+    print(it._child.pid, flush=True)
+    it.ask({{"do": "sleep", "s": 1.5}}, 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows stops no process")
+def test_no_time_passes_while_all_is_stopped() -> None:
+    root = str(Path(__file__).parents[1])
+    parent = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, cwd=root)
+    assert parent.stdout is not None
+    both = int(parent.stdout.readline()), parent.pid  # as where a container is paused
+    time.sleep(0.3)
+    for each in both:
+        os.kill(each, signal.SIGSTOP)
+    time.sleep(5)
+    for each in both:
+        os.kill(each, signal.SIGCONT)
+    parent.communicate()
+    assert parent.returncode == 0
 
 
 @LINUX

@@ -49,6 +49,23 @@ def test_what_can_not_be_done_is_an_error_before_the_first_test(
     assert not (suite.path / "ran").exists()
 
 
+FOLDERS = ["--trt-bundle", "--trt-export", "--trt-baseline", "--trt-cache-dir"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are privileged on Windows")
+@pytest.mark.parametrize("option", ["--trt-report", *FOLDERS])
+def test_a_path_that_the_system_refuses_is_told_with_its_option(suite: Suite, option: str) -> None:
+    suite.write(test_plain=RAN)
+    (suite.path / "circle").symlink_to("circle")
+    (suite.path / "nowhere").symlink_to("missing")
+    paths = ["circle/x", "n" * 300, *["nowhere", "/dev/null"] * (option in FOLDERS)]
+    for path in paths:
+        run = suite.run(f"{option}={path}", *["--trt-update-baseline"] * (option == "--trt-baseline"))
+        assert run.result.ret == pytest.ExitCode.USAGE_ERROR, path
+        assert f"ERROR: {option}" in run.text
+    assert not (suite.path / "ran").exists()
+
+
 WITHOUT = """
 import importlib.abc, importlib.util, sys
 

@@ -15,7 +15,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
@@ -403,6 +403,23 @@ def test_a_damaged_entry_is_made_again(
     assert reason in again.miss_reason
     assert (cache.get_or_make(key(), never).path / "engine.plan").read_bytes() == CONTENT
     assert not unfinished(tmp_path)
+
+
+def test_what_is_replaced_is_deleted_once_the_other_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Cache(tmp_path, secret=b"1" * 16).get_or_make(key(), writes())
+    was_there: list[bool] = []
+    remove = shutil.rmtree
+
+    def removing(path: Path, **more: Any) -> None:
+        was_there.append(entry.path.is_dir())
+        remove(path, **more)
+
+    monkeypatch.setattr("pytest_trtcheck.record.held.shutil.rmtree", removing)
+    again = Cache(tmp_path, secret=b"2" * 16).get_or_make(key(), writes())
+    assert again.origin == "miss"
+    assert again.miss_reason == "the cached entry was not used: manifest is not signed with the key of --trt-cache-key"
+    assert was_there
+    assert all(was_there)
 
 
 def test_no_flipped_or_lost_byte_is_ever_served(tmp_path: Path) -> None:

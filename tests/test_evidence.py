@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import tokenize
 from collections import Counter
 from pathlib import Path
@@ -400,12 +401,21 @@ def test_a_signed_report_is_verified(proved: Suite, monkeypatch: pytest.MonkeyPa
     json_report.save(proved.path / "gpu.json", run, SECRET.encode())
     monkeypatch.setenv("EVIDENCE", SECRET)
     (proved.path / "secret").write_text(SECRET + "\n")
-    for key in ("EVIDENCE", "secret"):
+    for encoding in ("utf-16", "utf-8-sig"):  # as PowerShell writes it
+        (proved.path / encoding).write_text(f"{SECRET}\r\n", encoding)
+    for key in ("EVIDENCE", "secret", "utf-16", "utf-8-sig"):
         assert proved.run(*OPTIONS, f"--trt-evidence-key={key}").checks[0]["proof"]["signed"] is True
     edited(proved, lambda _, check: check["parity"].update(worst=0.0))
     assert "gpu.json is not what was signed" in proved.run(*OPTIONS, "--trt-evidence-key=secret").text
     edited(proved, lambda run, _: run.pop("signature"))
     assert "gpu.json is not signed" in proved.run(*OPTIONS, "--trt-evidence-key=secret").text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no variables that are no text")
+def test_a_secret_need_not_be_text(proved: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIDENCE", os.fsdecode(b"\xff\xfe" + b"\xd8" * 21))
+    proved.run("--trt-evidence-key=EVIDENCE")
+    assert json_report.read(proved.path / "report.json", b"\xff\xfe" + b"\xd8" * 21)
 
 
 def test_a_run_signs_its_report(proved: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pytest_trtcheck.record import (
     BudgetRecord,
     CheckRecord,
+    EngineRecord,
     Evidence,
     JudgedRecord,
     LatencyRecord,
@@ -355,6 +356,14 @@ def test_an_engine_that_was_built_but_not_run_is_said() -> None:
     text = summary([check(compiled_for="sm75", parity=parity(output(1e-4, 1e-2)))])
 
     assert "built for sm75, not run: 1 engine" in text
+
+
+def test_an_engine_that_several_checks_share_is_one() -> None:
+    engines = [EngineRecord(key, cached=True, miss_reason=None, build_s=1.0, bytes=1) for key in "aab"]
+    within = parity(output(1e-4, 1e-2))
+    records = [replace(check(f"t.py::{i}", parity=within), compiled_for="T4", engine=engines[i]) for i in range(3)]
+
+    assert "built for T4, not run: 2 engines" in summary(records)
 
 
 def test_reasons_for_what_was_not_measured_are_grouped() -> None:

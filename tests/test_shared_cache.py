@@ -122,6 +122,14 @@ def test_what_one_machine_proved_another_reads(tmp_path: Path, place: Path) -> N
     assert Cache(tmp_path / "b", secret=SECRET).get(KEY) is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"shared-\xff")
+    place.mkdir(mode=0o700)
+    assert Machine(tmp_path / "a", str(place)).run().origin == "miss"
+    assert Machine(tmp_path / "b", str(place)).run(never).origin == "remote"
+
+
 def test_what_did_not_prove_itself_is_not_written(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(tmp_path / "a", str(place))
     machine.run(is_proved=False)
@@ -201,7 +209,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "shorter": (lambda place: os.truncate(the_file(place), 10), "engine.plan is not what its listing says"),
     "larger": (lambda place: os.truncate(the_file(place), 10**6), "a file is larger than its listing says"),
     "missing": (lambda place: the_file(place).unlink(), "files of it are missing"),
-    "empty listing": (lambda place: os.truncate(next(place.rglob("listing")), 0), "its listing is none"),
+    "empty listing": (lambda place: os.truncate(next(place.rglob("listing")), 0), "instead of its listing"),
     "huge listing": (lambda place: os.truncate(next(place.rglob("listing")), 10**9), "larger than its listing says"),
     "listing": (lambda place: flip(next(place.rglob("listing"))), "not signed with the key"),
 }
@@ -295,6 +303,19 @@ def test_addresses_are_shown_without_what_is_secret() -> None:
     for secret in ("ann:", "sword", "abc123", "456789"):
         assert secret not in address.without_secrets(said)
         assert secret not in repr(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("FILE:///mnt/cache", "/mnt/cache"),
+        ("file://localhost/mnt/cache", "/mnt/cache"),
+        ("file://localhosts/cache", "/here/localhosts/cache"),
+        ("S3://Bucket/Folder", "s3://Bucket/Folder"),
+    ],
+)
+def test_schemes_are_known_however_they_are_written(url: str, base: str) -> None:
+    assert Path(Address.parse(url, Path("/here")).base).as_posix() == Path(base).as_posix()
 
 
 @pytest.mark.parametrize(
@@ -647,3 +668,6 @@ def test_no_bucket_is_told(tmp_path: Path, s3: FaultyProxy) -> None:
     machine = Machine(tmp_path / "a", "s3://nothing-of-ours")
     assert machine.run().origin == "miss"
     assert "not written: " in machine.troubles
+    misnamed = Machine(tmp_path / "b", "s3://no bucket")
+    assert misnamed.run().origin == "miss"
+    assert 'Parameter validation failed: Invalid bucket name "no bucket"' in misnamed.troubles

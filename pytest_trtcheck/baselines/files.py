@@ -172,10 +172,9 @@ def opened(directory: str | os.PathLike[str], *, must_exist: bool = True) -> Bas
     root = Path(directory)
     try:
         is_wrong = not root.is_dir() and (must_exist or root.exists())
-    except PermissionError as error:
-        raise ReportError(
-            f"--trt-baseline={directory}: {error.strerror}", "let this account read it", code="baseline-file"
-        ) from error
+    except OSError as error:
+        hint = "let this account read it" if isinstance(error, PermissionError) else "name another directory"
+        raise ReportError(f"--trt-baseline={directory}: {error.strerror}", hint, code="baseline-file") from error
     if is_wrong:
         raise ReportError(
             f"--trt-baseline={directory}: there is no such directory",

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -267,6 +268,8 @@ def exposed(*places: Path) -> str | None:
             status = place.stat()
         except OSError:
             continue
+        if not stat.S_ISDIR(status.st_mode):
+            return None  # no folder to write into, which is told where it is used
         if status.st_uid not in {os.geteuid(), 0}:
             return f"{place} belongs to another account (uid {status.st_uid})"
         others = 0o007 if _is_own_group(status.st_gid) else 0o077

@@ -55,6 +55,7 @@ _LISTING = "listing"
 _FIRST_LINE = b"pytest-trtcheck cache entry"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_FILE = re.compile(r"^file://(localhost(?=/))?")
 _READ_ONLY = frozenset({"http", "https"})
 _NEEDS = {
     "s3": ("s3fs", 'pip install "pytest-trtcheck[s3]"'),
@@ -113,7 +114,10 @@ class Address:
         MissingDependencyError
             What reads it is not installed.
         """
-        scheme = found[1].lower() if (found := _SCHEME.match(text)) else "file"
+        scheme = "file"
+        if found := _SCHEME.match(text):
+            scheme = found[1].lower()
+            text = f"{scheme}{text[len(scheme) :]}"
         if "::" in text:
             raise ArgumentError(
                 "--trt-cache: several URLs in one are not taken",
@@ -129,7 +133,7 @@ class Address:
         if module is not None and find_spec(module) is None:
             raise MissingDependencyError(f"--trt-cache={scheme}:// needs {module}, which is not installed", install)
         if scheme == "file":
-            return cls(str(folder / Path(text.removeprefix("file://")).expanduser()), scheme)
+            return cls(str(folder / Path(_FILE.sub("", text)).expanduser()), scheme)
         if scheme not in _NEEDS:
             from fsspec.registry import known_implementations, registry
 
@@ -202,7 +206,7 @@ class Listing:
         head, _, text = data.partition(b"\n")
         name, _, signature = head.rpartition(b" ")
         if name != _FIRST_LINE:
-            raise _UnusableError("is damaged: its listing is none")
+            raise _UnusableError("is damaged: instead of its listing there is something else")
         if secret is not None and not hmac.compare_digest(signature, sign(secret, _FIRST_LINE, text).encode()):
             raise _UnusableError("is not signed with the key of --trt-cache-key")
         try:
@@ -564,7 +568,8 @@ class Remote:
 
     def _words(self, error: Exception) -> str:
         # Without the entry's own address, so that what went wrong several times is told once.
-        text = re.sub(rf"/{_LAYOUT}/[^\s'\"]+", "/…", first_line(str(error)))[:300] or repr(error)
+        said = re.sub(r":\s*\n\s*", ": ", str(error))  # "Parameter validation failed:", and what is wrong below
+        text = re.sub(rf"/{_LAYOUT}/[^\s'\"]+", "/…", first_line(said))[:300] or repr(error)
         return f"{type(error).__name__}: {text}"
 
 

@@ -451,7 +451,8 @@ class Cache:
     def _mark(self, directory: Path) -> Path:
         """The file that says that the shared cache has an entry."""
         assert self.remote is not None
-        return directory / f"shared-{hashlib.sha256(self.remote.address.shown.encode()).hexdigest()[:8]}"
+        place = self.remote.address.shown.encode("utf-8", "surrogatepass")  # a folder's name need not be text
+        return directory / f"shared-{hashlib.sha256(place).hexdigest()[:8]}"
 
     def entries(self) -> list[StoredEntry]:
         """Everything that is stored, by kind, subject and last use; damaged entries are said to be damaged.
@@ -600,9 +601,9 @@ class Cache:
         directory = self._directory(key)
         files = describe_files(made / FILES, hashed=self._secret is not None)
         write_manifest(made, Manifest(key, created, make_s, files), self._secret)
-        self._discard(directory)  # the damaged one, if any
         directory.parent.mkdir(parents=True, exist_ok=True)
-        made.rename(directory)
+        with self._discarded(directory):  # the damaged one, if any, or one that another secret signed
+            made.rename(directory)
         self._use(directory)
         self._dir.remember(key.kind, key.subject, key.digest)
         made_bytes = sum(found.size for found in files.values())
@@ -625,14 +626,18 @@ class Cache:
         *_, nearest = min(same, key=lambda row: row[:2])
         return describe_change(nearest.parts, key.parts)
 
-    def _discard(self, directory: Path) -> None:
-        """Take an entry out of reach in one step, then delete it."""
+    @contextmanager
+    def _discarded(self, directory: Path) -> Iterator[None]:
+        """Take an entry out of reach in one step, and delete it at the end, when another is there: it may be in use."""
         self._used.discard(directory)
         self._verified.pop(directory, None)
         if not os.path.lexists(directory):
+            yield
             return
-        with self._dir.working("removing an entry") as trash, suppress(FileNotFoundError):
-            directory.rename(trash / "entry")
+        with self._dir.working("removing an entry") as trash:
+            with suppress(FileNotFoundError):
+                directory.rename(trash / "entry")
+            yield
 
     def _evict(self, directory: Path) -> bool:
         """Take an entry out of reach, unless another process uses it, and then delete it; whether it is gone."""

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import weakref
 from tempfile import TemporaryFile
@@ -32,6 +33,8 @@ _ANSWER = b"\x1e"
 _WINDOWS_ERROR = 0xC0000000
 """From here on, an exit status on Windows is the exception that ended the process (NTSTATUS, severity "error")."""
 _LETTING_GO_S = 5.0
+_TICK_S = 1.0
+"""A wait that takes longer, in seconds, counts as this: all was stopped meanwhile (Ctrl-Z, a paused container)."""
 
 # Without the working folder in its path (Python's -P, which 3.10 lacks), the child finds its standard library first,
 # whatever lies there; the paths that only this process has, from conftest files or a source tree, come behind.
@@ -142,27 +145,29 @@ class Process:
         """
         if not self.close.alive:
             raise self._found_ended or EndedError(f"{self._title} was ended before it was asked")
-        over = threading.Event()
+        over, done = threading.Event(), threading.Event()
 
-        def stop() -> None:
+        def watch(left: float) -> None:
+            while left > 0:
+                began = time.monotonic()
+                if done.wait(min(left, _TICK_S)):
+                    return
+                left -= min(time.monotonic() - began, _TICK_S)
             over.set()
             _kill(self._child)
 
-        timer = None if timeout_s is None else threading.Timer(timeout_s, stop)
         try:
             with contextlib.suppress(ValueError, OSError):
                 self._output.seek(0)
                 self._output.truncate()
-            if timer is not None:
-                timer.daemon = True
-                timer.start()
+            if timeout_s is not None:
+                threading.Thread(target=watch, args=(timeout_s,), daemon=True).start()
             answer = self._answer(request, blobs)
         except BaseException:  # whoever interrupts this leaves an answer behind that fits no later request
             self.close()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            done.set()
         if answer is not None and not over.is_set():
             return answer
         self._found_ended = self._ended(timeout_s if over.is_set() else None)

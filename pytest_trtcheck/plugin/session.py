@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import itertools
 import os
@@ -538,6 +539,14 @@ class Session:
         )
 
 
+def _plain(secret: bytes) -> bytes:
+    """A secret as other machines have it, in a variable or a file: PowerShell writes UTF-16 with a mark before it."""
+    if secret.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with suppress(UnicodeDecodeError):
+            secret = secret.decode("utf-16").encode()
+    return secret.removeprefix(codecs.BOM_UTF8).strip()
+
+
 def _secret(config: pytest.Config, option: str) -> bytes | None:
     """What an option names: the content of a file, else the value of an environment variable.
 
@@ -551,7 +560,7 @@ def _secret(config: pytest.Config, option: str) -> bytes | None:
         return None
     given, path = f"{settings.flag(option)}={named}", settings.path(config, named)
     try:
-        key = path.read_bytes().strip() if path.is_file() else os.environ.get(named, "").strip().encode()
+        key = _plain(path.read_bytes() if path.is_file() else os.fsencode(os.environ.get(named, "")))
     except OSError as error:
         raise ArgumentError(f"{given}: cannot be read: {error.strerror}", code="option-value") from error
     if len(key) < _SHORTEST_KEY:

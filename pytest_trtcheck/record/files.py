@@ -150,13 +150,29 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
             return
         raise _no_answer(f"{option}: cannot write {path}")
     try:
-        path.exists()
-    except PermissionError as error:  # a folder on the way may not even be looked into
-        if is_optional:
+        place = _place(path, option, is_folder=is_folder)
+    except OSError as error:  # a folder on the way may not even be looked into, or the name is none
+        if is_optional and isinstance(error, PermissionError):
             return
         raise ReportError(
             f"{option}: cannot write {path}: {error.strerror}", "name another place", code="report-unwritable"
         ) from error
+    if not is_optional and not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise ReportError(
+            f"{option}: cannot write {path}: no permission to write to {place}",
+            "name another place",
+            code="report-unwritable",
+        )
+
+
+def _place(path: Path, option: str, *, is_folder: bool) -> Path:
+    """What is written to where `path` is: what is there, or else the folder that it will be made in."""
+    if is_folder and path.is_symlink() and not path.exists():
+        raise ReportError(
+            f"{option}: {path} is a link that leads nowhere",
+            "make the folder that it leads to, or name another",
+            code="report-unwritable",
+        )
     if path.exists() and path.is_dir() != is_folder:
         raise ReportError(
             f"{option}: {path} is {'a directory' if path.is_dir() else 'no directory'}",
@@ -164,23 +180,15 @@ def check_writable(path: Path, option: str, *, is_folder: bool = False, is_optio
             code="report-unwritable",
         )
     if path.exists() and (is_folder or not path.is_file()):
-        place = path
-    else:
-        place = resolved(path).parent
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            raise ReportError(
-                f"{option}: cannot write {path}: {place} is no directory",
-                "name another place",
-                code="report-unwritable",
-            )
-    if not is_optional and not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        return path
+    place = resolved(path).parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
         raise ReportError(
-            f"{option}: cannot write {path}: no permission to write to {place}",
-            "name another place",
-            code="report-unwritable",
+            f"{option}: cannot write {path}: {place} is no directory", "name another place", code="report-unwritable"
         )
+    return place
 
 
 def write_text(path: str | os.PathLike[str], text: str, what: str = "the report") -> None:

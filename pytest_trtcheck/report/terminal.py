@@ -325,7 +325,13 @@ def _remarks(records: Sequence[CheckRecord], most_notes: int | None) -> list[tup
                 yellow,
             )
         )
-    compiled = Counter(one_line(record.compiled_for) for record in records if record.compiled_for)
+    # Checks may share an engine.
+    built = {
+        (one_line(record.compiled_for), record.engine.key if record.engine else str(number)): None
+        for number, record in enumerate(records)
+        if record.compiled_for
+    }
+    compiled = Counter(target for target, _ in built)
     remarks += [
         (f"built for {target}, not run: {plural(count, 'engine')}", yellow) for target, count in compiled.items()
     ]
