@@ -493,6 +493,30 @@ def test_labels_are_what_they_were_before_the_next_were_written_over_them(
     assert [(each.classes[0].max(), each.classes[1][0].max()) for each in labels] == [(0, 0), (1, 1), (2, 2)]
 
 
+def test_a_score_may_change_what_it_is_given(task: Suite) -> None:
+    task.write(
+        test_task=f"""{HEAD}
+def in_place(outputs, case):
+    outputs["logits"] -= outputs["logits"].max(axis=1, keepdims=True)
+    case.inputs["x"][:] = 0
+    labels = case.labels
+    labels += 1
+    return outputs["logits"].argmax(axis=1) + 1 == labels
+
+@trt_parity("good.onnx", score=in_place, max_drop=0.01, tol=1e-2)
+def test_sound(): return batches()
+
+@trt_parity({BAD.replace("top1", "in_place")}, tol=1e-2)
+def test_flips_4_percent(): return batches(broken=80)
+"""
+    )
+    run = task.run()
+    sound, flips = run.check("test_sound"), run.check("test_flips_4_percent")
+    assert (sound["verdict"], sound["score"]["reference"], sound["score"]["disagreeing"]) == ("pass", 1, 0)
+    assert (flips["verdict"], flips["score"]["reference"], flips["score"]["disagreeing"]) == ("fail", 1, 80)
+    assert flips["parity"]["verdict"] == "fail"
+
+
 def test_items_of_a_score_that_fills_one_array(task: Suite) -> None:
     task.write(
         test_task=f"""{HEAD}

@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.baselines.scores import packed
-from pytest_trtcheck.check.exercised import Mismatch
+from pytest_trtcheck.check.exercised import Mismatch, scored
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, kind_of, name_of, plural
 from pytest_trtcheck.model import labelled
@@ -122,7 +122,7 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     """One item a sample: finite FP64 numbers, or with an aggregate, which has to cope with them, whatever they are."""
     name = name_of(spec.function)
     try:
-        given = spec.function(dict(outputs), case)
+        given = scored(spec.function, outputs, case)
     except CheckError:
         raise
     except Exception as error:
