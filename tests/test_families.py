@@ -18,7 +18,7 @@ from pytest_trtcheck.precision.families import DLA, FAMILIES, RTX, TENSORRT_10, 
 from tests import onnx_models
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -256,6 +256,20 @@ def test_what_breaks_a_rule_is_found_and_its_sound_twin_is_not(name: str, tmp_pa
             assert first.advice
 
 
+def given_back(output: str) -> onnx.ModelProto:
+    nodes = [node("Relu", ["x"], ["y"], name="relu"), node("Identity", ["x"], ["z"], name="it")]
+    kinds: dict[str, tuple[int, Sequence[int | str]]] = {"y": (F, [2]), output: (F, [2])}
+    return onnx_models.model(nodes, {"x": (F, [2])}, kinds)
+
+
+def test_an_input_that_is_an_output_would_get_another_name(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        assert found(given_back("z"), family, tmp_path) == []
+        (finding,) = found(given_back("x"), family, tmp_path)
+        assert str(finding) == "tensor 'x': it is an input and an output, and TensorRT calls the input '__x'"
+        assert "Identity" in finding.advice
+
+
 # The parser of the installed TensorRT-RTX says the same wherever it can see it.
 
 
@@ -276,6 +290,19 @@ def test_table_and_parser_agree(name: str, tmp_path: Path) -> None:
             assert parsed.errors, said
         if parsed.errors:
             assert said, parsed.errors
+
+
+@pytest.mark.usefixtures("rtx")
+def test_the_parser_gives_an_input_that_is_an_output_another_name() -> None:
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder, names = trt.Builder(logger), []
+    for output in ("z", "x"):
+        network = builder.create_network(0)
+        assert trt.OnnxParser(network, logger).parse(given_back(output).SerializeToString())
+        names.append(network.get_input(0).name)
+    assert names == ["x", "__x"]
 
 
 @pytest.mark.usefixtures("rtx")

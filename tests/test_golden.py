@@ -384,7 +384,11 @@ def test_outputs_without_inputs_are_an_error(folder: Path) -> None:
     np.savez("golden.npz", y=expected(folder, 0))
     found = check(folder, inputs={"x": np.load("sample0.npz")["x"]})
     assert found.verdict == "error"
-    assert "no input 'x': nothing ties its outputs to what they were computed from" in str(found.message)
+    assert "it has 'y', no input 'x': nothing ties its outputs to what they were computed from" in str(found.message)
+    np.savez("golden.npz")
+    assert "it has nothing, no input 'x'" in str(check(folder).message)
+    np.savez("golden.npz", x=np.load("sample0.npz")["x"])
+    assert "it has no output 'y'; it has nothing else" in str(check(folder).message)
 
 
 # A quantized model, and other types

@@ -9,6 +9,7 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -279,6 +280,53 @@ def test_weights_that_are_integers_alone_are_said_not_to_be_compared(
     assert with_original.verdict == "fail"
     assert not any(each.startswith(ONLY_INTEGERS) for each in with_original.notes)
     assert not any(each.startswith(ONLY_INTEGERS) for each in check(quantized(**GOOD), tmp_path).notes)
+    # A pair lowers the rest, and keeps them.
+    in_a_pair = check(quantized(**INTEGERS, nodes_to_exclude=["dense"]), tmp_path, precision=("int8+fp16",))
+    assert in_a_pair.verdict == "pass", in_a_pair.message
+    assert any(each.startswith(ONLY_INTEGERS) for each in in_a_pair.notes)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_of_which_the_weights_alone_are_quantized(bits: int, precision: str, tmp_path: Path) -> None:
+    weights, x = onnx_models.weights((64, 32), 1, scale=1), onnx_models.weights((4, 64), 2, scale=1)
+    largest, rows = 2 ** (bits - 1) - 1, 64 // {4: 2, 8: 1}[bits]
+    scales = np.abs(weights.reshape(-1, rows, 32)).max(axis=1) / largest
+    integers = np.round(weights / scales.repeat(rows, axis=0)).astype(np.int8)
+    blocks: dict[str, Any] = {"axis": 0, "block_size": rows} if bits == 4 else {"axis": 1}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scales"], ["floats"], "dequantize", **blocks),
+        helper.make_node("MatMul", ["x", "floats"], ["y"], "product"),
+    ]
+    proto = onnx_models.model(
+        nodes,
+        {"x": (TensorProto.FLOAT, ["batch", 64])},
+        {"y": (TensorProto.FLOAT, ["batch", 32])},
+        {
+            "w": integers.astype(ml_dtypes.int4) if bits == 4 else integers,
+            "scales": scales if bits == 4 else scales[0],
+        },
+        opset=21,
+    )
+    proto.ir_version = 10
+    onnx.save(proto, tmp_path / "weights.onnx")
+
+    def checked(**spec: Any) -> CheckRecord:
+        spec = {"precision": (precision,), **spec}
+        request = Request("t", tmp_path / "weights.onnx", (), ParitySpec(**spec), inputs={"x": x})
+        return Checker(Cache(tmp_path / "cache")).check(request)
+
+    record = checked()
+    assert record.verdict == "pass", record.message
+    assert any(each.startswith(f"{ONLY_INTEGERS} of w") for each in record.notes)
+    computed = x @ (integers * scales.repeat(rows, axis=0))
+    float_model = checked(reference=lambda inputs: {"y": inputs["x"] @ weights})
+    assert record.parity is not None
+    assert float_model.parity is not None
+    assert (record.parity.worst or 1) < {"fp16": 2e-3, "bf16": 1e-2, "tf32": 2e-3}[precision]
+    lost = np.abs(computed - x @ weights).max() / np.abs(x @ weights).max()
+    assert float_model.parity.outputs[0].max == pytest.approx(lost, rel=0.1, abs=1e-2)
+    assert not any(each.startswith(ONLY_INTEGERS) for each in float_model.notes)
 
 
 @pytest.mark.parametrize("name", ["modelopt_int8_fp16", "pt2e_qat"])

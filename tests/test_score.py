@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from collections import OrderedDict, UserDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from onnx import helper
 
 from pytest_trtcheck.check import arguments
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.model import labelled
+from pytest_trtcheck.model import inputs, labelled
 from pytest_trtcheck.model.onnx_model import load
+from pytest_trtcheck.precision.quantization import calibration_data
 from pytest_trtcheck.report import diff
 from pytest_trtcheck.report.json_report import read as load_report
 from pytest_trtcheck.report.upgrade import questions
@@ -25,7 +28,6 @@ from tests.test_evidence import OPTIONS, on_gpu, reason, save
 from tests.test_parity import require_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.conftest import Suite
@@ -217,6 +219,9 @@ def broken_top1(outputs, case):
 @trt_parity("good.onnx", score=broken_top1, max_drop=0.1)
 def test_without_labels_it_fails(): return [{"x": X[:100]}]
 
+@trt_parity("good.onnx", score=lambda outputs, case: outputs["scores"], max_drop=0.1)
+def test_without_labels_it_asks_for_another_output(): return [{"x": X[:100]}]
+
 @trt_parity("good.onnx", score=top1, max_drop=0.1)
 def test_without_inputs(): ...
 
@@ -248,6 +253,7 @@ def test_aggregate(): return batches(200)
         "labels_in_another_order": "an engine that knows nothing would lose no more than max_drop=0.1",
         "words_in_another_order": "an engine that knows nothing would lose no more than max_drop=0.1",
         "without_labels_it_fails": "these inputs have no labels: give Case(inputs, labels)",
+        "without_labels_it_asks_for_another_output": "it takes (outputs, case) and returns an array",
         "without_inputs": "there is nothing to score: neither the test nor trt_inputs gives inputs",
         "no_case": "there is no case",
         "another_batch": "batch=32 is declared, input 'x' holds 100 rows",
@@ -424,6 +430,108 @@ def test_cases_beyond_the_memory_come_back_from_a_file(most: int) -> None:
         assert case["odd"].tolist() == list(range(number))
     assert len(held[1:3]) == 2
     assert [int(case["text"]) for case in held] == [0, 1, 2, 3]
+
+
+class _Refilled(Sequence[Any]):
+    """Three items, each written over the one before: what `make` makes of the array that they share."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.buffer = np.empty((2, 11), np.float32)
+        self.item = make(self.buffer)
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        self.buffer[:] = index
+        return self.item
+
+
+class _Loader:
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
+class _Labels(NamedTuple):
+    classes: Any
+
+
+KINDS: list[Callable[[Any], Any]] = [_Loader, iter, lambda items: items]
+MAKES: list[Callable[[Any], Any]] = [
+    lambda x: x,
+    lambda x: {"x": x},
+    lambda x: OrderedDict(x=x),
+    lambda x: UserDict(x=x),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["loader", "generator", "sequence"])
+@pytest.mark.parametrize("make", MAKES, ids=["array", "mapping", "ordered", "user"])
+def test_an_item_is_what_it_was_before_the_next_was_written_over_it(
+    kind: Callable[[Any], Any], make: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    write_models(tmp_path)
+    model = load(tmp_path / "good.onnx")
+    assert [sample["x"].max() for sample in calibration_data.load(kind(_Refilled(make)), model.inputs)] == [0, 1, 2]
+    if kind is not iter:
+        assert [case["x"].max() for case in inputs.cases_from(kind(_Refilled(make)), model, "inputs")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["loader", "generator", "sequence"])
+def test_labels_are_what_they_were_before_the_next_were_written_over_them(
+    kind: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    write_models(tmp_path)
+    given = kind(_Refilled(lambda x: Case({"x": x}, _Labels([x, (x,)]))))
+    cases, labels = labelled.held(given, load(tmp_path / "good.onnx"), "inputs")
+    assert [case["x"].max() for case in cases] == [0, 1, 2]
+    assert [(each.classes[0].max(), each.classes[1][0].max()) for each in labels] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_score_may_change_what_it_is_given(task: Suite) -> None:
+    task.write(
+        test_task=f"""{HEAD}
+def in_place(outputs, case):
+    outputs["logits"] -= outputs["logits"].max(axis=1, keepdims=True)
+    case.inputs["x"][:] = 0
+    labels = case.labels
+    labels += 1
+    return outputs["logits"].argmax(axis=1) + 1 == labels
+
+@trt_parity("good.onnx", score=in_place, max_drop=0.01, tol=1e-2)
+def test_sound(): return batches()
+
+@trt_parity({BAD.replace("top1", "in_place")}, tol=1e-2)
+def test_flips_4_percent(): return batches(broken=80)
+"""
+    )
+    run = task.run()
+    sound, flips = run.check("test_sound"), run.check("test_flips_4_percent")
+    assert (sound["verdict"], sound["score"]["reference"], sound["score"]["disagreeing"]) == ("pass", 1, 0)
+    assert (flips["verdict"], flips["score"]["reference"], flips["score"]["disagreeing"]) == ("fail", 1, 80)
+    assert flips["parity"]["verdict"] == "fail"
+
+
+def test_items_of_a_score_that_fills_one_array(task: Suite) -> None:
+    task.write(
+        test_task=f"""{HEAD}
+FOUND = np.zeros((100, 1))
+
+def filled(outputs, case):
+    FOUND[:, 0] = top1(outputs, case)
+    return list(FOUND)
+
+@trt_parity({BAD.replace("top1", "filled")}, aggregate=lambda items: sum(each[0] for each in items) / len(items))
+def test_flips_4_percent(): return batches(broken=80)
+"""
+    )
+    (record,) = task.run().checks
+    assert (record["verdict"], record["score"]["reference"]) == ("fail", 1)
 
 
 def test_strings_are_held_in_memory() -> None:

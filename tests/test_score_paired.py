@@ -190,3 +190,18 @@ def test_the_words_read_as_they_were_judged() -> None:
     assert "wer rose from 0.903 to 0.923: a loss of 0.02" in describe("wer", errors, 0.01)
     near = drop_of_means(np.full(100, 3.7161), np.full(100, 3.71609))
     assert "mean fell from 3.7161 to 3.71609: a loss of 1e-05" in describe("mean", near, 0.01)
+
+
+def test_an_aggregate_may_sort_in_place() -> None:
+    rng = np.random.default_rng(0)
+    reference, actual = rng.random(200), rng.random(200)
+
+    def sorting(items: Any) -> float:
+        items.sort()
+        return float(np.mean(items[:100]))
+
+    def sound(items: Any) -> float:
+        return float(np.mean(np.sort(items)[:100]))
+
+    expected = drop_of_aggregate(reference, actual, sound)
+    assert drop_of_aggregate(reference, actual, sorting) == expected

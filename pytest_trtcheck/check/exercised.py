@@ -17,7 +17,7 @@ import numpy as np
 from pytest_trtcheck import compare
 from pytest_trtcheck.compare.paired import drop_of_means, same
 from pytest_trtcheck.errors import InputError
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, owned
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def is_blind(limit: compare.Limit, name: str, references: Iterable[NDArray[Any]]
     return True
 
 
+def scored(score: Scored, outputs: Mapping[str, NDArray[Any]], case: Case) -> Any:
+    """What a score gives. It may change what it is given: outputs, inputs and labels are looked at again."""
+    given, inputs = ({name: np.array(each) for name, each in arrays.items()} for arrays in (outputs, case.inputs))
+    return score(given, Case(inputs, owned(case.labels)))
+
+
 class Mismatch:
     """The items of the reference's outputs beside its own labels, and beside those of others."""
 
@@ -81,7 +87,7 @@ class Mismatch:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    given = score(lost, case)
+                    given = scored(score, lost, case)
                 others = np.atleast_1d(as_array(given)) if is_array(given) or np.isscalar(given) else given
                 self._sees = self._sees or not same(list(others), list(items[0]))
             except Exception:
@@ -97,7 +103,7 @@ class Mismatch:
             return
         labels, differ = found
         try:
-            others = score(dict(outputs), Case(case.inputs, labels))
+            others = scored(score, outputs, Case(case.inputs, labels))
         except Exception:
             # Labels of another sample need not fit; that says nothing of these.
             self._is_over = True

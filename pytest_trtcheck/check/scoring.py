@@ -9,11 +9,11 @@ import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.baselines.scores import packed
-from pytest_trtcheck.check.exercised import Mismatch
+from pytest_trtcheck.check.exercised import Mismatch, scored
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, kind_of, name_of, plural
 from pytest_trtcheck.model import labelled
-from pytest_trtcheck.model.arrays import as_array, is_array
+from pytest_trtcheck.model.arrays import as_array, is_array, owned
 from pytest_trtcheck.record import SampleRecord, ScoreRecord
 from pytest_trtcheck.spec import Case
 
@@ -122,12 +122,12 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     """One item a sample: finite FP64 numbers, or with an aggregate, which has to cope with them, whatever they are."""
     name = name_of(spec.function)
     try:
-        given = spec.function(dict(outputs), case)
+        given = scored(spec.function, outputs, case)
     except CheckError:
         raise
     except Exception as error:
         said = f"score {name} failed {where}: {type(error).__name__}: {error}"
-        if case.labels is None:
+        if case.labels is None and "NoneType" in str(error):
             raise InputError(
                 said, "these inputs have no labels: give Case(inputs, labels)", code="user-code-failed"
             ) from error
@@ -141,8 +141,8 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     if not isinstance(given, (np.ndarray, list, tuple)):
         raise ComparisonError(f"score {name} gave {kind_of(given)} {where}", _WHAT, code="user-code-result")
     if spec.aggregate is not None:
-        # A copy: a view would keep all of the outputs.
-        return np.array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else list(given)
+        # A copy: a view would keep all of the outputs, and the next call may write to the same arrays.
+        return np.array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else owned(list(given))
     try:
         items = np.array(given, np.float64)
     except (TypeError, ValueError):

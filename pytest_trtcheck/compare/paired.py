@@ -205,8 +205,9 @@ def _probed(count: int, changed: Sequence[int], rng: np.random.Generator) -> lis
 
 
 def _taken(items: Items, indices: NDArray[np.intp] | None) -> Items:
+    # A copy each time: an aggregate that sorts in place would tear the pairs apart.
     if isinstance(items, np.ndarray):
-        return items if indices is None else items[indices]
+        return items.copy() if indices is None else items[indices]
     return list(items) if indices is None else [items[index] for index in indices.tolist()]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from collections import UserDict
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ import numpy as np
 from pytest_trtcheck.errors import InputError, kind_of, own_text, plural
 from pytest_trtcheck.model.npz import mapped
 from pytest_trtcheck.record import typed
+from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,6 +80,26 @@ def as_array(value: Any, where: str = "") -> NDArray[Any]:
 
     bits = tensor.contiguous().view(torch.int16 if name.startswith("bfloat") else torch.uint8)
     return np.asarray(bits.numpy().view(getattr(ml_dtypes, name)))
+
+
+def owned(value: Any) -> Any:
+    """What a loader or a generator gave, with arrays of its own, in mappings, lists and tuples too: the next item may
+    be written where this one was. What is mapped from a file stays there, and what holds no array is handed on.
+    """
+    torch: Any = sys.modules.get("torch")
+    if isinstance(value, np.ndarray):
+        return value if any(files_behind({"": value})) else value.copy()
+    if torch is not None and isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, (dict, UserDict)):
+        found = copy.copy(value)
+        found.update({name: owned(each) for name, each in value.items()})
+        return found
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(map(owned, value))
+    if type(value) in (list, tuple):
+        return type(value)(map(owned, value))
+    return replace(value, inputs=owned(value.inputs), labels=owned(value.labels)) if isinstance(value, Case) else value
 
 
 def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

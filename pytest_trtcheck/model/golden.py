@@ -277,8 +277,8 @@ def _plain(path: Path, label: str, model: OnnxModel, sha256: str) -> Golden:
     names = [spec.name for spec in model.inputs]
     if missing := [name for name in names if name not in arrays]:
         raise ModelError(
-            f"reference: {label}: it has {listed(map(repr, arrays), 10)}, no input {', '.join(map(repr, missing))}: "
-            "nothing ties its outputs to what they were computed from",
+            f"reference: {label}: it has {listed(map(repr, arrays), 10) or 'nothing'}, no input "
+            f"{', '.join(map(repr, missing))}: nothing ties its outputs to what they were computed from",
             "put the inputs beside the outputs, np.savez(path, **inputs, **outputs), by the model's names; or "
             + _RECORD.format(path=label),
             code="golden-unreadable",

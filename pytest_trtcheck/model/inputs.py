@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pytest_trtcheck.errors import InputError, kind_of, listed, plural
 from pytest_trtcheck.model import free_dims, memory
-from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of
+from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of, owned
 from pytest_trtcheck.model.input_files import FromFiles
 from pytest_trtcheck.spec import Case as Labelled
 from pytest_trtcheck.spec import Shape, ShapeRange
@@ -47,16 +47,18 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
         # One of a user's own class may know no index that is too large.
         items = enumerate(islice(value, len(value)))
         called = value.paths if isinstance(value, FromFiles) else None
-        return [case_from(item, model, called[i] if called else f"{source}[{i}]") for i, item in items]
+        cases = (case_from(item, model, called[i] if called else f"{source}[{i}]") for i, item in items)
+        # One that makes its items when they are asked for may fill one array again and again.
+        return list(cases) if isinstance(value, (list, tuple)) else list(map(owned, cases))
     if is_loader(value):
         names = [spec.name for spec in model.inputs]
-        each = (case_from(from_loader(item, names), model, f"{source}[{i}]") for i, item in enumerate(value))
-        cases = list(each) if length_hint(value, -1) >= 0 else _ended(each, source)
-        if not cases:
+        each = (owned(case_from(from_loader(item, names), model, f"{source}[{i}]")) for i, item in enumerate(value))
+        batches = list(each) if length_hint(value, -1) >= 0 else _ended(each, source)
+        if not batches:
             raise InputError(
                 f"{source}: the {type(value).__name__} is empty", "give at least one batch", code="input-empty"
             )
-        return cases
+        return batches
     raise InputError(
         f"{source}: expected a mapping from input name to array, an array, or a list of them, got {kind_of(value)}",
         f"the model's inputs are {_described(model.inputs)}",

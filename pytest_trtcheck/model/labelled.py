@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_trtcheck.errors import InputError
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.arrays import as_array, is_array, items_of
+from pytest_trtcheck.model.arrays import as_array, is_array, items_of, owned
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def held(value: Any, model: OnnxModel, source: str) -> tuple[Sequence[model_inpu
         As `read`.
     """
     labels: list[Any] = []
+    # Another sequence may make its items when they are asked for, as a loader does.
+    is_there = isinstance(value, (Case, Mapping, list, tuple)) or is_array(value)
 
     def cases() -> Iterator[model_inputs.Case]:
         for case, label in read(value, model, source):
-            labels.append(label)
+            labels.append(label if is_there else owned(label))
             yield case
 
-    is_there = isinstance(value, (Case, Mapping, Sequence)) or is_array(value)
     return (list(cases()) if is_there else Held(cases(), MEMORY_BYTES)), labels
 
 

@@ -74,7 +74,7 @@ class Lowered:
 
     @property
     def integers_alone(self) -> tuple[str, ...]:
-        """The weights of which the user's file has no floats, where it was taken as it is."""
+        """The weights of which the user's file has no floats."""
         return tuple(self.details.get(_INTEGERS, ()))
 
     def computed_in(self, precision: str) -> list[arithmetic.Computation] | None:
@@ -140,6 +140,9 @@ def lower(
         model, precision, cache, keep_fp32=keep_fp32, exclude=exclude, calibration=calibration, folders=folders
     )
     _refuse_without_computation(model, precision, lowered, (*keep_fp32, *exclude))
+    if model.has_qdq:
+        integers = _surveyed(model, cache)[_INTEGERS]
+        lowered = replace(lowered, details={**lowered.details, _INTEGERS: integers})
     return lowered if io is None else with_half_io(model, lowered, io, cache)
 
 
@@ -284,8 +287,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...],
     """
     if not (model.has_qdq or model.half_types):
         return None
-    surveyed = _surveyed(model, cache)
-    rows = surveyed[_ARITHMETIC]
+    rows = _surveyed(model, cache)[_ARITHMETIC]
     found = [arithmetic.Computation(*row) for row in rows]
     operators = arithmetic.operators(found)
     reduced = {each.kind for each in found} - {"fp32", "float64"}
@@ -318,8 +320,7 @@ def _as_it_is(model: OnnxModel, precision: Precision, left_out: tuple[str, ...],
         if mine
         else f"none of its operators computes in {precision}, values are rounded to its grid alone"
     )
-    details = {_ARITHMETIC: rows, _INTEGERS: surveyed[_INTEGERS]}
-    return Lowered(model.path, model.sha256, (note,), details, taken_as_it_is=True)
+    return Lowered(model.path, model.sha256, (note,), {_ARITHMETIC: rows}, taken_as_it_is=True)
 
 
 def carried(model: OnnxModel, cache: Cache) -> Precision | None:
@@ -515,13 +516,15 @@ _Made: TypeAlias = "tuple[ir.Model, list[str], dict[str, Any]]"
 
 def _half(model: ir.Model, precision: Precision, keep_fp32: tuple[str, ...]) -> _Made:
     """The model, or what is not quantized of it, in the 16-bit type of `precision`."""
+    from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision import half, survey
 
     kind = half_part(precision)
     assert kind is not None
-    lowered = half.to_half(
-        model, kind, keep_fp32, around_qdq=is_pair(precision) and _type_of_qdq(precision) is not None
-    )
+    # A 16-bit model has Q/DQ nodes where weights lie in fewer bits, in blocks.
+    has_qdq = is_pair(precision) or any(node.op_type == "DequantizeLinear" for node in graph.all_nodes(model.graph))
+    around_qdq = has_qdq and _type_of_qdq(precision) is not None
+    lowered = half.to_half(model, kind, keep_fp32, around_qdq=around_qdq)
     rows = survey.survey(lowered.model)
     found = arithmetic.operators(rows)
     notes = [
@@ -550,7 +553,7 @@ def _half(model: ir.Model, precision: Precision, keep_fp32: tuple[str, ...]) -> 
 
 
 def _type_of_qdq(precision: Precision) -> HalfName | None:
-    """The 16-bit type of a pair's Q/DQ nodes, and of the operators that read them; None: they stay FP32.
+    """The 16-bit type of Q/DQ nodes, and of the operators that read them; None: they stay FP32.
 
     An operator's type is that of its products. FP8's codes reach 448, and the products of many of them soon 65,504:
     TensorRT-RTX 1.5 on an H100 multiplies by the scales behind that, and in FP16 all of ten models came out wrong

@@ -212,7 +212,7 @@ class GoldenReference:
         if problems:
             raise ModelError(
                 f"{self.title} does not fit {self._checked.label}: {', '.join(problems)}; it has "
-                f"{listed(map(repr, outputs), 10)}",
+                f"{listed(map(repr, outputs), 10) or 'nothing else'}",
                 self.golden.again(),
                 code="reference-fit",
             )

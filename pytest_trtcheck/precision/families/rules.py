@@ -488,7 +488,17 @@ def findings(model: ir.Model, family: Family, provided: Collection[str] = ()) ->
             advice = f"{_EXPORT}, or name a plugin: plugins=[…]"
             found.append(Finding(node.name or "", node.op_type, problem, advice, rule="operator that it does not have"))
         found += _by_rules(node, family)
-    return found, list(unknown)
+    return [*found, *_inputs_given_back(model.graph)], list(unknown)
+
+
+def _inputs_given_back(graph: ir.Graph) -> Iterator[Finding]:
+    """The inputs that are outputs, too: an engine has each name once, and every parser calls the input "__x" then."""
+    for value in graph.inputs:
+        if any(value is output for output in graph.outputs):
+            name = value.name or ""
+            problem = f"it is an input and an output, and TensorRT calls the input {'__' + name!r}"
+            advice = "give the output a name of its own: put an Identity before it, or leave it out"
+            yield Finding(name, "", problem, advice, seen_by="nobody", rule="input that is an output")
 
 
 _NOT_KNOWN = "?"

@@ -27,7 +27,7 @@ from pytest_trtcheck.cache import Cache, HashedFile, Key, hash_code, hashed, req
 from pytest_trtcheck.errors import CalibrationError, kind_of, lacked_files, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
-from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of
+from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of, owned
 from pytest_trtcheck.record import typed
 from pytest_trtcheck.record.files import expanded
 from pytest_trtcheck.spec import Calibration
@@ -190,10 +190,10 @@ def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
         return _expanded(data, "calibration data", base_dirs)
     if isinstance(data, Iterator):
         # Calibration goes over its data several times, which a generator allows once.
-        data = list(islice(data, calibration.max_samples))
+        data = list(map(owned, islice(data, calibration.max_samples)))
     elif model_inputs.shuffles(data) and isinstance(data, Iterable):
         # Read once, or each pass would see others.
-        data = [_Batch(each) for each in islice(data, calibration.max_samples)]
+        data = [_Batch(owned(each)) for each in islice(data, calibration.max_samples)]
     # Another sequence may make its items when they are asked for: of those, no more than are used.
     if isinstance(data, (list, tuple)):
         return [item for index, each in enumerate(data) for item in _expanded(each, f"calibration[{index}]", base_dirs)]
