@@ -34,6 +34,7 @@ RAN = 'def test_plain():\n    open("ran", "w").close()\n'
         (("--trt-build-only", "--trt-backend=onnxruntime"), "take another --trt-backend: onnxruntime builds no engine"),
         (("--trt-build-only", "--trt-gpu=A100", "--trt-backend=onnxruntime"), "onnxruntime builds no engine"),
         (("--trt-gpu=ampere",), "name a product"),
+        (("--trt-require-evidence=",), "--trt-require-evidence: names nothing"),
     ],
 )
 def test_what_can_not_be_done_is_an_error_before_the_first_test(

@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -27,6 +29,9 @@ from pytest_trtcheck.record import (
     jsonable,
 )
 from pytest_trtcheck.report.json_report import document, environment, read, save, version
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "report.schema.json"
 
@@ -228,6 +233,36 @@ def test_a_pipe_is_written_to() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert json.loads(done.stdout)["environment"]["python"] == "3.12"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="/dev/stdout is what POSIX systems have")
+def test_what_stdout_is_redirected_to_is_neither_removed_nor_replaced(suite: Suite) -> None:
+    suite.write(test_plain="def test_plain(): ...\n")
+    log = suite.path / "log.txt"
+    command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "--trt-report=/dev/stdout"]
+    with log.open("ab") as stream:
+        subprocess.run(command, stdout=stream, cwd=suite.path, check=True)
+
+    assert '"schema_version": 1' in log.read_text()
+    assert "1 passed" in log.read_text()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="memory that looks like a folder")
+def test_a_report_in_shared_memory_replaces_the_old_one() -> None:
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "report.json"
+        for _ in range(2):
+            save(path, document([], BARE_ENVIRONMENT))
+        assert read(path).checks == ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes with a place in the file system")
+def test_a_pipe_that_nobody_reads_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_trtcheck.record.files.ANSWER_S", 0.2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ReportError, match=r"cannot write the report .*pipe: nobody read from it within 0\.2 s"):
+        save(pipe, document([], BARE_ENVIRONMENT))
 
 
 @pytest.mark.parametrize("name", ["file/report.json", ".", "a" * 300])

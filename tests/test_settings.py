@@ -227,6 +227,12 @@ def test_kinds() -> None:
         ("trt_backend", None, "trt", {}, "ini key trt_backend"),
         ("trt_require_gpu", None, None, {"TRTCHECK_REQUIRE_GPU": "maybe"}, "TRTCHECK_REQUIRE_GPU"),
         ("trt_cache_size", None, "plenty", {}, "ini key trt_cache_size: expected a size"),
+        ("trt_require_evidence", "", "gpu.json", {}, "--trt-require-evidence: names nothing"),
+        ("trt_evidence_key", "", None, {}, "--trt-evidence-key: names nothing"),
+        ("trt_gpu", ",", "A100", {}, r"--trt-gpu: names nothing\n.*undo what an ini file says: -o trt_gpu="),
+        ("trt_precision", " ", None, {}, "--trt-precision: names nothing"),
+        ("trt_inputs", [""], None, {}, "--trt-inputs: names nothing"),
+        ("trt_baseline", None, None, {"TRTCHECK_BASELINE": " "}, "TRTCHECK_BASELINE: names nothing"),
     ],
 )
 def test_bad_values_name_their_source(

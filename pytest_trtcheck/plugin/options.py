@@ -103,11 +103,17 @@ def _converted(option: Option, raw: object, where: str) -> Any:
     parse = _PARSERS.get(option.kind)
     if parse is not None:
         return parse(text, where)
+    if not text.replace(",", " ").strip():
+        # A job that names its evidence or baselines by a variable which is not set would ask for none, and pass.
+        raise _wrong(
+            f"{where}: names nothing",
+            f"is a variable in it not set? To undo what an ini file says: -o {option.name}=",
+        )
     if option.kind == "list":
         return tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     if option.kind == "names":
         names = tuple(dict.fromkeys(text.replace(",", " ").split()))
-        return tuple(_one_of(name, option.choices, where) for name in names) or option.default
+        return tuple(_one_of(name, option.choices, where) for name in names)
     if option.kind == "text":
         return _one_of(text.strip(), option.choices, where) if option.choices else text.strip()
     return tuple(text.splitlines()) if option.kind == "lines" else text

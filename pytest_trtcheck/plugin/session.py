@@ -11,7 +11,6 @@ import shutil
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +22,7 @@ from pytest_trtcheck.plugin import options as settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from pytest_trtcheck.backends.base import Backend, Machine
     from pytest_trtcheck.baselines import Baselines
@@ -291,7 +291,7 @@ class Session:
 
     def remove_earlier_reports(self) -> None:
         """Remove what an earlier run left where this one will report: if it is cut off, that is not what it found."""
-        from pytest_trtcheck.record.files import ANSWER_S, answers, resolved
+        from pytest_trtcheck.record.files import ANSWER_S, answers, is_stream, resolved
 
         for report in settings.reports(self.config):
             if report.option is not None and (given := settings.value(self.config, report.option)):
@@ -299,9 +299,8 @@ class Session:
                 if not answers(path, ANSWER_S):
                     return  # an error in a moment
                 with suppress(OSError):  # so is this
-                    path = resolved(path)
-                    if path.is_file() and Path("/dev") not in path.parents:
-                        path.unlink()
+                    if path.is_file() and not is_stream(path):
+                        resolved(path).unlink()
 
     def _path(self, given: str) -> Path:
         return settings.path(self.config, given)

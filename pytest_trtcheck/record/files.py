@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ from pytest_trtcheck.record.held import replacing
 _MOST_JSON_BYTES = 1 << 30
 _BEGIN_S = 2.0
 """How long a thread may take to begin, on a machine with much to do."""
+_OPEN_ALREADY = tuple(map(Path, ("/dev/stdout", "/dev/stderr", "/dev/fd", "/proc")))
+"""What stands for something that a process has open: replacing it would lose what others still write there."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -46,6 +49,12 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def is_stream(path: Path) -> bool:
+    """Whether what is written goes behind what is there, and nothing is replaced: a pipe, a device, `/dev/stdout`."""
+    named = path.absolute()
+    return any(named.is_relative_to(each) for each in _OPEN_ALREADY) or (path.exists() and not path.is_file())
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
@@ -179,7 +188,7 @@ def _place(path: Path, option: str, *, is_folder: bool) -> Path:
             "name a directory" if is_folder else "name a file in it",
             code="report-unwritable",
         )
-    if path.exists() and (is_folder or not path.is_file()):
+    if is_stream(path) or (path.exists() and is_folder):
         return path
     place = resolved(path).parent
     while not place.exists():
@@ -194,7 +203,7 @@ def _place(path: Path, option: str, *, is_folder: bool) -> Path:
 def write_text(path: str | os.PathLike[str], text: str, what: str = "the report") -> None:
     """Write `text` to `path` at once (a reader finds the old file or the new one), making parent directories.
 
-    `what` names it in a message. What is no regular file, such as a pipe or anything in `/dev`, is written to directly.
+    `what` names it in a message. What is a stream (`is_stream`) is written to directly.
 
     Raises
     ------
@@ -209,9 +218,8 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
             raise ReportError(
                 f"cannot write {what} {path}: it is a directory", "name a file in it", code="report-unwritable"
             )
-        # Replacing what /dev/stdout is redirected to would lose what others still write there.
-        if Path("/dev") in target.absolute().parents or (target.exists() and not target.is_file()):
-            with target.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+        if is_stream(target):
+            with os.fdopen(_opened_stream(target), "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
             return
         # A link stays a link: what it points to is what gets replaced.
@@ -225,3 +233,21 @@ def write_text(path: str | os.PathLike[str], text: str, what: str = "the report"
             room_or(error, "name a file in a directory that can be written to"),
             code="report-unwritable",
         ) from error
+
+
+def _opened_stream(path: Path) -> int:
+    """A descriptor to write to a stream; an OSError where nobody comes to read from a pipe."""
+    until = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                raise OSError(errno.ENXIO, f"nobody read from it within {ANSWER_S:g} s", os.fspath(path)) from None
+            time.sleep(0.05)
+            continue
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(descriptor, True)
+        return descriptor
