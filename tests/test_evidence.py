@@ -140,6 +140,7 @@ def test_another_model_proves_nothing(proved: Suite) -> None:
         (lambda _, check: check.update(precision="bf16"), "it has this test in bf16, not in fp16"),
         (lambda _, check: check.update(nodeid="test_it.py::test_other"), "it holds no check of this test"),
         (lambda run, _: run["environment"]["gpu"].update(name="NVIDIA L4", compute_capability="8.9"), "on NVIDIA L4"),
+        (lambda run, _: run["environment"]["gpu"].update(compute_capability="9"), "H100 80GB HBM3, not on H100"),
         (lambda run, _: run["environment"].update(gpu=None), "it ran on a GPU that it does not name, not on H100"),
     ],
 )
@@ -381,6 +382,21 @@ def test_another_way_to_measure_proves_nothing(proved: Suite) -> None:
     for more in ("transfers=True", "instances=2"):
         write(proved, latency=f"@trt_latency(p50_ms=1.0, {more})\n")
         assert reason(proved.run(*OPTIONS)) == "--trt-require-evidence=gpu.json: other latency settings"
+
+
+def test_a_check_that_refuses_more_is_not_proved_by_one_that_refused_less(proved: Suite) -> None:
+    write(proved, more=", search=3")
+    other = "--trt-require-evidence=gpu.json: other search for the worst input"
+    assert reason(proved.run(*OPTIONS)) == other
+    write(proved)
+    assert reason(proved.run(*OPTIONS, "--trt-search=3")) == other
+    assert reason(proved.run(*OPTIONS, "-o", "trt_bitwise=true")).endswith("other bitwise comparison of runs")
+    save(proved, on_gpu(proved.run("--trt-search=4", "-o", "trt_bitwise=true").report))
+    for less in ((), ("--trt-search=3",)):
+        assert proved.run(*OPTIONS, *less).checks[0]["verdict"] == "pass"
+    assert reason(proved.run(*OPTIONS, "--trt-search=5")) == other
+    write(proved, more=", max_subgraphs=2")
+    assert reason(proved.run(*OPTIONS)).endswith("other max_subgraphs")
 
 
 def test_a_budget_that_was_not_measured_there_proves_none(proved: Suite) -> None:

@@ -66,6 +66,18 @@ def test_ctrl_c_while_results_are_written_leaves_out_one_alone(suite: Suite, mon
     assert run.result.ret == pytest.ExitCode.INTERRUPTED
 
 
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+def test_what_could_not_be_collected_may_hold_checks(suite: Suite, workers: tuple[str, ...]) -> None:
+    suite.write(test_x=HEAD, test_y="import gone\n\n" + LAST)
+    run = suite.run_apart("--continue-on-collection-errors", "--trt-export=out", *workers)
+    (missing,) = run.report["missing"]
+    assert (missing["nodeid"], missing["outcome"], run.report["planned"]) == ("test_y.py", None, 2)
+    assert missing["reason"].startswith("could not be collected: ImportError while importing test module")
+    assert "not in this report: 1 of 2 tests with checks: test_y.py (could not be collected" in run.said
+    assert "--trt-export: nothing was written: test_y.py could not be collected" in run.said
+    assert not (suite.path / "out").exists()
+
+
 def test_dead_worker(suite: Suite) -> None:
     suite.write(test_x=HEAD + "@trt_parity('conv.onnx')\ndef test_dies(): os._exit(3)\n\n" + LAST)
     run = suite.run_apart("-n2")

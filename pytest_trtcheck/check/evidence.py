@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import ParitySpec
 
 _LIMITS = "limits"
+_SEARCH, _BITWISE = "search for the worst input", "bitwise comparison of runs"
+_MORE = frozenset({_SEARCH, _BITWISE})
+"""What may be asked there and not here: it refuses more, and passed."""
 _UNTOLD = "holds what nobody can tell on another machine: "
 
 
@@ -124,7 +128,10 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     differing = [what for what, ours, theirs in compared if ours != theirs]
     # What was compared tells its limits, those that nobody wrote down as well.
     asked_for = [what for what in (*here, *there) if what != _LIMITS or not _tolerances(record)]
+    asked_for = [what for what in asked_for if what in here or what not in _MORE]
     differing += [what for what in asked_for if here.get(what) != there.get(what)]
+    if record.search and (proved.search is None or proved.search.asked < record.search.asked):
+        differing.append(_SEARCH)
     yield from (f"other {what}" for what in dict.fromkeys(differing))
     untold = {what: here[what].rpartition(_UNTOLD)[2] for what in asked_for if _UNTOLD in here.get(what, "")}
     yield from (f"nobody can tell whether the {what} is the same: it holds {held}" for what, held in untold.items())
@@ -151,8 +158,8 @@ def _unproved(record: CheckRecord, proved: CheckRecord) -> Iterator[str]:
         yield f"there it took {plural(proved.runs, 'run')} to pass"
 
 
-def asked(request: Request) -> dict[str, str] | None:
-    """How a check is judged, as the test asks for it, in words that are the same on every machine.
+def asked(request: Request, *, bitwise: bool) -> dict[str, str] | None:
+    """How a check is judged, as the test and the ini file ask for it, in words that are the same on every machine.
 
     Functions count by their sources and what they hold (`Statement`). What can't be told says so, and proves nothing.
     """
@@ -161,6 +168,12 @@ def asked(request: Request) -> dict[str, str] | None:
         found["tolerances"] = _stated(ways)
     if request.judge_parity and parity.tol is not None:
         found[_LIMITS] = _stated((parity.tol, parity.metric))
+    if request.judge_parity and parity.search:
+        found[_SEARCH] = _stated(vars(parity.search))
+    if request.judge_parity and bitwise:
+        found[_BITWISE] = "yes"
+    if parity.max_subgraphs is not None:
+        found["max_subgraphs"] = str(parity.max_subgraphs)
     if request.judge_parity and parity.score is not None:
         found["score"] = _stated(vars(parity.score))
     if parity.reference is not None and computes_outputs(parity.reference):
@@ -201,10 +214,10 @@ def _asked(record: CheckRecord) -> str:
 
 
 def _model(card: GpuRecord | None, extra: Sequence[GpuModel]) -> GpuModel | None:
-    if card is None or card.name is None or card.compute_capability is None:
+    if card is None or card.name is None:
         return None
-    major, _, minor = card.compute_capability.partition(".")
-    return gpus.model_of(card.name, (int(major), int(minor)), extra)
+    found = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", card.compute_capability or "", re.ASCII)
+    return gpus.model_of(card.name, (int(found[1]), int(found[2])), extra) if found else None
 
 
 def _file(record: CheckRecord) -> str | None:

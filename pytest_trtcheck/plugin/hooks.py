@@ -136,11 +136,11 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A marker on what is no test is an error: it would check nothing, and nobody would see that."""
     report = yield
-    marks.keep(collector, report)
     if report.outcome == "failed" or (report.outcome == "passed" and marks.may_do_nothing(collector)):
         from pytest_trtcheck.plugin import misplaced
 
         misplaced.tell(collector, report)
+    marks.keep(collector, report)
     return report
 
 

@@ -26,6 +26,8 @@ OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options"
 _IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
 SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 """The members of a module or class that have marks of ours."""
+UNCOLLECTED: pytest.StashKey[list[pytest.CollectReport]] = pytest.StashKey()
+"""On the session: the reports of what could not be collected, and may hold tests that nobody knows of."""
 _MEMBERS: pytest.StashKey[Sequence[pytest.Item | pytest.Collector]] = pytest.StashKey()
 
 
@@ -157,7 +159,9 @@ def let_override(obj: Any) -> None:
 
 
 def keep(collector: pytest.Collector, report: pytest.CollectReport) -> None:
-    """Remember what is in a module or class with marks of ours, before tests are selected from it."""
+    """Remember what is in a module or class with marks of ours, before tests are selected from it; and what failed."""
+    if report.outcome == "failed":
+        collector.session.stash.setdefault(UNCOLLECTED, []).append(report)
     if isinstance(collector, (pytest.Module, pytest.Class)) and (SEEN in collector.stash or is_marked(collector)):
         collector.stash[_MEMBERS] = report.result
 

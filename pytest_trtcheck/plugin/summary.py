@@ -13,6 +13,7 @@ import pytest
 from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
+from pytest_trtcheck.plugin.marks import UNCOLLECTED
 from pytest_trtcheck.plugin.outcome import LOCATION, RUN, RUNS, Told, begin_run, checks, is_our_property, reason
 from pytest_trtcheck.plugin.progress import Progress
 
@@ -138,6 +139,7 @@ class Collector:
         self._problems: list[str] = []
         self._told: list[str] = []
         self._crashed: list[str] = []
+        self._uncollected: dict[str, str] = {}
         self._planned: dict[str, None] = {}
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
@@ -228,6 +230,11 @@ class Collector:
             )
             return None
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep what workers of pytest-xdist could not collect: which tests are in it, nobody knows."""
+        if report.failed:
+            self._uncollected[report.nodeid] = reason(report.longrepr)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         """Keep that the run was cut short: after a second Ctrl-C, and pytest.exit(returncode=0), the status is 0."""
@@ -252,6 +259,8 @@ class Collector:
             vars(self._config)["workeroutput"][_TALLIES] = self._tallies  # xdist's
             return
         self._planned.update(dict.fromkeys(_planned(session)))
+        for each in session.stash.get(UNCOLLECTED, ()):  # before this was registered
+            self.pytest_collectreport(each)
         self._keep_cut_off(session)
         status = pytest.ExitCode.INTERRUPTED if self._interrupted else exitstatus
         self._stopped = str(session.shouldfail or session.shouldstop or "") or _STOPPED.get(status)
@@ -313,7 +322,9 @@ class Collector:
         if not folder:
             return
         why_not = None
-        if self._stopped or status not in {0, 1, 5} or any(each.outcome is None for each in self._missing()):
+        if self._uncollected:
+            why_not = f"{next(iter(self._uncollected))} could not be collected, and what it would check is not known"
+        elif self._stopped or status not in {0, 1, 5} or any(each.outcome is None for each in self._missing()):
             # A test that did not run may be the one that fails.
             why_not = "the run was stopped before every test had run"
         elif self._crashed:
@@ -396,9 +407,14 @@ class Collector:
         )
 
     def _find_missing(self) -> list[MissingRecord]:
-        """The tests that were to check something and left no record."""
+        """What was to check something and left no record: tests, and files of which nobody knows what they check."""
+        from pytest_trtcheck.record import MissingRecord
+
         recorded = {record.nodeid for record in self.records}
-        return [self._absent(nodeid) for nodeid in self._planned if nodeid not in recorded]
+        return [
+            *(MissingRecord(nodeid, f"could not be collected: {why}") for nodeid, why in self._uncollected.items()),
+            *(self._absent(nodeid) for nodeid in self._planned if nodeid not in recorded),
+        ]
 
     def _absent(self, nodeid: str) -> MissingRecord:
         from pytest_trtcheck.record import MissingRecord

@@ -72,7 +72,7 @@ class MachineRecord:
 
 @dataclass(frozen=True)
 class MissingRecord:
-    """A test that was to check something and left no record, and why."""
+    """A test that was to check something and left no record, or a file that could not be collected, and why."""
 
     nodeid: str
     reason: str

@@ -149,7 +149,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         cases=len(cases),
         inputs_sha256=model_inputs.digest_of(cases) if cases else None,
         reference_sha256=getattr(known.reference, "identity", None),
-        asked=evidence.asked(known.request),
+        asked=evidence.asked(known.request, bitwise=settings.bitwise),
         calibration=calibration,
         # What was made elsewhere was lowered by others.
         lowered=None if known.is_given else _lowered_record(known),
