@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -248,6 +249,6 @@ def _opened_stream(path: Path) -> int:
                 raise OSError(errno.ENXIO, f"nobody read from it within {ANSWER_S:g} s", os.fspath(path)) from None
             time.sleep(0.05)
             continue
-        if hasattr(os, "O_NONBLOCK"):
+        if sys.platform != "win32":
             os.set_blocking(descriptor, True)
         return descriptor
