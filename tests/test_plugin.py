@@ -474,6 +474,53 @@ def test_the_model_comes_from_its_fixture_wherever_the_marker_stands(
     assert sorted(model for name, model in models.items() if "times" in name) == ["./conv.onnx"] * 2 + ["conv.onnx"] * 2
 
 
+PARAMETERS_IN_VAIN = """
+FED = [{"image": np.full((1, 3, 16, 16), each, np.float32)} for each in (0.5, 1)]
+
+@pytest.mark.parametrize("trt_model", ["conv.onnx", "other.onnx"])
+@trt_parity("conv.onnx", batch=1)
+def test_model(trt_model): ...
+
+@pytest.mark.parametrize("trt_calibration", [FED, FED[:1]])
+@trt_parity("conv.onnx", precision="int8", calibration=FED)
+def test_calibration(): ...
+
+@pytest.mark.parametrize("trt_inputs", FED)
+@trt_parity("conv.onnx")
+def test_inputs():
+    return FED[0]
+
+@pytest.fixture
+def doubled(trt_inputs):
+    return {name: 2 * array for name, array in trt_inputs.items()}
+
+@pytest.mark.parametrize("trt_inputs", FED)
+@trt_parity("conv.onnx")
+class TestSound:
+    def test_plain(self): ...
+
+    def test_argument(self, trt_inputs):
+        return trt_inputs
+
+    def test_request(self, request):
+        return request.getfixturevalue("trt_inputs")
+
+    def test_fixture(self, doubled):
+        return doubled
+"""
+
+
+def test_a_test_for_each_of_what_none_of_them_checks_is_refused(
+    suite: Suite, run_everywhere: Callable[..., Run]
+) -> None:
+    suite.write(test_vain=PARAMETERS_IN_VAIN)
+    run = run_everywhere()
+    run.result.assert_outcomes(passed=8, errors=4, failed=2)
+    assert [each["code"] for each in run.checks if each["verdict"] == "error"] == ["argument-conflict"] * 6
+    for name in ("trt_model", "trt_calibration", "trt_inputs"):
+        assert f"there is a test for each {name}, and all would" in " ".join(run.text.split())
+
+
 def test_a_benchmark_without_a_gpu_is_skipped_and_says_why(suite: Suite, run_everywhere: Callable[..., Run]) -> None:
     suite.write(
         test_speed="""

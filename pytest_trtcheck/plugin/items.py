@@ -105,7 +105,19 @@ class Marked:
                     "a marker that a hook or pytest.param adds takes one precision, one batch and one backend",
                     code="marker-misplaced",
                 )
-        return self._why_not_timed(item)
+        return self._why_all_alike(item) or self._why_not_timed(item)
+
+    def _why_all_alike(self, item: pytest.Item) -> CheckError | None:
+        """Why the tests of what `item` is parametrized by would all check the same; None where they don't."""
+        for name, own in {"trt_model": self.parity.model, "trt_calibration": self.parity.calibration}.items():
+            if own is not None and name in outcome.parameters(item):
+                argument = name.removeprefix("trt_")
+                return ArgumentError(
+                    f"{item.name}: there is a test for each {name}, and all would take the marker's {argument}",
+                    f"leave {argument} out of the marker, or {name} out of the parameters",
+                    code="argument-conflict",
+                )
+        return None
 
     def _why_not_timed(self, item: pytest.Item) -> CheckError | None:
         """Why `trt_latency` can't judge `item`, or does nothing anywhere; None where neither is so."""
@@ -373,6 +385,15 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
         outcome.refuse(item, error)
     if inputs is None:
         inputs, source = fixture("trt_inputs"), "trt_inputs"
+    elif "trt_inputs" in outcome.parameters(item) and not _asks_for_inputs(item):
+        outcome.refuse(
+            item,
+            ArgumentError(
+                f"{item.name}: there is a test for each trt_inputs, and all would be fed what the test returns",
+                "return nothing, or make what is returned of the argument trt_inputs",
+                code="argument-conflict",
+            ),
+        )
     # A fixture may have added a mark since the test was looked at.
     if (problem := found.problem(item)) is not None:
         outcome.refuse(item, problem)
@@ -392,6 +413,13 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
     except Exception as error:
         outcome.refuse(item, unforeseen(error, item.name))
     outcome.run(item, request)
+
+
+def _asks_for_inputs(item: pytest.Function) -> bool:
+    """Whether the test or a fixture of it takes `trt_inputs`, and may make of it what is returned."""
+    known = item._fixtureinfo
+    asks = any("trt_inputs" in each.argnames for found in known.name2fixturedefs.values() for each in found)
+    return asks or not {"trt_inputs", "request"}.isdisjoint(known.argnames)
 
 
 # --- tests collected from files --------------------------------------------------------------------------------------
