@@ -360,6 +360,46 @@ def test_another_calibration_method_that_passes_is_named(bench: Bench) -> None:
     assert found.culprit.kind == "range"
 
 
+@pytest.mark.parametrize(("scale", "how"), [(0.01, "too small"), (0.0, "too wide")])
+def test_calibration_data_of_another_scale_is_blamed_and_not_the_model(bench: Bench, scale: float, how: str) -> None:
+    """Calibrated with data like the input, the same model passes."""
+    width, steps = 32, range(6)
+    nodes = [
+        node
+        for i in steps
+        for node in (
+            helper.make_node("MatMul", [f"x{i}" if i else "x", f"w{i}"], [f"m{i}"], f"matmul{i}"),
+            helper.make_node("Relu", [f"m{i}"], [f"x{i + 1}"], f"relu{i}"),
+        )
+    ]
+    nodes.append(helper.make_node("MatMul", [f"x{len(steps)}", "head"], ["y"], "last"))
+    weights = {f"w{i}": onnx_models.weights((width, width), i) for i in steps}
+    proto = onnx_models.model(
+        nodes,
+        {"x": (TensorProto.FLOAT, ["batch", width])},
+        {"y": (TensorProto.FLOAT, ["batch", 8])},
+        {**weights, "head": onnx_models.weights((width, 8), 77)},
+    )
+    case = {"x": np.random.default_rng(0).standard_normal((4, width)).astype(np.float32)}
+    sound = bench.failed(proto, "int8", [case], calibration=[case])
+    assert bench.error(sound) <= 0.05
+    subject = bench.failed(proto, "int8", [case], calibration=[{"x": np.float32(scale) * case["x"]}])
+    found = blamed(bench, subject)
+    assert found.headline == f"calibrated ranges are {how} in much of the graph, no single layer is to blame"
+    assert "every node would have to stay in FP32 with these calibrated ranges" in found.notes
+
+
+def test_an_overflow_is_blamed_beside_an_input_that_was_not_calibrated_for(bench: Bench) -> None:
+    """All of INT8 would have to go for that input; what overflows in FP16 is a fault of its own all the same."""
+    proto = conv_chain(4, extra=overflowing_block(2))
+    data = [image(seed) for seed in range(8)]
+    subject = bench.failed(proto, "int8+fp16", [image(9), image(10, -8, 8)], calibration=data)
+    found = blamed(bench, subject)
+    assert found.culprit is not None
+    assert (found.culprit.kind, found.culprit.node) == ("overflow", "scale_up")
+    assert not any("does not suit" in note for note in found.notes)
+
+
 # --- spread ----------------------------------------------------------------------------------------------------------
 
 

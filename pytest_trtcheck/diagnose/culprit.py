@@ -45,6 +45,7 @@ Kind = Literal[
 _Found = tuple[Kind, str, str]
 """A kind, the tensor to look at, and words."""
 
+_MISFITS: Mapping[Kind, str] = {"saturation": "too small", "range": "too wide"}
 STANDS_OUT = 5.0
 """An operator whose own error is so many times the usual one is an outlier."""
 _HARMLESS = 0.05
@@ -60,6 +61,8 @@ _MANY = 0.1
 _ALIKE = 1.25
 _LEAST_EFFECT = 1e-9
 _LEVELS = 127
+TAKEN_APART = 24
+"""Operators that are looked at more closely, if they lose more than sound ones."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,12 @@ class Findings:
     def is_unsound(self, tensor: Tensor) -> bool:
         """Whether the operator loses more than sound ones do."""
         return tensor.own >= _UNSOUND * self.roundoff
+
+    def misfit(self) -> str | None:
+        """How the calibrated ranges do not fit, where that is so all over the graph."""
+        kinds = [self.kind(each) for each in self.tensors if each.parts is not None and self.is_unsound(each)]
+        quantized = min(sum(name in self.by_name for name in self.pair.spans), TAKEN_APART)
+        return next((how for kind, how in _MISFITS.items() if 2 * kinds.count(kind) > quantized), None)
 
     def nodes_adding(self) -> int:
         """How many operators lose something at all."""

@@ -13,7 +13,7 @@ from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair, quantized_part
 from pytest_trtcheck.diagnose import audit, judging, keeping, models, nonfinite, relowering, result, trace
 from pytest_trtcheck.diagnose.bisection import Bisection
-from pytest_trtcheck.diagnose.culprit import Findings
+from pytest_trtcheck.diagnose.culprit import TAKEN_APART, Findings
 from pytest_trtcheck.diagnose.naming import Names
 from pytest_trtcheck.diagnose.partly_lowered import PartlyLowered
 from pytest_trtcheck.diagnose.result import Blame, Errors, Step
@@ -47,8 +47,6 @@ _EXPLAINED_BY_QUANTIZING = 1.0
 """In 8 bits both round to the same steps; they differ where a value lies close to the middle of two."""
 _TINY = 4.0
 _LISTED = 10
-_TAKEN_APART = 24
-"""Operators that are looked at more closely, if they lose more than sound ones."""
 _MEASURED = 6
 """Operators of which the effect on the outputs is measured, at a run each."""
 _MOST_REBUILT = 3
@@ -317,7 +315,7 @@ class _Diagnosis:
     def _measure_suspects(self, findings: Findings, lowered: LimitResult) -> None:
         """Why the operators that lose most do so, and what the likeliest causes do to the outputs by themselves."""
         subject = self.subject
-        suspects = [tensor for tensor in findings.ranked() if findings.is_unsound(tensor)][:_TAKEN_APART]
+        suspects = [tensor for tensor in findings.ranked() if findings.is_unsound(tensor)][:TAKEN_APART]
         findings.update(trace.take_apart(findings.pair, suspects, subject.case))
         self.progress("measuring what the likeliest causes do to the outputs")
         chosen = findings.to_measure(_MEASURED)
@@ -383,7 +381,9 @@ class _Diagnosis:
                 worst = self._in_users_names(findings.culprit(causes[0]))
                 notes.append(f"most is lost at node {worst.node!r} ({worst.op_type}): {worst.detail}")
             step: Step = "spread" if blame.step == "precision" else blame.step
-            return replace(blame, step=step, headline=_HEADLINES["spread"]), notes
+            misfit = findings.misfit()
+            headline = f"calibrated ranges are {misfit} in much of the graph" if misfit else _SPREAD
+            return replace(blame, step=step, headline=f"{headline}, no single layer is to blame"), notes
         first = findings.culprit(causes[0])
         alike = [each for each in map(findings.culprit, causes[1:]) if each.kind == first.kind]
         culprit = self._in_users_names(first)
@@ -435,7 +435,10 @@ class _Diagnosis:
             self.progress(f"confirming {plural(len(nodes), 'node')} to keep in FP32")
             emulated = relowering.keeping(self.subject, nodes)
             if emulated is None:
-                missed = "every node would have to stay in FP32: the model does not suit the precision"
+                # With ranges that fit all inputs, fewer may do: that was not tried.
+                ranges = self.subject.is_quantized
+                why = " with these calibrated ranges" if ranges else ": the model does not suit the precision"
+                missed = f"every node would have to stay in FP32{why}"
                 break
             on_engine = self._on_engine(nodes) if emulated.passed else None
             last = on_engine or emulated
@@ -561,13 +564,15 @@ _HEADLINES: Mapping[Step, str] = {
     "precision": "the lowered model itself is off",
     "engine": "the lowered model is right, {system} computes something else",
     "both": "the lowered model is off, and {system} computes something else again",
-    "spread": "the error is spread over the graph, no single layer is to blame",
 }
+_SPREAD = "the error is spread over the graph"
 
 
 def _is_local(kept: keeping.Kept, causes: Sequence[trace.Tensor], findings: Findings) -> bool:
     """Whether few operators are to blame, rather than the precision as such."""
     if {findings.kind(cause) for cause in kept.causes} <= _RUINED:
+        return True
+    if causes and findings.stands_out(causes[0]) and findings.kind(causes[0]) in _RUINED:
         return True
     if len(kept.nodes) == 1 and findings.does_most(kept.causes[0]):
         return True
