@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from pytest_trtcheck import latency
+from pytest_trtcheck.backends.triton import client
 from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.at_once import Load
 from pytest_trtcheck.backends.triton.client import Counts
@@ -102,6 +104,50 @@ def test_what_was_counted_in_between() -> None:
     assert after.since(before) == Counts(10, 2, {4: 1, 6: 1})
     assert (before.least, after.least, Counts(3, 3, {}).least) == (10, 20, 3)
     assert Counts(10, 1, {4: 1}).least == 4, "the batch is counted, not all of its requests"
+
+
+@dataclass
+class Answering:
+    """NVIDIA's client of a server, or of what stands before one, and its answer."""
+
+    answer: Any
+    InferenceServerException = ServerError
+
+    def __call__(self, *_where: object, **_how: object) -> Answering:
+        return self
+
+    InferenceServerClient = __call__
+    infer = __call__
+
+    def get_response(self) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(
+    ("name", "version", "other"),
+    [
+        ("net", "2", None),
+        ("", "", None),
+        ("net", "3", "model 'net', version 3 answered"),
+        ("old", "2", "model 'old', version 2 answered"),
+    ],
+)
+def test_what_another_model_answers_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, name: str, version: str, other: str | None
+) -> None:
+    told = {"model_name": name, "model_version": version}
+    answering = Answering(told if protocol == "http" else SimpleNamespace(**told))
+    monkeypatch.setattr(client, "library", lambda _protocol: answering)
+    connection = client.Connection(Address.parse(f"{protocol}://host"))
+    model = client.ServedModel("net", "2", "triton", "onnxruntime", 0, False, (), ())
+    for ask in (lambda: connection.infer(model, []), lambda: connection.timed(model, [[], []])):
+        if other is None:
+            ask()
+            continue
+        with pytest.raises(ServerError) as caught:
+            ask()
+        assert f"model 'net', version 2 was asked, and {other}" in caught.value.message
 
 
 # --- throughput under load --------------------------------------------------------------------------------------------
