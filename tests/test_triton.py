@@ -240,6 +240,12 @@ def test_a_server_that_refuses_more_at_once_ends_it() -> None:
         load.sweep(Full({1: 100.0}, most=1), 60)
 
 
+def test_no_time_at_all_is_one_window() -> None:
+    levels, ended = load.sweep(Simulated({1: 100.0}), 1e-9)
+    assert [(each.concurrency, each.windows) for each in levels] == [(1, 1)]
+    assert ended == "the 1e-09 s allowed were over"
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(50.0, "pass"), (200.0, "fail")])
 def test_throughput_is_judged_where_it_is_highest(limit: float, expected: str) -> None:
     runs = Simulated({1: 10.0, 4: 100.0})
