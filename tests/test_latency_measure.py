@@ -282,6 +282,18 @@ def test_several_instances_are_kept_at_work_all_the_time(count: int) -> None:
     assert shares == sorted(shares, reverse=True), "a slow one holds no other up"
 
 
+@pytest.mark.parametrize(("count", "run_ms", "n"), [(8, 10.0, 5), (4, 20.0, 5), (8, 1.0, 50)])
+def test_instances_that_end_their_runs_together_count_in_full(count: int, run_ms: float, n: int) -> None:
+    # What is asked for is no multiple of them: of their last runs some would count, with the time of all.
+    random, seconds, counted = np.random.default_rng(0), 0.0, 0
+    for _ in range(20):
+        clock = [0.0]
+        lanes = [Stream(clock, run_ms * (1 + 0.005 * random.random())) for _ in range(count)]
+        since_ms, runs = overlapped(lanes, n, timeout_s=10.0)
+        seconds, counted = seconds + (runs[-1].end_ms - since_ms) / 1000, counted + len(runs)
+    assert counted / seconds == pytest.approx(1000 * count / run_ms, rel=0.03)
+
+
 def test_an_instance_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cuda, "hangs", False)
     clock = [0.0]

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -661,6 +662,49 @@ def test_runs_are_timed_by_the_host_until_they_are_done(opened: OnnxModel) -> No
     assert samples.enqueue_ms is None
     assert (samples.interval_ms >= samples.run_ms).all()
     assert samples.run_ms.sum() < took_ms
+
+
+class Placed:
+    """ONNX Runtime's values and bindings, as the places of what was bound; the GPU holds `room` values."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.OrtValue = self.module = self
+        self.bound: list[list[str]] = []
+
+    def ortvalue_from_numpy(self, _array: object, device: str = "host", *_which: object) -> str:
+        self.room -= device != "host"
+        if device != "host" and self.room < 0:
+            raise RuntimeError("out of memory")
+        return device
+
+    def ortvalue_from_numpy_with_onnx_type(self, _array: object, _code: int) -> str:
+        return "host"
+
+    def io_binding(self) -> Any:
+        places: list[str] = []
+        self.bound.append(places)
+        return SimpleNamespace(
+            bind_ortvalue_input=lambda _name, value: places.append(value),
+            bind_output=lambda _name, device="host", *_which: places.append(device),
+        )
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="y")]
+
+
+@pytest.mark.parametrize(
+    ("room", "dtype", "place"), [(9, "float32", "cuda"), (2, "float32", "host"), (9, "bfloat16", "host")]
+)
+def test_all_that_is_measured_lies_where_it_is_said_to(
+    monkeypatch: pytest.MonkeyPatch, room: int, dtype: str, place: str
+) -> None:
+    placed = Placed(room)
+    monkeypatch.setattr("pytest_trtcheck.model.onnxruntime.module", lambda: placed)
+    runner: Any = SimpleNamespace(session=placed, converted=lambda case: case)
+    timed = session.HostTimedRuns(runner, [{"x": np.zeros((2, 8), np.dtype(dtype))}] * 3)
+    assert ("on the GPU" if place == "cuda" else "in the host's memory") in timed.measured
+    assert placed.bound[-3:] == [[place, place]] * 3
 
 
 # --- what users see --------------------------------------------------------------------------------------------------

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from pytest_trtcheck import latency
+from pytest_trtcheck.backends.triton import client
 from pytest_trtcheck.backends.triton.address import Address
+from pytest_trtcheck.backends.triton.at_once import Load
 from pytest_trtcheck.backends.triton.client import Counts
 from pytest_trtcheck.check.latency import _qps_under_load, _undecided_before_the_most
 from pytest_trtcheck.errors import ArgumentError, ServerError
@@ -101,6 +104,50 @@ def test_what_was_counted_in_between() -> None:
     assert after.since(before) == Counts(10, 2, {4: 1, 6: 1})
     assert (before.least, after.least, Counts(3, 3, {}).least) == (10, 20, 3)
     assert Counts(10, 1, {4: 1}).least == 4, "the batch is counted, not all of its requests"
+
+
+@dataclass
+class Answering:
+    """NVIDIA's client of a server, or of what stands before one, and its answer."""
+
+    answer: Any
+    InferenceServerException = ServerError
+
+    def __call__(self, *_where: object, **_how: object) -> Answering:
+        return self
+
+    InferenceServerClient = __call__
+    infer = __call__
+
+    def get_response(self) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(
+    ("name", "version", "other"),
+    [
+        ("net", "2", None),
+        ("", "", None),
+        ("net", "3", "model 'net', version 3 answered"),
+        ("old", "2", "model 'old', version 2 answered"),
+    ],
+)
+def test_what_another_model_answers_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, name: str, version: str, other: str | None
+) -> None:
+    told = {"model_name": name, "model_version": version}
+    answering = Answering(told if protocol == "http" else SimpleNamespace(**told))
+    monkeypatch.setattr(client, "library", lambda _protocol: answering)
+    connection = client.Connection(Address.parse(f"{protocol}://host"))
+    model = client.ServedModel("net", "2", "triton", "onnxruntime", 0, False, (), ())
+    for ask in (lambda: connection.infer(model, []), lambda: connection.timed(model, [[], []])):
+        if other is None:
+            ask()
+            continue
+        with pytest.raises(ServerError) as caught:
+            ask()
+        assert f"model 'net', version 2 was asked, and {other}" in caught.value.message
 
 
 # --- throughput under load --------------------------------------------------------------------------------------------
@@ -193,6 +240,12 @@ def test_a_server_that_refuses_more_at_once_ends_it() -> None:
         load.sweep(Full({1: 100.0}, most=1), 60)
 
 
+def test_no_time_at_all_is_one_window() -> None:
+    levels, ended = load.sweep(Simulated({1: 100.0}), 1e-9)
+    assert [(each.concurrency, each.windows) for each in levels] == [(1, 1)]
+    assert ended == "the 1e-09 s allowed were over"
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(50.0, "pass"), (200.0, "fail")])
 def test_throughput_is_judged_where_it_is_highest(limit: float, expected: str) -> None:
     runs = Simulated({1: 10.0, 4: 100.0})
@@ -221,3 +274,60 @@ def test_a_client_that_is_slow_itself_fails_no_server() -> None:
     assert result.decision == "undecided"
     assert "the client itself takes 0.95 of a core" in (result.reason or "")
     assert _qps_under_load(runs, level, 50.0, latency.LookPlan(()), 60).decision == "pass"
+
+
+class Bunched:
+    """A server that answers a batch of 8 every 200 ms, looked at in windows that end in between."""
+
+    def __init__(self) -> None:
+        self._until = 0.07
+
+    def run(self, concurrency: int, seconds: float) -> Window:
+        ends = np.arange(round(self._until / 0.2 + 0.5), round((self._until + seconds) / 0.2 + 0.5)) * 0.2
+        answers = 1000 * (np.repeat(ends, concurrency) - self._until)
+        self._until += seconds
+        return Window(np.full(answers.size, 200.0), np.diff(answers, prepend=0.0), seconds, 0.1)
+
+
+def test_what_a_window_waits_behind_its_last_answer_counts() -> None:
+    level = load.level(8, [Bunched().run(8, 1.0)])
+    result = _qps_under_load(Bunched(), level, 4.0, latency.LookPlan((), 1, min_total_ms=20_000), 60)
+    assert result.value == pytest.approx(40, rel=0.05)
+
+
+@dataclass
+class Held:
+    """Answers that another thread has had before it can hand them over."""
+
+    before_s: float = 0.02
+    sent: int = 0
+
+    def another(self) -> Held:
+        return self
+
+    def close(self) -> None: ...
+
+    def rows(self, _case: object) -> int:
+        return 1
+
+    @property
+    def connection(self) -> Held:
+        return self
+
+    served = None
+
+    def prepared(self, _served: object, case: object) -> object:
+        return case
+
+    def timed(self, _served: object, requests: list[object]) -> np.ndarray:
+        began = time.perf_counter()
+        time.sleep(self.before_s)
+        return np.array([(began - self.before_s, began)] * len(requests))
+
+
+def test_an_answer_that_is_handed_over_late_is_no_negative_time() -> None:
+    runner: Any = Held()
+    with Load(runner, [{}]) as runs:
+        windows = [runs.run(4, 0.05) for _ in range(3)]
+    assert all((window.interval_ms >= 0).all() for window in windows)
+    assert all(window.interval_ms.sum() <= 1000 * window.seconds for window in windows)

@@ -538,15 +538,20 @@ def _qps_under_load(
 ) -> latency.BudgetResult:
     """Judge the throughput with as many requests under way as gave most; measured anew, as the best of all flatters."""
     intervals_ms: list[float] = []
-    deadline, look, cores = time.monotonic() + max_seconds, 1, 0.0
+    deadline, look, cores, waited_ms = time.monotonic() + max_seconds, 1, 0.0, 0.0
     while True:
         window = runs.run(level.concurrency, WINDOW_S)
-        intervals_ms += window.interval_ms.tolist()
+        # The wait behind a window's last answer counts: it is one for the first answer of the next.
+        ends_ms = waited_ms + np.cumsum(window.interval_ms)
+        intervals_ms += np.diff(ends_ms, prepend=0.0).tolist()
+        waited_ms = max(0.0, waited_ms + 1000 * window.seconds - float(ends_ms[-1:].sum()))
         cores = max(cores, window.client_cores)
         is_over = time.monotonic() > deadline
         if not is_over and not plan.is_due(look, len(intervals_ms), sum(intervals_ms)):
             continue
-        result = latency.decide_qps(intervals_ms, limit, confidence=plan.confidence_at(look))
+        judged_ms = np.array(intervals_ms)
+        judged_ms[-1:] += waited_ms
+        result = latency.decide_qps(judged_ms, limit, confidence=plan.confidence_at(look))
         if result.decision == "fail" and cores > CLIENT_BOUND:
             slow = f"min_qps is {result.value:.4g} from here, where the client itself takes {cores:.2g} of a core"
             return replace(result, decision="undecided", reason=f"{slow}: the server may answer more")

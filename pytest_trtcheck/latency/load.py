@@ -119,7 +119,7 @@ def sweep(runs: LoadRuns, max_seconds: float) -> tuple[tuple[LoadRecord, ...], s
         windows: list[Window] = []
         while len(windows) < MOST_WINDOWS and not is_stable(windows):
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 and (levels or windows):  # However little is allowed, there is something to tell.
                 break
             wanted = max(WINDOW_S, WINDOW_REQUESTS / rate if rate else 0.0)
             try:

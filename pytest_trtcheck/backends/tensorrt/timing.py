@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -25,6 +26,8 @@ _TASK = "measuring the engine"
 _OF_EACH_INSTANCE = 2
 """Runs of one of several instances in flight: the others keep the GPU at work, and what is under way in the end is
 measured for nothing."""
+_LEAST_OF_EACH = 5
+"""Runs that are counted of each of several instances, whose first runs, and what they wait for each other, are not."""
 
 
 class TimedRun:
@@ -293,7 +296,7 @@ class _EngineLane:
 
 
 def overlapped(lanes: Sequence[Lane], n: int, timeout_s: float | None) -> tuple[float, list[Run]]:
-    """Runs that ended while every lane was at work, `n` in all, and since when that was so (ms).
+    """Runs that ended while every lane was at work, at least `n` in all, and since when that was so (ms).
 
     What comes before each lane has ended its first run is not counted, nor what is still under way in the end.
 
@@ -302,6 +305,8 @@ def overlapped(lanes: Sequence[Lane], n: int, timeout_s: float | None) -> tuple[
     GpuError
         `poisoned`: no run of any lane ended within `timeout_s`.
     """
+    # Lanes that are alike end their runs at the same time: those of some would count with the time of all.
+    n = len(lanes) * max(_LEAST_OF_EACH, math.ceil(n / len(lanes)))
     first: dict[int, float] = {}
     counted: list[Run] = []
     last = time.perf_counter()
@@ -378,7 +383,7 @@ class TimedInstances:
         return next((run.graph_reason for run in self._runs if not run.graph), None)
 
     def run(self, n: int) -> Samples:
-        """Measure `n` runs of them all together.
+        """Measure at least `n` runs of them all together.
 
         Raises
         ------

@@ -184,17 +184,19 @@ class Load:
         began, used = time.perf_counter(), time.process_time()
         while not (is_over := self._failed.wait(seconds)) and taken == [len(times) for times in self._times]:
             seconds = 0.05
+        fresh = [times for kept, before in zip(self._times, taken, strict=True) for times in kept[before:]]
+        # Behind the last answer that is taken, so that each was answered before the end.
         ended, used = time.perf_counter(), time.process_time() - used
         if is_over:
             error = self._errors[0]
             self._stop()
             raise error
-        fresh = [times for kept, before in zip(self._times, taken, strict=True) for times in kept[before:]]
-        times = np.array([pair for pair in fresh if pair[1] <= ended])
+        times = np.array(fresh)
         times = times[np.argsort(times[:, 1])]
         return Window(
             latency_ms=1000 * (times[:, 1] - times[:, 0]),
-            interval_ms=1000 * np.diff(times[:, 1], prepend=began),
+            # A thread that had its answer as the window began may hand it over in it.
+            interval_ms=1000 * np.diff(np.maximum(times[:, 1], began), prepend=began),
             seconds=ended - began,
             client_cores=used / (ended - began),
         )

@@ -262,10 +262,13 @@ class Connection:
         Raises
         ------
         ServerError
-            It failed, or took longer than the time limit.
+            It failed, took longer than the time limit, or another model answered.
         """
         with self._said(f"model {model.name!r}"):
-            return self._client.infer(model.name, prepared, model_version=model.version, **self._limit())
+            answer = self._client.infer(model.name, prepared, model_version=model.version, **self._limit())
+            answered_by = self._answered_by(answer)
+        self._refuse_other(model, answered_by)
+        return answer
 
     def timed(self, model: ServedModel, prepared: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
         """Send requests one after the other; when each was sent and answered, in seconds, as an array of shape (n, 2).
@@ -273,16 +276,39 @@ class Connection:
         Raises
         ------
         ServerError
-            One failed.
+            One failed, or another model answered.
         """
         name, version, limit = model.name, model.version, self._limit()
         infer, clock, times = self._client.infer, time.perf_counter, np.empty((len(prepared), 2))
+        answered_by = set()
         with self._said(f"model {model.name!r}"):
             for index, request in enumerate(prepared):
                 began = clock()
-                infer(name, request, model_version=version, **limit)
+                answer = infer(name, request, model_version=version, **limit)
                 times[index] = began, clock()
+                answered_by.add(self._answered_by(answer))
+        for each in sorted(answered_by):
+            self._refuse_other(model, each)
         return times
+
+    def _answered_by(self, answer: Any) -> tuple[str, str]:
+        """The model and version that an answer says that it is of; empty where it does not say."""
+        response = answer.get_response()
+        if self._is_grpc:
+            return response.model_name, response.model_version
+        return str(response.get("model_name") or ""), str(response.get("model_version") or "")
+
+    def _refuse_other(self, model: ServedModel, answered_by: tuple[str, str]) -> None:
+        asked = model.name, model.version
+        if all(told in {"", wanted} or not wanted for told, wanted in zip(answered_by, asked, strict=True)):
+            return
+        wanted, found = (
+            f"model {name!r}" + f", version {version}" * bool(version) for name, version in (asked, answered_by)
+        )
+        raise self._error(
+            f"{wanted} was asked, and {found} answered",
+            "what stands between here and the server sends requests on to another model: name the server itself",
+        )
 
     def outputs(self, model: ServedModel, answer: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The tensors of an answer, by name, as the client gives them: BF16 as FP32.
