@@ -14,7 +14,7 @@ from pytest_trtcheck.report import diff, github, html, json_report, terminal
 
 RECORDED = sorted((Path(__file__).parent / "data" / "reports").glob("*.json"))
 MEASURED = sorted((Path(__file__).parent.parent / "docs" / "measured").glob("h*/*.json"))
-OLDER = [path for path in MEASURED if "checks" in json.loads(path.read_text())]
+OLDER = [path for path in MEASURED if "schema_version" in json.loads(path.read_text())]
 
 
 def normal(value: Any) -> Any:
