@@ -311,7 +311,7 @@ def test_addresses_are_shown_without_what_is_secret() -> None:
         ("FILE:///mnt/cache", "/mnt/cache"),
         ("file://localhost/mnt/cache", "/mnt/cache"),
         ("file://localhosts/cache", "/here/localhosts/cache"),
-        ("S3://Bucket/Folder", "s3://Bucket/Folder"),
+        ("HTTP://host/Folder", "http://host/Folder"),
     ],
 )
 def test_schemes_are_known_however_they_are_written(url: str, base: str) -> None:
