@@ -78,6 +78,18 @@ def test_what_could_not_be_collected_may_hold_checks(suite: Suite, workers: tupl
     assert not (suite.path / "out").exists()
 
 
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["plain", "n2"])
+def test_what_could_not_be_collected_is_no_loss_where_nothing_is_checked(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("TRTCHECK_")]:
+        monkeypatch.delenv(name)
+    pytester.makepyfile(test_x="def test_x(): ...", test_y="import gone")
+    result = pytester.runpytest_subprocess("--continue-on-collection-errors", "-p", "no:cacheprovider", *workers)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.no_fnmatch_line("*inference checks*")
+
+
 def test_dead_worker(suite: Suite) -> None:
     suite.write(test_x=HEAD + "@trt_parity('conv.onnx')\ndef test_dies(): os._exit(3)\n\n" + LAST)
     run = suite.run_apart("-n2")

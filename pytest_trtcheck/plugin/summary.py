@@ -14,6 +14,7 @@ from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.marks import UNCOLLECTED
+from pytest_trtcheck.plugin.option_table import any_given
 from pytest_trtcheck.plugin.outcome import LOCATION, RUN, RUNS, Told, begin_run, checks, is_our_property, reason
 from pytest_trtcheck.plugin.progress import Progress
 
@@ -411,8 +412,11 @@ class Collector:
         from pytest_trtcheck.record import MissingRecord
 
         recorded = {record.nodeid for record in self.records}
+        # Where nothing of ours is used, it is no loss: the controller of pytest-xdist collects records in any run.
+        is_used = bool(recorded or self._planned or any_given(self._config))
+        lost = self._uncollected if is_used else {}
         return [
-            *(MissingRecord(nodeid, f"could not be collected: {why}") for nodeid, why in self._uncollected.items()),
+            *(MissingRecord(nodeid, f"could not be collected: {why}") for nodeid, why in lost.items()),
             *(self._absent(nodeid) for nodeid in self._planned if nodeid not in recorded),
         ]
 
