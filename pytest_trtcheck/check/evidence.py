@@ -127,8 +127,8 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     here, there = record.asked or {}, proved.asked or {}
     differing = [what for what, ours, theirs in compared if ours != theirs]
     # What was compared tells its limits, those that nobody wrote down as well.
-    asked_for = [what for what in (*here, *there) if what != _LIMITS or not _tolerances(record)]
-    asked_for = [what for what in asked_for if what in here or what not in _MORE]
+    told = {_LIMITS} if _tolerances(record) else set()
+    asked_for = [*(what for what in here if what not in told), *(what for what in there if what not in told | _MORE)]
     differing += [what for what in asked_for if here.get(what) != there.get(what)]
     if record.search and (proved.search is None or proved.search.asked < record.search.asked):
         differing.append(_SEARCH)

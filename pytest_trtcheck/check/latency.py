@@ -542,9 +542,10 @@ def _qps_under_load(
     while True:
         window = runs.run(level.concurrency, WINDOW_S)
         # The wait behind a window's last answer counts: it is one for the first answer of the next.
-        ends_ms = waited_ms + np.cumsum(window.interval_ms)
-        intervals_ms += np.diff(ends_ms, prepend=0.0).tolist()
-        waited_ms = max(0.0, waited_ms + 1000 * window.seconds - float(ends_ms[-1:].sum()))
+        fresh_ms = window.interval_ms.copy()
+        fresh_ms[:1] += waited_ms
+        intervals_ms += fresh_ms.tolist()
+        waited_ms = max(0.0, waited_ms + 1000 * window.seconds - float(fresh_ms.sum()))
         cores = max(cores, window.client_cores)
         is_over = time.monotonic() > deadline
         if not is_over and not plan.is_due(look, len(intervals_ms), sum(intervals_ms)):
