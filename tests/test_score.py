@@ -580,3 +580,51 @@ def test_a_search_beside_a_score_is_refused_and_by_the_option_left_out(suite: Su
     (record,) = suite.run("--trt-search=10").checks
     assert record["score"] is not None
     assert any("a score needs labels" in note for note in record["notes"])
+
+
+RARE = """
+def classes(outputs, case):
+    return np.stack([case.labels, outputs["logits"].argmax(axis=1) == case.labels], axis=1)
+
+
+def balanced(items):
+    return np.mean([items[items[:, 0] == number, 1].mean() for number in np.unique(items[:, 0])])
+
+
+def loss(outputs, case):
+    weights = np.exp(20 * outputs["logits"])
+    return -np.log(weights[np.arange(len(case.labels)), case.labels] / weights.sum(axis=1))
+
+
+def some(rare):
+    kept = np.concatenate([np.flatnonzero(LABELS == 3)[:rare], np.flatnonzero(LABELS != 3)])
+    return [Case({"x": X[kept]}, LABELS[kept])]
+"""
+
+
+def test_what_few_samples_could_cost_unseen_is_reckoned_with(task: Suite) -> None:
+    task.write(
+        test_rare=f"""{HEAD}{RARE}
+@trt_parity("good.onnx", score=classes, aggregate=balanced, max_drop=0.05)
+def test_rare(): return some(5)
+
+
+@trt_parity("good.onnx", score=classes, aggregate=balanced, max_drop=0.05)
+def test_many(): return some(100)
+
+
+@trt_parity("good.onnx", score=loss, lower_is_better=True, max_drop=0.005)
+def test_loss(): return batches()
+
+
+@trt_parity("good.onnx", score=lambda *found: loss(*found).clip(0, 1), lower_is_better=True, max_drop=0.005)
+def test_clipped(): return batches()
+"""
+    )
+    run = task.run()
+    verdicts = {check["nodeid"].split("::test_")[1]: check["verdict"] for check in run.checks}
+    assert verdicts == {"rare": "inconclusive", "many": "pass", "loss": "inconclusive", "clipped": "pass"}
+    assert "0 of which changed" in run.check("test_rare")["message"]
+    for name, cost in {"rare": "0.02", "loss": "0.001"}.items():
+        message = run.check(f"test_{name}")["message"]
+        assert f"a sample whose outputs are lost costs up to {cost}" in message

@@ -64,7 +64,7 @@ def iou(folder: Path, shift: float) -> None:
 
 def wer(folder: Path, shift: float) -> None:
     linear(folder / "speech.onnx", [6, 11], {"logits": [6, 11]}, [N("Identity", ["y"], ["logits"])], shift)
-    sound, chosen = noisy_one_hot((600, 6), 11)
+    sound, chosen = noisy_one_hot((800, 6), 11)
     words = np.array(["", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
     chosen[:, 0] = np.maximum(chosen[:, 0], 1)
     text = np.array([" ".join(word for word in words[each] if word) for each in chosen])

@@ -152,6 +152,65 @@ def test_an_aggregate_is_called_a_bounded_number_of_times_whatever_the_samples()
     assert drop_of_aggregate(before, after, rate, lower_is_better=True) == found  # the same seed
 
 
+def mean_of_classes(items: NDArray[Any]) -> float:
+    return float(np.mean([items[items[:, 0] == number, 1].mean() for number in np.unique(items[:, 0])]))
+
+
+def test_a_rare_class_counts_as_much_as_it_may_cost() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.repeat(np.arange(10), [5, *[55] * 9])
+    # 15 % of one class of 10 are lost, which is not seen where none of its 5 samples is among them.
+    missed = {"seen": 0, "at stake": 0}
+    for run in range(40):
+        reference = np.stack([labels, np.ones(500)], axis=1)
+        actual, zeros = reference.copy(), reference.copy()
+        actual[:5, 1] = rng.random(5) > 0.15
+        zeros[:, 1] = labels == 3
+        for name, lost in {"seen": (), "at stake": (zeros, np.stack([labels, np.zeros(500)], axis=1))}.items():
+            found = drop_of_aggregate(reference, actual, mean_of_classes, lost=lost, seed=run)
+            missed[name] += found.upper < 0.015
+    assert missed["seen"] > 8
+    assert missed["at stake"] == 0
+    assert found.at_stake == pytest.approx(500 / 10 / 5)
+    assert found.lower < found.drop
+
+
+def test_an_error_without_a_limit_counts_as_much_as_lost_outputs_cost() -> None:
+    rng = np.random.default_rng(5)
+    missed = {"seen": 0, "at stake": 0}
+    for _ in range(300):
+        before = rng.exponential(0.2, 200)
+        after = before + 5 * (rng.random(200) < 0.01)
+        zeros, changed_signs = np.full(100, math.log(1000)), 2 * math.log(1000) + before[:100]
+        for name, lost in {"seen": (), "at stake": (zeros, changed_signs)}.items():
+            found = drop_of_means(before, after, lower_is_better=True, lost=lost)
+            missed[name] += found.upper < 0.05
+    assert missed["seen"] > 20
+    assert missed["at stake"] == 0
+    assert found.at_stake == pytest.approx(math.log(1000) - before[:100].min())
+
+
+def test_of_two_ways_to_lose_outputs_the_one_counts_that_costs_less_and_something() -> None:
+    right = np.ones(3)
+    one, other = np.array([0.5, 1.0, 1.5]), np.array([0.25, 0.75, 1.0])
+    assert drop_of_means(right, right, lost=(one, other)).at_stake == 0.5
+    assert drop_of_means(right, right, lost=(right, right)).at_stake == 0
+    assert drop_of_means(right, right).at_stake == 0
+    assert drop_of_aggregate(right, right, np.mean, lost=(one, other)).at_stake == pytest.approx(0.5)
+
+
+def test_what_an_aggregate_cannot_cope_with_is_no_stake() -> None:
+    def rate(items: list[tuple[int, int]]) -> float:
+        return sum(wrong for wrong, _ in items) / sum(words for _, words in items)
+
+    items = [(1, 10), (0, 5)] * 10
+    lost: Any
+    for lost in ([None] * 20, [(0, -145)] * 20, ["words"] * 20, [(lambda: 0, 5)] * 20):
+        found = drop_of_aggregate(items, items, rate, lower_is_better=True, lost=[lost])
+        assert found.at_stake == 0
+    assert drop_of_aggregate(items, items, rate, lower_is_better=True, lost=[[(5, 5)] * 20]).at_stake > 0
+
+
 @pytest.mark.parametrize(
     ("aggregate", "said"),
     [

@@ -70,28 +70,21 @@ class Mismatch:
         self._own: list[Any] = []
         self._others: list[Any] = []
         self._is_over = False
-        self._sees = False
+        self.sees = False
+        """Whether the score was seen to depend on the outputs."""
 
-    def look(self, outputs: Mapping[str, NDArray[Any]], case: Case, items: tuple[Any, Any], score: Scored) -> None:
-        """See whether the score depends on the outputs, until it did in one case.
+    def look(self, items: tuple[Any, Any], lost: Iterable[Any]) -> None:
+        """See whether the score depends on the outputs.
 
         Parameters
         ----------
-        outputs
-            The reference's.
         items
-            What the score gave for them, and for those of what runs.
+            What the score gave for the reference's outputs of a case, and for those of what runs.
+        lost
+            What it gave for outputs that are lost, each way; None where it failed on them.
         """
-        self._sees = self._sees or not same(*map(list, items))
-        for lost in ruined(outputs) if not self._sees else ():
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    given = scored(score, lost, case)
-                others = np.atleast_1d(as_array(given)) if is_array(given) or np.isscalar(given) else given
-                self._sees = self._sees or not same(list(others), list(items[0]))
-            except Exception:
-                self._sees = True
+        self.sees = self.sees or not same(*map(list, items))
+        self.sees = self.sees or any(each is None or not same(list(each), list(items[0])) for each in lost)
 
     def add(self, outputs: Mapping[str, NDArray[Any]], case: Case, items: Any, score: Scored) -> None:
         """Score one case against other labels, where there are any of the same kind."""
@@ -158,7 +151,7 @@ class Mismatch:
         InputError
             In no case it did.
         """
-        if not self._sees:
+        if not self.sees:
             raise InputError(
                 f"score {self._spec.name}: outputs of zeros, and outputs with all signs changed, score as the "
                 "reference's do, sample by sample: it tells nothing from anything",

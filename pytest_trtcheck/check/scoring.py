@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.baselines.scores import packed
-from pytest_trtcheck.check.exercised import Mismatch, scored
+from pytest_trtcheck.check.exercised import ENOUGH, Mismatch, ruined, scored
 from pytest_trtcheck.compare.paired import CONFIDENCE, RESAMPLES, Drop, describe, drop_of_aggregate, drop_of_means, same
 from pytest_trtcheck.errors import CheckError, ComparisonError, InputError, kind_of, name_of, plural
 from pytest_trtcheck.model import labelled
@@ -52,13 +53,20 @@ class _Scores:
 
 @dataclass
 class _Scored:
-    """What was found on all cases. `places` are (case, sample in it, how many it holds)."""
+    """What was found on all cases; of lost outputs, each way, on the first of them."""
 
     mismatch: Mismatch
     reference: _Scores = field(default_factory=_Scores)
     actual: _Scores = field(default_factory=_Scores)
+    lost: list[_Scores] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     measured: list[Mapping[str, compare.Measurement]] = field(default_factory=list)
+
+    def add_lost(self, items: Any, lost: list[Any]) -> None:
+        """Add what a case scores whose outputs are lost, each way; where that is not known, nothing is lost."""
+        self.lost = self.lost or [_Scores() for _ in lost]
+        for scores, given in zip(self.lost, lost, strict=True):
+            scores.add(items if given is None or len(given) != len(items) else given)
 
     def place(self, sample: int) -> tuple[int, int]:
         """The case that holds a sample, and its place in there."""
@@ -104,7 +112,11 @@ def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreR
                 code="user-code-result",
             )
         _require_count(spec, known, case, len(before), where)
-        found.mismatch.look(expected, case, (before, after), spec.function)
+        # Of a mean some tell what a sample may lose; of an aggregate a rare sample may be worth the most.
+        if spec.aggregate is not None or sum(found.sizes) < ENOUGH or not found.mismatch.sees:
+            lost = [_lost(spec, each, case) for each in ruined(expected)]
+            found.mismatch.look((before, after), lost)
+            found.add_lost(before, lost)
         found.mismatch.add(expected, case, before, spec.function)
         found.reference.add(before)
         found.actual.add(after)
@@ -167,6 +179,16 @@ def _items(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, whe
     return items
 
 
+def _lost(spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case) -> Any:
+    """The items of outputs that are lost; None where the score cannot cope with them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a division by the zeros, say
+            return _items(spec, outputs, case, "on lost outputs")
+    except CheckError:
+        return None
+
+
 def _require_count(spec: ScoreSpec, known: Known, case: Case, count: int, where: str) -> None:
     """See that there is one item a sample, as far as is known how many samples a case holds."""
     inputs = case.inputs
@@ -190,16 +212,17 @@ def _require_count(spec: ScoreSpec, known: Known, case: Case, count: int, where:
 
 def _record(known: Known, spec: ScoreSpec, found: _Scored) -> ScoreRecord:
     before, after = found.reference.joined(), found.actual.joined()
+    lost = [each.joined() for each in found.lost]
     if not len(before):
         raise InputError(
             f"score {name_of(spec.function)}: there is no sample to score", "give at least one row", code="input-empty"
         )
     if spec.aggregate is None:
-        drop = drop_of_means(before, after, lower_is_better=spec.lower_is_better)
+        drop = drop_of_means(before, after, lower_is_better=spec.lower_is_better, lost=lost)
         method = "limits of the paired mean (BCa)"
     else:
         try:
-            drop = drop_of_aggregate(before, after, spec.aggregate, lower_is_better=spec.lower_is_better)
+            drop = drop_of_aggregate(before, after, spec.aggregate, lower_is_better=spec.lower_is_better, lost=lost)
         except ComparisonError as error:
             raise ComparisonError(
                 f"aggregate {name_of(spec.aggregate)} {error.message}", error.hint, code=error.code
@@ -267,4 +290,9 @@ def _reason(known: Known, spec: ScoreSpec, drop: Drop, needed: int | None) -> st
         more = "that nothing at all is lost, no number of samples proves: give the least loss that matters as max_drop"
     else:
         more = "the drop lies so near the limit that no number of samples is likely to decide"
+    if replace(drop, at_stake=0.0).verdict(spec.max_drop) == "pass":
+        more += (
+            f"; a sample whose outputs are lost costs up to {drop.at_stake / drop.samples:.2g}, more than any that was "
+            "seen: limit what a single one may count, or give more of its kind"
+        )
     return f"{known.title}: {found}: too few samples to decide; {more}"

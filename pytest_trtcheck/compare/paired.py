@@ -7,14 +7,17 @@ Bootstrap", 1993, section 22.6; Hall, "The Bootstrap and Edgeworth Expansion", 1
 
 where s² and k are the sums of squares and cubes of what each sample adds. The plain bootstrap knows no change that it
 has not seen: of 200 samples of which 2 % change, one run in fifty shows none of them, and its interval is a point. So
-one more sample is reckoned with on each side, which changed by the whole range of the score against the verdict, and
-the skewness may only widen. Over a grid of models that disagree on 0.5 to 30 % of samples, at 20 to 10,000 samples,
-either side is then wrong in at most 0.5 % of runs (`benchmarks/bench_score.py` counts them all, without chance).
+one more sample is reckoned with on each side, which changed by the whole range of the score against the verdict, or
+by all that a sample's outputs are worth where that is more, and the skewness may only widen. Over a grid of models that
+disagree on 0.5 to 30 % of samples, at 20 to 10,000 samples, either side is then wrong in at most 0.5 % of runs
+(`benchmarks/bench_score.py` counts them all, without chance).
 """
 
 from __future__ import annotations
 
 import math
+import pickle
+from collections import defaultdict
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -58,7 +61,9 @@ class Drop:
     total, square, cube
         Σd, Σ(d−d̄)² and Σ(d−d̄)³, where d is what each sample adds to n times the drop.
     reach
-        The most that a single sample may come to add.
+        The most that a single sample may come to add or to take away, by the scores that were seen.
+    at_stake
+        The most that it adds where its outputs are lost, as far as that is known.
     """
 
     reference: float
@@ -69,6 +74,7 @@ class Drop:
     square: float
     cube: float
     reach: float
+    at_stake: float = 0.0
 
     @property
     def drop(self) -> float:
@@ -103,22 +109,34 @@ class Drop:
         return math.ceil(many / unit) * unit
 
     def _bound(self, sign: int) -> float:
-        square = self.square + self.reach**2
-        cube = max(sign * self.cube + self.reach**3, 0.0)
+        reach = max(self.reach, self.at_stake) if sign > 0 else self.reach
+        square = self.square + reach**2
+        cube = max(sign * self.cube + reach**3, 0.0)
         skew = (2 * _Z**2 + 1) / 6 * cube / square if square else 0.0
-        return (sign * self.total + self.reach + _Z * math.sqrt(square) + skew) / self.samples
+        return (sign * self.total + reach + _Z * math.sqrt(square) + skew) / self.samples
 
     def _of(self, samples: int) -> Drop:
         """The same of another number of samples."""
         times = samples / self.samples
         sums = (self.total * times, self.square * times, self.cube * times)
-        return Drop(self.reference, self.value, samples, self.changed, *sums, self.reach)
+        return Drop(self.reference, self.value, samples, self.changed, *sums, self.reach, self.at_stake)
 
 
-def drop_of_means(reference: NDArray[Any], actual: NDArray[Any], *, lower_is_better: bool = False) -> Drop:
+def drop_of_means(
+    reference: NDArray[Any],
+    actual: NDArray[Any],
+    *,
+    lower_is_better: bool = False,
+    lost: Sequence[NDArray[Any]] = (),
+) -> Drop:
     """The drop of the mean of two arrays of scores, one a sample.
 
     Its limits need no resampling: those of the bootstrap follow from the moments.
+
+    Parameters
+    ----------
+    lost
+        What the first samples score whose outputs are lost, in each of several ways.
     """
     before, after = np.asarray(reference, np.float64), np.asarray(actual, np.float64)
     fell = after - before if lower_is_better else before - after
@@ -135,16 +153,29 @@ def drop_of_means(reference: NDArray[Any], actual: NDArray[Any], *, lower_is_bet
         _reach(
             min(before.min(), after.min()), max(before.max(), after.max()), _is_binary(before) and _is_binary(after)
         ),
+        _at_stake([(each - before[: len(each)]) * (1 if lower_is_better else -1) for each in lost]),
     )
 
 
 def drop_of_aggregate(
-    reference: Items, actual: Items, aggregate: Aggregate, *, lower_is_better: bool = False, seed: int = 0
+    reference: Items,
+    actual: Items,
+    aggregate: Aggregate,
+    *,
+    lower_is_better: bool = False,
+    lost: Sequence[Items] = (),
+    seed: int = 0,
 ) -> Drop:
     """The drop of what `aggregate` makes of the items of two models, one a sample: mAP, a corpus' error rate.
 
     The moments are those of `RESAMPLES` paired resamples. `aggregate` is called 2 · (1 + `RESAMPLES` + `PROBES`) times
-    at the most, whatever the number of samples; it gets lists, or arrays where the items are arrays.
+    at the most, and `PROBES` times for each way of losing outputs, whatever the number of samples; it gets lists, or
+    arrays where the items are arrays.
+
+    Parameters
+    ----------
+    lost
+        The items of samples whose outputs are lost, in each of several ways.
 
     Raises
     ------
@@ -176,17 +207,35 @@ def drop_of_aggregate(
             without = scores(left, f"the items of all samples but number {index}")
             worth += [count * whole - (count - 1) * rest for whole, rest in zip((before, after), without, strict=True)]
     known = np.round(worth or [before, after], 9)
+    kinds = _of_each_kind(reference, lost, rng) if lost else []
+    stakes = [
+        [count * sign * _cost(reference, index, items[index], aggregate, before) for index in kinds] for items in lost
+    ]
     return Drop(
         before,
         after,
         count,
         len(changed),
-        count * sign * (before - after),
+        count * sign * (before - after) + 0.0,  # no change is 0, not -0
         # Of a mean, its resamples vary by Σ(d−d̄)²/n², and the third moment is Σ(d−d̄)³/n³.
         count**2 * float(np.mean(centred**2)),
         count**3 * float(np.mean(centred**3)),
         _reach(float(known.min()), float(known.max()), _is_binary(known)),
+        _at_stake(np.asarray(stakes)),
     )
+
+
+def _at_stake(losses: Sequence[NDArray[Any]] | NDArray[Any]) -> float:
+    """The most that any sample loses, where each loses its outputs in the way that costs it least.
+
+    Parameters
+    ----------
+    losses
+        What it costs each sample, for each of the ways; what costs nothing is no loss.
+    """
+    some = [np.where(each > 0, each, np.inf) for each in losses]
+    least = np.min(some, axis=0, initial=np.inf) if some else np.array([])
+    return float(np.max(least, where=np.isfinite(least), initial=0.0))
 
 
 def _reach(least: float, most: float, is_binary: bool) -> float:
@@ -202,6 +251,32 @@ def _probed(count: int, changed: Sequence[int], rng: np.random.Generator) -> lis
     """Which samples are left out: half of them among those that changed, the others at random."""
     some = [changed[int(each)] for each in rng.permutation(len(changed))[: PROBES // 2]]
     return list(dict.fromkeys((*some, *map(int, rng.permutation(count)[:PROBES]))))[:PROBES]
+
+
+def _of_each_kind(items: Items, lost: Sequence[Items], rng: np.random.Generator) -> list[int]:
+    """One sample of each kind, of the rarest first: where few make up much of an aggregate, each of them counts most.
+
+    Of one kind are samples whose items are equal, and those of lost outputs too.
+    """
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    for index in map(int, rng.permutation(len(items))):
+        try:
+            kind = hash(pickle.dumps((items[index], *(each[index] for each in lost))))
+        except Exception:
+            kind = index
+        kinds[kind].append(index)
+    return [members[0] for members in sorted(kinds.values(), key=len)[:PROBES]]
+
+
+def _cost(items: Items, index: int, lost: Any, aggregate: Aggregate, before: float) -> float:
+    """What an aggregate falls by with another item in the place of one; 0 where it cannot cope with that."""
+    changed: Any = _taken(items, None)
+    try:
+        changed[index] = lost
+        fell = before - float(aggregate(changed))
+    except Exception:
+        return 0.0
+    return fell if math.isfinite(fell) else 0.0
 
 
 def _taken(items: Items, indices: NDArray[np.intp] | None) -> Items:
