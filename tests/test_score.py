@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+import tempfile
 import xml.etree.ElementTree as ET
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +17,8 @@ import pytest
 from onnx import helper
 
 from pytest_trtcheck.check import arguments
-from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.model import inputs, labelled
+from pytest_trtcheck.errors import ArgumentError, InputError
+from pytest_trtcheck.model import inputs, labelled, memory
 from pytest_trtcheck.model.onnx_model import load
 from pytest_trtcheck.precision.quantization import calibration_data
 from pytest_trtcheck.report import diff
@@ -420,7 +423,7 @@ def test_cases_beyond_the_memory_come_back_from_a_file(most: int) -> None:
                 "odd": np.arange(number, dtype="i1"),
             }
 
-    held = labelled.Held(cases(), most)
+    held = labelled.Held(cases(), most, "inputs")
     assert len(held) == 4
     for number in (3, 0, 2, 1):
         case = held[number]
@@ -535,8 +538,19 @@ def test_flips_4_percent(): return batches(broken=80)
 
 
 def test_strings_are_held_in_memory() -> None:
-    held = labelled.Held([{"text": np.array(["a", "bc"], object)}], 0)
+    held = labelled.Held([{"text": np.array(["a", "bc"], object)}], 0, "inputs")
     assert held[0]["text"].tolist() == ["a", "bc"]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_cases_without_end_leave_room_for_others(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tempfile.gettempdir())._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(memory, "limit_bytes", lambda: 500_000)
+    case = {"x": np.zeros(size, np.float32)}
+    with pytest.raises(InputError, match=r"^train inputs: no end after \d+ cases and 4") as info:
+        labelled.Held(itertools.repeat(case), 100_000, "train inputs")
+    assert ("half of what was free" in str(info.value)) == (size == 1000)
 
 
 def test_labels_have_an_identity() -> None:

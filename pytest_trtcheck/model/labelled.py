@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from pytest_trtcheck.errors import InputError
+from pytest_trtcheck.cache import format_bytes
+from pytest_trtcheck.errors import InputError, plural
 from pytest_trtcheck.model import inputs as model_inputs
+from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.arrays import as_array, is_array, items_of, owned
 from pytest_trtcheck.spec import Case
 
@@ -29,6 +32,8 @@ MEMORY_BYTES = 1 << 30
 """The most of a loader's arrays that is held in memory; what goes beyond lies in a file until the check is made."""
 
 _ALIGNMENT = 64
+_CASE_BYTES = 1 << 10
+"""Of memory, that a case takes beside its arrays, about."""
 
 
 class Stream:
@@ -86,7 +91,7 @@ def held(value: Any, model: OnnxModel, source: str) -> tuple[Sequence[model_inpu
             labels.append(label if is_there else owned(label))
             yield case
 
-    return (list(cases()) if is_there else Held(cases(), MEMORY_BYTES)), labels
+    return (list(cases()) if is_there else Held(cases(), MEMORY_BYTES, source)), labels
 
 
 def _divided(item: Any, names: Sequence[str]) -> tuple[Any, Any]:
@@ -132,13 +137,23 @@ class Held(Sequence["model_inputs.Case"]):
     ----------
     cases
         Are taken one at a time.
+    source
+        What messages call them.
+
+    Raises
+    ------
+    InputError
+        There is no end to them: they take more than half of what is free for temporary files, or of the memory more
+        than inputs may.
     """
 
-    def __init__(self, cases: Iterable[model_inputs.Case], most: int) -> None:
+    def __init__(self, cases: Iterable[model_inputs.Case], most: int, source: str) -> None:
         self._room = most
+        self._source = source
         self._end = 0
         self._cases: list[Mapping[str, Any]] = []
         self._map: mmap.mmap | None = None
+        self._most_in_file = shutil.disk_usage(tempfile.gettempdir()).free // 2
         with tempfile.TemporaryFile(prefix="trtcheck-cases-") as file:
             for case in cases:
                 self._cases.append(self._kept(case, file))
@@ -148,10 +163,15 @@ class Held(Sequence["model_inputs.Case"]):
 
     def _kept(self, case: model_inputs.Case, file: Any) -> Mapping[str, Any]:
         size = sum(array.nbytes for array in case.values())
+        if said := memory.too_large(_CASE_BYTES * len(self._cases)):
+            self._refuse(said)
         if size <= self._room or any(array.dtype.hasobject for array in case.values()):
             self._room -= size
             # A loader may fill the same buffer again.
             return {name: np.array(array) for name, array in case.items()}
+        if self._end + size > self._most_in_file:
+            most = format_bytes(self._most_in_file)
+            self._refuse(f"{most}, half of what was free in {tempfile.gettempdir()}")
         found = {}
         for name, array in case.items():
             found[name] = (self._end, array.dtype, array.shape)
@@ -160,6 +180,13 @@ class Held(Sequence["model_inputs.Case"]):
             file.write(bytes(padding))
             self._end += array.nbytes + padding
         return found
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise InputError(
+            f"{self._source}: no end after {plural(len(self._cases), 'case')} and {what}",
+            "give as many as are to be scored, itertools.islice(…, 1000), or set TMPDIR to where there is room",
+            code="input-endless",
+        )
 
     def _read(self, kept: Any) -> NDArray[Any]:
         if isinstance(kept, np.ndarray):
