@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from pytest_trtcheck.check import arguments
+from pytest_trtcheck.check import arguments, scoring
 from pytest_trtcheck.errors import ArgumentError, InputError
 from pytest_trtcheck.model import inputs, labelled, memory
 from pytest_trtcheck.model.onnx_model import load
@@ -642,3 +642,23 @@ def test_clipped(): return batches()
     for name, cost in {"rare": "0.02", "loss": "0.001"}.items():
         message = run.check(f"test_{name}")["message"]
         assert f"a sample whose outputs are lost costs up to {cost}" in message
+
+
+def test_lost_outputs_that_take_long_to_score_are_left_and_told(task: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_LOST_S", 0.0)
+    task.write(
+        test_slow=f"""{HEAD}{RARE}
+import time
+
+def slow(outputs, case):
+    if outputs["logits"].max() <= 0 or outputs["logits"].min() < -0.5:
+        time.sleep(1)
+    return top1(outputs, case)
+
+@trt_parity("good.onnx", score=slow, max_drop=0.05)
+def test_slow(): return batches(500)
+"""
+    )
+    record = task.run().check("test_slow")
+    assert record["verdict"] == "pass"
+    assert "score slow: what a sample has to lose is not known of 400 of 500 samples" in " ".join(record["notes"])

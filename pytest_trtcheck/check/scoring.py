@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from pytest_trtcheck.record import SampleRecord, ScoreRecord
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 MEASURED_CASES = 32
 """Of how many cases the outputs' errors are told, where they are not judged."""
 SHOWN_SAMPLES = 10
+_LOST_S = 10.0
+"""How long scores of lost outputs may take in any case; beyond, they get as much time as all else of the check took."""
 
 _WHAT = "it takes (outputs, case) and returns an array: one item a sample"
 
@@ -53,17 +56,36 @@ class _Scores:
 
 @dataclass
 class _Scored:
-    """What was found on all cases; of lost outputs, each way, on the first of them."""
+    """What was found on all cases; of lost outputs, each way, on the first of them, `untried` samples aside."""
 
     mismatch: Mismatch
     reference: _Scores = field(default_factory=_Scores)
     actual: _Scores = field(default_factory=_Scores)
     lost: list[_Scores] = field(default_factory=list)
+    lost_s: float = 0.0
+    untried: int = 0
     sizes: list[int] = field(default_factory=list)
     measured: list[Mapping[str, compare.Measurement]] = field(default_factory=list)
 
-    def add_lost(self, items: Any, lost: list[Any]) -> None:
-        """Add what a case scores whose outputs are lost, each way; where that is not known, nothing is lost."""
+    def try_lost(
+        self, spec: ScoreSpec, outputs: Mapping[str, NDArray[Any]], case: Case, items: tuple[Any, Any]
+    ) -> None:
+        """Score a case whose outputs are lost, each way; where that is not known, nothing is lost.
+
+        Parameters
+        ----------
+        outputs
+            The reference's.
+        items
+            What the score gave for them, and for those of what runs.
+        """
+        started = time.perf_counter()
+        lost = [_lost(spec, each, case) for each in ruined(outputs)]
+        self.mismatch.look(items, lost)
+        self.add_lost(items[0], lost)
+        self.lost_s += time.perf_counter() - started
+
+    def add_lost(self, items: Any, lost: Sequence[Any] = (None, None)) -> None:
         self.lost = self.lost or [_Scores() for _ in lost]
         for scores, given in zip(self.lost, lost, strict=True):
             scores.add(items if given is None or len(given) != len(items) else given)
@@ -75,8 +97,10 @@ class _Scored:
         return case, sample - (int(ends[case - 1]) if case else 0)
 
 
-def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreRecord:
+def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> tuple[ScoreRecord, list[str]]:
     """Score what the runner and the reference compute on every case, one case after the other; no output is kept.
+
+    Beside the score there is a note where not all was tried that could be.
 
     Parameters
     ----------
@@ -90,7 +114,7 @@ def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreR
     InputError
         There are no labels, and the score failed.
     """
-    found = _Scored(Mismatch(spec))
+    started, found = time.perf_counter(), _Scored(Mismatch(spec))
     # What is judged by a tolerance too was computed already; else keeping outputs would cost more than computing them.
     reference = known.reference if known.request.parity.judges_outputs else known.reference.computed
     # Behind the labelled cases there may be others, which an earlier search kept.
@@ -114,15 +138,21 @@ def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> ScoreR
         _require_count(spec, known, case, len(before), where)
         # Of a mean some tell what a sample may lose; of an aggregate a rare sample may be worth the most.
         if spec.aggregate is not None or sum(found.sizes) < ENOUGH or not found.mismatch.sees:
-            lost = [_lost(spec, each, case) for each in ruined(expected)]
-            found.mismatch.look((before, after), lost)
-            found.add_lost(before, lost)
+            # Of outputs that are lost a detector may find thousands of boxes to compare.
+            if found.mismatch.sees and 2 * found.lost_s > time.perf_counter() - started + _LOST_S:
+                found.untried += len(before)
+                found.add_lost(before)
+            else:
+                found.try_lost(spec, expected, case, (before, after))
         found.mismatch.add(expected, case, before, spec.function)
         found.reference.add(before)
         found.actual.add(after)
         found.sizes.append(len(before))
     record = _record(known, spec, found)
-    return replace(record, items=packed(found.actual.joined())) if keeps_items else record
+    record = replace(record, items=packed(found.actual.joined())) if keeps_items else record
+    of_all = f"{found.untried:,} of {plural(sum(found.sizes), 'sample')}"
+    what = f"score {spec.name}: what a sample has to lose is not known of {of_all}: lost outputs take long to score"
+    return record, [what] if found.untried else []
 
 
 def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:

@@ -169,7 +169,8 @@ def scored(settings: Settings, known: Known) -> Known:
     if spec is None or known.runner is None or known.doubt is not None:
         return known
     settings.progress(f"{known.title}: scoring {plural(len(known.labels), 'case')}")
-    return known.recorded(score=scoring.judge(known, spec, keeps_items=settings.baselines is not None))
+    score, notes = scoring.judge(known, spec, keeps_items=settings.baselines is not None)
+    return known.recorded(*notes, score=score)
 
 
 def explained(settings: Settings, known: Known) -> Known:
