@@ -21,8 +21,10 @@ from pytest_trtcheck.backends.tensorrt import build as tensorrt
 from pytest_trtcheck.backends.tensorrt.module import Target, find_module
 from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.check.checker import Checker, Request
+from pytest_trtcheck.model.onnx_model import load
 from pytest_trtcheck.model.sources import open_model
-from pytest_trtcheck.precision.lowering import Lowered
+from pytest_trtcheck.precision.lowering import Lowered, lower
+from pytest_trtcheck.precision.reference import Reference
 from pytest_trtcheck.spec import BuildOptions, ParitySpec
 from tests import onnx_models
 from tests.test_asked import WITHOUT
@@ -492,3 +494,43 @@ def test_an_original_that_does_not_fit_says_what_does_not(quantized: Any, origin
     record = check(quantized(**GOOD), tmp_path, reference=str(other))
     assert record.verdict == "error"
     assert "does not fit" in (record.message or "")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16", "fp8"])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_a_model_of_which_the_weights_alone_are_quantized_is_quantized_with_calibration_data(
+    kind: Any, precision: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    table, weights = (np.asarray(rng.integers(-100, 100, shape)) for shape in ((50, 64), (64, 32)))
+    zero = 128 if kind == np.uint8 else 0
+    scales = rng.random(50).astype(np.float32) / 50 + 0.01
+    nodes = [
+        helper.make_node("DequantizeLinear", ["rows", "scales", "zeros"], ["table"], "embedding", axis=0),
+        helper.make_node("Gather", ["table", "ids"], ["x"], "look up"),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weights"], "dequantize"),
+        helper.make_node("MatMul", ["x", "weights"], ["y"], "product"),
+    ]
+    constants = {"rows": (table + zero).astype(kind), "scales": scales, "zeros": np.full(50, zero, kind)}
+    constants |= {"w": (weights + zero).astype(kind), "scale": np.array(0.01, np.float32), "zero": np.array(zero, kind)}
+    proto = onnx_models.model(
+        nodes, {"ids": (TensorProto.INT64, [50])}, {"y": (TensorProto.FLOAT, [50, 32])}, constants
+    )
+    onnx.save(proto, tmp_path / "weights.onnx")
+    ids = np.arange(50)
+    model, cache = load(tmp_path / "weights.onnx"), Cache(tmp_path / "cache")
+    found = lower(model, precision, cache, calibration=[{"ids": ids}])
+    assert found.details["left_float"] == {}
+    graph = onnx.load(found.path).graph
+    # TensorRT's own rule.
+    integers = {each.name for each in graph.initializer if each.data_type in {TensorProto.INT8, TensorProto.UINT8}}
+    assert {node.op_type for node in graph.node if integers & set(node.input)} <= {"DequantizeLinear", "QuantizeLinear"}
+    if util.find_spec("tensorrt_rtx") is not None:
+        module, target = find_module("tensorrt_rtx"), Target((8, 9), here=False)
+        assert tensorrt.build(module, found.path, tmp_path / "engine", target=target, precision=precision).bytes
+    spec = ParitySpec(precision=(precision,), tol=0.1)
+    asked = Request("t", tmp_path / "weights.onnx", (), spec, inputs={"ids": ids}, calibration=[{"ids": ids}])
+    record = Checker(cache).check(asked)
+    assert record.verdict == "pass", record.message
+    exact = (table * scales[:, None]) @ (weights * 0.01)
+    np.testing.assert_allclose(Reference(model, cache)({"ids": ids})["y"], exact, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NUMBERS = frozenset("fiub")
+_BY_CHANNEL = {"Sub": np.subtract, "Mul": np.multiply}
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT})
 
 
@@ -45,6 +46,25 @@ def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
     return node.attributes.get_tensor("value") if node is not None and node.op_type == "Constant" else None
 
 
+def fold_dequantized(model: ir.Model) -> None:
+    """Make initializers of weights that a model holds as integers beside a scale and a zero point, in place.
+
+    What `qdq.as_arithmetic` wrote out for a DequantizeLinear of a constant: a Cast, Sub, Mul, and Reshape.
+    """
+    fold_casts(model)
+    for node in list(graphs.all_nodes(model.graph)):
+        operands = [stored(value) for value in node.inputs]
+        output = node.outputs[0]
+        if node.op_type not in {*_BY_CHANNEL, "Reshape"} or output.is_graph_output() or None in operands:
+            continue
+        first, second = (tensor for tensor in operands if tensor is not None)
+        if not (first.dtype == output.dtype == ir.DataType.FLOAT):
+            continue
+        tensor = _reshape(node, first) if node.op_type == "Reshape" else _by_channel(node.op_type, first, second)
+        if tensor is not None:
+            _replace(node, tensor)
+
+
 def fold_casts(model: ir.Model) -> None:
     """Make initializers of casts of constants to FP32, in place.
 
@@ -62,12 +82,22 @@ def fold_casts(model: ir.Model) -> None:
         def widened(array: NDArray[Any]) -> NDArray[Any]:
             return double.narrowed(array) if array.dtype == np.float64 else array.astype(np.float32)
 
-        graph, tensor = node.graph, _lazy(tensor, widened, _shape(tensor), ir.DataType.FLOAT)
-        assert isinstance(graph, ir.Graph)
-        value = ir.val(output.name, const_value=tensor)
-        output.replace_all_uses_with(value)
-        graph.remove(node, safe=True)
-        graph.register_initializer(value)
+        _replace(node, _lazy(tensor, widened, _shape(tensor), ir.DataType.FLOAT))
+
+
+def _replace(node: ir.Node, tensor: ir.TensorProtocol) -> None:
+    """Put a constant in the place of a node, under its output's name."""
+    graph, output = node.graph, node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    value = ir.val(output.name, const_value=tensor)
+    output.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+    graph.register_initializer(value)
+
+
+def _by_channel(op_type: str, data: ir.TensorProtocol, by: ir.TensorProtocol) -> ir.TensorProtocol:
+    shape = np.broadcast_shapes(_shape(data), _shape(by))
+    return _lazy(data, lambda array: _BY_CHANNEL[op_type](array, by.numpy()), list(shape), ir.DataType.FLOAT)
 
 
 def _identity(node: ir.Node, source: ir.TensorProtocol) -> ir.TensorProtocol | None:  # noqa: ARG001 - one signature
