@@ -261,9 +261,12 @@ def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
+        from pytest_trtcheck.model.onnx_model import refuse_contradicting_types
         from pytest_trtcheck.precision import survey
         from pytest_trtcheck.precision.quantization import qdq
 
+        if model.has_qdq or model.half_types:
+            refuse_contradicting_types(model.path, model.label)
         read = graph.read(model.path)
         _write_details(folder, (), {_ARITHMETIC: survey.survey(read), _INTEGERS: qdq.integers_alone(read)})
 
