@@ -102,6 +102,32 @@ def test_an_unsound_model_is_an_error_that_says_what_is_wrong(edit: str, tmp_pat
     assert len(found.message) < 2000
 
 
+FLOAT16 = TensorProto.FLOAT16
+TYPES: dict[str, tuple[int, type, int, str]] = {
+    "an operand": (FLOAT, np.float16, FLOAT, "operand B is float16, which does not go with the others"),
+    "an output of FP16": (FLOAT, np.float32, FLOAT16, "it computes float, and its output is declared as float16"),
+    "an output of FP32": (FLOAT16, np.float16, FLOAT, "it computes float16, and its output is declared as float"),
+}
+
+
+@pytest.mark.parametrize("what", TYPES)
+def test_types_that_contradict_each_other_are_no_16_bit_model(what: str, tmp_path: Path) -> None:
+    given, weight, computed, said = TYPES[what]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = helper.make_graph(
+        [node],
+        "test",
+        [helper.make_tensor_value_info("x", given, [2, 4])],
+        [helper.make_tensor_value_info("y", computed, [2, 3])],
+        [numpy_helper.from_array(np.ones((4, 3), weight), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    record = check(tmp_path / "m.onnx", None)
+    assert record.verdict == "error"
+    assert record.message is not None
+    assert f"not a sound ONNX model: node 'product' (MatMul): {said}" in record.message
+
+
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_models.conv_net().SerializeToString().replace(b"conv1", b"con\xff1"))

@@ -212,6 +212,26 @@ def test_what_the_templates_say_of_ruff_holds_of_many_names(tmp_path: Path, monk
     passes_ruff(tmp_path / "tests")
 
 
+def test_no_name_in_a_model_becomes_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    proto = onnx_models.conv_net("N\nraise SystemExit\n#")
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "x\r\nraise SystemExit\n#\0"
+    onnx.save(proto, tmp_path / "a.onnx")
+    assert init("--ci=none") == 0
+    text = (tmp_path / TEST).read_text()
+    assert "raise SystemExit" in text  # in comments alone
+    assert not any(isinstance(each, ast.Raise) for each in ast.walk(ast.parse(text)))
+
+
+def test_calibration_data_is_found_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(onnx_models.conv_net(), tmp_path / "a.onnx")
+    (tmp_path / "calib \N{SLICE OF PIZZA}").mkdir()
+    np.savez(tmp_path / "calib \N{SLICE OF PIZZA}" / "0.npz", image=np.ones((1, 3, 16, 16), np.float32))
+    assert init("--ci=none") == 0
+    assert 'calibration="calib \N{SLICE OF PIZZA}/*.npz"' in (tmp_path / TEST).read_text(encoding="utf-8")
+
+
 def test_it_runs_as_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest_trtcheck", "init", str(tmp_path)], check=False, capture_output=True, text=True

@@ -321,6 +321,8 @@ def test_a_model_of_which_the_weights_alone_are_quantized(bits: int, precision: 
     record = checked()
     assert record.verdict == "pass", record.message
     assert any(each.startswith(f"{ONLY_INTEGERS} of w") for each in record.notes)
+    said = any(each.startswith("w: dequantized by arithmetic in") for each in record.notes)
+    assert said == (bits == 8 and precision != "tf32")
     computed = x @ (integers * scales.repeat(rows, axis=0))
     float_model = checked(reference=lambda inputs: {"y": inputs["x"] @ weights})
     assert record.parity is not None

@@ -394,7 +394,7 @@ class TimedModule:
         took = time.perf_counter() - began
         done.record()
         if self._transfers:
-            for _, tensor in named_outputs(outputs):
+            for tensor in named_outputs(outputs, ()).values():
                 tensor.to("cpu", non_blocking=True)
         end.record()
         return 1000 * took

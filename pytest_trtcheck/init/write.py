@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import plural
+from pytest_trtcheck.errors import plural, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -93,7 +93,8 @@ def _comments(model: Found) -> Iterator[str]:
         lines.append(f"Open dimensions have sizes {tried}.")
     if not model.feeds:
         lines.append("Inputs are generated until the test returns real ones, as a mapping by name.")
-    yield from (f"# {line}\n" for line in lines)
+    # A file's names may hold line breaks: what stands behind one would be code.
+    yield from (f"# {' '.join(visible(line).splitlines())}\n" for line in lines)
 
 
 def _fp(model: Found, name: str) -> str:
@@ -103,12 +104,12 @@ def _fp(model: Found, name: str) -> str:
 def _int8(model: Found, name: str) -> str:
     if model.precision or model.unknown:
         return ""
-    head = {"precision": '"int8"', "calibration": json.dumps(model.calibration or "data/calibration/*.npz")}
+    head = {"precision": '"int8"', "calibration": _quoted(model.calibration or "data/calibration/*.npz")}
     if model.calibration:
         name = f"{name}_int8"
         note = "\n\n# Better still: feed samples that the calibration did not see.\n" if model.feeds else "\n\n"
         return f"{note}{_call(model, head)}def test_{name}():{_body(model)}\n"
-    arrays = ", ".join(f"**{{{json.dumps(each, ensure_ascii=False)}: array}}" for each in model.names)
+    arrays = ", ".join(f"**{{{_quoted(each)}: array}}" for each in model.names)
     todo = _call(model, head) + f"def test_{name}_int8(): ...\n"
     lines = [
         "INT8 chooses its ranges by data: some hundred samples like those of production.",
@@ -123,7 +124,7 @@ def _body(model: Found) -> str:
     if not model.feeds or model.calibration is None:
         return " ..."
     folder, glob = model.calibration.rsplit("/", 1)
-    first = f"min((ROOT / {json.dumps(folder, ensure_ascii=False)}).glob({json.dumps(glob)}))"
+    first = f"min((ROOT / {_quoted(folder)}).glob({json.dumps(glob)}))"
     loaded = f"dict(np.load({first}))" if glob.endswith("npz") else f"np.load({first})"
     if len(f"    return {loaded}") <= _WIDTH:
         return f"\n    return {loaded}"
@@ -132,11 +133,11 @@ def _body(model: Found) -> str:
 
 def _call(model: Found, arguments: dict[str, str]) -> str:
     """The marker, as ruff's formatter writes it."""
-    path = json.dumps(model.path.as_posix(), ensure_ascii=False)
+    path = _quoted(model.path.as_posix())
     given = [path, *(f"{name}={value}" for name, value in arguments.items())]
     given += [f"batch={model.batch}"] if model.batch and not model.feeds else []
     if model.shapes and not model.feeds:
-        shapes = (f"{json.dumps(name, ensure_ascii=False)}: {shape!r}" for name, shape in model.shapes.items())
+        shapes = (f"{_quoted(name)}: {shape!r}" for name, shape in model.shapes.items())
         given.append(f"shapes={{{', '.join(shapes)}}}")
     one = f"@trt_parity({', '.join(given)})\n"
     if len(one) <= _WIDTH + 1:
@@ -145,6 +146,11 @@ def _call(model: Found, arguments: dict[str, str]) -> str:
     if max(map(len, second.splitlines())) <= _WIDTH:
         return second
     return f"@trt_parity(\n{''.join(f'    {each},{chr(10)}' for each in map(_spread, given))})\n"
+
+
+def _quoted(text: str) -> str:
+    """A text as Python's source has it, in double quotes as ruff writes them."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _spread(argument: str) -> str:

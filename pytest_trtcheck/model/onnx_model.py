@@ -181,6 +181,44 @@ def explained(error: Exception, path: Path, label: str) -> CheckError:
     return found
 
 
+_CONTRADICTION = re.compile(
+    r"\(op_type: ?([^,)]*)(?:, node name: (.*?))?\): (?:\[\w+\] )?"
+    r"(?:(\w+) has inconsistent type tensor\((\w+)\)|Inferred elem type differs from existing elem type: "
+    r"\((\d+)\) vs \((\d+)\))"
+)
+
+
+def refuse_contradicting_types(path: Path, label: str) -> None:
+    """See that each node's operands have types that go together, and its results those that are declared.
+
+    Of a model in FP32 ONNX Runtime sees to it. What the float twin of another one computes says nothing of its types.
+
+    Raises
+    ------
+    ModelError
+        They do not.
+    """
+    import onnx
+
+    try:
+        onnx.shape_inference.infer_shapes(read_graph(path), check_type=True, strict_mode=True)
+    except Exception as error:  # whatever else it cannot follow, others can
+        if (found := _CONTRADICTION.search(str(error))) is None:
+            return
+        operator, name, operand, kind, computed, declared = found.groups()
+        types = [onnx.TensorProto.DataType.Name(int(code)).lower() for code in (computed, declared) if code]
+        what = (
+            f"operand {operand} is {kind}, which does not go with the others"
+            if operand
+            else f"it computes {types[0]}, and its output is declared as {types[1]}"
+        )
+        raise ModelError(
+            f"{label}: not a sound ONNX model: node {name or '(nameless)'!r} ({operator}): {what}",
+            "ONNX Runtime does not load it, nor does an engine compute what it says: put a Cast there, or export it "
+            "again",
+        ) from error
+
+
 _NO_SHAPE = "Field 'shape' of 'type' is required but missing"
 """What ONNX's checker says first of an input or output of any rank, which many models have that are sound."""
 

@@ -233,6 +233,7 @@ def _lowered(
             path = _as_given(model, cache) if own_qdq else prepared(model, keep_fp32, cache)
             made, notes, details = _half(graph.read(path), precision, keep_fp32)
             notes[:0] = [f"{model.label} already carries Q/DQ nodes: they are kept as they are"] * own_qdq
+            notes += _as_floats(model, made, precision, cache)
         graph.write(made, folder / MODEL_FILE)
         _write_details(folder, notes, details)
 
@@ -248,6 +249,19 @@ def _is_quantized(model: OnnxModel, precision: Precision, cache: Cache) -> bool:
     return bool(arithmetic.within(found, quantized_part(precision) or ""))
 
 
+def _as_floats(model: OnnxModel, made: ir.Model, precision: Precision, cache: Cache) -> list[str]:
+    """What is said of weights that the user's model holds as integers, and `made` computes floats of."""
+    from pytest_trtcheck.precision.quantization import qdq
+
+    integers = _surveyed(model, cache)[_INTEGERS] if model.has_qdq else []
+    if not (found := [each for each in integers if each not in qdq.integers_alone(made)]):
+        return []
+    return [
+        f"{listed(found)}: dequantized by arithmetic in {half_part(precision)}: an engine holds these weights as "
+        f"floats, and whether TensorRT takes them as {model.label} has them was not looked at"
+    ]
+
+
 def _as_given(model: OnnxModel, cache: Cache) -> Path:
     """The user's file, with FP64 as FP32."""
     return _narrowed(model, model.path, cache).path / MODEL_FILE if model.has_double else model.path
@@ -261,9 +275,12 @@ def _surveyed(model: OnnxModel, cache: Cache) -> dict[str, Any]:
 
     def make(folder: Path) -> None:
         from pytest_trtcheck.model import graph
+        from pytest_trtcheck.model.onnx_model import refuse_contradicting_types
         from pytest_trtcheck.precision import survey
         from pytest_trtcheck.precision.quantization import qdq
 
+        if model.has_qdq or model.half_types:
+            refuse_contradicting_types(model.path, model.label)
         read = graph.read(model.path)
         _write_details(folder, (), {_ARITHMETIC: survey.survey(read), _INTEGERS: qdq.integers_alone(read)})
 

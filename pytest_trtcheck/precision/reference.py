@@ -61,9 +61,11 @@ class Reference(KeptOutputs):
 
     def _make_twin(self, folder: Path) -> None:
         from pytest_trtcheck.model import graph
+        from pytest_trtcheck.model.onnx_model import refuse_contradicting_types
         from pytest_trtcheck.precision.emulation import rewrite
         from pytest_trtcheck.precision.quantization import qdq
 
+        refuse_contradicting_types(self.model.path, self.model.label)
         twin = rewrite.emulated(qdq.without(graph.read(self.model.path)), rounding=False)
         graph.write(twin, folder / MODEL_FILE)
 

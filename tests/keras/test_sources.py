@@ -93,6 +93,16 @@ def test_names_types_and_the_batch_are_kept(cache: Cache) -> None:
         )
 
 
+def test_an_output_that_has_an_inputs_name_is_given_another(cache: Cache) -> None:
+    import keras
+
+    x = keras.Input((4,), name="x")
+    for model in (keras.Model(x, [x, keras.layers.Dense(3, name="y")(x)]), keras.Model({"x": x}, {"x": x * 2, "y": x})):
+        opened = open_model(model, (), cache)
+        assert described(opened)[0] == [("x", "float32", ["batch", 4])]
+        assert sorted(spec.name for spec in opened.outputs) == ["x_out", "y"]
+
+
 def test_it_is_exported_anew_when_weights_or_code_change_and_only_then(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

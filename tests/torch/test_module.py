@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_trtcheck.model.onnx_model import OnnxModel
+    from tests.conftest import Suite
 
 IDS = np.arange(7)[None] % 5
 OneInput = Examples({"x": np.ones((1, 4), np.float32)})
@@ -235,3 +236,75 @@ def test_a_program_of_other_weights_is_another(cache: Cache, exports: list[objec
         open_model(torch.export.export(module, (torch.ones(2, 4),)), (), cache)
         module.last.bias.data += 1
     assert len(exports) == 2
+
+
+# --- names, state and types that stand in the way --------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """Outputs with the name of an input, and with one name."""
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        return {"x": x * 2, "a": (x * 3, x * 4), "a_0": x * 5}
+
+
+class Positional(nn.Module):
+    def forward(self, x: Any, y: Any, /) -> Any:
+        return x - 2 * y
+
+
+class Tallied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Any) -> Any:
+        self.calls.add_(1)
+        return x * self.calls
+
+
+def test_outputs_have_names_of_their_own(cache: Cache) -> None:
+    case = {"x": np.arange(12, dtype=np.float32).reshape(3, 4)}
+    factors = {"x_out": 2, "a_0": 3, "a_1": 4, "a_0_out": 5}
+    for source in (Named(), torch.export.export(Named(), (torch.ones(3, 4),))):
+        model = open_model(source, (), cache, examples=OneInput)
+        assert [spec.name for spec in model.outputs] == list(factors)
+        assert model.origin is not None
+        for outputs in (ran(model, **case), model.origin(case)):
+            for name, factor in factors.items():
+                np.testing.assert_array_equal(outputs[name], factor * case["x"])
+
+
+def test_inputs_that_have_no_name_are_given_by_their_place(cache: Cache) -> None:
+    examples = Examples({"x": np.ones((1, 4), np.float32), "y": np.ones((1, 4), np.float32)})
+    case = {"x": np.full((3, 4), 5, np.float32), "y": np.full((3, 4), 7, np.float32)}
+    assert (ran(open_model(Positional(), (), cache, examples=examples), **case)["output"] == -9).all()
+
+
+def test_a_program_is_left_as_it_was(cache: Cache) -> None:
+    program = torch.export.export(Tallied(), (torch.ones(2, 4),), dynamic_shapes={"x": {0: torch.export.Dim("rows")}})
+    model = open_model(program, (), cache)
+    assert model.origin is not None
+    assert [float(model.origin({"x": np.ones((2, 4), np.float32)})["output"][0, 0]) for _ in range(2)] == [1, 1]
+    assert program.state_dict["calls"] == 0
+
+
+def test_layers_that_were_never_run_are_said(cache: Cache) -> None:
+    with pytest.raises(ModelError, match="'weight', 'bias' have no shape yet"):
+        open_model(nn.LazyLinear(3), (), cache, examples=Examples({"input": np.ones((1, 4), np.float32)}))
+
+
+def test_a_bf16_module_is_checked_where_onnx_runtime_cannot_run_its_export(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+import torch
+from pytest_trtcheck import trt_parity
+
+@trt_parity(torch.nn.Linear(4, 3).bfloat16().eval(), precision="bf16")
+def test_it(): return torch.rand(2, 4).bfloat16()
+"""
+    )
+    run = suite.run_apart()
+    check = run.check("test_it")
+    assert check["verdict"] == "pass"
+    assert any("the export was not run beside the module Linear, nor with two batches" in n for n in check["notes"])

@@ -140,6 +140,8 @@ def _open_program(source: Any, opening: Opening) -> OnnxModel:
 
 
 def _open_module(source: Any, opening: Opening) -> OnnxModel:
+    import torch
+
     from pytest_trtcheck.model.sources.pytorch.example import Example
     from pytest_trtcheck.model.sources.pytorch.module import Module, fingerprint, unwrapped
 
@@ -150,6 +152,12 @@ def _open_module(source: Any, opening: Opening) -> OnnxModel:
     if "meta" in devices:
         raise ModelError(
             f"{label}: it has no weights (device meta)", "load them before it is checked", code="model-kind"
+        )
+    if lazy := [name for name, each in module.named_parameters() if torch.nn.parameter.is_lazy(each)]:
+        raise ModelError(
+            f"{label}: {listed(map(repr, lazy))} have no shape yet, as its lazy layers were never run",
+            "call the module once with its inputs before it is checked",
+            code="export-inputs",
         )
     example = Example.of(module, opening.examples, label)
     content = fingerprint().add(module)

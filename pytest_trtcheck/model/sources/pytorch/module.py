@@ -43,10 +43,9 @@ class Module:
         dims: dict[str, Any] = {name: dict(example.open_dims.get(name, {})) for name in tensors}
         # What it gives has names by then, and a module that fails by itself is told from an export that fails.
         names = list(self._outputs(module, example.arrays))
+        args, kwargs = (tuple(tensors.values()), {}) if _by_position(module) else ((), tensors)
         if example.variadic is not None:
-            args, kwargs, dims = tuple(tensors.values()), {}, {example.variadic: tuple(dims.values())}
-        else:
-            args, kwargs = (), tensors
+            dims = {example.variadic: tuple(dims.values())}
         with untouched(module):
             write(
                 module,
@@ -95,7 +94,7 @@ class Module:
 
         def keep(name: str, output: Any) -> None:
             # Copied now: what is done in place next must not reach it.
-            tensors = [tensor for _, tensor in named_outputs(output) if not tensor.is_nested]
+            tensors = [tensor for tensor in named_outputs(output, ()).values() if not tensor.is_nested]
             done.append((name, [array_of(tensor) for tensor in tensors] if name in leaving else []))
 
         handles = [
@@ -135,7 +134,7 @@ class Module:
                 line,
                 code="module-failed",
             ) from error
-        named = dict(named_outputs(output))
+        named = named_outputs(output, tensors)
         if not named:
             raise ModelError(
                 f"{self.title} gives {kind_of(output)}, and no tensor",

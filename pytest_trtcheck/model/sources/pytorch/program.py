@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,23 @@ class Program:
         import torch
         import torch.utils._pytree as pytree
 
+        program = self.program
         try:
-            args, kwargs = pytree.tree_unflatten(list(leaves), self.program.call_spec.in_spec)
-            with torch.no_grad():
-                return dict(named_outputs(self.program.module()(*args, **kwargs)))
+            args, kwargs = pytree.tree_unflatten(list(leaves), program.call_spec.in_spec)
+            with torch.no_grad(), _untouched(program):
+                return named_outputs(program.module()(*args, **kwargs), program.graph_signature.user_inputs)
         except Exception as error:
             raise ModelError(
                 f"{self.title} failed: {type(error).__name__}: {first_line(error)}", code="module-failed"
             ) from error
+
+
+@contextmanager
+def _untouched(program: Any) -> Iterator[None]:
+    """The program; what running it does to its buffers is undone."""
+    before = [(buffer, buffer.clone()) for _, buffer in program.named_buffers()]
+    try:
+        yield
+    finally:
+        for buffer, content in before:
+            buffer.copy_(content)

@@ -71,7 +71,7 @@ class Running:
         """What it computes, by the names that the export has for its outputs; on the host."""
         tensors = self.tensors(case)
         try:
-            return {name: array_of(value) for name, value in named_outputs(self.call(tensors))}
+            return {name: array_of(value) for name, value in named_outputs(self.call(tensors), tensors).items()}
         except RuntimeError as error:
             raise self.failure(error, tensors) from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_trtcheck.model.sources.exported import apart
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -29,13 +31,16 @@ def array_of(tensor: Any) -> NDArray[Any]:
     return as_array(tensor.detach().clone())
 
 
-def named_outputs(output: Any) -> Iterator[tuple[str, Any]]:
-    """The tensors in what a module returned, by name: keys and fields as they are, places by number."""
+def named_outputs(output: Any, inputs: Iterable[str]) -> dict[str, Any]:
+    """The tensors in what a module made of `inputs`, by name: keys and fields as they are, places by number."""
     import torch
     import torch.utils._pytree as pytree
 
+    names, tensors = [], []
     leaves, _ = pytree.tree_flatten_with_path(output)
     for path, leaf in leaves:
         if isinstance(leaf, torch.Tensor):
             words = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
-            yield "_".join(words if words and not words[0].isdigit() else ["output", *words]), leaf
+            names.append("_".join(words if words and not words[0].isdigit() else ["output", *words]))
+            tensors.append(leaf)
+    return dict(zip(apart(names, inputs), tensors, strict=True))

@@ -32,6 +32,13 @@ class Function:
     name: str = ""
     layers: Collection[str] = ()
 
+    def __call__(self, *tensors: Any) -> dict[str, Any]:
+        """The outputs by the names that they have in ONNX, where no input has one of theirs."""
+        from pytest_trtcheck.model.sources.exported import apart
+
+        named = self.compute(*tensors)
+        return dict(zip(apart(named, self.inputs), named.values(), strict=True))
+
     @cached_property
     def traced(self) -> Any:
         """Its tf.ConcreteFunction, whose outputs come in the order of their sorted names."""
@@ -43,7 +50,7 @@ class Function:
 
         def compute(*tensors: Any) -> dict[str, Any]:
             # Each output has a node of its own, also where two of them are one tensor, or an input.
-            return {name: tf.identity(value) for name, value in self.compute(*tensors).items()}
+            return {name: tf.identity(value) for name, value in self(*tensors).items()}
 
         # A name of the user's may be none that TensorFlow takes: they are known by their place.
         numbered = [tf.TensorSpec(spec.shape, spec.dtype, f"input_{n}") for n, spec in enumerate(specs)]

@@ -78,7 +78,7 @@ class TensorFlowOrigin:
         """Its outputs by name."""
         function = self.function
         with on_cpu(), failing(f"{self.title} failed to compute"):
-            return {name: _array(value) for name, value in function.compute(*_tensors(function, case)).items()}
+            return {name: _array(value) for name, value in function(*_tensors(function, case)).items()}
 
     def inside(self, case: Case, export: onnx.ModelProto) -> Iterator[Inner]:
         """The tensors of TensorFlow's graph that the export has under the same name."""
