@@ -310,6 +310,65 @@ def test_a_check_that_broke_is_worse_although_nothing_of_it_is_known() -> None:
     assert changes_of(found)["verdict"] == ("worse", "pass", "error")
 
 
+@pytest.mark.parametrize(
+    ("before", "broken"),
+    [
+        # A marker that was refused, a test of its own that ended before `trt_check`: nothing is known.
+        ({}, {"model": "", "precision": None}),
+        ({}, {"model": "make_model()"}),
+        ({"reference": "golden.npz (recorded today)", "reference_sha256": "c" * 64}, {"model": ""}),
+        ({"reference": "golden.npz (recorded today)", "reference_sha256": "c" * 64}, {"reference": "golden.npz"}),
+        ({"reference": "by_hand"}, {}),
+    ],
+)
+def test_a_check_that_broke_before_it_was_known_is_worse_and_no_other_one(
+    before: dict[str, Any], broken: dict[str, Any]
+) -> None:
+    name = "tests/test_a.py::test_a[int8]"
+    known = {"model": "models/a.onnx", "precision": "int8", **broken}
+    error = CheckRecord(name, verdict="error", gpu_ran=False, message="it broke", **known)
+    found = diff(report(check(**before)), report(error))
+    assert (found.added, found.removed) == ((), ())
+    assert changes_of(found)["verdict"] == ("worse", "pass", "error")
+    assert found.checks[0].subject.precision == "int8"
+    assert found.is_worse
+    back = diff(report(error), report(check(**before)))
+    assert changes_of(back)["verdict"] == ("better", "error", "pass")
+
+
+def test_an_error_without_a_precision_is_that_of_one_check_of_its_test() -> None:
+    def broken(nodeid: str) -> CheckRecord:
+        return CheckRecord(nodeid, "", "error", gpu_ran=False)
+
+    both = [check("t.py::a"), check("t.py::a", precision="fp16")]
+    found = diff(report(*both), report(broken("t.py::a")))
+    assert ([each.verdicts for each in found.checks], len(found.removed), found.added) == ([("pass", "error")], 1, ())
+    found = diff(report(*both), report(both[0], broken("t.py::a")))
+    assert [(each.subject.precision, each.verdicts) for each in found.checks] == [("fp16", ("pass", "error"))]
+    found = diff(report(*both), report(*both, broken("t.py::b")))
+    assert (len(found.added), found.checks) == (1, ())
+
+
+def test_a_provider_is_compared_on_one_gpu_alone_and_another_one_is_said() -> None:
+    def ran(backend: str = "onnxruntime-cuda", **changes: Any) -> CheckRecord:
+        return check(evidence="provider", backend=backend, engine=None, **{"gpu_ran": True, **changes})
+
+    other = replace(GPU, name="NVIDIA L4")
+    (one,) = diff(report(ran()), report(ran(latency=latency(0.5)), gpu=other)).checks
+    assert one.obstacles == ("another GPU: NVIDIA H200 before, NVIDIA L4 now",)
+    (one,) = diff(report(ran()), report(ran("torch", gpu_ran=False))).checks
+    assert one.obstacles == ("a GPU ran it before, and none does now",)
+    found = changes_of(diff(report(ran()), report(ran("onnxruntime-tensorrt"))))
+    assert found == {"backend": ("changed", "onnxruntime-cuda", "onnxruntime-tensorrt")}
+    # On no GPU it says nothing which one is there.
+    on_cpu = ran("torch", gpu_ran=False, latency=None)
+    assert diff(report(on_cpu), report(on_cpu, gpu=None)).unchanged == 1
+
+
+def test_that_a_test_had_to_be_run_again_is_said() -> None:
+    assert changes_of(one_change(runs=2)) == {"runs of the test": ("changed", "1", "2")}
+
+
 def test_added_and_removed_checks_are_listed() -> None:
     found = diff(report(check("t.py::a"), check("t.py::b")), report(check("t.py::b"), check("t.py::c", verdict="fail")))
     assert [each.nodeid for each in found.removed] == ["t.py::a"]

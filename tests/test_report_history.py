@@ -108,6 +108,24 @@ def _score(value: float) -> ScoreRecord:
     return ScoreRecord("pass", "top1", 0.9, value, drop, drop - 0.01, drop + 0.01, 0.99, 0.5, samples=100)
 
 
+def test_a_check_that_broke_for_a_night_hides_no_rise() -> None:
+    broken = replace(check(0.001), verdict="error", parity=None)
+    refused = CheckRecord("t.py::test_a", "", "error", gpu_ran=False)
+    for error in (broken, refused):
+        nights = [report(1, check(0.001)), report(2, error), report(3, error), report(4, check(0.009))]
+        (track,) = history.history(nights).tracks
+        assert [(turn.moment.number, turn.word) for turn in track.turns] == [(2, "worse"), (4, "worse")]
+        assert "boxes max 0.00100 → 0.00900" in track.turns[-1].text
+        assert history.history(nights).is_worse
+        assert history.history(nights[:2]).is_worse, "that it broke is worse"
+        same = history.history([*nights[:3], report(4, check(0.001))])
+        assert [turn.text for turn in same.tracks[0].turns][1:] == ["verdict error → pass"]
+    # A model that came while the check was broken is another one.
+    other = replace(check(0.009), model_sha256="b" * 64)
+    (track,) = history.history([report(1, check(0.001)), report(2, refused), report(3, other)]).tracks
+    assert [turn.word for turn in track.turns] == ["worse", "not compared"]
+
+
 def test_latency_is_tested_and_not_compared_by_eye() -> None:
     slower = [report(day, check(0.002, p50_ms=1.0 if day < 3 else 1.3, seed=day)) for day in range(1, 5)]
     assert turns(*slower) == [(3, "worse")]

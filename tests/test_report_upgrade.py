@@ -16,6 +16,7 @@ from pytest_trtcheck import __main__
 from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.record import (
+    BudgetRecord,
     BuildRecord,
     CalibrationRecord,
     CheckRecord,
@@ -26,6 +27,7 @@ from pytest_trtcheck.record import (
     Library,
     MissingRecord,
     NodeRecord,
+    OutputRecord,
     PartitionRecord,
     RebuildRecord,
     RunRecord,
@@ -236,6 +238,35 @@ def test_what_failed_in_both_is_not_the_upgrade_s_doing_and_its_error_is_still_h
     assert gate.verdict == "pass"
     assert told(gate)["verdict"] == [("pass", "fail in both: nothing that the upgrade did")]
     assert upgrade(before(**failing(0.02)), after(**failing(0.05))).verdict == "fail"
+
+
+def test_what_fails_newly_is_the_upgrade_s_doing_though_something_else_failed_before() -> None:
+    def failing(*outputs: OutputRecord, budget: Any = "pass") -> dict[str, Any]:
+        budgets = BudgetRecord(budget, "memory_mib", limit=9), BudgetRecord("fail", "build_s", limit=9)
+        timed = replace(latency(), verdict="fail", budgets=budgets)
+        return {"verdict": "fail", "parity": parity(*outputs, verdict="fail"), "latency": timed}
+
+    bad, near, over = output("a", 0.02, verdict="fail"), output("b", 0.0099), output("b", 0.0101, verdict="fail")
+    assert upgrade(before(**failing(bad, near)), after(**failing(bad, near))).verdict == "pass"
+    gate = upgrade(before(**failing(bad, near)), after(**failing(bad, over)))
+    assert gate.verdict == "fail"
+    assert told(gate)["verdict"] == [("fail", "fail, and what passed before does not any more: b max")]
+    gate = upgrade(before(**failing(bad, near)), after(**failing(bad, near, budget="fail")))
+    assert told(gate)["verdict"] == [("fail", "fail, and what passed before does not any more: budget memory_mib")]
+    gate = upgrade(before(**failing(bad, near)), after(**failing(bad, near, budget="inconclusive")))
+    assert gate.verdict == "inconclusive"
+
+
+def test_what_passes_only_when_it_is_run_again_is_no_pass() -> None:
+    gate = upgrade(before(), after(runs=3))
+    assert gate.verdict == "inconclusive"
+    assert told(gate)["verdict"] == [("inconclusive", "pass: it passed in run 3 of its test, and before in run 1")]
+    assert upgrade(before(runs=3), after(runs=3)).verdict == "pass"
+
+
+def test_a_check_that_broke_fails_whatever_is_allowed() -> None:
+    broken = CheckRecord(before().nodeid, "", "error", gpu_ran=False)
+    assert upgrade(before(), broken, allowed=ALLOWABLE).verdict == "fail"
 
 
 def test_a_score_that_surely_fell_further_fails() -> None:

@@ -7,8 +7,9 @@ regression.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pytest_trtcheck.record import SEVERITY, Conditions
 from pytest_trtcheck.report import diff_changes
@@ -16,7 +17,7 @@ from pytest_trtcheck.report.text import MISSING
 from pytest_trtcheck.report.view import natural, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Sequence
 
     from pytest_trtcheck.record import CheckRecord, Environment, RunRecord
     from pytest_trtcheck.report.diff_changes import Change
@@ -28,6 +29,7 @@ KINDS: tuple[Kind, ...] = ("worse", "changed", "better", "not comparable")
 Key: TypeAlias = tuple[str, str, str, str, int]
 """Node id, precision, backend where a report has several of that test and precision, machine where both reports were
 merged, place among what is left."""
+AnyKey = TypeVar("AnyKey", bound=tuple[Any, ...])
 
 _SHOWN_SHA = 8
 
@@ -142,8 +144,28 @@ def paired(old: RunRecord, new: RunRecord) -> dict[Key, tuple[CheckRecord | None
     several = {name for checks in runs for name, backends in _backends(checks).items() if len(backends) > 1}
     is_merged = bool(old.machines and new.machines)
     before, after = (_by_key(checks, several, is_merged=is_merged) for checks in runs)
+    join_ended_early((before, after))
     keys = sorted({*before, *after}, key=lambda key: (natural(key[0]), *key))
     return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def join_ended_early(reports: Sequence[dict[AnyKey, CheckRecord]]) -> None:
+    """Let an error that came before precision or backend was known be that of a check which its report lacks.
+
+    Else a check that broke would be one that was removed, beside one that was added. Keys begin with the node id and
+    end with machine and place.
+    """
+    keys: dict[tuple[object, object], list[AnyKey]] = {}
+    for key in dict.fromkeys(itertools.chain(*reports)):
+        keys.setdefault((key[0], key[-2]), []).append(key)
+    for found in reports:
+        for key in [key for key, check in found.items() if check.verdict == "error"]:
+            known = key[1:-2]
+            for other in keys[key[0], key[-2]] if "" in known else ():
+                pairs = list(zip(known, other[1:-2], strict=True))
+                if other not in found and known != other[1:-2] and all(one in {"", two} for one, two in pairs):
+                    found[other] = found.pop(key)
+                    break
 
 
 def _backends(checks: Iterable[CheckRecord]) -> dict[tuple[str, str], set[str | None]]:
@@ -169,7 +191,8 @@ def _by_key(
 
 def subject(key: Key, check: CheckRecord) -> Subject:
     """A check by name."""
-    return Subject(key[0], check.precision, check.model, verdict_word(check), key[-1], " ".join(filter(None, key[2:4])))
+    where = " ".join(filter(None, key[2:4]))
+    return Subject(key[0], check.precision or key[1] or None, check.model, verdict_word(check), key[-1], where)
 
 
 def _check(key: Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecord, RunRecord]) -> CheckDiff:
@@ -196,7 +219,10 @@ def obstacles(old: CheckRecord, new: CheckRecord, runs: tuple[RunRecord, RunReco
     evidence = old.evidence, new.evidence
     if None not in evidence and evidence[0] != evidence[1]:
         found.append(f"other evidence: {evidence[0]} before, {evidence[1]} now")
-    if evidence == ("engine", "engine"):
+    ran = [check.gpu_ran for check in (old, new)]
+    if evidence == ("provider", "provider") and True in ran and False in ran:
+        found.append("a GPU ran it before, and none does now" if ran[0] else "no GPU ran it before, and one does now")
+    elif evidence == ("engine", "engine") or (evidence == ("provider", "provider") and False not in ran):
         sides = [_gpus(check, run) for check, run in zip((old, new), runs, strict=True)]
         known = [pair for pair in zip(*sides, strict=True) if None not in pair]
         if known and known[0][0] != known[0][1]:
@@ -210,7 +236,9 @@ def _other_model(old: CheckRecord, new: CheckRecord) -> str | None:
         if hashes[0] == hashes[1]:
             return None
         return f"another model: {_hashes(hashes)}"
-    # A model that could not be opened has no hash; then its name has to do.
+    # A model that could not be opened has no hash; then its name has to do, where the check came to know that.
+    if _knows_not(old, new, "model_sha256"):
+        return None
     return None if old.model == new.model else f"another model: {old.model} before, {new.model} now"
 
 
@@ -218,7 +246,14 @@ def _other_reference(old: CheckRecord, new: CheckRecord) -> str | None:
     hashes = old.reference_sha256, new.reference_sha256
     if None not in hashes and hashes[0] != hashes[1]:
         return f"another reference: {_hashes(hashes)}"
+    if _knows_not(old, new, "reference_sha256"):
+        return None
     return None if old.reference == new.reference else f"another reference: {old.reference} before, {new.reference} now"
+
+
+def _knows_not(old: CheckRecord, new: CheckRecord, name: str) -> bool:
+    """Whether one of them ended in an error that may have come before this was known: that it broke is no other one."""
+    return any(each.verdict == "error" and getattr(each, name) is None for each in (old, new))
 
 
 def _hashes(pair: tuple[str | None, str | None]) -> str:

@@ -75,7 +75,15 @@ def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
 
 def asked_otherwise(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
     """What was given otherwise beside model, inputs and reference: it may be why a figure is another one."""
-    return (*_calibration(old, new), *_options(old, new))
+    return (*_ran_otherwise(old, new), *_calibration(old, new), *_options(old, new))
+
+
+def _ran_otherwise(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """Another library that ran it on a GPU, and that it took other runs of its test to come to this."""
+    if old.evidence == new.evidence == "provider" and old.backend != new.backend:
+        yield Change("backend", "changed", str(old.backend), str(new.backend))
+    if old.runs != new.runs:
+        yield Change("runs of the test", "changed", str(old.runs), str(new.runs))
 
 
 def _options(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
@@ -125,7 +133,7 @@ def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
         what = " ".join(place)
         one, two = before.get(place), after.get(place)
         if one is None or two is None:
-            yield from _appeared(what, one, two)
+            yield from _appeared(what, one, two, broke=new.verdict == "error")
             continue
         yield from _error(what, one, two)
         if one.limit != two.limit:
@@ -142,12 +150,12 @@ def by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
     }
 
 
-def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterator[Change]:
+def _appeared(what: str, old: Judgement | None, new: Judgement | None, *, broke: bool) -> Iterator[Change]:
     """A limit that was applied in one report alone: another tolerance, or a fault that ends the comparison."""
     judged = old or new
     assert judged is not None
     direction: Direction = "changed"
-    if judged.verdict != "pass":
+    if judged.verdict != "pass" and not (new is None and broke):
         direction = "better" if new is None else "worse"
     # Without a limit it is a fault in words ("shape"), and its value is that it is there.
     word = judged.value_text if judged.limit is not None or judged.value is not None else "not as the reference"

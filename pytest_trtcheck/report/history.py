@@ -233,9 +233,11 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     untimed = tuple(name for name, run in reports if run.started is None)
     timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
     moments = tuple(_moments(timed))
+    keyed = [dict(_keyed(moment.run)) for moment in moments]
+    diff.join_ended_early(keyed)
     found: dict[Key, dict[int, CheckRecord]] = {}
-    for moment in moments:
-        for key, record in _keyed(moment.run):
+    for moment, records in zip(moments, keyed, strict=True):
+        for key, record in records.items():
             found.setdefault(key, {})[moment.number] = record
     tracks = [_track(key, records, moments) for key, records in found.items()]
     tracks.sort(key=lambda track: (_interest(track), natural(track.nodeid), track.precision or "", track.machine))
@@ -298,21 +300,23 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
     """Where something changed, each quantity held against what it was when it last did."""
     first: int | None = None
     last_changed: dict[str, int] = {}
+    told_gone: set[str] = set()
     for place, record in enumerate(records):
         if record is None:
             continue
         if first is None:
             first = place
             continue
-        before = max([first, *last_changed.values()])
-        obstacles = _obstacles(records, moments, before, place)
+        anchors = sorted({first, *last_changed.values()}, reverse=True)
+        obstacles = next(filter(None, (_obstacles(records, moments, each, place) for each in anchors)), ())
         if obstacles:
             # From here on it is another check, as far as figures go.
             yield Turn(place, moments[place], obstacles=obstacles)
-            first, last_changed = place, {}
+            first, last_changed, told_gone = place, {}, set()
             continue
         found: list[Change] = []
-        for anchor in {first, *last_changed.values()}:
+        gone: set[str] = set()
+        for anchor in anchors:
             then = records[anchor]
             assert then is not None
             found += [
@@ -320,8 +324,14 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
                 for change in diff_changes.changes(then, record)
                 if last_changed.get(change.what, first) == anchor and _is_told(change, then, record)
             ]
+            gone |= _judged(then) - _judged(record)
+        # What a check that broke does not tell is said once, and held against what it was before when it is told again.
+        gone -= _judged(record)
+        told_gone &= gone
+        found = [change for change in found if change.what not in told_gone]
+        told_gone |= gone & {change.what for change in found}
+        last_changed |= {change.what: place for change in found if change.what not in gone}
         if found:
-            last_changed |= {change.what: place for change in found}
             yield Turn(place, moments[place], tuple(found))
 
 
@@ -331,6 +341,11 @@ def _is_told(change: Change, old: CheckRecord, new: CheckRecord) -> bool:
         return True
     values = [_quantile(record, change.what) or 0.0 for record in (old, new)]
     return max(values) > _LOOKS_LIKE_IT * min(values)
+
+
+def _judged(record: CheckRecord) -> set[str]:
+    """The errors that a record tells, as changes of them are called."""
+    return set(map(" ".join, diff_changes.by_place(record)))
 
 
 def _obstacles(

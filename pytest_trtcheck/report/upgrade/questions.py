@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import listed, plural
-from pytest_trtcheck.record import SEVERITY, combine, nodes_shown
+from pytest_trtcheck.record import SEVERITY, combine, is_bad, nodes_shown
 from pytest_trtcheck.report import builds, diff, diff_changes
 from pytest_trtcheck.report.text import format_number, format_optional
 from pytest_trtcheck.report.upgrade import layers
@@ -18,7 +18,7 @@ from pytest_trtcheck.report.view import decisive, scored, verdict_word
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, PartitionRecord, RunRecord
+    from pytest_trtcheck.record import CheckRecord, EngineRecord, LatencyRecord, PartitionRecord, RunRecord, Verdict
 
 Question: TypeAlias = Literal["comparable", "verdict", "error", "score", "latency", "precision", "layers"]
 Outcome: TypeAlias = Literal["pass", "inconclusive", "not compared", "fail"]
@@ -131,12 +131,19 @@ def answers(
 def _verdict(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
     same = old.verdict == new.verdict
     words = verdict_word(new) if same else f"{verdict_word(old)} → {verdict_word(new)}"
+    newly = _newly_bad(old, new)
     if new.verdict == "not_measured":
         yield Finding("verdict", "not compared", words, "not-measured")
+    elif new.verdict == "pass" and new.runs > old.runs:
+        runs = f"it passed in run {new.runs} of its test, and before in run {old.runs}"
+        yield Finding("verdict", "inconclusive", f"{words}: {runs}")
     elif new.verdict == "pass":
         yield Finding("verdict", "pass", words)
     elif same and new.verdict == "error":
         yield Finding("verdict", "not compared", f"an error in both: {new.headline}", "not-measured")
+    elif newly and SEVERITY.index(new.verdict) <= SEVERITY.index(old.verdict):
+        surely: Outcome = "inconclusive" if set(newly.values()) == {"inconclusive"} else "fail"
+        yield Finding("verdict", surely, f"{words}, and what passed before does not any more: {listed(newly)}")
     elif same:
         yield Finding("verdict", "pass", f"{words} in both: nothing that the upgrade did")
     else:
@@ -144,6 +151,20 @@ def _verdict(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
         # A failure that is inconclusive now is no new one.
         is_better = new.verdict == "inconclusive" and old.verdict in {"fail", "error"}
         yield Finding("verdict", "pass" if is_better else outcome, f"{words}: {new.headline}")
+
+
+def _newly_bad(old: CheckRecord, new: CheckRecord) -> dict[str, Verdict]:
+    """What of a check passed, and does not any more: what else of it is bad hides that in its verdict."""
+    before, after = _each_verdict(old), _each_verdict(new)
+    return {what: verdict for what, verdict in after.items() if is_bad(verdict) and before.get(what) == "pass"}
+
+
+def _each_verdict(check: CheckRecord) -> dict[str, Verdict]:
+    """Of its parts, every limit on an output, and every budget."""
+    found = {name: part.verdict for name, part in check.parts.items()}
+    found |= {" ".join(place): judged.verdict for place, judged in diff_changes.by_place(check).items()}
+    budgets = check.latency.budgets if check.latency else ()
+    return found | {f"budget {each.name or each.quantile}": each.verdict for each in budgets}
 
 
 def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: bool) -> Iterator[Finding]:
@@ -404,6 +425,8 @@ def _untimed(engines: Sequence[EngineRecord], totals: Sequence[object]) -> str:
 
 def information(old: CheckRecord, new: CheckRecord) -> Iterator[str]:
     """What an upgrade changed, and nobody set a limit to."""
+    if None not in {old.backend, new.backend} and old.backend != new.backend:
+        yield f"backend {old.backend} → {new.backend}"
     before, after = old.engine, new.engine
     if before is None or after is None:
         return
