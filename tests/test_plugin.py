@@ -284,6 +284,48 @@ def test_a_misspelled_variable_fails_what_checks(
     assert "TRTCHECK_REQUIRES_GPU" not in plain.text
 
 
+@pytest.mark.parametrize("key", ["trt_requires_gpu", "trt-require-gpu", "trtcheck_require_gpu"])
+@pytest.mark.parametrize("where", ["file", "-o"])
+def test_a_misspelled_ini_key_fails_what_checks(suite: Suite, key: str, where: str) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n', test_plain="def test_plain(): ...\n")
+    if where == "file":
+        suite.pytester.makeini(f"[pytest]\n{key} = true\n")
+    given = ("-W", "ignore", *(("-o", f"{key}=true") if where == "-o" else ()))
+    run = suite.run(*given)
+    run.result.assert_outcomes(passed=1, failed=1)
+    assert f"ini key {key}: there is no such option" in run.text
+    assert "did you mean 'trt_require_gpu'?" in run.text
+    assert suite.run("test_plain.py", *given).result.ret == 0
+
+
+def test_an_ini_key_of_something_else_is_no_error(suite: Suite) -> None:
+    suite.write(
+        conftest="def pytest_addoption(parser):\n    parser.addini('trt_gpu_', '')\n",
+        test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n',
+    )
+    suite.pytester.makeini("[pytest]\ntrt_gpu_ = 1\ntrt_new = 1\ntrtexec_gpu = 1\nrequire_gpu = 1\n")
+    suite.run("-W", "ignore").result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    ['trt_precision = ["fp16", "bf16"]\ntrt_batch = ["1", "2"]', 'trt_precision = "fp16, bf16"\ntrt_batch = "1,2"'],
+)
+def test_several_values_may_be_a_list_in_toml(suite: Suite, toml: str) -> None:
+    suite.pytester.makepyprojecttoml(f"[tool.pytest.ini_options]\n{toml}\n")
+    run = suite.run("conv.onnx")
+    assert len(run.checks) == 4
+    assert run.result.ret == 0
+
+
+def test_a_list_where_one_value_is_expected_is_a_usage_error(suite: Suite) -> None:
+    suite.write(test_plain="def test_plain(): ...\n")
+    suite.pytester.makepyprojecttoml('[tool.pytest.ini_options]\ntrt_baseline = ["a", "b"]\n')
+    run = suite.run()
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "INTERNALERROR" not in run.text
+
+
 def test_a_variable_of_something_else_is_no_error(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n', test_plain="def test_plain(): ...\n")
     others = ("SECRET", "EVIDENCE_SECRET", "CACHE_SECRET", "CSV", "ANYTHING_NEW")

@@ -157,6 +157,7 @@ def test_fixtures_of_a_conftest_count_until_an_option_is_given(data: Suite, wher
         (["conv.onnx", "--trt-shapes=nov.onnx=image:1x3x16x16"], "no model nov.onnx is named"),
         (["conv.onnx", "--trt-batch=1,x"], "--trt-batch: expected a whole number"),
         (["--trt-batch=4"], "a marked test takes batch="),
+        (["--trt-precision=int8"], "a marked test takes precision="),
         (["--trt-inputs=data/*.npz"], "a marked test takes what it returns"),
     ],
 )

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.input_files import FromFiles
     from pytest_trtcheck.spec import Shape, ShapeRange
 
-ARGUMENTS = ("trt_inputs", "trt_calibration", "trt_batch", "trt_shapes")
-"""The options that say of models what a marker and its test say of theirs."""
 _FILES = ("trt_inputs", "trt_calibration")
 _UNASKED = "parity"
 _FOR_MODEL = re.compile(r"(?P<model>[^=]*\.onnx)=(?P<value>.*)", re.DOTALL)
@@ -202,7 +200,7 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     InputError
         No file matches.
     """
-    given = [name for name in ARGUMENTS if config.getoption(name, None) is not None]
+    given = [name for name in settings.OF_MODELS if config.getoption(name, None) is not None]
     if not given:
         return
     models, collects = named_models(config), values["trt_collect"]
@@ -221,7 +219,7 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
             f"{'what it returns' if given[0] == 'trt_inputs' else given[0].removeprefix('trt_') + '='}",
             code="argument-missing",
         )
-    for name in {*given} - {"trt_batch"}:
+    for name in {*given} - {"trt_precision", "trt_batch"}:
         for text in values[name]:
             model, value = _split(text)
             if model is not None and not collects and not any(_is(each, model, config) for each in models):
