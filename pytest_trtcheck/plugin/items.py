@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 from pytest_trtcheck.check import arguments, stacked
-from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION, PRECISIONS
 from pytest_trtcheck.errors import ArgumentError, CheckError, kind_of, listed, unforeseen
 from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
@@ -117,6 +117,15 @@ class Marked:
                     f"leave {argument} out of the marker, or {name} out of the parameters",
                     code="argument-conflict",
                 )
+        named, precision = outcome.parameters(item).get("precision"), self.selected(item).precision[0]
+        is_known = self.parity.engine is None or self.parity.states_precision
+        is_another = isinstance(named, str) and named in PRECISIONS and named != precision
+        if is_known and is_another and not _is_taken(item, "precision"):
+            return ArgumentError(
+                f"{item.name}: is called by the parameter precision={named}, and would be checked in {precision}",
+                "list the precisions in the marker, trt_parity(precision=[…]); or give the parameter another name",
+                code="argument-conflict",
+            )
         return None
 
     def _why_not_timed(self, item: pytest.Item) -> CheckError | None:
@@ -417,9 +426,14 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
 
 def _asks_for_inputs(item: pytest.Function) -> bool:
     """Whether the test or a fixture of it takes `trt_inputs`, and may make of it what is returned."""
-    known = item._fixtureinfo
-    asks = any("trt_inputs" in each.argnames for found in known.name2fixturedefs.values() for each in found)
-    return asks or not {"trt_inputs", "request"}.isdisjoint(known.argnames)
+    return _is_taken(item, "trt_inputs") or not {"trt_inputs", "request"}.isdisjoint(item._fixtureinfo.argnames)
+
+
+def _is_taken(item: pytest.Item, argument: str) -> bool:
+    """Whether a fixture of the test takes another one, or a parameter, by this name."""
+    known = getattr(item, "_fixtureinfo", None)
+    definitions = known.name2fixturedefs.values() if known else ()
+    return any(argument in each.argnames for found in definitions for each in found)
 
 
 # --- tests collected from files --------------------------------------------------------------------------------------
