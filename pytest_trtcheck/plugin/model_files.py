@@ -18,7 +18,7 @@ from pytest_trtcheck.errors import ArgumentError, unforeseen
 from pytest_trtcheck.model import free_dims
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin import outcome
-from pytest_trtcheck.plugin.items import FileItem
+from pytest_trtcheck.plugin.items import FileItem, named_files
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
@@ -186,8 +186,7 @@ def _for(config: pytest.Config, model: Path, option: str) -> Iterator[str]:
 
 def named_models(config: pytest.Config) -> list[Path]:
     """The models that the command line names."""
-    files = (Path(each.partition("::")[0]) for each in config.args)
-    return [config.invocation_params.dir / file for file in files if file.suffix == ".onnx"]
+    return [file for file in named_files(config) if file.suffix == ".onnx"]
 
 
 def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
