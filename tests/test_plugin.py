@@ -224,6 +224,23 @@ def test_onnx_files_are_never_collected_by_walking(suite: Suite) -> None:
     assert [record["nodeid"] for record in run.checks] == ["conv.onnx::parity"]
 
 
+@pytest.mark.parametrize("workers", [(), ("-n1",)])
+def test_models_that_trt_collect_asks_for_and_pytest_does_not_come_by_are_named(
+    suite: Suite, workers: tuple[str, ...]
+) -> None:
+    (suite.path / "tests").mkdir()
+    (suite.path / "tests/test_plain.py").write_text("def test_plain(): ...\n")
+    ini = "[pytest]\ntestpaths = {}\ntrt_collect =\n    ./conv.*\n    gone/*.onnx\n"
+    says = "trt_collect: no file of {!r} was collected: not checked"
+    for paths, passed, missing in ((". ", 2, ["gone/*.onnx"]), ("tests", 1, ["./conv.*", "gone/*.onnx"])):
+        suite.pytester.makeini(ini.format(paths))
+        run = suite.run(*workers)
+        run.result.assert_outcomes(passed=passed)
+        assert [glob for glob in ("./conv.*", "gone/*.onnx") if says.format(glob) in run.text] == missing
+        for part in (("tests",), ("-kplain",)):
+            assert "trt_collect:" not in suite.run(*part, *workers).text
+
+
 def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
     suite.write(test_mixed=MIXED)
     run = suite.run("--trt-require-gpu")

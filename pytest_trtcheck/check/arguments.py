@@ -661,7 +661,10 @@ def _speedups(value: object) -> dict[str, Budget] | None:
         )
     # None is no factor, and `_positive` says so.
     names = {key: f"min_speedup[{key!r}]" for key in value}
-    return {_rival(key): _budget(names[key], item) or _positive(names[key], item) for key, item in value.items()}
+    found = {_rival(key): _budget(names[key], item) or _positive(names[key], item) for key, item in value.items()}
+    if len(found) < len(value):
+        raise _wrong("min_speedup", value, "each precision or backend named once")
+    return found
 
 
 def _rival(key: object) -> str:

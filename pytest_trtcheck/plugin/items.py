@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -478,7 +477,8 @@ def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collecto
         from pytest_trtcheck.plugin.model_files import OnnxFile
 
         path = _from_root(file_path, parent.config)
-        if named or any(fnmatch(path, glob) for glob in settings.value(parent.config, "trt_collect")):
+        globs = settings.value(parent.config, "trt_collect")
+        if named or any(settings.is_collected(path, glob) for glob in globs):
             file = OnnxFile.from_parent(parent, path=file_path)
     elif named:
         from pytest_trtcheck import bundle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import backends
@@ -58,6 +59,11 @@ def path(config: pytest.Config, given: str) -> Path:
     from pytest_trtcheck.record.files import expanded
 
     return config.invocation_params.dir / expanded(given)
+
+
+def is_collected(file: str, glob: str) -> bool:
+    """Whether a glob of `trt_collect` is of a file, which is given from pytest's root with slashes."""
+    return fnmatch(file, glob.removeprefix("./"))
 
 
 def flag(option: str | Option) -> str:
