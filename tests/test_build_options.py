@@ -194,6 +194,7 @@ def test_a_bundle_holds_no_code() -> None:
         ({"dla_core": True}, "dla_core=True"),
         ({"min_subgraph_size": 0}, "min_subgraph_size=0: expected a whole number of nodes, at least 1"),
         ({"refit": 1}, "refit=1: expected True or False"),
+        ({"tf32": "no"}, "tf32='no': expected True, False or None"),
         ({"preview": RESIZE}, "expected a tuple of names"),
     ],
 )

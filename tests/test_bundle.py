@@ -81,6 +81,9 @@ ARGUMENTS = st.fixed_dictionaries(
 
 @given(ARGUMENTS)
 def test_a_spec_survives_json(arguments: dict[str, Any]) -> None:
+    tol = arguments.get("tol")
+    if all(isinstance(each, Tolerance) and each.limits for each in (tol.values() if isinstance(tol, dict) else [tol])):
+        arguments.pop("metric", None)  # is refused beside these
     spec = markers.from_marker("trt_parity", (), arguments)
     text = json.dumps(bundle.spec_to_json(spec), allow_nan=False)
     read = bundle.spec_from_json(json.loads(text))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tests.conftest import Suite
+
 IMAGE = (TensorSpec("image", "float32", (1, 3, 4)),)
 OPEN = (TensorSpec("image", "float32", ("batch", 3, 4)),)
 TWO = (TensorSpec("ids", "int64", ("n", 5)), TensorSpec("mask", "int64", ("n", 5)))
@@ -223,3 +225,25 @@ def test_damaged_and_pickled_files_are_named(tmp_path: Path) -> None:
     for name in ("objects.npy", "objects.npz"):
         with pytest.raises(CalibrationError, match=rf"{name}: holds pickled objects"):
             list(load(name, IMAGE, [tmp_path]))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_generator_of_two_checks_is_not_read_on_by_the_second(suite: Suite, wrapped: bool) -> None:
+    suite.write(
+        test_it=f"""
+from pytest_trtcheck import Calibration
+
+DATA = ({{"image": np.full((1, 3, 16, 16), float(index), np.float32)}} for index in range(40))
+if {wrapped}:
+    DATA = Calibration(DATA, max_samples=3, method="minmax")
+
+@trt_parity("conv.onnx", batch=1, precision=["int8", "int8+fp16"], calibration=DATA, tol=1e-9)
+def test_it(): ...
+"""
+    )
+    run = suite.run()
+    assert run.check("[int8]")["calibration"]["samples"] == (3 if wrapped else 40)
+    assert run.check("[int8]")["verdict"] == "fail"
+    assert "looked at again" not in run.said  # by the diagnosis
+    assert run.check("[int8+fp16]")["code"] == "calibration-files"
+    assert "a generator that was read already gives no more: give a list" in run.said

@@ -419,6 +419,31 @@ def test_a_tolerance_far_above_the_error_gets_a_note() -> None:
     assert not loose_notes([by_db[90], by_db[59]])
 
 
+@pytest.mark.parametrize(
+    ("metric", "limit", "says"),
+    [
+        (
+            "cosine",
+            0.99,
+            "cosine is 1 − cos: next to any output keeps the limit of 0.99 (an agreement of 0.99 is a limit of 0.01)",
+        ),
+        ("cosine", 1.5, "cosine is 1 − cos: next to any output keeps the limit of 1.5"),
+        ("cosine", 2, "2 is the most that cosine can be: no output fails it"),
+        ("top1", 0.95, "top1 is the share of rows that disagree: next to any"),
+        ("top1", 1, "1 is the most that top1 can be"),
+    ],
+)
+def test_a_limit_that_was_meant_as_an_agreement_is_noted(metric: str, limit: float, says: str) -> None:
+    (note,) = loose_notes([judged(np.eye(4)[:, ::-1] + np.eye(4) * 0.9, np.eye(4)[:, ::-1], limit, metric)])
+    assert f"tol={limit:g}: {says}" in note
+
+
+def test_mismatches_that_were_meant_as_an_agreement_are_noted() -> None:
+    (note,) = loose_notes([judged(np.arange(9), np.arange(9), Tolerance(mismatches=0.9))])
+    assert note.startswith("tol: mismatches is the share of elements that are unequal")
+    assert not loose_notes([judged(np.arange(9), np.arange(9), Tolerance(mismatches=0.1))])
+
+
 def test_notes_on_loose_tolerances_spare_what_says_nothing() -> None:
     assert loose_notes([judged(EVEN, EVEN, 0.1)])
     assert not loose_notes([judged(EVEN, EVEN)])

@@ -15,7 +15,7 @@ from pytest_trtcheck.bundle import spec_from_json, spec_to_json
 from pytest_trtcheck.check.arguments import trt_parity
 from pytest_trtcheck.compare import explain, judge, loose_notes, measure, merge, resolve_limits, summarize
 from pytest_trtcheck.errors import ArgumentError
-from pytest_trtcheck.metrics import METRICS, Compared, Metric, Score, of_arrays, recorded
+from pytest_trtcheck.metrics import METRICS, Compared, Metric, Score, of_arrays, recorded, top1
 from pytest_trtcheck.spec import ParitySpec, Tolerance
 from tests import onnx_models
 from tests.test_markers import outcomes
@@ -205,11 +205,25 @@ def test_a_metric_of_sums_needs_no_arrays() -> None:
         ({"tol": Tolerance(mx=0.1)}, "Tolerance has no limit 'mx'"),
         ({"tol": Tolerance(metrics={mean_error: math.nan})}, r"Tolerance.metrics\[mean_error\]"),
         ({"tol": Tolerance(metrics={3: 0.1})}, "metric=3"),
+        ({"metric": "l2", "tol": Tolerance(max=0.1)}, r"metric=l2 limits nothing.*\n.*Tolerance\(l2=…\)"),
+        ({"metric": mean_error, "tol": {"a": Tolerance(max=0.1), "*": Tolerance(l2=1)}}, "metric=mean_error limits no"),
+        ({"metric": top1(axis=1), "tol": Tolerance(max=0.1)}, "metric=top1 limits nothing"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
         trt_parity("m.onnx", **arguments)
+
+
+def test_a_metric_may_stand_beside_a_tolerance_that_leaves_it_something() -> None:
+    for metric, tol in (
+        ("l2", Tolerance(mismatches=0.1)),
+        ("l2", {"a": Tolerance(max=0.1), "*": 0.1}),
+        ("l2", Tolerance(l2=0.1, max=0.2)),
+        (top1(axis=1), Tolerance(top1=0.1)),
+        (mean_error, Tolerance(metrics={mean_error: 0.1})),
+    ):
+        trt_parity("m.onnx", metric=metric, tol=tol)
 
 
 def test_two_metrics_of_one_name_are_refused() -> None:

@@ -212,6 +212,119 @@ def test_a_marked_module_without_tests_is_a_collection_error(suite: Suite) -> No
     assert "marks test_none.py, in which pytest finds no test" in run.text
 
 
+@pytest.mark.parametrize("where", ["conftest.py", "sub/conftest.py", "sub/__init__.py"])
+def test_a_pytestmark_that_pytest_does_not_read_is_a_collection_error(suite: Suite, where: str) -> None:
+    (suite.path / "sub").mkdir()
+    (suite.path / "sub/__init__.py").touch()
+    (suite.path / "sub/test_below.py").write_text("def test_below(): ...\n")
+    text = 'from pytest_trtcheck import trt_parity\npytestmark = [trt_parity("conv.onnx", batch=1, tol=1e-12)]\n'
+    (suite.path / where).write_text(text)
+    run = suite.run("sub")
+    run.result.assert_outcomes(errors=1)
+    assert f"trt_parity is in the pytestmark of {suite.path / where}, which pytest does not read" in run.said
+
+
+def test_a_pytestmark_of_a_conftest_may_be_imported_and_be_another_marks(suite: Suite) -> None:
+    suite.write(
+        conftest='pytestmark = [trt_parity("conv.onnx", batch=1)]\n',
+        test_it="from conftest import pytestmark\ndef test_it(): ...\n",
+    )
+    suite.run().result.assert_outcomes(passed=1)
+    suite.write(conftest="pytestmark = pytest.mark.skip\n", test_it="def test_it(): ...\n")
+    suite.run().result.assert_outcomes(passed=1)
+
+
+PLAIN = """
+{definition}
+
+@trt_parity("conv.onnx", batch=1)
+def test_marked(): ...
+
+def test_by_hand(trt_check):
+    trt_check("conv.onnx", batch=1)
+
+@trt_parity("conv.onnx", batch=1)
+class TestOverrides:
+    @pytest.fixture
+    def trt_inputs(self): return {{"image": np.ones((1, 3, 16, 16), np.float32)}}
+
+    @pytest.fixture
+    def trt_build_options(self): return None
+
+    def test_overridden(self): ...
+"""
+
+
+@pytest.mark.parametrize("where", ["module", "conftest"])
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "def trt_inputs(): ...",
+        "trt_inputs = {'image': np.ones((1, 3, 16, 16), np.float32)}",
+        "from pytest_trtcheck import BuildOptions\ndef trt_build_options(): return BuildOptions(io='fp16')",
+    ],
+)
+def test_what_is_called_like_a_fixture_and_is_none_is_an_error(suite: Suite, definition: str, where: str) -> None:
+    test = PLAIN.format(definition=definition if where == "module" else "")
+    suite.write(test_it=test, conftest=definition if where == "conftest" else "")
+    run = suite.run()
+    run.result.assert_outcomes(passed=1, failed=2)
+    name = "trt_build_options" if "trt_build_options" in definition else "trt_inputs"
+    assert f"{name} of {'test_it' if where == 'module' else 'conftest'} is a" in run.said
+    assert "and no fixture: the check would not use it" in run.said
+
+
+def test_what_is_called_like_a_fixture_and_is_not_needed_is_no_error(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+def trt_inputs(): return {"image": np.ones((1, 3, 16, 16), np.float32)}
+def trt_model(): return "conv.onnx"
+trt_calibration = 3
+
+@trt_parity(trt_model, batch=1)
+def test_marked():
+    return trt_inputs()
+
+def test_by_hand(trt_check, trt_build):
+    trt_check(trt_model, trt_inputs())
+    trt_build(trt_model)
+"""
+    )
+    suite.run().result.assert_outcomes(passed=2)
+
+
+CALLED = """
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@trt_parity("conv.onnx", batch=1)
+def test_named(precision): ...
+
+@pytest.fixture(params=["bf16"])
+def precision(request): return request.param
+
+@trt_parity("conv.onnx", batch=1)
+def test_by_fixture(precision): ...
+
+@pytest.mark.parametrize("precision", ["double", 3, None, np.zeros(3)], ids=repr)
+@trt_parity("conv.onnx", batch=1)
+def test_other(precision): ...
+
+class TestTaken:
+    @pytest.fixture
+    def trt_model(self, precision): return {"fp16": "conv.onnx", "bf16": "./conv.onnx"}[precision]
+
+    @pytest.mark.parametrize("precision", ["fp16", "bf16"])
+    @trt_parity(batch=1)
+    def test_taken(self, precision): ...
+"""
+
+
+def test_a_parameter_precision_that_the_check_does_not_take_is_an_error(suite: Suite) -> None:
+    suite.write(test_it=CALLED)
+    run = suite.run()
+    run.result.assert_outcomes(passed=7, errors=2)
+    assert "test_named[bf16]: is called by the parameter precision=bf16, and would be checked in fp16" in run.said
+
+
 SOUND = """
 def make_model():
     return "conv.onnx"

@@ -224,6 +224,23 @@ def test_onnx_files_are_never_collected_by_walking(suite: Suite) -> None:
     assert [record["nodeid"] for record in run.checks] == ["conv.onnx::parity"]
 
 
+@pytest.mark.parametrize("workers", [(), ("-n1",)])
+def test_models_that_trt_collect_asks_for_and_pytest_does_not_come_by_are_named(
+    suite: Suite, workers: tuple[str, ...]
+) -> None:
+    (suite.path / "tests").mkdir()
+    (suite.path / "tests/test_plain.py").write_text("def test_plain(): ...\n")
+    ini = "[pytest]\ntestpaths = {}\ntrt_collect =\n    ./conv.*\n    gone/*.onnx\n"
+    says = "trt_collect: no file of {!r} was collected: not checked"
+    for paths, passed, missing in ((". ", 2, ["gone/*.onnx"]), ("tests", 1, ["./conv.*", "gone/*.onnx"])):
+        suite.pytester.makeini(ini.format(paths))
+        run = suite.run(*workers)
+        run.result.assert_outcomes(passed=passed)
+        assert [glob for glob in ("./conv.*", "gone/*.onnx") if says.format(glob) in run.text] == missing
+        for part in (("tests",), ("-kplain",)):
+            assert "trt_collect:" not in suite.run(*part, *workers).text
+
+
 def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
     suite.write(test_mixed=MIXED)
     run = suite.run("--trt-require-gpu")
@@ -282,6 +299,48 @@ def test_a_misspelled_variable_fails_what_checks(
     plain = suite.run("test_plain.py", *workers)
     assert plain.result.ret == 0
     assert "TRTCHECK_REQUIRES_GPU" not in plain.text
+
+
+@pytest.mark.parametrize("key", ["trt_requires_gpu", "trt-require-gpu", "trtcheck_require_gpu"])
+@pytest.mark.parametrize("where", ["file", "-o"])
+def test_a_misspelled_ini_key_fails_what_checks(suite: Suite, key: str, where: str) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n', test_plain="def test_plain(): ...\n")
+    if where == "file":
+        suite.pytester.makeini(f"[pytest]\n{key} = true\n")
+    given = ("-W", "ignore", *(("-o", f"{key}=true") if where == "-o" else ()))
+    run = suite.run(*given)
+    run.result.assert_outcomes(passed=1, failed=1)
+    assert f"ini key {key}: there is no such option" in run.text
+    assert "did you mean 'trt_require_gpu'?" in run.text
+    assert suite.run("test_plain.py", *given).result.ret == 0
+
+
+def test_an_ini_key_of_something_else_is_no_error(suite: Suite) -> None:
+    suite.write(
+        conftest="def pytest_addoption(parser):\n    parser.addini('trt_gpu_', '')\n",
+        test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n',
+    )
+    suite.pytester.makeini("[pytest]\ntrt_gpu_ = 1\ntrt_new = 1\ntrtexec_gpu = 1\nrequire_gpu = 1\n")
+    suite.run("-W", "ignore").result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    ['trt_precision = ["fp16", "bf16"]\ntrt_batch = ["1", "2"]', 'trt_precision = "fp16, bf16"\ntrt_batch = "1,2"'],
+)
+def test_several_values_may_be_a_list_in_toml(suite: Suite, toml: str) -> None:
+    suite.pytester.makepyprojecttoml(f"[tool.pytest.ini_options]\n{toml}\n")
+    run = suite.run("conv.onnx")
+    assert len(run.checks) == 4
+    assert run.result.ret == 0
+
+
+def test_a_list_where_one_value_is_expected_is_a_usage_error(suite: Suite) -> None:
+    suite.write(test_plain="def test_plain(): ...\n")
+    suite.pytester.makepyprojecttoml('[tool.pytest.ini_options]\ntrt_baseline = ["a", "b"]\n')
+    run = suite.run()
+    assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "INTERNALERROR" not in run.text
 
 
 def test_a_variable_of_something_else_is_no_error(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,7 @@ def test_bad_parity_arguments_are_named(arguments: dict[str, Any], expected: str
         ({"p51_ms": 1.0}, "unknown argument 'p51_ms'"),
         ({"min_speedup": 2.0}, "min_speedup"),
         ({"min_speedup": {"fp23": 2.0}}, "fp32"),
+        ({"min_speedup": {"torch-compile": 3.0, "torch_compile": 1.0}}, "each precision or backend named once"),
         ({"p50_ms": 1.0, "transfers": 1}, "transfers"),
         ({"p50_ms": 1.0, "max_seconds": 0}, "max_seconds"),
     ],

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from types import ModuleType
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PRECISIONS, quantized_part
@@ -77,11 +77,14 @@ def trt_parity(
         raise _wrong("keep_fp32", keep_fp32, "a precision that nodes can be kept out of")
     if excluded and not any(map(quantized_part, precisions)):
         raise _wrong("exclude", exclude, "a precision that quantizes", "name what is not to be lowered in keep_fp32")
+    limits = _tolerance(tol, judged_by)
+    if metric != "max":
+        _refuse_idle_metric(judged_by, limits)
     return ParitySpec(
         model=_model(model),
         precision=precisions,
         states_precision=precision is not None,
-        tol=_tolerance(tol, judged_by),
+        tol=limits,
         metric=judged_by,
         score=scored,
         reference=_reference(reference),
@@ -477,7 +480,10 @@ def _axis(name: str, value: object) -> int | None:
     return int(value.__index__())
 
 
-def _tolerance(value: object, metric: Metric) -> float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None:
+_Limits: TypeAlias = "float | Tolerance | tuple[tuple[str, float | Tolerance], ...] | None"
+
+
+def _tolerance(value: object, metric: Metric) -> _Limits:
     if value is None:
         if metric.default is None and metric.name not in METRICS:
             raise ArgumentError(f"metric={metric.name}: needs tol=", metric.no_default, code="argument-missing")
@@ -490,6 +496,24 @@ def _tolerance(value: object, metric: Metric) -> float | Tolerance | tuple[tuple
                 raise _wrong("tol", value, "output names (globs) as keys")
         return tuple((key, _one_tolerance(f"tol[{key!r}]", item, metric)) for key, item in value.items())
     return _one_tolerance("tol", value, metric)
+
+
+def _refuse_idle_metric(metric: Metric, tol: _Limits) -> None:
+    """A metric is for a number as `tol`, and for the defaults: a `Tolerance` with limits names its own."""
+    given = [each for _, each in tol] if isinstance(tol, tuple) else [tol]
+    if all(isinstance(each, Tolerance) and _leaves_out(metric, each) for each in given):
+        instead = f"{metric.name}=…" if metric.name in METRICS else "metrics={metric: …}"
+        raise ArgumentError(
+            f"metric={metric.name} limits nothing beside tol={_shown(given[0])}, which names the metrics that count",
+            f"limit it there, Tolerance({instead}), or leave metric= out",
+            code="argument-conflict",
+        )
+
+
+def _leaves_out(metric: Metric, tolerance: Tolerance) -> bool:
+    # Of `metrics.top1(axis=1)` beside a limit on top1 the axis counts.
+    is_limited = metric.name in tolerance.limits or any(named(each).name == metric.name for each in tolerance.metrics)
+    return bool(tolerance.limits or tolerance.metrics) and not is_limited
 
 
 def _one_tolerance(name: str, value: object, metric: Metric) -> float | Tolerance:
@@ -637,7 +661,10 @@ def _speedups(value: object) -> dict[str, Budget] | None:
         )
     # None is no factor, and `_positive` says so.
     names = {key: f"min_speedup[{key!r}]" for key in value}
-    return {_rival(key): _budget(names[key], item) or _positive(names[key], item) for key, item in value.items()}
+    found = {_rival(key): _budget(names[key], item) or _positive(names[key], item) for key, item in value.items()}
+    if len(found) < len(value):
+        raise _wrong("min_speedup", value, "each precision or backend named once")
+    return found
 
 
 def _rival(key: object) -> str:

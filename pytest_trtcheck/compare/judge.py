@@ -175,7 +175,7 @@ def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
     idle: dict[str, None] = {}
     for output in outputs:
         for entry in output.judged:
-            known = METRICS.get(entry.metric)
+            known = MISMATCHES if entry.metric == MISMATCHES.name else METRICS.get(entry.metric)
             if (
                 entry.verdict == "pass"
                 and known
@@ -192,10 +192,24 @@ def loose_notes(outputs: Iterable[OutputRecord]) -> tuple[str, ...]:
     return (*idle, *filter(None, (_loose_note(*key, found) for key, found in groups.items())))
 
 
+_DISAGREEMENT = {
+    "cosine": "1 − cos",
+    "top1": "the share of rows that disagree",
+    "mismatches": "the share of elements that are unequal",
+}
+"""Metrics of which others give the opposite: a similarity, an accuracy."""
+_HALF = 0.5
+
+
 def _kept_by_all(metric: Metric, limit: float) -> str:
     """What is said of a limit on a metric that what is lost would keep; empty where it would not."""
     if not metric.at_least and limit >= metric.range[1]:
         return f"{limit:g} is the most that {metric.name} can be: no output fails it"
+    if metric.name in _DISAGREEMENT and limit >= _HALF:
+        instead = f" (an agreement of {limit:g} is a limit of {1 - limit:.3g})" if limit < 1 else ""
+        return (
+            f"{metric.name} is {_DISAGREEMENT[metric.name]}: next to any output keeps the limit of {limit:g}{instead}"
+        )
     # The cosine of zeros can't be computed.
     if metric.relative and metric.range[1] == math.inf and metric.relative.inverse(limit) >= 1:
         return f"an output of zeros would keep the limit of {limit:g} for {metric.name}"

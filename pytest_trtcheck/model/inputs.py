@@ -56,7 +56,9 @@ def cases_from(value: object, model: OnnxModel, source: str) -> list[Case]:
         batches = list(each) if length_hint(value, -1) >= 0 else _ended(each, source)
         if not batches:
             raise InputError(
-                f"{source}: the {type(value).__name__} is empty", "give at least one batch", code="input-empty"
+                f"{source}: the {getattr(value, 'kind', type(value).__name__)} is empty",
+                "give at least one batch; a generator that was read already gives no more: give a list",
+                code="input-empty",
             )
         return batches
     raise InputError(

@@ -40,6 +40,7 @@ class Stream:
     """What an iterator gives, from the first item on though that one was looked at before."""
 
     def __init__(self, items: Iterator[object]) -> None:
+        self.kind = type(items).__name__
         self._first = list(islice(items, 1))
         self._rest = items
 

@@ -144,6 +144,15 @@ def pytest_make_collect_report(
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """See that no model or bundle that is named was left out."""
+    if any(each.partition("::")[0].endswith((".onnx", "bundle.json")) for each in session.config.args):
+        from pytest_trtcheck.plugin.items import add_left_out
+
+        add_left_out(session, items)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize a marked test that names several precisions or batches, and what checks by several backends, or for
     several GPUs.

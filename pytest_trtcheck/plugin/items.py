@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
 from pytest_trtcheck.check import arguments, stacked
-from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION
+from pytest_trtcheck.choices import BACKEND, BATCH, MARKERS, PRECISION, PRECISIONS
 from pytest_trtcheck.errors import ArgumentError, CheckError, kind_of, listed, unforeseen
 from pytest_trtcheck.plugin import marks, outcome
 from pytest_trtcheck.plugin import options as settings
@@ -22,7 +23,6 @@ from pytest_trtcheck.spec import LatencySpec, ParitySpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pytest_trtcheck.check.request import Known
 
@@ -117,6 +117,15 @@ class Marked:
                     f"leave {argument} out of the marker, or {name} out of the parameters",
                     code="argument-conflict",
                 )
+        named, precision = outcome.parameters(item).get("precision"), self.selected(item).precision[0]
+        is_known = self.parity.engine is None or self.parity.states_precision
+        is_another = isinstance(named, str) and named in PRECISIONS and named != precision
+        if is_known and is_another and not _is_taken(item, "precision"):
+            return ArgumentError(
+                f"{item.name}: is called by the parameter precision={named}, and would be checked in {precision}",
+                "list the precisions in the marker, trt_parity(precision=[…]); or give the parameter another name",
+                code="argument-conflict",
+            )
         return None
 
     def _why_not_timed(self, item: pytest.Item) -> CheckError | None:
@@ -417,24 +426,59 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
 
 def _asks_for_inputs(item: pytest.Function) -> bool:
     """Whether the test or a fixture of it takes `trt_inputs`, and may make of it what is returned."""
-    known = item._fixtureinfo
-    asks = any("trt_inputs" in each.argnames for found in known.name2fixturedefs.values() for each in found)
-    return asks or not {"trt_inputs", "request"}.isdisjoint(known.argnames)
+    return _is_taken(item, "trt_inputs") or not {"trt_inputs", "request"}.isdisjoint(item._fixtureinfo.argnames)
+
+
+def _is_taken(item: pytest.Item, argument: str) -> bool:
+    """Whether a fixture of the test takes another one, or a parameter, by this name."""
+    known = getattr(item, "_fixtureinfo", None)
+    definitions = known.name2fixturedefs.values() if known else ()
+    return any(argument in each.argnames for found in definitions for each in found)
 
 
 # --- tests collected from files --------------------------------------------------------------------------------------
 
+_CAME_BY: pytest.StashKey[set[Path]] = pytest.StashKey()
+"""On the session: the files that are named and that pytest looked at."""
+
+
+def named_files(config: pytest.Config) -> list[Path]:
+    """The models and bundles that the command line names."""
+    folder = config.invocation_params.dir
+    found = (folder / each.partition("::")[0] for each in config.args)
+    # Not resolved: pytest collects a link by its own name.
+    return [Path(os.path.normpath(each)) for each in found if each.suffix == ".onnx" or each.name == "bundle.json"]
+
+
+def add_left_out(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add a test that fails for each file that is named and that pytest never came by.
+
+    From 9.0 on it drops what lies in a folder that is named as well; and walking there, it passes over a `build`.
+    """
+    folders = {Path(os.path.normpath(session.config.invocation_params.dir / each)) for each in session.config.args}
+    came_by = session.stash.get(_CAME_BY, set())
+    for path in named_files(session.config):
+        if path not in came_by and path.is_file() and not folders.isdisjoint(path.parents):
+            nodeid = f"{_from_root(path, session.config)}::{path.stem}"
+            items.append(LeftOut.from_parent(session, name=path.stem, path=path, nodeid=nodeid))
+
+
+def _from_root(path: Path, config: pytest.Config) -> str:
+    return (path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path).as_posix()
+
 
 def file_collector(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """The collector for a model or bundle that is asked for; None for a file that a walk merely came by."""
-    named = parent.session.isinitpath(file_path)
+    named = parent.session.isinitpath(file_path) or file_path in named_files(parent.config)
+    if named:
+        parent.session.stash.setdefault(_CAME_BY, set()).add(file_path)
     file: pytest.File | None = None
     if file_path.suffix == ".onnx":
         from pytest_trtcheck.plugin.model_files import OnnxFile
 
-        root = parent.config.rootpath
-        path = (file_path.relative_to(root) if file_path.is_relative_to(root) else file_path).as_posix()
-        if named or any(fnmatch(path, glob) for glob in settings.value(parent.config, "trt_collect")):
+        path = _from_root(file_path, parent.config)
+        globs = settings.value(parent.config, "trt_collect")
+        if named or any(settings.is_collected(path, glob) for glob in globs):
             file = OnnxFile.from_parent(parent, path=file_path)
     elif named:
         from pytest_trtcheck import bundle
@@ -461,6 +505,22 @@ class FileItem(pytest.Item):
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Where the test stands."""
         return self.path, None, self.nodeid
+
+
+class LeftOut(FileItem):
+    """What stands in for a file that is named and was not collected."""
+
+    def runtest(self) -> None:
+        """Say so: the run would pass without it."""
+        outcome.refuse(
+            self,
+            ArgumentError(
+                f"{self.path}: was not collected: pytest drops a file beside a folder that holds it, and does not "
+                "look there, either (norecursedirs)",
+                "name it in a run of its own, or without that folder",
+                code="option-value",
+            ),
+        )
 
 
 class BundleItem(FileItem):

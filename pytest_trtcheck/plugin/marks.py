@@ -15,6 +15,7 @@ from pytest_trtcheck.choices import MARKERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import ModuleType
 
 RUN = frozenset({"trt_check", "trt_build", "trt_engine", "trt_benchmark"})
 """Fixtures that run a backend."""
@@ -98,6 +99,27 @@ def _reaching(node: pytest.Item | pytest.Collector) -> Iterator[pytest.Item | py
         below, at = at, at.parent
 
 
+def conftests(module: pytest.Module) -> Iterator[ModuleType]:
+    """The conftest.py files beside a module and in the folders above it, the nearest first."""
+    manager = module.config.pluginmanager
+    # By the names that pytest registers them under.
+    found = (manager.get_plugin(str(folder / "conftest.py")) for folder in module.path.parents)
+    return (each for each in found if each is not None)
+
+
+def unread(module: pytest.Module) -> list[ModuleType]:
+    """The conftest.py files and packages above a module whose `pytestmark` has marks of ours: pytest reads none."""
+    names = str(getattr(module.obj, "__package__", None) or "").split(".")
+    packages = (sys.modules.get(".".join(names[: index + 1])) for index in range(len(names)))
+    own = ours(module.obj)
+    return [
+        each
+        for each in (*conftests(module), *packages)
+        # What the module imports from there reaches its tests.
+        if each and each is not module.obj and not all(any(mark is one for one in own) for mark in ours(each))
+    ]
+
+
 def name_of(node: pytest.Item | pytest.Collector) -> str:
     """What a test, or several of one function, are called in their module or class."""
     return getattr(node, "originalname", None) or node.name
@@ -177,7 +199,7 @@ def may_do_nothing(collector: pytest.Collector) -> bool:
         return isinstance(collector, pytest.Class)
     # Those on functions were noted; the members of a class are not asked about where pytest passes over it.
     has_classes = any(issubclass(type(obj), type) for obj in list(vars(collector.obj).values()))
-    return has_classes or SEEN in collector.stash or bool(ours(collector.obj))
+    return has_classes or SEEN in collector.stash or bool(ours(collector.obj)) or bool(unread(collector))
 
 
 # --- tests that check something --------------------------------------------------------------------------------------

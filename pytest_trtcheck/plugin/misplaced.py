@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.plugin.marks import SEEN, is_fixture, is_marked, name_of, ours
+from pytest_trtcheck.plugin.marks import SEEN, is_fixture, is_marked, name_of, ours, unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,11 @@ def tell(collector: pytest.Collector, report: pytest.CollectReport) -> None:
 def _without_test(
     collector: pytest.Module | pytest.Class, report: pytest.CollectReport
 ) -> Iterator[tuple[str, object]]:
-    """Marked members of a module or class of which pytest made no test; the collector itself where it is empty."""
+    """Marked members of a module or class of which pytest made no test; the collector itself where it is empty; what
+    marks a module from above.
+    """
+    if isinstance(collector, pytest.Module):
+        yield from ((str(each.__file__), each) for each in unread(collector))
     members: dict[str, Any] = collector.stash.get(SEEN, {})
     if isinstance(collector, pytest.Class):
         # pytest does not ask about unittest's classes, and about those that it passes over.
@@ -99,6 +103,11 @@ def said(name: str, obj: Any) -> str:
             "  → write test functions in it, or take the mark away"
         )
     mark = ours(obj)[0]
+    if isinstance(obj, ModuleType):
+        return (
+            f"{mark.name} is in the pytestmark of {name}, which pytest does not read: it reaches no test\n"
+            "  → set pytestmark in the test modules, or add the mark in pytest_collection_modifyitems"
+        )
     where = _where(obj)
     if is_fixture(obj):
         return (

@@ -18,7 +18,7 @@ from pytest_trtcheck.errors import ArgumentError, unforeseen
 from pytest_trtcheck.model import free_dims
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin import outcome
-from pytest_trtcheck.plugin.items import FileItem
+from pytest_trtcheck.plugin.items import FileItem, named_files
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_trtcheck.model.input_files import FromFiles
     from pytest_trtcheck.spec import Shape, ShapeRange
 
-ARGUMENTS = ("trt_inputs", "trt_calibration", "trt_batch", "trt_shapes")
-"""The options that say of models what a marker and its test say of theirs."""
 _FILES = ("trt_inputs", "trt_calibration")
 _UNASKED = "parity"
 _FOR_MODEL = re.compile(r"(?P<model>[^=]*\.onnx)=(?P<value>.*)", re.DOTALL)
@@ -188,8 +186,7 @@ def _for(config: pytest.Config, model: Path, option: str) -> Iterator[str]:
 
 def named_models(config: pytest.Config) -> list[Path]:
     """The models that the command line names."""
-    files = (Path(each.partition("::")[0]) for each in config.args)
-    return [config.invocation_params.dir / file for file in files if file.suffix == ".onnx"]
+    return [file for file in named_files(config) if file.suffix == ".onnx"]
 
 
 def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
@@ -202,7 +199,7 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     InputError
         No file matches.
     """
-    given = [name for name in ARGUMENTS if config.getoption(name, None) is not None]
+    given = [name for name in settings.OF_MODELS if config.getoption(name, None) is not None]
     if not given:
         return
     models, collects = named_models(config), values["trt_collect"]
@@ -221,7 +218,7 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
             f"{'what it returns' if given[0] == 'trt_inputs' else given[0].removeprefix('trt_') + '='}",
             code="argument-missing",
         )
-    for name in {*given} - {"trt_batch"}:
+    for name in {*given} - {"trt_precision", "trt_batch"}:
         for text in values[name]:
             model, value = _split(text)
             if model is not None and not collects and not any(_is(each, model, config) for each in models):

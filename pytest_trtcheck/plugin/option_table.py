@@ -176,6 +176,8 @@ OPTIONS: tuple[Option, ...] = (
 
 
 BY_NAME = {option.name: option for option in OPTIONS}
+SEVERAL = frozenset({"lines", "list", "names", "counts", "backends"})
+"""The kinds that are several values: all but lines may stand in one, separated by commas."""
 
 
 def declare(parser: pytest.Parser, *options: Option) -> None:
@@ -187,7 +189,8 @@ def declare(parser: pytest.Parser, *options: Option) -> None:
             extra: dict[str, Any] = {"action": "store_true"} if option.kind == "flag" else {"metavar": option.metavar}
             extra |= {"action": "append"} if option.kind == "lines" else {}
             group.addoption(option.flag, dest=option.name, default=None, help=shown, **extra)
-        kind: Literal["linelist", "string"] = "linelist" if option.kind == "lines" else "string"
+        # A list in TOML is one of these, too.
+        kind: Literal["linelist", "string"] = "linelist" if option.kind in SEVERAL else "string"
         parser.addini(option.name, shown, type=kind, default=None)
 
 
@@ -196,7 +199,24 @@ def is_given(config: pytest.Config, option: str | Option) -> bool:
     if isinstance(option, str):
         option = BY_NAME[option]
     named = config.getoption(option.name, None) is not None
-    return named or bool(os.environ.get(option.variable) or config.getini(option.name))
+    return named or bool(os.environ.get(option.variable) or ini(config, option))
+
+
+def ini(config: pytest.Config, option: Option) -> object:
+    """What the ini file, or `-o`, says of an option.
+
+    Raises
+    ------
+    pytest.UsageError
+        It is a list of texts where one is expected.
+    """
+    try:
+        return config.getini(option.name)
+    except (TypeError, DeprecationWarning) as error:
+        # From pytest 9.1 on, with `-W error`; later ones refuse it themselves. They end the session without a word.
+        import pytest
+
+        raise pytest.UsageError(f"ini key {option.name}: expected a text, got a list") from error
 
 
 def added_reports(config: pytest.Config) -> Iterator[Report]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PREFIX, Option
-from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, added_reports, declare, is_given
+from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, added_reports, declare, ini, is_given
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from pytest_trtcheck.errors import ArgumentError
     from pytest_trtcheck.report import Report
 
-__all__ = ["OPTIONS", "declare", "flag", "is_given", "parse_size", "path", "reports", "resolve", "value"]
+__all__ = ["OF_MODELS", "OPTIONS", "declare", "flag", "is_given", "parse_size", "path", "reports", "resolve", "value"]
 
+OF_MODELS = ("trt_precision", "trt_inputs", "trt_calibration", "trt_batch", "trt_shapes")
+"""The options that say of models without test code what a marker and its test say of theirs."""
 _MISSPELLED = 0.8
 """How alike (`difflib`) what is misspelled is to what was meant: CACHE_SECRET and CACHE_SIZE, two names, are less."""
 
@@ -48,7 +51,7 @@ def value(config: pytest.Config, option: str | Option) -> Any:
     """The value of an option, or of that of our own with the name, in a run of pytest."""
     if isinstance(option, str):
         option = BY_NAME[option]
-    return resolve(option, config.getoption(option.name, None), config.getini(option.name))
+    return resolve(option, config.getoption(option.name, None), ini(config, option))
 
 
 def path(config: pytest.Config, given: str) -> Path:
@@ -56,6 +59,11 @@ def path(config: pytest.Config, given: str) -> Path:
     from pytest_trtcheck.record.files import expanded
 
     return config.invocation_params.dir / expanded(given)
+
+
+def is_collected(file: str, glob: str) -> bool:
+    """Whether a glob of `trt_collect` is of a file, which is given from pytest's root with slashes."""
+    return fnmatch(file, glob.removeprefix("./"))
 
 
 def flag(option: str | Option) -> str:
@@ -80,8 +88,7 @@ def unknown_variables(config: pytest.Config, environ: Mapping[str, str] = os.env
     """
     from pytest_trtcheck.errors import alike
 
-    options = [*OPTIONS, *(report.option for report in added_reports(config) if isinstance(report.option, Option))]
-    known = {option.variable.removeprefix(PREFIX).lower(): option.variable for option in options}
+    known = {option.variable.removeprefix(PREFIX).lower(): option.variable for option in _options(config)}
     secrets = (value(config, "trt_cache_key"), value(config, "trt_evidence_key"))
     # Windows has every name in capitals.
     named = {os.path.normcase(each) for each in (*known.values(), *secrets) if each}
@@ -93,13 +100,50 @@ def unknown_variables(config: pytest.Config, environ: Mapping[str, str] = os.env
     return unknown
 
 
+def refuse_misspelled_keys(config: pytest.Config) -> None:
+    """See that no ini key is spelled nearly as an option's: pytest warns of it, and what it asks for is not done.
+
+    Raises
+    ------
+    ArgumentError
+        One is.
+    """
+    from pytest_trtcheck.errors import alike
+
+    # `_inicfg` from pytest 9.1 on. Older ones keep what `-o` gives apart.
+    given = [*vars(config).get("_inicfg", vars(config).get("inicfg", ()))]
+    given += [each.partition("=")[0].strip() for each in config.getoption("override_ini", None) or ()]
+    known = {option.name.removeprefix("trt_"): option.name for option in _options(config)}
+    for key in given:
+        prefix, _, name = key.lower().replace("-", "_").partition("_")
+        is_ours = prefix in {"trt", "trtcheck"} and not _is_declared(config, key)
+        if is_ours and (near := alike(name, known, most=1, cutoff=_MISSPELLED)):
+            raise _wrong(f"ini key {key}: there is no such option", f"did you mean {near[0]!r}?")
+
+
+def _is_declared(config: pytest.Config, key: str) -> bool:
+    try:
+        config.getini(key)
+    except ValueError:
+        return False
+    except TypeError:  # it is, of another type
+        pass
+    return True
+
+
+def _options(config: pytest.Config) -> list[Option]:
+    """Our options, and those of the user's reports."""
+    return [*OPTIONS, *(report.option for report in added_reports(config) if isinstance(report.option, Option))]
+
+
 def any_named(config: pytest.Config) -> bool:
     """Whether any option stands on the command line itself."""
     return any(config.getoption(option.name, None) is not None for option in OPTIONS)
 
 
 def _converted(option: Option, raw: object, where: str) -> Any:
-    text = "\n".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
+    separator = "\n" if option.kind == "lines" else ","
+    text = separator.join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
     parse = _PARSERS.get(option.kind)
     if parse is not None:
         return parse(text, where)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
 
-from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY
+from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY, quantized_part
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, kind_of, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from _pytest._io import TerminalWriter
@@ -168,6 +168,7 @@ def reason(said: object) -> str:
     return first_line(str(crash.message if crash else said))
 
 
+_FIXTURES = "pytest_trtcheck.plugin.fixtures"
 LOCATION = "trtcheck_location"
 """The attribute of a report that says where in the user's files our error is to be looked for: path and line."""
 
@@ -248,6 +249,13 @@ def request_for(
             f"trt_build_options: expected a BuildOptions, got {kind_of(built)}",
             "return BuildOptions(…), or None for the defaults",
         )
+    not_given = {
+        "trt_model": model is None,
+        "trt_inputs": inputs is None and inputs_source == "trt_inputs",
+        "trt_calibration": parity.calibration is None and any(map(quantized_part, parity.precision)),
+        "trt_build_options": built is None,
+    }
+    _refuse_plain(item, [name for name, is_not in not_given.items() if is_not])
     compared = parity.backends or options.value(item.config, "trt_backend")
     if parity.backend is None and parity.engine is None and len(compared) > 1:
         if BACKEND not in parameters(item):
@@ -277,6 +285,33 @@ def request_for(
         calibration=parity.calibration if parity.calibration is not None else fixture("trt_calibration"),
         **{**more, "options": built},
     )
+
+
+def _refuse_plain(item: pytest.Item, names: Iterable[str]) -> None:
+    """See that nothing which is called like a fixture of ours and is none was meant to override it.
+
+    Raises
+    ------
+    ArgumentError
+        Something was, where the fixture's own value would be taken.
+    """
+    from pytest_trtcheck.plugin import marks
+
+    module = item.getparent(pytest.Module)
+    if module is None:
+        return
+    manager = item.session._fixturemanager
+    for name in names:
+        found = manager.getfixturedefs(name, item)
+        if found and found[-1].func.__module__ != _FIXTURES:
+            continue
+        for place in (getattr(item, "cls", None), module.obj, *marks.conftests(module)):
+            if name in dir(place) and not marks.is_fixture(plain := getattr(place, name)) and plain is not None:
+                raise ArgumentError(
+                    f"{name} of {place.__name__} is {kind_of(plain)} and no fixture: the check would not use it",
+                    "write @pytest.fixture above it; or give it another name, if it is for something else",
+                    code="argument-conflict",
+                )
 
 
 def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:

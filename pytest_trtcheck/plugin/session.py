@@ -183,7 +183,7 @@ class Session:
             )
         if not hasattr(config, "workerinput"):
             session_of(config).check_feasible(values)
-            if any(map(config.getoption, ("trt_inputs", "trt_calibration", "trt_batch", "trt_shapes"))):
+            if any(map(config.getoption, settings.OF_MODELS)):
                 from pytest_trtcheck.plugin import model_files
 
                 model_files.check_options(config, values)
@@ -509,6 +509,7 @@ class Session:
         from pytest_trtcheck.plugin.summary import COLLECTOR
 
         settings.unknown_variables(self.config)
+        settings.refuse_misspelled_keys(self.config)
         ort_runner.settle(ort_runner.Limits(self.get("trt_memory_limit"), self.get("trt_time_limit")))
         reports = settings.reports(self.config)
         collector = self.config.pluginmanager.getplugin(COLLECTOR)

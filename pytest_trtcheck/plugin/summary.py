@@ -274,6 +274,7 @@ class Collector:
             with self._problem("the environment"):
                 unknown = settings.unknown_variables(self._config)
                 self._told += [f"environment variable {each} is no option's: not used" for each in unknown]
+        self._tell_of_globs()
         with self._problem("--trt-export"):
             self._export(folder, status)
         for report in settings.reports(self._config):
@@ -295,6 +296,16 @@ class Collector:
     def pytest_testnodedown(self, node: Any) -> None:
         """Take what came of the shared cache in an xdist worker."""
         self._tallies += getattr(node, "workeroutput", {}).get(_TALLIES, [])
+
+    def _tell_of_globs(self) -> None:
+        """Say which models of `trt_collect` are not in a run of the whole suite: `testpaths` may lead past them."""
+        of_a_part = self._config.args_source is pytest.Config.ArgsSource.ARGS
+        if of_a_part or any(map(self._config.getoption, ("keyword", "markexpr"))):
+            return
+        files = {nodeid.partition("::")[0] for nodeid in (*self._planned, *self._uncollected)}
+        for glob in settings.value(self._config, "trt_collect"):
+            if not any(settings.is_collected(file, glob) for file in files):
+                self._told.append(f"trt_collect: no file of {glob!r} was collected: not checked")
 
     def _tell_of_shared_cache(self) -> None:
         from pytest_trtcheck.cache.remote import Tally

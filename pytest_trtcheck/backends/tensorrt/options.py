@@ -67,6 +67,8 @@ def check_values(options: BuildOptions) -> None:
         if (value := getattr(options, name)) not in allowed and value is not None:
             expected = f"expected one of {', '.join(allowed)}"
             raise ArgumentError(f"BuildOptions: {name}={value!r}: {expected}", suggestion(str(value), allowed))
+    if options.tf32 is not None and not isinstance(options.tf32, bool):
+        raise ArgumentError(f"BuildOptions: tf32={options.tf32!r}: expected True, False or None")
     for name in _FLAGS:
         if not isinstance(getattr(options, name), bool):
             raise ArgumentError(f"BuildOptions: {name}={getattr(options, name)!r}: expected True or False")

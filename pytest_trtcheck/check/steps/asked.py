@@ -24,9 +24,10 @@ from pytest_trtcheck.model.labelled import Stream
 from pytest_trtcheck.model.sources import Examples, Opening, is_model, open_model
 from pytest_trtcheck.precision.lowering import Lowered, carried, lower
 from pytest_trtcheck.precision.quantization import coverage
+from pytest_trtcheck.precision.quantization.calibration_data import ReadOnce
 from pytest_trtcheck.precision.reference import GoldenReference, Reference, first_that_runs, reference_given
 from pytest_trtcheck.record import CalibrationRecord, CheckRecord, LoweredRecord
-from pytest_trtcheck.spec import Tolerance
+from pytest_trtcheck.spec import Calibration, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,8 +65,17 @@ def in_its_own_precision(settings: Settings, request: Request, model: OnnxModel)
 
 
 def read_once(request: Request) -> Request:
-    """The request with an iterator of inputs made safe to look into: sources look at the first item for its shapes."""
-    return replace(request, inputs=Stream(request.inputs)) if isinstance(request.inputs, Iterator) else request
+    """The request with iterators made safe to look into: sources look at the first of the inputs for its shapes, and a
+    diagnosis at the calibration data once more.
+    """
+    if isinstance(request.inputs, Iterator):
+        request = replace(request, inputs=Stream(request.inputs))
+    given = request.calibration
+    usual = given if isinstance(given, Calibration) else Calibration(given)
+    if isinstance(usual.data, Iterator):
+        once = ReadOnce(usual.data, usual.max_samples)
+        request = replace(request, calibration=replace(usual, data=once) if given is usual else once)
+    return request
 
 
 def fed_as_recorded(settings: Settings, request: Request, model: OnnxModel) -> Request:

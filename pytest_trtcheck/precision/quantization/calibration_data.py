@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -132,6 +133,27 @@ class Samples:
             )
 
 
+class ReadOnce:
+    """What an iterator gives, as often as it is asked for: calibration goes over its data several times.
+
+    A generator is closed behind that: the next check would go on where this one ended, with other samples.
+    """
+
+    def __init__(self, source: Iterator[object], most: int) -> None:
+        self._source = source
+        self._most = most
+
+    @cached_property
+    def _items(self) -> list[object]:
+        found = list(map(owned, islice(self._source, self._most)))
+        if isinstance(self._source, Generator):
+            self._source.close()
+        return found
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self._items)
+
+
 def load(source: object, input_specs: Sequence[TensorSpec], base_dirs: Sequence[Path] = ()) -> Samples:
     """The samples in what the user gave as calibration data.
 
@@ -189,8 +211,9 @@ def _items(calibration: Calibration, base_dirs: Sequence[Path]) -> _Items:
     if isinstance(data, (str, os.PathLike, Mapping)) or is_array(data):
         return _expanded(data, "calibration data", base_dirs)
     if isinstance(data, Iterator):
-        # Calibration goes over its data several times, which a generator allows once.
-        data = list(map(owned, islice(data, calibration.max_samples)))
+        data = ReadOnce(data, calibration.max_samples)
+    if isinstance(data, ReadOnce):
+        data = list(data)
     elif model_inputs.shuffles(data) and isinstance(data, Iterable):
         # Read once, or each pass would see others.
         data = [_Batch(owned(each)) for each in islice(data, calibration.max_samples)]
