@@ -313,6 +313,92 @@ def test_old_files(precision: Precision, opset: int, ir_version: int, cache: Cac
     assert_near(found["y"], np.maximum(2 * convolved(x, w) + 1, 0), precision)
 
 
+def interpolated(x: NDArray[Any], axis: int, scale: float) -> NDArray[np.float64]:
+    """As Upsample and the first Resize have it: what lies `scale` times as far from the first place, linearly."""
+    length = x.shape[axis]
+    places = np.minimum(np.arange(int(length * scale)) / scale, length - 1)
+    lower, share = np.floor(places).astype(int), np.modf(places)[0]
+    shape = [-1 if each == axis else 1 for each in range(x.ndim)]
+    share = share.reshape(shape)
+    upper = np.minimum(lower + 1, length - 1)
+    return np.asarray(x.take(lower, axis) * (1 - share) + x.take(upper, axis) * share, np.float64)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 7), ("Upsample", 9), ("Resize", 10), ("Resize", 11)])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8", "fp8+fp16"])
+def test_what_old_opsets_resize_by(precision: Precision, operator: str, opset: int, inside: bool, cache: Cache) -> None:
+    scales = [1.0, 1.0, 2.0, 2.5]
+    attributes: dict[str, Any] = {"mode": "linear"}
+    operands = {7: ["c"], 9: ["c", "s"], 10: ["c", "s"], 11: ["c", "roi", "s"]}[opset]
+    if opset == 7:
+        attributes["scales"] = scales
+    if opset == 11:
+        attributes["coordinate_transformation_mode"] = "asymmetric"
+    resize = N(operator, operands, ["r"], name="resize", **attributes)
+    weights = {"w": onnx_models.weights((4, 3, 3, 3), 3), "s": np.array(scales, np.float32), "roi": np.ones(0, "f")}
+    bodies = [helper.make_graph([resize], "b", [], [helper.make_tensor_value_info("r", FLOAT, [1, 4, 8, 10])])] * 2
+    steps = [
+        N("Conv", ["x", "w"], ["c"], pads=[1] * 4, name="conv"),
+        N("If", ["yes"], ["y"], then_branch=bodies[0], else_branch=bodies[1]) if inside else resize,
+    ]
+    if not inside:
+        steps[-1].output[:] = ["y"]
+    weights |= {"yes": np.array(True)}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [1, 3, 4, 4])}, {"y": (FLOAT, [1, 4, 8, 10])}, weights, opset)
+    x = np.random.default_rng(3).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    options = {} if precision in {"fp16", "bf16"} else {"calibration": {"x": x[None]}}
+    found, _ = computed(proto, precision, cache, {"x": x}, **options)
+    right = interpolated(interpolated(convolved(x, weights["w"]), 2, scales[2]), 3, scales[3])
+    assert_near(found["y"], right, precision.partition("+")[0])
+
+
+@pytest.mark.parametrize("opset", [7, 9, 10, 13])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_an_operator_does_inside_is_no_other_in_an_old_opset(
+    precision: Precision, opset: int, cache: Cache
+) -> None:
+    """A probability that the type does not hold has no logarithm."""
+    steps = [N("MatMul", ["x", "w"], ["l"], name="mm"), N("LogSoftmax", ["l"], ["y"], name="ls", axis=1)]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, {"w": 100 * W}, opset)
+    found, _ = computed(proto, precision, cache, {"x": X})
+    logits = 100 * X.astype(np.float64) @ W
+    logits -= logits.max(1, keepdims=True)
+    right = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    least = {"fp16": -24 * np.log(2), "bf16": -133 * np.log(2)}[precision]
+    assert (right < least - 2).any()
+    np.testing.assert_array_equal(found["y"][right < least - 2], -np.inf)
+
+
+def test_a_quantized_model_of_the_first_opset_that_has_such(cache: Cache) -> None:
+    w = np.random.default_rng(3).integers(-127, 128, (8, 8)).astype(np.int8)
+    steps = [
+        N("QuantizeLinear", ["x", "xs", "zero"], ["q"], name="q"),
+        N("DequantizeLinear", ["q", "xs", "zero"], ["d"], name="d"),
+        N("DequantizeLinear", ["w", "ws", "zero"], ["wd"], name="wd"),
+        N("MatMul", ["d", "wd"], ["y"], name="mm"),
+    ]
+    weights = {"w": w, "xs": np.float32(0.02), "ws": np.float32(0.01), "zero": np.int8(0)}
+    arrays = {name: np.asarray(value) for name, value in weights.items()}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, arrays, opset=10)
+    found, _ = computed(proto, "int8", cache, {"x": X})
+    steps_of_x = np.clip(np.rint(X / np.float32(0.02)), -128, 127)
+    np.testing.assert_allclose(found["y"], steps_of_x @ w * 0.02 * 0.01, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hardmax_over_several_axes_is_not_converted_to_something_else(cache: Cache) -> None:
+    def net(axis: int) -> onnx.ModelProto:
+        steps = [N("Mul", ["x", "k"], ["a"], name="mul"), N("Hardmax", ["a"], ["y"], name="hard", axis=axis)]
+        shapes = (FLOAT, [2, 2, 4])
+        return onnx_models.model(steps, {"x": shapes}, {"y": shapes}, {"k": np.full(1, 2, np.float32)}, opset=12)
+
+    x = X.reshape(2, 2, 4)
+    found, _ = computed(net(2), "bf16", cache, {"x": x})
+    np.testing.assert_array_equal(found["y"], x == x.max(2, keepdims=True))
+    with pytest.raises(ModelError, match="a Hardmax of opset 12 cannot be converted"):
+        computed(net(1), "bf16", cache, {"x": x})
+
+
 # --- sequences and inner graphs --------------------------------------------------------------------------------------
 
 

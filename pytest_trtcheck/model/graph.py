@@ -39,6 +39,10 @@ _IR_VERSION_WITH_CONSTANTS = 4
 _OPSET = 19
 _OPSET_OF_SCAN = 9
 """From it on, Scan has no batch dimension of its own."""
+_OPSET_OF_RESIZE = 11
+"""From it on, Resize is told which places it reads, and half a pixel off is the default."""
+_OPSET_OF_HARDMAX = 13
+"""From it on, Hardmax looks along one axis, not along all from one on."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
 
 
@@ -358,14 +362,19 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
     import onnx.version_converter
 
     before = opset(model)
-    if before < _OPSET_OF_SCAN and any(node.op_type == "Scan" for node in all_nodes(model.graph)):
-        # ONNX's converter leaves it as it is, which means something else from then on.
-        raise ModelError(
-            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} cannot be "
-            "converted",
-            f"export the model in opset {version} or later",
-            code="opset-conversion",
-        )
+    for node in all_nodes(model.graph):
+        # ONNX's converter leaves these as they are, which means something else from then on.
+        is_scan = node.op_type == "Scan" and before < _OPSET_OF_SCAN
+        is_hardmax = node.op_type == "Hardmax" and before < _OPSET_OF_HARDMAX <= version
+        if is_scan or (is_hardmax and not _is_along_last(node)):
+            raise ModelError(
+                f"the model is in opset {before}, this precision needs {version}, and a {node.op_type} of opset "
+                f"{before} cannot be converted",
+                f"export the model in opset {version} or later",
+                code="opset-conversion",
+            )
+        if is_hardmax:
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
     weights = _set_aside(model.graph)
     try:
         ir.external_data.load_to_model(model)
@@ -383,8 +392,21 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
             value.const_value = weights[value.name]
             raised.graph.register_initializer(value)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(raised)
+    for node in all_nodes(raised.graph) if before < _OPSET_OF_RESIZE else ():
+        if node.op_type == "Resize":
+            # What Upsample and the first Resize did, and the converter does not say.
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
     name_nodes(raised)
     return infer_types(raised)
+
+
+def _is_along_last(node: ir.Node) -> bool:
+    """Whether a Hardmax before opset 13, which looks along all axes from the one named on, looks along the last."""
+    axis, data = node.attributes.get_int("axis", 1), node.inputs[0]
+    return axis == -1 or (data is not None and data.shape is not None and axis == len(data.shape) - 1)
 
 
 _SET_ASIDE_BYTES = 1 << 10
