@@ -422,6 +422,25 @@ def test_sequences_inside_a_model(precision: Precision, cache: Cache) -> None:
     assert [each.node for each in lowered.computed_in(precision) or ()] == ["mul", "sin"]
 
 
+@pytest.mark.parametrize("opset", [9, 12, 17])
+@BOTH
+def test_a_dropout_in_a_branch_is_none(precision: Precision, opset: int, cache: Cache) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        ratio = numpy_helper.from_array(np.asarray(np.float32(0.25)), f"{name}_ratio")
+        steps = [N("Dropout", ["a", ratio.name] if opset > 11 else ["a"], [f"{name}_d"], name=f"{name}_drop")]
+        steps.append(N("Add", [f"{name}_d", "k"], [name], name=f"{name}_add"))
+        return helper.make_graph(steps, name, [], [helper.make_tensor_value_info(name, FLOAT, [2, 8])], [ratio])
+
+    steps = [
+        N("Mul", ["x", "k"], ["a"], name="mul"),
+        N("If", ["flag"], ["y"], then_branch=branch("then"), else_branch=branch("else")),
+    ]
+    shapes = {"x": (FLOAT, [2, 8]), "flag": (TensorProto.BOOL, [])}
+    proto = onnx_models.model(steps, shapes, {"y": (FLOAT, [2, 8])}, {"k": np.full(1, 2, np.float32)}, opset)
+    found, _ = computed(proto, precision, cache, {"x": X, "flag": np.array(True)})
+    assert_near(found["y"], 2 * X.astype(np.float64) + 2, precision)
+
+
 @BOTH
 def test_a_branch_reads_and_hands_on_values_from_outside(precision: Precision, cache: Cache) -> None:
     """Values that became 16-bit outside are read inside, and are FP32 at the branch's edge."""
