@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import InputError, ModelError, NothingComputedError
+from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, NothingComputedError
 from pytest_trtcheck.model import graph, inputs
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import half
@@ -351,6 +351,49 @@ def test_what_old_opsets_resize_by(precision: Precision, operator: str, opset: i
     found, _ = computed(proto, precision, cache, {"x": x}, **options)
     right = interpolated(interpolated(convolved(x, weights["w"]), 2, scales[2]), 3, scales[3])
     assert_near(found["y"], right, precision.partition("+")[0])
+
+
+@pytest.mark.parametrize("opset", [11, 13, 19])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8+fp16", "int8+bf16", "fp8+fp16"])
+def test_nodes_of_one_name_are_kept_together_whatever_the_opset(precision: Precision, opset: int, cache: Cache) -> None:
+    steps = [
+        N("MatMul", ["x", "w"], ["a"], name="mm"),
+        N("Sin", ["a"], ["b"], name="twice"),
+        N("Cos", ["b"], ["c"], name="twice"),
+        N("Exp", ["c"], ["y"], name="exp"),
+    ]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, {"w": W}, opset)
+    options = {"calibration": {"x": X[None]}} if "8" in precision else {}
+    _, lowered = computed(proto, precision, cache, {"x": X}, keep_fp32=("twice",), **options)
+    sines = {name: kind for name, kind in lowered.kinds.items() if name.startswith("twice")}
+    assert (len(sines), set(sines.values())) == (2, {"fp32"})
+
+
+@pytest.mark.parametrize("name", ["turn", "cast", "conv", "mul", "bn"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8+fp16"])
+def test_what_is_worked_away_may_be_named(precision: Precision, name: str, cache: Cache) -> None:
+    """The Transpose of a weight, the cast of a constant and a batch normalization, before they are looked for."""
+    w = onnx_models.weights((4, 3, 3, 3), 3)
+    steps = [
+        N("Cast", ["k"], ["factor"], name="cast", to=FLOAT),
+        N("Conv", ["x", "w"], ["a"], pads=[1] * 4, name="conv"),
+        N("Mul", ["a", "factor"], ["b"], name="mul"),
+        N("BatchNormalization", ["b", "one", "zero", "zero", "one"], ["c"], name="bn", epsilon=0.0),
+        N("Transpose", ["m"], ["turned"], name="turn"),
+        N("MatMul", ["c", "turned"], ["y"], name="mm"),
+    ]
+    matrix = onnx_models.weights((4, 4), 1)
+    weights = {"w": w, "m": matrix, "one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32)}
+    weights |= {"k": np.full((4, 1, 1), 2.0)}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [1, 3, 4, 4])}, {"y": (FLOAT, [1, 4, 4, 4])}, weights)
+    x = np.random.default_rng(3).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    calibrated: dict[str, Any] = {"calibration": {"x": x[None]}} if "8" in precision else {}
+    for argument in ("keep_fp32", "exclude"):
+        options = {argument: (name,), **calibrated}
+        found, _ = computed(proto, precision, cache, {"x": x}, **options)
+        assert_near(found["y"], 2 * convolved(x, w) @ matrix.T, precision.partition("+")[0])
+    with pytest.raises(ArgumentError, match="keep_fp32: no node is called 'casts'"):
+        computed(proto, precision, cache, {"x": x}, keep_fp32=("casts",), **calibrated)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 10, 13])

@@ -322,18 +322,11 @@ def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "kee
     ArgumentError
         A glob matches no node; `argument` is named, with the nodes that come closest.
     """
-    names = [node.name or "" for node in all_nodes(model.graph)]
-    given = {node.name or "": node.metadata_props.get(_GIVEN_NAME) for node in all_nodes(model.graph)}
     matched: set[str] = set()
     for glob in globs:
-        # A name may itself hold brackets, so the literal name counts as well as the pattern.
-        found = {
-            name
-            for name in names
-            for known in (name, given[name])
-            if known is not None and (known == glob or fnmatchcase(known, glob))
-        }
+        found = _matched(model, glob)
         if not found:
+            names = [node.name or "" for node in all_nodes(model.graph)]
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or names[:3]
             raise ArgumentError(
                 f"{argument}: no node is called {glob!r}",
@@ -342,6 +335,24 @@ def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "kee
             )
         matched |= found
     return frozenset(matched)
+
+
+def still_there(model: ir.Model, globs: Collection[str]) -> tuple[str, ...]:
+    """Those of `globs`, which match nodes of the user's model, that match one of what was made of it.
+
+    A cast of a constant, a batch normalization or the Transpose of a weight may be worked away by then.
+    """
+    return tuple(glob for glob in globs if _matched(model, glob))
+
+
+def _matched(model: ir.Model, glob: str) -> set[str]:
+    # A name may itself hold brackets, so the literal name counts as well as the pattern.
+    return {
+        node.name or ""
+        for node in all_nodes(model.graph)
+        for known in (node.name or "", node.metadata_props.get(_GIVEN_NAME))
+        if known is not None and (known == glob or fnmatchcase(known, glob))
+    }
 
 
 def opset(model: ir.Model) -> int:
@@ -375,6 +386,7 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
             )
         if is_hardmax:
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
+    metadata = {node.name: dict(node.metadata_props) for node in all_nodes(model.graph) if node.metadata_props}
     weights = _set_aside(model.graph)
     try:
         ir.external_data.load_to_model(model)
@@ -392,8 +404,9 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
             value.const_value = weights[value.name]
             raised.graph.register_initializer(value)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(raised)
-    for node in all_nodes(raised.graph) if before < _OPSET_OF_RESIZE else ():
-        if node.op_type == "Resize":
+    for node in all_nodes(raised.graph):
+        node.metadata_props.update(metadata.get(node.name, {}))
+        if node.op_type == "Resize" and before < _OPSET_OF_RESIZE:
             # What Upsample and the first Resize did, and the converter does not say.
             node.attributes["coordinate_transformation_mode"] = ir.AttrString(
                 "coordinate_transformation_mode", "asymmetric"
