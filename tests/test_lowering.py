@@ -596,6 +596,41 @@ def test_sizes_are_not_rounded(precision: Precision, size: int, cache: Cache) ->
 
 
 @BOTH
+@pytest.mark.parametrize("size", [301, 5001])
+def test_a_size_that_is_counted_up_to_and_computed_with(precision: Precision, size: int, cache: Cache) -> None:
+    """As PyTorch writes `arange(n, dtype=float)` and positions relative to the length."""
+    steps = [
+        N("Shape", ["x"], ["shape"]),
+        N("Gather", ["shape", "last"], ["n"], name="gather"),
+        N("Cast", ["n"], ["length"], name="as_float", to=FLOAT),
+        N("Range", ["zero", "length", "one"], ["places"], name="range"),
+        N("Div", ["places", "length"], ["relative"], name="div"),
+        N("Add", ["x", "relative"], ["y"], name="add"),
+        N("Mul", ["length", "third"], ["share"], name="share"),
+        N("Cast", ["share"], ["count"], name="as_int", to=INT64),
+        N("Unsqueeze", ["count", "axis"], ["end"], name="unsqueeze"),
+        N("Slice", ["y", "start", "end", "ends"], ["z"], name="slice"),
+    ]
+    weights = {
+        "last": np.array(1),
+        "zero": np.array(0, np.float32),
+        "one": np.array(1, np.float32),
+        "third": np.array(1 / 3, np.float32),
+        "axis": np.array([0]),
+        "start": np.array([0]),
+        "ends": np.array([1]),
+    }
+    inputs: dict[str, tuple[int, list[int | str]]] = {"x": (FLOAT, [2, "n"])}
+    proto = onnx_models.model(steps, inputs, {"y": (FLOAT, [2, "n"]), "z": (FLOAT, [2, "m"])}, weights)
+    x = np.random.default_rng(1).random((2, size)).astype(np.float32)
+    found, lowered = computed(proto, precision, cache, {"x": x})
+    right = x + np.arange(size) / size
+    assert_near(found["y"], right, precision)
+    assert_near(found["z"], right[:, : size // 3], precision)
+    assert {each.node for each in lowered.computed_in(precision) or ()} == {"add"}
+
+
+@BOTH
 def test_scales_are_not_rounded(precision: Precision, cache: Cache) -> None:
     """A resize to the size of another tensor, by their ratio: 607 / 301, which no 16-bit type holds well enough."""
     steps = [
