@@ -282,6 +282,20 @@ def test_a_loop_that_is_too_long_to_unroll_is_said_to_be(bench: Bench) -> None:
     assert any("'repeat' (Loop) was not looked into: 3000 iterations" in note for note in found.notes)
 
 
+def test_what_is_lost_in_a_loop_that_is_not_looked_into_is_not_called_rounding(bench: Bench) -> None:
+    """The first of many iterations overflows, which nobody saw: no more is said than where it is."""
+    inner = [*up_and_down("s", "s1", "inner"), helper.make_node("Tanh", ["s1"], ["s2"], "bound")]
+    subject = bench.failed(loop(3000, inner=inner), "fp16", [{"x": X}])
+    found = diagnose(subject, bench.cache)
+    assert found is not None
+    assert found.culprit is not None
+    assert found.culprit.node == "repeat"
+    assert found.headline == "what is lost lies inside node 'repeat'"
+    assert "its body computes, which was not looked into" in found.culprit.detail
+    assert {"inner_up", "inner_down"} <= set(found.keep_fp32 or ())
+    assert bench.error(subject, found.keep_fp32 or ()) <= 0.01
+
+
 # --- unrolling -------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck.cache import Cache
-from pytest_trtcheck.errors import InputError, ModelError, NothingComputedError
+from pytest_trtcheck.errors import ArgumentError, InputError, ModelError, NothingComputedError
 from pytest_trtcheck.model import graph, inputs
 from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.precision import half
@@ -313,6 +313,135 @@ def test_old_files(precision: Precision, opset: int, ir_version: int, cache: Cac
     assert_near(found["y"], np.maximum(2 * convolved(x, w) + 1, 0), precision)
 
 
+def interpolated(x: NDArray[Any], axis: int, scale: float) -> NDArray[np.float64]:
+    """As Upsample and the first Resize have it: what lies `scale` times as far from the first place, linearly."""
+    length = x.shape[axis]
+    places = np.minimum(np.arange(int(length * scale)) / scale, length - 1)
+    lower, share = np.floor(places).astype(int), np.modf(places)[0]
+    shape = [-1 if each == axis else 1 for each in range(x.ndim)]
+    share = share.reshape(shape)
+    upper = np.minimum(lower + 1, length - 1)
+    return np.asarray(x.take(lower, axis) * (1 - share) + x.take(upper, axis) * share, np.float64)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 7), ("Upsample", 9), ("Resize", 10), ("Resize", 11)])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8", "fp8+fp16"])
+def test_what_old_opsets_resize_by(precision: Precision, operator: str, opset: int, inside: bool, cache: Cache) -> None:
+    scales = [1.0, 1.0, 2.0, 2.5]
+    attributes: dict[str, Any] = {"mode": "linear"}
+    operands = {7: ["c"], 9: ["c", "s"], 10: ["c", "s"], 11: ["c", "roi", "s"]}[opset]
+    if opset == 7:
+        attributes["scales"] = scales
+    if opset == 11:
+        attributes["coordinate_transformation_mode"] = "asymmetric"
+    resize = N(operator, operands, ["r"], name="resize", **attributes)
+    weights = {"w": onnx_models.weights((4, 3, 3, 3), 3), "s": np.array(scales, np.float32), "roi": np.ones(0, "f")}
+    bodies = [helper.make_graph([resize], "b", [], [helper.make_tensor_value_info("r", FLOAT, [1, 4, 8, 10])])] * 2
+    steps = [
+        N("Conv", ["x", "w"], ["c"], pads=[1] * 4, name="conv"),
+        N("If", ["yes"], ["y"], then_branch=bodies[0], else_branch=bodies[1]) if inside else resize,
+    ]
+    if not inside:
+        steps[-1].output[:] = ["y"]
+    weights |= {"yes": np.array(True)}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [1, 3, 4, 4])}, {"y": (FLOAT, [1, 4, 8, 10])}, weights, opset)
+    x = np.random.default_rng(3).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    options = {} if precision in {"fp16", "bf16"} else {"calibration": {"x": x[None]}}
+    found, _ = computed(proto, precision, cache, {"x": x}, **options)
+    right = interpolated(interpolated(convolved(x, weights["w"]), 2, scales[2]), 3, scales[3])
+    assert_near(found["y"], right, precision.partition("+")[0])
+
+
+@pytest.mark.parametrize("opset", [11, 13, 19])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8+fp16", "int8+bf16", "fp8+fp16"])
+def test_nodes_of_one_name_are_kept_together_whatever_the_opset(precision: Precision, opset: int, cache: Cache) -> None:
+    steps = [
+        N("MatMul", ["x", "w"], ["a"], name="mm"),
+        N("Sin", ["a"], ["b"], name="twice"),
+        N("Cos", ["b"], ["c"], name="twice"),
+        N("Exp", ["c"], ["y"], name="exp"),
+    ]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, {"w": W}, opset)
+    options = {"calibration": {"x": X[None]}} if "8" in precision else {}
+    _, lowered = computed(proto, precision, cache, {"x": X}, keep_fp32=("twice",), **options)
+    sines = {name: kind for name, kind in lowered.kinds.items() if name.startswith("twice")}
+    assert (len(sines), set(sines.values())) == (2, {"fp32"})
+
+
+@pytest.mark.parametrize("name", ["turn", "cast", "conv", "mul", "bn"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8+fp16"])
+def test_what_is_worked_away_may_be_named(precision: Precision, name: str, cache: Cache) -> None:
+    """The Transpose of a weight, the cast of a constant and a batch normalization, before they are looked for."""
+    w = onnx_models.weights((4, 3, 3, 3), 3)
+    steps = [
+        N("Cast", ["k"], ["factor"], name="cast", to=FLOAT),
+        N("Conv", ["x", "w"], ["a"], pads=[1] * 4, name="conv"),
+        N("Mul", ["a", "factor"], ["b"], name="mul"),
+        N("BatchNormalization", ["b", "one", "zero", "zero", "one"], ["c"], name="bn", epsilon=0.0),
+        N("Transpose", ["m"], ["turned"], name="turn"),
+        N("MatMul", ["c", "turned"], ["y"], name="mm"),
+    ]
+    matrix = onnx_models.weights((4, 4), 1)
+    weights = {"w": w, "m": matrix, "one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32)}
+    weights |= {"k": np.full((4, 1, 1), 2.0)}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [1, 3, 4, 4])}, {"y": (FLOAT, [1, 4, 4, 4])}, weights)
+    x = np.random.default_rng(3).standard_normal((1, 3, 4, 4)).astype(np.float32)
+    calibrated: dict[str, Any] = {"calibration": {"x": x[None]}} if "8" in precision else {}
+    for argument in ("keep_fp32", "exclude"):
+        options = {argument: (name,), **calibrated}
+        found, _ = computed(proto, precision, cache, {"x": x}, **options)
+        assert_near(found["y"], 2 * convolved(x, w) @ matrix.T, precision.partition("+")[0])
+    with pytest.raises(ArgumentError, match="keep_fp32: no node is called 'casts'"):
+        computed(proto, precision, cache, {"x": x}, keep_fp32=("casts",), **calibrated)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 10, 13])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_an_operator_does_inside_is_no_other_in_an_old_opset(
+    precision: Precision, opset: int, cache: Cache
+) -> None:
+    """A probability that the type does not hold has no logarithm."""
+    steps = [N("MatMul", ["x", "w"], ["l"], name="mm"), N("LogSoftmax", ["l"], ["y"], name="ls", axis=1)]
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, {"w": 100 * W}, opset)
+    found, _ = computed(proto, precision, cache, {"x": X})
+    logits = 100 * X.astype(np.float64) @ W
+    logits -= logits.max(1, keepdims=True)
+    right = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    least = {"fp16": -24 * np.log(2), "bf16": -133 * np.log(2)}[precision]
+    assert (right < least - 2).any()
+    np.testing.assert_array_equal(found["y"][right < least - 2], -np.inf)
+
+
+def test_a_quantized_model_of_the_first_opset_that_has_such(cache: Cache) -> None:
+    w = np.random.default_rng(3).integers(-127, 128, (8, 8)).astype(np.int8)
+    steps = [
+        N("QuantizeLinear", ["x", "xs", "zero"], ["q"], name="q"),
+        N("DequantizeLinear", ["q", "xs", "zero"], ["d"], name="d"),
+        N("DequantizeLinear", ["w", "ws", "zero"], ["wd"], name="wd"),
+        N("MatMul", ["d", "wd"], ["y"], name="mm"),
+    ]
+    weights = {"w": w, "xs": np.float32(0.02), "ws": np.float32(0.01), "zero": np.int8(0)}
+    arrays = {name: np.asarray(value) for name, value in weights.items()}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}, arrays, opset=10)
+    found, _ = computed(proto, "int8", cache, {"x": X})
+    steps_of_x = np.clip(np.rint(X / np.float32(0.02)), -128, 127)
+    np.testing.assert_allclose(found["y"], steps_of_x @ w * 0.02 * 0.01, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hardmax_over_several_axes_is_not_converted_to_something_else(cache: Cache) -> None:
+    def net(axis: int) -> onnx.ModelProto:
+        steps = [N("Mul", ["x", "k"], ["a"], name="mul"), N("Hardmax", ["a"], ["y"], name="hard", axis=axis)]
+        shapes = (FLOAT, [2, 2, 4])
+        return onnx_models.model(steps, {"x": shapes}, {"y": shapes}, {"k": np.full(1, 2, np.float32)}, opset=12)
+
+    x = X.reshape(2, 2, 4)
+    found, _ = computed(net(2), "bf16", cache, {"x": x})
+    np.testing.assert_array_equal(found["y"], x == x.max(2, keepdims=True))
+    with pytest.raises(ModelError, match="a Hardmax of opset 12 cannot be converted"):
+        computed(net(1), "bf16", cache, {"x": x})
+
+
 # --- sequences and inner graphs --------------------------------------------------------------------------------------
 
 
@@ -334,6 +463,25 @@ def test_sequences_inside_a_model(precision: Precision, cache: Cache) -> None:
     a = 1.5 * X.astype(np.float64)
     assert_near(found["y"], np.sin(np.concatenate([a, a[:, 1:2]], 1)[:, ::-1]), precision)
     assert [each.node for each in lowered.computed_in(precision) or ()] == ["mul", "sin"]
+
+
+@pytest.mark.parametrize("opset", [9, 12, 17])
+@BOTH
+def test_a_dropout_in_a_branch_is_none(precision: Precision, opset: int, cache: Cache) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        ratio = numpy_helper.from_array(np.asarray(np.float32(0.25)), f"{name}_ratio")
+        steps = [N("Dropout", ["a", ratio.name] if opset > 11 else ["a"], [f"{name}_d"], name=f"{name}_drop")]
+        steps.append(N("Add", [f"{name}_d", "k"], [name], name=f"{name}_add"))
+        return helper.make_graph(steps, name, [], [helper.make_tensor_value_info(name, FLOAT, [2, 8])], [ratio])
+
+    steps = [
+        N("Mul", ["x", "k"], ["a"], name="mul"),
+        N("If", ["flag"], ["y"], then_branch=branch("then"), else_branch=branch("else")),
+    ]
+    shapes = {"x": (FLOAT, [2, 8]), "flag": (TensorProto.BOOL, [])}
+    proto = onnx_models.model(steps, shapes, {"y": (FLOAT, [2, 8])}, {"k": np.full(1, 2, np.float32)}, opset)
+    found, _ = computed(proto, precision, cache, {"x": X, "flag": np.array(True)})
+    assert_near(found["y"], 2 * X.astype(np.float64) + 2, precision)
 
 
 @BOTH
@@ -445,6 +593,41 @@ def test_sizes_are_not_rounded(precision: Precision, size: int, cache: Cache) ->
     found, lowered = computed(proto, precision, cache, {"x": x})
     assert found["y"].shape == (2, size)
     assert [each.node for each in lowered.computed_in(precision) or ()] == ["data"]
+
+
+@BOTH
+@pytest.mark.parametrize("size", [301, 5001])
+def test_a_size_that_is_counted_up_to_and_computed_with(precision: Precision, size: int, cache: Cache) -> None:
+    """As PyTorch writes `arange(n, dtype=float)` and positions relative to the length."""
+    steps = [
+        N("Shape", ["x"], ["shape"]),
+        N("Gather", ["shape", "last"], ["n"], name="gather"),
+        N("Cast", ["n"], ["length"], name="as_float", to=FLOAT),
+        N("Range", ["zero", "length", "one"], ["places"], name="range"),
+        N("Div", ["places", "length"], ["relative"], name="div"),
+        N("Add", ["x", "relative"], ["y"], name="add"),
+        N("Mul", ["length", "third"], ["share"], name="share"),
+        N("Cast", ["share"], ["count"], name="as_int", to=INT64),
+        N("Unsqueeze", ["count", "axis"], ["end"], name="unsqueeze"),
+        N("Slice", ["y", "start", "end", "ends"], ["z"], name="slice"),
+    ]
+    weights = {
+        "last": np.array(1),
+        "zero": np.array(0, np.float32),
+        "one": np.array(1, np.float32),
+        "third": np.array(1 / 3, np.float32),
+        "axis": np.array([0]),
+        "start": np.array([0]),
+        "ends": np.array([1]),
+    }
+    inputs: dict[str, tuple[int, list[int | str]]] = {"x": (FLOAT, [2, "n"])}
+    proto = onnx_models.model(steps, inputs, {"y": (FLOAT, [2, "n"]), "z": (FLOAT, [2, "m"])}, weights)
+    x = np.random.default_rng(1).random((2, size)).astype(np.float32)
+    found, lowered = computed(proto, precision, cache, {"x": x})
+    right = x + np.arange(size) / size
+    assert_near(found["y"], right, precision)
+    assert_near(found["z"], right[:, : size // 3], precision)
+    assert {each.node for each in lowered.computed_in(precision) or ()} == {"add"}
 
 
 @BOTH

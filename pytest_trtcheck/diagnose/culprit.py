@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.diagnose import trace
+from pytest_trtcheck.diagnose.unrolling import REPEATING
 from pytest_trtcheck.errors import plural
 from pytest_trtcheck.precision.emulation.rewrite import EXACT_OPERATORS
 from pytest_trtcheck.precision.quantization.plan import output_channels
@@ -474,6 +475,8 @@ def _share(value: float) -> str:
 
 
 def _rounding(tensor: Tensor, what: str = "rounding") -> str:
+    if tensor.op_type in REPEATING:
+        return f"what its body computes, which was not looked into, costs {tensor.own:.2g}"
     return f"{what} costs {tensor.own:.2g} in this operator alone"
 
 

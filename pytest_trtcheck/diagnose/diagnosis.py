@@ -20,6 +20,7 @@ from pytest_trtcheck.diagnose.result import Blame, Errors, Step
 from pytest_trtcheck.diagnose.statistics import difference
 from pytest_trtcheck.diagnose.subject import Budget
 from pytest_trtcheck.diagnose.text import figure
+from pytest_trtcheck.diagnose.unrolling import REPEATING
 from pytest_trtcheck.errors import CheckError, plural
 from pytest_trtcheck.precision.emulation import emulated_path, emulation
 from pytest_trtcheck.precision.lowering import float_path
@@ -608,4 +609,6 @@ def _headline(culprit: Culprit, others: int) -> str:
         "rounding": f"node {culprit.node!r} is too sensitive to rounding",
         "amplified": f"what is rounded at node {culprit.node!r} does most of the harm",
     }[culprit.kind]
+    if culprit.op_type in REPEATING and culprit.kind in {"rounding", "amplified"}:
+        at = f"what is lost lies inside node {culprit.node!r}"
     return f"{at}, and {others} more alike" if others else at

@@ -106,7 +106,7 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
     path = prepared(subject.model, kept, Cache(folder / "cache"))
     model = read_to_quantize(subject.model, path)
     try:
-        plan = points(model, kept, subject.exclude)
+        plan = points(model, graph.still_there(model, kept), graph.still_there(model, subject.exclude))
     except ModelError as error:
         raise NothingComputedError(error.message, code=error.code) from error
     found = subject.ranges()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+REPEATING = frozenset({"Loop", "Scan"})
+CONTROL_FLOW = frozenset({"If", *REPEATING})
 MOST_NODES = 4000
 """Nodes up to which bodies are unrolled: each is there in three versions with what measures it."""
 _AXES_AS_INPUT = 13

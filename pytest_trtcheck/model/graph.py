@@ -39,6 +39,10 @@ _IR_VERSION_WITH_CONSTANTS = 4
 _OPSET = 19
 _OPSET_OF_SCAN = 9
 """From it on, Scan has no batch dimension of its own."""
+_OPSET_OF_RESIZE = 11
+"""From it on, Resize is told which places it reads, and half a pixel off is the default."""
+_OPSET_OF_HARDMAX = 13
+"""From it on, Hardmax looks along one axis, not along all from one on."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
 
 
@@ -318,18 +322,11 @@ def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "kee
     ArgumentError
         A glob matches no node; `argument` is named, with the nodes that come closest.
     """
-    names = [node.name or "" for node in all_nodes(model.graph)]
-    given = {node.name or "": node.metadata_props.get(_GIVEN_NAME) for node in all_nodes(model.graph)}
     matched: set[str] = set()
     for glob in globs:
-        # A name may itself hold brackets, so the literal name counts as well as the pattern.
-        found = {
-            name
-            for name in names
-            for known in (name, given[name])
-            if known is not None and (known == glob or fnmatchcase(known, glob))
-        }
+        found = _matched(model, glob)
         if not found:
+            names = [node.name or "" for node in all_nodes(model.graph)]
             near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or names[:3]
             raise ArgumentError(
                 f"{argument}: no node is called {glob!r}",
@@ -338,6 +335,24 @@ def matching_nodes(model: ir.Model, globs: Collection[str], argument: str = "kee
             )
         matched |= found
     return frozenset(matched)
+
+
+def still_there(model: ir.Model, globs: Collection[str]) -> tuple[str, ...]:
+    """Those of `globs`, which match nodes of the user's model, that match one of what was made of it.
+
+    A cast of a constant, a batch normalization or the Transpose of a weight may be worked away by then.
+    """
+    return tuple(glob for glob in globs if _matched(model, glob))
+
+
+def _matched(model: ir.Model, glob: str) -> set[str]:
+    # A name may itself hold brackets, so the literal name counts as well as the pattern.
+    return {
+        node.name or ""
+        for node in all_nodes(model.graph)
+        for known in (node.name or "", node.metadata_props.get(_GIVEN_NAME))
+        if known is not None and (known == glob or fnmatchcase(known, glob))
+    }
 
 
 def opset(model: ir.Model) -> int:
@@ -358,14 +373,20 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
     import onnx.version_converter
 
     before = opset(model)
-    if before < _OPSET_OF_SCAN and any(node.op_type == "Scan" for node in all_nodes(model.graph)):
-        # ONNX's converter leaves it as it is, which means something else from then on.
-        raise ModelError(
-            f"the model is in opset {before}, this precision needs {version}, and a Scan of opset {before} cannot be "
-            "converted",
-            f"export the model in opset {version} or later",
-            code="opset-conversion",
-        )
+    for node in all_nodes(model.graph):
+        # ONNX's converter leaves these as they are, which means something else from then on.
+        is_scan = node.op_type == "Scan" and before < _OPSET_OF_SCAN
+        is_hardmax = node.op_type == "Hardmax" and before < _OPSET_OF_HARDMAX <= version
+        if is_scan or (is_hardmax and not _is_along_last(node)):
+            raise ModelError(
+                f"the model is in opset {before}, this precision needs {version}, and a {node.op_type} of opset "
+                f"{before} cannot be converted",
+                f"export the model in opset {version} or later",
+                code="opset-conversion",
+            )
+        if is_hardmax:
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
+    metadata = {node.name: dict(node.metadata_props) for node in all_nodes(model.graph) if node.metadata_props}
     weights = _set_aside(model.graph)
     try:
         ir.external_data.load_to_model(model)
@@ -383,8 +404,22 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
             value.const_value = weights[value.name]
             raised.graph.register_initializer(value)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(raised)
+    for node in all_nodes(raised.graph):
+        node.metadata_props.update(metadata.get(node.name, {}))
+        if node.op_type == "Resize" and before < _OPSET_OF_RESIZE:
+            # What Upsample and the first Resize did, and the converter does not say.
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
     name_nodes(raised)
     return infer_types(raised)
+
+
+def _is_along_last(node: ir.Node) -> bool:
+    """Whether a Hardmax before opset 13, which looks along all axes from the one named on, looks along the last."""
+    axis, data = node.attributes.get_int("axis", 1), node.inputs[0]
+    return axis == -1 or (data is not None and data.shape is not None and axis == len(data.shape) - 1)
 
 
 _SET_ASIDE_BYTES = 1 << 10

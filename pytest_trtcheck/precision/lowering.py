@@ -227,6 +227,10 @@ def _lowered(
         ort_runner.expect()  # what is lowered now will be run
         from pytest_trtcheck.model import graph
 
+        if keep_fp32 or exclude:
+            given = graph.read(model.path)
+            graph.matching_nodes(given, keep_fp32)
+            graph.matching_nodes(given, exclude, "exclude")
         if ranges is not None:
             made, notes, details = _quantized(model, precision, ranges, cache, keep_fp32=keep_fp32, exclude=exclude)
         else:
@@ -492,7 +496,7 @@ def prepared(model: OnnxModel, keep_fp32: tuple[str, ...], cache: Cache) -> Path
         from pytest_trtcheck.precision import batch_norm, constants
 
         read = graph.read(source)
-        kept = graph.matching_nodes(read, keep_fp32)
+        kept = graph.matching_nodes(read, graph.still_there(read, keep_fp32))
         constants.fold_casts(read)
         before = read.graph.num_nodes()
         folded = batch_norm.fold_batch_norm(read, kept)
@@ -541,7 +545,7 @@ def _half(model: ir.Model, precision: Precision, keep_fp32: tuple[str, ...]) -> 
     # A 16-bit model has Q/DQ nodes where weights lie in fewer bits, in blocks.
     has_qdq = is_pair(precision) or any(node.op_type == "DequantizeLinear" for node in graph.all_nodes(model.graph))
     around_qdq = has_qdq and _type_of_qdq(precision) is not None
-    lowered = half.to_half(model, kind, keep_fp32, around_qdq=around_qdq)
+    lowered = half.to_half(model, kind, graph.still_there(model, keep_fp32), around_qdq=around_qdq)
     rows = survey.survey(lowered.model)
     found = arithmetic.operators(rows)
     notes = [
@@ -598,12 +602,13 @@ def _quantized(
     keep_fp32: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> _Made:
+    from pytest_trtcheck.model import graph
     from pytest_trtcheck.precision.quantization import calibrate, choosing
     from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
     read = read_to_quantize(model, path)
-    plan = points(read, keep_fp32, exclude)
+    plan = points(read, graph.still_there(read, keep_fp32), graph.still_there(read, exclude))
     parts = {
         "model": model.sha256,
         "tensors": hash_bytes(json.dumps(plan.tensors).encode()),

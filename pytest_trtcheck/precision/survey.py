@@ -72,15 +72,18 @@ def dependent_on_data(model: ir.Model) -> set[ir.Value]:
 
 
 def shape_arithmetic(model: ir.Model) -> set[ir.Node]:
-    """The nodes that compute sizes as floats: from shapes and constants alone, to what becomes integers or scales."""
+    """The nodes that compute sizes as floats: from shapes and constants alone, to what becomes integers or scales.
+
+    A size that is computed with as well is one all the same.
+    """
     data = dependent_on_data(model)
     found: set[ir.Node] = set()
     for node in reversed(list(graphs.all_nodes(model.graph))):
         uses = [use for output in node.outputs for use in output.uses()]
-        is_read_as_size = all(user in found or _reads_size(user, index) for user, index in uses)
+        is_read_as_size = any(user in found or _reads_size(user, index) for user, index in uses)
         is_output = any(output.is_graph_output() for output in node.outputs)
         depends = any(value in data for value in (*node.inputs, *node.outputs) if value is not None)
-        if uses and is_read_as_size and not is_output and not depends:
+        if is_read_as_size and not is_output and not depends:
             found.add(node)
     return found
 
@@ -88,7 +91,7 @@ def shape_arithmetic(model: ir.Model) -> set[ir.Node]:
 def _reads_size(node: ir.Node, index: int) -> bool:
     if node.op_type == "Cast":
         return ir.DataType(node.attributes["to"].as_int()).is_integer()
-    return (node.op_type, index) in {("Resize", 2), ("Upsample", 1)}
+    return node.op_type == "Range" or (node.op_type, index) in {("OneHot", 1), ("Resize", 2), ("Upsample", 1)}
 
 
 def _kind(node: ir.Node) -> str | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Expansion = Callable[[Steps, ir.Node], Sequence[ir.Value] | None]
 
 OLDEST_OPSET = 11
-"""The opset whose operators suffice for what is written here (Clip and Pad with inputs)."""
+"""The opset whose operators suffice for what is written here (Clip and Pad with inputs): a model is raised to it."""
 
 
 def spell_out(model: ir.Model, dtypes: Collection[ir.DataType], operators: Collection[str] | None = None) -> ir.Model:
@@ -40,7 +40,7 @@ def spell_out(model: ir.Model, dtypes: Collection[ir.DataType], operators: Colle
         Which operators; None: all in `EXPANSIONS`.
     """
     opset = graphs.opset(model)
-    for node in list(graphs.all_nodes(model.graph)) if opset >= OLDEST_OPSET else ():
+    for node in list(graphs.all_nodes(model.graph)):
         expansion = EXPANSIONS.get(node.op_type) if node.domain in graphs.ONNX_DOMAINS else None
         data = node.inputs[0] if node.inputs else None
         if expansion is None or data is None or data.dtype not in dtypes or node.graph is None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 16
 """Products that are summed between two roundings of an FP16 running sum (the k of a tensor core's FP16 instruction)."""
-_SLICE_OPSET = 10
-"""The opset whose Slice has its bounds as inputs."""
 _MOVING = frozenset({"Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """What may lie between a product and its cast to FP32 so that it still accumulates in FP32 (but is rounded)."""
 _BLOCK = 32
@@ -98,8 +96,6 @@ def accumulate_in_half(model: ir.Model, exact: set[ir.Value], skipped: Collectio
     skipped
         Nodes that are none of it: the products of quantized operands.
     """
-    if graphs.opset(model) < _SLICE_OPSET:
-        return
     for node in list(graphs.all_nodes(model.graph)):
         output = node.outputs[0]
         if output.dtype != ir.DataType.FLOAT16 or output in exact or node in skipped or node.graph is None:

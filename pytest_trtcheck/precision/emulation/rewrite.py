@@ -59,8 +59,15 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     """Rewrite a lowered model (as `graph.read` gives it) in place so that ONNX Runtime computes what it means.
 
     Inputs and outputs keep their names and types. Without `rounding`, the result is the FP32 model behind a 16-bit one:
-    the same weights, no rounding of anything computed.
+    the same weights, no rounding of anything computed. Of an old opset, it is another model that is returned.
+
+    Raises
+    ------
+    ModelError
+        The model's opset is too old to spell out what TensorRT computes, and can't be raised.
     """
+    if rounding and any(map(_is_spelled_out, graphs.all_nodes(model.graph))):
+        model = graphs.at_least_opset(model, layers.OLDEST_OPSET)
     wanted = [value.dtype for value in model.graph.outputs]
     if rounding:
         # Apart from its bias and its factors, the product of a quantized one is one of integers.
@@ -77,6 +84,9 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
         products.accumulate_in_half(model, unrounded, quantized)
     for node in list(graphs.all_nodes(model.graph)):
         rounded = [value for value in node.outputs if value.dtype in HALF_TYPES]
+        if node.op_type == "Dropout":
+            # Of one inside an If, ONNX Runtime 1.32 hands on a ratio that is cast in the place of the data.
+            node.resize_inputs(1)
         rewriting.retype(node, HALF_TYPES, FLOAT, lambda array: array.astype(np.float32))
         for value in rounded:
             kind = value.dtype
@@ -89,6 +99,12 @@ def emulated(model: ir.Model, *, rounding: bool = True) -> ir.Model:
     _float_sources(model)
     _restore_output_types(model, wanted, rounding=rounding)
     return model
+
+
+def _is_spelled_out(node: ir.Node) -> bool:
+    """Whether other nodes may have to take the place of this one."""
+    is_half = any(value.dtype in HALF_TYPES for value in node.outputs)
+    return node.op_type == "QuantizeLinear" or (is_half and node.op_type in {*layers.EXPANSIONS, *_PRODUCT_INPUTS})
 
 
 def _is_quantized(node: ir.Node) -> bool:
@@ -175,7 +191,13 @@ def emulated_tf32(model: ir.Model) -> ir.Model:
     arithmetic (T. J. Dekker, Numer. Math. 18, 1971): with c = 2¹³ + 1, x·c − (x·c − x) is x rounded to 24 − 13 = 11
     significant bits. Products accumulate in FP32, as tensor cores do. A batch normalization stays a node of its own:
     the engine multiplies and adds behind the convolution, and its weights are rounded as they are.
+
+    Raises
+    ------
+    ModelError
+        As for `emulated`.
     """
+    model = graphs.at_least_opset(model, layers.OLDEST_OPSET)
     splitter_name = graphs.Names(model).unused("trtcheck/tf32_splitter")
     splitter = rewriting.initializer(model.graph, ir.Tensor(np.array(_TF32_SPLITTER, np.float32), name=splitter_name))
     layers.spell_out(model, {FLOAT}, RECURRENCES)
@@ -200,8 +222,6 @@ def _to_tf32(steps: Steps, value: ir.Value, splitter: ir.Value) -> ir.Value:
     """The nearest TF32 number; what is infinite, NaN or beyond 2¹¹⁴ stays what it is."""
     scaled = steps.add("Mul", value, splitter)
     low = steps.add("Sub", scaled, value)
-    if steps.opset < _WHERE_OPSET:
-        return steps.add("Sub", scaled, low)
     is_lost = steps.add("IsNaN", low)
     return steps.add("Where", is_lost, value, steps.add("Sub", scaled, low))
 
