@@ -116,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read it has seen enough, `| head`; what Python still holds of it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as a shell says it of a tool that SIGPIPE ended
+    except KeyboardInterrupt:
+        print(f"{given.command}: interrupted", file=sys.stderr)
+        return 128 + 2
     except Exception as error:
         print(visible(f"ERROR: {unforeseen(error, given.command)}"), file=sys.stderr)
         return BAD_INPUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -835,6 +836,32 @@ def test_entries_and_clear(tmp_path: Path) -> None:
     assert cache.entries() == []
     assert cache.get(key("b")) is None
     assert not unfinished(tmp_path / "c")
+
+
+def test_entries_in_a_lower_layer_of_overlayfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in a container's image: the kernel renames its files, and refuses to rename its folders."""
+    keys = [key(n=str(number)) for number in range(3)]
+    for each in keys:
+        Cache(tmp_path).get_or_make(each, writes())
+    lower = {directory_of(tmp_path, each): directory_of(tmp_path, each).stat().st_ino for each in keys}
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self in lower and self.stat().st_ino == lower[self]:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    damaged, bare, _ = lower
+    with (damaged / "files" / "engine.plan").open("ab") as file:
+        file.write(b"!")
+    (bare / "manifest").unlink()
+    cache = Cache(tmp_path)
+    assert [cache.get_or_make(each, writes()).origin for each in keys] == ["miss", "miss", "hit"]
+    assert cache.problem is None
+    assert not unfinished(tmp_path)
+    assert Cache(tmp_path).clear() == 3
+    assert not any(each.exists() for each in lower)
 
 
 def test_clear_leaves_what_the_cache_did_not_put_there(tmp_path: Path) -> None:

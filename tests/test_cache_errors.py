@@ -261,6 +261,35 @@ assert cache.problem is None
     )
 
 
+def test_a_full_folder_for_temporary_files_is_not_the_cache_that_is_full(tmp_path: Path) -> None:
+    on_a_small_disk(
+        tmp_path,
+        f"""
+import errno, tempfile
+from pytest_trtcheck.cache.directory import scratch_folder
+tempfile.tempdir = str(disk)
+cache = Cache({str(tmp_path / "cache")!r})
+
+def write(folder, size):
+    with (folder / "f").open("wb") as file:
+        file.write(bytes(size))
+
+for fill in (lambda folder: write(folder, 2_000_000), lambda folder: np.save(folder / "x.npy", np.zeros(2_000_000))):
+    def make(directory):
+        with scratch_folder("trial") as folder:
+            fill(pathlib.Path(folder))
+    try:
+        cache.get_or_make(OTHER, make)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC and error.filename.startswith(str(disk)), error
+    else:
+        raise AssertionError("no error")
+assert cache.problem is None
+assert cache.get_or_make(OTHER, small).path.is_relative_to(cache.root)
+""",
+    )
+
+
 def test_a_read_only_disk_serves_what_it_has(tmp_path: Path) -> None:
     on_a_small_disk(
         tmp_path,

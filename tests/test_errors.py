@@ -93,6 +93,17 @@ def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
         assert process.wait() == 141
 
 
+def test_a_command_that_is_interrupted_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command._RUN, "explain", interrupted)
+    assert command.main(["explain"]) == 130
+    assert capsys.readouterr().err == "explain: interrupted\n"
+
+
 def test_explain_prints_sections_and_lists_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["explain", "model-missing", "docs/errors.md#outputs-differ"]) == 0
     said = capsys.readouterr().out

@@ -161,3 +161,76 @@ def test_a_run_within_a_run_leaves_its_imports_and_warns_of_nothing(
     script = f"import pytest, sys\nassert pytest.main({inner}) == pytest.main({inner}) == 0\nassert not {FINDERS}"
     result = plain.pytester.run(sys.executable, "-c", script)
     assert result.ret == 0, result.outlines
+
+
+OUTLIVING = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import pytest
+import pytest_trtcheck.check.checker as checker
+from pytest_trtcheck import CheckFailed
+
+go = threading.Event()
+
+class Pool:
+    def __enter__(self):
+        self.pool = ThreadPoolExecutor(1)
+        return self.pool
+    def __exit__(self, *_):
+        go.set()
+        self.pool.shutdown()
+
+@pytest.fixture
+def pool():
+    with Pool() as pool: yield pool
+
+@pytest.fixture
+def bad(trt_check, trt_build_options, trt_calibration, trt_inputs):
+    return lambda tol=0: (go.wait(60), trt_check("conv.onnx", batch=1, tol=tol))
+
+def test_waits_in_a_fixture(bad, pool):
+    go.clear()
+    pool.submit(bad)
+
+def test_waits_in_a_fixture_and_passes(bad, pool):
+    go.clear()
+    pool.submit(bad, 1e-2)
+
+def test_hears_it_once(bad, pool):
+    go.set()
+    pool.submit(bad).result()
+
+def test_waits_for_nobody(trt_check, monkeypatch):
+    def check(self, request):
+        begun.set()
+        go.wait(60)
+        raise CheckFailed("it was off")
+    monkeypatch.setattr(checker.Checker, "check", check)
+    begun = threading.Event()
+    go.clear()
+    globals()["thread"] = threading.Thread(target=lambda: pytest.raises(CheckFailed, trt_check, "conv.onnx", batch=1))
+    thread.start()
+    begun.wait(60)
+
+def test_lets_it_end():
+    go.set()
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n1"])
+def test_a_check_that_a_thread_ends_behind_its_test_fails_it(suite: Suite, workers: str) -> None:
+    """Nobody hears what is raised there: such a test passed, whatever came out."""
+    suite.write(test_a=OUTLIVING)
+    run = suite.run(workers)
+    run.result.assert_outcomes(passed=4, failed=1, errors=2)
+    assert "ERROR at teardown of test_waits_in_a_fixture " in run.text
+    assert "test_waits_for_nobody: ended while a thread of its own was still at a check: how it ends" in run.said
+    late = "ERROR: test_a.py::test_waits_for_nobody: failed in a thread of its own, after it had ended: it was off"
+    assert late in run.said
+    verdicts = {check["nodeid"].partition("::")[2]: check["verdict"] for check in run.checks}
+    assert verdicts == {
+        "test_waits_in_a_fixture": "fail",
+        "test_waits_in_a_fixture_and_passes": "pass",
+        "test_hears_it_once": "fail",
+    }

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pytest_trtcheck.cache.claims import Claims
 from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, lacked_files, listed
 from pytest_trtcheck.record.files import answers, append, open_regular, read_bytes
-from pytest_trtcheck.record.held import HeldFolder, locked, remove_leftovers, replacing
+from pytest_trtcheck.record.held import ALMOST_NOTHING_BYTES, FULL, HeldFolder, locked, remove_leftovers, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +40,7 @@ _TAG_TEXT = f"""Signature: 8a477f597d28d172789f06886806bc55
 _NOBODYS = frozenset({"lost+found", ".gitkeep", ".gitignore", ".DS_Store", _TAG, _LAYOUT})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}) | _FULL
-_ALMOST_NOTHING_BYTES = 1 << 20
+_UNWRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}) | FULL
 _MISTAKEN = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 
 ANSWER_S = 60.0
@@ -231,7 +229,7 @@ class CacheDir:
 
     def _is_full(self, error: OSError) -> bool:
         # A failed write names no file, and numpy's does not even have an errno.
-        return error.errno in _FULL or (error.errno is None and self._free_bytes() < _ALMOST_NOTHING_BYTES)
+        return error.errno in FULL or (error.errno is None and self._free_bytes() < ALMOST_NOTHING_BYTES)
 
     def _free_bytes(self) -> int:
         with suppress(OSError):
@@ -240,7 +238,7 @@ class CacheDir:
 
     def _free(self) -> str:
         free = self._free_bytes()
-        if free > _ALMOST_NOTHING_BYTES and hasattr(os, "statvfs"):
+        if free > ALMOST_NOTHING_BYTES and hasattr(os, "statvfs"):
             with suppress(OSError):
                 if not os.statvfs(self.root).f_favail:
                     return f"{format_bytes(free)} free, and not one inode: no more files fit"

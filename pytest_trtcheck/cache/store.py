@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import hashlib
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import zlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -24,6 +26,7 @@ from pytest_trtcheck.cache.key import Key, describe_change, differing_parts
 from pytest_trtcheck.cache.listing import StoredEntry, is_of, model_of, stored_entry, table
 from pytest_trtcheck.cache.manifest import (
     FILES,
+    MANIFEST,
     DamagedError,
     Manifest,
     UnsignedError,
@@ -636,7 +639,7 @@ class Cache:
             return
         with self._dir.working("removing an entry") as trash:
             with suppress(FileNotFoundError):
-                directory.rename(trash / "entry")
+                _hidden(directory, trash).gone()
             yield
 
     def _evict(self, directory: Path) -> bool:
@@ -647,14 +650,15 @@ class Cache:
         self._verified.pop(directory, None)
         with self._dir.working("removing an entry") as trash:
             try:
-                directory.rename(trash / "entry")
+                hidden = _hidden(directory, trash)
             except FileNotFoundError:
                 return False
             # Who asked for it meanwhile has noted that first, and finds it again, or makes it again.
             if self._dir.claims.is_claimed(directory):
                 with suppress(OSError):
-                    (trash / "entry").rename(directory)
+                    hidden.back()
                 return False
+            hidden.gone()
         return True
 
     def _tidy(self) -> None:
@@ -676,6 +680,42 @@ class Cache:
                 if is_idle and self._evict(entry.path):
                     total -= entry.bytes
             self._dir.weighed(total)
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """An entry that is out of reach."""
+
+    entry: Path
+    moved: Path
+    to: Path
+
+    def back(self) -> None:
+        self.to.rename(self.moved)
+
+    def gone(self) -> None:
+        """Remove what was not moved: all of it but the manifest, or nothing."""
+        if self.moved != self.entry:
+            shutil.rmtree(self.entry)
+
+
+def _hidden(entry: Path, trash: Path) -> _Hidden:
+    """Take an entry out of reach in one step; a FileNotFoundError where it is gone.
+
+    A folder of a lower layer of overlayfs, such as a cache in a container's image, cannot be renamed. There its
+    manifest goes, without which it is no entry.
+    """
+    to = trash / "entry"
+    try:
+        entry.rename(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return _Hidden(entry, entry, to)
+    with suppress(FileNotFoundError):  # a damaged one may have none
+        (entry / MANIFEST).rename(to)
+    return _Hidden(entry, entry / MANIFEST, to)
 
 
 def _idle_s(last_used: float) -> float:

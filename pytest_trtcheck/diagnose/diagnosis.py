@@ -21,7 +21,7 @@ from pytest_trtcheck.diagnose.statistics import difference
 from pytest_trtcheck.diagnose.subject import Budget
 from pytest_trtcheck.diagnose.text import figure
 from pytest_trtcheck.diagnose.unrolling import REPEATING
-from pytest_trtcheck.errors import CheckError, plural
+from pytest_trtcheck.errors import CheckError, plural, unforeseen
 from pytest_trtcheck.precision.emulation import emulated_path, emulation
 from pytest_trtcheck.precision.lowering import float_path
 
@@ -163,7 +163,9 @@ class _Diagnosis:
                 self._look_closer(lowered, emulated, Path(folder))
         except Exception as error:
             # A fault of ours must not hide the failure that it was to explain.
-            self._missed(f"the diagnosis broke off, which is a fault of its own: {type(error).__name__}: {error}")
+            told = unforeseen(error, "the diagnosis broke off")
+            fault = f"the diagnosis broke off, which is a fault of its own: {type(error).__name__}: {error}"
+            self._missed(fault if told.code == "unforeseen" else told.message)
             self.blame = Blame(step, _HEADLINES[step].format(system=self.subject.system), errors)
         seconds = time.monotonic() - self.start
         if seconds >= _LONG_S:

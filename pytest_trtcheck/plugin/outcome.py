@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[int] = pytest.StashKey()
 """Which run of its test this is, from 1 on: pytest-rerunfailures and flaky run a test again."""
-_THREAD: pytest.StashKey[int] = pytest.StashKey()
-_UNHEARD: pytest.StashKey[list[BaseException]] = pytest.StashKey()
-"""What our fixtures raised in threads of the test's own, which pytest does not hear of."""
+_THREADS: pytest.StashKey[_Threads] = pytest.StashKey()
+LATE: pytest.StashKey[list[str]] = pytest.StashKey()
+"""What failed in threads of a test when that had ended, and nothing could fail it any more: for the end of the run."""
 _NO_GPU: pytest.StashKey[bool] = pytest.StashKey()
 """Whether no GPU is known to have run a check that has to be run by one."""
 _EARLY: pytest.StashKey[int | None] = pytest.StashKey()
@@ -40,10 +40,26 @@ RUNS = f"{PROPERTY}.runs"
 """The property that says of a test which was run again how often it ran."""
 
 
+@dataclass
+class _Threads:
+    """What our fixtures do in threads of a test's own, which pytest does not hear of.
+
+    Parameters
+    ----------
+    own
+        The thread that the test runs in.
+    """
+
+    own: int
+    unheard: list[BaseException] = field(default_factory=list)
+    at_work: list[int] = field(default_factory=list)
+    is_over: bool = False
+
+
 def begin_run(item: pytest.Item) -> None:
     """Count the runs of a test; what an earlier run reported is not what this one will."""
     run = item.stash[RUN] = item.stash.get(RUN, 0) + 1
-    item.stash[_THREAD], item.stash[_UNHEARD], item.stash[_NO_GPU] = threading.get_ident(), [], False
+    item.stash[_THREADS], item.stash[_NO_GPU] = _Threads(threading.get_ident()), False
     item.stash[_EARLY] = None
     if run > 1 and any(is_our_property(name) for name, _ in item.user_properties):
         item.user_properties[:] = [each for each in item.user_properties if not is_our_property(each[0])]
@@ -114,6 +130,8 @@ def tell(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRepo
     """
     assert call.excinfo is not None
     error = call.excinfo.value
+    if _THREADS in item.stash:
+        item.stash[_THREADS].unheard.clear()  # the test has failed, most likely by the same: once is enough
     if not isinstance(error, (CheckError, CheckFailed)):
         if hasattr(report, "wasxfail") and hides_a_gap(item, call):
             report.outcome, report.longrepr = "failed", item.repr_failure(call.excinfo)
@@ -332,18 +350,49 @@ def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:
 @contextmanager
 def overheard(item: pytest.Item) -> Iterator[None]:
     """Keep what ends a check, or skips it, in a thread of the test's own: `raise_unheard` raises it again."""
+    threads, here = item.stash[_THREADS], threading.get_ident()
+    if here == threads.own:
+        yield
+        return
+    threads.at_work.append(here)
     try:
         yield
     except (Exception, pytest.skip.Exception) as error:
-        if item.stash[_THREAD] != threading.get_ident():
-            item.stash[_UNHEARD].append(error)
+        if not threads.is_over:
+            threads.unheard.append(error)
+        elif isinstance(error, Exception):
+            told = f"{item.nodeid}: failed in a thread of its own, after it had ended: {first_line(error)}"
+            item.config.stash.setdefault(LATE, []).append(told)
         raise
+    finally:
+        threads.at_work.remove(here)
 
 
 def raise_unheard(item: pytest.Item) -> None:
     """Fail or skip a test that passed, and in a thread of which a check did so: nobody hears what is raised there."""
-    for error in sorted(item.stash.get(_UNHEARD, ()), key=lambda each: isinstance(each, pytest.skip.Exception))[:1]:
+    threads = item.stash.get(_THREADS, None)
+    found = [threads.unheard.pop(0) for _ in list(threads.unheard)] if threads else []
+    for error in sorted(found, key=lambda each: isinstance(each, pytest.skip.Exception))[:1]:
         raise error
+
+
+def end_run(item: pytest.Item) -> None:
+    """Once its fixtures have ended as well, see that no check of a test goes on: nobody would hear how it ends."""
+    threads = item.stash[_THREADS]
+    threads.is_over = True
+    why: str | None = "how it ends, nobody hears" if threads.at_work else None
+    try:
+        raise_unheard(item)
+    except (CheckError, CheckFailed):
+        raise
+    except Exception as error:  # of a fixture that had ended, most likely
+        why = first_line(error)
+    if why is not None:
+        raise ArgumentError(
+            f"{item.name}: ended while a thread of its own was still at a check: {why}",
+            "wait for it in the test: thread.join(), future.result()",
+            code="marker-misplaced",
+        )
 
 
 def made(item: pytest.Item, request: Request) -> CheckRecord:

@@ -15,7 +15,18 @@ from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.marks import UNCOLLECTED
 from pytest_trtcheck.plugin.option_table import any_given
-from pytest_trtcheck.plugin.outcome import LOCATION, RUN, RUNS, Told, begin_run, checks, is_our_property, reason
+from pytest_trtcheck.plugin.outcome import (
+    LATE,
+    LOCATION,
+    RUN,
+    RUNS,
+    Told,
+    begin_run,
+    checks,
+    end_run,
+    is_our_property,
+    reason,
+)
 from pytest_trtcheck.plugin.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +41,8 @@ _PLANNED = "trtcheck_planned"
 """The attribute of a report under which it says which tests of its process check something."""
 _TALLIES = "trtcheck_shared_cache"
 """Under which an xdist worker sends what came of the shared cache."""
+_LATE = "trtcheck_late"
+"""Under which it sends what failed in threads of tests that had ended."""
 _MOST_CODES = 6
 """How many codes one line names."""
 _STOPPED: dict[int, str] = {
@@ -158,6 +171,13 @@ class Collector:
         """Count the runs of a test."""
         begin_run(item)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        """See that what a test began in threads has ended with it."""
+        result = yield
+        end_run(item)
+        return result
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send with a process's first report which tests will check something: a worker that dies says no more."""
@@ -256,9 +276,12 @@ class Collector:
 
             tally = shared_cache(self._config, waits=not self._interrupted)
             self._tallies += [asdict(tally)] if tally is not None else []
+        late = self._config.stash.setdefault(LATE, [])
         if hasattr(self._config, "workerinput"):
-            vars(self._config)["workeroutput"][_TALLIES] = self._tallies  # xdist's
+            sent = vars(self._config)["workeroutput"]  # xdist's
+            sent[_TALLIES], sent[_LATE] = self._tallies, late
             return
+        self._problems += late
         self._planned.update(dict.fromkeys(_planned(session)))
         for each in session.stash.get(UNCOLLECTED, ()):  # before this was registered
             self.pytest_collectreport(each)
@@ -294,8 +317,10 @@ class Collector:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take what came of the shared cache in an xdist worker."""
-        self._tallies += getattr(node, "workeroutput", {}).get(_TALLIES, [])
+        """Take what came of the shared cache in an xdist worker, and what failed there too late."""
+        sent = getattr(node, "workeroutput", {})
+        self._tallies += sent.get(_TALLIES, [])
+        self._problems += sent.get(_LATE, [])
 
     def _tell_of_globs(self) -> None:
         """Say which models of `trt_collect` are not in a run of the whole suite: `testpaths` may lead past them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_trtcheck.errors import ReportError
-from pytest_trtcheck.record.held import replacing
+from pytest_trtcheck.record.held import FULL, replacing
 
 _MOST_JSON_BYTES = 1 << 30
 _BEGIN_S = 2.0
@@ -133,7 +133,7 @@ ANSWER_S = 60.0
 
 def room_or(error: OSError, hint: str) -> str:
     """The hint for what can't be written: on a full disk another than elsewhere."""
-    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    is_full = error.errno in FULL
     return "free some space there (or inodes: df -i), or name another place" if is_full else hint
 
 

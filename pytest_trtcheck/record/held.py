@@ -5,6 +5,7 @@ Where a system has no file locks (Windows, some network folders), a day without 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -24,6 +25,10 @@ LOCKED_S = 7200.0
 """The longest, in seconds, that anybody waits for another process."""
 LEFTOVER_S = 86400.0
 """Unfinished work that is older than this, in seconds, was left by a process that died."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where there is no room."""
+ALMOST_NOTHING_BYTES = 1 << 20
+"""A place with less room, in bytes, is full."""
 _TRIES = 100
 
 
@@ -72,8 +77,17 @@ class _Held:
     def __enter__(self) -> str:
         return self.name
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        # A failed write names no file (numpy's not even what went wrong), and nobody could tell which place is full.
+        if isinstance(error, OSError) and error.filename is None and error.errno in {None, *FULL} and self._is_full():
+            error.errno, error.strerror = errno.ENOSPC, os.strerror(errno.ENOSPC)
+            error.filename = self.name
         self.cleanup()
+
+    def _is_full(self) -> bool:
+        with suppress(OSError):
+            return shutil.disk_usage(self.name).free < ALMOST_NOTHING_BYTES
+        return False
 
 
 class HeldFolder(_Held):
