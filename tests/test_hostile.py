@@ -82,6 +82,10 @@ EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "no operator": (lambda m: setattr(m.graph.node[0], "op_type", ""), "model.onnx"),
     "no inputs": (lambda m: m.graph.node[0].ClearField("input"), "model.onnx"),
     "no opset": (lambda m: m.ClearField("opset_import"), "model.onnx"),
+    "an input of any rank": (
+        lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"),
+        "input 'image' has no shape, not even a number of dimensions",
+    ),
     "complex numbers": (
         lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64),
         "complex64 numbers cannot be generated",

@@ -647,6 +647,16 @@ def _refuse_untyped(graph: onnx.GraphProto, label: str) -> None:
                     f"one that the tensor has, model.graph.{kind}[{index}].type.tensor_type.elem_type = "
                     "onnx.TensorProto.FLOAT, and save the model again",
                 )
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape") and value.name not in weights:
+            raise ModelError(
+                f"{label}: input {value.name!r} has no shape, not even a number of dimensions: TensorRT takes it for a "
+                "single number",
+                "export the model with one, whose sizes may be open",
+                code="model-refused",
+            )
 
 
 def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None) -> TensorSpec:
