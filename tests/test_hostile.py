@@ -433,6 +433,16 @@ def test_functions_that_never_end(tmp_path: Path, bodies: list[tuple[str, list[s
     assert "please report" not in str(record.message)
 
 
+def test_a_function_that_is_called_as_an_operator(tmp_path: Path) -> None:
+    proto = onnx_models.conv_net()
+    body = [helper.make_node("Tanh", ["x"], ["y"])]
+    proto.functions.append(helper.make_function("", "Relu", ["x"], ["y"], body, proto.opset_import))
+    onnx.save(proto, tmp_path / "model.onnx")
+    record = check(tmp_path / "model.onnx")
+    assert record.verdict == "error"
+    assert "a function is called 'Relu', as an operator of ONNX's own" in str(record.message)
+
+
 def test_functions_that_end(tmp_path: Path) -> None:
     onnx.save(functions(("F", ["G", "G"]), ("G", ["Relu", "Relu"])), tmp_path / "model.onnx")
     assert onnx_model.load(tmp_path / "model.onnx").op_types == {"F", "G", "Relu"}

@@ -377,7 +377,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
             "export them dense",
             code="model-refused",
         )
-    checks = _unknown_types, _bad_names, _shared_names, _stray_references, _unfolded
+    checks = _unknown_types, _bad_names, _shared_names, _shadowing, _stray_references, _unfolded
     if problems := next(filter(None, (list(check(proto)) for check in checks)), None):
         raise ModelError(
             f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
@@ -477,6 +477,15 @@ def _shared_names(proto: onnx.ModelProto) -> Iterator[str]:
                 yield from within(body, seen, f"inside node {node.name or '(nameless)'!r} ({node.op_type}): ")
 
     yield from within(proto.graph, {}, "")
+
+
+def _shadowing(proto: onnx.ModelProto) -> Iterator[str]:
+    """Functions that go by the name of an operator of ONNX's: ONNX Runtime computes the operator, we the function."""
+    import onnx
+
+    for each in proto.functions:
+        if each.domain in {"", "ai.onnx"} and onnx.defs.has(each.name):
+            yield f"a function is called {each.name!r}, as an operator of ONNX's own"
 
 
 def _stray_references(proto: onnx.ModelProto) -> Iterator[str]:
