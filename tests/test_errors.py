@@ -311,6 +311,7 @@ def test_what_people_see_leads_to_its_section(suite: Suite) -> None:
         ("model", re, "model=<module re>: expected a path"),
         ("reference", re, "that is a Python module: give what it holds"),
         ("model", {"layer.weight": 1}, "weights alone compute nothing: load them into the module"),
+        ("model", onnx.GraphProto(), "model=GraphProto(''): expected a path"),
         ("engine", onnx.ModelProto(), "a model is given as model=, and its engine is built"),
         ("tol", np.ones((3, 3)), "tol=<ndarray>: expected a number"),
     ],

@@ -46,6 +46,51 @@ class Unsteady(PlainOrt):
         })()
 
 
+class Changed(PlainOrt):
+    # With a change to what the session is fed, or gives.
+
+    def before(self, inputs):
+        pass
+
+    def after(self, outputs):
+        return outputs
+
+    def load(self, built):
+        session = super().load(built)
+
+        def run(_, inputs):
+            self.before(inputs)
+            return self.after(session(inputs))
+
+        return type("Run", (), {"__call__": run, "close": lambda _: session.close()})()
+
+
+class Refilling(Changed):
+    name = "refilling"
+    arrays, count = {}, 0
+
+    def after(self, outputs):
+        type(self).count += 1
+        for name, array in outputs.items():
+            self.arrays.setdefault(name, array)[...] = array * (1 + 0.05 * (self.count % 2))
+        return self.arrays
+
+
+class Clipping(Changed):
+    name = "clipping"
+
+    def before(self, inputs):
+        for array in inputs.values():
+            array.clip(0.4, 0.6, out=array)
+
+
+class Listing(Changed):
+    name = "listing"
+
+    def after(self, outputs):
+        return {name: array.tolist() for name, array in outputs.items()}
+
+
 class Boasting(PlainOrt):
     name = "boasting"
     evidence = "engine"
@@ -85,6 +130,7 @@ class Remote(PlainOrt):
 """
 ENTRIES = ENTRY.replace("project.entry-points.", "").replace('"', "") + (
     "wrong = ort_plain:Wrong\nunsteady = ort_plain:Unsteady\nboasting = ort_plain:Boasting\n"
+    "refilling = ort_plain:Refilling\nclipping = ort_plain:Clipping\nlisting = ort_plain:Listing\n"
     "served = ort_served:ServedOrt\nclaiming = ort_plain:Claiming\nremote = ort_plain:Remote\n"
     "gone = no_such_module:Gone\ntensorrt = ort_plain:PlainOrt\n"
 )
@@ -154,6 +200,18 @@ def test_one_that_computes_something_else_each_time_fails(installed: Suite) -> N
     run = installed.run()
     run.result.assert_outcomes(failed=1)
     assert "is not deterministic" in run.checks[0]["message"]
+
+
+def test_one_that_uses_its_arrays_again_or_changes_its_inputs_hides_nothing(installed: Suite) -> None:
+    checks = "".join(
+        CHECK.format(backend=name).replace("test_it", f"test_{name}") for name in ("refilling", "clipping", "listing")
+    )
+    installed.write(test_it=checks.replace('backend="refilling"', 'backend="refilling", tol=0.1'))
+    run = installed.run()
+    run.result.assert_outcomes(failed=3)
+    assert "is not deterministic" in run.check("test_refilling")["message"]
+    assert run.check("test_clipping")["parity"]["blame"]["step"] == "engine"
+    assert "the backend 'listing' gave a list for the outputs" in run.check("test_listing")["message"]
 
 
 @pytest.mark.parametrize(("backend", "claim"), [("boasting", "evidence = 'engine'"), ("claiming", "gpu_ran = True")])

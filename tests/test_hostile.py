@@ -82,6 +82,10 @@ EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "no operator": (lambda m: setattr(m.graph.node[0], "op_type", ""), "model.onnx"),
     "no inputs": (lambda m: m.graph.node[0].ClearField("input"), "model.onnx"),
     "no opset": (lambda m: m.ClearField("opset_import"), "model.onnx"),
+    "an input of any rank": (
+        lambda m: m.graph.input[0].type.tensor_type.ClearField("shape"),
+        "input 'image' has no shape, not even a number of dimensions",
+    ),
     "complex numbers": (
         lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.COMPLEX64),
         "complex64 numbers cannot be generated",
@@ -427,6 +431,16 @@ def test_functions_that_never_end(tmp_path: Path, bodies: list[tuple[str, list[s
     assert record.verdict == "error"
     assert said in str(record.message)
     assert "please report" not in str(record.message)
+
+
+def test_a_function_that_is_called_as_an_operator(tmp_path: Path) -> None:
+    proto = onnx_models.conv_net()
+    body = [helper.make_node("Tanh", ["x"], ["y"])]
+    proto.functions.append(helper.make_function("", "Relu", ["x"], ["y"], body, proto.opset_import))
+    onnx.save(proto, tmp_path / "model.onnx")
+    record = check(tmp_path / "model.onnx")
+    assert record.verdict == "error"
+    assert "a function is called 'Relu', as an operator of ONNX's own" in str(record.message)
 
 
 def test_functions_that_end(tmp_path: Path) -> None:

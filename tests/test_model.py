@@ -13,10 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, external_data_helper, helper
 
+from pytest_trtcheck.cache import Cache
 from pytest_trtcheck.errors import InputError, ModelError, first_line, listed
 from pytest_trtcheck.model import graph, inputs, onnx_model
 from pytest_trtcheck.model import proto as protos
 from pytest_trtcheck.model.onnx_model import OnnxModel, TensorSpec
+from pytest_trtcheck.model.sources import open_model
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
 
@@ -112,6 +114,12 @@ def test_missing_external_data(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(ModelError, match=r"weight w: 'weights.bin' is missing(.|\n)*weight b"):
         onnx_model.load(path)
+
+
+def test_a_model_in_memory_has_no_data_files(tmp_path: Path) -> None:
+    without_data = onnx.load(external(tmp_path), load_external_data=False)
+    with pytest.raises(ModelError, match=r"weights\.bin' is missing\n  → a model in memory has no folder"):
+        open_model(without_data, (), Cache(tmp_path / "cache"))
 
 
 def test_truncated_external_data(tmp_path: Path) -> None:

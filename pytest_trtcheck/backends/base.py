@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from pytest_trtcheck.errors import ArgumentError, ModelError
-from pytest_trtcheck.model.arrays import arrays_of
+from pytest_trtcheck.errors import ArgumentError, ModelError, kind_of, listed
+from pytest_trtcheck.model.arrays import arrays_of, as_array, is_array
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
@@ -459,6 +460,34 @@ class Backend(ABC):
             runner.close()
 
 
+_OURS = __name__.partition(".")[0]
+
+
+def outputs_of(system: Backend, run: Callable[[Case], Any], case: Case) -> dict[str, NDArray[Any]]:
+    """What a system's runner computes of a case.
+
+    One of another package gets copies, and gives some: it may change its inputs in place, which the reference is fed
+    afterwards, and fill the same arrays in each run, which then agree with each other whatever it computes.
+
+    Raises
+    ------
+    ArgumentError
+        That is no mapping of arrays.
+    """
+    if type(system).__module__.partition(".")[0] == _OURS:
+        ours: dict[str, NDArray[Any]] = run(case)
+        return ours
+    found = run({name: np.array(array) for name, array in case.items()})
+    if not isinstance(found, Mapping) or not all(map(is_array, found.values())):
+        kinds = listed(map(kind_of, found.values())) if isinstance(found, Mapping) else kind_of(found)
+        raise ArgumentError(
+            f"the backend {system.name!r} gave {kinds} for the outputs",
+            "its runner has to return a dict from output name to numpy array",
+            code="extension-failed",
+        )
+    return {str(name): np.array(as_array(value, f"output {name!r}")) for name, value in found.items()}
+
+
 class RunnerByShape:
     """A runner for each shape that it is called with, made at the first call: what `trt_build` gives.
 
@@ -487,7 +516,7 @@ class RunnerByShape:
     def __call__(self, inputs: InputMapping) -> dict[str, NDArray[Any]]:
         """Run once."""
         case = arrays_of(inputs)
-        return self._runner(case)(case)
+        return outputs_of(self._system, self._runner(case), case)
 
     def prepare(self, inputs: InputMapping) -> None:
         """Have the runner of these inputs made, which may wait for others: not while the GPU is held alone."""

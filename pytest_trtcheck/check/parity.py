@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pytest_trtcheck.backends.base import AtOnce, Runner
+    from pytest_trtcheck.backends.base import AtOnce
     from pytest_trtcheck.model.inputs import Case
     from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.spec import ParitySpec, Precision
@@ -315,7 +315,7 @@ def not_measured(spec: ParitySpec, reason: str) -> ParityRecord:
     return ParityRecord("not_measured", spec.metric.name, None, None, reason=reason)
 
 
-def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool) -> str | None:
+def unstable(run: Outputs, case: Case, precision: Precision, *, bitwise: bool) -> str | None:
     """Why an engine cannot be trusted to compute the same twice; None when it does.
 
     Parameters
@@ -323,7 +323,7 @@ def unstable(runner: Runner, case: Case, precision: Precision, *, bitwise: bool)
     bitwise
         Whether any difference at all counts; otherwise differences up to `ROUNDING_NOISE` are let pass.
     """
-    first, *others = [runner(case) for _ in range(REPEATS)]
+    first, *others = [run(case) for _ in range(REPEATS)]
     allowed = 0.0 if bitwise else ROUNDING_NOISE[precision]
     for name, expected in first.items():
         spread = max(_spread(expected, other[name]) for other in others)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_trtcheck import backends
-from pytest_trtcheck.backends.base import EngineSpec, Machine
+from pytest_trtcheck.backends.base import EngineSpec, Machine, outputs_of
 from pytest_trtcheck.backends.tensorrt.emulated import Emulated
 from pytest_trtcheck.errors import CheckError, Code, InputError, UnsupportedTargetError
 from pytest_trtcheck.gpu.lock import gpu_lock
@@ -399,13 +399,12 @@ class Known:
     def run(self, case: Case) -> Mapping[str, NDArray[Any]]:
         """What the open runner computes."""
         assert self.runner is not None
-        return self.runner(case)
+        return outputs_of(self.running, self.runner, case)
 
     def computed(self, case: Case) -> Mapping[str, NDArray[Any]]:
         """The same, computed now and kept nowhere."""
         assert self.runner is not None
-        found: Mapping[str, NDArray[Any]] = getattr(self.runner, "computed", self.runner)(case)
-        return found
+        return outputs_of(self.running, getattr(self.runner, "computed", self.runner), case)
 
     def close(self) -> None:
         """Free what runs the model and its reference."""

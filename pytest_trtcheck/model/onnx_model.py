@@ -377,7 +377,7 @@ def _parse(path: Path, label: str) -> onnx.ModelProto:
             "export them dense",
             code="model-refused",
         )
-    checks = _unknown_types, _bad_names, _shared_names, _stray_references, _unfolded
+    checks = _unknown_types, _bad_names, _shared_names, _shadowing, _stray_references, _unfolded
     if problems := next(filter(None, (list(check(proto)) for check in checks)), None):
         raise ModelError(
             f"{label}: not a sound ONNX model:\n  {listed(problems, 10, chr(10) + '  ')}", "export it again"
@@ -477,6 +477,15 @@ def _shared_names(proto: onnx.ModelProto) -> Iterator[str]:
                 yield from within(body, seen, f"inside node {node.name or '(nameless)'!r} ({node.op_type}): ")
 
     yield from within(proto.graph, {}, "")
+
+
+def _shadowing(proto: onnx.ModelProto) -> Iterator[str]:
+    """Functions that go by the name of an operator of ONNX's: ONNX Runtime computes the operator, we the function."""
+    import onnx
+
+    for each in proto.functions:
+        if each.domain in {"", "ai.onnx"} and onnx.defs.has(each.name):
+            yield f"a function is called {each.name!r}, as an operator of ONNX's own"
 
 
 def _stray_references(proto: onnx.ModelProto) -> Iterator[str]:
@@ -647,6 +656,16 @@ def _refuse_untyped(graph: onnx.GraphProto, label: str) -> None:
                     f"one that the tensor has, model.graph.{kind}[{index}].type.tensor_type.elem_type = "
                     "onnx.TensorProto.FLOAT, and save the model again",
                 )
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and not tensor.HasField("shape") and value.name not in weights:
+            raise ModelError(
+                f"{label}: input {value.name!r} has no shape, not even a number of dimensions: TensorRT takes it for a "
+                "single number",
+                "export the model with one, whose sizes may be open",
+                code="model-refused",
+            )
 
 
 def _spec(value: onnx.ValueInfoProto, label: str, index_limit: int | None = None) -> TensorSpec:

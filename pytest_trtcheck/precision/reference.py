@@ -292,7 +292,8 @@ class CallableReference:
         try:
             # Copies: what the callable does to its inputs must not reach the engine.
             outputs = dict(self._function({name: np.array(array) for name, array in case.items()}))
-            arrays = {name: as_array(value, f"{self.title}: output {name!r}") for name, value in outputs.items()}
+            # … and what it gives may be filled anew in the next call.
+            arrays = {n: np.array(as_array(value, f"{self.title}: output {n!r}")) for n, value in outputs.items()}
         except CheckError:
             raise
         except Exception as error:

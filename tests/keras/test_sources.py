@@ -263,6 +263,16 @@ def test_a_signature_has_its_own_names(cache: Cache, tmp_path: Path) -> None:
     runner.close()
 
 
+def test_an_input_of_any_rank_is_no_single_number(cache: Cache, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.function = tf.function(lambda x: {"y": x * 2.0}, input_signature=[tf.TensorSpec(None, name="x")])
+    tf.saved_model.save(module, str(tmp_path / "any"), signatures={"serving_default": module.function})
+    with pytest.raises(ModelError, match="input 'x' has no number of dimensions"):
+        open_model(tmp_path / "any", (), cache)
+
+
 def test_of_several_signatures_one_has_to_be_named(cache: Cache, tmp_path: Path) -> None:
     networks.saved_module(tmp_path / "two", "score", "embed")
     with pytest.raises(ModelError, match="two: has 2 signatures") as found:

@@ -100,7 +100,7 @@ def compared(settings: Settings, known: Known) -> Known:
             case = known.cases[0]
             doubt = known.running.doubt(known.built, known.runner, case)
             code = "precision-not-applied" if doubt else code
-            doubt = doubt or parity.unstable(known.runner, case, known.computed_in, bitwise=settings.bitwise)
+            doubt = doubt or parity.unstable(known.run, case, known.computed_in, bitwise=settings.bitwise)
         if known.request.judges_outputs or doubt:
             # Where a score alone is asked for, one case shows how far off what is doubted is.
             judged = known if known.request.judges_outputs else replace(known, cases=known.cases[:1])

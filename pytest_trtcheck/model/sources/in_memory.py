@@ -16,8 +16,8 @@ title = "the bytes of an ONNX file, an onnx.ModelProto"
 
 
 def accepts(source: object) -> bool:
-    """Bytes, and what can be serialized as protobuf messages are."""
-    return isinstance(source, bytes) or hasattr(source, "SerializeToString")
+    """Bytes, and what can be serialized as protobuf messages are, and holds a graph as those of models do."""
+    return isinstance(source, bytes) or (hasattr(source, "SerializeToString") and hasattr(source, "graph"))
 
 
 def open(source: Any, opening: Opening) -> OnnxModel:
@@ -48,4 +48,13 @@ def open(source: Any, opening: Opening) -> OnnxModel:
         (folder / MODEL_FILE).write_bytes(data)
 
     entry = opening.cache.get_or_make(Key("model", label, {"sha256": hash_bytes(data)}), write)
-    return remembered.model(entry.path / MODEL_FILE, label, opening.cache)
+    try:
+        return remembered.model(entry.path / MODEL_FILE, label, opening.cache)
+    except ModelError as error:
+        if error.code != "model-weights":
+            raise
+        raise ModelError(
+            error.message,
+            "a model in memory has no folder with data files: load it whole, onnx.load(path), or give its path",
+            code=error.code,
+        ) from error

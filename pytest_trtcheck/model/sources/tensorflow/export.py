@@ -40,6 +40,13 @@ def write(path: Path, function: Function, label: str) -> None:
 
     from pytest_trtcheck.model import layer_norm
 
+    if unranked := [name for name, spec in function.inputs.items() if spec.shape.rank is None]:
+        raise ModelError(
+            f"{label}: input {listed(map(repr, unranked))} has no number of dimensions, and would be exported as a "
+            "single number",
+            "give it a shape, whose sizes may be open: tf.TensorSpec([None, 16], …)",
+            code="export-inputs",
+        )
     with on_cpu(), failing(f"{label}: cannot be exported to ONNX"), quiet() as said:
         graph = _inlinable(_without_wrapping(function.frozen.graph.as_graph_def(add_shapes=True), function.frozen))
         proto = _converted(graph, function)
