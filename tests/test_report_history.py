@@ -31,7 +31,7 @@ from pytest_trtcheck.record import (
     ScoreRecord,
     Verdict,
 )
-from pytest_trtcheck.report import history, json_report
+from pytest_trtcheck.report import history, json_report, merge
 from pytest_trtcheck.report.text import columns
 
 if TYPE_CHECKING:
@@ -187,6 +187,20 @@ def test_machines_are_followed_apart_and_what_is_gone_is_said() -> None:
     assert [moment.environment for moment in found.moments] == [()] * 6, "another machine is no change of the first"
     (lost,) = history.history([report(2, check(0.009)), report(4, missing=dead)]).tracks
     assert lost.gone == "not in the newest report; its process died"
+
+
+def test_a_run_that_a_merged_report_holds_as_well_counts_once() -> None:
+    a100 = replace(T4, gpu=GpuRecord("NVIDIA A100"))
+    old, new, other = report(1, check(0.001)), report(3, check(0.009)), report(2, check(0.001), environment=a100)
+    both = merge.merge([new, other])
+    for reports in ([old, new, ("both.json", both)], [old, ("both.json", both), new]):
+        found = history.history(reports)
+        assert found.is_worse, "the newest run of it is the one that rose"
+        (track,) = (each for each in found.tracks if each.machine == "Tesla T4")
+        assert track.lines[0].values == (0.001, 0.009)
+        assert "Tesla T4: the run of report 2, counted once" in "\n".join(history.lines(found, 200))
+    # One that found the same is a run of its own.
+    assert not history.history([old, new, report(4, check(0.009))]).is_worse
 
 
 def test_a_new_driver_is_said_where_it_came() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
-from pytest_trtcheck.report.merge import machine_name, refuse_twins
+from pytest_trtcheck.report.merge import identity, machine_name, parts_of, refuse_twins
 from pytest_trtcheck.report.text import (
     MISSING,
     columns,
@@ -49,6 +49,8 @@ class Moment:
     run: RunRecord
     environment: tuple[str, ...] = ()
     """What of the environment is another one than in the report of the same machine before."""
+    repeated: Mapping[str, int] = field(default_factory=dict)
+    """The machines whose run another report holds as well, and the first that does: a merged one and its parts."""
 
     @property
     def when(self) -> str:
@@ -233,7 +235,7 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     untimed = tuple(name for name, run in reports if run.started is None)
     timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
     moments = tuple(_moments(timed))
-    keyed = [dict(_keyed(moment.run)) for moment in moments]
+    keyed = [{key: check for key, check in _keyed(each.run) if key[2] not in each.repeated} for each in moments]
     diff.join_ended_early(keyed)
     found: dict[Key, dict[int, CheckRecord]] = {}
     for moment, records in zip(moments, keyed, strict=True):
@@ -253,12 +255,20 @@ def _interest(track: Track) -> tuple[int, int]:
 
 def _moments(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[Moment]:
     last: dict[str, RunRecord] = {}
+    seen: dict[str, tuple[int, RunRecord]] = {}
     for number, (name, run) in enumerate(reports, 1):
+        repeated = {}
+        for part, held in parts_of(name, run) if run.checks else ():
+            first, other = seen.setdefault(identity(part, held), (number, run))
+            if other is not run and (other.machines or run.machines):
+                repeated[part.name] = first
         machine = ", ".join(sorted(_machines(run)))
         before = last.get(machine)
         changed = diff.environment(before, run) if before else ()
         last[machine] = run
-        yield Moment(number, name, run, tuple(f"{each.name} {each.old} → {each.new}" for each in changed))
+        told = [f"{each.name} {each.old} → {each.new}" for each in changed]
+        told += [f"{each}: the run of report {first}, counted once" for each, first in repeated.items()]
+        yield Moment(number, name, run, tuple(told), repeated)
 
 
 def _machines(run: RunRecord) -> set[str]:
@@ -274,7 +284,7 @@ def _keyed(run: RunRecord) -> Iterator[tuple[Key, CheckRecord]]:
 
 
 def _track(key: Key, found: Mapping[int, CheckRecord], moments: Sequence[Moment]) -> Track:
-    own = tuple(moment for moment in moments if key[2] in _machines(moment.run))
+    own = tuple(moment for moment in moments if key[2] in _machines(moment.run) - moment.repeated.keys())
     records = tuple(found.get(moment.number) for moment in own)
     newest = found[max(found)]
     return Track(
