@@ -214,6 +214,14 @@ def test_reports_without_a_time_stand_as_given_and_one_given_twice_is_an_error()
     found = history.history(old)
     assert [moment.name for moment in found.moments] == ["z.json", "1.json"]
     assert found.untimed == ("z.json",)
+    # Nor does one that says something else than a time; times of another zone are times.
+    odd = [report(3, check(0.009)), ("odd.json", replace(report(2, check(0.001))[1], started="yesterday"))]
+    assert history.history(odd).untimed == ("odd.json",)
+    east = [
+        report(3, check(0.009)),
+        ("east.json", replace(report(3, check(0.001))[1], started="2026-11-03T04:00:00+02:00")),
+    ]
+    assert [moment.name for moment in history.history(east).moments] == ["east.json", "3.json"]
     with pytest.raises(ReportError, match=r"again\.json is the same report as z\.json"):
         history.history([*old, ("again.json", old[0][1])])
 

@@ -285,6 +285,55 @@ def test_a_report_given_twice_and_what_is_none_are_errors(merging: Merging) -> N
     assert (status, "cut.json is no JSON report" in text) == (2, True)
 
 
+def test_no_report_is_written_over_where_the_name_of_an_output_was_forgotten(merging: Merging) -> None:
+    merging(on("Tesla T4", FAILING), on("NVIDIA L4", PASSING))
+    before = [Path(name).read_text() for name in ("a.json", "b.json")]
+    for options, reason in (
+        (("--html", "a.json"), "--html a.json: it is no page, and is there"),
+        (("-o", "a.json"), "--output a.json: the report of a run is there, and is not among those that are merged"),
+        (("--html", "b.json"), "--html b.json: it is read here"),
+        (("-o", "new.json", "--html", "new.json"), "--html new.json: --output names it too"),
+    ):
+        status, text = merging("b.json", options=options)
+        assert (status, reason in text) == (2, True)
+        assert [Path(name).read_text() for name in ("a.json", "b.json")] == before
+    for command in (
+        ["history", "a.json", "b.json", "--html", "b.json"],
+        ["upgrade", "a.json", "b.json", "--json=b.json"],
+    ):
+        assert __main__.main(command) == 2
+    # What was merged is merged on.
+    assert merging("a.json", options=("-o", "fleet.json"))[0] == 1
+    assert merging("fleet.json", "b.json", options=("-o", "fleet.json"))[0] == 1
+    assert len(json_report.read("fleet.json").machines) == 2
+
+
+@pytest.mark.parametrize(
+    ("edit", "place"),
+    [
+        (lambda run: run["checks"][0].update(duration_s="nan"), "a time of nan s - at `$.checks[0].duration_s`"),
+        (lambda run: run["checks"][1].update(duration_s=-1), "a time of -1.0 s - at `$.checks[1].duration_s`"),
+        (lambda run: run.update(duration_s="inf"), "a time of inf s - at `$.duration_s`"),
+        (
+            lambda run: run["checks"][0]["parity"]["outputs"][0].update(nonfinite=10**399),
+            "a number of 300 digits or more - at `$.checks[0].parity.outputs[0].nonfinite`",
+        ),
+    ],
+)
+def test_a_number_that_no_report_holds_is_named_with_its_place(
+    merging: Merging, edit: Callable[[dict[str, Any]], None], place: str
+) -> None:
+    merging(on("Tesla T4", PASSING))
+    found = json.loads(Path("a.json").read_text())
+    edit(found)
+    Path("b.json").write_text(json.dumps(found))
+    status, text = merging("b.json", options=("--html", "page.html"))
+    assert (status, f"b.json is no sound report: {place}" in text or f"b.json is no JSON report: {place}" in text) == (
+        2,
+        True,
+    )
+
+
 @pytest.mark.parametrize("machines", [1, 3, 6])
 def test_it_fits_the_terminal_and_the_summary_has_every_machine(machines: int) -> None:
     gpus = ["Tesla T4", "NVIDIA A100-SXM4-80GB", "NVIDIA L4", "NVIDIA H100 80GB HBM3", "NVIDIA L40S", "Orin"][:machines]

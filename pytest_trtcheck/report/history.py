@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
@@ -232,8 +233,10 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
         One is given twice, or a latency distribution in one cannot be read.
     """
     refuse_twins(reports)
-    untimed = tuple(name for name, run in reports if run.started is None)
-    timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
+    begun = [_instant(run.started) for _, run in reports]
+    untimed = tuple(name for (name, _), when in zip(reports, begun, strict=True) if when is None)
+    order = range(len(reports)) if untimed else sorted(range(len(reports)), key=lambda place: begun[place] or 0.0)
+    timed = [reports[place] for place in order]
     moments = tuple(_moments(timed))
     keyed = [{key: check for key, check in _keyed(each.run) if key[2] not in each.repeated} for each in moments]
     diff.join_ended_early(keyed)
@@ -244,6 +247,15 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     tracks = [_track(key, records, moments) for key, records in found.items()]
     tracks.sort(key=lambda track: (_interest(track), natural(track.nodeid), track.precision or "", track.machine))
     return History(moments, tuple(tracks), untimed)
+
+
+def _instant(started: str | None) -> float | None:
+    """When a run began, in seconds; None where the report does not say."""
+    try:
+        when = datetime.fromisoformat((started or "").replace("Z", "+00:00"))
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _interest(track: Track) -> tuple[int, int]:

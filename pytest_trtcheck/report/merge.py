@@ -9,9 +9,9 @@ from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ReportError, listed, plural
+from pytest_trtcheck.errors import ArgumentError, ReportError, listed, plural
 from pytest_trtcheck.record import BASELINE, Environment, MachineRecord, RunRecord, jsonable
-from pytest_trtcheck.report import systems
+from pytest_trtcheck.report import json_report, systems
 from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
 from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, short_commit, shorten_apart
@@ -75,6 +75,26 @@ def refuse_twins(reports: Sequence[tuple[str, RunRecord]]) -> None:
         other = seen.setdefault(json.dumps(jsonable(run)), name)
         if run.checks and other is not name:
             raise ReportError(f"{name} is the same report as {other}", "name each once", code="reports-unrelated")
+
+
+def require_no_run(path: str) -> None:
+    """See that a merged report takes the place of none of a run: in `merge -o a.json b.json` its name was forgotten.
+
+    Raises
+    ------
+    ArgumentError
+        A run's report is there.
+    """
+    try:
+        run = json_report.read(path)
+    except ReportError:  # nothing is there, or no report
+        return
+    if not run.machines:
+        raise ArgumentError(
+            f"--output {path}: the report of a run is there, and is not among those that are merged",
+            "name another file",
+            code="argument-conflict",
+        )
 
 
 def _refuse_repeated(reports: Sequence[tuple[str, RunRecord]]) -> None:
