@@ -268,9 +268,10 @@ def _interest(track: Track) -> tuple[int, int]:
 def _moments(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[Moment]:
     last: dict[str, RunRecord] = {}
     seen: dict[str, tuple[int, RunRecord]] = {}
+    any_merged = any(run.machines for _, run in reports)
     for number, (name, run) in enumerate(reports, 1):
         repeated = {}
-        for part, held in parts_of(name, run) if run.checks else ():
+        for part, held in parts_of(name, run) if any_merged and run.checks else ():
             first, other = seen.setdefault(identity(part, held), (number, run))
             if other is not run and (other.machines or run.machines):
                 repeated[part.name] = first
