@@ -138,8 +138,14 @@ def _diff(given: argparse.Namespace) -> int:
 
 
 def _merge(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.record.files import require_apart
     from pytest_trtcheck.report import html, json_report, merge
 
+    # What was merged may be merged again into the same file: all of it is in there.
+    is_again = given.output in given.reports
+    require_apart({"--output": None if is_again else given.output, "--html": given.html}, given.reports)
+    if given.output and not is_again:
+        merge.require_no_run(given.output)
     if given.html:
         html.require()
     found = merge.merge([(each, json_report.read(each)) for each in given.reports])
@@ -155,8 +161,10 @@ def _merge(given: argparse.Namespace) -> int:
 
 
 def _history(given: argparse.Namespace) -> int:
+    from pytest_trtcheck.record.files import require_apart
     from pytest_trtcheck.report import history, html, json_report
 
+    require_apart({"--html": given.html}, given.reports)
     if given.html:
         html.require()
     found = history.history([(each, json_report.read(each)) for each in given.reports])

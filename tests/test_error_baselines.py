@@ -230,6 +230,16 @@ def test_no_baseline_and_another_metric_pass_nothing() -> None:
     assert "none of the errors that are judged now" in found.text
 
 
+def test_errors_that_the_baseline_lacks_are_said() -> None:
+    entries = tuple(JudgedRecord(metric, 0.002, 0.01, "tol", "pass") for metric in ("max", "l2"))
+    parity = ParityRecord("pass", "max", 0.01, 0.002, (OutputRecord("y", "float32", (4, 10), judged=entries),))
+    found = held(recorded(0.002), check(0.002, parity=parity))
+    said = "no error rose since the baseline of 2025-11-21 (one build), which has none of y l2; record it again"
+    assert (found.verdict, found.text.startswith(said)) == ("pass", True)
+    updated = held(recorded(0.002), check(0.002, parity=parity), updating=True)
+    assert updated.text == "no error rose since the baseline of 2025-11-21 (one build)"
+
+
 def test_a_rise_fails_the_output_by_the_baselines_limit() -> None:
     record = check(0.009)
     assert record.parity is not None

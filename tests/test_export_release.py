@@ -504,6 +504,22 @@ def test_releases_of_several_machines_are_put_together(
     assert missing(tmp_path / "all") == set()
 
 
+def test_what_failed_on_one_of_two_machines_is_not_whole_whichever_is_named_first(tmp_path: Path, cache: Cache) -> None:
+    for name, gpu in (("a", "T4"), ("b", "T4"), ("laptop", None)):
+        (tmp_path / name).mkdir()
+        record = emulated(checked(cache)) if gpu is None else checked(cache)
+        failed = {"verdict": "fail", "outcome": "failed"} if name == "b" else {}
+        write(tmp_path / name, [{**record, **failed}], cache, gpu=gpu)
+    for order in ("ab", "ba"):
+        for first in ("empty", "a"):
+            root = tmp_path / f"{order}-{first}"
+            root.mkdir() if first == "empty" else shutil.copytree(tmp_path / first, root)
+            assert main(["release", str(root), *(str(tmp_path / name) for name in order)]) == 1
+            assert missing(root) == {("fp16", "T4", "1-8", "fail")}
+    # What was merely not run says nothing against it.
+    assert main(["release", str(tmp_path / "a"), str(tmp_path / "laptop")]) == 0
+
+
 def test_two_folders_that_hold_different_models_of_one_name(
     tmp_path: Path, cache: Cache, capsys: pytest.CaptureFixture[str]
 ) -> None:

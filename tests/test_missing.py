@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_trtcheck.report import json_report
+
 if TYPE_CHECKING:
     from tests.conftest import Suite
 
@@ -189,6 +191,35 @@ def test_killed_run_leaves_no_earlier_report(suite: Suite) -> None:
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
     assert not (suite.path / "report.json").exists()
+
+
+def test_no_report_takes_the_place_of_a_test_a_model_or_what_is_read(suite: Suite) -> None:
+    suite.write(test_x=HEAD, test_y=HEAD)
+    evidence = json_report.document([], json_report.environment())
+    json_report.save(suite.path / "gpu.json", evidence)
+    for given, reason in (
+        (("--trt-report", "test_y.py"), "--trt-report=test_y.py: it is there, and is no report"),
+        (("--trt-html", "conv.onnx"), "--trt-html=conv.onnx: it is there, and is no report"),
+        (
+            ("--trt-gpu=T4", "--trt-require-evidence=gpu.json", "--trt-report=./gpu.json"),
+            "--trt-report=./gpu.json: --trt-require-evidence names it too",
+        ),
+    ):
+        path = suite.path / given[-1].rpartition("=")[2]
+        before = path.read_bytes()
+        run = suite.run(*given, "test_x.py")
+        assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+        assert reason in run.text
+        assert path.read_bytes() == before
+
+
+def test_a_report_that_another_run_wrote_meanwhile_is_told(suite: Suite) -> None:
+    other = "    from pathlib import Path\n    Path('report.json').write_text('of another run')\n"
+    suite.write(test_x=HEAD.rstrip(" .\n") + "\n" + other)
+    run = suite.run()
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "report.json: another run wrote a report there since this one began" in run.said
+    assert run.check("test_a")["verdict"] == "pass"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")

@@ -31,7 +31,7 @@ from pytest_trtcheck.record import (
     ScoreRecord,
     Verdict,
 )
-from pytest_trtcheck.report import history, json_report
+from pytest_trtcheck.report import history, json_report, merge
 from pytest_trtcheck.report.text import columns
 
 if TYPE_CHECKING:
@@ -189,6 +189,20 @@ def test_machines_are_followed_apart_and_what_is_gone_is_said() -> None:
     assert lost.gone == "not in the newest report; its process died"
 
 
+def test_a_run_that_a_merged_report_holds_as_well_counts_once() -> None:
+    a100 = replace(T4, gpu=GpuRecord("NVIDIA A100"))
+    old, new, other = report(1, check(0.001)), report(3, check(0.009)), report(2, check(0.001), environment=a100)
+    both = merge.merge([new, other])
+    for reports in ([old, new, ("both.json", both)], [old, ("both.json", both), new]):
+        found = history.history(reports)
+        assert found.is_worse, "the newest run of it is the one that rose"
+        (track,) = (each for each in found.tracks if each.machine == "Tesla T4")
+        assert track.lines[0].values == (0.001, 0.009)
+        assert "Tesla T4: the run of report 2, counted once" in "\n".join(history.lines(found, 200))
+    # One that found the same is a run of its own.
+    assert not history.history([old, new, report(4, check(0.009))]).is_worse
+
+
 def test_a_new_driver_is_said_where_it_came() -> None:
     new = replace(T4, driver="590", tensorrt=Library(module="tensorrt", version="10.2"))
     found = history.history([report(1, check(0.001)), report(2, check(0.001), environment=new)])
@@ -200,6 +214,14 @@ def test_reports_without_a_time_stand_as_given_and_one_given_twice_is_an_error()
     found = history.history(old)
     assert [moment.name for moment in found.moments] == ["z.json", "1.json"]
     assert found.untimed == ("z.json",)
+    # Nor does one that says something else than a time; times of another zone are times.
+    odd = [report(3, check(0.009)), ("odd.json", replace(report(2, check(0.001))[1], started="yesterday"))]
+    assert history.history(odd).untimed == ("odd.json",)
+    east = [
+        report(3, check(0.009)),
+        ("east.json", replace(report(3, check(0.001))[1], started="2026-11-03T04:00:00+02:00")),
+    ]
+    assert [moment.name for moment in history.history(east).moments] == ["east.json", "3.json"]
     with pytest.raises(ReportError, match=r"again\.json is the same report as z\.json"):
         history.history([*old, ("again.json", old[0][1])])
 

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_trtcheck import __main__
 from pytest_trtcheck.record import (
+    BudgetRecord,
     CheckRecord,
     Environment,
     GpuRecord,
@@ -205,6 +206,76 @@ def test_machines_of_one_kind_are_told_apart() -> None:
     assert len(found.checks) == sum(found.summary.values()) == 3 * len(PASSING.checks)
 
 
+def test_machines_keep_their_names_when_all_get_another_tensorrt_and_never_share_one() -> None:
+    def names(*reports: tuple[str, RunRecord]) -> list[str]:
+        return [machine.name for machine in merge.merge(reports).machines]
+
+    for version in ("10", "11"):
+        found = names(*((f"{host}.json", on("Tesla T4", PASSING, version=version, driver=host)) for host in "ab"))
+        assert found == ["Tesla T4, a", "Tesla T4, b"]
+    # Two merged reports, each of a machine whose report had the same name there.
+    sites = [merge.merge([("t4.json", on("Tesla T4", PASSING, driver=driver))]) for driver in "ab"]
+    sites[1] = merge.merge([("t4.json", on("Tesla T4", passing(PASSING.checks[1:]), driver="b"))])
+    both = merge.merge([("a/site.json", sites[0]), ("b/site.json", sites[1])])
+    assert [machine.name for machine in both.machines] == ["Tesla T4", "Tesla T4 (2)"]
+    assert merge.gaps(both) == ["Tesla T4 (2): lacks 1 check of others"]
+
+
+def test_a_run_counts_once_by_itself_and_in_merged_reports(merging: Merging) -> None:
+    t4, l4 = on("Tesla T4", PASSING), on("NVIDIA L4", FAILING)
+    merging(t4, l4, options=("-o", "fleet.json"))
+    status, text = merging("fleet.json", t4)
+    assert (status, "ERROR: the run on Tesla T4 is in fleet.json and in b.json" in text) == (2, True)
+    merging(t4, options=("-o", "one.json"))
+    assert merging("fleet.json", "one.json")[0] == 2
+    # Another run of it, and what holds no check, are no repetition.
+    again = replace(t4, checks=tuple(replace(each, duration_s=each.duration_s + 1) for each in t4.checks))
+    assert merging("fleet.json", again)[0] == 1
+    merging(on("Tesla T4", passing(())), options=("-o", "none.json"))
+    assert merging("none.json", on("Tesla T4", passing(())), t4)[0] == 0
+
+
+def test_every_check_of_a_test_and_all_that_was_asked_of_it_is_required(merging: Merging) -> None:
+    def required(*reports: RunRecord) -> tuple[int, str]:
+        return merging(*reports, options=("--require-all",))
+
+    first = replace(PASSING.checks[0], evidence="engine", gpu_ran=True)
+    second = replace(first, model="models/other.onnx")
+    both = on("Tesla T4", replace(passing([first, second]), planned=1))
+    status, text = required(both, on("NVIDIA L4", passing([first])))
+    assert (status, "L4: lacks 1 check of others" in text) == (1, True)
+    assert required(both, on("NVIDIA L4", replace(passing([second, first]), planned=1)))[0] == 0
+    # What a machine computed the same precision in is no other check.
+    tf32, fp32 = (passing([replace(first, precision=each)]) for each in ("tf32 (asked fp32)", "fp32"))
+    assert required(on("Tesla T4", tf32), on("NVIDIA L4", fp32))[0] == 0
+
+    def timed(latency: LatencyRecord, **changes: Any) -> RunRecord:
+        run = passing([replace(first, latency=latency, **changes)])
+        return replace(on("NVIDIA L4", run), checks=run.checks)
+
+    none = BudgetRecord("not_measured", "p50_ms", "p50")
+    for latency in (
+        LatencyRecord("not_measured", "no budget for L4"),
+        LatencyRecord("pass", samples=9, budgets=(none,)),
+    ):
+        status, text = required(timed(latency))
+        assert (status, "L4: 1 check measured in part" in text) == (1, True)
+    # No baseline yet, and what was to be compared alone.
+    assert required(timed(LatencyRecord("pass", samples=9, budgets=(replace(none, name="baseline"),))))[0] == 0
+    assert required(timed(LatencyRecord("not_measured", "to compare alone"), system="torch"))[0] == 0
+    for evidence, ran in (("provider", False), ("server", "unknown")):
+        run = replace(both, checks=(replace(first, evidence=evidence, gpu_ran=ran),), summary={"pass": 1})  # type: ignore[arg-type]
+        status, text = required(run)
+        assert (status, "1 check not known to have run on a GPU" in text) == (1, True)
+
+
+def test_what_passed_only_when_it_was_run_again_is_said(merging: Merging) -> None:
+    flaky = passing([replace(PASSING.checks[0], runs=2)])
+    for options in ((), ("--markdown",)):
+        status, text = merging(on("Tesla T4", flaky), on("NVIDIA L4", passing(PASSING.checks[:1])), options=options)
+        assert (status, "1 check passed only when the test was run again" in " ".join(text.split())) == (0, True)
+
+
 def test_a_report_given_twice_and_what_is_none_are_errors(merging: Merging) -> None:
     run = on("Tesla T4", FAILING)
     status, text = merging(run, run)
@@ -212,6 +283,55 @@ def test_a_report_given_twice_and_what_is_none_are_errors(merging: Merging) -> N
     Path("cut.json").write_text("{")
     status, text = merging(run, "cut.json")
     assert (status, "cut.json is no JSON report" in text) == (2, True)
+
+
+def test_no_report_is_written_over_where_the_name_of_an_output_was_forgotten(merging: Merging) -> None:
+    merging(on("Tesla T4", FAILING), on("NVIDIA L4", PASSING))
+    before = [Path(name).read_text() for name in ("a.json", "b.json")]
+    for options, reason in (
+        (("--html", "a.json"), "--html a.json: it is no page, and is there"),
+        (("-o", "a.json"), "--output a.json: the report of a run is there, and is not among those that are merged"),
+        (("--html", "b.json"), "--html b.json: it is read here"),
+        (("-o", "new.json", "--html", "new.json"), "--html new.json: --output names it too"),
+    ):
+        status, text = merging("b.json", options=options)
+        assert (status, reason in text) == (2, True)
+        assert [Path(name).read_text() for name in ("a.json", "b.json")] == before
+    for command in (
+        ["history", "a.json", "b.json", "--html", "b.json"],
+        ["upgrade", "a.json", "b.json", "--json=b.json"],
+    ):
+        assert __main__.main(command) == 2
+    # What was merged is merged on.
+    assert merging("a.json", options=("-o", "fleet.json"))[0] == 1
+    assert merging("fleet.json", "b.json", options=("-o", "fleet.json"))[0] == 1
+    assert len(json_report.read("fleet.json").machines) == 2
+
+
+@pytest.mark.parametrize(
+    ("edit", "place"),
+    [
+        (lambda run: run["checks"][0].update(duration_s="nan"), "a time of nan s - at `$.checks[0].duration_s`"),
+        (lambda run: run["checks"][1].update(duration_s=-1), "a time of -1.0 s - at `$.checks[1].duration_s`"),
+        (lambda run: run.update(duration_s="inf"), "a time of inf s - at `$.duration_s`"),
+        (
+            lambda run: run["checks"][0]["parity"]["outputs"][0].update(nonfinite=10**399),
+            "a number of 300 digits or more - at `$.checks[0].parity.outputs[0].nonfinite`",
+        ),
+    ],
+)
+def test_a_number_that_no_report_holds_is_named_with_its_place(
+    merging: Merging, edit: Callable[[dict[str, Any]], None], place: str
+) -> None:
+    merging(on("Tesla T4", PASSING))
+    found = json.loads(Path("a.json").read_text())
+    edit(found)
+    Path("b.json").write_text(json.dumps(found))
+    status, text = merging("b.json", options=("--html", "page.html"))
+    assert (status, f"b.json is no sound report: {place}" in text or f"b.json is no JSON report: {place}" in text) == (
+        2,
+        True,
+    )
 
 
 @pytest.mark.parametrize("machines", [1, 3, 6])

@@ -154,6 +154,8 @@ def test_rows_that_would_look_the_same_are_told_apart_by_their_test() -> None:
 
     assert labels(records) == ["resnet50.onnx a[b1]", "resnet50.onnx a[b8]", "resnet50.onnx b"]
     assert labels(records[:2]) == ["resnet50.onnx [b1]", "resnet50.onnx [b8]"]
+    odd = [check("d/t.py::T::test_a[x::y[z]]"), check("d/t.py::T::test_b[a/b]")]
+    assert labels(odd) == ["resnet50.onnx a[x::y[z]]", "resnet50.onnx b[a/b]"]
 
 
 def test_what_the_column_of_the_precision_says_is_not_said_twice() -> None:

@@ -129,6 +129,13 @@ def figures(parity: ParityRecord) -> dict[str, dict[str, float]]:
     return found
 
 
+def judged_figures(record: CheckRecord) -> list[tuple[str, str]]:
+    """The errors of a record that a baseline may have: output, and metric and part."""
+    return (
+        [(output, name) for output, found in figures(record.parity).items() for name in found] if record.parity else []
+    )
+
+
 def of_builds(record: CheckRecord) -> tuple[list[Figures], int]:
     """The errors of every build that was judged, and how many engines differ."""
     assert record.parity is not None
@@ -304,7 +311,11 @@ def judge(
         text = f"the baseline of {baseline.recorded} has none of the errors that are judged now"
         return replace(now, text=text if updating else f"{text}; {RECORD_AGAIN}")
     if not found:
-        return replace(now, verdict="pass", text=f"no error rose since {_since(baseline)}")
+        text = f"no error rose since {_since(baseline)}"
+        new = [place for place in judged_figures(record) if place[1] not in baseline.values.get(place[0], {})]
+        if new and not updating:
+            text += f", which has none of {listed(map(' '.join, new))}; {RECORD_AGAIN}"
+        return replace(now, verdict="pass", text=text)
     accepted = ", accepted as the new baseline" if updating else ""
     rose = listed((_risen(rise) for rise in found), separator="\n  ")
     text = f"{rose}\n  since {_since(baseline)}{accepted}; {told(other)}"

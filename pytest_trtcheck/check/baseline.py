@@ -9,6 +9,7 @@ from pytest_trtcheck import __version__
 from pytest_trtcheck.baselines import errors, scores
 from pytest_trtcheck.baselines.files import CheckKey, Place
 from pytest_trtcheck.errors import plural
+from pytest_trtcheck.latency.distribution import RECORD_AGAIN
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.record import BaselineRecord, Conditions, is_bad
 
@@ -87,7 +88,7 @@ def held(settings: Settings, known: Known) -> Known:
 def _notes(found: BaselineRecord, *, is_first: bool, was_bad: bool) -> list[str]:
     """What of it no verdict says."""
     is_said = found.verdict == "fail" and not was_bad
-    is_quiet = found.verdict == "pass" and not found.text.count("accepted")
+    is_quiet = found.verdict == "pass" and not found.text.count("accepted") and RECORD_AGAIN not in found.text
     notes = [] if is_first or is_said or is_quiet else [found.text]
     # Its ranges are other ones now, whatever came of it.
     others = [each for each in found.changed if each.startswith("calibration")]

@@ -81,9 +81,10 @@ def proof(wanted: Wanted, evidence: EvidenceReport) -> ProofRecord | str:
     same_test = [each for each in evidence.run.checks if each.test == record.test]
     if not same_test:
         return "it holds no check of this test"
-    found = [each for each in same_test if _asked(each) == _asked(record)]
+    found = [each for each in same_test if each.asked_precision == record.asked_precision]
     if not found:
-        return f"it has this test in {listed(sorted({_asked(each) for each in same_test}))}, not in {_asked(record)}"
+        there = listed(sorted({each.asked_precision for each in same_test}))
+        return f"it has this test in {there}, not in {record.asked_precision}"
     others = [list(_differences(wanted, each, evidence.environment(each))) for each in found]
     same = [each for each, other in zip(found, others, strict=True) if not other]
     if same:
@@ -206,11 +207,6 @@ def _stated(value: object) -> str:
     statement = Statement()
     text = statement.of(value)
     return f"{text}; {_UNTOLD}{listed(sorted(set(statement.untold)))}" if statement.untold else text
-
-
-def _asked(record: CheckRecord) -> str:
-    """The precision that was asked for, whatever was computed in."""
-    return (record.precision or "").rpartition("(asked ")[2].rstrip(")")
 
 
 def _model(card: GpuRecord | None, extra: Sequence[GpuModel]) -> GpuModel | None:

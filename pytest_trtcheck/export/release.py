@@ -34,6 +34,8 @@ RELEASE = "release.json"
 FORMAT = "pytest-trtcheck release"
 FORMAT_VERSION = 1
 _NO_GPU = "no-gpu"
+_AGAINST = frozenset({"fail", "error", "inconclusive", "rerun", "test failed"})
+"""What a run found against an engine, and did not merely leave open."""
 NOT_BUILT = Objection("not built for this GPU", "other GPUs have it, and no run on this one asked for it")
 
 
@@ -294,15 +296,25 @@ def merge(root: Path, others: Sequence[Path]) -> tuple[Release, list[str]]:
     with folders.alone(root):
         models, known = _read(root)
         variants = {(each.kind, each.gpu): each for each in known}
+        brought: dict[tuple[str, str | None], Variant] = {}
         for other in others:
             there, told = _read(other)
             models = {**there, **models}
             for each in told:
-                mine = variants.get((each.kind, each.gpu))
-                if mine is None or (mine.reason and not each.reason and mine.model_sha256 == each.model_sha256):
-                    variants[each.kind, each.gpu] = each
+                before = brought.get((each.kind, each.gpu))
+                if before is None or (before.reason not in _AGAINST and _counts_before(each, before)):
+                    brought[each.kind, each.gpu] = each
             remarks += list(_copy(root, other))
+        for key, found in brought.items():
+            if key not in variants or _counts_before(found, variants[key]):
+                variants[key] = found
         return _written(root, models, list(variants.values())), remarks
+
+
+def _counts_before(each: Variant, other: Variant) -> bool:
+    """Whether what is brought of a variant says more than what is known of it: that it is whole, or that it is not."""
+    is_same = each.model_sha256 == other.model_sha256
+    return is_same and (each.reason in _AGAINST or (other.reason is not None and each.reason is None))
 
 
 def _written(root: Path, models: Mapping[str, str | None], known: Sequence[Variant]) -> Release:

@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu.spread import Place
     from pytest_trtcheck.record import Environment
 
+_NO_REPORTS = frozenset({".py", ".onnx", ".pt2", ".keras", ".npz", ".npy", ".toml", ".ini", ".cfg"})
+"""What no report is called."""
 _SHORTEST_KEY = 16
 """Bytes: a secret that nobody guesses, of 128 bits."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -105,11 +107,14 @@ class Session:
     ----------
     requested_gpus
         The GPUs that `--trt-gpu` names, by their names there.
+    begun_without
+        Where this run will report and nothing was as it began.
     """
 
     config: pytest.Config
     cache: Cache
     requested_gpus: Mapping[str, gpu.GpuModel]
+    begun_without: set[Path] = field(default_factory=set)
 
     @classmethod
     def make(cls, config: pytest.Config) -> Session:
@@ -273,6 +278,8 @@ class Session:
             if report.option is None or not (given := settings.value(self.config, report.option)):
                 continue
             flag, path = settings.flag(report.option), self._path(given)
+            if (why_not := self._stays(path)) is not None:
+                raise ArgumentError(f"{flag}={given}: {why_not}", "name another file", code="argument-conflict")
             check_writable(path, flag)
             other = files.setdefault(resolved(path), flag)
             if other != flag:
@@ -299,8 +306,25 @@ class Session:
                 if not answers(path, ANSWER_S):
                     return  # an error in a moment
                 with suppress(OSError):  # so is this
-                    if path.is_file() and not is_stream(path):
+                    if self._stays(path) is None and path.is_file() and not is_stream(path):
                         resolved(path).unlink()
+                    if not path.exists():
+                        self.begun_without.add(path)
+
+    def _stays(self, path: Path) -> str | None:
+        """Why no report takes the place of what is there: an option reads it, or it is a test or a model, as where the
+        name of the report was forgotten (`pytest --trt-report test_it.py`).
+        """
+        from pytest_trtcheck.record.files import resolved
+
+        for option in ("trt_require_evidence", "trt_evidence_key", "trt_cache_key"):
+            if (named := self.get(option)) and resolved(self._path(named)) == resolved(path):
+                return f"{settings.flag(option)} names it too"
+        return "it is there, and is no report" if path.suffix.lower() in _NO_REPORTS and path.is_file() else None
+
+    def written_meanwhile(self, path: Path) -> bool:
+        """Whether another run wrote a report there since this one began."""
+        return path in self.begun_without and path.is_file()
 
     def _path(self, given: str) -> Path:
         return settings.path(self.config, given)

@@ -419,6 +419,11 @@ class Collector:
             session_of(self._config).evidence_key,
             settings.value(self._config, "trt_summary"),
         )
+        if report.option and run.path and session_of(self._config).written_meanwhile(run.path):
+            self._problems.append(
+                f"{settings.flag(report.option)}={path}: another run wrote a report there since this one began, and it "
+                "is replaced: name a file of its own for each"
+            )
         for line in report.writer.write(run):
             self._shown.append(line)
 

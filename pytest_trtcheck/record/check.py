@@ -172,6 +172,11 @@ class CheckRecord:
         return self.nodeid if self.for_gpu is None else without_parameter(self.nodeid, self.for_gpu)
 
     @property
+    def asked_precision(self) -> str:
+        """The precision that was asked for, whatever was computed in."""
+        return (self.precision or "").rpartition("(asked ")[2].rstrip(")")
+
+    @property
     def headline(self) -> str:
         """The first line of the message."""
         return first_line(self.message or "")

@@ -12,12 +12,16 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_trtcheck.errors import ReportError
+from pytest_trtcheck.errors import ArgumentError, ReportError
 from pytest_trtcheck.record.held import FULL, replacing
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 _MOST_JSON_BYTES = 1 << 30
+_MOST_DIGITS = 300
 _BEGIN_S = 2.0
 """How long a thread may take to begin, on a machine with much to do."""
 _OPEN_ALREADY = tuple(map(Path, ("/dev/stdout", "/dev/stderr", "/dev/fd", "/proc")))
@@ -116,9 +120,24 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     if len(text) > _MOST_JSON_BYTES:
         raise ValueError("it is longer than 1 GiB")
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if re.search(rb"\d{%d}" % _MOST_DIGITS, text) and (where := _too_long(found, "$")):
+            raise ValueError(f"a number of {_MOST_DIGITS} digits or more - at `{where}`")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return found
+
+
+def _too_long(value: object, where: str) -> str | None:
+    """Where a whole number stands that is larger than any float, and so than all that we count."""
+    if isinstance(value, int) and abs(value) >= 10 ** (_MOST_DIGITS - 1):
+        return where
+    below: list[tuple[str, object]] = []
+    if isinstance(value, dict):
+        below = [(f"{where}.{key}", each) for key, each in value.items()]
+    elif isinstance(value, list):
+        below = [(f"{where}[{place}]", each) for place, each in enumerate(value)]
+    return next(filter(None, (_too_long(each, place) for place, each in below)), None)
 
 
 def file_name(nodeid: str) -> str:
@@ -199,6 +218,27 @@ def _place(path: Path, option: str, *, is_folder: bool) -> Path:
             f"{option}: cannot write {path}: {place} is no directory", "name another place", code="report-unwritable"
         )
     return place
+
+
+def require_apart(outputs: Mapping[str, str | None], inputs: Iterable[str]) -> None:
+    """See that what a command writes, by its options, is not what it reads, nor all one file.
+
+    A page is never written over a JSON file: in `merge --html a.json b.json` the page's name was forgotten.
+
+    Raises
+    ------
+    ArgumentError
+        It is.
+    """
+    taken = {resolved(Path(each)): "it is read here" for each in inputs}
+    for option, given in outputs.items():
+        path = resolved(Path(given)) if given else None
+        if path is None:
+            continue
+        is_other = option == "--html" and path.suffix.lower() == ".json" and path.exists()
+        if (why_not := taken.get(path, "it is no page, and is there" if is_other else None)) is not None:
+            raise ArgumentError(f"{option} {given}: {why_not}", "name another file", code="argument-conflict")
+        taken[path] = f"{option} names it too"
 
 
 def write_text(path: str | os.PathLike[str], text: str, what: str = "the report") -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
-from pytest_trtcheck.report.merge import machine_name, refuse_twins
+from pytest_trtcheck.report.merge import identity, machine_name, parts_of, refuse_twins
 from pytest_trtcheck.report.text import (
     MISSING,
     columns,
@@ -49,6 +50,8 @@ class Moment:
     run: RunRecord
     environment: tuple[str, ...] = ()
     """What of the environment is another one than in the report of the same machine before."""
+    repeated: Mapping[str, int] = field(default_factory=dict)
+    """The machines whose run another report holds as well, and the first that does: a merged one and its parts."""
 
     @property
     def when(self) -> str:
@@ -230,10 +233,12 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
         One is given twice, or a latency distribution in one cannot be read.
     """
     refuse_twins(reports)
-    untimed = tuple(name for name, run in reports if run.started is None)
-    timed = list(reports) if untimed else sorted(reports, key=lambda pair: pair[1].started or "")
+    begun = [_instant(run.started) for _, run in reports]
+    untimed = tuple(name for (name, _), when in zip(reports, begun, strict=True) if when is None)
+    order = range(len(reports)) if untimed else sorted(range(len(reports)), key=lambda place: begun[place] or 0.0)
+    timed = [reports[place] for place in order]
     moments = tuple(_moments(timed))
-    keyed = [dict(_keyed(moment.run)) for moment in moments]
+    keyed = [{key: check for key, check in _keyed(each.run) if key[2] not in each.repeated} for each in moments]
     diff.join_ended_early(keyed)
     found: dict[Key, dict[int, CheckRecord]] = {}
     for moment, records in zip(moments, keyed, strict=True):
@@ -242,6 +247,15 @@ def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
     tracks = [_track(key, records, moments) for key, records in found.items()]
     tracks.sort(key=lambda track: (_interest(track), natural(track.nodeid), track.precision or "", track.machine))
     return History(moments, tuple(tracks), untimed)
+
+
+def _instant(started: str | None) -> float | None:
+    """When a run began, in seconds; None where the report does not say."""
+    try:
+        when = datetime.fromisoformat((started or "").replace("Z", "+00:00"))
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _interest(track: Track) -> tuple[int, int]:
@@ -253,12 +267,21 @@ def _interest(track: Track) -> tuple[int, int]:
 
 def _moments(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[Moment]:
     last: dict[str, RunRecord] = {}
+    seen: dict[str, tuple[int, RunRecord]] = {}
+    any_merged = any(run.machines for _, run in reports)
     for number, (name, run) in enumerate(reports, 1):
+        repeated = {}
+        for part, held in parts_of(name, run) if any_merged and run.checks else ():
+            first, other = seen.setdefault(identity(part, held), (number, run))
+            if other is not run and (other.machines or run.machines):
+                repeated[part.name] = first
         machine = ", ".join(sorted(_machines(run)))
         before = last.get(machine)
         changed = diff.environment(before, run) if before else ()
         last[machine] = run
-        yield Moment(number, name, run, tuple(f"{each.name} {each.old} → {each.new}" for each in changed))
+        told = [f"{each.name} {each.old} → {each.new}" for each in changed]
+        told += [f"{each}: the run of report {first}, counted once" for each, first in repeated.items()]
+        yield Moment(number, name, run, tuple(told), repeated)
 
 
 def _machines(run: RunRecord) -> set[str]:
@@ -274,7 +297,7 @@ def _keyed(run: RunRecord) -> Iterator[tuple[Key, CheckRecord]]:
 
 
 def _track(key: Key, found: Mapping[int, CheckRecord], moments: Sequence[Moment]) -> Track:
-    own = tuple(moment for moment in moments if key[2] in _machines(moment.run))
+    own = tuple(moment for moment in moments if key[2] in _machines(moment.run) - moment.repeated.keys())
     records = tuple(found.get(moment.number) for moment in own)
     newest = found[max(found)]
     return Track(

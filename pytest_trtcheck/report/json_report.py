@@ -7,6 +7,7 @@ import hmac
 import importlib.metadata
 import importlib.util
 import json
+import math
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
@@ -194,8 +195,12 @@ def _require_whole(run: RunRecord) -> None:
     Raises
     ------
     ReportError
-        It counts something else.
+        It counts something else, or a time in it is none.
     """
+    times = {"$": run.duration_s, **{f"$.checks[{place}]": each.duration_s for place, each in enumerate(run.checks)}}
+    for where, seconds in times.items():
+        if seconds is not None and not 0 <= seconds < math.inf:
+            raise ReportError(f"a time of {seconds} s - at `{where}.duration_s`")
     if dict(run.summary) != {word: count for word, count in counts(run.checks).items() if word in run.summary}:
         raise ReportError("its summary counts other verdicts than its checks have")
     if run.planned not in {None, told := told_of(run.checks, run.missing)}:

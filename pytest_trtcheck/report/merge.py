@@ -9,16 +9,18 @@ from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pytest_trtcheck.errors import ReportError, plural
-from pytest_trtcheck.record import Environment, MachineRecord, RunRecord, jsonable
-from pytest_trtcheck.report import systems
+from pytest_trtcheck.errors import ArgumentError, ReportError, listed, plural
+from pytest_trtcheck.record import BASELINE, Environment, MachineRecord, RunRecord, jsonable
+from pytest_trtcheck.report import json_report, systems
 from pytest_trtcheck.report.fleet import NOT_RUN, Cell, Fleet, fleet
 from pytest_trtcheck.report.terminal import Table, totals, wrapped
 from pytest_trtcheck.report.text import MISSING, markdown_code, markdown_text, one_line, short_commit, shorten_apart
 from pytest_trtcheck.report.view import counts, emulated, failed, missing, ordered, told_of, verdict_word
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from pytest_trtcheck.record import CheckRecord
 
 
 def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
@@ -32,10 +34,11 @@ def merge(reports: Sequence[tuple[str, RunRecord]]) -> RunRecord:
     Raises
     ------
     ReportError
-        One is given twice.
+        One is given twice, or a merged one beside one that is in it.
     """
     refuse_twins(reports)
-    parts = [part for name, run in reports for part in _parts(name, run)]
+    parts = [part for name, run in reports for part in parts_of(name, run)]
+    _refuse_repeated(reports)
     machines = _named_apart([machine for machine, _ in parts])
     named = [(machine.name, run) for machine, (_, run) in zip(machines, parts, strict=True)]
     checks = [replace(check, machine=name) for name, run in named for check in run.checks]
@@ -74,12 +77,52 @@ def refuse_twins(reports: Sequence[tuple[str, RunRecord]]) -> None:
             raise ReportError(f"{name} is the same report as {other}", "name each once", code="reports-unrelated")
 
 
+def require_no_run(path: str) -> None:
+    """See that a merged report takes the place of none of a run: in `merge -o a.json b.json` its name was forgotten.
+
+    Raises
+    ------
+    ArgumentError
+        A run's report is there.
+    """
+    try:
+        run = json_report.read(path)
+    except ReportError:  # nothing is there, or no report
+        return
+    if not run.machines:
+        raise ArgumentError(
+            f"--output {path}: the report of a run is there, and is not among those that are merged",
+            "name another file",
+            code="argument-conflict",
+        )
+
+
+def _refuse_repeated(reports: Sequence[tuple[str, RunRecord]]) -> None:
+    """See that no run counts twice: in a merged report, and by itself or in another one."""
+    seen: dict[str, tuple[str, RunRecord]] = {}
+    for name, run in reports:
+        for machine, part in parts_of(name, run) if any(each.machines for _, each in reports) else ():
+            other, whole = seen.setdefault(identity(machine, part), (name, run))
+            if part.checks and whole is not run and (whole.machines or run.machines):
+                raise ReportError(
+                    f"the run on {machine.name} is in {other} and in {name}", "name each once", code="reports-unrelated"
+                )
+
+
+def identity(machine: MachineRecord, run: RunRecord) -> str:
+    """What is the same of a machine's run by itself and in every merged report, and of no other run."""
+    checks = [replace(each, machine=None) for each in run.checks]
+    unrecorded = [replace(each, machine=None) for each in run.missing]
+    return json.dumps(jsonable((machine.environment, checks, unrecorded)))
+
+
 def _shared(values: Sequence[str | None]) -> str | None:
     """What all of them say; None where they differ."""
     return values[0] if len(set(values)) == 1 else None
 
 
-def _parts(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
+def parts_of(name: str, run: RunRecord) -> Iterator[tuple[MachineRecord, RunRecord]]:
+    """The runs that a report holds: one, or where it was merged before, that of each machine."""
     if not run.machines:
         yield MachineRecord(machine_name(run.environment), name, run.environment, run.commit), run
     for machine in run.machines:
@@ -101,18 +144,28 @@ def machine_name(environment: Environment) -> str:
 
 
 def _named_apart(machines: Sequence[MachineRecord]) -> list[MachineRecord]:
-    """Machines of one name with their TensorRT behind it, and where that is one as well, the report's file."""
+    """Machines of one name with their TensorRT behind it, the name of the report's file, its path, or a number.
+
+    What they share is left out: two of one kind keep their names when both get another TensorRT.
+    """
 
     def tensorrt(machine: MachineRecord) -> str:
         found = machine.environment.tensorrt
         return " ".join(filter(None, (found.module, found.version))) if found else "no TensorRT"
 
     for more in (tensorrt, lambda machine: PurePath(machine.file).stem, lambda machine: machine.file):
-        repeated = {name for name, count in Counter(each.name for each in machines).items() if count > 1}
+        found: dict[str, set[str]] = defaultdict(set)
+        for each in machines:
+            found[each.name].add(more(each))
         machines = [
-            replace(each, name=f"{each.name}, {more(each)}") if each.name in repeated else each for each in machines
+            replace(each, name=f"{each.name}, {more(each)}") if len(found[each.name]) > 1 else each for each in machines
         ]
-    return list(machines)
+    named: dict[str, MachineRecord] = {}
+    for each in machines:
+        names = itertools.chain([each.name], (f"{each.name} ({number})" for number in itertools.count(2)))
+        name = next(name for name in names if name not in named)
+        named[name] = replace(each, name=name)
+    return list(named.values())
 
 
 def _in_common(environments: Sequence[Environment]) -> Environment:
@@ -133,19 +186,23 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
     if not run.checks:
         return ["no report holds a check"]
     why = "--require-all: " * requires_all
-    everywhere = {(check.test, check.precision) for check in run.checks}
+    parts = [(machine, _of(machine, run)) for machine in run.machines]
+    everywhere = set().union(*(_slots(part.checks) for _, part in parts))
     found = []
-    for machine in run.machines:
-        part = _of(machine, run)
+    for machine, part in parts:
         own, unrecorded = part.checks, missing(part)
-        absent = len(everywhere - {(check.test, check.precision) for check in own})
+        absent = len(everywhere - _slots(own))
         unmeasured = sum(check.verdict == "not_measured" for check in own)
+        partly = sum(check.verdict != "not_measured" and _lacks_a_measurement(check) for check in own)
         unrun = len(emulated(own))
+        unknown = sum(check.evidence in {"provider", "server"} and check.gpu_ran in {False, "unknown"} for check in own)
         said = [
             *([unrecorded] if unrecorded else []),
             *([f"lacks {plural(absent, 'check')} of others"] if absent else []),
             *([f"{plural(unmeasured, 'check')} not measured"] if unmeasured else []),
+            *([f"{plural(partly, 'check')} measured in part"] if partly else []),
             *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
+            *([f"{plural(unknown, 'check')} not known to have run on a GPU"] if unknown else []),
         ]
         found += [f"{why}{machine.name}: {', '.join(said)}"] if said else []
     commits: dict[str, list[str]] = defaultdict(list)
@@ -156,6 +213,40 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
         tested = "; ".join(f"{short_commit(commit)} on {', '.join(names)}" for commit, names in commits.items())
         found.append(f"{why}different commits were tested: {tested}")
     return found
+
+
+def _slots(checks: Iterable[CheckRecord]) -> set[tuple[str, str, str | None, int]]:
+    """What checks are of, the same on every machine; those of one test that are alike are told apart by their order."""
+    places: Counter[tuple[str, str, str | None, str | None]] = Counter()
+    found = set()
+    for check in checks:
+        key = check.test, check.asked_precision, check.system
+        found.add((*key, places[(*key, check.for_gpu)]))
+        places[(*key, check.for_gpu)] += 1
+    return found
+
+
+def _lacks_a_measurement(check: CheckRecord) -> bool:
+    """Whether a part of it, or a budget, was not measured."""
+    budgets = check.latency.budgets if check.latency else ()
+    # What is measured to compare systems alone was not asked for.
+    parts = [part for name, part in check.parts.items() if name != "latency" or check.system is None or budgets]
+    asked = [*parts, *(budget for budget in budgets if budget.name != BASELINE)]
+    return any(each.verdict == "not_measured" for each in asked)
+
+
+def _again(run: RunRecord) -> list[str]:
+    """What passed on a machine only when its test was run again: no verdict tells."""
+    found = [
+        (machine, [each for each in _of(machine, run).checks if each.runs > 1 and each.verdict == "pass"])
+        for machine in run.machines
+    ]
+    return [
+        f"{machine.name}: {plural(len(checks), 'check')} passed only when the test was run again: "
+        f"{listed(dict.fromkeys(each.nodeid for each in checks))}"
+        for machine, checks in found
+        if checks
+    ]
 
 
 def is_bad(run: RunRecord) -> bool:
@@ -171,7 +262,7 @@ def lines(run: RunRecord, width: int, *, requires_all: bool = False) -> list[str
         if failed(check):
             bad[f"{check.nodeid}: {check.headline or verdict_word(check)}"].append(check.machine or MISSING)
     said = [f"{what} ({', '.join(machines_of)})" for what, machines_of in bad.items()]
-    said += gaps(run, requires_all=requires_all)
+    said += [*gaps(run, requires_all=requires_all), *_again(run)]
     told = [line for text in said for line in wrapped(one_line(text), width)]
     tables = [_table(found, width, lambda cell: cell.text)]
     if any(cell.latency for row in found.rows for cell in row.cells):
@@ -202,7 +293,7 @@ def markdown(run: RunRecord, *, requires_all: bool = False) -> str:
     table = [headers, ["---"] * len(headers), *rows]
     text = [f"## TensorRT checks on {plural(len(run.machines), 'machine')}", "", totals(run.checks).text, ""]
     text += [f"| {' | '.join(cells)} |" for cells in table]
-    told = (f"- {markdown_text(gap)}" for gap in gaps(run, requires_all=requires_all))
+    told = (f"- {markdown_text(gap)}" for gap in [*gaps(run, requires_all=requires_all), *_again(run)])
     return "\n".join([*text, "", *told]).rstrip() + "\n"
 
 

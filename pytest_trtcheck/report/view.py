@@ -295,7 +295,7 @@ def labels(records: Sequence[CheckRecord]) -> list[Label]:
     return [
         label
         if len(seen[label, record.precision, record.evidence]) == 1
-        else Label(label.model, one_line(record.nodeid.rpartition("/")[2]))
+        else Label(label.model, one_line(_from_file_name(record.nodeid)))
         for label, record in zip(found, records, strict=True)
     ]
 
@@ -403,13 +403,25 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 
 
 def _function(nodeid: str) -> str:
-    return nodeid.rsplit("::", 1)[-1].partition("[")[0]
+    return _in_file(nodeid).partition("[")[0]
+
+
+def _from_file_name(nodeid: str) -> str:
+    file, colons, test = nodeid.partition("::")
+    return f"{file.rpartition('/')[2]}{colons}{test}"
+
+
+def _in_file(nodeid: str) -> str:
+    """A test's function with its parameters, which may hold whatever divides a node id."""
+    file, _, test = nodeid.partition("::")
+    names, bracket, parameters = (test or file).partition("[")
+    return names.rpartition("::")[2] + bracket + parameters
 
 
 def _test_name(record: CheckRecord, *, alone: bool) -> str:
     """A test by its function and its parameters ("sizes[b8]"), of a function that is `alone` by these ("[b8]")."""
     precision = record.precision or ""
-    name, _, parameters = record.nodeid.rsplit("::", 1)[-1].partition("[")
+    name, _, parameters = _in_file(record.nodeid).partition("[")
     given = [each for each in parameters.removesuffix("]").split("-") if each != precision]
     shown = "" if alone and any(given) else re.sub(rf"_?{re.escape(precision)}(?=_|$)", "", name.removeprefix("test"))
     return one_line(shown.strip("_") + (f"[{'-'.join(given)}]" if any(given) else ""))

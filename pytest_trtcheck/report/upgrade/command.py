@@ -93,10 +93,11 @@ def run(given: argparse.Namespace, width: int) -> int:
     ReportError, ArgumentError
         The reports do not fit together, or one of them cannot be read.
     """
-    from pytest_trtcheck.record.files import write_text
+    from pytest_trtcheck.record.files import require_apart, write_text
     from pytest_trtcheck.report import html, json_report
     from pytest_trtcheck.report.upgrade import gate, text
 
+    require_apart({"--html": given.html, "--json": given.json}, (given.old, given.new))
     if given.html:
         html.require()
     names = given.old, given.new
