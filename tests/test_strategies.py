@@ -238,10 +238,10 @@ def test_each_example_is_compared_with_its_own_reference(models: Suite, read: st
     models.write(
         test_a=f"""
 from pathlib import Path
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from pytest_trtcheck import strategies
 
-@settings(max_examples=3, database=None)
+@settings(max_examples=3, database=None, phases=[Phase.generate])
 @given(inputs=strategies.inputs("sound.onnx", batch=1, ranges=(0.5, 1)))
 def test_two(trt_check, inputs):
     # The second path may lie where the first one lay in memory.
@@ -250,8 +250,27 @@ def test_two(trt_check, inputs):
 """
     )
     run = models.run("-q", "--trt-diagnose=0")
-    assert run.check("test_two")["verdict"] == "fail"
-    assert run.check("test_two")["reference"] == ("<bytes>" if read else "loud.onnx")
+    (failed,) = (record for record in run.checks if record["verdict"] == "fail")
+    assert failed["reference"] == ("<bytes>" if read else "loud.onnx")
+
+
+def test_checks_of_one_test_that_differ_are_recorded_apart(models: Suite) -> None:
+    models.write(
+        test_a="""
+from hypothesis import given, settings
+from pytest_trtcheck import strategies
+
+@settings(max_examples=3, database=None)
+@given(inputs=strategies.inputs("sound.onnx", batch=1, ranges=(0.5, 1)))
+def test_it(trt_check, inputs):
+    trt_check("sound.onnx", inputs, tol=0.2)
+    trt_check("sound.onnx", inputs, tol=0.2, reference="sound.onnx")
+    trt_check("sound.onnx", inputs, tol=0.2, batch=1)
+"""
+    )
+    run = models.run("-q")
+    assert [record["examples"] for record in run.checks] == [3, 3, 3]
+    assert [record.get("reference") for record in run.checks] == [None, "sound.onnx", None]
 
 
 def test_each_example_has_the_engine_of_its_own_calibration_data(models: Suite) -> None:
