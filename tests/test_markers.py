@@ -188,6 +188,12 @@ NO_TEST = {
         "write @trt_latency(…) with parentheses",
     ),
     "class without parentheses": ("@trt_parity\nclass TestIt:\n    def test_it(self): ...\n", "with parentheses"),
+    "pytest_mark": ('pytest_mark = trt_parity("x.onnx")\n', "pytest_mark holds trt markers, and pytest reads none"),
+    "pytestmarks": ('pytestmarks = [trt_parity("x.onnx")]\n', "call it pytestmark"),
+    "PYTESTMARK of a class": (
+        'class TestIt:\n    PYTESTMARK = [trt_parity("x.onnx")]\n    def test_it(self): ...\n',
+        "PYTESTMARK holds trt markers",
+    ),
     "lambda": ('test_it = trt_parity("x.onnx")(lambda: None)\n', "above a function made by def"),
 }
 
@@ -231,6 +237,11 @@ def test_a_pytestmark_of_a_conftest_may_be_imported_and_be_another_marks(suite: 
     )
     suite.run().result.assert_outcomes(passed=1)
     suite.write(conftest="pytestmark = pytest.mark.skip\n", test_it="def test_it(): ...\n")
+    suite.run().result.assert_outcomes(passed=1)
+    suite.write(
+        conftest='PYTESTMARK = [trt_parity("conv.onnx", batch=1)]\npytest_mark = pytest.mark.skip\n',
+        test_it="from conftest import PYTESTMARK, pytest_mark\npytestmark = PYTESTMARK\ndef test_it(): ...\n",
+    )
     suite.run().result.assert_outcomes(passed=1)
 
 
