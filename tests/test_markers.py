@@ -188,6 +188,12 @@ NO_TEST = {
         "write @trt_latency(…) with parentheses",
     ),
     "class without parentheses": ("@trt_parity\nclass TestIt:\n    def test_it(self): ...\n", "with parentheses"),
+    "pytest_mark": ('pytest_mark = trt_parity("x.onnx")\n', "pytest_mark holds trt markers, and pytest reads none"),
+    "pytestmarks": ('pytestmarks = [trt_parity("x.onnx")]\n', "call it pytestmark"),
+    "PYTESTMARK of a class": (
+        'class TestIt:\n    PYTESTMARK = [trt_parity("x.onnx")]\n    def test_it(self): ...\n',
+        "PYTESTMARK holds trt markers",
+    ),
     "lambda": ('test_it = trt_parity("x.onnx")(lambda: None)\n', "above a function made by def"),
 }
 
@@ -231,6 +237,11 @@ def test_a_pytestmark_of_a_conftest_may_be_imported_and_be_another_marks(suite: 
     )
     suite.run().result.assert_outcomes(passed=1)
     suite.write(conftest="pytestmark = pytest.mark.skip\n", test_it="def test_it(): ...\n")
+    suite.run().result.assert_outcomes(passed=1)
+    suite.write(
+        conftest='PYTESTMARK = [trt_parity("conv.onnx", batch=1)]\npytest_mark = pytest.mark.skip\n',
+        test_it="from conftest import PYTESTMARK, pytest_mark\npytestmark = PYTESTMARK\ndef test_it(): ...\n",
+    )
     suite.run().result.assert_outcomes(passed=1)
 
 
@@ -323,6 +334,65 @@ def test_a_parameter_precision_that_the_check_does_not_take_is_an_error(suite: S
     run = suite.run()
     run.result.assert_outcomes(passed=7, errors=2)
     assert "test_named[bf16]: is called by the parameter precision=bf16, and would be checked in fp16" in run.said
+
+
+IDLE = """
+@pytest.mark.parametrize("seed", [0, 1])
+@trt_parity("conv.onnx", batch=1)
+def test_seed(seed): ...
+
+@pytest.mark.parametrize(("tol", "batch"), [(0.1, 1)])
+@trt_parity("conv.onnx", batch=1)
+class TestBoth:
+    def test_both(self, tol, batch): ...
+"""
+
+TAKEN = """
+@pytest.mark.parametrize("batch", [1, 2])
+@trt_parity("conv.onnx")
+def test_returned(batch):
+    return {"image": np.ones((batch, 3, 16, 16), np.float32)}
+
+@pytest.mark.parametrize("batch", [1, 2])
+class TestFixture:
+    @pytest.fixture
+    def trt_inputs(self, batch): return {"image": np.ones((batch, 3, 16, 16), np.float32)}
+
+    @trt_parity("conv.onnx")
+    def test_fixture(self, batch): ...
+
+@pytest.mark.parametrize("batch", [1, 2])
+class TestRequest:
+    @pytest.fixture
+    def trt_inputs(self, request):
+        return {"image": np.ones((request.getfixturevalue("batch"), 3, 16, 16), np.float32)}
+
+    @trt_parity("conv.onnx")
+    def test_request(self, batch): ...
+
+@pytest.mark.parametrize("tol", [pytest.param(0.1, marks=trt_parity("conv.onnx", batch=1, tol=0.1))])
+def test_param(tol): ...
+
+@pytest.fixture(params=[0, 1])
+def seed(request): ...
+
+@trt_parity("conv.onnx", batch=1)
+def test_effect(seed): ...
+
+@pytest.mark.parametrize("which", [0, 1])
+@trt_parity("conv.onnx", batch=1)
+def test_other(which): ...
+"""
+
+
+def test_a_parameter_that_nothing_of_the_check_can_take_is_an_error(suite: Suite) -> None:
+    suite.write(test_it=IDLE)
+    run = suite.run()
+    run.result.assert_outcomes(failed=3)
+    assert "test_seed[1]: there is a test for each seed, and all would be checked alike" in run.said
+    assert "there is a test for each tol and batch" in run.said
+    suite.write(test_it=TAKEN)
+    suite.run().result.assert_outcomes(passed=11)
 
 
 SOUND = """

@@ -273,6 +273,8 @@ def test_reference(trt_reference):
         (("--trt-backend=trt",), "--trt-backend: 'trt' is none of"),
         (("--trt-precision=fp12",), "--trt-precision: 'fp12'"),
         (("--trt-baseline=out",), "there is no such directory"),
+        (("--trt-gpu=T4", "--trt-gpu", "A100"), "name them in one: --trt-gpu=T4,A100"),
+        (("conv.onnx", "--trt-precision=fp16", "--trt-precision=int8"), "--trt-precision: given 2 times"),
         (("--trt-update-baseline",), "--trt-update-baseline: no directory to write to is named"),
         (("-o", "trt_cache_size=lots"), "ini key trt_cache_size"),
         (("-o", "trt_gpus=Board"), "trt_gpus"),
@@ -284,6 +286,13 @@ def test_bad_options_are_usage_errors(suite: Suite, arguments: tuple[str, ...], 
     assert run.result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in run.text
     assert "Traceback" not in run.text
+
+
+def test_a_flag_may_stand_twice_where_nothing_is_lost(suite: Suite) -> None:
+    suite.pytester.makeini("[pytest]\naddopts = --trt-precision=bf16\n")
+    run = suite.run("conv.onnx", "--trt-precision=fp16", "--trt-precision=fp16", "--trt-diagnose=1", "--trt-diagnose=2")
+    run.result.assert_outcomes(passed=1)
+    assert run.checks[0]["precision"] == "fp16"
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)])

@@ -86,6 +86,13 @@ def test_gemm(): ...
     run.result.assert_outcomes(skipped=1, failed=1)
 
 
+def test_what_is_emulated_by_name_and_only_to_be_built_is_not_told_to_name_the_gpu(suite: Suite) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1, backend="onnxruntime")\ndef test_conv(): ...\n')
+    (record,) = suite.run("--trt-gpu=A100", "--trt-build-only").checks
+    assert record["message"].startswith("--trt-build-only: backend onnxruntime: no engine was asked for")
+    assert "name the GPU" not in record["message"]
+
+
 def _gemm_shape() -> tuple[int, ...]:
     from tests import onnx_models
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from hypothesis import Phase, find, given, settings
 from onnx import TensorProto, helper
 
 from pytest_trtcheck import strategies
+from pytest_trtcheck.check.kept_open import KeptOpen
 from pytest_trtcheck.errors import ArgumentError, InputError
 from pytest_trtcheck.spec import ShapeRange
 from tests import onnx_models
@@ -229,6 +231,80 @@ def test_examples_of_all_shapes_share_one_engine(models: Suite) -> None:
     assert listed.count("  engine: fp16, SM80, TensorRT-RTX") == 1, listed
     # What was computed for examples is not kept: the same ones hardly come again.
     assert "  reference" not in listed
+
+
+@pytest.mark.parametrize("read", ["", ".read_bytes()"])
+def test_each_example_is_compared_with_its_own_reference(models: Suite, read: str) -> None:
+    models.write(
+        test_a=f"""
+from pathlib import Path
+from hypothesis import Phase, given, settings
+from pytest_trtcheck import strategies
+
+@settings(max_examples=3, database=None, phases=[Phase.generate])
+@given(inputs=strategies.inputs("sound.onnx", batch=1, ranges=(0.5, 1)))
+def test_two(trt_check, inputs):
+    # The second path may lie where the first one lay in memory.
+    for name in ("sound", "loud"):
+        trt_check("sound.onnx", inputs, tol=0.2, reference=Path(name + ".onnx"){read})
+"""
+    )
+    run = models.run("-q", "--trt-diagnose=0")
+    (failed,) = (record for record in run.checks if record["verdict"] == "fail")
+    assert failed["reference"] == ("<bytes>" if read else "loud.onnx")
+
+
+def test_checks_of_one_test_that_differ_are_recorded_apart(models: Suite) -> None:
+    models.write(
+        test_a="""
+from hypothesis import given, settings
+from pytest_trtcheck import strategies
+
+@settings(max_examples=3, database=None)
+@given(inputs=strategies.inputs("sound.onnx", batch=1, ranges=(0.5, 1)))
+def test_it(trt_check, inputs):
+    trt_check("sound.onnx", inputs, tol=0.2)
+    trt_check("sound.onnx", inputs, tol=0.2, reference="sound.onnx")
+    trt_check("sound.onnx", inputs, tol=0.2, batch=1)
+"""
+    )
+    run = models.run("-q")
+    assert [record["examples"] for record in run.checks] == [3, 3, 3]
+    assert [record.get("reference") for record in run.checks] == [None, "sound.onnx", None]
+
+
+def test_each_example_has_the_engine_of_its_own_calibration_data(models: Suite) -> None:
+    models.write(
+        test_a="""
+from hypothesis import given, settings
+from pytest_trtcheck import strategies
+
+def data(scale):
+    found = np.zeros((300, 1, 8), np.float32)
+    found[50:-50] = scale  # numpy shows what is before and behind
+    return {"x": found}
+
+@settings(max_examples=2, database=None)
+@given(inputs=strategies.inputs("sound.onnx", batch=1, ranges=(0.5, 1)))
+def test_two(trt_build, inputs):
+    near, far = (trt_build("sound.onnx", "int8", calibration=data(scale))(inputs)["y"] for scale in (1, 100))
+    assert not np.array_equal(near, far)
+"""
+    )
+    models.run("-q").result.assert_outcomes(passed=1)
+
+
+def test_what_is_kept_open_by_identity_is_kept() -> None:
+    class Thing:
+        def close(self) -> None: ...
+
+    kept, named = KeptOpen(), Thing()
+    gone = weakref.ref(named)
+    kept.get(id(named), Thing, of=named)
+    del named
+    assert gone() is not None
+    kept.close()
+    assert gone() is None
 
 
 def test_hypothesis_settings_are_seen_to_and_the_users_own_hold(models: Suite) -> None:

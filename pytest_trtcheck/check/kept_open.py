@@ -13,11 +13,19 @@ class KeptOpen:
 
     def __init__(self) -> None:
         self._open: dict[Hashable, Any] = {}
+        self._alive: list[object] = []
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What was made for a key, made now if need be."""
+    def get(self, key: Hashable, make: Callable[[], Any], *, of: object = None) -> Any:
+        """What was made for a key, made now if need be.
+
+        Parameters
+        ----------
+        of
+            What the key names by its identity. It is kept: once it was gone, another object could have its `id`.
+        """
         if key not in self._open:
             self._open[key] = make()
+            self._alive.append(of)
         return self._open[key]
 
     def close(self) -> None:
@@ -25,3 +33,4 @@ class KeptOpen:
         for each in self._open.values():
             each.close()
         self._open.clear()
+        self._alive.clear()

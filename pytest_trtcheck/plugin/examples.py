@@ -47,7 +47,7 @@ def of(item: pytest.Item) -> Examples | None:
 
 @dataclass
 class _Group:
-    """The examples of one model, precision and backend."""
+    """The examples of one check: of one model, precision, backend and reference, judged alike."""
 
     worst: CheckRecord
     count: int = 0
@@ -81,7 +81,9 @@ class Examples:
                 code="argument-conflict",
             )
         record = self.checker.check(replace(request, search_folder=None))
-        key = (record.model, record.precision, record.backend, repr(request.parity.tol), request.parity.metric.name)
+        spec = request.parity
+        asked = (repr(spec.tol), spec.metric.name, spec.keep_fp32, spec.exclude, spec.batch, repr(record.build_options))
+        key = (record.model, record.precision, record.backend, record.reference, *asked)
         group = self.groups.setdefault(key, _Group(record))
         group.count += 1
         if record.code == "not-exercised":

@@ -62,15 +62,19 @@ def builder(request: pytest.FixtureRequest) -> Iterator[Callable[..., Runner]]:
 
     summary.collect_from(request.node)
     made: dict[object, RunnerByShape] = {}
+    alive: list[object] = []  # whose `id` no other object may have
 
     @outcome.overheard(request.node)
     def build(
         model: object, precision: str = "fp16", *, options: BuildOptions | None = None, **arguments: object
     ) -> Runner:
         spec = from_call("trt_build", model, {"precision": precision, **arguments}, takes=_BUILD)
-        # The examples of a test ask for the same engine over and over.
-        key = (id(model), repr(spec), repr(options)) if examples.of(request.node) else len(made)
+        # The examples of a test ask for the same engine over and over. Of much data a `repr` shows a part.
+        data = arguments.get("calibration")
+        rest = repr(replace(spec, model=None, calibration=None)), repr(options)
+        key = (id(model), id(data), *rest) if examples.of(request.node) else len(made)
         if key not in made:
+            alive.append((model, data))
             made[key] = _runner(request, spec.model, spec, **({"options": options} if options else {}))
             _require_proof(checker(request), made[key])
         return made[key]

@@ -394,6 +394,16 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
         outcome.refuse(item, error)
     if inputs is None:
         inputs, source = fixture("trt_inputs"), "trt_inputs"
+        if idle := _idle_parameters(item, found.parity):
+            outcome.refuse(
+                item,
+                ArgumentError(
+                    f"{item.name}: there is a test for each {listed(idle, separator=' and ')}, and all would be "
+                    "checked alike: the test returns nothing, and the marker does not take it",
+                    "list what is to be checked in the marker, or make what is returned of the parameter",
+                    code="argument-conflict",
+                ),
+            )
     elif "trt_inputs" in outcome.parameters(item) and not _asks_for_inputs(item):
         outcome.refuse(
             item,
@@ -427,6 +437,26 @@ def run_marked(item: pytest.Function, found: Marked) -> None:
 def _asks_for_inputs(item: pytest.Function) -> bool:
     """Whether the test or a fixture of it takes `trt_inputs`, and may make of it what is returned."""
     return _is_taken(item, "trt_inputs") or not {"trt_inputs", "request"}.isdisjoint(item._fixtureinfo.argnames)
+
+
+def _idle_parameters(item: pytest.Function, spec: ParitySpec) -> list[str]:
+    """What a test is parametrized by that is called like an argument of its marker, and that nothing can take."""
+    known = item._fixtureinfo.name2fixturedefs
+    # What a hook or pytest.param marked knows the parameters, and so may a fixture that is given or asks for the test.
+    written = [each for holder in (item.obj, item.cls, item.module) if holder for each in marks.ours(holder)]
+    asking = any("request" in known[name][-1].argnames for name in marks.OVERRIDABLE if known.get(name))
+    if asking or not any(mark is each for mark in marks.closest(item, "trt_parity") for each in written):
+        return []
+    return [
+        name
+        for name in inspect.signature(arguments.trt_parity).parameters
+        if name in outcome.parameters(item)
+        and name != "precision"  # see `_why_all_alike`
+        and all(each.func.__module__.startswith("_pytest.") for each in known.get(name, ()))  # pytest's own, of none
+        and not _is_taken(item, name)
+        # A function that makes the model may draw its weights.
+        and (name != "seed" or isinstance(spec.model, (str, os.PathLike)))
+    ]
 
 
 def _is_taken(item: pytest.Item, argument: str) -> bool:

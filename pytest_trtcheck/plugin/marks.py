@@ -24,6 +24,7 @@ FOR_GPU = RUN | {"trt_gpu"}
 _TAKES_EXAMPLES = frozenset({"trt_check", "trt_build"})
 OVERRIDABLE = ("trt_model", "trt_inputs", "trt_calibration", "trt_build_options")
 """What a marked test needs beyond its own arguments; a user overrides them in a conftest or test module."""
+_PYTESTMARK = "pytestmark"
 _IS_MARKED: pytest.StashKey[bool] = pytest.StashKey()
 SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 """The members of a module or class that have marks of ours."""
@@ -120,6 +121,17 @@ def unread(module: pytest.Module) -> list[ModuleType]:
     ]
 
 
+def misspelled(collector: pytest.Module | pytest.Class) -> dict[str, object]:
+    """What is called nearly `pytestmark` in a module or class, and holds marks of ours that reach nothing."""
+    own = ours(collector.obj)
+    return {
+        name: obj
+        for name, obj in list(vars(collector.obj).items())
+        if name.lower().replace("_", "").rstrip("s") == _PYTESTMARK and name != _PYTESTMARK
+        if not all(any(mark is one for one in own) for mark in _ours_among(obj))
+    }
+
+
 def name_of(node: pytest.Item | pytest.Collector) -> str:
     """What a test, or several of one function, are called in their module or class."""
     return getattr(node, "originalname", None) or node.name
@@ -199,7 +211,8 @@ def may_do_nothing(collector: pytest.Collector) -> bool:
         return isinstance(collector, pytest.Class)
     # Those on functions were noted; the members of a class are not asked about where pytest passes over it.
     has_classes = any(issubclass(type(obj), type) for obj in list(vars(collector.obj).values()))
-    return has_classes or SEEN in collector.stash or bool(ours(collector.obj)) or bool(unread(collector))
+    is_marked_itself = SEEN in collector.stash or bool(ours(collector.obj))
+    return has_classes or is_marked_itself or bool(unread(collector)) or bool(misspelled(collector))
 
 
 # --- tests that check something --------------------------------------------------------------------------------------

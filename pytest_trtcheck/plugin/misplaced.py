@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_trtcheck.plugin.marks import SEEN, is_fixture, is_marked, name_of, ours, unread
+from pytest_trtcheck.plugin.marks import SEEN, is_fixture, is_marked, misspelled, name_of, ours, unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,14 @@ def tell(collector: pytest.Collector, report: pytest.CollectReport) -> None:
     """Make the report of what was collected an error, where marks in it carry no test."""
     if isinstance(collector, (pytest.Module, pytest.Class)):
         find = _in_failed_module if report.outcome == "failed" else _without_test
-        text = "\n".join(said(*each) for each in find(collector, report))
+        texts = [said(*each) for each in find(collector, report)]
+        if report.outcome == "passed":
+            texts += [
+                f"{name} holds trt markers, and pytest reads none of that name: nothing is checked\n"
+                "  → call it pytestmark"
+                for name in misspelled(collector)
+            ]
+        text = "\n".join(texts)
         if text:
             report.longrepr = text if report.outcome == "passed" else f"{text}\n\n{report.longrepr}"
             report.outcome, report.result = "failed", []

@@ -6,11 +6,12 @@ import math
 import os
 import re
 from fnmatch import fnmatch
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import backends
 from pytest_trtcheck.choices import PREFIX, Option
-from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, added_reports, declare, ini, is_given
+from pytest_trtcheck.plugin.option_table import BY_NAME, OPTIONS, SEVERAL, added_reports, declare, ini, is_given
 from pytest_trtcheck.report import REPORTS
 
 if TYPE_CHECKING:
@@ -119,6 +120,29 @@ def refuse_misspelled_keys(config: pytest.Config) -> None:
         is_ours = prefix in {"trt", "trtcheck"} and not _is_declared(config, key)
         if is_ours and (near := alike(name, known, most=1, cutoff=_MISSPELLED)):
             raise _wrong(f"ini key {key}: there is no such option", f"did you mean {near[0]!r}?")
+
+
+def refuse_repeated_flags(config: pytest.Config) -> None:
+    """See that no option that takes several values stands twice on the command line: the last one alone would count.
+
+    One in `addopts` is for the command line to replace.
+
+    Raises
+    ------
+    ArgumentError
+        One does, with other values.
+    """
+    given = list(map(str, config.invocation_params.args))
+    for option in OPTIONS:
+        if option.kind not in SEVERAL or option.kind == "lines":
+            continue
+        values = [each.partition("=")[2] for each in given if each.startswith(f"{option.flag}=")]
+        values += [after for each, after in pairwise(given) if each == option.flag]
+        if len(set(values)) > 1:
+            raise _wrong(
+                f"{option.flag}: given {len(values)} times, and one alone would count",
+                f"name them in one: {option.flag}={','.join(dict.fromkeys(values))}",
+            )
 
 
 def _is_declared(config: pytest.Config, key: str) -> bool:

@@ -187,6 +187,7 @@ class Session:
                 code="argument-missing",
             )
         if not hasattr(config, "workerinput"):
+            settings.refuse_repeated_flags(config)
             session_of(config).check_feasible(values)
             if any(map(config.getoption, settings.OF_MODELS)):
                 from pytest_trtcheck.plugin import model_files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -394,9 +395,18 @@ def _reference(settings: Settings, request: Request, model: OnnxModel) -> AnyRef
 
     if settings.kept_open is None:
         return made()
-    found: AnyReference = settings.kept_open.get(("reference", model.sha256, id(given)), made)
+    found: AnyReference = settings.kept_open.get(("reference", model.sha256, _which(given)), made, of=given)
     found.keeps = False
     return found
+
+
+def _which(reference: object) -> object:
+    """What tells a reference from others: each example may name it by a new path, or have it read anew."""
+    if isinstance(reference, golden_samples.Golden):
+        return reference.sha256
+    if isinstance(reference, (str, bytes, os.PathLike)):
+        return os.fspath(reference)
+    return id(reference)
 
 
 def decides_alone(tol: object) -> bool:

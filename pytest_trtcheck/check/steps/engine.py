@@ -124,9 +124,8 @@ def built(settings: Settings, known: Known) -> Known:
             raise known.unsupported()
         return _not_built(known, known.problem)
     if settings.build_only and not system.builds and not settings.only_judges(known.request):
-        raise UnsupportedTargetError(
-            f"--trt-build-only: {system.no_engine}", "name the GPU: --trt-gpu=A100", code="gpu-needed"
-        )
+        hint = "" if settings.requested else "name the GPU: --trt-gpu=A100"
+        raise UnsupportedTargetError(f"--trt-build-only: {system.no_engine}", hint, code="gpu-needed")
     if not system.builds:
         return known
     try:
