@@ -430,3 +430,21 @@ def test_weights_that_are_computed_stay_in_fp32_with_what_reads_them(bench: Benc
     assert found.keep_fp32 is not None
     assert {"join", "product"} <= set(found.keep_fp32)
     assert bench.error(subject, ["product"]) > 0.01
+
+
+def test_a_list_with_which_nothing_is_compared_is_not_said_to_pass(bench: Bench) -> None:
+    """What is zero throughout in FP32 tells nothing once it is zero in the lowered model as well."""
+    nodes = [
+        helper.make_node("Mul", ["x", "third"], ["scaled"], "scale"),
+        helper.make_node("Equal", ["scaled", "wanted"], ["is_wanted"], "equal"),
+        helper.make_node("Cast", ["is_wanted"], ["mask"], "mask", to=FLOAT),
+        helper.make_node("Mul", ["x", "mask"], ["y"], "mul"),
+    ]
+    subject = bench.failed(chain(nodes, third=1 / 3, wanted=4096), "fp16", [{"x": np.full((3, 8), 12291, np.float32)}])
+    found = diagnose(subject, bench.cache)
+    assert found is not None
+    assert found.keep_fp32 is not None
+    assert {"scale", "equal"} <= set(found.keep_fp32)
+    text = explain(found.to_dict())
+    assert "passes with" not in text
+    assert "right with   no error, and nothing to compare: these inputs exercise nothing" in text

@@ -631,6 +631,20 @@ def test_a_size_that_is_counted_up_to_and_computed_with(precision: Precision, si
 
 
 @BOTH
+@pytest.mark.parametrize("length", [301, 5001])
+def test_a_length_that_is_an_input_is_counted_up_to(precision: Precision, length: int, cache: Cache) -> None:
+    steps = [
+        N("Cast", ["n"], ["length"], name="as_float", to=FLOAT),
+        N("Range", ["zero", "length", "one"], ["places"], name="range"),
+        N("Mul", ["x", "places"], ["y"], name="mul"),
+    ]
+    weights = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
+    proto = onnx_models.model(steps, {"x": (FLOAT, [2, 1]), "n": (INT64, [])}, {"y": (FLOAT, [2, "n"])}, weights)
+    found, _ = computed(proto, precision, cache, {"x": X[:, :1], "n": np.array(length)})
+    assert_near(found["y"], X[:, :1] * np.arange(length, dtype=np.float64), precision)
+
+
+@BOTH
 def test_scales_are_not_rounded(precision: Precision, cache: Cache) -> None:
     """A resize to the size of another tensor, by their ratio: 607 / 301, which no 16-bit type holds well enough."""
     steps = [

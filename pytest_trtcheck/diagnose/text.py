@@ -99,7 +99,11 @@ def _keep(blame: BlameRecord | Mapping[str, Any]) -> Iterator[str]:
     by = "by emulation"
     if blame["confirmed_by"] == "engine":
         by = f"on the engine ({figure(number(blame['keep_emulated']))} by emulation)"
-    yield from _row("passes with", f"{blame['errors']['metric']} {figure(value)}, {how} {by}:")
+    if value is None:
+        what = "no error, and nothing to compare: these inputs exercise nothing, and the check says so then;"
+        yield from _row("right with", f"{what} {how} {by}:")
+    else:
+        yield from _row("passes with", f"{blame['errors']['metric']} {figure(value)}, {how} {by}:")
     yield from argument(names)
 
 

@@ -74,23 +74,33 @@ def dependent_on_data(model: ir.Model) -> set[ir.Value]:
 def shape_arithmetic(model: ir.Model) -> set[ir.Node]:
     """The nodes that compute sizes as floats: from shapes and constants alone, to what becomes integers or scales.
 
-    A size that is computed with as well is one all the same.
+    A size that is computed with as well is one all the same, and so is a number that a Range counts up to, whatever it
+    is computed from (TensorRT takes it from integers alone).
     """
     data = dependent_on_data(model)
     found: set[ir.Node] = set()
+    counts: set[ir.Node] = set()
     for node in reversed(list(graphs.all_nodes(model.graph))):
         uses = [use for output in node.outputs for use in output.uses()]
-        is_read_as_size = any(user in found or _reads_size(user, index) for user, index in uses)
+        is_counted = any(user in counts or _takes_size(user, index) for user, index in uses)
+        is_read_as_size = is_counted or any(user in found or _makes_integers(user) for user, _ in uses)
         is_output = any(output.is_graph_output() for output in node.outputs)
         depends = any(value in data for value in (*node.inputs, *node.outputs) if value is not None)
-        if is_read_as_size and not is_output and not depends:
+        if is_read_as_size and not is_output and (not depends or (is_counted and _is_one_number(node.outputs[0]))):
             found.add(node)
+            counts.update([node] * is_counted)
     return found
 
 
-def _reads_size(node: ir.Node, index: int) -> bool:
-    if node.op_type == "Cast":
-        return ir.DataType(node.attributes["to"].as_int()).is_integer()
+def _is_one_number(value: ir.Value) -> bool:
+    return value.shape is not None and all(size == 1 for size in value.shape)
+
+
+def _makes_integers(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()).is_integer()
+
+
+def _takes_size(node: ir.Node, index: int) -> bool:
     return node.op_type == "Range" or (node.op_type, index) in {("OneHot", 1), ("Resize", 2), ("Upsample", 1)}
 
 
