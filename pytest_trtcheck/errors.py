@@ -358,12 +358,16 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
             f"{own} raised it: correct it there, or give something else",
             code="user-code-failed",
         )
-    if isinstance(error, OSError) and (raised_in == _MAKES_TEMPORARY or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+    is_too_large = isinstance(error, OSError) and error.errno == errno.EFBIG and error.filename is None
+    is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    if isinstance(error, OSError) and (raised_in == _MAKES_TEMPORARY or is_full or is_too_large):
         what = "no temporary file can be made" if raised_in == _MAKES_TEMPORARY else "a file could not be written"
         where = f" ({error.filename})" if error.filename else ""
+        limit = "raise the limit of a file's size (ulimit -f)"
+        helps = limit if is_too_large else "free some space there (or inodes: df -i)"
         return UnforeseenError(
             f"{doing}: {what}: {error.strerror or first_line(error)}{where}",
-            "free some space there (or inodes: df -i), or name another folder: TMPDIR is the one for temporary files",
+            f"{helps}, or name another folder: TMPDIR is the one for temporary files",
             code="no-room",
         )
     ours = [(path, line) for path, line in frames if __package__ in path.parts]

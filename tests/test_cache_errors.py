@@ -290,6 +290,40 @@ assert cache.get_or_make(OTHER, small).path.is_relative_to(cache.root)
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
+def test_arrays_that_cannot_be_written_say_why(tmp_path: Path) -> None:
+    """numpy's own error has no errno: under a quota, or a limit of a file's size, it was a bug to report."""
+    code = f"""
+import errno, pathlib, resource
+import numpy as np
+from pytest_trtcheck.cache import Cache, Key
+from pytest_trtcheck.errors import CacheError, unforeseen
+from pytest_trtcheck.model.arrays import load_arrays, save_arrays
+
+folder = pathlib.Path({str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+arrays = {{"x": np.arange(60_000, dtype=np.float32)}}
+try:
+    save_arrays(folder, arrays)
+except OSError as error:
+    told = unforeseen(error, "x.onnx")
+    assert (told.code, "ulimit -f" in told.hint, error.errno) == ("no-room", True, errno.EFBIG), told
+else:
+    raise AssertionError("no error")
+try:
+    Cache(folder / "cache").get_or_make(Key("kept", "net", {{}}), lambda into: save_arrays(into, arrays))
+except CacheError as error:
+    assert "File too large" in error.message, error
+else:
+    raise AssertionError("no error")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+save_arrays(folder, arrays)
+assert (load_arrays(folder)["x"] == arrays["x"]).all()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_read_only_disk_serves_what_it_has(tmp_path: Path) -> None:
     on_a_small_disk(
         tmp_path,

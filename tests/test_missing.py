@@ -92,6 +92,26 @@ def test_what_could_not_be_collected_is_no_loss_where_nothing_is_checked(
     result.stdout.no_fnmatch_line("*inference checks*")
 
 
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [("os._exit(0)", "the processes that collected it died"), ("raise KeyboardInterrupt", "the run was interrupted")],
+)
+def test_what_no_worker_lived_to_name_may_hold_checks(suite: Suite, ends: str, why: str) -> None:
+    """Such a report had nothing in it and missed nothing: merged with others, it was green."""
+    suite.write(test_x=f"import os\nif 'PYTEST_XDIST_WORKER' in os.environ:\n    {ends}\n\n" + LAST)
+    run = suite.run_apart("-n1", "--max-worker-restart=0", "--trt-export=out", "test_x.py")
+    (missing,) = run.report["missing"]
+    assert missing == {"nodeid": "test_x.py", "reason": f"could not be collected: {why}", "outcome": None}
+    assert "--trt-export: nothing was written: the run was stopped" in run.said
+    assert run.result.ret not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
+
+
+def test_tests_that_nobody_asked_for_are_not_missing(suite: Suite) -> None:
+    suite.write(test_x=HEAD)
+    run = suite.run_apart("-n1", "-k", "nothing")
+    assert (run.report["planned"], run.report["missing"]) == (0, [])
+
+
 def test_dead_worker(suite: Suite) -> None:
     suite.write(test_x=HEAD + "@trt_parity('conv.onnx')\ndef test_dies(): os._exit(3)\n\n" + LAST)
     run = suite.run_apart("-n2")

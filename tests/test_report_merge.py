@@ -170,6 +170,9 @@ def test_what_is_missing_or_was_emulated_is_said_and_fails_where_all_are_require
 def test_reports_without_a_check_are_no_pass(merging: Merging) -> None:
     status, text = merging(on("Tesla T4", passing(())))
     assert (status, "no report holds a check" in text) == (1, True)
+    lost = replace(passing(()), missing=(MissingRecord("test_x.py", "could not be collected"),), planned=1)
+    status, text = merging(on("Tesla T4", lost))
+    assert (status, "no report holds a check" in text, "1 of 1 test with checks: test_x.py" in text) == (1, True, True)
     status, text = merging(on("Tesla T4", PASSING), on("NVIDIA L4", passing(())))
     assert (status, f"L4: lacks {len(PASSING.checks)} checks of others" in text) == (0, True)
 

@@ -9,7 +9,7 @@ from collections import UserDict
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -137,7 +137,17 @@ def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     if lost:
         (folder / _TYPES_FILE).write_text(json.dumps(lost))
     for index, array in enumerate(arrays.values()):
-        np.save(folder / f"{index}.npy", array.astype(str) if array.dtype.kind == "O" else array, allow_pickle=False)
+        with (folder / f"{index}.npy").open("wb") as file:
+            np.save(_Written(file), array.astype(str) if array.dtype.kind == "O" else array, allow_pickle=False)
+
+
+class _Written:
+    """A file of which numpy does not see that it is one: into those it writes by itself, and an error (a quota, a limit
+    of a file's size) then does not say what went wrong.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
 
 
 def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:

@@ -230,7 +230,11 @@ class _Screen:
         """The terminal's columns: not by pytest's own stream, which is no terminal while it is captured."""
         with suppress(OSError, ValueError, AttributeError):
             given = os.environ.get("COLUMNS", "")
-            return int(given) if given.isdigit() and int(given) else os.get_terminal_size(self._stream.fileno()).columns  # type: ignore[union-attr]
+            if found := int(given) if given.isdigit() else 0:
+                return found
+            # One that nobody told its size, as in a container or under `expect`, has no columns.
+            if found := os.get_terminal_size(self._stream.fileno()).columns:  # type: ignore[union-attr]
+                return found
         return int(self._reporter._tw.fullwidth)
 
     def _erase(self) -> None:

@@ -6,6 +6,7 @@ import functools
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -158,6 +159,9 @@ class Collector:
         self._ended: dict[str, pytest.TestReport] = {}
         self._stopped: str | None = None
         self._told_planned = False
+        # What pytest collects is known here, and with pytest-xdist once a worker has said it.
+        self._knows_planned = not config.pluginmanager.hasplugin("dsession")
+        self._lost_workers = False
         self._interrupted = self._left_out = False
         self.progress = Progress(config)
         # No properties: older releases of pytest read every attribute of what is registered, and these would be worked
@@ -195,6 +199,7 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what the last report of a test carries: by then every check of it is there."""
         self.progress.reported(report)
+        self._knows_planned = self._knows_planned or hasattr(report, _PLANNED)
         self._planned.update(dict.fromkeys(getattr(report, _PLANNED, ())))
         if hasattr(report, LOCATION) and isinstance(report.longrepr, str):
             # Here, since what travels from an xdist worker is text.
@@ -316,8 +321,9 @@ class Collector:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
         """Take what came of the shared cache in an xdist worker, and what failed there too late."""
+        self._lost_workers = self._lost_workers or bool(error)
         sent = getattr(node, "workeroutput", {})
         self._tallies += sent.get(_TALLIES, [])
         self._problems += sent.get(_LATE, [])
@@ -455,7 +461,11 @@ class Collector:
         recorded = {record.nodeid for record in self.records}
         # Where nothing of ours is used, it is no loss: the controller of pytest-xdist collects records in any run.
         is_used = bool(recorded or self._planned or any_given(self._config))
-        lost = self._uncollected if is_used else {}
+        lost = dict(self._uncollected) if is_used else {}
+        ended = self._stopped or (self._lost_workers and "the processes that collected it died") or None
+        if is_used and not lost and not self._knows_planned and ended:
+            given = [PurePath(each) for each in self._config.args]
+            lost = dict.fromkeys((each.name if each.is_absolute() else str(each) for each in given), ended)
         return [
             *(MissingRecord(nodeid, f"could not be collected: {why}") for nodeid, why in lost.items()),
             *(self._absent(nodeid) for nodeid in self._planned if nodeid not in recorded),
