@@ -365,6 +365,29 @@ def test_a_provider_is_compared_on_one_gpu_alone_and_another_one_is_said() -> No
     assert diff(report(on_cpu), report(on_cpu, gpu=None)).unchanged == 1
 
 
+def test_a_budget_is_no_less_news_where_another_one_decides() -> None:
+    def timed(memory: Any, size: Any = "fail") -> dict[str, Any]:
+        budgets = BudgetRecord(memory, "memory_mib", limit=9), BudgetRecord(size, "engine_mib", limit=9)
+        worst: Any = "fail" if "fail" in {memory, size} else "pass"
+        return {"verdict": worst, "latency": replace(latency(), verdict=worst, budgets=budgets)}
+
+    def found(*pair: dict[str, Any]) -> ReportDiff:
+        old, new = (report(check(**changes)) for changes in pair)
+        return diff(old, new)
+
+    assert changes_of(found(timed("pass"), timed("fail"))) == {"budget memory_mib": ("worse", "pass", "fail")}
+    lost = found(timed("pass", "pass"), timed("not_measured", "pass"))
+    assert changes_of(lost) == {"budget memory_mib": ("changed", "pass", "not measured")}
+    assert lost.lost_sight
+    # Where the part says the same, once is enough.
+    assert set(changes_of(found(timed("pass", "pass"), timed("fail", "pass")))) == {"verdict"}
+
+
+def test_a_test_that_fails_behind_its_check_is_worse() -> None:
+    found = diff(report(check(outcome="passed")), report(check(outcome="failed")))
+    assert changes_of(found) == {"test": ("worse", "passed", "failed")}
+
+
 def test_that_a_test_had_to_be_run_again_is_said() -> None:
     assert changes_of(one_change(runs=2)) == {"runs of the test": ("changed", "1", "2")}
 

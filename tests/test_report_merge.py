@@ -272,6 +272,13 @@ def test_every_check_of_a_test_and_all_that_was_asked_of_it_is_required(merging:
         assert (status, "1 check not known to have run on a GPU" in text) == (1, True)
 
 
+def test_a_check_that_passed_in_a_test_that_failed_is_said(merging: Merging) -> None:
+    failed = on("Tesla T4", passing([replace(PASSING.checks[0], outcome="failed")]))
+    for options, expected in (((), 0), (("--require-all",), 1)):
+        status, text = merging(failed, options=options)
+        assert (status, "Tesla T4: 1 check passed in a test that failed" in text) == (expected, True)
+
+
 def test_what_passed_only_when_it_was_run_again_is_said(merging: Merging) -> None:
     flaky = passing([replace(PASSING.checks[0], runs=2)])
     for options in ((), ("--markdown",)):

@@ -32,6 +32,7 @@ from pytest_trtcheck.record import (
     RebuildRecord,
     RunRecord,
     ScoreRecord,
+    SearchRecord,
     jsonable,
     typed,
 )
@@ -262,6 +263,47 @@ def test_what_passes_only_when_it_is_run_again_is_no_pass() -> None:
     assert gate.verdict == "inconclusive"
     assert told(gate)["verdict"] == [("inconclusive", "pass: it passed in run 3 of its test, and before in run 1")]
     assert upgrade(before(runs=3), after(runs=3)).verdict == "pass"
+    failing = before(verdict="fail", parity=parity(output(value=0.02, verdict="fail"), verdict="fail"))
+    assert upgrade(failing, after(runs=2)).verdict == "pass", "it did not pass before"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "kind"),
+    [
+        ({"search": 20}, {}, "other search for the worst input than before, or none", "not-comparable"),
+        ({"search": 20}, {"search": 10}, "other search for the worst input than before, or none", "not-comparable"),
+        ({"search": 20}, {"search": 30}, None, None),
+        ({"asked": {"score": "a"}}, {"asked": {"score": "b"}}, "other score than before, or none", "not-comparable"),
+        ({"asked": {"limits": "a"}}, {"asked": {"limits": "b", "score": "a"}}, None, None),
+        ({"budget": 9.0}, {"budget": None}, "memory_mib was measured in the old report alone", "not-measured"),
+        ({"budget": 9.0}, {"budget": 99.0}, "another budget on memory_mib than before, or none", "not-comparable"),
+        ({"budget": 9.0}, {}, "another budget on memory_mib than before, or none", "not-comparable"),
+        ({"budget": None}, {"budget": 9.0}, None, None),
+    ],
+)
+def test_what_is_asked_no_more_is_not_compared(
+    old: dict[str, Any], new: dict[str, Any], said: str | None, kind: Any
+) -> None:
+    def made(changes: dict[str, Any]) -> dict[str, Any]:
+        timed = latency()
+        if "budget" in changes:
+            limit = changes["budget"]
+            budget = BudgetRecord("not_measured" if limit is None else "pass", "memory_mib", limit=limit)
+            timed = replace(timed, budgets=(*timed.budgets, budget))
+        tries = changes.get("search")
+        found = SearchRecord(tries, tries, 1.0, 0.5, 0.4) if tries else None
+        return {"latency": timed, "search": found, "asked": changes.get("asked")}
+
+    gate = upgrade(before(**made(old)), after(**made(new)))
+    (check,) = gate.checks
+    lost = [(finding.text, finding.kind) for finding in check.findings if finding.outcome == "not compared"]
+    assert lost == ([] if said is None else [(said, kind)])
+    assert gate.verdict == ("pass" if said is None else "fail")
+
+
+def test_a_test_that_fails_behind_its_check_fails() -> None:
+    assert upgrade(before(outcome="passed"), after(outcome="failed")).verdict == "fail"
+    assert upgrade(before(outcome="failed"), after(outcome="failed")).verdict == "pass"
 
 
 def test_a_check_that_broke_fails_whatever_is_allowed() -> None:

@@ -13,7 +13,16 @@ from pytest_trtcheck.check.stated import Statement
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.metrics import METRICS, named
 from pytest_trtcheck.model.sources import computes_outputs
-from pytest_trtcheck.record import CheckRecord, Environment, GpuRecord, ProofRecord, RunRecord, is_bad
+from pytest_trtcheck.record import (
+    ASKED_LIMITS,
+    ASKED_SEARCH,
+    CheckRecord,
+    Environment,
+    GpuRecord,
+    ProofRecord,
+    RunRecord,
+    is_bad,
+)
 from pytest_trtcheck.spec import Tolerance
 
 if TYPE_CHECKING:
@@ -23,9 +32,8 @@ if TYPE_CHECKING:
     from pytest_trtcheck.gpu import GpuModel
     from pytest_trtcheck.spec import ParitySpec
 
-_LIMITS = "limits"
-_SEARCH, _BITWISE = "search for the worst input", "bitwise comparison of runs"
-_MORE = frozenset({_SEARCH, _BITWISE})
+_BITWISE = "bitwise comparison of runs"
+_MORE = frozenset({ASKED_SEARCH, _BITWISE})
 """What may be asked there and not here: it refuses more, and passed."""
 _UNTOLD = "holds what nobody can tell on another machine: "
 
@@ -128,11 +136,11 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     here, there = record.asked or {}, proved.asked or {}
     differing = [what for what, ours, theirs in compared if ours != theirs]
     # What was compared tells its limits, those that nobody wrote down as well.
-    told = {_LIMITS} if _tolerances(record) else set()
+    told = {ASKED_LIMITS} if _tolerances(record) else set()
     asked_for = [*(what for what in here if what not in told), *(what for what in there if what not in told | _MORE)]
     differing += [what for what in asked_for if here.get(what) != there.get(what)]
     if record.search and (proved.search is None or proved.search.asked < record.search.asked):
-        differing.append(_SEARCH)
+        differing.append(ASKED_SEARCH)
     yield from (f"other {what}" for what in dict.fromkeys(differing))
     untold = {what: here[what].rpartition(_UNTOLD)[2] for what in asked_for if _UNTOLD in here.get(what, "")}
     yield from (f"nobody can tell whether the {what} is the same: it holds {held}" for what, held in untold.items())
@@ -168,9 +176,9 @@ def asked(request: Request, *, bitwise: bool) -> dict[str, str] | None:
     if request.judge_parity and parity.judges_outputs and (ways := _ways(parity)):
         found["tolerances"] = _stated(ways)
     if request.judge_parity and parity.tol is not None:
-        found[_LIMITS] = _stated((parity.tol, parity.metric))
+        found[ASKED_LIMITS] = _stated((parity.tol, parity.metric))
     if request.judge_parity and parity.search:
-        found[_SEARCH] = _stated(vars(parity.search))
+        found[ASKED_SEARCH] = _stated(vars(parity.search))
     if request.judge_parity and bitwise:
         found[_BITWISE] = "yes"
     if parity.max_subgraphs is not None:

@@ -5,7 +5,15 @@ has no NaN or infinity; these are written as the strings "nan", "inf" and "-inf"
 """
 
 from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord, ItemsRecord, RiseRecord
-from pytest_trtcheck.record.check import CheckRecord, Location, ProofRecord, SearchRecord, without_parameter
+from pytest_trtcheck.record.check import (
+    ASKED_LIMITS,
+    ASKED_SEARCH,
+    CheckRecord,
+    Location,
+    ProofRecord,
+    SearchRecord,
+    without_parameter,
+)
 from pytest_trtcheck.record.common import (
     BASELINE,
     SCHEMA_VERSION,
@@ -59,6 +67,8 @@ from pytest_trtcheck.record.system import (
 )
 
 __all__ = [
+    "ASKED_LIMITS",
+    "ASKED_SEARCH",
     "BASELINE",
     "BLAMED",
     "SCHEMA_VERSION",

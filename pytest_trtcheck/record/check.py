@@ -23,6 +23,9 @@ from pytest_trtcheck.record.system import (
     ServerRecord,
 )
 
+ASKED_LIMITS, ASKED_SEARCH = "limits", "search for the worst input"
+"""Of the keys of `CheckRecord.asked`, those that other fields tell of as well."""
+
 
 def without_parameter(nodeid: str, name: str) -> str:
     """A node id without one of the parameters in its brackets."""

@@ -289,7 +289,8 @@ def _conditions(check: CheckRecord) -> Conditions:
 def _gpus(check: CheckRecord, run: RunRecord) -> tuple[str | None, ...]:
     """What tells the GPU of a check, the most exact first; only the same source of both reports is comparable."""
     present, latency = environment_of(run, check.machine).gpu, check.latency
-    return (_conditions(check).gpu, present.name if present else None, latency.gpu if latency else None)
+    own = check.gpu.name if check.gpu else None
+    return (_conditions(check).gpu, own, present.name if present else None, latency.gpu if latency else None)
 
 
 def environment_of(run: RunRecord, machine: str | None) -> Environment:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_trtcheck.latency.distribution import Distribution
-    from pytest_trtcheck.record import CheckRecord, LatencyDetails, LatencyRecord
+    from pytest_trtcheck.record import BudgetRecord, CheckRecord, LatencyDetails, LatencyRecord
 
 Direction: TypeAlias = Literal["worse", "better", "changed", "untested"]
 
@@ -118,10 +118,34 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
         words = [verdict_word(record, name) for record in (old, new)]
         what = "verdict" if name is None else f"{name} verdict"
         yield Change(what, direction, words[0], words[1], verdict=pair[1], weight=abs(ranks[1] - ranks[0]))
+    if new.verdict == "pass" and (old.outcome, new.outcome) == ("passed", "failed"):
+        yield Change("test", "worse", "passed", "failed", "though this check passed")
+    yield from _budget_verdicts(old, new)
     for name in ("parity", "score", "latency"):
         if (name in before) != (name in after) and "error" not in overall:
             words = ["checked" if name in there else "not asked for" for there in (before, after)]
             yield Change(name, "changed", words[0], words[1])
+
+
+def budgets(record: CheckRecord) -> dict[str, BudgetRecord]:
+    """The budgets that were on a check, by what they are on."""
+    found = record.latency.budgets if record.latency else ()
+    return {each.name or each.quantile or "": each for each in found if each.name != BASELINE}
+
+
+def _budget_verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """What a part does not say: of its budgets one is met no more, or not measured, and another one decides."""
+    after = budgets(new)
+    for name, one in budgets(old).items():
+        two = after.get(name)
+        parts = [check.latency.verdict if check.latency else None for check in (old, new)]
+        if two is None or one.verdict == two.verdict or [one.verdict, two.verdict] == parts:
+            continue
+        direction: Direction = "worse" if SEVERITY.index(two.verdict) > SEVERITY.index(one.verdict) else "better"
+        if "not_measured" in {one.verdict, two.verdict}:
+            direction = "changed"
+        words = [each.verdict.replace("_", " ") for each in (one, two)]
+        yield Change(f"budget {name}", direction, words[0], words[1], verdict=two.verdict)
 
 
 # --- error -----------------------------------------------------------------------------------------------------------
@@ -133,7 +157,7 @@ def _errors(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
         what = " ".join(place)
         one, two = before.get(place), after.get(place)
         if one is None or two is None:
-            yield from _appeared(what, one, two, broke=new.verdict == "error")
+            yield from _appeared(what, one, two)
             continue
         yield from _error(what, one, two)
         if one.limit != two.limit:
@@ -150,12 +174,12 @@ def by_place(record: CheckRecord) -> dict[tuple[str, str], Judgement]:
     }
 
 
-def _appeared(what: str, old: Judgement | None, new: Judgement | None, *, broke: bool) -> Iterator[Change]:
+def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterator[Change]:
     """A limit that was applied in one report alone: another tolerance, or a fault that ends the comparison."""
     judged = old or new
     assert judged is not None
     direction: Direction = "changed"
-    if judged.verdict != "pass" and not (new is None and broke):
+    if judged.verdict != "pass":
         direction = "better" if new is None else "worse"
     # Without a limit it is a fault in words ("shape"), and its value is that it is there.
     word = judged.value_text if judged.limit is not None or judged.value is not None else "not as the reference"

@@ -193,6 +193,7 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
         unmeasured = sum(check.verdict == "not_measured" for check in own)
         partly = sum(check.verdict != "not_measured" and _lacks_a_measurement(check) for check in own)
         unrun = len(emulated(own))
+        failed_after = sum(check.verdict == "pass" and check.outcome == "failed" for check in own)
         unknown = sum(check.evidence in {"provider", "server"} and check.gpu_ran in {False, "unknown"} for check in own)
         said = [
             *([unrecorded] if unrecorded else []),
@@ -200,6 +201,7 @@ def gaps(run: RunRecord, *, requires_all: bool = False) -> list[str]:
             *([f"{plural(unmeasured, 'check')} not measured"] if unmeasured else []),
             *([f"{plural(partly, 'check')} measured in part"] if partly else []),
             *([f"{plural(unrun, 'check')} emulated, not run on a GPU"] if unrun else []),
+            *([f"{plural(failed_after, 'check')} passed in a test that failed"] if failed_after else []),
             *([f"{plural(unknown, 'check')} not known to have run on a GPU"] if unknown else []),
         ]
         found += [f"{why}{machine.name}: {', '.join(said)}"] if said else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import listed, plural
-from pytest_trtcheck.record import SEVERITY, combine, is_bad, nodes_shown
+from pytest_trtcheck.record import ASKED_LIMITS, ASKED_SEARCH, SEVERITY, combine, is_bad, nodes_shown
 from pytest_trtcheck.report import builds, diff, diff_changes
 from pytest_trtcheck.report.text import format_number, format_optional
 from pytest_trtcheck.report.upgrade import layers
@@ -120,6 +121,7 @@ def answers(
         diff.changed(*runs, new.machine if runs[1].machines and runs[0].machines else None)
     )
     return (
+        *_asked(old, new),
         *_verdict(old, new),
         *_error(old, new, limits, is_emulated=is_emulated),
         *_score(old, new, is_emulated=is_emulated),
@@ -128,13 +130,36 @@ def answers(
     )
 
 
+def _asked(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
+    """What was asked of it before, beside its limits, and is not any more, or otherwise."""
+    # One that broke may not tell what is asked of it.
+    before, after = old.asked or {}, new.asked or {}
+    differing = [what for what in before if what != ASKED_LIMITS and after.get(what) != before[what]]
+    if old.search and not (new.search and new.search.asked >= old.search.asked):
+        differing.append(ASKED_SEARCH)
+    for what in dict.fromkeys(differing if new.verdict != "error" else ()):
+        yield Finding("comparable", "not compared", f"other {what} than before, or none", "not-comparable")
+    now = diff_changes.budgets(new)
+    for name, budget in diff_changes.budgets(old).items():
+        # Quantiles are held against each other, whatever budget is on them.
+        if not re.fullmatch(r"p[0-9]+_ms", name) and budget.verdict != "not_measured" and new.latency is not None:
+            two = now.get(name)
+            if two is not None and two.verdict == "not_measured":
+                yield Finding("latency", "not compared", f"{name} was measured in the old report alone", "not-measured")
+            elif two is None or (two.limit, two.limit_ms) != (budget.limit, budget.limit_ms):
+                text = f"another budget on {name} than before, or none"
+                yield Finding("comparable", "not compared", text, "not-comparable")
+
+
 def _verdict(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
     same = old.verdict == new.verdict
     words = verdict_word(new) if same else f"{verdict_word(old)} → {verdict_word(new)}"
     newly = _newly_bad(old, new)
     if new.verdict == "not_measured":
         yield Finding("verdict", "not compared", words, "not-measured")
-    elif new.verdict == "pass" and new.runs > old.runs:
+    elif new.verdict == "pass" and (old.outcome, new.outcome) == ("passed", "failed"):
+        yield Finding("verdict", "fail", f"{words}, and its test failed, which passed before")
+    elif new.verdict == old.verdict == "pass" and new.runs > old.runs:
         runs = f"it passed in run {new.runs} of its test, and before in run {old.runs}"
         yield Finding("verdict", "inconclusive", f"{words}: {runs}")
     elif new.verdict == "pass":
