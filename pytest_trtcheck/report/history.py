@@ -339,7 +339,7 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
             continue
         found: list[Change] = []
         gone: set[str] = set()
-        for anchor in anchors:
+        for anchor in reversed(anchors):
             then = records[anchor]
             assert then is not None
             found += [
