@@ -220,9 +220,10 @@ def _slots(checks: Iterable[CheckRecord]) -> set[tuple[str, str, str | None, int
     places: Counter[tuple[str, str, str | None, str | None]] = Counter()
     found = set()
     for check in checks:
-        key = check.test, check.asked_precision, check.system
-        found.add((*key, places[(*key, check.for_gpu)]))
-        places[(*key, check.for_gpu)] += 1
+        slot = check.test, check.asked_precision, check.system
+        key = (*slot, check.for_gpu)
+        found.add((*slot, places[key]))
+        places[key] += 1
     return found
 
 
