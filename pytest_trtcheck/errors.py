@@ -358,18 +358,8 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
             f"{own} raised it: correct it there, or give something else",
             code="user-code-failed",
         )
-    is_too_large = isinstance(error, OSError) and error.errno == errno.EFBIG and error.filename is None
-    is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    if isinstance(error, OSError) and (raised_in == _MAKES_TEMPORARY or is_full or is_too_large):
-        what = "no temporary file can be made" if raised_in == _MAKES_TEMPORARY else "a file could not be written"
-        where = f" ({error.filename})" if error.filename else ""
-        limit = "raise the limit of a file's size (ulimit -f)"
-        helps = limit if is_too_large else "free some space there (or inodes: df -i)"
-        return UnforeseenError(
-            f"{doing}: {what}: {error.strerror or first_line(error)}{where}",
-            f"{helps}, or name another folder: TMPDIR is the one for temporary files",
-            code="no-room",
-        )
+    if isinstance(error, OSError) and (unwritten := _unwritten(error, doing, raised_in)) is not None:
+        return unwritten
     ours = [(path, line) for path, line in frames if __package__ in path.parts]
     places = dict.fromkeys(f"{path.name}:{line}" for path, line in (*ours[-1:], *frames[-1:]))
     return UnforeseenError(
@@ -379,6 +369,24 @@ def unforeseen(error: Exception, doing: str) -> CheckError:
     )
 
 
+def _unwritten(error: OSError, doing: str, raised_in: str) -> CheckError | None:
+    """What is said of a file that could not be made or written for want of room."""
+    is_too_large = error.errno == errno.EFBIG and error.filename is None
+    if not (raised_in == _MAKES_TEMPORARY or error.errno in FULL or is_too_large):
+        return None
+    what = "no temporary file can be made" if raised_in == _MAKES_TEMPORARY else "a file could not be written"
+    where = f" ({error.filename})" if error.filename else ""
+    limit = "raise the limit of a file's size (ulimit -f)"
+    helps = limit if is_too_large else "free some space there (or inodes: df -i)"
+    return UnforeseenError(
+        f"{doing}: {what}: {error.strerror or first_line(error)}{where}",
+        f"{helps}, or name another folder: TMPDIR is the one for temporary files",
+        code="no-room",
+    )
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where there is no room."""
 _MAKES_TEMPORARY = "tempfile.py"
 """It does nothing else: what it raises says that the folder for temporary files is gone, or takes nothing."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from pytest_trtcheck.errors import ArgumentError, ModelError, kind_of, listed
-from pytest_trtcheck.model.arrays import arrays_of, as_array, is_array
+from pytest_trtcheck.model.arrays import arrays_of, as_array, copied, is_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -477,7 +477,7 @@ def outputs_of(system: Backend, run: Callable[[Case], Any], case: Case) -> dict[
     if type(system).__module__.partition(".")[0] == _OURS:
         ours: dict[str, NDArray[Any]] = run(case)
         return ours
-    found = run({name: np.array(array) for name, array in case.items()})
+    found = run(copied(case))
     if not isinstance(found, Mapping) or not all(map(is_array, found.values())):
         kinds = listed(map(kind_of, found.values())) if isinstance(found, Mapping) else kind_of(found)
         raise ArgumentError(

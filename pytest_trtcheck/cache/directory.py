@@ -21,9 +21,9 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
-from pytest_trtcheck.errors import MISREAD, CacheError, CachePlaceError, lacked_files, listed
+from pytest_trtcheck.errors import FULL, MISREAD, CacheError, CachePlaceError, lacked_files, listed
 from pytest_trtcheck.record.files import answers, append, open_regular, read_bytes
-from pytest_trtcheck.record.held import ALMOST_NOTHING_BYTES, FULL, HeldFolder, locked, remove_leftovers, replacing
+from pytest_trtcheck.record.held import ALMOST_NOTHING_BYTES, HeldFolder, locked, remove_leftovers, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

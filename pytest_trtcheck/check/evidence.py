@@ -238,7 +238,7 @@ def _tolerances(record: CheckRecord) -> Any:
 def _budgets(record: CheckRecord) -> dict[str, float]:
     """The budgets that were judged, by the marker's argument."""
     found = {}
-    for each in record.latency.budgets if record.latency else ():
+    for each in record.budgets:
         limit = each.limit if each.limit_ms is None else each.limit_ms
         is_judged = each.verdict != "not_measured" and each.name != "baseline"
         if limit is not None and each.name is not None and is_judged:

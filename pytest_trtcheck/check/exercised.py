@@ -17,7 +17,7 @@ import numpy as np
 from pytest_trtcheck import compare
 from pytest_trtcheck.compare.paired import drop_of_means, same
 from pytest_trtcheck.errors import InputError
-from pytest_trtcheck.model.arrays import as_array, is_array, owned
+from pytest_trtcheck.model.arrays import as_array, copied, is_array, owned
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def is_blind(limit: compare.Limit, name: str, references: Iterable[NDArray[Any]]
 
 def scored(score: Scored, outputs: Mapping[str, NDArray[Any]], case: Case) -> Any:
     """What a score gives. It may change what it is given: outputs, inputs and labels are looked at again."""
-    given, inputs = ({name: np.array(each) for name, each in arrays.items()} for arrays in (outputs, case.inputs))
-    return score(given, Case(inputs, owned(case.labels)))
+    return score(copied(outputs), Case(copied(case.inputs), owned(case.labels)))
 
 
 class Mismatch:

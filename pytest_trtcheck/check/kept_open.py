@@ -12,8 +12,7 @@ class KeptOpen:
     """Runners and references by what they are of; they are closed together."""
 
     def __init__(self) -> None:
-        self._open: dict[Hashable, Any] = {}
-        self._alive: list[object] = []
+        self._open: dict[Hashable, tuple[Any, object]] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any], *, of: object = None) -> Any:
         """What was made for a key, made now if need be.
@@ -24,13 +23,11 @@ class KeptOpen:
             What the key names by its identity. It is kept: once it was gone, another object could have its `id`.
         """
         if key not in self._open:
-            self._open[key] = make()
-            self._alive.append(of)
-        return self._open[key]
+            self._open[key] = make(), of
+        return self._open[key][0]
 
     def close(self) -> None:
         """Close all of them."""
-        for each in self._open.values():
+        for each, _ in self._open.values():
             each.close()
         self._open.clear()
-        self._alive.clear()

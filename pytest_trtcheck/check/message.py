@@ -59,7 +59,7 @@ def code_of(known: Known) -> Code | None:
         if record.verdict == "fail":
             return "baseline-exceeded" if is_kept else "score-dropped"
         return "score-inconclusive"
-    exceeded = [each.name for each in record.latency.budgets if is_bad(each.verdict)] if record.latency else []
+    exceeded = [each.name for each in record.budgets if is_bad(each.verdict)]
     if record.verdict == "fail":
         return "baseline-exceeded" if exceeded == [BASELINE] else "budget-exceeded"
     return "latency-inconclusive"

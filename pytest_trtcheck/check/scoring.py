@@ -150,9 +150,11 @@ def judge(known: Known, spec: ScoreSpec, *, keeps_items: bool = False) -> tuple[
         found.sizes.append(len(before))
     record = _record(known, spec, found)
     record = replace(record, items=packed(found.actual.joined())) if keeps_items else record
+    if not found.untried:
+        return record, []
     of_all = f"{found.untried:,} of {plural(sum(found.sizes), 'sample')}"
     what = f"score {spec.name}: what a sample has to lose is not known of {of_all}: lost outputs take long to score"
-    return record, [what] if found.untried else []
+    return record, [what]
 
 
 def not_measured(spec: ScoreSpec, reason: str) -> ScoreRecord:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +118,8 @@ class Drop:
     def _of(self, samples: int) -> Drop:
         """The same of another number of samples."""
         times = samples / self.samples
-        sums = (self.total * times, self.square * times, self.cube * times)
-        return Drop(self.reference, self.value, samples, self.changed, *sums, self.reach, self.at_stake)
+        total, square, cube = self.total * times, self.square * times, self.cube * times
+        return replace(self, samples=samples, total=total, square=square, cube=cube)
 
 
 def drop_of_means(

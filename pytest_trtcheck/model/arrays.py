@@ -102,6 +102,11 @@ def owned(value: Any) -> Any:
     return replace(value, inputs=owned(value.inputs), labels=owned(value.labels)) if isinstance(value, Case) else value
 
 
+def copied(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays by name, for what may change them in place, or be written where they are."""
+    return {name: np.array(array) for name, array in arrays.items()}
+
+
 def arrays_of(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Arrays or tensors by name as arrays.
 

@@ -20,7 +20,7 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.errors import InputError, plural
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import memory
-from pytest_trtcheck.model.arrays import as_array, is_array, items_of, owned
+from pytest_trtcheck.model.arrays import as_array, copied, is_array, items_of, owned
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Held(Sequence["model_inputs.Case"]):
         if size <= self._room or any(array.dtype.hasobject for array in case.values()):
             self._room -= size
             # A loader may fill the same buffer again.
-            return {name: np.array(array) for name, array in case.items()}
+            return copied(case)
         if self._end + size > self._most_in_file:
             most = format_bytes(self._most_in_file)
             self._refuse(f"{most}, half of what was free in {tempfile.gettempdir()}")

@@ -257,8 +257,10 @@ def _as_floats(model: OnnxModel, made: ir.Model, precision: Precision, cache: Ca
     """What is said of weights that the user's model holds as integers, and `made` computes floats of."""
     from pytest_trtcheck.precision.quantization import qdq
 
-    integers = _surveyed(model, cache)[_INTEGERS] if model.has_qdq else []
-    if not (found := [each for each in integers if each not in qdq.integers_alone(made)]):
+    if not model.has_qdq:
+        return []
+    left = set(qdq.integers_alone(made))
+    if not (found := [each for each in _surveyed(model, cache)[_INTEGERS] if each not in left]):
         return []
     return [
         f"{listed(found)}: dequantized by arithmetic in {half_part(precision)}: an engine holds these weights as "

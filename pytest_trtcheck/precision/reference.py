@@ -11,7 +11,7 @@ from pytest_trtcheck.cache import Cache, Key
 from pytest_trtcheck.errors import CheckError, ModelError, listed, name_of
 from pytest_trtcheck.model import golden as golden_samples
 from pytest_trtcheck.model import inputs as model_inputs
-from pytest_trtcheck.model.arrays import as_array
+from pytest_trtcheck.model.arrays import as_array, copied
 from pytest_trtcheck.model.golden import Golden
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.model.names import matched, renamed
@@ -291,7 +291,7 @@ class CallableReference:
         """
         try:
             # Copies: what the callable does to its inputs must not reach the engine.
-            outputs = dict(self._function({name: np.array(array) for name, array in case.items()}))
+            outputs = dict(self._function(copied(case)))
             # … and what it gives may be filled anew in the next call.
             arrays = {n: np.array(as_array(value, f"{self.title}: output {n!r}")) for n, value in outputs.items()}
         except CheckError:

@@ -88,7 +88,8 @@ def shape_arithmetic(model: ir.Model) -> set[ir.Node]:
         depends = any(value in data for value in (*node.inputs, *node.outputs) if value is not None)
         if is_read_as_size and not is_output and (not depends or (is_counted and _is_one_number(node.outputs[0]))):
             found.add(node)
-            counts.update([node] * is_counted)
+            if is_counted:
+                counts.add(node)
     return found
 
 

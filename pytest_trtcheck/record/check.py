@@ -12,7 +12,7 @@ from pytest_trtcheck.errors import first_line
 from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord
 from pytest_trtcheck.record.common import GpuRan, Verdict, absent, jsonable, typed
 from pytest_trtcheck.record.graph import GraphRecord
-from pytest_trtcheck.record.latency import LatencyRecord
+from pytest_trtcheck.record.latency import BudgetRecord, LatencyRecord
 from pytest_trtcheck.record.parity import ParityRecord, ScoreRecord
 from pytest_trtcheck.record.system import (
     CalibrationRecord,
@@ -173,6 +173,11 @@ class CheckRecord:
     def test(self) -> str:
         """The node id without the GPU among its parameters: the same test on a machine with that GPU has none."""
         return self.nodeid if self.for_gpu is None else without_parameter(self.nodeid, self.for_gpu)
+
+    @property
+    def budgets(self) -> tuple[BudgetRecord, ...]:
+        """What its latency and costs were held to; none where they were not asked for."""
+        return self.latency.budgets if self.latency else ()
 
     @property
     def asked_precision(self) -> str:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_trtcheck.errors import ArgumentError, ReportError
-from pytest_trtcheck.record.held import FULL, replacing
+from pytest_trtcheck.errors import FULL, ArgumentError, ReportError
+from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -18,6 +18,8 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from pytest_trtcheck.errors import FULL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -25,8 +27,6 @@ LOCKED_S = 7200.0
 """The longest, in seconds, that anybody waits for another process."""
 LEFTOVER_S = 86400.0
 """Unfinished work that is older than this, in seconds, was left by a process that died."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What the system says where there is no room."""
 ALMOST_NOTHING_BYTES = 1 << 20
 """A place with less room, in bytes, is full."""
 _TRIES = 100

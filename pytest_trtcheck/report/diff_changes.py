@@ -129,8 +129,7 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
 
 def budgets(record: CheckRecord) -> dict[str, BudgetRecord]:
     """The budgets that were on a check, by what they are on."""
-    found = record.latency.budgets if record.latency else ()
-    return {each.name or each.quantile or "": each for each in found if each.name != BASELINE}
+    return {each.name or each.quantile or "": each for each in record.budgets if each.name != BASELINE}
 
 
 def _budget_verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:

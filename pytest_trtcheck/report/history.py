@@ -8,14 +8,14 @@ inputs, another kind of evidence) is said, and its line is broken there.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
-from pytest_trtcheck.report.merge import identity, machine_name, parts_of, refuse_twins
+from pytest_trtcheck.report.merge import machine_name, refuse_twins, repeated
 from pytest_trtcheck.report.text import (
     MISSING,
     columns,
@@ -267,21 +267,17 @@ def _interest(track: Track) -> tuple[int, int]:
 
 def _moments(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[Moment]:
     last: dict[str, RunRecord] = {}
-    seen: dict[str, tuple[int, RunRecord]] = {}
-    any_merged = any(run.machines for _, run in reports)
+    told_before: dict[int, dict[str, int]] = defaultdict(dict)
+    for place, part, _, first in repeated(reports):
+        told_before[place + 1][part.name] = first + 1
     for number, (name, run) in enumerate(reports, 1):
-        repeated = {}
-        for part, held in parts_of(name, run) if any_merged and run.checks else ():
-            first, other = seen.setdefault(identity(part, held), (number, run))
-            if other is not run and (other.machines or run.machines):
-                repeated[part.name] = first
         machine = ", ".join(sorted(_machines(run)))
         before = last.get(machine)
         changed = diff.environment(before, run) if before else ()
         last[machine] = run
         told = [f"{each.name} {each.old} → {each.new}" for each in changed]
-        told += [f"{each}: the run of report {first}, counted once" for each, first in repeated.items()]
-        yield Moment(number, name, run, tuple(told), repeated)
+        told += [f"{each}: the run of report {first}, counted once" for each, first in told_before[number].items()]
+        yield Moment(number, name, run, tuple(told), told_before[number])
 
 
 def _machines(run: RunRecord) -> set[str]:

@@ -97,19 +97,29 @@ def require_no_run(path: str) -> None:
         )
 
 
+def repeated(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[tuple[int, MachineRecord, RunRecord, int]]:
+    """The runs that are in a merged report, and by itself or in another one: where, whose, and where they are first."""
+    seen: dict[str, int] = {}
+    any_merged = any(run.machines for _, run in reports)
+    for place, (name, run) in enumerate(reports):
+        for machine, part in parts_of(name, run) if any_merged and run.checks else ():
+            first = seen.setdefault(_identity(machine, part), place)
+            if first != place and (reports[first][1].machines or run.machines):
+                yield place, machine, part, first
+
+
 def _refuse_repeated(reports: Sequence[tuple[str, RunRecord]]) -> None:
-    """See that no run counts twice: in a merged report, and by itself or in another one."""
-    seen: dict[str, tuple[str, RunRecord]] = {}
-    for name, run in reports:
-        for machine, part in parts_of(name, run) if any(each.machines for _, each in reports) else ():
-            other, whole = seen.setdefault(identity(machine, part), (name, run))
-            if part.checks and whole is not run and (whole.machines or run.machines):
-                raise ReportError(
-                    f"the run on {machine.name} is in {other} and in {name}", "name each once", code="reports-unrelated"
-                )
+    """See that no run counts twice."""
+    for place, machine, part, first in repeated(reports):
+        if part.checks:
+            raise ReportError(
+                f"the run on {machine.name} is in {reports[first][0]} and in {reports[place][0]}",
+                "name each once",
+                code="reports-unrelated",
+            )
 
 
-def identity(machine: MachineRecord, run: RunRecord) -> str:
+def _identity(machine: MachineRecord, run: RunRecord) -> str:
     """What is the same of a machine's run by itself and in every merged report, and of no other run."""
     checks = [replace(each, machine=None) for each in run.checks]
     unrecorded = [replace(each, machine=None) for each in run.missing]
@@ -229,10 +239,9 @@ def _slots(checks: Iterable[CheckRecord]) -> set[tuple[str, str, str | None, int
 
 def _lacks_a_measurement(check: CheckRecord) -> bool:
     """Whether a part of it, or a budget, was not measured."""
-    budgets = check.latency.budgets if check.latency else ()
     # What is measured to compare systems alone was not asked for.
-    parts = [part for name, part in check.parts.items() if name != "latency" or check.system is None or budgets]
-    asked = [*parts, *(budget for budget in budgets if budget.name != BASELINE)]
+    parts = [part for name, part in check.parts.items() if name != "latency" or check.system is None or check.budgets]
+    asked = [*parts, *(budget for budget in check.budgets if budget.name != BASELINE)]
     return any(each.verdict == "not_measured" for each in asked)
 
 

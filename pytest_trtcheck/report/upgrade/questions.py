@@ -188,8 +188,7 @@ def _each_verdict(check: CheckRecord) -> dict[str, Verdict]:
     """Of its parts, every limit on an output, and every budget."""
     found = {name: part.verdict for name, part in check.parts.items()}
     found |= {" ".join(place): judged.verdict for place, judged in diff_changes.by_place(check).items()}
-    budgets = check.latency.budgets if check.latency else ()
-    return found | {f"budget {each.name or each.quantile}": each.verdict for each in budgets}
+    return found | {f"budget {each.name or each.quantile}": each.verdict for each in check.budgets}
 
 
 def _error(old: CheckRecord, new: CheckRecord, limits: Limits, *, is_emulated: bool) -> Iterator[Finding]:
