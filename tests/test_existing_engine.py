@@ -560,6 +560,17 @@ def test_fp32_of_tensorrt_rtx_is_judged_as_tf32(project: Suite, answering: Calla
     assert checked(project, ', precision="fp32"')["precision"] == "tf32 (asked fp32)"
 
 
+def test_tf32_that_the_environment_turns_off_is_no_tf32(
+    project: Suite, answering: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(onnx_models.conv_net(), {"fp32": 4})
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    record = checked(project, ', precision="tf32"')
+    assert record["verdict"] == "error"
+    assert "NVIDIA_TF32_OVERRIDE=0 turns TF32 off in this process" in record["message"]
+    assert checked(project)["precision"] == "fp32"
+
+
 def test_a_stated_precision_that_the_engine_contradicts_is_an_error(
     project: Suite, answering: Callable[..., None]
 ) -> None:

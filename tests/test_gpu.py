@@ -32,6 +32,7 @@ from pytest_trtcheck.gpu.device import (
     identity_parts,
     require_match,
     select_visible,
+    why_no_tf32,
 )
 
 
@@ -373,6 +374,16 @@ def test_a_hardware_compatible_engine_is_found_by_the_class_that_it_serves() -> 
     # TensorRT refuses that for a T4: nothing is shared by it.
     t4 = _gpu("Tesla T4", (7, 5), driver="550.54")
     assert identity_parts(t4, "ampere_plus") == identity_parts(t4)
+
+
+def test_tf32_is_there_from_ampere_on_unless_the_environment_turns_it_off() -> None:
+    a10, t4 = _gpu("NVIDIA A10", (8, 6)), _gpu("Tesla T4", (7, 5))
+    assert why_no_tf32(a10, {}) is None
+    assert why_no_tf32(a10, {"NVIDIA_TF32_OVERRIDE": "1"}) is None
+    assert "NVIDIA_TF32_OVERRIDE=0" in str(why_no_tf32(a10, off := {"NVIDIA_TF32_OVERRIDE": "0"}))
+    assert why_no_tf32(t4, off) == "T4 has no TF32"
+    for compatible in ("none", "ampere_plus", "same_compute_capability"):
+        assert identity_parts(a10, compatible, off) == identity_parts(a10, compatible, {}) | {"tf32": "off"}
 
 
 def test_identity_parts_tell_apart_what_one_name_covers() -> None:

@@ -299,6 +299,19 @@ def test_a_sound_engine_passes(on_gpu: OnGpu) -> None:
     assert (record.verdict, record.evidence) == ("pass", "engine")
 
 
+def test_tf32_that_the_environment_turns_off_is_no_tf32(on_gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checked(precision: Precision) -> CheckRecord:
+        return check(on_gpu, onnx_models.gemm_net(), X, precision=(precision,))
+
+    assert [checked(each).precision for each in ("tf32", "fp32")] == ["tf32", "tf32 (asked fp32)"]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    refused = checked("tf32")
+    assert refused.verdict == "error"
+    assert "NVIDIA_TF32_OVERRIDE=0 turns TF32 off in this process: unset it" in str(refused.message)
+    exact = checked("fp32")
+    assert (exact.verdict, exact.precision) == ("pass", "fp32")
+
+
 def test_an_engine_gives_floats_where_the_model_has_doubles(on_gpu: OnGpu) -> None:
     double = TensorProto.DOUBLE
     nodes = [helper.make_node("Mul", ["x", "x"], ["y"]), helper.make_node("Shape", ["y"], ["shape"])]

@@ -20,6 +20,7 @@ import numpy as np
 
 from pytest_trtcheck.backends.base import Backend, Built
 from pytest_trtcheck.errors import InputError, MissingDependencyError, UnsupportedTargetError
+from pytest_trtcheck.gpu.device import why_no_tf32
 from pytest_trtcheck.latency.samples import IN_FLIGHT, HostTimed, Samples
 from pytest_trtcheck.model.inputs import as_float
 from pytest_trtcheck.model.sources.pytorch.export import quiet
@@ -133,9 +134,8 @@ class Torch(Backend):
         del op_types
         if precision not in _TYPES:
             return f"a module converted by .to(dtype) knows no {precision}"
-        if precision == "tf32" and (self.gpu is None or self.gpu.compute_capability < (8, 0)):
-            where = "a CPU" if self.gpu is None else self.gpu.product
-            return f"{where} has no TF32"
+        if precision == "tf32":
+            return "a CPU has no TF32" if self.gpu is None else why_no_tf32(self.gpu)
         return None
 
     def is_the_source(self, precision: Precision) -> bool:

@@ -16,6 +16,7 @@ from pytest_trtcheck.errors import CheckError, GpuError, first_line
 from pytest_trtcheck.gpu import cuda_query, jetson
 from pytest_trtcheck.gpu.names import card_of, find_gpu, fits, model_of, parse_extra_gpus
 from pytest_trtcheck.gpu.nvml import NvmlUnavailableError, devices, nvml, read, same_uuid, slices
+from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import HardwareCompatible
 
 _GIB = 2**30
+_TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 _CUDA_TIMEOUT_S = 60.0
 
 
@@ -194,18 +196,34 @@ def is_named(declared: GpuModel, detected: Gpu) -> bool:
     return is_family or fits(declared, detected.model) is not None
 
 
-def identity_parts(gpu: Gpu, compatible: HardwareCompatible = "none") -> dict[str, str]:
+def why_no_tf32(gpu: Gpu, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Why no product can be computed in TF32 on a GPU in this process; None where it can.
+
+    NVIDIA_TF32_OVERRIDE=0 stands above what any library is told. Source: cuBLAS documentation, "Tensor Core Usage";
+    measured with TensorRT-RTX 1.5 (tests/gpu/test_checks.py).
+    """
+    if gpu.compute_capability < FIRST_WITH["tf32"]:
+        return f"{gpu.product} has no TF32"
+    if environ.get(_TF32_OVERRIDE) == "0":
+        return f"{_TF32_OVERRIDE}=0 turns TF32 off in this process: unset it, or ask for fp32"
+    return None
+
+
+def identity_parts(
+    gpu: Gpu, compatible: HardwareCompatible = "none", environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """What of a GPU an engine is bound to, for cache keys: the kind of unit and the driver, never the single unit.
 
     The name alone is not enough: one name is sold with different memory sizes, core counts and clocks, and TensorRT
     chooses kernels by them. Memory is rounded to GiB, since drivers reserve slightly different amounts of it. An engine
     that is hardware compatible is bound to the class alone that TensorRT's documentation names; on a GPU outside of
-    it, to that GPU.
+    it, to that GPU. With TF32 off in this process its kernels are others, on any GPU.
     """
+    no_tf32 = {"tf32": "off"} if environ.get(_TF32_OVERRIDE) == "0" else {}
     if compatible == "same_compute_capability":
-        return {"compute_capability": capability_text(gpu.compute_capability)}
+        return {"compute_capability": capability_text(gpu.compute_capability), **no_tf32}
     if compatible == "ampere_plus" and gpu.compute_capability >= (8, 0):
-        return {"compute_capability": "8.0 and later"}
+        return {"compute_capability": "8.0 and later", **no_tf32}
     memory = None if gpu.memory_bytes is None else f"{round(gpu.memory_bytes / _GIB)} GiB"
     parts = {
         "gpu": gpu.name,
@@ -218,7 +236,7 @@ def identity_parts(gpu: Gpu, compatible: HardwareCompatible = "none") -> dict[st
         "gpu_mig": gpu.mig,
         "driver_major": gpu.driver and gpu.driver.partition(".")[0],
     }
-    return {key: str(value) for key, value in parts.items() if value is not None}
+    return {key: str(value) for key, value in parts.items() if value is not None} | no_tf32
 
 
 def capability_text(compute_capability: ComputeCapability) -> str:

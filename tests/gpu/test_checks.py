@@ -44,6 +44,20 @@ def test_too_strict(): ...
     assert all(record["engine"]["cached"] for record in again.checks)
 
 
+def test_tf32_is_not_checked_where_the_environment_turns_it_off(
+    suite: Suite, fresh: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", precision=["tf32", "fp32"], tol=0.1)\ndef test_it(): ...\n')
+    rounded = suite.run_apart(fresh).check("tf32]")["parity"]["worst"]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    run = suite.run_apart(fresh)
+    assert "NVIDIA_TF32_OVERRIDE=0 turns TF32 off" in run.check("tf32]")["message"]
+    exact = run.check("fp32]")
+    assert (exact["verdict"], exact["precision"]) == ("pass", "fp32")
+    assert exact["parity"]["worst"] < rounded / 5
+    assert exact["engine"]["cached"] is False, "the kernels of the other environment are not its own"
+
+
 def test_by_hand_with_any_shape(suite: Suite, fresh: str) -> None:
     suite.write(
         test_hand="""

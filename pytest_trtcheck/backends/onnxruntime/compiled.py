@@ -24,7 +24,7 @@ from pytest_trtcheck.backends.tensorrt.layers import unproved
 from pytest_trtcheck.backends.tensorrt.module import available, hash_plugin
 from pytest_trtcheck.cache import Key, hash_file
 from pytest_trtcheck.errors import CheckError
-from pytest_trtcheck.gpu.device import identity_parts
+from pytest_trtcheck.gpu.device import identity_parts, why_no_tf32
 from pytest_trtcheck.model import onnxruntime as ort
 from pytest_trtcheck.record import EngineRecord, typed
 
@@ -77,8 +77,8 @@ class CompilingProvider(OrtProvider):
         return {"onnxruntime": ort.module().__version__, **self.rests_on()}
 
     def computes_in(self, precision: Precision) -> Precision:
-        """The provider leaves TensorRT's TF32 on, and has no option for it: GPUs before Ampere have none."""
-        has_tf32 = self.gpu is None or self.gpu.compute_capability >= (8, 0)
+        """The provider leaves TensorRT's TF32 on, and has no option for it; TensorRT-RTX takes it for FP32."""
+        has_tf32 = self.gpu is None or not why_no_tf32(self.gpu)
         return "tf32" if precision == "fp32" and has_tf32 else precision
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pytest_trtcheck.backends.base import Backend, Built, Machine, Runner
     from pytest_trtcheck.backends.tensorrt.module import ModuleName
-    from pytest_trtcheck.spec import Precision
 
 _PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 _PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -97,10 +96,6 @@ class OrtTensorRTRtx(CompilingProvider):
                 code="provider-failed",
             )
         return found
-
-    def computes_in(self, precision: Precision) -> Precision:
-        """TensorRT-RTX takes TF32 for FP32."""
-        return "tf32" if precision == "fp32" else precision
 
     def rests_on(self) -> dict[str, str]:
         """The plugin, which brings TensorRT-RTX and CUDA's runtime."""

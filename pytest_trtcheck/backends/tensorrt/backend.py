@@ -27,7 +27,7 @@ from pytest_trtcheck.backends.tensorrt.trial import KERNELS, EngineApart, Trial,
 from pytest_trtcheck.cache import Cache, Entry, Key, hash_file, scratch_folder
 from pytest_trtcheck.choices import half_part, is_pair
 from pytest_trtcheck.errors import CacheError, CheckError, GpuError, MissingDependencyError
-from pytest_trtcheck.gpu.device import Gpu, identity_parts
+from pytest_trtcheck.gpu.device import Gpu, identity_parts, why_no_tf32
 from pytest_trtcheck.gpu.table import FIRST_WITH
 from pytest_trtcheck.record import EngineRecord, typed
 
@@ -139,7 +139,9 @@ class TensorRT(Backend):
 
     def computes_in(self, precision: Precision) -> Precision:
         """TensorRT-RTX takes TF32 for FP32, whatever it is told, where the GPU has it."""
-        has_tf32 = self.target.compute_capability >= FIRST_WITH["tf32"]
+        has_tf32 = (
+            self.target.compute_capability >= FIRST_WITH["tf32"] if self.gpu is None else not why_no_tf32(self.gpu)
+        )
         return "tf32" if precision == "fp32" and self.module.is_rtx and has_tf32 else precision
 
     @classmethod

@@ -23,6 +23,7 @@ from pytest_trtcheck.errors import (
     UnsupportedTargetError,
     first_line,
 )
+from pytest_trtcheck.gpu.device import why_no_tf32
 from pytest_trtcheck.model.kept_outputs import KeptOutputs
 from pytest_trtcheck.precision.emulation import Emulated, computes_the_reference
 from pytest_trtcheck.precision.reference import CallableReference, ModelReference, SourceReference
@@ -52,7 +53,7 @@ def placed(settings: Settings, known: Known) -> Known:
         return _placed_on_server(known)
     system = settings.system(known.request)
     op_types = known.lowered.op_types(known.model, quantized_part(known.precision) or known.precision)
-    problem = system.why_not(known.precision, op_types)
+    problem = system.why_not(known.precision, op_types) or _why_no_tf32(known, system)
     will_build = system.builds and problem is None
     found = accepted(settings, system, known.lowered, known.model, known.request, will_build=will_build)
     known = replace(
@@ -67,6 +68,12 @@ def placed(settings: Settings, known: Known) -> Known:
     return known.recorded(*notes, precision=known.shown_precision)
 
 
+def _why_no_tf32(known: Known, system: Backend) -> str | None:
+    """Why what was asked to be computed in TF32 would not be; FP32 would pass for it."""
+    asked = known.precision == "tf32" or known.request.build_options.tf32
+    return why_no_tf32(system.gpu) if asked and system.gpu is not None else None
+
+
 def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
     """An engine that exists with what its file, and what lies beside it, say."""
     file, stated = existing.file, existing.file.stated_precision
@@ -78,6 +85,8 @@ def _placed_engine(known: Known, existing: ExistingEngine) -> Known:
         )
     if not known.request.parity.states_precision and file.stated_precision in PRECISIONS:
         known = known.in_precision(file.stated_precision)
+    if why := _why_no_tf32(known, existing):
+        raise replace(known, problem=why).unsupported()
     precision = None if known.has_unknown_precision else known.shown_precision
     notes = list(file.notes)
     if file.stated_model not in {None, known.model.sha256}:

@@ -21,6 +21,7 @@ from pytest_trtcheck.errors import (
     first_line,
     plural,
 )
+from pytest_trtcheck.gpu.device import why_no_tf32
 from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model.arrays import files_behind
 from pytest_trtcheck.precision.arithmetic import MATRIX_OPERATORS
@@ -277,6 +278,8 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
         builder = known.system.builder
         if builder.name == known.running.name and builder.computes_in(name) == known.computed_in:
             raise UnsupportedTargetError(f"{name} is what was checked itself", code="compared-with-itself")
+        if name == "tf32" and builder.gpu is not None and (why := why_no_tf32(builder.gpu)):
+            raise UnsupportedTargetError(why)
         return _loaded_rival(settings, known, builder, name)
     try:
         system = backends.load(name).find(settings.machine)
