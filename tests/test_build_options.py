@@ -303,6 +303,19 @@ def test_a_changed_function_is_another_engine(suite: Suite) -> None:
     assert "configure: " in run.checks[0]["engine"]["miss_reason"]
 
 
+def test_what_a_function_reads_of_another_module_is_another_engine_too(suite: Suite) -> None:
+    suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n')
+    reads = CONFTEST.format(streams="limits.STREAMS").replace("import pytest\n", "import limits\nimport pytest\n")
+    (suite.path / "conftest.py").write_text(reads)
+    keys = []
+    for streams_allowed in (0, 0, 1):
+        (suite.path / "limits.py").write_text(f"STREAMS = {streams_allowed}\n")
+        run = suite.run_apart("--trt-gpu=A100", f"--trt-cache-dir={suite.path / 'cache'}")
+        run.result.assert_outcomes(passed=1)
+        keys.append(run.checks[0]["engine"]["key"])
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_a_check_of_the_defaults_says_nothing_of_options(suite: Suite) -> None:
     suite.write(test_it='@trt_parity("conv.onnx", batch=1)\ndef test_it(): ...\n')
     assert "build_options" not in suite.run().checks[0]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from onnx import numpy_helper
 
-from pytest_trtcheck.check.stated import Statement
+from pytest_trtcheck.model.sources.stated import Statement
 from pytest_trtcheck.report import json_report
 from tests import onnx_models
 

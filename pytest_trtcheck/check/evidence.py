@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trtcheck import gpu as gpus
 from pytest_trtcheck.cache import hash_file
-from pytest_trtcheck.check.stated import Statement
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.metrics import METRICS, named
 from pytest_trtcheck.model.sources import computes_outputs
+from pytest_trtcheck.model.sources.stated import Statement
 from pytest_trtcheck.record import (
     ASKED_LIMITS,
     ASKED_SEARCH,

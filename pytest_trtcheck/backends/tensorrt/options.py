@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pytest_trtcheck.cache import hash_file
 from pytest_trtcheck.errors import ArgumentError, listed, name_of, suggestion
+from pytest_trtcheck.model.sources.stated import Statement
 from pytest_trtcheck.spec import HardwareCompatible, Tiling
 
 if TYPE_CHECKING:
@@ -221,9 +222,12 @@ def plain(options: BuildOptions) -> dict[str, Any]:
 
 
 def key_parts(options: BuildOptions) -> dict[str, Any]:
-    """What an engine depends on of them, plugin libraries apart: a function by its name and its file's content."""
+    """What an engine depends on of them, plugin libraries apart: a function by its name, its file's content and what it
+    reads of other files.
+    """
     apart = {"plugins", "custom_ops", "timeout_s"}
     found = {name: value for name, value in plain(options).items() if name not in apart}
     if options.configure is not None:
-        found["configure"] = {name: found["configure"][name] for name in ("name", "sha256")}
+        own = {name: found["configure"][name] for name in ("name", "sha256")}
+        found["configure"] = {**own, "reads": Statement().of(options.configure)}
     return found

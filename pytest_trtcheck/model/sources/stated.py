@@ -1,7 +1,8 @@
 """What a user's function or object is, in words that are the same on every machine.
 
 `model.sources.fingerprint` tells objects apart on one machine, for its cache: by bytecode, and the content of what is
-installed. Evidence comes from another machine, whose Python may be another one: here code counts by its source.
+installed. Evidence and shared engines come from other machines, whose Python may be another one: here code counts by
+its source.
 """
 
 from __future__ import annotations
