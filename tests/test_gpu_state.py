@@ -224,19 +224,25 @@ def test_low_clocks_a_lowered_power_cap_and_a_power_mode_are_named() -> None:
         reasons=("gpu_idle", "application_clocks"),
         power_mode="MODE_15W",
     )
-    environ = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50"}
+    environ = {
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50",
+        "CUDA_LAUNCH_BLOCKING": "1",
+        "CUDA_INJECTION64_PATH": "/opt/nsys/libToolsInjection64.so",
+    }
     assert held_back(state, environ) == [
         "SM clock 585 of 1590 MHz (application_clocks)",
         "power limit 60 of 70 W",
         "nvpmodel MODE_15W",
         "MPS gives 50 % of the multiprocessors",
+        "CUDA_LAUNCH_BLOCKING=1 makes the host wait for each kernel",
+        "libToolsInjection64.so is loaded into CUDA (CUDA_INJECTION64_PATH), as profilers are",
     ]
     assert held_back(replace(state, memory_mhz=405), {})[1] == "memory clock 405 of 5001 MHz (application_clocks)"
 
 
 def test_a_gpu_at_its_ordinary_clocks_is_not_held_back() -> None:
     state = GpuState(time_us=0, sm_mhz=1500, max_sm_mhz=1590, power_limit_w=70.0, default_power_limit_w=70.0)
-    assert held_back(state, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100"}) == []
+    assert held_back(state, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100", "CUDA_LAUNCH_BLOCKING": "0"}) == []
     assert held_back(GpuState(time_us=0), {}) == []
 
 

@@ -288,6 +288,10 @@ def held_back(state: GpuState, environ: Mapping[str, str] = os.environ) -> list[
     share = environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "")
     if share and share != "100":
         found.append(f"MPS gives {share} % of the multiprocessors")
+    if environ.get("CUDA_LAUNCH_BLOCKING") == "1":
+        found.append("CUDA_LAUNCH_BLOCKING=1 makes the host wait for each kernel")
+    if tool := environ.get("CUDA_INJECTION64_PATH"):
+        found.append(f"{Path(tool).name} is loaded into CUDA (CUDA_INJECTION64_PATH), as profilers are")
     return found
 
 
