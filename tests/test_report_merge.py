@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -293,6 +294,17 @@ def test_a_report_given_twice_and_what_is_none_are_errors(merging: Merging) -> N
     Path("cut.json").write_text("{")
     status, text = merging(run, "cut.json")
     assert (status, "cut.json is no JSON report" in text) == (2, True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+@pytest.mark.parametrize("command", [["merge", "-o", "out.json"], ["history"], ["upgrade"], ["diff"]])
+def test_a_report_that_is_a_link_to_itself_is_an_error(
+    merging: Merging, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    merging(on("Tesla T4", FAILING), on("NVIDIA L4", PASSING))
+    Path("loop.json").symlink_to("loop.json")
+    assert __main__.main([*command, "loop.json", "b.json"]) == 2
+    assert "cannot read the report loop.json: " in capsys.readouterr().err
 
 
 def test_no_report_is_written_over_where_the_name_of_an_output_was_forgotten(merging: Merging) -> None:

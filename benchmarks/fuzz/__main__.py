@@ -7,8 +7,7 @@ told the machine has) and sixteen times the bytes of the case's files. What must
 foresaw, a traceback of ours, a text beyond 200,000 characters, characters that command a terminal, something written
 elsewhere, a pass where the untampered input fails, a hang, more memory, a process that died.
 
-Ends with status 1 where one of these did. `--case TARGET:NUMBER` makes one case again, and prints what came of it;
-`--keep DIR` keeps the files of what failed.
+Ends with status 1 where one of these did. `--case TARGET:NUMBER` makes one case again, and prints what came of it.
 """
 
 from __future__ import annotations

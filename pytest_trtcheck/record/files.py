@@ -230,9 +230,10 @@ def require_apart(outputs: Mapping[str, str | None], inputs: Iterable[str]) -> N
     ArgumentError
         It is.
     """
-    taken = {resolved(Path(each)): "it is read here" for each in inputs}
+    # A circle of links is for who reads or writes there to tell of.
+    taken = {Path(os.path.realpath(each)): "it is read here" for each in inputs}
     for option, given in outputs.items():
-        path = resolved(Path(given)) if given else None
+        path = Path(os.path.realpath(given)) if given else None
         if path is None:
             continue
         is_other = option == "--html" and path.suffix.lower() == ".json" and path.exists()
