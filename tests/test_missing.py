@@ -164,6 +164,29 @@ def test_ended_before_the_check(suite: Suite) -> None:
     assert "not in this report: 1 of 5 tests" in run.text
 
 
+def test_what_a_test_mocks_is_its_own_failure(suite: Suite) -> None:
+    suite.write(
+        test_x="""
+import json
+
+def broken(*_, **__):
+    raise RuntimeError("mocked")
+
+@trt_parity("conv.onnx", batch=1)
+def test_a(monkeypatch):
+    monkeypatch.setattr(json, "dumps", broken)
+    monkeypatch.setattr(json, "loads", broken)
+
+@trt_parity("conv.onnx", batch=1)
+def test_b(): ...
+"""
+    )
+    run = suite.run()
+    assert run.result.ret == pytest.ExitCode.TESTS_FAILED
+    assert [check["verdict"] for check in run.checks] == ["error", "pass"]
+    assert "RuntimeError: mocked" in run.check("test_a")["message"]
+
+
 def test_unforeseen_exception_is_a_record(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_trtcheck.check.steps import asked
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json import dumps, loads  # by name: a test's own mock of them may be there while its record is attached
 from typing import Any
 
 from pytest_trtcheck.errors import first_line
@@ -197,9 +197,9 @@ class CheckRecord:
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
-        return json.dumps(jsonable(self), allow_nan=False)
+        return dumps(jsonable(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> CheckRecord:
         """What `to_json` wrote."""
-        return typed(json.loads(text), cls)
+        return typed(loads(text), cls)
