@@ -47,7 +47,7 @@ def test_too_strict(): ...
 def test_tf32_is_not_checked_where_the_environment_turns_it_off(
     suite: Suite, fresh: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite.write(test_it='@trt_parity("conv.onnx", precision=["tf32", "fp32"], tol=0.1)\ndef test_it(): ...\n')
+    suite.write(test_it='@trt_parity("conv.onnx", precision=["tf32", "fp32"], batch=1, tol=0.1)\ndef test_it(): ...\n')
     rounded = suite.run_apart(fresh).check("tf32]")["parity"]["worst"]
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     run = suite.run_apart(fresh)
