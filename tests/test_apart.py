@@ -33,6 +33,8 @@ def serve(request: dict[str, Any]) -> Any:
     if do == "sleep":
         time.sleep(request["s"])
         return None
+    if do == "no thread":
+        raise RuntimeError("can't start new thread")
     if do == "raise":
         raise ValueError("of the function's")
     return len(bytearray(request["bytes"]))
@@ -54,6 +56,8 @@ def test_a_crash_and_an_exception_are_told_with_the_last_words() -> None:
         it.ask({"do": "crash"}, 60)
     with process() as it, pytest.raises(EndedError, match=r"(?s)exit status 1; .*ValueError: of the") as ended:
         it.ask({"do": "raise"}, 60)
+    with process() as it, pytest.raises(EndedError, match="not go on: RuntimeError: can't start new thread"):
+        it.ask({"do": "no thread"}, 60)
     assert crash.value.crashed
     assert not ended.value.crashed
 

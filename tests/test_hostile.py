@@ -8,6 +8,8 @@ import itertools
 import ntpath
 import os
 import random
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,9 @@ from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import CalibrationError, ModelError, ReportError, unforeseen, visible
 from pytest_trtcheck.model import graph, inputs, memory, npz, onnx_model, onnxruntime
+from pytest_trtcheck.model.apart import EndedError
 from pytest_trtcheck.model.onnx_model import TensorSpec
+from pytest_trtcheck.model.ort_runner import _Host
 from pytest_trtcheck.precision.quantization import calibration_data
 from pytest_trtcheck.record.files import read_json
 from pytest_trtcheck.report import json_report
@@ -685,6 +689,17 @@ def test_no_room_and_no_process_are_said_to_be_that(suite: Suite) -> None:
         exec(compile("raise BlockingIOError(11, 'Resource temporarily unavailable')", "/lib/subprocess.py", "exec"))
     for error in (forked.value, RuntimeError("can't start new thread")):
         assert unforeseen(error, "conv.onnx").code == "too-many-processes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(Path("/gone/python")))
+        with pytest.raises(FileNotFoundError) as removed:
+            subprocess.run([sys.executable], check=False)
+        gone = unforeseen(removed.value, "conv.onnx")
+    assert (gone.code, "could not be started in another process: No such" in gone.message) == ("library-broken", True)
+    said = RuntimeError("pthread_create failed, error code: 11 error msg: Resource temporarily unavailable")
+    refused = onnxruntime._refused("conv.onnx", Path("conv.onnx"), said)
+    assert (refused.code, "raise the limit of processes" in refused.hint) == ("too-many-processes", True)
+    ended = _Host()._died(EndedError("ONNX Runtime's process could not go on: can't start new thread"), 30, "conv.onnx")
+    assert ended.code == "too-many-processes"
     full = unforeseen(OSError(errno.ENOSPC, "No space left on device", "/x"), "conv.onnx")
     assert (full.code, "could not be written: No space left on device (/x)" in full.message) == ("no-room", True)
 

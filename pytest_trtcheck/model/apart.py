@@ -22,6 +22,8 @@ import weakref
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from pytest_trtcheck.errors import lacked_threads
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
@@ -211,6 +213,8 @@ class Process:
         _kill(self._child)
         reason, crashed = ending(self._child.wait(), self._title)
         said = self.said()
+        if lacked_threads(said):
+            return EndedError(f"{self._title} could not go on: {said.splitlines()[-1]}")
         return EndedError(f"{reason}; its output ends with:\n{said}" if said else reason, crashed=crashed)
 
 
