@@ -450,10 +450,13 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 def _users_code(error: BaseException) -> str | None:
     """The user's own code that raised an error which reached us, by class, method and line; None where it is not so."""
-    import sysconfig
     import traceback
     from pathlib import PureWindowsPath
 
+    try:
+        import sysconfig
+    except OSError:  # too many open files: whose code it was is not found out, what went wrong is told all the same
+        return None
     folders = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     not_theirs = ("<", *map(os.path.normcase, folders))
     found = None

@@ -670,6 +670,11 @@ def test_a_mask_that_nobody_looks_at_is_refused(suite: Suite) -> None:
     assert run.check("labels")["verdict"] == "pass"
 
 
+class _NoFiles:
+    def find_spec(self, *_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
 NO_ROOM = """
 import tempfile
 
@@ -695,6 +700,10 @@ def test_no_room_and_no_process_are_said_to_be_that(suite: Suite) -> None:
             subprocess.run([sys.executable], check=False)
         gone = unforeseen(removed.value, "conv.onnx")
     assert (gone.code, "could not be started in another process: No such" in gone.message) == ("library-broken", True)
+    with pytest.MonkeyPatch.context() as patch:  # as where so many files are open that no module can be imported
+        patch.delitem(sys.modules, "sysconfig", raising=False)
+        patch.setattr(sys, "meta_path", [_NoFiles()])
+        assert unforeseen(RuntimeError("it broke"), "conv.onnx").message.startswith("conv.onnx: RuntimeError: it broke")
     said = RuntimeError("pthread_create failed, error code: 11 error msg: Resource temporarily unavailable")
     refused = onnxruntime._refused("conv.onnx", Path("conv.onnx"), said)
     assert (refused.code, "raise the limit of processes" in refused.hint) == ("too-many-processes", True)

@@ -6,6 +6,7 @@ Not in safetensors' format (0.8): read back by numpy it has no bfloat16 and no F
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -127,10 +128,15 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def mapped(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, mapped without being read; one of `UNREADABLE` where it is none."""
+    """The array of a .npy file, mapped without being read; one of `UNREADABLE` where it is none.
+
+    Where the file system maps nothing (FUSE with direct_io, virtiofs and 9p without a cache), it is read.
+    """
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno == errno.ENODEV:
+            return load(path)["arr_0"]
         raise
     except Exception as error:
         raise _no_header(error) from error
