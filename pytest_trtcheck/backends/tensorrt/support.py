@@ -191,7 +191,11 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"Pre-opset 7|getOpsetVersion\(\) >= 7|Attribute scales is missing",
         "the model is in an old opset: export it in opset 13 or newer (onnx.version_converter converts many)",
     ),
-    (r"SIGKILL", "the system ends processes this way when memory runs out: see the kernel log, lower workspace_mib"),
+    (
+        r"SIGKILL",
+        "the system ends processes this way when memory runs out: see the kernel log; give the machine or its "
+        "container more, run fewer workers (-n), or lower workspace_mib",
+    ),
     (
         r"did not finish within timeout_s",
         "raise timeout_s, or lower optimization_level (TensorRT) if the model takes that long to build",
