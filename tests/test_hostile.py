@@ -21,6 +21,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
+from pytest_trtcheck.__main__ import main
 from pytest_trtcheck.cache import Cache, Key, directory, format_bytes, manifest
 from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
@@ -668,6 +669,22 @@ def test_a_mask_that_nobody_looks_at_is_refused(suite: Suite) -> None:
         assert said in check["message"]
     assert run.check("hidden")["verdict"] == "pass"
     assert run.check("labels")["verdict"] == "pass"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_an_npz_that_a_full_disk_ended_is_not_finished_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(OSError, match="No space left"), npz.ArrayWriter(Path("/dev/full")) as writer:
+        writer.add(0, {"x": np.zeros(100_000, np.float32)})
+    del writer
+    gc.collect()
+    assert not said
+
+
+def test_a_command_needs_no_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["explain", "no-room"]) == 0
 
 
 class _NoFiles:

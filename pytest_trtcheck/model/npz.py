@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import ml_dtypes
@@ -61,6 +61,17 @@ class ArrayWriter:
     def close(self) -> None:
         """Finish the file."""
         self._file.close()
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            self.close()
+            return
+        # Else Python finishes it later, and on a full disk says that it could not, wherever that is.
+        with suppress(OSError, ValueError):
+            self.close()
 
 
 def _storable(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
