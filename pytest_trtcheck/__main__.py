@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         status = _RUN[given.command](given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a service may have none
+            sys.stdout.flush()
         return status
     except BrokenPipeError:
         # Whoever read it has seen enough, `| head`; what Python still holds of it goes nowhere.

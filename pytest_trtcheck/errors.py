@@ -399,8 +399,14 @@ def _ran_out(error: Exception, doing: str, raised_in: str) -> CheckError | None:
     if is_unstarted or str(error) == "can't start new thread":
         return UnforeseenError(
             f"{doing}: no other process or thread could be started: {first_line(error)}",
-            "raise the limit of processes (ulimit -u, or that of the container), or run fewer workers (-n)",
+            MORE_PROCESSES,
             code="too-many-processes",
+        )
+    if isinstance(error, OSError) and raised_in == "subprocess.py" and error.filename == sys.executable:
+        return UnforeseenError(
+            f"{doing}: Python could not be started in another process: {error.strerror} ({sys.executable})",
+            "let it be there and run by this account: an environment that is made anew meanwhile has none",
+            code="library-broken",
         )
     if isinstance(error, MemoryError) or lacked_memory(str(error)) == "certainly":
         return UnforeseenError(
@@ -412,6 +418,7 @@ def _ran_out(error: Exception, doing: str, raised_in: str) -> CheckError | None:
     return None
 
 
+MORE_PROCESSES = "raise the limit of processes (ulimit -u, or that of the container), or run fewer workers (-n)"
 _MORE_FILES = "raise the limit (ulimit -n 4096) or run fewer workers; what leaks files shows in lsof -p PID"
 
 
@@ -443,10 +450,13 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 def _users_code(error: BaseException) -> str | None:
     """The user's own code that raised an error which reached us, by class, method and line; None where it is not so."""
-    import sysconfig
     import traceback
     from pathlib import PureWindowsPath
 
+    try:
+        import sysconfig
+    except OSError:  # too many open files: whose code it was is not found out, what went wrong is told all the same
+        return None
     folders = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     not_theirs = ("<", *map(os.path.normcase, folders))
     found = None
@@ -490,6 +500,14 @@ def lacked_memory(said: str) -> Literal["certainly", "perhaps"] | None:
     if re.search(_NO_MEMORY, said):
         return "certainly"
     return "perhaps" if re.search(_PERHAPS_NO_MEMORY, said) else None
+
+
+_NO_THREAD = "can't start new thread|pthread_create failed|Resource temporarily unavailable"
+
+
+def lacked_threads(said: str) -> bool:
+    """Whether Python or a library failed because no other thread could be started."""
+    return re.search(_NO_THREAD, said) is not None
 
 
 _UNSAFE = (

@@ -33,6 +33,10 @@ def serve(request: dict[str, Any]) -> Any:
     if do == "sleep":
         time.sleep(request["s"])
         return None
+    if do == "worth":
+        return Path("/proc/self/oom_score_adj").read_text().strip()
+    if do == "no thread":
+        raise RuntimeError("can't start new thread")
     if do == "raise":
         raise ValueError("of the function's")
     return len(bytearray(request["bytes"]))
@@ -54,6 +58,8 @@ def test_a_crash_and_an_exception_are_told_with_the_last_words() -> None:
         it.ask({"do": "crash"}, 60)
     with process() as it, pytest.raises(EndedError, match=r"(?s)exit status 1; .*ValueError: of the") as ended:
         it.ask({"do": "raise"}, 60)
+    with process() as it, pytest.raises(EndedError, match="not go on: RuntimeError: can't start new thread"):
+        it.ask({"do": "no thread"}, 60)
     assert crash.value.crashed
     assert not ended.value.crashed
 
@@ -97,6 +103,12 @@ def test_it_has_no_more_memory_than_it_is_given() -> None:
         assert it.ask({"do": "take", "bytes": 100 << 20}, 60) == 100 << 20
         with pytest.raises(EndedError, match="MemoryError"):
             it.ask({"do": "take", "bytes": 2 << 30}, 60)
+
+
+@LINUX
+def test_the_kernel_ends_it_before_the_session_where_no_memory_is_left() -> None:
+    with process() as builder, process(memory_bytes=1 << 30) as runtime:
+        assert [builder.ask({"do": "worth"}, 60), runtime.ask({"do": "worth"}, 60)] == ["1000", "1000"]
 
 
 def test_one_that_a_passing_thread_started_stays() -> None:

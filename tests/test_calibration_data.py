@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +67,21 @@ def test_a_large_npy_is_mapped_and_gives_the_same(tmp_path: Path, monkeypatch: p
     mapped = load("a.npy", IMAGE, [tmp_path])
     assert mapped.digest() == read
     assert not any(isinstance(sample["image"], np.memmap) for sample in mapped)
+
+
+def test_a_large_npy_is_read_where_the_file_system_maps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unmapped(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    np.save(tmp_path / "a.npy", images(2, 1, 3, 4))
+    read = load("a.npy", IMAGE, [tmp_path]).digest()
+    monkeypatch.setattr("pytest_trtcheck.precision.quantization.calibration_data._MMAP_BYTES", 0)
+    monkeypatch.setattr(mmap, "mmap", unmapped)
+    with pytest.raises(OSError, match="No such device"):
+        np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert load("a.npy", IMAGE, [tmp_path]).digest() == read
 
 
 def test_iterables_are_lazy_and_generators_are_kept() -> None:

@@ -7,11 +7,13 @@ real GPU are exported in tests/gpu/test_export.py.
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import hashlib
 import importlib
 import json
 import multiprocessing
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -650,6 +652,34 @@ def test_a_full_disk_leaves_no_half_engine(
     with pytest.raises(ReportError, match="No space left"):
         write(tmp_path, [record, built(cache, onnx_models.conv_net(), precision="bf16")], cache)
     assert files(tmp_path) == before
+    assert not list(tmp_path.glob(".trtcheck*"))
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_an_export_in_a_lower_layer_of_overlayfs_is_replaced(
+    tmp_path: Path, record: dict[str, Any], cache: Cache, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """A folder in a container's image: the kernel renames its files, and refuses to rename its folders."""
+    write(tmp_path, [record], cache)
+    target = tmp_path / "A100/model_repository/conv_fp16"
+    lower, before, rename = target.stat().st_ino, files(tmp_path), Path.rename
+
+    def refuse(self: Path, to: Path) -> Path:
+        if self == target and self.stat().st_ino == lower:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+        if is_full and to == target:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    record["latency"]["p50_ms"] = 0.5
+    if is_full:
+        with pytest.raises(ReportError, match="No space left"):
+            write(tmp_path, [record], cache)
+        assert files(tmp_path) == before
+    else:
+        write(tmp_path, [record], cache)
+        assert json.loads((target / "manifest.json").read_text())["latency"][0]["p50_ms"] == 0.5
     assert not list(tmp_path.glob(".trtcheck*"))
 
 

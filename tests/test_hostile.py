@@ -8,6 +8,8 @@ import itertools
 import ntpath
 import os
 import random
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +21,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pytest_trtcheck import bundle
+from pytest_trtcheck.__main__ import main
 from pytest_trtcheck.cache import Cache, Key, directory, format_bytes, manifest
 from pytest_trtcheck.cache.manifest import describe_files, read_manifest, write_manifest
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.errors import CalibrationError, ModelError, ReportError, unforeseen, visible
 from pytest_trtcheck.model import graph, inputs, memory, npz, onnx_model, onnxruntime
+from pytest_trtcheck.model.apart import EndedError
 from pytest_trtcheck.model.onnx_model import TensorSpec
+from pytest_trtcheck.model.ort_runner import _Host
 from pytest_trtcheck.precision.quantization import calibration_data
 from pytest_trtcheck.record.files import read_json
 from pytest_trtcheck.report import json_report
@@ -666,6 +671,27 @@ def test_a_mask_that_nobody_looks_at_is_refused(suite: Suite) -> None:
     assert run.check("labels")["verdict"] == "pass"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_an_npz_that_a_full_disk_ended_is_not_finished_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(OSError, match="No space left"), npz.ArrayWriter(Path("/dev/full")) as writer:
+        writer.add(0, {"x": np.zeros(100_000, np.float32)})
+    del writer
+    gc.collect()
+    assert not said
+
+
+def test_a_command_needs_no_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["explain", "no-room"]) == 0
+
+
+class _NoFiles:
+    def find_spec(self, *_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
 NO_ROOM = """
 import tempfile
 
@@ -685,6 +711,21 @@ def test_no_room_and_no_process_are_said_to_be_that(suite: Suite) -> None:
         exec(compile("raise BlockingIOError(11, 'Resource temporarily unavailable')", "/lib/subprocess.py", "exec"))
     for error in (forked.value, RuntimeError("can't start new thread")):
         assert unforeseen(error, "conv.onnx").code == "too-many-processes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(Path("/gone/python")))
+        with pytest.raises(FileNotFoundError) as removed:
+            subprocess.run([sys.executable], check=False)
+        gone = unforeseen(removed.value, "conv.onnx")
+    assert (gone.code, "could not be started in another process: No such" in gone.message) == ("library-broken", True)
+    with pytest.MonkeyPatch.context() as patch:  # as where so many files are open that no module can be imported
+        patch.delitem(sys.modules, "sysconfig", raising=False)
+        patch.setattr(sys, "meta_path", [_NoFiles()])
+        assert unforeseen(RuntimeError("it broke"), "conv.onnx").message.startswith("conv.onnx: RuntimeError: it broke")
+    said = RuntimeError("pthread_create failed, error code: 11 error msg: Resource temporarily unavailable")
+    refused = onnxruntime._refused("conv.onnx", Path("conv.onnx"), said)
+    assert (refused.code, "raise the limit of processes" in refused.hint) == ("too-many-processes", True)
+    ended = _Host()._died(EndedError("ONNX Runtime's process could not go on: can't start new thread"), 30, "conv.onnx")
+    assert ended.code == "too-many-processes"
     full = unforeseen(OSError(errno.ENOSPC, "No space left on device", "/x"), "conv.onnx")
     assert (full.code, "could not be written: No space left on device (/x)" in full.message) == ("no-room", True)
 

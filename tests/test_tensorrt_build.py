@@ -154,7 +154,16 @@ def test_without_a_taken_release_auto_emulates_and_says_why(monkeypatch: pytest.
 
 def builds(rtx: TensorRTModule, model: onnx.ModelProto, target: Target, folder: Path) -> bool:
     """Whether the builder takes the model, asked in this process: a child for each of many models is slow."""
-    request = {
+    try:
+        tensorrt_builder.build_here(rtx.handle, build_request(rtx, model, target, folder), lambda *_: None)
+    except tensorrt_builder.RequestError:
+        return False
+    return True
+
+
+def build_request(rtx: TensorRTModule, model: onnx.ModelProto, target: Target, folder: Path) -> dict[str, Any]:
+    """What the builder process would be asked for."""
+    return {
         "module": rtx.name,
         "model": str(onnx_models.save(model, folder / "grid.onnx")),
         "plan": str(folder / "grid.plan"),
@@ -164,11 +173,6 @@ def builds(rtx: TensorRTModule, model: onnx.ModelProto, target: Target, folder: 
         "profile": {},
         "timing_cache": None,
     }
-    try:
-        tensorrt_builder.build_here(rtx.handle, request, lambda *_: None)
-    except tensorrt_builder.RequestError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("op", ["Conv", "MatMul"])
@@ -591,6 +595,21 @@ def test_a_builder_that_crashes(build: Any, endless: Path, number: signal.Signal
     killer.join()
     if number is signal.SIGKILL:
         assert "memory" in info.value.hint
+
+
+def test_a_builder_that_lacks_threads_says_so_and_does_not_wait_for_them(
+    rtx: TensorRTModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(tensorrt_builder.RequestError) as refused:
+        tensorrt_builder.build_here(rtx.handle, build_request(rtx, conv(), AMPERE, tmp_path), lambda *_: None)
+    error = tensorrt._failure(rtx, "build an engine from conv.onnx", "", refused.value.errors, [])
+    assert error.code == "too-many-processes"
+    assert f"can't start new thread: 0 of {(os.cpu_count() or 1) + 2} were started" in error.message
+    assert error.hint.startswith("raise the limit of processes")
 
 
 def test_a_builder_that_python_ends(build: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,10 +269,10 @@ def _store(path: Path, folder: Path, bounds: Bounds) -> dict[str, Any]:
 
 def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> dict[str, Any]:
     """Write the worst case, then the others that fail, until a bound is reached."""
-    writers = [ArrayWriter(work / name) for name in ARRAY_FILES]
     kept: list[int] = []
     passed, total, start = 0, 0, time.monotonic()
-    try:
+    with ExitStack() as open_files:
+        writers = [open_files.enter_context(ArrayWriter(work / name)) for name in ARRAY_FILES]
         for index in _worst_first(known):
             if kept and (len(kept) >= bounds.cases or time.monotonic() - start > bounds.seconds):
                 break
@@ -294,9 +294,6 @@ def _store_cases(known: Known, work: Path, bounds: Bounds, notes: list[str]) -> 
                 )
             kept.append(index)
             total += size
-    finally:
-        for writer in writers:
-            writer.close()
     if left_out := len(known.cases) - len(kept) - passed:
         notes.append(f"failure bundle: {len(kept)} of {len(known.cases)} cases are in it, the worst one first")
     arrays_index = {name: writer.index for name, writer in zip(ARRAY_FILES, writers, strict=True)}

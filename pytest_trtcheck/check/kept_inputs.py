@@ -100,10 +100,8 @@ def write(path: Path, cases: Sequence[Case], model: OnnxModel) -> None:
     """Keep the inputs, each once; an OSError where that fails."""
     different = list({model_inputs.digest(case): case for case in cases}.values())[-_MOST:]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        writer = npz.ArrayWriter(temporary)
+    with replacing(path) as temporary, npz.ArrayWriter(temporary) as writer:
         for number, case in enumerate(different):
             writer.add(number, case)
         about = {"format": _FORMAT, "model": model.label, "cases": len(different), "inputs": writer.index}
         writer.add_text(_ABOUT, json.dumps(about))
-        writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -106,14 +107,27 @@ def put_all(folder: Path, stages: Mapping[str, Callable[[Path], None]]) -> None:
 def _put(staged: Path, target: Path, old: Path) -> None:
     """Put a finished folder in its place, in one step; what lay there is kept until then."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    is_copied = False
     if target.exists():
         old.parent.mkdir(parents=True, exist_ok=True)
-        target.rename(old)
+        try:
+            target.rename(old)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # In a lower layer (a container's image) overlayfs renames no folder.
+            shutil.copytree(target, old)
+            is_copied = True
     try:
+        if is_copied:
+            shutil.rmtree(target)
         staged.rename(target)
     except OSError:
         with suppress(OSError):
-            old.rename(target)
+            if is_copied:
+                shutil.copytree(old, target, dirs_exist_ok=True)
+            else:
+                old.rename(target)
         raise
 
 

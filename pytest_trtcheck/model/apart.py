@@ -22,6 +22,8 @@ import weakref
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from pytest_trtcheck.errors import lacked_threads
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
@@ -211,6 +213,8 @@ class Process:
         _kill(self._child)
         reason, crashed = ending(self._child.wait(), self._title)
         said = self.said()
+        if lacked_threads(said):
+            return EndedError(f"{self._title} could not go on: {said.splitlines()[-1]}")
         return EndedError(f"{reason}; its output ends with:\n{said}" if said else reason, crashed=crashed)
 
 
@@ -257,6 +261,7 @@ def work(serve: str, parent: int, *, dies_with_parent: bool, memory_bytes: int |
     if dies_with_parent:
         _die_with(parent)
     _hold_to(memory_bytes)
+    _end_before_others()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     requests: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -301,6 +306,12 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
+def _end_before_others() -> None:
+    """Where no memory is left, in the machine or the container, let the kernel end this process, not the session."""
+    with contextlib.suppress(OSError), pathlib.Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as file:
+        file.write("1000")
+
+
 def _hold_to(memory_bytes: int | None) -> None:
     """Let allocations beyond a limit fail, as if there were no more; elsewhere than on Linux nothing holds to it."""
     if memory_bytes is not None and sys.platform == "linux":
@@ -309,6 +320,3 @@ def _hold_to(memory_bytes: int | None) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         allowed = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, most))
-        # Where the machine has less than that left, the kernel ends this process, and not the session.
-        with contextlib.suppress(OSError), pathlib.Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as file:
-            file.write("1000")

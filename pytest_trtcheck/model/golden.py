@@ -178,8 +178,7 @@ def read(source: object, model: OnnxModel, folders: Sequence[Path], cache: Cache
 def write(path: Path, about: About, samples: Iterable[tuple[Arrays, Arrays]]) -> None:
     """Write (inputs, outputs) of samples as they come; an OSError where that fails."""
     digests: tuple[list[str], list[str]] = ([], [])
-    with replacing(path) as temporary:
-        writer = npz.ArrayWriter(temporary)
+    with replacing(path) as temporary, npz.ArrayWriter(temporary) as writer:
         indices: tuple[list[Any], list[Any]] = ([], [])
         for number, sample in enumerate(samples):
             for side, folder in enumerate(("inputs/", "outputs/")):
@@ -189,7 +188,6 @@ def write(path: Path, about: About, samples: Iterable[tuple[Arrays, Arrays]]) ->
                 digests[side].append(model_inputs.digest(arrays))
         parts = {"inputs": indices[0], "outputs": indices[1], "input_digests": digests[0], "output_digests": digests[1]}
         writer.add_text(_ABOUT, json.dumps({"format": _FORMAT, "about": vars(about), **parts}))
-        writer.close()
 
 
 def now() -> str:

@@ -6,12 +6,13 @@ Not in safetensors' format (0.8): read back by numpy it has no bfloat16 and no F
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import ml_dtypes
@@ -60,6 +61,17 @@ class ArrayWriter:
     def close(self) -> None:
         """Finish the file."""
         self._file.close()
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            self.close()
+            return
+        # Else Python finishes it later, and on a full disk says that it could not, wherever that is.
+        with suppress(OSError, ValueError):
+            self.close()
 
 
 def _storable(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
@@ -127,10 +139,15 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def mapped(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, mapped without being read; one of `UNREADABLE` where it is none."""
+    """The array of a .npy file, mapped without being read; one of `UNREADABLE` where it is none.
+
+    Where the file system maps nothing (FUSE with direct_io, virtiofs and 9p without a cache), it is read.
+    """
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno == errno.ENODEV:
+            return load(path)["arr_0"]
         raise
     except Exception as error:
         raise _no_header(error) from error

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pytest_trtcheck.errors import (
+    MORE_PROCESSES,
     ArgumentError,
     GpuError,
     MissingDependencyError,
     ModelError,
     first_line,
     lacked_memory,
+    lacked_threads,
 )
 
 if TYPE_CHECKING:
@@ -93,8 +95,8 @@ def quoted(error: Exception) -> str:
 def _refused(label: str, path: Path, error: Exception) -> ModelError:
     """A model that ONNX Runtime does not load, and what to do: what it says itself is for its developers."""
     said = quoted(error)
-    if hint := memory_hint(error):
-        return ModelError(f"{label}: ONNX Runtime cannot load it: {said}", hint, code="out-of-memory")
+    if short := _ran_short(f"{label}: ONNX Runtime cannot load it: {said}", error):
+        return short
     if found := re.search(r"Opset (\d+) is under development.*?domain (\S+) is till opset (\d+)", said):
         opset, _, newest = found.groups()
         return ModelError(
@@ -135,6 +137,14 @@ def memory_hint(error: Exception) -> str:
     if lacked_memory(str(error)) is None:
         return ""
     return "too little memory is free, of the GPU or of the machine: use a smaller batch, or end what else runs there"
+
+
+def _ran_short(message: str, error: Exception) -> ModelError | None:
+    """What is said of the machine, where it is not the model that ONNX Runtime failed on."""
+    if lacked_threads(str(error)):
+        return ModelError(message, MORE_PROCESSES, code="too-many-processes")
+    hint = memory_hint(error)
+    return ModelError(message, hint, code="out-of-memory") if hint else None
 
 
 class OrtSession:
@@ -225,8 +235,8 @@ class OrtSession:
         except Exception as error:
             shapes = ", ".join(f"{name} {list(np.shape(array))}" for name, array in inputs.items())
             message = f"{self._label}: ONNX Runtime failed to run it on {shapes}: {quoted(error)}"
-            if hint := memory_hint(error):
-                raise ModelError(message, hint, code="out-of-memory") from error
+            if short := _ran_short(message, error):
+                raise short from error
             raise ModelError(
                 message,
                 "inputs that were generated may lie outside what the model accepts: return real ones from the test",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck.cache import format_bytes
-from pytest_trtcheck.errors import CheckError, ModelError
+from pytest_trtcheck.errors import MORE_PROCESSES, CheckError, ModelError, lacked_threads
 from pytest_trtcheck.model import memory
 from pytest_trtcheck.model.apart import Answer, EndedError, Process
 from pytest_trtcheck.model.packing import packed, refusal, refused, unpacked
@@ -156,6 +156,8 @@ class _Host:
         if _NO_MEMORY.search(str(ended)) or "(SIGKILL)" in str(ended):
             killed = "" if _NO_MEMORY.search(str(ended)) else ", most likely for want of memory"
             return ModelError(f"{doing}: {ended}{killed}; {self._had()}", _LESS_MEMORY, code="out-of-memory")
+        if lacked_threads(str(ended)):
+            return ModelError(f"{doing}: {ended}", MORE_PROCESSES, code="too-many-processes")
         return ModelError(
             f"{doing}: {ended}",
             "the session goes on without it; check the model and its custom_ops with ONNX Runtime alone, or give the "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_trtcheck.backends.tensorrt.options import check_options, plain
 from pytest_trtcheck.backends.tensorrt.support import advice, what_strong_typing_lacks
 from pytest_trtcheck.cache import scratch_folder
-from pytest_trtcheck.errors import BuildError, GpuError, UnsupportedTargetError
+from pytest_trtcheck.errors import BuildError, GpuError, UnsupportedTargetError, lacked_threads
 from pytest_trtcheck.model.apart import EndedError, Process
 from pytest_trtcheck.spec import BuildOptions
 
@@ -443,4 +443,6 @@ def _failure(
     reason = f": {outcome}" if outcome else ""
     text = "\n".join([f"{module.title} could not {task}{reason}", *lines])
     pieces = advice(text, is_rtx=module.is_rtx) or what_strong_typing_lacks(module)
+    if lacked_threads(text):
+        return BuildError(text, "\n  → ".join(pieces), code="too-many-processes")
     return BuildError(text, "\n  → ".join(pieces))

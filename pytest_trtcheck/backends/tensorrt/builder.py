@@ -111,6 +111,7 @@ def _refuse_changed_meaning(heard: list[str]) -> None:
 
 def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None]) -> dict[str, Any]:
     """Parse and build in this process; the seconds that took, the engine's inputs and outputs, and what to note."""
+    _require_threads()
     started = time.perf_counter()
     log = process_logger(trt)
     is_rtx = request["module"] == "tensorrt_rtx"
@@ -148,6 +149,23 @@ def build_here(trt: Any, request: dict[str, Any], say: Callable[[str, str], None
     answer = {"build_s": time.perf_counter() - started, "io": _io(network), "notes": notes}
     del libraries  # They must stay loaded until here.
     return answer
+
+
+def _require_threads() -> None:
+    """See that threads can be started, for each processor, as TensorRT does: it waits without end for one it lacks."""
+    is_over = threading.Event()
+    wanted, started = (os.cpu_count() or 1) + 2, list[threading.Thread]()
+    try:
+        for _ in range(wanted):
+            thread = threading.Thread(target=is_over.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise RequestError("build an engine from", [f"{error}: {len(started)} of {wanted} were started"]) from error
+    finally:
+        is_over.set()
+        for thread in started:
+            thread.join()
 
 
 def _parse_alone(request: dict[str, Any], answer: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trtcheck.backends.tensorrt.module import TITLES
 from pytest_trtcheck.choices import quantized_part
-from pytest_trtcheck.errors import lacked_memory
+from pytest_trtcheck.errors import MORE_PROCESSES, lacked_memory, lacked_threads
 from pytest_trtcheck.gpu.table import FIRST_WITH
 
 if TYPE_CHECKING:
@@ -191,7 +191,11 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"Pre-opset 7|getOpsetVersion\(\) >= 7|Attribute scales is missing",
         "the model is in an old opset: export it in opset 13 or newer (onnx.version_converter converts many)",
     ),
-    (r"SIGKILL", "the system ends processes this way when memory runs out: see the kernel log, lower workspace_mib"),
+    (
+        r"SIGKILL",
+        "the system ends processes this way when memory runs out: see the kernel log; give the machine or its "
+        "container more, run fewer workers (-n), or lower workspace_mib",
+    ),
     (
         r"did not finish within timeout_s",
         "raise timeout_s, or lower optimization_level (TensorRT) if the model takes that long to build",
@@ -230,6 +234,8 @@ def advice(text: str, *, is_rtx: bool) -> list[str]:
     if lacked := lacked_memory(text):
         too = "cuDNN and cuBLAS fail like this where GPU memory runs out, too: " if lacked == "perhaps" else ""
         pieces[f"{too}free GPU memory, lower workspace_mib, or use a smaller batch"] = None
+    if lacked_threads(text):
+        pieces[MORE_PROCESSES] = None
     for pattern, what_to_do in _ADVICE:
         if "TensorRT-RTX" in what_to_do and not is_rtx:
             continue
