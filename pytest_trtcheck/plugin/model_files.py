@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -189,6 +190,22 @@ def named_models(config: pytest.Config) -> list[Path]:
     return [file for file in named_files(config) if file.suffix == ".onnx"]
 
 
+def _collectable(config: pytest.Config) -> Iterator[Path]:
+    """The models that `trt_collect` may collect, wherever this run looks."""
+    globs = settings.value(config, "trt_collect")
+    passed_over = config.getini("norecursedirs")
+    seen: set[str] = set()
+    for folder, below, files in os.walk(config.rootpath, followlinks=True) if globs else ():
+        # A link may lead back to where it lies.
+        below[:] = [] if (real := os.path.realpath(folder)) in seen else below
+        seen.add(real)
+        below[:] = [each for each in below if not any(fnmatch(each, glob) for glob in passed_over)]
+        found = (Path(folder, each) for each in files if each.endswith(".onnx"))
+        for path in found:
+            if any(settings.is_collected(path.relative_to(config.rootpath).as_posix(), glob) for glob in globs):
+                yield path
+
+
 def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     """What the command line says of models can be followed: an error before the first test otherwise.
 
@@ -221,10 +238,11 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     for name in {*given} - {"trt_precision", "trt_batch"}:
         for text in values[name]:
             model, value = _split(text)
-            if model is not None and not collects and not any(_is(each, model, config) for each in models):
+            if model is not None and not any(_is(each, model, config) for each in (*models, *_collectable(config))):
+                named = f"named: {', '.join(map(str, models))}" if models else ""
                 raise ArgumentError(
-                    f"{settings.flag(name)}={text}: no model {model} is named",
-                    f"named: {', '.join(map(str, models))}",
+                    f"{settings.flag(name)}={text}: no model {model} is named" + ", or collected" * bool(collects),
+                    named or "it is the name of its file, its path, or a glob of one",
                     code="option-value",
                 )
             if name == "trt_shapes":
