@@ -178,7 +178,7 @@ def test_an_option_for_a_model_that_no_run_would_collect_is_an_error(data: Suite
     back = data.path / "elsewhere/back"
     try:
         (data.path / "models").symlink_to("elsewhere", target_is_directory=True)
-        back.symlink_to(data.path, target_is_directory=True)
+        back.symlink_to(data.path / "elsewhere", target_is_directory=True)
     except OSError:  # Windows, without the right to
         (data.path / "elsewhere").rename(data.path / "models")
     (data.path / "pytest.ini").write_text("[pytest]\ntrt_collect = models/*.onnx\n")

@@ -190,20 +190,31 @@ def named_models(config: pytest.Config) -> list[Path]:
     return [file for file in named_files(config) if file.suffix == ".onnx"]
 
 
-def _collectable(config: pytest.Config) -> Iterator[Path]:
-    """The models that `trt_collect` may collect, wherever this run looks."""
-    globs = settings.value(config, "trt_collect")
+def _is_collectable(config: pytest.Config, named: str) -> bool:
+    """Whether `trt_collect` may collect the model that a value names, wherever this run looks."""
+    root, folder = config.rootpath, config.invocation_params.dir
+    globs = [each.removeprefix("./") for each in settings.value(config, "trt_collect")]
+
+    def is_it(path: Path) -> bool:
+        file = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+        return any(settings.is_collected(file, glob) for glob in globs) and _is(path, named, config)
+
+    path = Path(os.path.normpath(folder / named))
+    return (path.is_file() and is_it(path)) or any(is_it(each) for glob in globs for each in _below(config, glob))
+
+
+def _below(config: pytest.Config, glob: str) -> Iterator[Path]:
+    """The .onnx files from the folder on that a glob names as it is: there may be much beside it."""
     passed_over = config.getini("norecursedirs")
     seen: set[str] = set()
-    for folder, below, files in os.walk(config.rootpath, followlinks=True) if globs else ():
+    start = re.split(r"[^/]*[*?\[]|[^/]*$", glob, maxsplit=1)[0]
+    for folder, below, files in os.walk(config.rootpath / start, followlinks=True):
         # A link may lead back to where it lies.
-        below[:] = [] if (real := os.path.realpath(folder)) in seen else below
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
         seen.add(real)
-        below[:] = [each for each in below if not any(fnmatch(each, glob) for glob in passed_over)]
-        found = (Path(folder, each) for each in files if each.endswith(".onnx"))
-        for path in found:
-            if any(settings.is_collected(path.relative_to(config.rootpath).as_posix(), glob) for glob in globs):
-                yield path
+        below[:] = [each for each in below if not any(fnmatch(each, pattern) for pattern in passed_over)]
+        yield from (Path(folder, each) for each in files if each.endswith(".onnx"))
 
 
 def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
@@ -238,7 +249,8 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     for name in {*given} - {"trt_precision", "trt_batch"}:
         for text in values[name]:
             model, value = _split(text)
-            if model is not None and not any(_is(each, model, config) for each in (*models, *_collectable(config))):
+            is_there = model is None or any(_is(each, model, config) for each in models)
+            if model is not None and not is_there and not _is_collectable(config, model):
                 named = f"named: {', '.join(map(str, models))}" if models else ""
                 raise ArgumentError(
                     f"{settings.flag(name)}={text}: no model {model} is named" + ", or collected" * bool(collects),
