@@ -23,7 +23,7 @@ from pytest_trtcheck.plugin.items import FileItem, named_files
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from pytest_trtcheck.model.input_files import FromFiles
     from pytest_trtcheck.spec import Shape, ShapeRange
@@ -215,6 +215,16 @@ def _below(config: pytest.Config, glob: str) -> Iterator[Path]:
         seen.add(real)
         below[:] = [each for each in below if not any(fnmatch(each, pattern) for pattern in passed_over)]
         yield from (Path(folder, each) for each in files if each.endswith(".onnx"))
+
+
+def unused(config: pytest.Config, models: Collection[Path]) -> list[str]:
+    """What is said of what the options say of models that are none of these."""
+    given = [(option, _split(text)[0]) for option in (*_FILES, "trt_shapes") for text in settings.value(config, option)]
+    return [
+        f"{option}: no model {named!r} was collected: not used"
+        for option, named in given
+        if named is not None and not any(_is(each, named, config) for each in models)
+    ]
 
 
 def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
