@@ -198,12 +198,26 @@ def shuffled_rows(outputs: Outputs) -> Outputs:
             metrics.detections("boxes", count="n"),
             "output 'n' has 3 counts of 2 images",
         ),
+        *(
+            ({"boxes": np.ones((2, 6, 6)), "n": np.array([6, bad])}, metrics.detections("boxes", count="n"), said)
+            for bad, said in ((-1, "output 'n' says -1 of 6 detections"), (7, "output 'n' says 7 of 6 detections"))
+        ),
     ],
 )
 def test_outputs_that_are_no_detections_are_an_error_and_no_pass(outputs: Outputs, metric: Any, said: str) -> None:
     (record, *_) = judged((outputs, outputs), metric=metric, tol=1.0)
     assert record.verdict == "error"
     assert said in str(record.judged[0].note)
+
+
+@pytest.mark.parametrize("bad", [-1, 100, 2**31 - 1])
+def test_a_count_that_is_none_is_no_pass(bad: int) -> None:
+    reference = {**found(6), "n": np.array([5])}
+    reference["scores"][0, 5] = 0  # padded
+    metric = metrics.detections(*NAMES, count="n")
+    assert {each.verdict for each in judged((reference, reference), metric=metric)} == {"pass"}
+    (verdict,) = {each.verdict for each in judged(({**reference, "n": np.array([bad])}, reference), metric=metric)}
+    assert verdict == "error"
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,15 @@ from pytest_trtcheck.gpu.device import (
         ("7.5", "sm75", "7.5", "turing"),
         ("sm_120", "sm120", "12.0", "blackwell"),
         ("sm_90a", "sm90", "9.0", "hopper"),
+        ("SM 7.5", "sm75", "7.5", "turing"),
+        ("cc12.0", "sm120", "12.0", "blackwell"),
         ("10.1", "sm110", "11.0", "blackwell"),
         ("Turing", "turing", "7.5", "turing"),
         ("Ada Lovelace", "ada", "8.9", "ada"),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A100 MIG 1g.5gb", "8.0", "ampere"),
         ("H100 MIG 1g.10gb+me", "H100 MIG 1g.10gb+me", "9.0", "hopper"),
         ("A100 MIG 1c.3g.20gb", "A100 MIG 1c.3g.20gb", "8.0", "ampere"),
+        ("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "H100 MIG 1g.10gb", "9.0", "hopper"),  # a label of Kubernetes
     ],
 )
 def test_find_gpu(name: str, product: str, capability: str, architecture: str) -> None:
@@ -126,6 +129,19 @@ def test_unknown_gpu_suggests(name: str, near: list[str]) -> None:
     assert name in caught.value.message
     assert all(suggestion in caught.value.hint for suggestion in near), caught.value.hint
     assert "trt_gpus" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["H100 MIG", "mig 1g.5gb", "A100-MIG-7"])
+def test_a_slice_without_its_card_or_profile_is_told_what_is_missing(name: str) -> None:
+    with pytest.raises(GpuError, match=r"named by its card and its profile, as in 'A100 MIG 1g\.5gb'"):
+        find_gpu(name)
+
+
+def test_a_slice_of_an_unknown_card_is_told_of_a_line_for_the_card() -> None:
+    with pytest.raises(GpuError) as caught:
+        find_gpu("H123 MIG 1g.5gb")
+    assert "`H123 = X.Y`" in caught.value.hint
+    assert find_gpu("H123 MIG 1g.5gb", _extra("H123 = 9.0")).product == "H123 MIG 1g.5gb"
 
 
 @pytest.mark.parametrize(

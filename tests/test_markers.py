@@ -285,6 +285,54 @@ def test_what_is_called_like_a_fixture_and_is_none_is_an_error(suite: Suite, def
     assert "and no fixture: the check would not use it" in run.said
 
 
+MISSPELLED = """
+@pytest.fixture
+def {fixture}(): return None
+
+@trt_parity("conv.onnx", batch=1)
+def test_marked(): ...
+
+def test_by_hand(trt_check):
+    trt_check("conv.onnx", batch=1)
+
+def test_inputs_of_its_own(trt_check):
+    trt_check("conv.onnx", {{"image": np.ones((1, 3, 16, 16), np.float32)}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("fixture", "meant"),
+    [
+        ("trt_input", "trt_inputs"),
+        ("trtInputs", "trt_inputs"),
+        ("trt_imputs", "trt_inputs"),
+        ("trt_build_option", "trt_build_options"),
+        ("trt_buildoptions", "trt_build_options"),
+    ],
+)
+def test_a_fixture_that_is_called_nearly_as_ours_is_an_error(suite: Suite, fixture: str, meant: str) -> None:
+    suite.write(test_it=MISSPELLED.format(fixture=fixture))
+    run = suite.run()
+    run.result.assert_outcomes(passed=int(meant == "trt_inputs"), failed=2 + int(meant != "trt_inputs"))
+    assert f"the fixture {fixture} of test_it is used by no test, and nothing else gives {meant}" in run.said
+    assert f"→ call it {meant}" in run.said
+
+
+@pytest.mark.parametrize("fixture", ["trt_input", "trt_build_option"])
+@pytest.mark.parametrize("selected", ["", "-ktest_marked"])
+def test_a_fixture_that_any_test_asks_for_is_its_own(suite: Suite, fixture: str, selected: str) -> None:
+    suite.write(test_it=f"{MISSPELLED.format(fixture=fixture)}\ndef test_other({fixture}): ...\n")
+    suite.run(*filter(None, [selected])).result.assert_outcomes(
+        passed=1 if selected else 4, deselected=3 * bool(selected)
+    )
+
+
+@pytest.mark.parametrize("fixture", ["trt_inputs_small", "trt_inputs2", "trt_output", "trt_model_input", "inputs"])
+def test_a_fixture_with_a_name_of_its_own_is_no_error(suite: Suite, fixture: str) -> None:
+    suite.write(test_it=MISSPELLED.format(fixture=fixture))
+    suite.run().result.assert_outcomes(passed=3)
+
+
 def test_what_is_called_like_a_fixture_and_is_not_needed_is_no_error(suite: Suite) -> None:
     suite.write(
         test_it="""

@@ -702,10 +702,23 @@ def test_each_sample_of_a_batch_is_judged_as_an_input_of_its_own() -> None:
     assert str(record.judged[0].note).startswith("its reference is all zero here: relative to the output's ")
 
 
-@pytest.mark.parametrize("shape", [(4, 15), (300, 100), (3, 100)])
+@pytest.mark.parametrize("metric", ["max", "l2", "cosine", "snr_db"])
+@pytest.mark.parametrize("count", [2, 300, 4096])
+def test_one_wrong_sample_does_not_drown_in_a_large_batch(metric: str, count: int) -> None:
+    reference = rng().standard_normal((count, 20)).astype(np.float32)
+    reference[count // 2] *= np.float32(0.01)  # for `max`: so small that the others' scale hides it
+    (limits,) = resolve_limits(None, metric, "int8", ["x"], known={"x": Division(batch=(count,))}).values()
+    assert judge(measure("x", rounded(reference), reference, limits=limits), limits).verdict == "pass"
+    actual = rounded(reference)
+    actual[count // 2] *= -1
+    record = judge(measure("x", actual, reference, limits=limits), limits)
+    assert (record.verdict, record.judged[0].sample) == ("fail", count // 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 15), (5000, 16), (3, 100)])
 def test_samples_that_are_small_or_too_many_or_no_samples_are_not_judged_apart(shape: tuple[int, ...]) -> None:
     reference = rng().standard_normal(shape)
-    assert measure("x", reference, reference, limits=by(Division(batch=(4, 300)))).parts == ()
+    assert measure("x", reference, reference, limits=by(Division(batch=(4, 5000)))).parts == ()
 
 
 def test_samples_and_parts_together() -> None:

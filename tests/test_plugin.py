@@ -241,6 +241,20 @@ def test_models_that_trt_collect_asks_for_and_pytest_does_not_come_by_are_named(
             assert "trt_collect:" not in suite.run(*part, *workers).text
 
 
+@pytest.mark.parametrize("workers", [(), ("-n1",)])
+def test_settings_for_a_model_that_was_not_collected_are_named(suite: Suite, workers: tuple[str, ...]) -> None:
+    suite.pytester.makeini(
+        "[pytest]\ntrt_collect = conv.*\ntrt_shapes =\n    conv.onnx=image:2x3x16x16\n    cnov.onnx=image:2x3x16x16\n"
+    )
+    says = "trt_shapes: no model 'cnov.onnx' was collected: not used"
+    run = suite.run(*workers)
+    run.result.assert_outcomes(passed=1)
+    assert says in run.text
+    assert "'conv.onnx' was" not in run.text
+    for part in (("conv.onnx",), ("-kconv",)):
+        assert "not used" not in suite.run(*part, *workers).text
+
+
 def test_require_gpu_fails_what_no_gpu_ran(suite: Suite) -> None:
     suite.write(test_mixed=MIXED)
     run = suite.run("--trt-require-gpu")

@@ -45,6 +45,46 @@ def test_zeros_that_are_fed_are_noted(suite: Suite) -> None:
     assert [said in record["notes"] for record in suite.run().checks] == [True, False]
 
 
+def test_outputs_that_are_the_same_for_all_samples_are_noted(suite: Suite) -> None:
+    heads(suite.path / "fixed.onnx", 1, y=np.arange(8, dtype=np.float32) - 100, z=np.zeros(8, np.float32))
+    # Of which nothing is left but the bounds.
+    saturated = np.array([1000, -1000] * 4, np.float32)
+    heads(suite.path / "free.onnx", "batch", saturated=saturated, y=np.zeros(8, np.float32))
+    suite.write(
+        test_it="""
+X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+
+@trt_parity("free.onnx")
+def test_rows_that_differ():
+    return {"x": X}
+
+@trt_parity("free.onnx")
+def test_equal_rows():
+    return {"x": np.repeat(X[:1], 4, axis=0)}
+
+@trt_parity("fixed.onnx")
+def test_equal_inputs():
+    return [{"x": X[:1]}] * 3
+
+@trt_parity("fixed.onnx")
+def test_one_input():
+    return {"x": X[:1]}
+"""
+    )
+    run = suite.run()
+    said = (
+        "output {!r}: its reference is the same for all {} samples: how it follows from the inputs was hardly exercised"
+    )
+
+    def noted(test: str) -> list[str]:
+        return [note for note in run.check(test)["notes"] if "same for all" in note]
+
+    assert noted("rows_that_differ") == [said.format("saturated", 4)]
+    assert noted("equal_rows") == [said.format("saturated", 4), said.format("y", 4)]
+    assert noted("equal_inputs") == [said.format("z", 3)]  # of `y`, which is zero throughout, more is said
+    assert noted("one_input") == []
+
+
 def test_what_nothing_could_be_seen_of_is_no_pass(suite: Suite) -> None:
     alive, dead = np.zeros(8, np.float32), np.full(8, -1000, np.float32)
     np.save(suite.path / "w.npy", WEIGHTS)

@@ -169,6 +169,32 @@ def test_what_can_not_be_followed_is_an_error_before_the_first_test(
     assert message in run.text
 
 
+def test_an_option_for_a_model_that_no_run_would_collect_is_an_error(data: Suite) -> None:
+    (data.path / "build").mkdir()
+    (data.path / "conv.onnx").rename(data.path / "build/left.onnx")
+    (data.path / "elsewhere").mkdir()
+    open_net(data.path / "elsewhere/net.onnx", "x", ["N", 4])
+    open_net(data.path / "other.onnx", "x", ["N", 4])
+    back = data.path / "elsewhere/back"
+    try:
+        (data.path / "models").symlink_to("elsewhere", target_is_directory=True)
+        back.symlink_to(data.path / "elsewhere", target_is_directory=True)
+    except OSError:  # Windows, without the right to
+        (data.path / "elsewhere").rename(data.path / "models")
+    (data.path / "pytest.ini").write_text("[pytest]\ntrt_collect = models/*.onnx\n")
+    for named in ("nett.onnx", "models/nett.onnx", "other.onnx", "left.onnx", "build/left.onnx"):
+        run = data.run(f"--trt-shapes={named}=x:1x4")
+        assert run.result.ret == pytest.ExitCode.USAGE_ERROR
+        assert f"--trt-shapes={named}=x:1x4: no model {named} is named, or collected" in run.said
+    assert data.run(".", "--trt-shapes=nett.onnx=x:1x4").result.ret == pytest.ExitCode.USAGE_ERROR
+    assert data.run("other.onnx", "--trt-shapes=other.onnx=x:1x4").result.ret == pytest.ExitCode.OK
+    back.unlink(missing_ok=True)  # pytest goes round and round there
+    for named in ("net.onnx", "models/net.onnx", "./models/net.onnx", "n*.onnx"):
+        run = data.run(f"--trt-shapes={named}=x:1x4")
+        assert run.result.ret == pytest.ExitCode.OK
+        assert len(run.checks) >= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,9 @@ model without any knowledge would lose is the difference.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from pytest_trtcheck.model.arrays import as_array, copied, is_array, owned
 from pytest_trtcheck.spec import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,6 +55,45 @@ def is_blind(limit: compare.Limit, name: str, references: Iterable[NDArray[Any]]
             if found is None or found.value is None or not limit.holds(found.value):
                 return False
     return True
+
+
+class Sameness:
+    """Outputs of which the reference is the same for every sample: the inputs are equal, or do not reach them.
+
+    Parameters
+    ----------
+    batches
+        By output, the sizes of its first axis that count samples.
+    """
+
+    def __init__(self, batches: Mapping[str, Sequence[int]]) -> None:
+        self._batches = batches
+        self._first: dict[str, bytes] = {}
+        self._count: Counter[str] = Counter()
+        self._differ: set[str] = set()
+
+    def look(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Look at what the reference gives for one case."""
+        for name, array in outputs.items():
+            if name in self._differ or array.dtype.kind in "OUST" or not array.size:
+                continue
+            is_batch = array.ndim > 0 and array.shape[0] in self._batches[name]
+            for sample in array if is_batch else array[None]:
+                raw = np.ascontiguousarray(sample).reshape(-1).view(np.uint8)
+                digest = hashlib.sha256(raw.data).digest()
+                if self._first.setdefault(name, digest) != digest:
+                    self._differ.add(name)
+                    break
+                self._count[name] += 1
+
+    def notes(self, said: Iterable[str]) -> list[str]:
+        """A note for each output that differs in no sample of several, but for those of which more is said already."""
+        return [
+            f"output {name!r}: its reference is the same for all {count:,} samples: how it follows from the inputs was "
+            "hardly exercised"
+            for name, count in self._count.items()
+            if count > 1 and name not in {*self._differ, *said}
+        ]
 
 
 def scored(score: Scored, outputs: Mapping[str, NDArray[Any]], case: Case) -> Any:

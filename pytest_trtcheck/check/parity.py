@@ -89,20 +89,23 @@ def judge(known: Known) -> Outcome:
         As `limits_of`.
     """
     limits = limits_of(known)
-    by_case = _measured_by_case(known, known.run, limits)
+    same = exercised.Sameness({name: each[0].division.batch for name, each in limits.items()})
+    by_case = _measured_by_case(known, known.run, limits, same.look)
     _refuse_without_finite_reference(by_case, known.model)
     measured = _merged(known, by_case)
     outputs = [compare.judge(each, limits[name]) for name, each in measured.items()]
     record = compare.summarize(outputs, known.request.parity.metric.name)
     unread = getattr(known.reference, "unread", ())
-    constant = [
-        f"output {name!r}: every element of its reference is {_shown(each.constant, each.kind)} on these inputs: what "
-        "leads there was hardly exercised"
+    constant = {
+        name: f"output {name!r}: every element of its reference is {_shown(each.constant, each.kind)} on these inputs: "
+        "what leads there was hardly exercised"
         for name, each in measured.items()
         # Of floats, zeros are not exercised at all.
         if each.constant is not None and (each.constant or each.kind != "float") and not each.uncompared
-    ]
-    notes = (*unread, *constant, *compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
+    }
+    more_is_said = [*constant, *(name for name, each in measured.items() if each.uncompared or not each.peak)]
+    varied = (*constant.values(), *same.notes(more_is_said))
+    notes = (*unread, *varied, *compare.unexercised_notes(outputs), *compare.loose_notes(outputs))
     if record.verdict == "pass":
         return _seen(known, limits, Outcome(record, notes=notes))
     if record.verdict == "not_measured":
@@ -244,11 +247,19 @@ def judged(
     return [compare.judge(each, limits[name]) for name, each in found.items()]
 
 
-def _measured_by_case(known: Known, actual: Outputs, limits: compare.Limits) -> list[dict[str, compare.Measurement]]:
-    dtypes = _dtypes(known, actual)
-    return [
-        compare.measure_all(actual(case), known.reference(case), limits, expected_dtypes=dtypes) for case in known.cases
-    ]
+def _measured_by_case(
+    known: Known,
+    actual: Outputs,
+    limits: compare.Limits,
+    look: Callable[[Mapping[str, NDArray[Any]]], None] = lambda _: None,
+) -> list[dict[str, compare.Measurement]]:
+    """What is measured of each case; `look` sees its reference."""
+    dtypes, found = _dtypes(known, actual), []
+    for case in known.cases:
+        given, expected = actual(case), known.reference(case)
+        look(expected)
+        found.append(compare.measure_all(given, expected, limits, expected_dtypes=dtypes))
+    return found
 
 
 def _dtypes(known: Known, actual: Outputs) -> Mapping[str, Any] | None:

@@ -106,6 +106,9 @@ def _read(outputs: Outputs, asked: Detections) -> list[_Found]:
             raise ValueError(
                 f"output {asked.count!r} has {plural(len(counts), 'count')} of {plural(len(boxes), 'image')}"
             )
+        if wrong := [int(each) for each in counts if not 0 <= each <= boxes.shape[1]]:
+            # As a slice, it would take others than those that count.
+            raise ValueError(f"output {asked.count!r} says {wrong[0]} of {plural(boxes.shape[1], 'detection')}")
     found = []
     for image, count in enumerate(counts):
         # Beyond the count there is whatever was there; a partner may lie a little below the threshold.

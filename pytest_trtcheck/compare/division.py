@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_trtcheck.compare.streaming import Pair, Swept
     from pytest_trtcheck.spec import Shape
 
-_MOST_SAMPLES = 256
+_MOST_SAMPLES = 4096
 _FP16_MAX = 65504.0
 _EVERYTHING = (0.0, math.inf)
 

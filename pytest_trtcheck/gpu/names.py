@@ -45,8 +45,10 @@ _FORM_WORDS = re.compile(
     r"\d+gb?|gb|sxm\d*|pcie|nvl\d*|hbm\d*e?|dgxs|ac|developer|kit|module|generation|edition|workstation|server"
     r"|blackwell|lovelace"
 )
-_COMPUTE_CAPABILITY = re.compile(r"(?:(?:sm|compute|cc)[ _-]?(\d{1,2})(\d)[af]?|(\d{1,2})\.(\d))", re.IGNORECASE)
-_MIG = re.compile(r"(?P<card>.*?)\s*\bMIG\s+(?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*)\s*", re.IGNORECASE)
+_COMPUTE_CAPABILITY = re.compile(r"(?:(?:sm|compute|cc)[ _-]?(\d{1,2})\.?(\d)[af]?|(\d{1,2})\.(\d))", re.IGNORECASE)
+_MIG = re.compile(
+    r"(?P<card>.*?)[\s_-]*\bMIG[\s_-]+(?P<profile>(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*)\s*", re.IGNORECASE
+)
 
 
 def find_gpu(name: str, extra: Sequence[GpuModel] = ()) -> GpuModel:
@@ -59,11 +61,13 @@ def find_gpu(name: str, extra: Sequence[GpuModel] = ()) -> GpuModel:
     """
     if found := _find(name, extra):
         return found
+    card = card_of(name).strip()
+    if re.search(r"\bMIG\b", name, re.IGNORECASE) and card in {"", name.strip()}:
+        what = "a MIG slice is named by its card and its profile, as in 'A100 MIG 1g.5gb'"
+        raise GpuError(f"unknown GPU {name!r}", f"{what}; `nvidia-smi -L` lists them", code="gpu-unknown")
     near = _suggestions(name, extra)
     hint = f"did you mean {', '.join(near)}? Otherwise " if near else ""
-    raise GpuError(
-        f"unknown GPU {name!r}", hint + _HOW_TO_ADD.format(name=name.strip() or "MyBoard"), code="gpu-unknown"
-    )
+    raise GpuError(f"unknown GPU {name!r}", hint + _HOW_TO_ADD.format(name=card or "MyBoard"), code="gpu-unknown")
 
 
 def model_of(name: str, compute_capability: ComputeCapability, extra: Sequence[GpuModel] = ()) -> GpuModel:

@@ -146,7 +146,8 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    """See that no model or bundle that is named was left out."""
+    """See that no model or bundle that is named was left out; keep what there is before tests are selected from it."""
+    session.stash[marks.COLLECTED] = list(items)
     if any(each.partition("::")[0].endswith((".onnx", "bundle.json")) for each in session.config.args):
         from pytest_trtcheck.plugin.items import add_left_out
 

@@ -30,6 +30,8 @@ SEEN: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 """The members of a module or class that have marks of ours."""
 UNCOLLECTED: pytest.StashKey[list[pytest.CollectReport]] = pytest.StashKey()
 """On the session: the reports of what could not be collected, and may hold tests that nobody knows of."""
+COLLECTED: pytest.StashKey[Sequence[pytest.Item]] = pytest.StashKey()
+"""On the session: all tests, before some of them were selected."""
 _MEMBERS: pytest.StashKey[Sequence[pytest.Item | pytest.Collector]] = pytest.StashKey()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -22,7 +23,7 @@ from pytest_trtcheck.plugin.items import FileItem, named_files
 from pytest_trtcheck.spec import ParitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from pytest_trtcheck.model.input_files import FromFiles
     from pytest_trtcheck.spec import Shape, ShapeRange
@@ -189,6 +190,43 @@ def named_models(config: pytest.Config) -> list[Path]:
     return [file for file in named_files(config) if file.suffix == ".onnx"]
 
 
+def _is_collectable(config: pytest.Config, named: str) -> bool:
+    """Whether `trt_collect` may collect the model that a value names, wherever this run looks."""
+    root, folder = config.rootpath, config.invocation_params.dir
+    globs = [each.removeprefix("./") for each in settings.value(config, "trt_collect")]
+
+    def is_it(path: Path) -> bool:
+        file = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
+        return any(settings.is_collected(file, glob) for glob in globs) and _is(path, named, config)
+
+    path = Path(os.path.normpath(folder / named))
+    return (path.is_file() and is_it(path)) or any(is_it(each) for glob in globs for each in _below(config, glob))
+
+
+def _below(config: pytest.Config, glob: str) -> Iterator[Path]:
+    """The .onnx files from the folder on that a glob names as it is: there may be much beside it."""
+    passed_over = config.getini("norecursedirs")
+    seen: set[str] = set()
+    start = re.split(r"[^/]*[*?\[]|[^/]*$", glob, maxsplit=1)[0]
+    for folder, below, files in os.walk(config.rootpath / start, followlinks=True):
+        # A link may lead back to where it lies.
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+        seen.add(real)
+        below[:] = [each for each in below if not any(fnmatch(each, pattern) for pattern in passed_over)]
+        yield from (Path(folder, each) for each in files if each.endswith(".onnx"))
+
+
+def unused(config: pytest.Config, models: Collection[Path]) -> list[str]:
+    """What is said of what the options say of models that are none of these."""
+    given = [(option, _split(text)[0]) for option in (*_FILES, "trt_shapes") for text in settings.value(config, option)]
+    return [
+        f"{option}: no model {named!r} was collected: not used"
+        for option, named in given
+        if named is not None and not any(_is(each, named, config) for each in models)
+    ]
+
+
 def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     """What the command line says of models can be followed: an error before the first test otherwise.
 
@@ -221,10 +259,12 @@ def check_options(config: pytest.Config, values: Mapping[str, Any]) -> None:
     for name in {*given} - {"trt_precision", "trt_batch"}:
         for text in values[name]:
             model, value = _split(text)
-            if model is not None and not collects and not any(_is(each, model, config) for each in models):
+            is_there = model is None or any(_is(each, model, config) for each in models)
+            if model is not None and not is_there and not _is_collectable(config, model):
+                named = f"named: {', '.join(map(str, models))}" if models else ""
                 raise ArgumentError(
-                    f"{settings.flag(name)}={text}: no model {model} is named",
-                    f"named: {', '.join(map(str, models))}",
+                    f"{settings.flag(name)}={text}: no model {model} is named" + ", or collected" * bool(collects),
+                    named or "it is the name of its file, its path, or a glob of one",
                     code="option-value",
                 )
             if name == "trt_shapes":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import pytest
 
 from pytest_trtcheck.choices import BACKEND, GPU, PROPERTY, quantized_part
-from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, first_line, kind_of, visible
+from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, alike, first_line, kind_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +38,8 @@ SEARCH_FOLDER = "trtcheck_inputs"
 """Where, beside the test, inputs are kept that a search found."""
 RUNS = f"{PROPERTY}.runs"
 """The property that says of a test which was run again how often it ran."""
+_MISSPELLED = 0.88
+"""How alike (`difflib`) a fixture is called to one of ours that was meant: `trt_input`, `trt_build_opts`."""
 
 
 @dataclass
@@ -273,7 +275,7 @@ def request_for(
         "trt_calibration": parity.calibration is None and any(map(quantized_part, parity.precision)),
         "trt_build_options": built is None,
     }
-    _refuse_plain(item, [name for name, is_not in not_given.items() if is_not])
+    _refuse_unused(item, [name for name, is_not in not_given.items() if is_not])
     compared = parity.backends or options.value(item.config, "trt_backend")
     if parity.backend is None and parity.engine is None and len(compared) > 1:
         if BACKEND not in parameters(item):
@@ -305,8 +307,8 @@ def request_for(
     )
 
 
-def _refuse_plain(item: pytest.Item, names: Iterable[str]) -> None:
-    """See that nothing which is called like a fixture of ours and is none was meant to override it.
+def _refuse_unused(item: pytest.Item, names: Iterable[str]) -> None:
+    """See that nothing which is called like a fixture of ours, or nearly, was meant to override it and does not.
 
     Raises
     ------
@@ -330,6 +332,28 @@ def _refuse_plain(item: pytest.Item, names: Iterable[str]) -> None:
                     "write @pytest.fixture above it; or give it another name, if it is for something else",
                     code="argument-conflict",
                 )
+            for other in dir(place):
+                if _is_nearly(other, name) and manager.getfixturedefs(other, item) and not _is_used(item, other):
+                    raise ArgumentError(
+                        f"the fixture {other} of {place.__name__} is used by no test, and nothing else gives {name}",
+                        f"call it {name}; or give it another name, if it is for something else",
+                        code="argument-conflict",
+                    )
+
+
+def _is_nearly(name: str, ours: str) -> bool:
+    """Whether a fixture is called as one of ours but for a letter or two; `trt_inputs_b` is another one."""
+    if not name.lower().startswith("trt") or name.startswith(ours):
+        return False
+    return bool(alike(name.replace("_", ""), {ours.replace("_", ""): ours}, 1, _MISSPELLED))
+
+
+def _is_used(item: pytest.Item, fixture: str) -> bool:
+    """Whether any test asks for a fixture: then it is one of its own."""
+    from pytest_trtcheck.plugin import marks
+
+    tests = (item, *item.session.stash.get(marks.COLLECTED, ()))
+    return any(fixture in getattr(each, "fixturenames", ()) for each in tests)
 
 
 def run(item: pytest.Item, request: Request, *, ends: str = "") -> CheckRecord:

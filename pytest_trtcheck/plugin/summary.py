@@ -329,14 +329,21 @@ class Collector:
         self._problems += sent.get(_LATE, [])
 
     def _tell_of_globs(self) -> None:
-        """Say which models of `trt_collect` are not in a run of the whole suite: `testpaths` may lead past them."""
+        """Say which models of `trt_collect` are not in a run of the whole suite: `testpaths` may lead past them; and
+        which options are for a model that is not.
+        """
         of_a_part = self._config.args_source is pytest.Config.ArgsSource.ARGS
         if of_a_part or any(map(self._config.getoption, ("keyword", "markexpr"))):
             return
         files = {nodeid.partition("::")[0] for nodeid in (*self._planned, *self._uncollected)}
-        for glob in settings.value(self._config, "trt_collect"):
+        globs = settings.value(self._config, "trt_collect")
+        for glob in globs:
             if not any(settings.is_collected(file, glob) for file in files):
                 self._told.append(f"trt_collect: no file of {glob!r} was collected: not checked")
+        if globs:
+            from pytest_trtcheck.plugin import model_files
+
+            self._told += model_files.unused(self._config, [self._config.rootpath / file for file in files])
 
     def _tell_of_shared_cache(self) -> None:
         from pytest_trtcheck.cache.remote import Tally
