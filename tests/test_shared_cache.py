@@ -300,6 +300,9 @@ def test_addresses_are_shown_without_what_is_secret() -> None:
     assert address.shown == "https://example.org/cache"
     said = "cannot reach https://ann:pa$sword@example.org/cache/v1?token=abc123&v=456789 (abc123, pa%24sword)"
     assert address.without_secrets(said) == "cannot reach https://***@example.org/cache/v1?*** (***, ***)"
+    # A library writes what it was given in another way.
+    quoted = Address.parse("https://ann:sw@rd:x@example.org/cache", Path.cwd())
+    assert quoted.without_secrets("url='https://ann:sw%40rd%3Ax@example.org/x'") == "url='https://***@example.org/x'"
     for secret in ("ann:", "sword", "abc123", "456789"):
         assert secret not in address.without_secrets(said)
         assert secret not in repr(address)
@@ -324,6 +327,7 @@ def test_schemes_are_known_however_they_are_written(url: str, base: str) -> None
         ("simplecache::s3://bucket", "several URLs in one"),
         ("nothing://bucket", "fsspec knows no nothing://"),
         ("https://", "no bucket, host or folder is named"),
+        ("https://[fe80/cache", "Invalid IPv6 URL"),
     ],
 )
 def test_wrong_addresses_are_named(url: str, words: str) -> None:

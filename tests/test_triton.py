@@ -60,7 +60,10 @@ def test_an_address_may_bring_a_time_limit() -> None:
         ("ftp://host", "it starts with http://"),
         ("http://", "names a host"),
         ("http://host:many", "Port could not be cast"),
-        ("http://me:secret@host", "no user, no password"),
+        ("http://me:secret@host", "'http://***@host' is no address of a Triton server: it holds no user, no password"),
+        ("http://me:sec/ret@host", "'http://***@host' is no address of a Triton server: it holds no user, no password"),
+        ("http://host?token=secret", "'http://host?***' is no address of a Triton server"),
+        ("http://[::1", "Invalid IPv6 URL"),
         ("http://host/a/b/c", "its path is a model"),
         ("http://host/a/latest", "the number of a version"),
         ("http://host/{name}", "{name} stands for nothing; {model} and {precision} do"),
@@ -74,6 +77,7 @@ def test_what_is_no_address_is_refused(text: str, why: str) -> None:
         Address.parse(text)
     assert why in caught.value.message
     assert "http://localhost:8000" in caught.value.hint
+    assert "secret" not in str(caught.value)
 
 
 def test_without_a_server_no_test_starts(suite: Suite) -> None:

@@ -143,7 +143,12 @@ class Address:
                     "name an s3://, gs:// or https:// URL",
                     code="cache-url",
                 )
-        split = urlsplit(text)
+        try:
+            split = urlsplit(text)
+        except ValueError as error:
+            raise ArgumentError(
+                f"--trt-cache={scheme}://: no URL: {error}", f"name it: {scheme}://bucket/folder", code="cache-url"
+            ) from None
         if not split.netloc:
             raise ArgumentError(
                 f"--trt-cache={scheme}://: no bucket, host or folder is named",
@@ -177,6 +182,8 @@ class Address:
         for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
             if len(secret) > 2:
                 text = text.replace(secret, "***")
+        # Libraries may write an address in another way than it was given: with other characters quoted.
+        text = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
         # A request that was signed carries its signature in its address.
         return re.sub(r"(?<=\w)\?[^\s'\")>]+", "?***", text)
 
