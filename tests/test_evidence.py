@@ -399,6 +399,22 @@ def test_a_check_that_refuses_more_is_not_proved_by_one_that_refused_less(proved
     assert reason(proved.run(*OPTIONS)).endswith("other max_subgraphs")
 
 
+def test_more_builds_than_were_judged_there_are_not_proved(suite: Suite) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    write(suite)
+    options = ("--trt-gpu=L4", "--trt-backend=tensorrt_rtx")
+    gpu = {"name": "NVIDIA L4", "uuid": "GPU-1", "compute_capability": "8.9"}
+    for builds, proved_by in ((1, 1), (3, 3), (1, 3), (3, 1)):
+        report = on_gpu(suite.run(*options, f"--trt-rebuild={proved_by}").report)
+        report["environment"] |= {"gpu": gpu, "tensorrt": {"module": "tensorrt_rtx", "version": rtx.__version__}}
+        save(suite, report)
+        run = suite.run(*options, f"--trt-rebuild={builds}", OPTIONS[-1])
+        if builds <= proved_by:
+            assert run.checks[0]["verdict"] == "pass", run.text
+        else:
+            assert reason(run) == "--trt-require-evidence=gpu.json: other number of builds"
+
+
 def test_a_budget_that_was_not_measured_there_proves_none(proved: Suite) -> None:
     write(proved, latency="@trt_latency(p50_ms={'H100': 1.0})\n")
     save(proved, on_gpu(proved.run("--trt-gpu=H100", "--trt-backend=onnxruntime").report))
