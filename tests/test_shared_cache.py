@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import os
@@ -400,6 +401,46 @@ def test_the_web_is_read_and_never_written(tmp_path: Path, place: Path, web: Fau
     assert reader.run(never).origin == "remote"
     assert reader.troubles == ""
     assert "read only" in reader.remote.describe()
+
+
+def test_what_the_web_logs_holds_no_secret(tmp_path: Path, web: FaultyProxy, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("aiohttp")
+    caplog.set_level("DEBUG")
+    Machine(tmp_path / "a", f"http://ann:pa%24sword@127.0.0.1:{web.port}/?token=t0ken").run()
+    assert f"http://***@127.0.0.1:{web.port}/v1/" in caplog.text
+    assert not any(secret in caplog.text for secret in ("ann", "sword", "t0ken"))
+
+
+def test_the_web_is_asked_for_files_as_they_are(tmp_path: Path, place: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Packing(http.server.SimpleHTTPRequestHandler):
+        """Packs what may be packed: random bytes become more by that, an empty file 20."""
+
+        def do_GET(self) -> None:
+            content = Path(place, self.path.lstrip("/")).read_bytes()
+            packs = "gzip" in self.headers.get("Accept-Encoding", "")
+            content = gzip.compress(content) if packs else content
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            if packs:
+                self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    Machine(tmp_path / "a", str(place)).run()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Packing) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        reader = Machine(tmp_path / "b", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            assert reader.run(never).origin == "remote", reader.troubles
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(

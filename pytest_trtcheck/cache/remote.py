@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import math
 import platform
 import queue
@@ -65,14 +66,14 @@ _NEEDS = {
     "http": ("aiohttp", 'pip install "pytest-trtcheck[remote]"'),
     "https": ("aiohttp", 'pip install "pytest-trtcheck[remote]"'),
 }
-_OPTIONS: dict[str, dict[str, Any]] = {
+_S3 = {
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": ANSWER_S, "retries": {"max_attempts": 2}},
     # One part of a file at a time: the library holds ten of 50 MB in memory otherwise.
-    name: {
-        "config_kwargs": {"connect_timeout": 3, "read_timeout": ANSWER_S, "retries": {"max_attempts": 2}},
-        "max_concurrency": 1,
-    }
-    for name in ("s3", "s3a")
+    "max_concurrency": 1,
 }
+# What is packed on the way need not be smaller, and its size would be held against the listing's.
+_WEB = {"headers": {"Accept-Encoding": "identity"}}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3, "http": _WEB, "https": _WEB}
 
 _T = TypeVar("_T")
 
@@ -527,6 +528,8 @@ class Remote:
             return
         from fsspec.core import url_to_fs
 
+        for name in ("fsspec", "fsspec.http"):
+            logging.getLogger(name).addFilter(self._masked)
         options = {"skip_instance_cache": True, "use_listings_cache": False, **_OPTIONS.get(self.address.scheme, {})}
         fs, root = url_to_fs(self.address.base, **options)
         if self.address.scheme == "file":
@@ -538,6 +541,11 @@ class Remote:
                 self._leave(why)
                 raise _UnusableError("lies where nothing may be used")
         self._root, self._fs = str(root).rstrip("/"), fs
+
+    def _masked(self, logged: logging.LogRecord) -> bool:
+        """Whether a line of the library's is logged, as pytest shows where a test fails: all, without secrets."""
+        logged.msg, logged.args = self.address.without_secrets(logged.getMessage()), ()
+        return True
 
     def _entry(self, key: Key) -> str:
         # TensorRT's engines are bound to the operating system and the processor, and outputs differ in their last bits.
