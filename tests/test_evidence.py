@@ -42,7 +42,7 @@ def on_gpu(report: Report) -> Report:
     gpu = {"name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1", "compute_capability": "9.0"}
     report["environment"] |= {"gpu": gpu, "driver": "580", "tensorrt": {"module": "tensorrt", "version": "11.4"}}
     for check in report["checks"]:
-        check |= {"evidence": "engine", "gpu_ran": True, "backend": "tensorrt", "verdict": "pass"}
+        check |= {"evidence": "engine", "gpu_ran": True, "backend": "tensorrt", "verdict": "pass", "outcome": "passed"}
     return report
 
 
@@ -133,6 +133,12 @@ def test_another_model_proves_nothing(proved: Suite) -> None:
         (lambda _, check: check.update(evidence="server", gpu_ran="unknown"), "no GPU is known to have run it there"),
         (lambda _, check: check.update(runs=3), "there it took 3 runs to pass"),
         (lambda _, check: check.update(outcome="failed"), "there its test failed"),
+        (lambda _, check: check.update(outcome="skipped"), "there its test was skipped"),
+        (lambda _, check: check.pop("outcome"), "there its test was not seen to end"),
+        (
+            lambda _, check: check.update(outcome="skipped", expected_failure="drifts"),
+            "there its test was expected to fail, and did",
+        ),
         (lambda _, check: check.update(evidence="provider", backend="torch"), "by torch, which is not TensorRT"),
         (lambda _, check: check["parity"].update(verdict="fail"), "there it contradicts itself"),
         (lambda run, check: run["checks"].append(check | {"verdict": "fail"}), "there it is fail"),

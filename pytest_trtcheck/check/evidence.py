@@ -159,8 +159,11 @@ def _unproved(record: CheckRecord, proved: CheckRecord) -> Iterator[str]:
         yield f"there it is {proved.verdict.replace('_', ' ')}"
     elif any(is_bad(part.verdict) for part in proved.parts.values()):
         yield "there it contradicts itself: it passed, and a part of it did not"
-    if proved.outcome == "failed":
-        yield "there its test failed"
+    if proved.outcome != "passed":
+        # One that is expected to fail ends as skipped, by its own code or for another check.
+        skipped = "was expected to fail, and did" if proved.expected_failure else "was skipped"
+        ended = {"failed": "failed", "skipped": skipped}
+        yield f"there its test {ended.get(proved.outcome or '', 'was not seen to end')}"
     if proved.gpu_ran is not True:
         yield "no GPU is known to have run it there"
     elif proved.evidence != "engine" and proved.backend != record.backend and "tensorrt" not in (proved.backend or ""):
