@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,7 @@ def test_what_another_model_answers_is_no_answer(
     told = {"model_name": name, "model_version": version}
     answering = Answering(told if protocol == "http" else SimpleNamespace(**told))
     monkeypatch.setattr(client, "library", lambda _protocol: answering)
+    monkeypatch.setitem(sys.modules, "gevent", SimpleNamespace(Timeout=lambda *_: nullcontext()))
     connection = client.Connection(Address.parse(f"{protocol}://host"))
     model = client.ServedModel("net", "2", "triton", "onnxruntime", 0, False, (), ())
     for ask in (lambda: connection.infer(model, []), lambda: connection.timed(model, [[], []])):

@@ -141,6 +141,7 @@ def models() -> dict[str, Model | Ensemble]:
         "mixed_inside": Ensemble("mixed"),
         "words_mixed": Model(words(), {"ids": ("INT32", [4])}, {"out": ("FP32", [4, 3])}, fault="mixes the batch"),
         "beyond": Model(counts(1 << 32, TensorProto.INT64), X, {"whole": ("INT64", [4])}),
+        "spoilt": Model(right, X, HEADS, batching="max_batch_size: 8\n", fault="spoils after 60"),
         "broken": Model(right, X, HEADS, fault="broken"),
         "wider": Model(right, {"x": ("FP32", [5])}, {"first": ("FP32", [3]), "third": ("INT32", [3])}),
     }

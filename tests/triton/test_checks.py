@@ -348,6 +348,14 @@ def test_latency_is_measured_one_by_one_and_under_load(checked: Callable[..., Ru
     assert "under load, by requests at once: 1: " in "\n".join(run.check("test_it")["notes"])
 
 
+def test_a_model_that_is_another_one_once_it_was_measured_is_an_error(checked: Callable[..., Run]) -> None:
+    record = checked("spoilt", code=timed("p50_ms=10_000", seconds=3)).check("test_it")
+    assert record["verdict"] == "error", record["message"]
+    assert "answers otherwise than when it was compared: max of 'first' is 0.1" in record["message"]
+    assert record["parity"]["verdict"] == record["latency"]["verdict"] == "pass"
+    assert record["code"] == "model-changed"
+
+
 def test_what_cannot_be_fast_enough_fails(checked: Callable[..., Run]) -> None:
     # The model sleeps 10 ms, one request after the other: no load makes it give 1,000 answers a second.
     run = checked("slow", code=timed("p50_ms=1, min_qps=1000", seconds=6))
