@@ -173,6 +173,23 @@ def test_two():
     assert run.check("test_two")["verdict"] == "fail"
 
 
+def test_a_score_alone_says_what_it_does_not_see(checked: Callable[..., Run]) -> None:
+    code = """
+from pytest_trtcheck import Case
+def first(outputs, case): return outputs["first"][:, 0]
+CASES = [Case({"x": np.random.default_rng(seed).random((1, 4), np.float32)}, np.zeros(1)) for seed in range(5)]
+@trt_parity("heads.onnx", precision="fp32", score=first, max_drop=10.0)
+def test_alone(): return CASES
+@trt_parity("heads.onnx", precision="fp32", score=first, max_drop=10.0, tol=1e-3)
+def test_both(): return CASES
+"""
+    run = checked("mixed", code=code)
+    record = run.check("test_alone")
+    assert record["verdict"] == "pass", record["message"]
+    assert any("requests at once give what each gives alone was not looked at" in note for note in record["notes"])
+    assert run.check("test_both")["verdict"] == "fail"
+
+
 def test_an_integer_that_the_models_type_cannot_hold_is_another_one(checked: Callable[..., Run], suite: Suite) -> None:
     onnx_models.save(counts(), suite.path / "counts.onnx")
     code = """
