@@ -411,6 +411,34 @@ def test_what_the_web_logs_holds_no_secret(tmp_path: Path, web: FaultyProxy, cap
     assert not any(secret in caplog.text for secret in ("ann", "sword", "t0ken"))
 
 
+def test_a_web_server_that_gives_a_page_for_everything_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Login(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "13")
+            self.end_headers()
+            self.wfile.write(b"<html>please!")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        reader = Machine(tmp_path / "a", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            for number in range(6):
+                assert reader.get(key=Key("engine", f"net{number}", {"model": str(number)})).origin == "miss"
+        finally:
+            server.shutdown()
+            thread.join()
+    troubles = reader.remote.tally.troubles
+    assert len(troubles) == 4, troubles
+    assert "left alone from here on: it gives something else in the place of every listing" in troubles
+
+
 def test_the_web_is_asked_for_files_as_they_are(tmp_path: Path, place: Path) -> None:
     pytest.importorskip("aiohttp")
 

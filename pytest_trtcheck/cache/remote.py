@@ -82,6 +82,10 @@ class _UnusableError(Exception):
     """An entry is there, and may not be used; the text says why."""
 
 
+class _NoListingError(_UnusableError):
+    """What is there is no entry at all."""
+
+
 class _SlowError(Exception):
     """What was asked for took longer than it may."""
 
@@ -214,7 +218,7 @@ class Listing:
         head, _, text = data.partition(b"\n")
         name, _, signature = head.rpartition(b" ")
         if name != _FIRST_LINE:
-            raise _UnusableError("is damaged: instead of its listing there is something else")
+            raise _NoListingError("is damaged: instead of its listing there is something else")
         if secret is not None and not hmac.compare_digest(signature, sign(secret, _FIRST_LINE, text).encode()):
             raise _UnusableError("is not signed with the key of --trt-cache-key")
         try:
@@ -350,8 +354,11 @@ class Remote:
             if listing is not None:
                 self._unuse(key, "is not whole: files of it are missing")
         except _UnusableError as error:
-            self._errors = 0
             self._unuse(key, str(error))
+            # A web server that gives a page for everything, such as one to log in, has no cache.
+            self._errors = self._errors + 1 if isinstance(error, _NoListingError) and self.address.is_read_only else 0
+            if self._errors >= _ERRORS_IN_A_ROW:
+                self._leave("it gives something else in the place of every listing")
         except PermissionError as error:
             # A bucket that may not be listed says this of what it does not have.
             self._trouble(f"access is denied, or an entry is missing and the bucket may not be listed: {error}")
