@@ -42,7 +42,7 @@ def on_gpu(report: Report) -> Report:
     gpu = {"name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1", "compute_capability": "9.0"}
     report["environment"] |= {"gpu": gpu, "driver": "580", "tensorrt": {"module": "tensorrt", "version": "11.4"}}
     for check in report["checks"]:
-        check |= {"evidence": "engine", "gpu_ran": True, "backend": "tensorrt", "verdict": "pass"}
+        check |= {"evidence": "engine", "gpu_ran": True, "backend": "tensorrt", "verdict": "pass", "outcome": "passed"}
     return report
 
 
@@ -133,6 +133,12 @@ def test_another_model_proves_nothing(proved: Suite) -> None:
         (lambda _, check: check.update(evidence="server", gpu_ran="unknown"), "no GPU is known to have run it there"),
         (lambda _, check: check.update(runs=3), "there it took 3 runs to pass"),
         (lambda _, check: check.update(outcome="failed"), "there its test failed"),
+        (lambda _, check: check.update(outcome="skipped"), "there its test was skipped"),
+        (lambda _, check: check.pop("outcome"), "there its test was not seen to end"),
+        (
+            lambda _, check: check.update(outcome="skipped", expected_failure="drifts"),
+            "there its test was expected to fail, and did",
+        ),
         (lambda _, check: check.update(evidence="provider", backend="torch"), "by torch, which is not TensorRT"),
         (lambda _, check: check["parity"].update(verdict="fail"), "there it contradicts itself"),
         (lambda run, check: run["checks"].append(check | {"verdict": "fail"}), "there it is fail"),
@@ -397,6 +403,22 @@ def test_a_check_that_refuses_more_is_not_proved_by_one_that_refused_less(proved
     assert reason(proved.run(*OPTIONS, "--trt-search=5")) == other
     write(proved, more=", max_subgraphs=2")
     assert reason(proved.run(*OPTIONS)).endswith("other max_subgraphs")
+
+
+def test_more_builds_than_were_judged_there_are_not_proved(suite: Suite) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    write(suite)
+    options = ("--trt-gpu=L4", "--trt-backend=tensorrt_rtx")
+    gpu = {"name": "NVIDIA L4", "uuid": "GPU-1", "compute_capability": "8.9"}
+    for builds, proved_by in ((1, 1), (3, 3), (1, 3), (3, 1)):
+        report = on_gpu(suite.run(*options, f"--trt-rebuild={proved_by}").report)
+        report["environment"] |= {"gpu": gpu, "tensorrt": {"module": "tensorrt_rtx", "version": rtx.__version__}}
+        save(suite, report)
+        run = suite.run(*options, f"--trt-rebuild={builds}", OPTIONS[-1])
+        if builds <= proved_by:
+            assert run.checks[0]["verdict"] == "pass", run.text
+        else:
+            assert reason(run) == "--trt-require-evidence=gpu.json: other number of builds"
 
 
 def test_a_budget_that_was_not_measured_there_proves_none(proved: Suite) -> None:

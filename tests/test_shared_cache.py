@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import os
@@ -300,6 +301,9 @@ def test_addresses_are_shown_without_what_is_secret() -> None:
     assert address.shown == "https://example.org/cache"
     said = "cannot reach https://ann:pa$sword@example.org/cache/v1?token=abc123&v=456789 (abc123, pa%24sword)"
     assert address.without_secrets(said) == "cannot reach https://***@example.org/cache/v1?*** (***, ***)"
+    # A library writes what it was given in another way.
+    quoted = Address.parse("https://ann:sw@rd:x@example.org/cache", Path.cwd())
+    assert quoted.without_secrets("url='https://ann:sw%40rd%3Ax@example.org/x'") == "url='https://***@example.org/x'"
     for secret in ("ann:", "sword", "abc123", "456789"):
         assert secret not in address.without_secrets(said)
         assert secret not in repr(address)
@@ -324,6 +328,7 @@ def test_schemes_are_known_however_they_are_written(url: str, base: str) -> None
         ("simplecache::s3://bucket", "several URLs in one"),
         ("nothing://bucket", "fsspec knows no nothing://"),
         ("https://", "no bucket, host or folder is named"),
+        ("https://[fe80/cache", "Invalid IPv6 URL"),
     ],
 )
 def test_wrong_addresses_are_named(url: str, words: str) -> None:
@@ -396,6 +401,74 @@ def test_the_web_is_read_and_never_written(tmp_path: Path, place: Path, web: Fau
     assert reader.run(never).origin == "remote"
     assert reader.troubles == ""
     assert "read only" in reader.remote.describe()
+
+
+def test_what_the_web_logs_holds_no_secret(tmp_path: Path, web: FaultyProxy, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("aiohttp")
+    caplog.set_level("DEBUG")
+    Machine(tmp_path / "a", f"http://ann:pa%24sword@127.0.0.1:{web.port}/?token=t0ken").run()
+    assert f"http://***@127.0.0.1:{web.port}/v1/" in caplog.text
+    assert not any(secret in caplog.text for secret in ("ann", "sword", "t0ken"))
+
+
+def test_a_web_server_that_gives_a_page_for_everything_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Login(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "13")
+            self.end_headers()
+            self.wfile.write(b"<html>please!")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        reader = Machine(tmp_path / "a", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            for number in range(6):
+                assert reader.get(key=Key("engine", f"net{number}", {"model": str(number)})).origin == "miss"
+        finally:
+            server.shutdown()
+            thread.join()
+    troubles = reader.remote.tally.troubles
+    assert len(troubles) == 4, troubles
+    assert "left alone from here on: it gives something else in the place of every listing" in troubles
+
+
+def test_the_web_is_asked_for_files_as_they_are(tmp_path: Path, place: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Packing(http.server.SimpleHTTPRequestHandler):
+        """Packs what may be packed: random bytes become more by that, an empty file 20."""
+
+        def do_GET(self) -> None:
+            content = Path(place, self.path.lstrip("/")).read_bytes()
+            packs = "gzip" in self.headers.get("Accept-Encoding", "")
+            content = gzip.compress(content) if packs else content
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            if packs:
+                self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    Machine(tmp_path / "a", str(place)).run()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Packing) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        reader = Machine(tmp_path / "b", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            assert reader.run(never).origin == "remote", reader.troubles
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(

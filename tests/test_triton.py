@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,10 @@ def test_an_address_may_bring_a_time_limit() -> None:
         ("ftp://host", "it starts with http://"),
         ("http://", "names a host"),
         ("http://host:many", "Port could not be cast"),
-        ("http://me:secret@host", "no user, no password"),
+        ("http://me:secret@host", "'http://***@host' is no address of a Triton server: it holds no user, no password"),
+        ("http://me:sec/ret@host", "'http://***@host' is no address of a Triton server: it holds no user, no password"),
+        ("http://host?token=secret", "'http://host?***' is no address of a Triton server"),
+        ("http://[::1", "Invalid IPv6 URL"),
         ("http://host/a/b/c", "its path is a model"),
         ("http://host/a/latest", "the number of a version"),
         ("http://host/{name}", "{name} stands for nothing; {model} and {precision} do"),
@@ -74,6 +78,7 @@ def test_what_is_no_address_is_refused(text: str, why: str) -> None:
         Address.parse(text)
     assert why in caught.value.message
     assert "http://localhost:8000" in caught.value.hint
+    assert "secret" not in str(caught.value)
 
 
 def test_without_a_server_no_test_starts(suite: Suite) -> None:
@@ -139,6 +144,7 @@ def test_what_another_model_answers_is_no_answer(
     told = {"model_name": name, "model_version": version}
     answering = Answering(told if protocol == "http" else SimpleNamespace(**told))
     monkeypatch.setattr(client, "library", lambda _protocol: answering)
+    monkeypatch.setitem(sys.modules, "gevent", SimpleNamespace(Timeout=lambda *_: nullcontext()))
     connection = client.Connection(Address.parse(f"{protocol}://host"))
     model = client.ServedModel("net", "2", "triton", "onnxruntime", 0, False, (), ())
     for ask in (lambda: connection.infer(model, []), lambda: connection.timed(model, [[], []])):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import math
 import platform
 import queue
@@ -65,20 +66,24 @@ _NEEDS = {
     "http": ("aiohttp", 'pip install "pytest-trtcheck[remote]"'),
     "https": ("aiohttp", 'pip install "pytest-trtcheck[remote]"'),
 }
-_OPTIONS: dict[str, dict[str, Any]] = {
+_S3 = {
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": ANSWER_S, "retries": {"max_attempts": 2}},
     # One part of a file at a time: the library holds ten of 50 MB in memory otherwise.
-    name: {
-        "config_kwargs": {"connect_timeout": 3, "read_timeout": ANSWER_S, "retries": {"max_attempts": 2}},
-        "max_concurrency": 1,
-    }
-    for name in ("s3", "s3a")
+    "max_concurrency": 1,
 }
+# What is packed on the way need not be smaller, and its size would be held against the listing's.
+_WEB = {"headers": {"Accept-Encoding": "identity"}}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3, "http": _WEB, "https": _WEB}
 
 _T = TypeVar("_T")
 
 
 class _UnusableError(Exception):
     """An entry is there, and may not be used; the text says why."""
+
+
+class _NoListingError(_UnusableError):
+    """What is there is no entry at all."""
 
 
 class _SlowError(Exception):
@@ -143,7 +148,12 @@ class Address:
                     "name an s3://, gs:// or https:// URL",
                     code="cache-url",
                 )
-        split = urlsplit(text)
+        try:
+            split = urlsplit(text)
+        except ValueError as error:
+            raise ArgumentError(
+                f"--trt-cache={scheme}://: no URL: {error}", f"name it: {scheme}://bucket/folder", code="cache-url"
+            ) from None
         if not split.netloc:
             raise ArgumentError(
                 f"--trt-cache={scheme}://: no bucket, host or folder is named",
@@ -177,6 +187,8 @@ class Address:
         for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
             if len(secret) > 2:
                 text = text.replace(secret, "***")
+        # Libraries may write an address in another way than it was given: with other characters quoted.
+        text = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
         # A request that was signed carries its signature in its address.
         return re.sub(r"(?<=\w)\?[^\s'\")>]+", "?***", text)
 
@@ -206,7 +218,7 @@ class Listing:
         head, _, text = data.partition(b"\n")
         name, _, signature = head.rpartition(b" ")
         if name != _FIRST_LINE:
-            raise _UnusableError("is damaged: instead of its listing there is something else")
+            raise _NoListingError("is damaged: instead of its listing there is something else")
         if secret is not None and not hmac.compare_digest(signature, sign(secret, _FIRST_LINE, text).encode()):
             raise _UnusableError("is not signed with the key of --trt-cache-key")
         try:
@@ -342,8 +354,11 @@ class Remote:
             if listing is not None:
                 self._unuse(key, "is not whole: files of it are missing")
         except _UnusableError as error:
-            self._errors = 0
             self._unuse(key, str(error))
+            # A web server that gives a page for everything, such as one to log in, has no cache.
+            self._errors = self._errors + 1 if isinstance(error, _NoListingError) and self.address.is_read_only else 0
+            if self._errors >= _ERRORS_IN_A_ROW:
+                self._leave("it gives something else in the place of every listing")
         except PermissionError as error:
             # A bucket that may not be listed says this of what it does not have.
             self._trouble(f"access is denied, or an entry is missing and the bucket may not be listed: {error}")
@@ -520,6 +535,8 @@ class Remote:
             return
         from fsspec.core import url_to_fs
 
+        for name in ("fsspec", "fsspec.http"):
+            logging.getLogger(name).addFilter(self._masked)
         options = {"skip_instance_cache": True, "use_listings_cache": False, **_OPTIONS.get(self.address.scheme, {})}
         fs, root = url_to_fs(self.address.base, **options)
         if self.address.scheme == "file":
@@ -531,6 +548,11 @@ class Remote:
                 self._leave(why)
                 raise _UnusableError("lies where nothing may be used")
         self._root, self._fs = str(root).rstrip("/"), fs
+
+    def _masked(self, logged: logging.LogRecord) -> bool:
+        """Whether a line of the library's is logged, as pytest shows where a test fails: all, without secrets."""
+        logged.msg, logged.args = self.address.without_secrets(logged.getMessage()), ()
+        return True
 
     def _entry(self, key: Key) -> str:
         # TensorRT's engines are bound to the operating system and the processor, and outputs differ in their last bits.

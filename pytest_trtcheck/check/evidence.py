@@ -141,6 +141,8 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     differing += [what for what in asked_for if here.get(what) != there.get(what)]
     if record.search and (proved.search is None or proved.search.asked < record.search.asked):
         differing.append(ASKED_SEARCH)
+    if _builds(record) > _builds(proved):
+        differing.append("number of builds")
     yield from (f"other {what}" for what in dict.fromkeys(differing))
     untold = {what: here[what].rpartition(_UNTOLD)[2] for what in asked_for if _UNTOLD in here.get(what, "")}
     yield from (f"nobody can tell whether the {what} is the same: it holds {held}" for what, held in untold.items())
@@ -157,8 +159,11 @@ def _unproved(record: CheckRecord, proved: CheckRecord) -> Iterator[str]:
         yield f"there it is {proved.verdict.replace('_', ' ')}"
     elif any(is_bad(part.verdict) for part in proved.parts.values()):
         yield "there it contradicts itself: it passed, and a part of it did not"
-    if proved.outcome == "failed":
-        yield "there its test failed"
+    if proved.outcome != "passed":
+        # One that is expected to fail ends as skipped, by its own code or for another check.
+        skipped = "was expected to fail, and did" if proved.expected_failure else "was skipped"
+        ended = {"failed": "failed", "skipped": skipped}
+        yield f"there its test {ended.get(proved.outcome or '', 'was not seen to end')}"
     if proved.gpu_ran is not True:
         yield "no GPU is known to have run it there"
     elif proved.evidence != "engine" and proved.backend != record.backend and "tensorrt" not in (proved.backend or ""):
@@ -227,6 +232,10 @@ def _model(card: GpuRecord | None, extra: Sequence[GpuModel]) -> GpuModel | None
 def _file(record: CheckRecord) -> str | None:
     """The identity of an engine that exists."""
     return record.engine.sha256 if record.engine and record.engine.source == "file" else None
+
+
+def _builds(record: CheckRecord) -> int:
+    return len(record.rebuild.builds) if record.rebuild else 1
 
 
 def _tolerances(record: CheckRecord) -> Any:

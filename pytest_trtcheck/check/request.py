@@ -340,6 +340,8 @@ class Known:
         How long loading it took, where that says something.
     outcome
         What the comparison found.
+    answered
+        What a server answered to the first of the cases, once all were compared and passed.
     doubt
         Why what it computes does not count, whatever comes out.
     traced
@@ -371,6 +373,7 @@ class Known:
     runner: Runner | None = None
     load_ms: float | None = None
     outcome: Outcome | None = None
+    answered: Mapping[str, NDArray[Any]] | None = None
     doubt: str | None = None
     traced: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     doubt_code: Code = "precision-not-applied"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -60,6 +61,27 @@ class Model:
         (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """A model that hands `x` on to another one, and its answer back."""
+
+    of: str
+
+    def write(self, folder: Path) -> None:
+        """Put it where Triton looks."""
+        (folder / "1").mkdir(parents=True)
+        tensors = [
+            f'{side} {{ name: "{name}" data_type: TYPE_{kind} dims: {list(dims)} }}'
+            for side, each in (("input", X), ("output", HEADS))
+            for name, (kind, dims) in each.items()
+        ]
+        maps = ['input_map { key: "x" value: "x" }']
+        maps += [f'output_map {{ key: "{name}" value: "{name}" }}' for name in HEADS]
+        step = f'step [ {{ model_name: "{self.of}" model_version: -1 {" ".join(maps)} }} ]'
+        lines = ['platform: "ensemble"', "max_batch_size: 8", *tensors, f"ensemble_scheduling {{ {step} }}"]
+        (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
+
+
 def two_heads(swap_scale: float = 1.0) -> onnx.ModelProto:
     """x [N, 4] → first and second [N, 3], of two weights."""
     return onnx_models.model(
@@ -77,7 +99,27 @@ X = {"x": ("FP32", [4])}
 HEADS = {"first": ("FP32", [3]), "second": ("FP32", [3])}
 
 
-def models() -> dict[str, Model]:
+def words() -> onnx.ModelProto:
+    """ids [N, 4] → out [N, 4, 3], rows of a table."""
+    return onnx_models.model(
+        [helper.make_node("Gather", ["table", "ids"], ["out"])],
+        {"ids": (TensorProto.INT32, ["N", 4])},
+        {"out": (FLOAT, ["N", 4, 3])},
+        {"table": onnx_models.weights((16, 3), 1)},
+    )
+
+
+def counts(first: int = 0, kind: int = TensorProto.INT32) -> onnx.ModelProto:
+    """x [N, 4] → whole [N, 4], x and `first` as integers."""
+    return onnx_models.model(
+        [helper.make_node("Cast", ["x"], ["cut"], to=kind), helper.make_node("Add", ["cut", "from"], ["whole"])],
+        {"x": (FLOAT, ["N", 4])},
+        {"whole": (kind, ["N", 4])},
+        {"from": np.array([first], helper.tensor_dtype_to_np_dtype(kind))},
+    )
+
+
+def models() -> dict[str, Model | Ensemble]:
     """By name. `heads` is right, and so is `magika`; each of the others has one thing wrong."""
     right = two_heads()
     return {
@@ -95,6 +137,11 @@ def models() -> dict[str, Model]:
         "full": Model(right, X, HEADS, batching=QUEUE, fault="sleeps 0.02"),
         "only_one": Model(right, X, HEADS, fault="refuses batches"),
         "cached": Model(right, X, HEADS, batching=f"{BATCHED}response_cache {{ enable: true }}\n"),
+        "cached_inside": Ensemble("cached"),
+        "mixed_inside": Ensemble("mixed"),
+        "words_mixed": Model(words(), {"ids": ("INT32", [4])}, {"out": ("FP32", [4, 3])}, fault="mixes the batch"),
+        "beyond": Model(counts(1 << 32, TensorProto.INT64), X, {"whole": ("INT64", [4])}),
+        "spoilt": Model(right, X, HEADS, batching="max_batch_size: 8\n", fault="spoils after 60"),
         "broken": Model(right, X, HEADS, fault="broken"),
         "wider": Model(right, {"x": ("FP32", [5])}, {"first": ("FP32", [3]), "third": ("INT32", [3])}),
     }

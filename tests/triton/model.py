@@ -19,6 +19,7 @@ class TritonPythonModel:
         """Called by the server, once."""
         config = json.loads(args["model_config"])
         self.fault = config["parameters"].get("fault", {}).get("string_value", "")
+        self.asked = 0
         if self.fault == "broken":
             raise RuntimeError("the weights are gone")
         folder = Path(args["model_repository"], args["model_version"])
@@ -43,6 +44,9 @@ class TritonPythonModel:
         if self.fault == "swapped":
             first, second = names[:2]
             found[first], found[second] = found[second], found[first]
+        self.asked += len(requests)
+        if self.fault.startswith("spoils after ") and self.asked > int(self.fault.removeprefix("spoils after ")):
+            found = {name: 1.1 * array for name, array in found.items()}
         if self.fault == "mixes the batch":
             found = {name: np.concatenate([array[:1]] * len(array)) for name, array in found.items()}
         if self.fault.startswith("sleeps "):

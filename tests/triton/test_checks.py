@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.client import Connection
 from pytest_trtcheck.latency import load
 from tests import onnx_models
-from tests.triton.conftest import models, two_heads
+from tests.triton.conftest import counts, models, two_heads, words
 from tests.triton.server import Server
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def test_a_server_that_restricts_its_lists_and_statistics_is_checked_all_the_sam
         ("scaled", r"emulated, fp16 keeps the limits, and the server does not"),
         ("swapped", r"outputs 'first' and 'second' are swapped"),
         ("mixed", r"requests that are sent at once do not give what each gives alone"),
+        ("mixed_inside", r"in which batches the models of an ensemble ran, the server does not tell"),
     ],
 )
 def test_a_fault_on_the_server_fails(checked: Callable[..., Run], model: str, said: str) -> None:
@@ -152,6 +154,53 @@ def test_a_fault_on_the_server_fails(checked: Callable[..., Run], model: str, sa
     assert record["verdict"] == "fail", run.text
     assert re.search(said, record["message"]), record["message"]
     assert record["evidence"] == "server"
+
+
+def test_what_requests_of_one_answer_cannot_show_is_said(checked: Callable[..., Run], suite: Suite) -> None:
+    onnx_models.save(words(), suite.path / "words.onnx")
+    code = """
+@trt_parity("words.onnx", precision="fp32", batch=1)
+def test_it():
+    return {"ids": np.array([[1, 2, 3, 4]], np.int32)}
+@trt_parity("words.onnx", precision="fp32", batch=2)
+def test_two():
+    return {"ids": np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)}
+"""
+    run = checked("words_mixed", code=code)
+    record = run.check("test_it")
+    assert record["verdict"] == "pass", record["message"]
+    assert "the same answer, so whether each got its own was not seen" in "\n".join(record["notes"])
+    assert run.check("test_two")["verdict"] == "fail"
+
+
+def test_a_score_alone_says_what_it_does_not_see(checked: Callable[..., Run]) -> None:
+    code = """
+from pytest_trtcheck import Case
+def first(outputs, case): return outputs["first"][:, 0]
+CASES = [Case({"x": np.random.default_rng(seed).random((1, 4), np.float32)}, np.zeros(1)) for seed in range(5)]
+@trt_parity("heads.onnx", precision="fp32", score=first, max_drop=10.0)
+def test_alone(): return CASES
+@trt_parity("heads.onnx", precision="fp32", score=first, max_drop=10.0, tol=1e-3)
+def test_both(): return CASES
+"""
+    run = checked("mixed", code=code)
+    record = run.check("test_alone")
+    assert record["verdict"] == "pass", record["message"]
+    assert any("requests at once give what each gives alone was not looked at" in note for note in record["notes"])
+    assert run.check("test_both")["verdict"] == "fail"
+
+
+def test_an_integer_that_the_models_type_cannot_hold_is_another_one(checked: Callable[..., Run], suite: Suite) -> None:
+    onnx_models.save(counts(), suite.path / "counts.onnx")
+    code = """
+@trt_parity("counts.onnx", precision="fp32", tol=0)
+def test_it():
+    return {"x": np.array([[1, 2, 3, 4]], np.float32)}
+"""
+    record = checked("beyond", code=code).check("test_it")
+    assert record["verdict"] == "error", record["message"]
+    said = "output 'whole' is int32 in the model, and the server answered with int64 values that it cannot hold"
+    assert said in record["message"], record["message"]
 
 
 def test_a_model_that_takes_no_batch_of_those_that_the_server_makes_is_an_error(checked: Callable[..., Run]) -> None:
@@ -185,7 +234,7 @@ def test_a_gpu_is_not_taken_on_trust(checked: Callable[..., Run]) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("nobody", [r"serves no model 'nobody': it serves cached, full, hangs, heads,", "trt_triton_models"]),
+        ("nobody", [r"serves no model 'nobody': it serves beyond, cached, cached_inside, full,", "trt_triton_models"]),
         ("head", ["did you mean 'heads'"]),
         ("heads/2", [r"model 'heads' has no version 2 that is ready: 1, 3 are"]),
         ("broken", ["model 'broken' is not ready: .*the weights are gone"]),
@@ -198,6 +247,7 @@ def test_a_gpu_is_not_taken_on_trust(checked: Callable[..., Run]) -> None:
             ],
         ),
         ("cached", ["model 'cached' has a response cache", "response_cache { enable: false }"]),
+        ("cached_inside", ["model 'cached', a part of the ensemble 'cached_inside', has a response cache"]),
         ("hangs?timeout=1", ["model 'hangs': no answer within 1 s", r"\?timeout=2"]),
     ],
 )
@@ -254,6 +304,32 @@ def test_a_server_that_never_answers_ends_at_the_time_limit(
     assert "no answer within 1 s" in record["message"]
 
 
+def test_an_answer_that_comes_byte_by_byte_ends_at_the_time_limit(checked: Callable[..., Run], suite: Suite) -> None:
+    checked("heads", "--collect-only")
+    ended = threading.Event()
+
+    def trickle(listening: socket.socket) -> None:
+        asking, _ = listening.accept()
+        with asking, suppress(OSError):
+            asking.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            while not ended.wait(0.1):
+                asking.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=trickle, args=(listening,))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/heads?timeout=1"
+        started = time.monotonic()
+        try:
+            record = suite.run("--trt-backend=triton", f"--trt-triton-url={url}").check("test_it")
+            took = time.monotonic() - started
+        finally:
+            ended.set()
+            thread.join()
+    assert "no answer within 1 s" in record["message"], record["message"]
+    assert took < 30
+
+
 def test_the_wrong_port_is_said(checked: Callable[..., Run], suite: Suite, server: Server) -> None:
     checked("heads")
     for url in (f"http://127.0.0.1:{server.ports[1]}", f"grpc://127.0.0.1:{server.ports[0]}"):
@@ -287,6 +363,14 @@ def test_latency_is_measured_one_by_one_and_under_load(checked: Callable[..., Ru
     budgets = {budget["name"]: budget["verdict"] for budget in latency["budgets"]}
     assert budgets["p50_ms"] == "pass"
     assert "under load, by requests at once: 1: " in "\n".join(run.check("test_it")["notes"])
+
+
+def test_a_model_that_is_another_one_once_it_was_measured_is_an_error(checked: Callable[..., Run]) -> None:
+    record = checked("spoilt", code=timed("p50_ms=10_000", seconds=3)).check("test_it")
+    assert record["verdict"] == "error", record["message"]
+    assert "answers otherwise than when it was compared: max of 'first' is 0.1" in record["message"]
+    assert record["parity"]["verdict"] == record["latency"]["verdict"] == "pass"
+    assert record["code"] == "model-changed"
 
 
 def test_what_cannot_be_fast_enough_fails(checked: Callable[..., Run]) -> None:

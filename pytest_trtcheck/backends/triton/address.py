@@ -17,6 +17,7 @@ TIMEOUT_S = 60.0
 _PORTS = {"http": 8000, "https": 443, "grpc": 8001, "grpcs": 443}
 _EXAMPLE = "such as http://localhost:8000, or with the model: grpc://localhost:8001/detector_{precision}/2"
 _FIELDS = ("model", "precision")
+_NO_USER = "it holds no user, no password and no #"
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ class Address:
         ArgumentError
             It is none.
         """
-        parts = urlsplit(text.strip())
         try:
+            parts = urlsplit(text.strip())
             port = parts.port
         except ValueError as error:
-            raise _wrong(text, str(error)) from None
+            raise _wrong(text, _NO_USER if "@" in text else str(error)) from None
         if parts.scheme not in _PORTS or not parts.hostname:
             raise _wrong(text, f"it starts with {', '.join(f'{each}://' for each in _PORTS)}, and names a host")
         if parts.username is not None or parts.fragment:
-            raise _wrong(text, "it holds no user, no password and no #")
+            raise _wrong(text, _NO_USER)
         names = [name for name in parts.path.split("/") if name]
         if names[:2] == ["v2", "models"]:  # As the server's own protocol spells it.
             names = [name for name in names[2:] if name != "versions"]
@@ -118,6 +119,7 @@ def _timeout(text: str, query: str) -> float:
 
 
 def _wrong(text: str, why: str) -> ArgumentError:
+    shown = re.sub(r"\?.*", "?***", re.sub(r"^(\w+://)?.*@", r"\1***@", text))  # without what may be secret
     return ArgumentError(
-        f"--trt-triton-url: {text!r} is no address of a Triton server: {why}", _EXAMPLE, code="option-value"
+        f"--trt-triton-url: {shown!r} is no address of a Triton server: {why}", _EXAMPLE, code="option-value"
     )

@@ -63,9 +63,12 @@ def compared(runner: Served, cases: Sequence[Case]) -> AtOnce:
     repeated = alone * (len(together) // len(requests))
     answered = [(one, other) for one, other in zip(repeated, together, strict=True) if other is not None]
     note = _said(served, len(requests), seen)
+    if _are_alike(requests) or _are_alike(alone):
+        note += "; all of them have the same answer, so whether each got its own was not seen"
     if refused := len(together) - len(answered):
         note += f"; {refused} of {len(together)} were refused, since the server's queue was full"
-    return AtOnce([one for one, _ in answered], [other for _, other in answered], seen.batches if seen else None, note)
+    batches = seen.batches if seen and not served.is_ensemble else None
+    return AtOnce([one for one, _ in answered], [other for _, other in answered], batches, note)
 
 
 def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDArray[Any]] | None]:
@@ -134,10 +137,18 @@ def _moved(array: NDArray[Any], step: int) -> NDArray[Any]:
     return np.roll(array, step) if array.dtype.kind in "fV" else array
 
 
+def _are_alike(cases: Sequence[Case]) -> bool:
+    contents = ({name: array.tobytes() for name, array in case.items()} for case in cases)
+    first = next(contents)
+    return all(each == first for each in contents)
+
+
 def _said(served: ServedModel, requests: int, seen: Counts | None) -> str:
     """What to say of how the server put requests together."""
     if seen is None:
         return f"{requests} requests at once: the server gives no statistics, so whether it batched them is not known"
+    if served.is_ensemble:
+        return f"{requests} requests at once; in which batches the models of an ensemble ran, the server does not tell"
     batches = ", ".join(f"{count} of {size}" for size, count in seen.batches.items())
     counted = f"{requests} requests at once: by the server's statistics {plural(seen.executions, 'execution')}"
     counted += f" (batches: {batches})" if batches else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,9 @@ class ServedModel:
     max_batch_size
         0: its tensors have no batch dimension that the server knows of.
     batches_dynamically
-        Whether requests may be put together.
+        Whether requests may be put together: by the model, or of an ensemble by one that it is made of.
+    is_ensemble
+        Whether it is made of other models, whose batches the server counts with these.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ServedModel:
     batches_dynamically: bool
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    is_ensemble: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Connection:
         self.address = address
         self._is_grpc = address.protocol == "grpc"
         self._module = library(address.protocol)
+        self._timeout: Any = None if self._is_grpc else importlib.import_module("gevent").Timeout
         names = () if self._is_grpc else ("connection_timeout", "network_timeout")
         limits = dict.fromkeys(names, address.timeout_s)
         with self._said():
@@ -138,13 +142,15 @@ class Connection:
         asked_for = self._asked_for(name, version, index)
         metadata = self._ask("get_model_metadata", name, asked_for)
         found = asked_for or max(metadata.get("versions", ()), key=int, default="")
-        config = self._ask("get_model_config", name, found)
-        config = config.get("config", config)
-        if config.get("response_cache", {}).get("enable"):
-            raise self._error(
-                f"model {name!r} has a response cache: what it answers need not have been computed",
-                "set response_cache { enable: false } in the config.pbtxt of the model that is checked",
-            )
+        configs = self._configs(name, found)
+        config = configs[name]
+        for each in configs:
+            if configs[each].get("response_cache", {}).get("enable"):
+                part = f", a part of the ensemble {name!r}," * (each != name)
+                raise self._error(
+                    f"model {each!r}{part} has a response cache: what it answers need not have been computed",
+                    "set response_cache { enable: false } in the config.pbtxt of the model that is checked",
+                )
         optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
         inputs, outputs = (
             tuple(
@@ -159,15 +165,30 @@ class Connection:
             f"{told.get('name', 'triton')} {told.get('version', '')}".strip(),
             config.get("platform") or config.get("backend") or metadata.get("platform", ""),
             int(config.get("max_batch_size", 0)),
-            "dynamic_batching" in config,
+            any("dynamic_batching" in each for each in configs.values()),
             inputs,
             outputs,
+            len(configs) > 1,
         )
+
+    def _configs(self, name: str, version: str) -> dict[str, Mapping[str, Any]]:
+        """The configurations of a model and, where it is an ensemble, of all that it is made of, by name."""
+        found: dict[str, Mapping[str, Any]] = {}
+        left = {name: version}
+        while left:
+            each, its_version = left.popitem()
+            config = self._ask("get_model_config", each, its_version)
+            found[each] = config = config.get("config", config)
+            for step in config.get("ensemble_scheduling", {}).get("step", ()):
+                if step["model_name"] not in found:
+                    its = int(step.get("model_version", -1))
+                    left[step["model_name"]] = "" if its == -1 else str(its)
+        return found
 
     def _has(self, name: str, index: Sequence[Mapping[str, Any]] | None) -> bool:
         if index is not None:
             return any(each["name"] == name for each in index)
-        with self._said(f"model {name!r}"):
+        with self._said(f"model {name!r}"), self._in_time():
             return bool(self._client.is_model_ready(name, **self._limit()))
 
     def _asked_for(self, name: str, version: str | None, index: Sequence[Mapping[str, Any]] | None) -> str:
@@ -188,7 +209,7 @@ class Connection:
         if version is not None and mine and version not in versions:
             raise self._error(f"model {name!r} has no version {version} that is ready: {', '.join(versions)} are", "")
         chosen = version or max(versions, key=int, default="")
-        with self._said(f"model {name!r}"):
+        with self._said(f"model {name!r}"), self._in_time():
             is_ready = self._client.is_model_ready(name, chosen, **self._limit())
         if not is_ready:
             unlisted = "; it does not list its models" if index is None else ""
@@ -265,7 +286,8 @@ class Connection:
             It failed, took longer than the time limit, or another model answered.
         """
         with self._said(f"model {model.name!r}"):
-            answer = self._client.infer(model.name, prepared, model_version=model.version, **self._limit())
+            with self._in_time():
+                answer = self._client.infer(model.name, prepared, model_version=model.version, **self._limit())
             answered_by = self._answered_by(answer)
         self._refuse_other(model, answered_by)
         return answer
@@ -283,9 +305,10 @@ class Connection:
         answered_by = set()
         with self._said(f"model {model.name!r}"):
             for index, request in enumerate(prepared):
-                began = clock()
-                answer = infer(name, request, model_version=version, **limit)
-                times[index] = began, clock()
+                with self._in_time():
+                    began = clock()
+                    answer = infer(name, request, model_version=version, **limit)
+                    times[index] = began, clock()
                 answered_by.add(self._answered_by(answer))
         for each in sorted(answered_by):
             self._refuse_other(model, each)
@@ -332,11 +355,16 @@ class Connection:
     def _ask(self, method: str, *arguments: Any, hint: str = "") -> Any:
         with self._said(hint=hint):
             how = {"as_json": True} if self._is_grpc else {}
-            return getattr(self._client, method)(*arguments, **how, **self._limit())
+            with self._in_time():
+                return getattr(self._client, method)(*arguments, **how, **self._limit())
 
     def _limit(self) -> dict[str, float]:
-        """HTTP has its time limit from the connection, gRPC from each call."""
+        """What gRPC is given with each call, which ends it in time."""
         return {"client_timeout": self.address.timeout_s} if self._is_grpc else {}
+
+    def _in_time(self) -> AbstractContextManager[object]:
+        """Ends a request over HTTP that takes too long: the connection's own limits begin anew with each byte."""
+        return nullcontext() if self._is_grpc else self._timeout(self.address.timeout_s, TimeoutError)
 
     @contextmanager
     def _said(self, about: str = "", hint: str = "") -> Iterator[None]:

@@ -57,7 +57,24 @@ class Served:
         self.sent += self.rows(inputs)
         specs = {spec.name: spec for spec in self.model.outputs}
         found = self.connection.outputs(self.served, answer, list(specs))
-        return {name: _as_the_models(array, specs[name]) for name, array in found.items()}
+        return {name: self._as_the_models(array, specs[name]) for name, array in found.items()}
+
+    def _as_the_models(self, array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+        if array.ndim == len(spec.shape) + 1 and array.shape[-1] == 1:
+            array = array[..., 0]  # Triton has no scalars.
+        if not array.dtype.hasobject:  # Strings are not compared.
+            with np.errstate(invalid="ignore"):
+                found = array.astype(np.dtype(spec.dtype), copy=False)
+            # Floats are rounded; a number that wraps around, or is cut off, is another one.
+            if found.dtype.kind not in "iub" or np.array_equal(found, array):
+                return found
+        kind = "strings" if array.dtype.hasobject else f"{array.dtype} values that it cannot hold"
+        raise ServerError(
+            f"Triton at {self.connection.address}: model {self.served.name!r}: output {spec.name!r} is {spec.dtype} in "
+            f"the model, and the server answered with {kind}",
+            "name another model in the URL or in the ini key trt_triton_models, or see what this one computes",
+            code="server-model",
+        )
 
     def rows(self, inputs: InputMapping) -> int:
         """What the server counts for one such request: its rows."""
@@ -150,12 +167,6 @@ class ServedRuns:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _as_the_models(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
-    if array.ndim == len(spec.shape) + 1 and array.shape[-1] == 1:
-        array = array[..., 0]  # Triton has no scalars.
-    return array.astype(np.dtype(spec.dtype), copy=False)
 
 
 # --- does it fit the model? -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pytest_trtcheck.errors import (
     CheckError,
     Code,
     ModelError,
+    ServerError,
     UnsupportedTargetError,
     first_line,
     plural,
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from pytest_trtcheck.backends.tensorrt.plan_file import PlanFile
     from pytest_trtcheck.check.request import Known, Settings
     from pytest_trtcheck.spec import Precision
+
+
+_SCORE_ALONE = (
+    "a score alone is asked for: that requests at once give what each gives alone was not looked at, nor that "
+    "the server kept its model meanwhile"
+)
 
 
 def inspected(settings: Settings, known: Known) -> Known:
@@ -108,7 +115,9 @@ def compared(settings: Settings, known: Known) -> Known:
             outcome = parity.judge(judged)
     known = _with_partition(known)
     if outcome is None:
-        return known
+        # Outputs without limits are not held against each other either.
+        is_unseen = known.running.is_server and known.request.parity.score is not None
+        return known.recorded(*[_SCORE_ALONE] * is_unseen)
     if outcome.record.verdict == "pass":
         known, doubt = _at_once(known, doubt)
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
@@ -123,6 +132,7 @@ def _at_once(known: Known, doubt: str | None) -> tuple[Known, str | None]:
     assert known.runner is not None
     with known.alone():
         found = known.running.at_once(known.runner, known.cases)
+        known = replace(known, answered=known.run(known.cases[0]) if known.running.is_server else None)
     if found is None:
         return known, doubt
     apart = max(map(parity.apart, found.alone, found.together), default=0.0)
@@ -346,15 +356,28 @@ def rebuilt(settings: Settings, known: Known) -> Known:
 def unchanged(settings: Settings, known: Known) -> Known:
     """See that what was read is what the record names: files that were hashed, and inputs that lie in a file.
 
+    Likewise that a server still gives what was compared: it may load another model while it is asked.
+
     Raises
     ------
     ModelError, InputError
         They were changed meanwhile: nobody knows of which of them the outputs are.
+    ServerError
+        It does not, within the limits of the check.
     """
     settings.cache.require_same()
     if isinstance(known.cases, list) and any(any(files_behind(case)) for case in known.cases):
         assert known.record.inputs_sha256 is not None
         model_inputs.require_digest(known.cases, model_inputs.digest_of(known.cases), known.record.inputs_sha256)
+    if known.answered is not None:
+        with known.alone():
+            again = known.run(known.cases[0])
+        if failure := parity.first_failure(known, again, known.answered):
+            raise ServerError(
+                f"{known.running.title} answers otherwise than when it was compared: {failure}",
+                "let nothing load another model there while it is checked; then run the test again",
+                code="model-changed",
+            )
     return known
 
 
