@@ -327,6 +327,56 @@ def test_an_operator_that_onnx_got_after_the_table_is_unknown(tmp_path: Path) ->
     assert families.findings(read, RTX)[1] == []
 
 
+def functions(*called: tuple[str, str]) -> onnx.ModelProto:
+    """A chain of calls of functions of the model's own, each another one."""
+    imports = [helper.make_opsetid("", 21)]
+    names = ["x", *(f"v{index}" for index in range(1, len(called))), "y"]
+    nodes = [
+        node(name, [names[i]], [names[i + 1]], f"call{i}", domain=domain) for i, (domain, name) in enumerate(called)
+    ]
+    made = model(nodes, X4, domains=tuple(sorted({domain for domain, _ in called})))
+    bodies = ("Sigmoid", "Tanh", "Erf")
+    for (domain, name), body in zip(dict.fromkeys(called), bodies, strict=False):
+        made.functions.append(helper.make_function(domain, name, ["a"], ["b"], [node(body, ["a"], ["b"])], imports))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("called", "found"),
+    [
+        ([("my", "Act"), ("my", "Other"), ("my", "Act")], []),
+        ([("my", "Relu")], ["call0"]),
+        ([("one", "Act"), ("two", "Act"), ("two", "Other")], ["call0", "call1"]),
+    ],
+)
+def test_every_parser_finds_functions_by_the_name_alone(
+    called: list[tuple[str, str]], found: list[str], tmp_path: Path
+) -> None:
+    onnx.save(functions(*called), tmp_path / "model.onnx")
+    read = graph.read(tmp_path / "model.onnx")
+    for family in FAMILIES:
+        told = families.findings(read, family)[0]
+        assert [each.node for each in told] == found
+        assert all(each.seen_by == "nobody" for each in told)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(
+    ("called", "read"), [([("my", "Relu")], ["RELU"]), ([("one", "Act"), ("two", "Act")], ["SIGMOID", "SIGMOID"])]
+)
+def test_the_parser_reads_another_function_or_its_operator(called: list[tuple[str, str]], read: list[str]) -> None:
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse(functions(*called).SerializeToString())
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    for layer in layers:
+        layer.__class__ = trt.IActivationLayer
+    assert [layer.type.name for layer in layers] == read
+
+
 def test_an_operator_of_a_plugin_library_is_taken(tmp_path: Path) -> None:
     nodes = [node("Cube", ["x"], ["c"], name="cube", domain="com.acme"), node("Relu", ["c"], ["y"], name="relu")]
     onnx.save(model(nodes, X4, domains=("com.acme",)), tmp_path / "model.onnx")

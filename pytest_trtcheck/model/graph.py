@@ -44,6 +44,7 @@ _OPSET_OF_RESIZE = 11
 _OPSET_OF_HARDMAX = 13
 """From it on, Hardmax looks along one axis, not along all from one on."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
+_FUNCTION_CALLS = "pytest_trtcheck.function_calls"
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -67,6 +68,7 @@ def read(path: Path) -> ir.Model:
     """
     try:
         model = ir.from_proto(read_graph(path))
+        calls = tuple(_function_calls(model))
         passes.InlinePass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.RemoveInitializersFromInputsPass()(model)
@@ -83,7 +85,23 @@ def read(path: Path) -> ir.Model:
     # A model of other domains' operators alone gets casts of ONNX's.
     model.opset_imports.setdefault("", _OPSET)
     name_nodes(model)
-    return infer_types(model)
+    model = infer_types(model)
+    model.meta[_FUNCTION_CALLS] = calls
+    return model
+
+
+def function_calls(model: ir.Model) -> tuple[tuple[str, ir.OperatorIdentifier], ...]:
+    """The nodes of the file that called functions of the model's own, by name, and what they called."""
+    found: tuple[tuple[str, ir.OperatorIdentifier], ...] = model.meta.get(_FUNCTION_CALLS, ())
+    return found
+
+
+def _function_calls(model: ir.Model) -> Iterator[tuple[str, ir.OperatorIdentifier]]:
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()] if model.functions else []
+    for each in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(each):
+            if node.op_identifier() in model.functions:
+                yield node.name or node.outputs[0].name or "", node.op_identifier()
 
 
 def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor | ir.Tensor[Any] | ir.TensorProtoTensor:

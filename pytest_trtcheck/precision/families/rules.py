@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -488,7 +489,23 @@ def findings(model: ir.Model, family: Family, provided: Collection[str] = ()) ->
             advice = f"{_EXPORT}, or name a plugin: plugins=[…]"
             found.append(Finding(node.name or "", node.op_type, problem, advice, rule="operator that it does not have"))
         found += _by_rules(node, family)
-    return [*found, *_inputs_given_back(model.graph)], list(unknown)
+    return [*found, *_calls_by_name(model, family), *_inputs_given_back(model.graph)], list(unknown)
+
+
+def _calls_by_name(model: ir.Model, family: Family) -> Iterator[Finding]:
+    """Calls of the model's own functions: every parser finds them by the name alone, and its operators before them."""
+    calls = graphs.function_calls(model)
+    shared = Counter(name for _, name, _ in {called for _, called in calls})
+    for node, (domain, name, _) in calls:
+        if name in family.operators | family.contrib:
+            read = f"reads its operator {name}"
+        elif shared[name] > 1:
+            read = f"has one function {name} for all of that name"
+        else:
+            continue
+        problem = f"it calls the model's own function '{domain}::{name}'; TensorRT goes by the name alone, and {read}"
+        advice = "give the function a name that no operator and no other function has, or inline it"
+        yield Finding(node, name, problem, advice, seen_by="nobody", rule="function of another's name")
 
 
 def _inputs_given_back(graph: ir.Graph) -> Iterator[Finding]:
