@@ -63,6 +63,10 @@ def resize(**attributes: Any) -> onnx.ModelProto:
     return model([made], X4, weights={"sizes": np.array([1, 2, 4, 4])})
 
 
+def old_resize(scale: float) -> onnx.ModelProto:
+    return one("Resize", np.array([1, 1, scale, 1], np.float32), opset=10)
+
+
 def qdq(zero_point: NDArray[Any] | None, scale: NDArray[Any] | None = None, domain: str = "") -> onnx.ModelProto:
     """x → Q → DQ → Relu → y."""
     weights = {"s": np.array(0.1, np.float32) if scale is None else scale}
@@ -232,6 +236,7 @@ CASES: dict[str, tuple[Any, Any, str, tuple[Family, ...]]] = {
     "fp32 attention": (P(attention, F), P(attention, H), "attends in FP32", (RTX,)),
     "softcap": (P(attention, H, softcap=2.0), P(attention, H, softcap=0.0), "softcap=2.0", ALL),
     "large K": (P(top_k, 4000), P(top_k, 3840), "above 3840", ALL),
+    "old Resize": (P(old_resize, 0.6), P(old_resize, 0.5), "of opset 10", ALL),
     "modulo": (P(one, "Mod", np.ones(1, np.float32)), P(one, "Mod", np.ones(1, np.float32), fmod=1), "fmod=0", ALL),
 }
 

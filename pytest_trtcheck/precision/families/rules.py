@@ -419,6 +419,15 @@ def _large_k(node: ir.Node) -> str | None:
     return f"its K is above {MOST_K}" if k is not None and np.max(k, initial=0) > MOST_K else None
 
 
+def _old_resize(node: ir.Node) -> str | None:
+    """A Resize of opset 10, which alone has its scales second."""
+    if node.op_type != "Resize" or len(node.inputs) != 2 or not graphs.skips_elements(node, 1):
+        return None
+    return (
+        "of opset 10, it makes its input smaller by elements that ONNX Runtime takes after each place, TensorRT before"
+    )
+
+
 def _data_dependent_size(node: ir.Node) -> str | None:
     if node.op_type in {"NonZero", "NonMaxSuppression"} and node.domain in ONNX_DOMAINS:
         return "the size of its output depends on the data, which TensorRT-RTX does not serve"
@@ -458,6 +467,7 @@ RULES: tuple[Rule, ...] = (
     Rule("unsupported attribute", _attributes, _EXPORT),
     Rule("unsupported attribute", _documented_attributes, _EXPORT, _TENSORRT),
     Rule("unsupported attribute", _scatter_elements, _EXPORT, _RTX),
+    Rule("old Resize", _old_resize, "export the model in opset 11 or later", seen_by="nobody"),
     Rule("further outputs", _more_outputs, _EXPORT),
     Rule("unsupported rank", _ranks, _EXPORT),
     Rule("fmod=0 on floats", _modulo_of_floats, "cast to int64, or take fmod=1"),
