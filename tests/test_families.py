@@ -63,6 +63,17 @@ def resize(**attributes: Any) -> onnx.ModelProto:
     return model([made], X4, weights={"sizes": np.array([1, 2, 4, 4])})
 
 
+def pool(size: int, **attributes: Any) -> onnx.ModelProto:
+    attributes = {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1, **attributes}
+    return model([node("MaxPool", ["x"], ["y"], name="it", **attributes)], {"x": (F, [1, 2, size, size])})
+
+
+def recurrence(layout: int) -> onnx.ModelProto:
+    weights = {"w": np.ones((1, 4, 3), np.float32), "r": np.ones((1, 4, 4), np.float32)}
+    made = node("RNN", ["x", "w", "r"], ["y"], name="it", hidden_size=4, layout=layout)
+    return model([made], {"x": (F, [2, 5, 3])}, weights=weights)
+
+
 def old_resize(scale: float) -> onnx.ModelProto:
     return one("Resize", np.array([1, 1, scale, 1], np.float32), opset=10)
 
@@ -236,6 +247,9 @@ CASES: dict[str, tuple[Any, Any, str, tuple[Family, ...]]] = {
     "fp32 attention": (P(attention, F), P(attention, H), "attends in FP32", (RTX,)),
     "softcap": (P(attention, H, softcap=2.0), P(attention, H, softcap=0.0), "softcap=2.0", ALL),
     "large K": (P(top_k, 4000), P(top_k, 3840), "above 3840", ALL),
+    "last window": (P(pool, 9, strides=[3, 3]), P(pool, 10, strides=[3, 3]), "last window along axis 2", ALL),
+    "last window in the padding": (P(pool, 6, pads=[0, 0, 1, 1]), P(pool, 6, pads=[1, 1, 1, 1]), "axis 2", ALL),
+    "batchwise": (P(recurrence, 1), P(recurrence, 0), "layout=1", ALL),
     "old Resize": (P(old_resize, 0.6), P(old_resize, 0.5), "of opset 10", ALL),
     "modulo": (P(one, "Mod", np.ones(1, np.float32)), P(one, "Mod", np.ones(1, np.float32), fmod=1), "fmod=0", ALL),
 }
