@@ -400,6 +400,42 @@ def test_ordinary_rounding_of_weights_is_not_called_a_fault_of_theirs(bench: Ben
     assert found.culprit.kind in {"rounding", "cancellation"}
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_places_that_are_computed_from_constants_are_no_fault_of_the_weights(bench: Bench, precision: Any) -> None:
+    """The table is rounded as it always is; it is read in other places."""
+    size = 5000
+    numbers = np.arange(size, dtype=np.int64)
+
+    def branch(name: str, by: str) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("Cast", ["numbers"], [f"{name}_floats"], f"{name}_cast", to=FLOAT),
+            helper.make_node("Mul", [f"{name}_floats", by], [f"{name}_places"], f"{name}_scale"),
+        ]
+        places = helper.make_tensor_value_info(f"{name}_places", FLOAT, [size])
+        return helper.make_graph(nodes, name, [], [places])
+
+    nodes = [
+        helper.make_node(
+            "If", ["which"], ["floats"], "if", then_branch=branch("then", "half"), else_branch=branch("else", "quarter")
+        ),
+        helper.make_node("Cast", ["floats"], ["places"], "count", to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "places"], ["looked_up"], "look up"),
+        helper.make_node("Mul", ["x", "looked_up"], ["y"], "multiply"),
+    ]
+    shape = {"x": (FLOAT, [size]), "which": (TensorProto.BOOL, [])}
+    table = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    constants = {"half": np.float32(0.5), "quarter": np.float32(0.25), "numbers": numbers, "table": table}
+    proto = onnx_models.model(nodes, shape, {"y": (FLOAT, [size])}, {k: np.asarray(v) for k, v in constants.items()})
+    subject = bench.failed(proto, precision, [{"x": np.ones(size, np.float32), "which": np.array(True)}])
+    found = diagnose(subject, bench.cache)
+    assert found is not None
+    assert found.culprit is not None
+    assert (found.culprit.tensor, found.culprit.is_constant) == ("places", True)
+    held = (numbers * 0.5).astype(ml_dtypes.bfloat16 if precision == "bf16" else np.float16)
+    assert f"{np.count_nonzero(held.astype(int) != numbers // 2):,} of the 5,000 numbers" in found.culprit.detail
+    assert "constant 'places' comes out otherwise" in explain(found.to_dict()).splitlines()[0]
+
+
 def test_a_list_of_every_node_is_no_advice(bench: Bench) -> None:
     """A check with nothing left in FP16 would be an error."""
     proto = chain([helper.make_node("Exp", ["x"], ["e"], "exp"), helper.make_node("Log", ["e"], ["y"], "log")])

@@ -63,6 +63,21 @@ def resize(**attributes: Any) -> onnx.ModelProto:
     return model([made], X4, weights={"sizes": np.array([1, 2, 4, 4])})
 
 
+def pool(size: int, **attributes: Any) -> onnx.ModelProto:
+    attributes = {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1, **attributes}
+    return model([node("MaxPool", ["x"], ["y"], name="it", **attributes)], {"x": (F, [1, 2, size, size])})
+
+
+def recurrence(layout: int) -> onnx.ModelProto:
+    weights = {"w": np.ones((1, 4, 3), np.float32), "r": np.ones((1, 4, 4), np.float32)}
+    made = node("RNN", ["x", "w", "r"], ["y"], name="it", hidden_size=4, layout=layout)
+    return model([made], {"x": (F, [2, 5, 3])}, weights=weights)
+
+
+def old_resize(scale: float) -> onnx.ModelProto:
+    return one("Resize", np.array([1, 1, scale, 1], np.float32), opset=10)
+
+
 def qdq(zero_point: NDArray[Any] | None, scale: NDArray[Any] | None = None, domain: str = "") -> onnx.ModelProto:
     """x → Q → DQ → Relu → y."""
     weights = {"s": np.array(0.1, np.float32) if scale is None else scale}
@@ -232,6 +247,10 @@ CASES: dict[str, tuple[Any, Any, str, tuple[Family, ...]]] = {
     "fp32 attention": (P(attention, F), P(attention, H), "attends in FP32", (RTX,)),
     "softcap": (P(attention, H, softcap=2.0), P(attention, H, softcap=0.0), "softcap=2.0", ALL),
     "large K": (P(top_k, 4000), P(top_k, 3840), "above 3840", ALL),
+    "last window": (P(pool, 9, strides=[3, 3]), P(pool, 10, strides=[3, 3]), "last window along axis 2", ALL),
+    "last window in the padding": (P(pool, 6, pads=[0, 0, 1, 1]), P(pool, 6, pads=[1, 1, 1, 1]), "axis 2", ALL),
+    "batchwise": (P(recurrence, 1), P(recurrence, 0), "layout=1", ALL),
+    "old Resize": (P(old_resize, 0.6), P(old_resize, 0.5), "of opset 10", ALL),
     "modulo": (P(one, "Mod", np.ones(1, np.float32)), P(one, "Mod", np.ones(1, np.float32), fmod=1), "fmod=0", ALL),
 }
 
@@ -325,6 +344,56 @@ def test_an_operator_that_onnx_got_after_the_table_is_unknown(tmp_path: Path) ->
     read = graph.read(tmp_path / "model.onnx")
     assert families.findings(read, TENSORRT_11) == ([], ["BitCast"])
     assert families.findings(read, RTX)[1] == []
+
+
+def functions(*called: tuple[str, str]) -> onnx.ModelProto:
+    """A chain of calls of functions of the model's own, each another one."""
+    imports = [helper.make_opsetid("", 21)]
+    names = ["x", *(f"v{index}" for index in range(1, len(called))), "y"]
+    nodes = [
+        node(name, [names[i]], [names[i + 1]], f"call{i}", domain=domain) for i, (domain, name) in enumerate(called)
+    ]
+    made = model(nodes, X4, domains=tuple(sorted({domain for domain, _ in called})))
+    bodies = ("Sigmoid", "Tanh", "Erf")
+    for (domain, name), body in zip(dict.fromkeys(called), bodies, strict=False):
+        made.functions.append(helper.make_function(domain, name, ["a"], ["b"], [node(body, ["a"], ["b"])], imports))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("called", "found"),
+    [
+        ([("my", "Act"), ("my", "Other"), ("my", "Act")], []),
+        ([("my", "Relu")], ["call0"]),
+        ([("one", "Act"), ("two", "Act"), ("two", "Other")], ["call0", "call1"]),
+    ],
+)
+def test_every_parser_finds_functions_by_the_name_alone(
+    called: list[tuple[str, str]], found: list[str], tmp_path: Path
+) -> None:
+    onnx.save(functions(*called), tmp_path / "model.onnx")
+    read = graph.read(tmp_path / "model.onnx")
+    for family in FAMILIES:
+        told = families.findings(read, family)[0]
+        assert [each.node for each in told] == found
+        assert all(each.seen_by == "nobody" for each in told)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(
+    ("called", "read"), [([("my", "Relu")], ["RELU"]), ([("one", "Act"), ("two", "Act")], ["SIGMOID", "SIGMOID"])]
+)
+def test_the_parser_reads_another_function_or_its_operator(called: list[tuple[str, str]], read: list[str]) -> None:
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse(functions(*called).SerializeToString())
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    for layer in layers:
+        layer.__class__ = trt.IActivationLayer
+    assert [layer.type.name for layer in layers] == read
 
 
 def test_an_operator_of_a_plugin_library_is_taken(tmp_path: Path) -> None:

@@ -40,13 +40,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_trtcheck.record import CheckRecord
+    from pytest_trtcheck.spec import Precision
     from tests.conftest import Suite
 
 FLOAT = TensorProto.FLOAT
 
 
-def check(path: Path, batch: int | None = 1) -> CheckRecord:
-    spec = ParitySpec(precision=("fp16",), batch=(batch,))
+def check(path: Path, batch: int | None = 1, precision: Precision = "fp16") -> CheckRecord:
+    spec = ParitySpec(precision=(precision,), batch=(batch,))
     settings = Checker(cache=Cache(path.parent / "cache"), backend="onnxruntime")
     return settings.check(Request(nodeid="t", model=str(path), folders=(), parity=spec, judge_parity=True))
 
@@ -446,6 +447,25 @@ def test_a_function_that_is_called_as_an_operator(tmp_path: Path) -> None:
     record = check(tmp_path / "model.onnx")
     assert record.verdict == "error"
     assert "a function is called 'Relu', as an operator of ONNX's own" in str(record.message)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_function_that_is_called_as_an_operator_of_onnx_runtimes(tmp_path: Path, precision: Precision) -> None:
+    """ONNX Runtime computes its own Gelu instead of the function, and TensorRT ONNX's."""
+    proto = onnx_models.conv_net()
+    gelu = helper.make_node("Gelu", [proto.graph.output[0].name], ["activated"], "gelu", domain="com.microsoft")
+    proto.graph.node.append(gelu)
+    proto.graph.output[0].name = "activated"
+    body = [helper.make_node("Tanh", ["x"], ["y"])]
+    proto.functions.append(helper.make_function("com.microsoft", "Gelu", ["x"], ["y"], body, proto.opset_import))
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, tmp_path / "model.onnx")
+    record = check(tmp_path / "model.onnx", precision=precision)
+    if precision == "fp16":
+        assert record.verdict == "pass", record.message
+    else:
+        assert record.verdict == "error"
+        assert "it calls the model's own function 'com.microsoft::Gelu'" in str(record.message)
 
 
 def test_functions_that_end(tmp_path: Path) -> None:

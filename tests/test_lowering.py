@@ -442,6 +442,38 @@ def test_a_hardmax_over_several_axes_is_not_converted_to_something_else(cache: C
         computed(net(1), "bf16", cache, {"x": x})
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+@pytest.mark.parametrize("scales", [(0.63, 0.47), (0.72, 1.0), (1 / 3, 0.5), (1.5, 2.33)])
+def test_an_old_resize_takes_the_elements_that_onnx_runtime_takes(
+    precision: Precision, scales: tuple[float, float], cache: Cache
+) -> None:
+    sides = np.array(scales, np.float32)
+    places = [np.arange(int(20 * side), dtype=np.float32) / side for side in sides]
+    steps = [N("MatMul", ["x", "w"], ["a"], name="mul"), N("Resize", ["a", "s"], ["y"], name="resize")]
+    shapes = {"x": (FLOAT, [1, 2, 20, 20])}, {"y": (FLOAT, [1, 2, *map(len, places)])}
+    weights = {"w": np.eye(20, dtype=np.float32), "s": np.array([1, 1, *sides], np.float32)}
+    x = np.random.default_rng(0).integers(-99, 99, (1, 2, 20, 20)).astype(np.float32)
+    found, _ = computed(onnx_models.model(steps, *shapes, weights, opset=10), precision, cache, {"x": x})
+    taken = [np.ceil(each) if side < 1 else np.floor(each) for each, side in zip(places, sides, strict=True)]
+    np.testing.assert_array_equal(found["y"], x[:, :, taken[0].astype(int)][..., taken[1].astype(int)])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("opset", [7, 10])
+def test_the_mask_of_an_old_dropout(opset: int, precision: Precision, cache: Cache) -> None:
+    steps = [N("MatMul", ["x", "w"], ["a"], name="mul"), N("Dropout", ["a"], ["y", "mask"], name="drop")]
+    kinds = {"x": (FLOAT, [2, 8])}, {"y": (FLOAT, [2, 8])}
+    proto = onnx_models.model(steps, *kinds, {"w": np.eye(8, dtype=np.float32)}, opset=opset)
+    assert_near(computed(proto, precision, cache, {"x": X})[0]["y"], X, "bf16")
+    mask = helper.make_tensor_value_info("mask", FLOAT if opset == 7 else TensorProto.BOOL, [2, 8])
+    proto.graph.output.append(mask)
+    if precision == "bf16" or opset == 7:
+        with pytest.raises(ModelError, match=f"a Dropout of opset {opset} cannot be converted"):
+            computed(proto, precision, cache, {"x": X})
+    else:
+        assert not computed(proto, precision, cache, {"x": X})[0]["mask"].any()
+
+
 # --- sequences and inner graphs --------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,10 @@ FLOAT = TensorProto.FLOAT
 
 
 def model(
-    nodes: Sequence[onnx.NodeProto], shapes: Mapping[str, Sequence[int]], weights: Mapping[str, Array], opset: int = 17
+    nodes: Sequence[onnx.NodeProto],
+    shapes: Mapping[str, Sequence[int | str | None]],
+    weights: Mapping[str, Array],
+    opset: int = 17,
 ) -> onnx.ModelProto:
     graph_proto = helper.make_graph(
         list(nodes),
@@ -156,7 +159,7 @@ def test_a_bias_is_added_to_a_rounded_product(tmp_path: Path) -> None:
     assert y.item() == 2048.5  # 2049 is rounded to 2048, and the sum with the bias to nothing more.
 
 
-def attention(size: int, heads: int, *, masked: bool = False) -> onnx.ModelProto:
+def attention(size: int, heads: int, *, masked: bool = False, batch: int | str | None = 1) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
         helper.make_node("MatMul", ["q", "kt"], ["s"]),
@@ -166,7 +169,7 @@ def attention(size: int, heads: int, *, masked: bool = False) -> onnx.ModelProto
         helper.make_node("MatMul", ["p", "v"], ["y"]),
     ]
     weights = {"c": np.array(size**-0.5), **({"m": np.zeros((4, 4))} if masked else {})}
-    return model(nodes, dict.fromkeys("qkv", (1, heads, 4, size)), weights)
+    return model(nodes, dict.fromkeys("qkv", (batch, heads, 4, size)), weights)
 
 
 @pytest.mark.parametrize(("size", "heads", "masked", "finite"), [
@@ -174,13 +177,31 @@ def attention(size: int, heads: int, *, masked: bool = False) -> onnx.ModelProto
 ])  # fmt: skip
 def test_scores_saturate_in_one_kernel_alone(size: int, heads: int, masked: bool, finite: bool, tmp_path: Path) -> None:
     """Scores beyond 65504: in one kernel all are the same, and the values' mean comes out; else NaN, as on a GPU."""
-    rng = np.random.default_rng(0)
-    inputs = {name: (rng.standard_normal((1, heads, 4, size)) + 300).astype(np.float32) for name in "qkv"}
-    y = emulated(attention(size, heads, masked=masked), tmp_path)(inputs)["y"]
-    assert np.isfinite(y).all() == finite
-    if finite:
-        mean = np.broadcast_to(to_half(inputs["v"]).mean(-2, keepdims=True), y.shape)
-        np.testing.assert_allclose(y, mean, rtol=1e-3)
+    for batch in (1, "batch", None):
+        rng = np.random.default_rng(0)
+        inputs = {name: (rng.standard_normal((1, heads, 4, size)) + 300).astype(np.float32) for name in "qkv"}
+        y = emulated(attention(size, heads, masked=masked, batch=batch), tmp_path)(inputs)["y"]
+        assert np.isfinite(y).all() == finite
+        if finite:
+            mean = np.broadcast_to(to_half(inputs["v"]).mean(-2, keepdims=True), y.shape)
+            np.testing.assert_allclose(y, mean, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("folded", "finite"), [(False, False), (True, True)])
+def test_an_open_batch_is_no_head_but_where_heads_are_folded_into_it(
+    folded: bool, finite: bool, tmp_path: Path
+) -> None:
+    nodes = [
+        *(helper.make_node("Reshape", [name, "to"], [f"{name}3"]) for name in "qkv" if folded),
+        helper.make_node("Transpose", ["k3" if folded else "k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q3" if folded else "q", "kt"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v3" if folded else "v"], ["y"]),
+    ]
+    proto = model(nodes, dict.fromkeys("qkv", ("batch", 8 if folded else 4, 32)), {})
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 4, 32]), "to"))
+    x = np.full((1, 8 if folded else 4, 32), 300, np.float32)
+    assert np.isfinite(emulated(proto, tmp_path)(dict.fromkeys("qkv", x))["y"]).all() == finite
 
 
 def test_bf16_scores_stay_fp32_in_one_kernel(tmp_path: Path) -> None:

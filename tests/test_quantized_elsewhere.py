@@ -498,13 +498,15 @@ def test_an_original_that_does_not_fit_says_what_does_not(quantized: Any, origin
     assert "does not fit" in (record.message or "")
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8+fp16", "fp8"])
-@pytest.mark.parametrize("kind", [np.int8, np.uint8])
-def test_a_model_of_which_the_weights_alone_are_quantized_is_quantized_with_calibration_data(
-    kind: Any, precision: Any, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16", "fp8", "fp16", "bf16"])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, ml_dtypes.int4, ml_dtypes.float8_e4m3fn])
+def test_a_model_of_which_the_weights_alone_are_quantized_is_lowered(kind: Any, precision: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    table, weights = (np.asarray(rng.integers(-100, 100, shape)) for shape in ((50, 64), (64, 32)))
+    largest = 7 if kind == ml_dtypes.int4 else 100
+    numbers = [np.asarray(rng.integers(-largest, largest, shape)) for shape in ((50, 64), (64, 32))]
+    # FP8 holds the nearest only.
+    rounds = kind == ml_dtypes.float8_e4m3fn
+    table, weights = ((each.astype(kind) if rounds else each).astype(np.float64) for each in numbers)
     zero = 128 if kind == np.uint8 else 0
     scales = rng.random(50).astype(np.float32) / 50 + 0.01
     nodes = [
@@ -516,22 +518,24 @@ def test_a_model_of_which_the_weights_alone_are_quantized_is_quantized_with_cali
     constants = {"rows": (table + zero).astype(kind), "scales": scales, "zeros": np.full(50, zero, kind)}
     constants |= {"w": (weights + zero).astype(kind), "scale": np.array(0.01, np.float32), "zero": np.array(zero, kind)}
     proto = onnx_models.model(
-        nodes, {"ids": (TensorProto.INT64, [50])}, {"y": (TensorProto.FLOAT, [50, 32])}, constants
+        nodes, {"ids": (TensorProto.INT64, [50])}, {"y": (TensorProto.FLOAT, [50, 32])}, constants, opset=21
     )
     onnx.save(proto, tmp_path / "weights.onnx")
     ids = np.arange(50)
+    calibration = [{"ids": ids}, {"ids": ids[::-1].copy()}]
     model, cache = load(tmp_path / "weights.onnx"), Cache(tmp_path / "cache")
-    found = lower(model, precision, cache, calibration=[{"ids": ids}])
+    found = lower(model, precision, cache, calibration=calibration)
     assert found.details["left_float"] == {}
     graph = onnx.load(found.path).graph
     # TensorRT's own rule.
-    integers = {each.name for each in graph.initializer if each.data_type in {TensorProto.INT8, TensorProto.UINT8}}
+    floats = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT64}
+    integers = {each.name for each in graph.initializer if each.data_type not in floats}
     assert {node.op_type for node in graph.node if integers & set(node.input)} <= {"DequantizeLinear", "QuantizeLinear"}
     if util.find_spec("tensorrt_rtx") is not None:
         module, target = find_module("tensorrt_rtx"), Target((8, 9), here=False)
         assert tensorrt.build(module, found.path, tmp_path / "engine", target=target, precision=precision).bytes
     spec = ParitySpec(precision=(precision,), tol=0.1)
-    asked = Request("t", tmp_path / "weights.onnx", (), spec, inputs={"ids": ids}, calibration=[{"ids": ids}])
+    asked = Request("t", tmp_path / "weights.onnx", (), spec, inputs={"ids": ids}, calibration=calibration)
     record = Checker(cache).check(asked)
     assert record.verdict == "pass", record.message
     exact = (table * scales[:, None]) @ (weights * 0.01)

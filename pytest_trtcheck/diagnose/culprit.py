@@ -62,6 +62,8 @@ _MANY = 0.1
 _ALIKE = 1.25
 _LEAST_EFFECT = 1e-9
 _LEVELS = 127
+_COUNTED = frozenset({6, 7, 9})
+"""ONNX's INT32, INT64 and BOOL."""
 TAKEN_APART = 24
 """Operators that are looked at more closely, if they lose more than sound ones."""
 
@@ -428,8 +430,26 @@ class Findings:
             if loss > max(worst[0], _UNSOUND * self.roundoff):
                 scales = self._scales(reference.name, index)
                 kind, detail = _weight_detail(before, after, loss, scales=scales, axis=axis)
-                worst = loss, (kind, _root(self.pair, exact), detail)
+                worst = loss, self._counted(exact) or (kind, _root(self.pair, exact), detail)
         return worst[1]
+
+    def _counted(self, name: str) -> _Found | None:
+        """The integers that a constant operand is looked up by, where they come out otherwise: no weight loses then."""
+        reference, emulated = self.pair.reference, self.pair.emulated
+        made = [each for node in reference.cut([name]).nodes for each in reference.nodes[node].output]
+        shared = [
+            each
+            for each in made
+            if reference.element_type(each) in _COUNTED and each in emulated.producers and emulated.is_constant(each)
+        ]
+        # Nothing at all is no piece that could be run.
+        exact, rounded = (graph.values(shared, {}) if shared else {} for graph in (reference, emulated))
+        for each in shared:
+            before, after = exact[each], rounded[each]
+            if before.shape == after.shape and (count := np.count_nonzero(before != after)):
+                where = f"{count:,} of the {plural(before.size, 'number')} of {each!r}"
+                return "rounding", each, f"{where}, computed as floats from constants alone, come out otherwise"
+        return None
 
     def _scales(self, node: str, index: int) -> int:
         """How many scales the operand `index` of a node has; 0 where it is not quantized."""

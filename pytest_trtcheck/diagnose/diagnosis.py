@@ -611,6 +611,8 @@ def _headline(culprit: Culprit, others: int) -> str:
         "rounding": f"node {culprit.node!r} is too sensitive to rounding",
         "amplified": f"what is rounded at node {culprit.node!r} does most of the harm",
     }[culprit.kind]
-    if culprit.op_type in REPEATING and culprit.kind in {"rounding", "amplified"}:
+    if culprit.is_constant and culprit.kind == "rounding":
+        at = f"constant {culprit.tensor!r} comes out otherwise"
+    elif culprit.op_type in REPEATING and culprit.kind in {"rounding", "amplified"}:
         at = f"what is lost lies inside node {culprit.node!r}"
     return f"{at}, and {others} more alike" if others else at

@@ -14,8 +14,8 @@ from pytest_trtcheck.diagnose import judging
 from pytest_trtcheck.errors import ModelError, NothingComputedError
 from pytest_trtcheck.model.ort_runner import OrtRunner
 from pytest_trtcheck.precision.emulation import emulation
-from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by, read_to_quantize, with_half_io
-from pytest_trtcheck.precision.quantization import calibrate
+from pytest_trtcheck.precision.lowering import lower, prepared, quantized_by, with_half_io
+from pytest_trtcheck.precision.quantization import calibrate, quantize
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _quantized(subject: Subject, kept: tuple[str, ...], folder: Path) -> Path:
     from pytest_trtcheck.precision.quantization.plan import points
 
     path = prepared(subject.model, kept, Cache(folder / "cache"))
-    model = read_to_quantize(subject.model, path)
+    model = quantize.read(subject.model, path)
     try:
         plan = points(model, graph.still_there(model, kept), graph.still_there(model, subject.exclude))
     except ModelError as error:

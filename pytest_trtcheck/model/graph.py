@@ -41,9 +41,12 @@ _OPSET_OF_SCAN = 9
 """From it on, Scan has no batch dimension of its own."""
 _OPSET_OF_RESIZE = 11
 """From it on, Resize is told which places it reads, and half a pixel off is the default."""
+_OPSETS_OF_DROPOUT = (10, 12)
+"""From them on, Dropout's mask is no float any more, and says of what is kept that it is."""
 _OPSET_OF_HARDMAX = 13
 """From it on, Hardmax looks along one axis, not along all from one on."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
+_FUNCTION_CALLS = "pytest_trtcheck.function_calls"
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -67,6 +70,7 @@ def read(path: Path) -> ir.Model:
     """
     try:
         model = ir.from_proto(read_graph(path))
+        calls = tuple(_function_calls(model))
         passes.InlinePass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.RemoveInitializersFromInputsPass()(model)
@@ -83,7 +87,23 @@ def read(path: Path) -> ir.Model:
     # A model of other domains' operators alone gets casts of ONNX's.
     model.opset_imports.setdefault("", _OPSET)
     name_nodes(model)
-    return infer_types(model)
+    model = infer_types(model)
+    model.meta[_FUNCTION_CALLS] = calls
+    return model
+
+
+def function_calls(model: ir.Model) -> tuple[tuple[str, ir.OperatorIdentifier], ...]:
+    """The nodes of the file that called functions of the model's own, by name, and what they called."""
+    found: tuple[tuple[str, ir.OperatorIdentifier], ...] = model.meta.get(_FUNCTION_CALLS, ())
+    return found
+
+
+def _function_calls(model: ir.Model) -> Iterator[tuple[str, ir.OperatorIdentifier]]:
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()] if model.functions else []
+    for each in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(each):
+            if node.op_identifier() in model.functions:
+                yield node.name or node.outputs[0].name or "", node.op_identifier()
 
 
 def _read_anew(tensor: ir.ExternalTensor) -> ir.LazyTensor | ir.Tensor[Any] | ir.TensorProtoTensor:
@@ -377,13 +397,11 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
         # ONNX's converter leaves these as they are, which means something else from then on.
         is_scan = node.op_type == "Scan" and before < _OPSET_OF_SCAN
         is_hardmax = node.op_type == "Hardmax" and before < _OPSET_OF_HARDMAX <= version
-        if is_scan or (is_hardmax and not _is_along_last(node)):
-            raise ModelError(
-                f"the model is in opset {before}, this precision needs {version}, and a {node.op_type} of opset "
-                f"{before} cannot be converted",
-                f"export the model in opset {version} or later",
-                code="opset-conversion",
-            )
+        is_dropout = node.op_type == "Dropout" and any(before < each <= version for each in _OPSETS_OF_DROPOUT)
+        if is_dropout and not _is_used(node, 1):
+            node.resize_outputs(1)
+        if is_scan or (is_hardmax and not _is_along_last(node)) or (is_dropout and len(node.outputs) > 1):
+            raise _not_converted(before, version, f"a {node.op_type} of opset {before} cannot be converted")
         if is_hardmax:
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
     metadata = {node.name: dict(node.metadata_props) for node in all_nodes(model.graph) if node.metadata_props}
@@ -392,11 +410,7 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
         ir.external_data.load_to_model(model)
         converted = onnx.version_converter.convert_version(ir.to_proto(model), version)
     except Exception as error:
-        raise ModelError(
-            f"the model is in opset {before}, this precision needs {version}, and converting it failed: {error}",
-            f"export the model in opset {version} or later",
-            code="opset-conversion",
-        ) from error
+        raise _not_converted(before, version, f"converting it failed: {error}") from error
     raised = ir.from_proto(converted)
     for value in list(raised.graph.inputs):
         if value.name in weights:
@@ -411,9 +425,47 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
             node.attributes["coordinate_transformation_mode"] = ir.AttrString(
                 "coordinate_transformation_mode", "asymmetric"
             )
-            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
+            scales = _scales(node, 2)
+            skips = skips_elements(node, 2)
+            if skips and max(scales) > 1:
+                what = f"a Resize of opset {before} that makes one side larger and one smaller cannot be converted"
+                raise _not_converted(before, version, what)
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "ceil" if skips else "floor")
     name_nodes(raised)
     return infer_types(raised)
+
+
+def _not_converted(before: int, version: int, why: str) -> ModelError:
+    return ModelError(
+        f"the model is in opset {before}, this precision needs {version}, and {why}",
+        f"export the model in opset {version} or later",
+        code="opset-conversion",
+    )
+
+
+def skips_elements(resize: ir.Node, index: int) -> bool:
+    """Whether a Resize of opset 10, with its scales at `index`, takes its elements from between those of its input.
+
+    Where a side gets smaller, ONNX Runtime takes the next one then, and TensorRT the one before.
+    """
+    if resize.attributes.get_string("mode", "nearest") != "nearest":
+        return False
+    steps = [1 / scale for scale in _scales(resize, index) if 0 < scale < 1]
+    return any(abs(step - round(step)) > _EXACT * step for step in steps)
+
+
+_EXACT = 1e-6
+"""The part that a scale of FP32 may be off by."""
+
+
+def _scales(resize: ir.Node, index: int) -> list[float]:
+    value = operand(resize, index)
+    return [] if value is None or value.const_value is None else [float(each) for each in value.const_value.numpy()]
+
+
+def _is_used(node: ir.Node, index: int) -> bool:
+    output = node.outputs[index] if index < len(node.outputs) else None
+    return output is not None and (bool(output.uses()) or output.is_graph_output())
 
 
 def _is_along_last(node: ir.Node) -> bool:

@@ -98,6 +98,8 @@ class OnnxModel:
         The 16-bit float types that its tensors use ("float16", "bfloat16").
     has_double
         Whether its tensors use float64.
+    has_shadowed
+        Whether it has functions of its own that ONNX Runtime may compute operators of that name instead of.
     external
         Where its external data lies, relative to the file's folder.
     custom_ops
@@ -123,6 +125,7 @@ class OnnxModel:
     has_qdq: bool
     half_types: frozenset[str]
     has_double: bool = False
+    has_shadowed: bool = False
     external: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
     parts: tuple[tuple[str, tuple[Part, ...]], ...] = ()
@@ -270,6 +273,7 @@ def _load(path: Path, label: str, read: list[HashedFile]) -> OnnxModel:
         has_qdq=any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in nodes(proto)),
         half_types=float_types - {"float64"},
         has_double="float64" in float_types,
+        has_shadowed=any(each.domain in _RUNTIME_DOMAINS for each in proto.functions),
         external=tuple(sorted(files)),
         parts=tuple(output_parts(proto).items()),
         random=random_nodes(proto),
@@ -477,6 +481,10 @@ def _shared_names(proto: onnx.ModelProto) -> Iterator[str]:
                 yield from within(body, seen, f"inside node {node.name or '(nameless)'!r} ({node.op_type}): ")
 
     yield from within(proto.graph, {}, "")
+
+
+_RUNTIME_DOMAINS = frozenset({"ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
+"""Beside ONNX's own, those that ONNX Runtime has operators of: they come before a function of the same name."""
 
 
 def _shadowing(proto: onnx.ModelProto) -> Iterator[str]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_NUMBERS = frozenset("fiub")
 _BY_CHANNEL = {"Sub": np.subtract, "Mul": np.multiply}
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT})
 
@@ -70,13 +69,14 @@ def fold_casts(model: ir.Model) -> None:
 
     A number of another type is as constant as one of FP32 (a mask's −3.4e38 that is stored as a double, weights stored
     in 16 bits), and is to be treated as one. Magnitudes beyond FP32 become its largest, as TensorRT converts doubles.
+    From FP8 and 4 bits TensorRT takes no cast at all.
     """
     for node in list(graphs.all_nodes(model.graph)):
         source = node.inputs[0] if node.op_type in {"Cast", "CastLike"} and node.inputs else None
         output, tensor = node.outputs[0], stored(source)
         if tensor is None or output.is_graph_output() or not graphs.is_tensor(output, ir.DataType.FLOAT):
             continue
-        if tensor.dtype != ir.DataType.BFLOAT16 and tensor.dtype.numpy().kind not in _NUMBERS:
+        if not (tensor.dtype == ir.DataType.BOOL or tensor.dtype.is_integer() or tensor.dtype.is_floating_point()):
             continue
 
         def widened(array: NDArray[Any]) -> NDArray[Any]:

@@ -605,11 +605,11 @@ def _quantized(
     exclude: tuple[str, ...],
 ) -> _Made:
     from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision.quantization import calibrate, choosing
+    from pytest_trtcheck.precision.quantization import calibrate, choosing, quantize
     from pytest_trtcheck.precision.quantization.plan import points, summary
 
     path = prepared(model, keep_fp32, cache)
-    read = read_to_quantize(model, path)
+    read = quantize.read(model, path)
     plan = points(read, graph.still_there(read, keep_fp32), graph.still_there(read, exclude))
     parts = {
         "model": model.sha256,
@@ -651,20 +651,6 @@ def _quantized(
     others = f"; {plural(len(arithmetic.within(details[_ARITHMETIC], rest)), 'other')} in {rest}" if rest else ""
     notes.insert(0, f"{precision}: {summary(plan)}{others}; {ranges}")
     return quantized, notes, {"ranges": asdict(ranges), "samples": calibration.key_parts["calibration"], **details}
-
-
-def read_to_quantize(model: OnnxModel, path: Path) -> ir.Model:
-    """The graph that is `prepared`, with weights of the user's `model` that are integers as floats again.
-
-    Beside Q/DQ nodes TensorRT takes integers only in front of a DequantizeLinear, and what is quantized is a constant.
-    """
-    from pytest_trtcheck.model import graph
-    from pytest_trtcheck.precision import constants
-
-    read = graph.read(path)
-    if model.has_qdq:
-        constants.fold_dequantized(read)
-    return read
 
 
 def quantized_by(

@@ -37,15 +37,16 @@ class Reference(KeptOutputs):
     """The FP32 model's outputs, computed on ONNX Runtime once for each inputs and kept.
 
     Where the model carries Q/DQ nodes or 16-bit types, the reference is the FP32 model behind it: activations are not
-    quantized or rounded, and the weights are the best that the file holds.
+    quantized or rounded, and the weights are the best that the file holds. Functions that ONNX Runtime would compute
+    its own operators for are written out.
     """
 
     title = "its FP32 reference"
 
     def __init__(self, model: OnnxModel, cache: Cache, provider: Provider = "cpu") -> None:
         self.model = model
-        self._is_lowered = model.has_qdq or bool(model.half_types)
-        parts = {"model": model.sha256, "provider": provider, **({"code": code()} if self._is_lowered else {})}
+        self._has_twin = model.has_qdq or bool(model.half_types) or model.has_shadowed
+        parts = {"model": model.sha256, "provider": provider, **({"code": code()} if self._has_twin else {})}
 
         def opened() -> OrtRunner:
             return OrtRunner(self.path(), model.label, provider, custom_ops=model.custom_ops)
@@ -54,7 +55,7 @@ class Reference(KeptOutputs):
 
     def path(self) -> Path:
         """The FP32 model's file: the one given, or the FP32 model behind it."""
-        if not self._is_lowered:
+        if not self._has_twin:
             return self.model.path
         key = Key("float_twin", self.model.label, {"model": self.model.sha256, **library_versions()})
         return self._cache.get_or_make(key, self._make_twin).path / MODEL_FILE

@@ -66,8 +66,10 @@ def in_one_kernel(model: ir.Model, defined: Collection[ir.Node] = ()) -> Kernels
     """
     unrounded: set[ir.Value] = set()
     results: set[ir.Value] = set()
+    dims = [dim for value in model.graph.inputs for dim in value.shape or ()]
+    named = {str(dim) for dim in dims if isinstance(dim, ir.SymbolicDim) and dim.value is not None}
     for node in list(graphs.all_nodes(model.graph)):
-        scores = _scores(node) if node.op_type == "Softmax" else None
+        scores = _scores(node, named) if node.op_type == "Softmax" else None
         if scores is None:
             continue
         results.update(scores.product.outputs)
@@ -78,7 +80,7 @@ def in_one_kernel(model: ir.Model, defined: Collection[ir.Node] = ()) -> Kernels
     return Kernels(frozenset(unrounded), frozenset(results))
 
 
-def _scores(softmax: ir.Node) -> _Scores | None:
+def _scores(softmax: ir.Node, named: Collection[str]) -> _Scores | None:
     value, product = softmax.inputs[0], _product_behind(softmax.outputs[0])
     if product is None or value is None or value.shape is None or len(value.shape) < 3:
         return None
@@ -90,7 +92,7 @@ def _scores(softmax: ir.Node) -> _Scores | None:
         if producer is None or len(value.uses()) != 1:
             return None
         if producer.op_type == "MatMul":
-            return _Scores(softmax, product, tuple(values), masked) if _fits(producer) else None
+            return _Scores(softmax, product, tuple(values), masked) if _fits(producer, named) else None
         if producer.op_type not in _BETWEEN:
             return None
         masked |= producer.op_type in {"Add", "Where"} and not any(map(_is_nought, producer.inputs))
@@ -98,13 +100,19 @@ def _scores(softmax: ir.Node) -> _Scores | None:
     return None
 
 
-def _fits(product: ir.Node) -> bool:
-    """Whether the scores' product is of several heads of a size that there is a kernel for."""
+def _fits(product: ir.Node, named: Collection[str]) -> bool:
+    """Whether the scores' product is of several heads of a size that there is a kernel for.
+
+    An open batch does not count, since it may be 1: what the model's inputs are named for, or what stands before the
+    heads. What else a graph computes is mostly both in one.
+    """
     query, keys = product.inputs
     if query is None or keys is None or query.is_initializer() or keys.is_initializer() or query.shape is None:
         return False
     *heads, _, size = query.shape
-    return size in _HEAD_SIZES and any(each != 1 for each in heads)
+    if len(heads) > 1 and not isinstance(heads[0], int):
+        del heads[0]
+    return size in _HEAD_SIZES and any(each != 1 and str(each) not in named for each in heads)
 
 
 def _is_scaled(value: ir.Value) -> bool:

@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -326,6 +327,7 @@ def _all_ones(given: Any) -> bool:
     return all(each == 1 for each in given)
 
 
+_POOLINGS = frozenset({"AveragePool", "MaxPool", "LpPool"})
 _ALLOWED: tuple[tuple[frozenset[str], str, Any, Callable[[Any], bool]], ...] = (
     (frozenset({"Resize"}), "antialias", 0, _is(0)),
     (frozenset({"Resize"}), "keep_aspect_ratio_policy", "stretch", _is("stretch")),
@@ -335,7 +337,7 @@ _ALLOWED: tuple[tuple[frozenset[str], str, Any, Callable[[Any], bool]], ...] = (
         "half_pixel",
         _is("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"),
     ),
-    (frozenset({"AveragePool", "MaxPool", "LpPool"}), "dilations", (), _all_ones),
+    (_POOLINGS, "dilations", (), _all_ones),
     (frozenset({"LpPool"}), "p", 2, _is(1, 2)),
     (frozenset({"BatchNormalization"}), "training_mode", 0, _is(0)),
     (frozenset({"ScatterND"}), "reduction", "none", _is("none")),
@@ -352,14 +354,35 @@ _ONE_OUTPUT = frozenset({"MaxPool", "LayerNormalization", "Attention"})
 
 def _documented_attributes(node: ir.Node) -> str | None:
     """What the table of TensorRT rules out and the parser of TensorRT-RTX takes."""
-    if node.op_type in {"LSTM", "GRU", "RNN"} and _attribute(node, "layout", 0) != 0:
-        return "layout=1 is not supported"
     if node.op_type == "TopK" and _attribute(node, "sorted", 1) != 1:
         return "sorted=0 is not supported"
     if node.op_type == "Attention" and operand(node, 6) is not None:
         return "nonpad_kv_seqlen is not supported"
     if node.op_type == "GridSample" and (_rank(operand(node, 0)) or 4) != 4:
         return "its input must have 4 dimensions"
+    return None
+
+
+def _batchwise(node: ir.Node) -> str | None:
+    """TensorRT-RTX takes the batch for the steps, TensorRT's table rules it out."""
+    recurs = node.op_type in {"LSTM", "GRU", "RNN"} and _attribute(node, "layout", 0) != 0
+    return "layout=1 is not supported" if recurs else None
+
+
+def _last_window(node: ir.Node) -> str | None:
+    """A window that starts behind the input and the padding before it: ONNX has none, TensorRT's output one more."""
+    shape = node.inputs[0].shape if node.op_type in _POOLINGS and node.inputs[0] is not None else None
+    if shape is None or not _attribute(node, "ceil_mode", 0) or _attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+        return None
+    kernel = _attribute(node, "kernel_shape", ())
+    strides, pads = (_attribute(node, name, [fill] * len(kernel) * 2) for name, fill in (("strides", 1), ("pads", 0)))
+    for index, (size, length) in enumerate(zip(list(shape)[2:], kernel, strict=False)):
+        before, after, stride = pads[index], pads[index + len(kernel)], strides[index]
+        if isinstance(size, int) and -(-(size + before + after - length) // stride) * stride >= size + before:
+            return (
+                f"with ceil_mode its last window along axis {index + 2} would start behind the input: "
+                "ONNX leaves it out, TensorRT does not"
+            )
     return None
 
 
@@ -418,6 +441,15 @@ def _large_k(node: ir.Node) -> str | None:
     return f"its K is above {MOST_K}" if k is not None and np.max(k, initial=0) > MOST_K else None
 
 
+def _old_resize(node: ir.Node) -> str | None:
+    """A Resize of opset 10, which alone has its scales second."""
+    if node.op_type != "Resize" or len(node.inputs) != 2 or not graphs.skips_elements(node, 1):
+        return None
+    return (
+        "of opset 10, it makes its input smaller by elements that ONNX Runtime takes after each place, TensorRT before"
+    )
+
+
 def _data_dependent_size(node: ir.Node) -> str | None:
     if node.op_type in {"NonZero", "NonMaxSuppression"} and node.domain in ONNX_DOMAINS:
         return "the size of its output depends on the data, which TensorRT-RTX does not serve"
@@ -457,6 +489,9 @@ RULES: tuple[Rule, ...] = (
     Rule("unsupported attribute", _attributes, _EXPORT),
     Rule("unsupported attribute", _documented_attributes, _EXPORT, _TENSORRT),
     Rule("unsupported attribute", _scatter_elements, _EXPORT, _RTX),
+    Rule("unsupported attribute", _batchwise, _EXPORT, seen_by="nobody"),
+    Rule("last window", _last_window, "export it without ceil_mode, where that gives the same sizes", seen_by="nobody"),
+    Rule("old Resize", _old_resize, "export the model in opset 11 or later", seen_by="nobody"),
     Rule("further outputs", _more_outputs, _EXPORT),
     Rule("unsupported rank", _ranks, _EXPORT),
     Rule("fmod=0 on floats", _modulo_of_floats, "cast to int64, or take fmod=1"),
@@ -488,7 +523,23 @@ def findings(model: ir.Model, family: Family, provided: Collection[str] = ()) ->
             advice = f"{_EXPORT}, or name a plugin: plugins=[…]"
             found.append(Finding(node.name or "", node.op_type, problem, advice, rule="operator that it does not have"))
         found += _by_rules(node, family)
-    return [*found, *_inputs_given_back(model.graph)], list(unknown)
+    return [*found, *_calls_by_name(model, family), *_inputs_given_back(model.graph)], list(unknown)
+
+
+def _calls_by_name(model: ir.Model, family: Family) -> Iterator[Finding]:
+    """Calls of the model's own functions: every parser finds them by the name alone, and its operators before them."""
+    calls = graphs.function_calls(model)
+    shared = Counter(name for _, name, _ in {called for _, called in calls})
+    for node, (domain, name, _) in calls:
+        if name in family.operators | family.contrib:
+            read = f"reads its operator {name}"
+        elif shared[name] > 1:
+            read = f"has one function {name} for all of that name"
+        else:
+            continue
+        problem = f"it calls the model's own function '{domain}::{name}'; TensorRT goes by the name alone, and {read}"
+        advice = "give the function a name that no operator and no other function has, or inline it"
+        yield Finding(node, name, problem, advice, seen_by="nobody", rule="function of another's name")
 
 
 def _inputs_given_back(graph: ir.Graph) -> Iterator[Finding]:

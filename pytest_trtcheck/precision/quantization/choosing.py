@@ -26,8 +26,8 @@ from pytest_trtcheck.cache import scratch_folder
 from pytest_trtcheck.compare import Division
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision.emulation import rewrite
+from pytest_trtcheck.precision.quantization import quantize
 from pytest_trtcheck.precision.quantization.calibrate import Choice, Method, Ranges, collect_each
-from pytest_trtcheck.precision.quantization.quantize import quantize, scale_of
 from pytest_trtcheck.spec import Tolerance
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def choose(task: Task, model: OnnxModel) -> Ranges:
     errors: Mapping[Method, Mapping[str, float]] = {}
     held_out = sorted({index * found.samples // MOST_HELD_OUT for index in range(MOST_HELD_OUT)})
     if found.samples > 1:
-        errors = _errors(task, found, held_out, _limits(model, task.dtype))
+        errors = _errors(task, model, found, held_out)
     worst = {method: max(errors.get(method, {}).values(), default=0.0) for method in METHODS}
     best = min(METHODS, key=lambda method: worst[method])
     shown = {
@@ -95,12 +95,13 @@ def _limits(model: OnnxModel, dtype: QuantizedName) -> Limits:
     return compare.resolve_limits(Tolerance(l2=_EXERCISED), "l2", dtype, names, known=divisions)
 
 
-def _errors(task: Task, found: Collected, held_out: Sequence[int], limits: Limits) -> dict[Method, dict[str, float]]:
+def _errors(task: Task, model: OnnxModel, found: Collected, held_out: Sequence[int]) -> dict[Method, dict[str, float]]:
     """Each output's error by each method: the root of its mean square over the samples held out."""
     squares: dict[Method, dict[str, list[float]]] = {method: defaultdict(list) for method in METHODS}
+    limits = _limits(model, task.dtype)
     with scratch_folder("trial") as folder:
         path = Path(folder, "emulated.onnx")
-        scales = _write_with_scales(task, found, path)
+        scales = _write_with_scales(task, model, found, path)
         with closing(task.make_runner(task.model_path)) as reference, closing(task.make_runner(path)) as emulated:
             for index, sample in enumerate(task.samples):
                 if index not in held_out:
@@ -108,7 +109,8 @@ def _errors(task: Task, found: Collected, held_out: Sequence[int], limits: Limit
                 expected = reference(sample)
                 for method, ranges in found.without[index % FOLDS].items():
                     fed = {
-                        scales[tensor]: np.asarray(scale_of(each.amax, task.dtype)) for tensor, each in ranges.items()
+                        scales[tensor]: np.asarray(quantize.scale_of(each.amax, task.dtype))
+                        for tensor, each in ranges.items()
                     }
                     for name, error in _judged(emulated({**sample, **fed}), expected, limits):
                         squares[method][name].append(error**2)
@@ -135,18 +137,18 @@ def _value(entry: JudgedRecord) -> float:
     return entry.value if is_finite and entry.value is not None else math.inf
 
 
-def _write_with_scales(task: Task, found: Collected, path: Path) -> dict[str, str]:
+def _write_with_scales(task: Task, model: OnnxModel, found: Collected, path: Path) -> dict[str, str]:
     """Write the emulation of the quantized model, whose scales are inputs; their names by tensor.
 
     So one session serves all methods and folds.
     """
     amax = {name: each.amax for name, each in found.whole[METHODS[0]].items()}
-    model = quantize(graphs.read(task.model_path), task.plan, amax, task.dtype)
+    quantized = quantize.quantize(quantize.read(model, task.model_path), task.plan, amax, task.dtype)
     scales = {}
-    for node in model.graph:
+    for node in quantized.graph:
         tensor, scale = (*node.inputs, None, None)[:2]
         if node.op_type == "QuantizeLinear" and tensor is not None and scale is not None and tensor.name in amax:
             scales[tensor.name] = scale.name or ""
-            model.graph.inputs.append(scale)
-    graphs.write(rewrite.emulated(model), path)
+            quantized.graph.inputs.append(scale)
+    graphs.write(rewrite.emulated(quantized), path)
     return scales

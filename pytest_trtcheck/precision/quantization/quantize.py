@@ -18,14 +18,16 @@ import onnx_ir.passes.common as passes
 from pytest_trtcheck.errors import CalibrationError, ModelError, listed
 from pytest_trtcheck.model import graph as graphs
 from pytest_trtcheck.precision import rewriting
-from pytest_trtcheck.precision.constants import constant
+from pytest_trtcheck.precision.constants import constant, fold_dequantized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pytest_trtcheck.choices import HalfName, QuantizedName
+    from pytest_trtcheck.model.onnx_model import OnnxModel
     from pytest_trtcheck.precision.quantization.plan import QuantizationPlan, WeightPoint
 
 DTYPES: dict[QuantizedName, ir.DataType] = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
@@ -77,6 +79,17 @@ def quantized(array: NDArray[Any], scale: NDArray[np.float32] | np.float32, dtyp
     return found
 
 
+def read(model: OnnxModel, path: Path) -> ir.Model:
+    """The FP32 model at `path`, with weights of the user's `model` that are integers as floats again.
+
+    Beside Q/DQ nodes TensorRT takes integers only in front of a DequantizeLinear, and what is quantized is a constant.
+    """
+    graph = graphs.read(path)
+    if model.has_qdq:
+        fold_dequantized(graph)
+    return graph
+
+
 def quantize(
     model: ir.Model,
     plan: QuantizationPlan,
@@ -89,7 +102,7 @@ def quantize(
     Parameters
     ----------
     model
-        The model, as `graph.read` gives it, that `plan` was made from. It is used up: work with what is returned.
+        The model, as `read` gives it, that `plan` was made from. It is used up: work with what is returned.
     plan
         From `points`.
     ranges
