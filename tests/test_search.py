@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +11,19 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck import Search
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import explorer as explorers
+from pytest_trtcheck.check import search as searches
 from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.check.explorer import Explorer
 from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.model import values
+from pytest_trtcheck.model.values import Span
 from tests import onnx_models
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import onnx
@@ -370,6 +376,38 @@ def test_what_cannot_be_judged_leads_nowhere() -> None:
     assert best == 0
     best, _ = explored(lambda points: np.where(points[:, 0] > 0.9, np.inf, 0.1), 8, 500, 0)
     assert best == np.inf
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_of_large_inputs_few_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    for module in (explorers, searches):
+        monkeypatch.setattr(module, "AT_ONCE", most * SIZE + SIZE - 1)
+    scores, sizes = searches._Hunt.scores, []
+
+    def counted(hunt: searches._Hunt, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        sizes.append(len(points))
+        return scores(hunt, points)
+
+    monkeypatch.setattr(searches._Hunt, "scores", counted)
+    record = checked(cancelling(), tmp_path, batch=1, search=4000)
+    assert record.verdict == "fail"
+    assert record.search is not None
+    assert record.search.changed is not None
+    assert 0 < record.search.changed < SIZE
+    assert max(sizes) == most
+
+
+def test_the_span_of_inputs_that_do_not_fit_into_memory() -> None:
+    class Cases(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for number in super().__iter__():
+                yield {"x": np.full(1 << 18, number, np.float32), "nothing": np.full(3, np.nan)}
+
+    tracemalloc.start()
+    assert values.seen("x", Cases(range(32))) == Span(0.0, 31.0)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert values.seen("nothing", Cases(range(2))) is None
 
 
 # --- the plugin ------------------------------------------------------------------------------------------------------
