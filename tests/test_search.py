@@ -255,6 +255,12 @@ def test_kept_inputs_that_are_stale_or_broken_are_errors_that_say_so(tmp_path: P
     assert declared.verdict == "error"
     assert declared.message is not None
     assert "x[0] is 1, declared 2" in declared.message
+    assert "parametrize the test" in declared.message
+    rows = np.random.default_rng(0).random((1, SIZE)).astype(np.float32)
+    score: dict[str, Any] = {"score": lambda outputs, _: outputs["y"][:, 0], "max_drop": 9}
+    scored = checked(cancelling(), tmp_path, inputs=[rows, rows], **score)
+    said = f"the inputs kept in trtcheck_inputs/{path.name} were not judged: they have no labels for the score"
+    assert said in scored.notes
     path.write_bytes(path.read_bytes()[:200])
     broken = checked(cancelling(), tmp_path, batch=1)
     assert broken.verdict == "error"
