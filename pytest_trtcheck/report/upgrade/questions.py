@@ -137,6 +137,9 @@ def _asked(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
     differing = [what for what in before if what != ASKED_LIMITS and after.get(what) != before[what]]
     if old.search and not (new.search and new.search.asked >= old.search.asked):
         differing.append(ASKED_SEARCH)
+    elif old.search and new.search and new.search.is_cut_short and not old.search.is_cut_short:
+        text = f"the {ASKED_SEARCH} was cut short: {new.search.shown_tries}"
+        yield Finding("comparable", "not compared", text, "not-comparable")
     for what in dict.fromkeys(differing if new.verdict != "error" else ()):
         yield Finding("comparable", "not compared", f"other {what} than before, or none", "not-comparable")
     now = diff_changes.budgets(new)
