@@ -170,6 +170,16 @@ def test_ranges_come_from_the_inputs_unless_they_are_given(tmp_path: Path) -> No
     assert wider.verdict == "fail"
 
 
+def test_what_lies_outside_the_ranges_differs_as_well(tmp_path: Path) -> None:
+    own = np.full((1, SIZE), 0.5, np.float32)
+    own[0, :5] = 7
+    record = checked(cancelling(), tmp_path, inputs=own, search=Search(2000, (0, 1)), tol=0.02)
+    assert record.search is not None
+    assert record.search.changed is not None
+    (path,) = (tmp_path / "trtcheck_inputs").iterdir()
+    assert record.search.changed == (np.abs(np.load(path)["0/x"] - own) > 1e-6).sum() >= 5
+
+
 def test_tokens_are_searched_and_masks_are_not(tmp_path: Path) -> None:
     table = np.random.default_rng(3).normal(size=(500, 4)).astype(np.float32)
     table[417] = 300.0

@@ -318,7 +318,7 @@ class _Hunt:
 
     def changed(self, point: Points) -> int:
         """How many elements differ from the check's own first input."""
-        return int((point != self.base).sum())
+        return int(((point != self.base) | self.space.outside).sum())
 
     def shrunk(self) -> Points:
         """The found point with as few changes of the check's own input as still fail, and those simple."""
