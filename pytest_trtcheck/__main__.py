@@ -27,7 +27,8 @@ exit status:
   2  a file cannot be read as a report, or the arguments are wrong
 
 --fail-on=regression: a verdict, an error, a latency, or the engine's size or
-memory is worse, or a check fails that the old report does not have.
+memory is worse, or a check fails that the old report does not have, or that
+passed there and cannot be compared.
 --fail-on=loss: that, or a check, or something that was asked of it, was removed,
 is not measured any more, or cannot be compared; or a test left no record.
 """
@@ -134,7 +135,7 @@ def _diff(given: argparse.Namespace) -> int:
         _say(diff_text.markdown(found, names), end="")
     else:
         _say("\n".join(diff_text.lines(found, names, _width())))
-    bad = given.fail_on != "never" and (found.is_worse or found.new_failures)
+    bad = given.fail_on != "never" and (found.is_worse or found.fails_anew)
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
 
 

@@ -623,6 +623,8 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
         (check(), 0, 0, 0),
         (check(verdict="fail"), 0, 1, 1),
         (check(evidence="emulated"), 0, 0, 1),
+        (check(evidence="emulated", verdict="fail"), 0, 1, 1),
+        (check(model_sha256="c" * 64, verdict="fail", expected_failure="known"), 0, 0, 1),
         (check("t.py::other"), 0, 0, 1),
         (check("t.py::other", verdict="fail"), 0, 1, 1),
         (check("t.py::other", verdict="fail", expected_failure="known"), 0, 0, 1),
@@ -632,7 +634,8 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
         (check(latency=latency(0.5, 1)), 0, 0, 0),
     ],
     ids=[
-        *("same", "worse", "not comparable", "removed", "new and failing", "new and expected to fail"),
+        *("same", "worse", "not comparable", "another one, failing", "another one, expected to fail"),
+        *("removed", "new and failing", "new and expected to fail"),
         *("an output less", "a part less", "a budget less", "better"),
     ],
 )

@@ -115,6 +115,13 @@ class ReportDiff:
         return tuple(each for each in self.added if each.failed)
 
     @property
+    def fails_anew(self) -> bool:
+        """Whether a check fails that the old report does not have, or that passed there and cannot be compared."""
+        return bool(self.new_failures) or any(
+            check.obstacles and check.verdicts[0] == "pass" and check.subject.failed for check in self.checks
+        )
+
+    @property
     def lost_sight(self) -> bool:
         """Whether something that the old report knew is not known any more: removed, not comparable, not measured, not
         asked for.

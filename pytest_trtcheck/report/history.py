@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
+from pytest_trtcheck.report.diff_changes import Change
 from pytest_trtcheck.report.merge import machine_name, refuse_twins, repeated
 from pytest_trtcheck.report.text import (
     MISSING,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.record import CheckRecord, RunRecord
-    from pytest_trtcheck.report.diff_changes import Change
 
 Key: TypeAlias = tuple[str, str, str, int]
 """Node id, precision, machine, place among the checks of one test."""
@@ -351,7 +351,7 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
         obstacles = next(filter(None, (_obstacles(records, moments, each, place) for each in anchors)), ())
         if obstacles:
             # From here on it is another check, as far as figures go.
-            yield Turn(place, moments[place], obstacles=obstacles)
+            yield Turn(place, moments[place], _failed_anew(records, place), obstacles)
             first, last_changed, told_gone = place, {}, set()
             continue
         found: list[Change] = []
@@ -373,6 +373,16 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
         last_changed |= {change.what: place for change in found if change.what not in gone}
         if found:
             yield Turn(place, moments[place], tuple(found))
+
+
+def _failed_anew(records: Sequence[CheckRecord | None], place: int) -> tuple[Change, ...]:
+    """That a check fails now, and did not in the report before that has it: nothing else is said of another one."""
+    before, now = next(filter(None, reversed(records[:place])), None), records[place]
+    assert before is not None
+    assert now is not None
+    if verdict_word(before) != "pass" or not failed(now):
+        return ()
+    return (Change("verdict", "worse", "pass", verdict_word(now), verdict=now.verdict),)
 
 
 def _is_told(change: Change, old: CheckRecord, new: CheckRecord) -> bool:
