@@ -630,13 +630,14 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
         (check("t.py::other", verdict="fail", expected_failure="known"), 0, 0, 1),
         (check(parity=parity(output())), 0, 0, 1),
         (check(latency=None), 0, 0, 1),
+        (check(engine=None), 0, 0, 1),
         (check(latency=replace(latency(), budgets=())), 0, 0, 1),
         (check(latency=latency(0.5, 1)), 0, 0, 0),
     ],
     ids=[
         *("same", "worse", "not comparable", "another one, failing", "another one, expected to fail"),
         *("removed", "new and failing", "new and expected to fail"),
-        *("an output less", "a part less", "a budget less", "better"),
+        *("an output less", "a part less", "an engine less", "a budget less", "better"),
     ],
 )
 def test_exit_status(files: Callable[..., list[str]], new: CheckRecord, never: int, regression: int, loss: int) -> None:

@@ -306,6 +306,19 @@ def test_what_is_asked_no_more_is_not_compared(
     assert gate.verdict == ("pass" if said is None else "fail")
 
 
+def test_an_engine_that_is_built_no_more_without_a_gpu_is_no_pass() -> None:
+    built = before(evidence="emulated", compiled_for="L4")
+    gate = upgrade(built, after(evidence="emulated", engine=None), allowed=("emulated",))
+    said = "there was an engine, built for L4, and there is none now"
+    assert told(gate)["precision"] == [("not compared", said)]
+    assert gate.verdict == "fail"
+    other = after(evidence="emulated", compiled_for="T4")
+    said = "there was an engine, built for L4, and now one for T4"
+    assert told(upgrade(built, other))["precision"] == [("not compared", said)]
+    same = upgrade(built, after(evidence="emulated", compiled_for="L4"), allowed=("emulated", "not-measured"))
+    assert same.verdict == "pass"
+
+
 def test_a_test_that_fails_behind_its_check_fails() -> None:
     assert upgrade(before(outcome="passed"), after(outcome="failed")).verdict == "fail"
     assert upgrade(before(outcome="failed"), after(outcome="failed")).verdict == "pass"

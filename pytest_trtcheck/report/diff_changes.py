@@ -405,7 +405,7 @@ def _engine(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     if before is None or after is None:
         if before is not after and "error" not in {old.verdict, new.verdict}:
             words = ["built" if engine else "not built" for engine in (before, after)]
-            yield Change("engine", "changed", words[0], words[1])
+            yield Change("engine", "changed", words[0], words[1], lost=after is None)
         return
     targets = [record.compiled_for or "the GPU there" for record in (old, new)]
     if targets[0] != targets[1]:

@@ -337,10 +337,17 @@ def _quantile(
 def _layers(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
     yield from _partition(old.partition, new.partition)
     before, after = old.engine, new.engine
-    if before is None or old.evidence != "engine":
+    if before is None:
         return
+    target = f", built for {old.compiled_for}" if old.compiled_for else ""
     if after is None:
-        yield Finding("precision", "not compared", "there was an engine, and there is none now", "layers")
+        kind: Allowable = "layers" if old.evidence == "engine" else "not-measured"
+        yield Finding("precision", "not compared", f"there was an engine{target}, and there is none now", kind)
+        return
+    if old.compiled_for and new.compiled_for and old.compiled_for != new.compiled_for:
+        text = f"there was an engine{target}, and now one for {new.compiled_for}"
+        yield Finding("precision", "not compared", text, "not-comparable")
+    if old.evidence != "engine":
         return
     yield from _precision(before, after, new.precision)
     yield from _layer_times(old, new, limits)
