@@ -27,8 +27,10 @@ exit status:
   2  a file cannot be read as a report, or the arguments are wrong
 
 --fail-on=regression: a verdict, an error, a latency, or the engine's size or
-memory is worse. --fail-on=loss: that, or a check was removed, is not measured
-any more, or cannot be compared.
+memory is worse, or a check fails that the old report does not have, or that
+passed there and cannot be compared.
+--fail-on=loss: that, or a check, or something that was asked of it, was removed,
+is not measured any more, or cannot be compared; or a test left no record.
 """
 
 
@@ -83,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
         help="how checks went from report to report, and where one became worse",
         description="Follow each check through JSON reports (--trt-report), in the order in which the runs began: "
         "error, latency, score and verdict, held against what each was when it last changed.",
-        epilog="exit status: 0; with --fail-on=regression 1 where something became worse in the newest report; 2 where "
-        "a file cannot be read as a report",
+        epilog="exit status: 0; with --fail-on=regression 1 where something became worse in the newest report, or does "
+        "not pass that is new there; 2 where a file cannot be read as a report",
     )
     command.add_argument("reports", metavar="REPORT.json", nargs="+", help="a run's report, or a merged one")
     command.add_argument("--html", metavar="FILE.html", help="write it as one page")
@@ -134,7 +136,7 @@ def _diff(given: argparse.Namespace) -> int:
         _say(diff_text.markdown(found, names), end="")
     else:
         _say("\n".join(diff_text.lines(found, names, _width())))
-    bad = given.fail_on != "never" and found.is_worse
+    bad = given.fail_on != "never" and (found.is_worse or found.fails_anew)
     return WORSE if bad or (given.fail_on == "loss" and found.lost_sight) else NOTHING_WORSE
 
 

@@ -313,6 +313,26 @@ def test_checks_that_nothing_tells_apart_have_no_baseline(folder: Path) -> None:
     assert done.recorded == 0
     assert "2 checks of it in fp16 would have one baseline: parametrize the test" in done.left_out[0][1]
     assert baselines.update(folder, [check(0.001), check(0.002)], DAY).recorded == 1, "a test that was run again"
+    kept_nodes = replace(NOW, made_with={**NOW.made_with, "options": '{"keep_fp32": ["a"]}'})
+    for other in (
+        check(0.002, baseline=kept_nodes),
+        check(0.002, metric="l2"),
+        check(0.002, reference_sha256="d" * 64),
+    ):
+        done = baselines.update(folder, [check(0.001), other], DAY)
+        assert done.recorded == 0
+        assert "2 checks of it in fp16 would have one baseline" in done.left_out[0][1]
+
+
+def test_a_test_that_did_not_come_to_all_of_its_checks_loses_no_baseline(folder: Path) -> None:
+    both = [check(0.001, outcome="passed"), check(0.002, precision="bf16", outcome="passed")]
+    assert baselines.update(folder, both, DAY).recorded == 2
+    baselines.update(folder, [check(0.003, outcome="failed")], DAY)
+    (path,) = folder.rglob("*.json")
+    labels = set(json.loads(path.read_text())["tests"][NODEID])
+    assert labels == {"fp16, onnxruntime, emulated", "bf16, onnxruntime, emulated"}
+    baselines.update(folder, [check(0.003, outcome="passed")], DAY)
+    assert set(json.loads(path.read_text())["tests"][NODEID]) == {"fp16, onnxruntime, emulated"}
 
 
 UPDATING = """

@@ -401,6 +401,9 @@ def test_a_check_that_refuses_more_is_not_proved_by_one_that_refused_less(proved
     for less in ((), ("--trt-search=3",)):
         assert proved.run(*OPTIONS, *less).checks[0]["verdict"] == "pass"
     assert reason(proved.run(*OPTIONS, "--trt-search=5")) == other
+    edited(proved, lambda _, check: check["search"].update(tries=2))
+    cut = "--trt-require-evidence=gpu.json: the search for the worst input was cut short there: 2 of 4 tries"
+    assert reason(proved.run(*OPTIONS, "--trt-search=3")) == cut
     write(proved, more=", max_subgraphs=2")
     assert reason(proved.run(*OPTIONS)).endswith("other max_subgraphs")
 

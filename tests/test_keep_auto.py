@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +72,28 @@ def test_what_must_stay_in_fp32_is_found_used_and_said(squared_suite: Suite, mon
     monkeypatch.setattr(diagnose, "diagnose", refuse)
     again = squared_suite.run()
     assert [check["verdict"] for check in again.checks] == [check["verdict"] for check in run.checks]
+
+
+def test_what_was_cut_short_is_searched_again_with_more_time(
+    squared_suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squared_suite.write(test_auto=PROJECT.replace("PRECISIONS,", '"fp16",'))
+    real, searched, cut_below = diagnose.diagnose, [], 30.0
+
+    def diagnosed(*arguments: Any, budget: diagnose.Budget, **more: Any) -> Any:
+        searched.append(budget.seconds)
+        found = real(*arguments, budget=budget, **more)
+        assert found is not None
+        return replace(found, is_complete=budget.seconds > cut_below)
+
+    monkeypatch.setattr(diagnose, "diagnose", diagnosed)
+    for seconds, times, cut in ((5, 1, "5"), (5, 1, "5"), (0, 1, "5"), (10, 2, "10"), (60, 3, ""), (60, 3, "")):
+        check = squared_suite.run(f"--trt-diagnose={seconds}", "--trt-cache-dir=own").check("test_auto")
+        assert check["parity"]["keep_fp32"] == ["square", "root"]
+        (said,) = [note for note in check["notes"] if "auto" in note]
+        assert len(searched) == times
+        end = f"cut short: with a --trt-diagnose of more than {cut} they may be fewer)" if cut else "]"
+        assert said.endswith(end)
 
 
 def test_no_set_is_a_failure_that_says_so(squared_suite: Suite) -> None:

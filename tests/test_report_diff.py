@@ -27,9 +27,11 @@ from pytest_trtcheck.record import (
     LatencyRecord,
     Library,
     LoweredRecord,
+    MissingRecord,
     OutputRecord,
     ParityRecord,
     RunRecord,
+    SearchRecord,
     jsonable,
     typed,
 )
@@ -400,6 +402,57 @@ def test_added_and_removed_checks_are_listed() -> None:
     assert not found.is_worse
 
 
+def test_a_new_check_that_fails_and_tests_without_a_record_are_named() -> None:
+    new = report(check(), check("t.py::c", verdict="fail"), check("t.py::d"))
+    new = replace(new, missing=(MissingRecord("t.py::e", "its process died"),))
+    found = diff(report(check()), new)
+    assert [each.nodeid for each in found.new_failures] == ["t.py::c"]
+    assert found.lost_sight
+    text = diff_text.lines(found, ("old", "new"))
+    assert text[text.index("new and not passing (1 check)") + 1] == "  t.py::c  int8  fail"
+    assert text[text.index("only in the new report (1 check)") + 1] == "  t.py::d  int8  pass"
+    assert "not in this report: 1 of " in " ".join(text)
+    assert text[-1] == "1 new and not passing, 1 only in the new report, 1 unchanged"
+    assert "t.py::e (its process died)" in diff_text.markdown(found, ("old", "new"))
+
+
+def test_what_was_asked_for_otherwise_is_said() -> None:
+    asked = {"max_subgraphs": "1", "score": "a", "limits": "max"}
+    found = diff(report(check(asked=asked)), report(check(asked={"score": "b", "transfers": "yes"})))
+    assert changes_of(found) == {
+        "max_subgraphs": ("changed", "asked for", "not asked for"),
+        "score": ("changed", "asked for", "asked otherwise"),
+        "transfers": ("changed", "not asked for", "asked for"),
+    }
+    assert found.lost_sight
+    budgets = (BudgetRecord("pass", "p50_ms", "p50", limit_ms=9.0), BudgetRecord("pass", "engine_mib", limit=64.0))
+    more = diff(report(check()), report(check(latency=replace(latency(), budgets=budgets))))
+    assert changes_of(more) == {
+        "budget p50_ms limit": ("changed", "5 ms", "9 ms"),
+        "budget engine_mib limit": ("changed", "–", "64"),
+    }
+    assert not more.lost_sight
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "is_lost"),
+    [
+        (100, None, ("100 tries", "none"), True),
+        (100, 50, ("100 tries", "50 tries"), True),
+        (50, 100, ("50 tries", "100 tries"), False),
+        (100, 30, ("100 tries", "30 of 100 tries"), True),
+        (None, 100, ("none", "100 tries"), False),
+    ],
+)
+def test_another_search_is_said(old: int | None, new: int | None, said: tuple[str, str], *, is_lost: bool) -> None:
+    pair = [SearchRecord(tries, tries, 1.0, 0.5, 0.4) if tries else None for tries in (old, new)]
+    if pair[1] is not None and " of " in said[1]:
+        pair[1] = replace(pair[1], asked=100)
+    found = diff(report(check(search=pair[0])), report(check(search=pair[1])))
+    assert changes_of(found) == {"search for the worst input": ("changed", *said)}
+    assert found.lost_sight == is_lost
+
+
 def test_several_checks_of_one_test_are_told_apart() -> None:
     before = [check("t.py::a"), check("t.py::a"), check("t.py::a", precision="fp16")]
     after = copy.deepcopy(before)
@@ -570,10 +623,22 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
         (check(), 0, 0, 0),
         (check(verdict="fail"), 0, 1, 1),
         (check(evidence="emulated"), 0, 0, 1),
+        (check(evidence="emulated", verdict="fail"), 0, 1, 1),
+        (check(model_sha256="c" * 64, verdict="fail", expected_failure="known"), 0, 0, 1),
         (check("t.py::other"), 0, 0, 1),
+        (check("t.py::other", verdict="fail"), 0, 1, 1),
+        (check("t.py::other", verdict="fail", expected_failure="known"), 0, 0, 1),
+        (check(parity=parity(output())), 0, 0, 1),
+        (check(latency=None), 0, 0, 1),
+        (check(engine=None), 0, 0, 1),
+        (check(latency=replace(latency(), budgets=())), 0, 0, 1),
         (check(latency=latency(0.5, 1)), 0, 0, 0),
     ],
-    ids=["same", "worse", "not comparable", "removed", "better"],
+    ids=[
+        *("same", "worse", "not comparable", "another one, failing", "another one, expected to fail"),
+        *("removed", "new and failing", "new and expected to fail"),
+        *("an output less", "a part less", "an engine less", "a budget less", "better"),
+    ],
 )
 def test_exit_status(files: Callable[..., list[str]], new: CheckRecord, never: int, regression: int, loss: int) -> None:
     paths = files(report(check()), report(new))

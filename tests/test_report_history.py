@@ -267,6 +267,36 @@ def test_the_command_says_it_and_fails_where_asked(running: Running) -> None:
     assert running("1.json", "2.json", "3.json", "--fail-on=regression")[0] == 0, "it rose before the newest report"
 
 
+def test_another_model_that_fails_is_worse() -> None:
+    other = replace(check(0.02), model_sha256="b" * 64)
+    found = history.history([report(1, check(0.001)), report(2, other)])
+    (track,) = found.tracks
+    assert found.is_worse
+    assert track.turns[0].word == "not compared"
+    assert track.turns[0].text.startswith("verdict pass → fail; another model: sha256 00000000…")
+    both = [report(day, replace(check(0.02), model_sha256=str(day) * 64)) for day in (1, 2)]
+    assert not history.history(both).is_worse
+
+
+def test_a_new_check_that_fails_is_told(running: Running) -> None:
+    failing = check(0.02, name="new")
+    expected = replace(check(0.02, name="expected"), expected_failure="known")
+    runs = report(1, check(0.001)), report(2, check(0.001), failing, expected), report(3, check(0.001), failing)
+    for name, run in runs:
+        json_report.save(name, run)
+    status, text = running("1.json", "2.json", "--fail-on=regression", "--html=h.html")
+    assert status == 1
+    assert (
+        "t.py::test_new int8 on Tesla T4: fail\n  boxes max  ·█  0.0200, limit 0.01\n  new, and it does not pass\n"
+        in text
+    )
+    assert "test_expected" not in text
+    assert text.endswith("3 checks in 2 reports: 0 became worse, 1 is new and not passing, 2 stayed as they were\n")
+    assert "0 became worse, 1 is new and not passing</h1>" in Path("h.html").read_text(encoding="utf-8")
+    assert running("2.json", "--fail-on=regression")[0] == 0, "of one report nothing is new"
+    assert running("1.json", "2.json", "3.json", "--fail-on=regression")[0] == 0, "it is new in an older one"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -267,12 +267,17 @@ def test_what_passes_only_when_it_is_run_again_is_no_pass() -> None:
     assert upgrade(failing, after(runs=2)).verdict == "pass", "it did not pass before"
 
 
+SEARCH = "search for the worst input"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said", "kind"),
     [
         ({"search": 20}, {}, "other search for the worst input than before, or none", "not-comparable"),
         ({"search": 20}, {"search": 10}, "other search for the worst input than before, or none", "not-comparable"),
         ({"search": 20}, {"search": 30}, None, None),
+        ({"search": 20}, {"search": 20, "tried": 9}, f"the {SEARCH} was cut short: 9 of 20 tries", "not-comparable"),
+        ({"search": 20, "tried": 9}, {"search": 20, "tried": 7}, None, None),
         ({"asked": {"score": "a"}}, {"asked": {"score": "b"}}, "other score than before, or none", "not-comparable"),
         ({"asked": {"limits": "a"}}, {"asked": {"limits": "b", "score": "a"}}, None, None),
         ({"budget": 9.0}, {"budget": None}, "memory_mib was measured in the old report alone", "not-measured"),
@@ -291,7 +296,7 @@ def test_what_is_asked_no_more_is_not_compared(
             budget = BudgetRecord("not_measured" if limit is None else "pass", "memory_mib", limit=limit)
             timed = replace(timed, budgets=(*timed.budgets, budget))
         tries = changes.get("search")
-        found = SearchRecord(tries, tries, 1.0, 0.5, 0.4) if tries else None
+        found = SearchRecord(changes.get("tried", tries), tries, 1.0, 0.5, 0.4) if tries else None
         return {"latency": timed, "search": found, "asked": changes.get("asked")}
 
     gate = upgrade(before(**made(old)), after(**made(new)))
@@ -299,6 +304,19 @@ def test_what_is_asked_no_more_is_not_compared(
     lost = [(finding.text, finding.kind) for finding in check.findings if finding.outcome == "not compared"]
     assert lost == ([] if said is None else [(said, kind)])
     assert gate.verdict == ("pass" if said is None else "fail")
+
+
+def test_an_engine_that_is_built_no_more_without_a_gpu_is_no_pass() -> None:
+    built = before(evidence="emulated", compiled_for="L4")
+    gate = upgrade(built, after(evidence="emulated", engine=None), allowed=("emulated",))
+    said = "there was an engine, built for L4, and there is none now"
+    assert told(gate)["precision"] == [("not compared", said)]
+    assert gate.verdict == "fail"
+    other = after(evidence="emulated", compiled_for="T4")
+    said = "there was an engine, built for L4, and now one for T4"
+    assert told(upgrade(built, other))["precision"] == [("not compared", said)]
+    same = upgrade(built, after(evidence="emulated", compiled_for="L4"), allowed=("emulated", "not-measured"))
+    assert same.verdict == "pass"
 
 
 def test_a_test_that_fails_behind_its_check_fails() -> None:

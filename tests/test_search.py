@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +11,19 @@ from onnx import TensorProto, helper
 
 from pytest_trtcheck import Search
 from pytest_trtcheck.cache import Cache
+from pytest_trtcheck.check import explorer as explorers
+from pytest_trtcheck.check import search as searches
 from pytest_trtcheck.check.arguments import from_marker
 from pytest_trtcheck.check.checker import Checker, Request
 from pytest_trtcheck.check.explorer import Explorer
 from pytest_trtcheck.check.request import Allowance
 from pytest_trtcheck.errors import ArgumentError
+from pytest_trtcheck.model import values
+from pytest_trtcheck.model.values import Span
 from tests import onnx_models
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import onnx
@@ -164,6 +170,16 @@ def test_ranges_come_from_the_inputs_unless_they_are_given(tmp_path: Path) -> No
     assert wider.verdict == "fail"
 
 
+def test_what_lies_outside_the_ranges_differs_as_well(tmp_path: Path) -> None:
+    own = np.full((1, SIZE), 0.5, np.float32)
+    own[0, :5] = 7
+    record = checked(cancelling(), tmp_path, inputs=own, search=Search(2000, (0, 1)), tol=0.02)
+    assert record.search is not None
+    assert record.search.changed is not None
+    (path,) = (tmp_path / "trtcheck_inputs").iterdir()
+    assert record.search.changed == (np.abs(np.load(path)["0/x"] - own) > 1e-6).sum() >= 5
+
+
 def test_tokens_are_searched_and_masks_are_not(tmp_path: Path) -> None:
     table = np.random.default_rng(3).normal(size=(500, 4)).astype(np.float32)
     table[417] = 300.0
@@ -249,6 +265,12 @@ def test_kept_inputs_that_are_stale_or_broken_are_errors_that_say_so(tmp_path: P
     assert declared.verdict == "error"
     assert declared.message is not None
     assert "x[0] is 1, declared 2" in declared.message
+    assert "parametrize the test" in declared.message
+    rows = np.random.default_rng(0).random((1, SIZE)).astype(np.float32)
+    score: dict[str, Any] = {"score": lambda outputs, _: outputs["y"][:, 0], "max_drop": 9}
+    scored = checked(cancelling(), tmp_path, inputs=[rows, rows], **score)
+    said = f"the inputs kept in trtcheck_inputs/{path.name} were not judged: they have no labels for the score"
+    assert said in scored.notes
     path.write_bytes(path.read_bytes()[:200])
     broken = checked(cancelling(), tmp_path, batch=1)
     assert broken.verdict == "error"
@@ -370,6 +392,38 @@ def test_what_cannot_be_judged_leads_nowhere() -> None:
     assert best == 0
     best, _ = explored(lambda points: np.where(points[:, 0] > 0.9, np.inf, 0.1), 8, 500, 0)
     assert best == np.inf
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_of_large_inputs_few_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    for module in (explorers, searches):
+        monkeypatch.setattr(module, "AT_ONCE", most * SIZE + SIZE - 1)
+    scores, sizes = searches._Hunt.scores, []
+
+    def counted(hunt: searches._Hunt, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        sizes.append(len(points))
+        return scores(hunt, points)
+
+    monkeypatch.setattr(searches._Hunt, "scores", counted)
+    record = checked(cancelling(), tmp_path, batch=1, search=4000)
+    assert record.verdict == "fail"
+    assert record.search is not None
+    assert record.search.changed is not None
+    assert 0 < record.search.changed < SIZE
+    assert max(sizes) == most
+
+
+def test_the_span_of_inputs_that_do_not_fit_into_memory() -> None:
+    class Cases(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for number in super().__iter__():
+                yield {"x": np.full(1 << 18, number, np.float32), "nothing": np.full(3, np.nan)}
+
+    tracemalloc.start()
+    assert values.seen("x", Cases(range(32))) == Span(0.0, 31.0)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert values.seen("nothing", Cases(range(2))) is None
 
 
 # --- the plugin ------------------------------------------------------------------------------------------------------

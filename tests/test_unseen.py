@@ -95,6 +95,8 @@ def test_what_nothing_could_be_seen_of_is_no_pass(suite: Suite) -> None:
     heads(suite.path / "both.onnx", y=alive, z=dead)
     suite.write(
         test_it="""
+from pytest_trtcheck import Search
+
 W = np.load("w.npy")
 
 @trt_parity("dead.onnx")
@@ -118,6 +120,10 @@ def test_anything(): ...
 
 @trt_parity("free.onnx", shapes={"x": ((1, 8), (2, 8), (4, 8))})
 def test_one_size():
+    return np.ones((2, 8), np.float32)
+
+@trt_parity("free.onnx", shapes={"x": ((1, 8), (2, 8), (4, 8))}, search=Search(50, ranges=(0, 1)))
+def test_searched():
     return np.ones((2, 8), np.float32)
 
 @trt_parity("free.onnx", shapes={"x": ((1, 8), (2, 8), (4, 8))})
@@ -144,6 +150,7 @@ def test_dropped_by_a_function(): ...
         "saturated": "pass",
         "anything": "pass",
         "one_size": "pass",
+        "searched": "pass",
         "both_ends": "pass",
         "a_loop": "not_measured",
         "dropped": "pass",
@@ -156,7 +163,8 @@ def test_dropped_by_a_function(): ...
     assert "and zeros would keep 1000" in run.check("test_below_the_limit")["message"]
     notes = " ".join(run.check("test_one_of_two")["notes"])
     assert "output 'z', by max: not exercised: its reference is zero throughout on these inputs" in notes
-    assert "shapes: these sizes alone were checked: x[0] 2, of 1 to 4" in run.check("test_one_size")["notes"]
+    for name in ("test_one_size", "test_searched"):
+        assert "shapes: these sizes alone were checked: x[0] 2, of 1 to 4" in run.check(name)["notes"]
     assert not any(note.startswith("shapes:") for note in run.check("test_both_ends").get("notes", ()))
     assert "the test ends here: what it would have checked after this was not checked" in run.text
     constant = "output 'clipped': every element of its reference is 5 on these inputs: what leads there was hardly"

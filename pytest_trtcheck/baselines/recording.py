@@ -62,8 +62,11 @@ def update(
     left_out: list[tuple[str, str]] = []
     found: dict[CheckKey, list[_Recorded]] = defaultdict(list)
     precisions: dict[str, set[str]] = defaultdict(set)
+    unended: set[str] = set()
     for record in records:
         precisions[record.nodeid].add(str(record.precision))
+        if record.outcome not in {None, "passed"}:
+            unended.add(record.nodeid)
         recorded = _recorded(record, day, left_out)
         if recorded is not None:
             found[recorded.key].append(recorded)
@@ -79,7 +82,8 @@ def update(
         return Updated((), 0, tuple(left_out))
     with files.locked(root):
         # Every file is read before one is written: a damaged one leaves all of them as they were.
-        merged = {where: _merged(*where, checks, precisions) for where, checks in new.items()}
+        ended = {nodeid: found for nodeid, found in precisions.items() if nodeid not in unended}
+        merged = {where: _merged(*where, checks, ended) for where, checks in new.items()}
         for (place, path), tests in sorted(merged.items()):
             files.write(path, place, tests)
     parts = [
@@ -125,7 +129,15 @@ def _recorded(record: CheckRecord, day: str, left_out: list[tuple[str, str]]) ->
         str(record.backend),
         str(record.evidence),
     )
-    return _Recorded(key, (record.model_sha256, record.inputs_sha256), new, frozenset(asked))
+    return _Recorded(key, _subject(record), new, frozenset(asked))
+
+
+def _subject(record: CheckRecord) -> tuple[str | None, ...]:
+    """What tells a check from others of its test in the same precision, which would have the same baseline."""
+    options = record.baseline.made_with.get("options") if record.baseline else None
+    limits = ", ".join(sorted(map(" ".join, errors.judged_figures(record))))
+    score = record.score.name if record.score else None
+    return record.model_sha256, record.inputs_sha256, record.reference_sha256, options, limits, score
 
 
 def _gpu(record: CheckRecord) -> GpuRecord | None:
@@ -252,9 +264,10 @@ def _merged(
 ) -> files.Tests:
     _, kept = files.load(path, place)
     for nodeid in {key.nodeid for key in new}:
-        # A precision that the test does not have any more goes; one that was measured and left out stays.
-        old = kept.get(nodeid, {})
-        kept[nodeid] = {label: each for label, each in old.items() if label.rsplit(", ", 2)[0] in precisions[nodeid]}
+        # A precision that the test does not have any more goes; one that was measured and left out stays, and so does
+        # what a test did not come to.
+        old, has = kept.get(nodeid, {}), precisions.get(nodeid)
+        kept[nodeid] = {label: each for label, each in old.items() if has is None or label.rsplit(", ", 2)[0] in has}
     for key, recorded in new.items():
         old_parts = vars(kept[key.nodeid].get(key.label, Entry()))
         new_parts = vars(recorded.new)

@@ -80,7 +80,7 @@ def blamed(settings: Settings, known: Known, first: Callable[[Known], None] = la
         return _diagnosed(settings, known, so_far) if known.running.runs_parts else _diagnosed_source(settings, known)
 
     # What an engine computed is no part of any key; the emulation computes the same from the same.
-    found = remembered(known, settings.cache, find, worst=_worst(known)) if known.running.is_emulation else find()
+    found = remembered(known, settings.cache, find, worst=str(_worst(known))) if known.running.is_emulation else find()
     allowance.spent_s += time.monotonic() - start
     return _with(known, found)
 
@@ -153,7 +153,7 @@ def remembered(
     find: Callable[[], dict[str, Any] | None],
     *,
     kind: str = "blame",
-    worst: int | None = None,
+    **more: str,
 ) -> dict[str, Any] | None:
     """What a search on the emulation finds, from the cache: a test that is known to fail is not diagnosed in every run.
 
@@ -170,12 +170,12 @@ def remembered(
     parts = {
         "lowered": known.lowered.key,
         "inputs": json.dumps([model_inputs.digest(case) for case in known.cases]),
-        "worst": str(worst),
         "limits": json.dumps(limits, sort_keys=True),
         "reference": getattr(known.reference, "identity", None) or "",
         "code": hash_code("diagnose/*.py", "model/pieces.py", "check/keeping.py"),
         "onnxruntime": ort.version(),
         "version": __version__,
+        **more,
     }
 
     def make(folder: Path) -> None:

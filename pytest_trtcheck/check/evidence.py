@@ -141,6 +141,8 @@ def _differences(wanted: Wanted, proved: CheckRecord, environment: Environment) 
     differing += [what for what in asked_for if here.get(what) != there.get(what)]
     if record.search and (proved.search is None or proved.search.asked < record.search.asked):
         differing.append(ASKED_SEARCH)
+    elif record.search and proved.search and proved.search.is_cut_short and not record.search.is_cut_short:
+        yield f"the {ASKED_SEARCH} was cut short there: {proved.search.shown_tries}"
     if _builds(record) > _builds(proved):
         differing.append("number of builds")
     yield from (f"other {what}" for what in dict.fromkeys(differing))

@@ -10,12 +10,13 @@ where rounding makes each single one jump.
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,6 +38,8 @@ _LEAST_SHARE = 0.2
 """How often a way that gains nothing is asked, as a share of the one that gains most."""
 _REMEMBERED = 1 << 23
 """Elements of scored points that are kept."""
+AT_ONCE = 1 << 25
+"""Elements of the points that are held together, at the most: of large inputs fewer points are proposed at a time."""
 _MOST_FITTED = 1024
 """Points that a plane is laid through."""
 _TOP = 8
@@ -59,10 +62,12 @@ class Explorer:
     def __init__(self, starts: Sequence[Points], ordered: NDArray[np.bool_], rng: np.random.Generator) -> None:
         self.best, self.best_score = np.asarray(starts[0], np.float64), -math.inf
         self._rng, self._ordered, self._size = rng, ordered, len(ordered)
-        corners = (rng.random((2, self._size)) < 0.5).astype(np.float64)
-        plain = np.repeat([[0.0], [1.0], [0.5]], self._size, axis=1)
-        self._starts: Points | None = np.vstack([*starts, plain, corners, rng.random((_STARTS, self._size))])
+        self._at_once = max(1, AT_ONCE // self._size)
+        self._mutants = min(_MUTANTS, self._at_once)
+        self._starts = self._openings(starts)
         ways = ("strategy", "slope", "mutants") if ordered.any() else ("mutants",)
+        # A generation of the strategy is one proposal, and a plane takes as many points as a beginning has.
+        ways = ways if self._at_once >= 2 * _STARTS else ("mutants",)
         self._gains = dict.fromkeys(ways, 1.0)
         self._asked, self._before = "", -math.inf
         self._strategy: _Strategy | None = None
@@ -76,8 +81,9 @@ class Explorer:
     def propose(self) -> Points:
         """Points to score, one a row."""
         self._before = self.best_score
-        if self._starts is not None:
-            return self._starts
+        if opening := list(islice(self._starts, self._at_once)):
+            self._asked = ""
+            return np.array(opening)
         most = max(self._gains.values())
         shares = np.array([max(gain, _LEAST_SHARE * most) for gain in self._gains.values()])
         self._asked = str(self._rng.choice(list(self._gains), p=shares / shares.sum()))
@@ -89,8 +95,7 @@ class Explorer:
         if scores[best] > self.best_score:
             self.best, self.best_score = points[best].copy(), float(scores[best])
         self._remember(points, scores)
-        if self._starts is not None:
-            self._starts = None
+        if not self._asked:
             return
         if self._asked == "mutants":
             self._feel(scores)
@@ -99,6 +104,13 @@ class Explorer:
             self._strategy = self._strategy if goes_on else None
         gain = math.log(self.best_score / self._before) if self.best_score > self._before > 0 else 0.0
         self._gains[self._asked] = 0.8 * self._gains[self._asked] + 0.2 * min(10 * gain, 1.0) + 1e-3
+
+    def _openings(self, starts: Sequence[Points]) -> Iterator[Points]:
+        """The points before anything is known."""
+        yield from starts
+        yield from (np.full(self._size, value) for value in (0.0, 1.0, 0.5))
+        yield from ((self._rng.random(self._size) < 0.5).astype(np.float64) for _ in range(2))
+        yield from (self._rng.random(self._size) for _ in range(_STARTS))
 
     def _evolved(self) -> Points:
         if self._strategy is None:
@@ -109,7 +121,7 @@ class Explorer:
 
     def _remember(self, points: Points, scores: NDArray[np.float64]) -> None:
         usable = (scores > 0) & np.isfinite(scores)
-        most = max(2 * _STARTS, _REMEMBERED // self._size)
+        most = max(min(2 * _STARTS, self._at_once), _TOP, _REMEMBERED // self._size)
         self._seen = np.vstack([self._seen, points[usable].astype(np.float32)])[-most:]
         self._logs = np.concatenate([self._logs, np.log(scores[usable])])[-most:]
 
@@ -151,7 +163,7 @@ class Explorer:
 
     def _mutated(self) -> Points:
         self._asked = "mutants"
-        parents = [self._parent() for _ in range(_MUTANTS)]
+        parents = [self._parent() for _ in range(self._mutants)]
         points, self._from = np.array([point for point, _ in parents]), [score for _, score in parents]
         self._moved = [self._mutate(point) for point in points]
         return points

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _TRIALS = 1000
 """Sets of nodes that are tried: time is what ends a search of a large model."""
+_CUT_SHORT = " (the search was cut short: with a --trt-diagnose of more than {:g} they may be fewer)"
 
 
 def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, ...]], Lowered]) -> Known:
@@ -52,7 +53,9 @@ def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, 
         )
     if not known.cases:
         return known.recorded("keep_fp32='auto' was not searched: no engine is built here that it could be for")
-    found = blame.remembered(known, settings.cache, lambda: _search(settings, known), kind="keep_auto") or {}
+    found, seconds = _remembered(settings, known), settings.allowance.seconds
+    if found["cut_s"] is not None and found["cut_s"] < seconds:
+        found = _remembered(settings, known, seconds=f"{seconds:g}")
     inputs = f"{plural(len(known.cases), 'input')} ({request.inputs_source})"
     if found["nodes"] is None:
         note = f"keep_fp32='auto': no set of nodes was found with which it passes on its {inputs}: {found['why']}"
@@ -63,13 +66,22 @@ def with_fewest(settings: Settings, known: Known, lowered: Callable[[tuple[str, 
     note = (
         f"keep_fp32='auto' was searched by emulation with the {inputs} that it is judged by: "
         f"keep_fp32={json.dumps(list(nodes), ensure_ascii=False)}"
+        + (_CUT_SHORT.format(found["cut_s"]) if found["cut_s"] is not None else "")
     )
     request = replace(request, parity=replace(spec, keep_fp32=nodes))
     return replace(known, request=request, lowered=lowered(nodes), fewest=nodes).recorded(note)
 
 
+def _remembered(settings: Settings, known: Known, **more: str) -> dict[str, Any]:
+    found = blame.remembered(known, settings.cache, lambda: _search(settings, known), kind="keep_auto", **more)
+    assert found is not None
+    return found
+
+
 def _search(settings: Settings, known: Known) -> dict[str, Any]:
-    """The `nodes`, None where no set was found; `why`; and whether another search would find the same."""
+    """The `nodes`, None where no set was found; `why`; whether another search would find the same; and what time cut
+    it short, None where none did.
+    """
     from pytest_trtcheck import diagnose
     from pytest_trtcheck.diagnose import judging
 
@@ -77,7 +89,7 @@ def _search(settings: Settings, known: Known) -> dict[str, Any]:
     with closing(emulation(known.model, known.lowered, known.precision, settings.cache)) as runner:
         usages = [judging.judge(runner(case), known.reference(case), limits)[0].usage for case in known.cases]
     if max(usages) <= 1:
-        return {"nodes": [], "why": "", "is_complete": True}
+        return {"nodes": [], "why": "", "is_complete": True, "cut_s": None}
     refusal = allowance.refusal()
     if refusal is not None:
         why = refusal.removeprefix("not diagnosed: ")
@@ -95,8 +107,9 @@ def _search(settings: Settings, known: Known) -> dict[str, Any]:
     )
     allowance.spent_s += time.monotonic() - start
     if found is not None and found.keep_fp32:
-        return {"nodes": list(found.keep_fp32), "why": "", "is_complete": True}
+        cut = None if found.is_complete else allowance.seconds
+        return {"nodes": list(found.keep_fp32), "why": "", "is_complete": True, "cut_s": cut}
     said = [note.removeprefix("no set of nodes to keep in FP32 was found: ") for note in found.notes] if found else []
     why = "; ".join(said) if found is not None else "its outputs have another shape or type"
     is_complete = found is not None and found.is_complete
-    return {"nodes": None, "why": why or "the search was given up", "is_complete": is_complete}
+    return {"nodes": None, "why": why or "the search was given up", "is_complete": is_complete, "cut_s": None}

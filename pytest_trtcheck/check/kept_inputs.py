@@ -75,8 +75,9 @@ def stale(path: Path, problem: str) -> InputError:
     """The error for kept inputs that no longer fit."""
     return InputError(
         f"{problem}\n  an earlier search found these inputs and kept them; the model, or what the check declares, was "
-        "changed since",
-        f"delete {shown(path)}: the next search looks for such inputs anew",
+        "changed since, or another check of this test found them",
+        f"delete {shown(path)}: the next search looks for such inputs anew; where the test makes several checks of "
+        "it, parametrize the test: each has a file of its own then",
         code="kept-inputs",
     )
 

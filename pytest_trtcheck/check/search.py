@@ -12,13 +12,14 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pytest_trtcheck import compare
 from pytest_trtcheck.check import kept_inputs, parity
-from pytest_trtcheck.check.explorer import Explorer
+from pytest_trtcheck.check.explorer import AT_ONCE, Explorer
 from pytest_trtcheck.check.headroom import Headroom
 from pytest_trtcheck.check.search_space import space_of
 from pytest_trtcheck.errors import ArgumentError, CheckError, plural
@@ -27,7 +28,7 @@ from pytest_trtcheck.record import SearchRecord
 from pytest_trtcheck.spec import Search
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -210,6 +211,7 @@ class _Hunt:
     def __post_init__(self) -> None:
         self._deadline = self.start + self.asked.seconds
         self._told_at = self.start
+        self._at_once = max(1, AT_ONCE // self.space.size)
         own = self.space.points(self.space.template)
         self.best = self.base = own[0]
         self._alone = parity.limits_of(replace(self.known, cases=[self.space.case(own[:1])]))
@@ -223,8 +225,8 @@ class _Hunt:
 
     def run(self, headroom: Headroom) -> None:
         """Try until an input exceeds the limit, or tries or time are used up."""
-        same = [case for case in self.known.cases if _shapes(case) == _shapes(self.space.template)]
-        own = np.concatenate([self.space.points(case) for case in same])[:_OWN]
+        same = (case for case in self.known.cases if _shapes(case) == _shapes(self.space.template))
+        own = islice((row for case in same for row in self.space.points(case)), min(_OWN, self._at_once))
         explorer = Explorer(list(own), self.space.ordered, np.random.default_rng(self.known.request.parity.seed))
         top = -math.inf
         while not self.found and self.tries < self.asked.tries and time.monotonic() < self._deadline:
@@ -316,7 +318,7 @@ class _Hunt:
 
     def changed(self, point: Points) -> int:
         """How many elements differ from the check's own first input."""
-        return int((point != self.base).sum())
+        return int(((point != self.base) | self.space.outside).sum())
 
     def shrunk(self) -> Points:
         """The found point with as few changes of the check's own input as still fail, and those simple."""
@@ -328,14 +330,23 @@ class _Hunt:
         point = self._fewer(self.best.copy())
         return self._simpler(point)
 
-    def _failing(self, candidates: Sequence[Points]) -> list[Points]:
-        """Those of some points that fail, the worst first; none where tries or time are used up."""
-        if self._left <= 0 or not candidates or time.monotonic() > self._deadline:
-            return []
-        self._left -= len(candidates)
-        scores = self.scores(np.array(candidates))
-        order = np.argsort(-scores, kind="stable")
-        return [candidates[int(index)] for index in order if scores[index] > 1 and scores[index] >= self._least]
+    def _failing(self, candidates: Iterable[Points]) -> list[Points]:
+        """Those of some points that fail, the worst first; none where tries or time are used up.
+
+        Of large inputs not all are held at a time: then those of the first few among which one fails.
+        """
+        waiting = iter(candidates)
+        while self._left > 0 and time.monotonic() <= self._deadline:
+            some = list(islice(waiting, self._at_once))
+            if not some:
+                break
+            self._left -= len(some)
+            scores = self.scores(np.array(some))
+            order = np.argsort(-scores, kind="stable")
+            failing = [some[int(index)] for index in order if scores[index] > 1 and scores[index] >= self._least]
+            if failing:
+                return failing
+        return []
 
     def _fewer(self, point: Points) -> Points:
         """Blocks of changes taken back, the largest first, while it fails without them (Zeller's ddmin)."""
@@ -344,7 +355,7 @@ class _Hunt:
             changed = np.flatnonzero(point != self.base)
             parts = min(parts, len(changed))
             blocks = np.array_split(changed, parts) if len(changed) > 1 else []
-            failing = self._failing([self._with(point, block, self.base[block]) for block in blocks])
+            failing = self._failing(self._with(point, block, self.base[block]) for block in blocks)
             if failing:
                 point = self._together(point, failing)
             elif parts >= len(changed) or self._left <= 0 or time.monotonic() > self._deadline:

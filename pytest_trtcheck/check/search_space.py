@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pytest_trtcheck.spec import Search
 
 
+_ROUNDED = 1e-6
+"""A share of the range that an input may owe to its own rounding."""
+
+
 @dataclass(frozen=True)
 class Space:
     """Some inputs of a case as one point of the unit cube.
@@ -67,9 +71,18 @@ class Space:
 
     def points(self, case: Case) -> Points:
         """The points of a case."""
+        return np.clip(self._points(case), 0.0, 1.0)
+
+    @cached_property
+    def outside(self) -> NDArray[np.bool_]:
+        """By variable, whether the check's own first input lies outside of what is searched."""
+        first = self._points(self.template)[0]
+        return np.asarray(np.abs(first - 0.5) > 0.5 + _ROUNDED)
+
+    def _points(self, case: Case) -> Points:
         rows = next(iter(case.values())).shape[0] if self.by_row else 1
         columns = [self._encoded(name, case[name]).reshape(rows, -1) for name in self.spans]
-        return np.clip(np.concatenate(columns, axis=1), 0.0, 1.0)
+        return np.concatenate(columns, axis=1)
 
     def _encoded(self, name: str, array: NDArray[Any]) -> NDArray[np.float64]:
         low, high = self.spans[name]

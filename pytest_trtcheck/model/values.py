@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,9 +107,12 @@ def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 def seen(name: str, cases: Sequence[Case]) -> Span | None:
     """What an input's finite values span in some cases; None where it has none."""
-    finite = [each[np.isfinite(each)] for each in (_as_numbers(case[name]) for case in cases)]
-    found = [each for each in finite if each.size]
-    return Span(min(float(each.min()) for each in found), max(float(each.max()) for each in found)) if found else None
+    low, high = math.inf, -math.inf
+    for case in cases:  # one at a time: they need not all fit into memory
+        numbers = _as_numbers(case[name])
+        finite = numbers[np.isfinite(numbers)]
+        low, high = min(low, float(finite.min(initial=math.inf))), max(high, float(finite.max(initial=-math.inf)))
+    return Span(low, high) if low <= high else None
 
 
 def _as_numbers(array: NDArray[Any]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from json import dumps, loads  # by name: a test's own mock of them may be there while its record is attached
 from typing import Any
 
-from pytest_trtcheck.errors import first_line
+from pytest_trtcheck.errors import first_line, plural
 from pytest_trtcheck.record.baseline import BaselineRecord, GpuRecord
 from pytest_trtcheck.record.common import GpuRan, Verdict, absent, jsonable, typed
 from pytest_trtcheck.record.graph import GraphRecord
@@ -77,6 +77,16 @@ class SearchRecord:
     """The file that keeps it."""
     scale: float | None = absent(beside="changed")
     """How large max|reference| of the output is there, to what it is on the check's own inputs."""
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether its time ended it: neither was all tried that was asked for, nor did an input exceed the limit."""
+        return self.tries < self.asked and self.usage <= 1
+
+    @property
+    def shown_tries(self) -> str:
+        """How many were tried, and of how many where that are fewer."""
+        return f"{self.tries:,} of {self.asked:,} tries" if self.is_cut_short else plural(self.asked, "try", "tries")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from pytest_trtcheck.record import SEVERITY, Conditions
 from pytest_trtcheck.report import diff_changes
 from pytest_trtcheck.report.text import MISSING
-from pytest_trtcheck.report.view import natural, verdict_word
+from pytest_trtcheck.report.view import failed, missing, natural, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -46,6 +46,8 @@ class Subject:
     """From 0, among the checks of one test in one precision, on one backend."""
     where: str = ""
     """The backend where a report has it on several, and the machine where both reports were merged."""
+    failed: bool = False
+    """Whether somebody has to look at it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class ReportDiff:
     added: tuple[Subject, ...]
     removed: tuple[Subject, ...]
     unchanged: int
+    unrecorded: str | None = None
+    """What is said of tests that left no record in the new report, and were to check something."""
 
     def of_kind(self, kind: Kind) -> tuple[CheckDiff, ...]:
         """The checks of which this is the worst that can be said."""
@@ -106,10 +110,24 @@ class ReportDiff:
         return any(check.kind == "worse" for check in self.checks)
 
     @property
+    def new_failures(self) -> tuple[Subject, ...]:
+        """The checks that the old report does not have, and that somebody has to look at."""
+        return tuple(each for each in self.added if each.failed)
+
+    @property
+    def fails_anew(self) -> bool:
+        """Whether a check fails that the old report does not have, or that passed there and cannot be compared."""
+        return bool(self.new_failures) or any(
+            check.obstacles and check.verdicts[0] == "pass" and check.subject.failed for check in self.checks
+        )
+
+    @property
     def lost_sight(self) -> bool:
-        """Whether something that the old report knew is not known any more: removed, not comparable, not measured."""
-        return bool(self.removed) or any(
-            check.obstacles or any(change.verdict == "not_measured" for change in check.changes)
+        """Whether something that the old report knew is not known any more: removed, not comparable, not measured, not
+        asked for.
+        """
+        return bool(self.removed or self.unrecorded) or any(
+            check.obstacles or any(change.lost or change.verdict == "not_measured" for change in check.changes)
             for check in self.checks
         )
 
@@ -132,6 +150,7 @@ def diff(old: RunRecord, new: RunRecord) -> ReportDiff:
         added=tuple(subject(key, two) for key, (one, two) in found.items() if two and not one),
         removed=tuple(subject(key, one) for key, (one, two) in found.items() if one and not two),
         unchanged=len(both) - len(changed),
+        unrecorded=missing(new),
     )
 
 
@@ -192,7 +211,8 @@ def _by_key(
 def subject(key: Key, check: CheckRecord) -> Subject:
     """A check by name."""
     where = " ".join(filter(None, key[2:4]))
-    return Subject(key[0], check.precision or key[1] or None, check.model, verdict_word(check), key[-1], where)
+    name = key[0], check.precision or key[1] or None, check.model
+    return Subject(*name, verdict_word(check), key[-1], where, failed(check))
 
 
 def _check(key: Key, pair: tuple[CheckRecord, CheckRecord], runs: tuple[RunRecord, RunRecord]) -> CheckDiff:

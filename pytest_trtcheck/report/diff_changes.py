@@ -10,7 +10,7 @@ from pytest_trtcheck.cache import format_bytes
 from pytest_trtcheck.choices import parts_of
 from pytest_trtcheck.errors import ReportError, plural
 from pytest_trtcheck.metrics import recorded
-from pytest_trtcheck.record import BASELINE, SEVERITY, Conditions, Verdict
+from pytest_trtcheck.record import ASKED_LIMITS, ASKED_SEARCH, BASELINE, SEVERITY, Conditions, Verdict
 from pytest_trtcheck.report.text import MISSING, format_limit, format_number, format_optional
 from pytest_trtcheck.report.view import AT_LEAST, Judgement, judgements, scored, verdict_word
 
@@ -48,6 +48,8 @@ class Change:
         The new verdict, of a change of verdict.
     weight
         What orders changes of one direction: the factor, as a logarithm.
+    lost
+        Whether the old report tells something that the new one was not asked for, or does not tell.
     """
 
     what: str
@@ -57,6 +59,7 @@ class Change:
     remark: str = ""
     verdict: Verdict | None = None
     weight: float = 0.0
+    lost: bool = False
 
 
 def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
@@ -75,7 +78,7 @@ def changes(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
 
 def asked_otherwise(old: CheckRecord, new: CheckRecord) -> tuple[Change, ...]:
     """What was given otherwise beside model, inputs and reference: it may be why a figure is another one."""
-    return (*_ran_otherwise(old, new), *_calibration(old, new), *_options(old, new))
+    return (*_ran_otherwise(old, new), *_calibration(old, new), *_options(old, new), *_judged_otherwise(old, new))
 
 
 def _ran_otherwise(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
@@ -84,6 +87,29 @@ def _ran_otherwise(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
         yield Change("backend", "changed", str(old.backend), str(new.backend))
     if old.runs != new.runs:
         yield Change("runs of the test", "changed", str(old.runs), str(new.runs))
+
+
+def _judged_otherwise(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
+    """Another search, and what else was asked for in another way, or not at all."""
+    # One that broke may not tell what is asked of it.
+    if "error" in {old.verdict, new.verdict}:
+        return
+    searches = [each.search for each in (old, new)]
+    # What fails on its own inputs is not searched.
+    if all(each.search or (each.parity and each.parity.verdict == "pass") for each in (old, new)):
+        depths = [(each.asked, not each.is_cut_short) if each else (0, False) for each in searches]
+        words = [each.shown_tries if each else "none" for each in searches]
+        if depths[0] != depths[1]:
+            yield Change(ASKED_SEARCH, "changed", words[0], words[1], lost=depths[1] < depths[0])
+    before, after = old.asked or {}, new.asked or {}
+    for what in dict.fromkeys((*before, *after)):
+        told = what == ASKED_LIMITS or (what == "score" and (what in before) != (what in after))
+        if what == ASKED_SEARCH:
+            told = None in searches or what not in before or what not in after
+        if not told and before.get(what) != after.get(what):
+            now = "not asked for" if what not in after else "asked for" if what not in before else "asked otherwise"
+            then = "asked for" if what in before else "not asked for"
+            yield Change(what, "changed", then, now, lost=what not in after)
 
 
 def _options(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
@@ -124,7 +150,7 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     for name in ("parity", "score", "latency"):
         if (name in before) != (name in after) and "error" not in overall:
             words = ["checked" if name in there else "not asked for" for there in (before, after)]
-            yield Change(name, "changed", words[0], words[1])
+            yield Change(name, "changed", words[0], words[1], lost=name in before)
 
 
 def budgets(record: CheckRecord) -> dict[str, BudgetRecord]:
@@ -133,18 +159,32 @@ def budgets(record: CheckRecord) -> dict[str, BudgetRecord]:
 
 
 def _budget_verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
-    """What a part does not say: of its budgets one is met no more, or not measured, and another one decides."""
-    after = budgets(new)
-    for name, one in budgets(old).items():
-        two = after.get(name)
+    """What a part does not say: of its budgets one is met no more, or not measured, and another one decides; and that
+    one is another one, or gone.
+    """
+    before, after = budgets(old), budgets(new)
+    for name in dict.fromkeys((*before, *after)) if old.latency and new.latency else ():
+        one, two = before.get(name), after.get(name)
+        limits = [limit_of(each) for each in (one, two)]
+        if limits[0] != limits[1]:
+            yield Change(f"budget {name} limit", "changed", limits[0], limits[1], lost=two is None)
         parts = [check.latency.verdict if check.latency else None for check in (old, new)]
-        if two is None or one.verdict == two.verdict or [one.verdict, two.verdict] == parts:
+        if one is None or two is None or one.verdict == two.verdict or [one.verdict, two.verdict] == parts:
             continue
         direction: Direction = "worse" if SEVERITY.index(two.verdict) > SEVERITY.index(one.verdict) else "better"
         if "not_measured" in {one.verdict, two.verdict}:
             direction = "changed"
         words = [each.verdict.replace("_", " ") for each in (one, two)]
         yield Change(f"budget {name}", direction, words[0], words[1], verdict=two.verdict)
+
+
+def limit_of(budget: BudgetRecord | None) -> str:
+    """What a budget allows, with its unit where that is a time; a dash where there is none on this GPU."""
+    if budget is None:
+        return MISSING
+    if budget.limit_ms is not None:
+        return f"{format_limit(budget.limit_ms)} ms"
+    return MISSING if budget.limit is None else format_limit(budget.limit)
 
 
 # --- error -----------------------------------------------------------------------------------------------------------
@@ -182,7 +222,8 @@ def _appeared(what: str, old: Judgement | None, new: Judgement | None) -> Iterat
         direction = "better" if new is None else "worse"
     # Without a limit it is a fault in words ("shape"), and its value is that it is there.
     word = judged.value_text if judged.limit is not None or judged.value is not None else "not as the reference"
-    yield Change(what, direction, MISSING if old is None else word, MISSING if new is None else word)
+    before, now = MISSING if old is None else word, MISSING if new is None else word
+    yield Change(what, direction, before, now, lost=new is None)
 
 
 def _error(what: str, old: Judgement, new: Judgement) -> Iterator[Change]:
@@ -364,7 +405,7 @@ def _engine(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
     if before is None or after is None:
         if before is not after and "error" not in {old.verdict, new.verdict}:
             words = ["built" if engine else "not built" for engine in (before, after)]
-            yield Change("engine", "changed", words[0], words[1])
+            yield Change("engine", "changed", words[0], words[1], lost=after is None)
         return
     targets = [record.compiled_for or "the GPU there" for record in (old, new)]
     if targets[0] != targets[1]:

@@ -54,6 +54,8 @@ def lines(found: ReportDiff, names: tuple[str, str], width: int = DEFAULT_WIDTH)
             text += ["", f"{word} ({plural(len(subjects), 'check')})"]
             text += [name_line(subject, width, subject.verdict) for subject in subjects[:LISTED]]
             text += more(len(subjects))
+    if found.unrecorded:
+        text += ["", *wrapped(found.unrecorded, width)]
     return [*text, "", *wrapped(totals(found), width)]
 
 
@@ -62,6 +64,7 @@ def markdown(found: ReportDiff, names: tuple[str, str], limit: int = SUMMARY_LIM
     head = [f"## TensorRT checks: {markdown_text(names[0])} {_ARROW} {markdown_text(names[1])}", "", totals(found), ""]
     head += environment_table(found.environment)
     tail = [line for word, subjects in _sides(found) for line in _side_list(word, subjects)]
+    tail += [markdown_text(found.unrecorded), ""] if found.unrecorded else []
     rows = [row for check in found.checks for row in _rows(check)]
     if not rows:
         return "\n".join([*head, *tail]) + "\n"
@@ -99,7 +102,11 @@ def fitting(rows: Sequence[str], limit: int, beside: Iterable[str], *, cells: in
 
 
 def _sides(found: ReportDiff) -> tuple[tuple[str, Sequence[Subject]], ...]:
-    return ("only in the new report", found.added), ("only in the old report", found.removed)
+    return (
+        ("new and not passing", found.new_failures),
+        ("only in the new report", [each for each in found.added if not each.failed]),
+        ("only in the old report", found.removed),
+    )
 
 
 # --- terminal --------------------------------------------------------------------------------------------------------

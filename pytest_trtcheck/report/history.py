@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
+from pytest_trtcheck.report.diff_changes import Change
 from pytest_trtcheck.report.merge import machine_name, refuse_twins, repeated
 from pytest_trtcheck.report.text import (
     MISSING,
@@ -26,13 +27,12 @@ from pytest_trtcheck.report.text import (
     short_time,
     shorten_middle,
 )
-from pytest_trtcheck.report.view import WORDS, budgets, decisive, judgements, natural, verdict_word
+from pytest_trtcheck.report.view import WORDS, budgets, decisive, failed, judgements, natural, verdict_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_trtcheck.record import CheckRecord, RunRecord
-    from pytest_trtcheck.report.diff_changes import Change
 
 Key: TypeAlias = tuple[str, str, str, int]
 """Node id, precision, machine, place among the checks of one test."""
@@ -183,6 +183,17 @@ class Track:
     """Why the newest report does not hold it, where it does not."""
 
     @property
+    def fails_anew(self) -> bool:
+        """Whether it fails, and the newest report of its machine is the first that holds it."""
+        newest = self.records[-1]
+        return newest is not None and failed(newest) and len(self.records) > 1 and not any(self.records[:-1])
+
+    @property
+    def remark(self) -> str:
+        """What there is to say beside its turns."""
+        return self.gone or ("new, and it does not pass" if self.fails_anew else "")
+
+    @property
     def word(self) -> str:
         """The verdict of the newest report that holds it."""
         return verdict_word(next(record for record in reversed(self.records) if record is not None))
@@ -195,7 +206,7 @@ class Track:
     @property
     def is_quiet(self) -> bool:
         """Whether there is nothing to tell of it."""
-        return not self.turns and not self.gone
+        return not self.turns and not self.remark
 
     @property
     def verdicts(self) -> str:
@@ -215,8 +226,18 @@ class History:
 
     @property
     def is_worse(self) -> bool:
-        """Whether anything became worse in the newest report of its machine."""
-        return any(turn.moment is track.moments[-1] for track in self.tracks for turn in track.worse)
+        """Whether anything became worse in the newest report of its machine, or fails that is new there."""
+        worse = (turn.moment is track.moments[-1] for track in self.tracks for turn in track.worse)
+        return any(worse) or any(track.fails_anew for track in self.tracks)
+
+    @property
+    def told(self) -> str:
+        """How many became worse, and how many fail that are new."""
+        worse, new = (
+            sum(map(bool, found))
+            for found in ((track.worse for track in self.tracks), (track.fails_anew for track in self.tracks))
+        )
+        return f"{worse} became worse" + (f", {new} {'is' if new == 1 else 'are'} new and not passing" if new else "")
 
 
 def history(reports: Sequence[tuple[str, RunRecord]]) -> History:
@@ -260,9 +281,9 @@ def _instant(started: str | None) -> float | None:
 
 def _interest(track: Track) -> tuple[int, int]:
     """What is to be looked at first: what became worse, the latest first; then what changed otherwise."""
-    if track.worse:
-        return 0, -track.worse[-1].moment.number
-    return (1, 0) if track.turns or track.gone else (2, 0)
+    if track.worse or track.fails_anew:
+        return 0, -(track.worse[-1].moment if track.worse else track.moments[-1]).number
+    return (2, 0) if track.is_quiet else (1, 0)
 
 
 def _moments(reports: Sequence[tuple[str, RunRecord]]) -> Iterator[Moment]:
@@ -330,7 +351,7 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
         obstacles = next(filter(None, (_obstacles(records, moments, each, place) for each in anchors)), ())
         if obstacles:
             # From here on it is another check, as far as figures go.
-            yield Turn(place, moments[place], obstacles=obstacles)
+            yield Turn(place, moments[place], _failed_anew(records, place), obstacles)
             first, last_changed, told_gone = place, {}, set()
             continue
         found: list[Change] = []
@@ -352,6 +373,16 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
         last_changed |= {change.what: place for change in found if change.what not in gone}
         if found:
             yield Turn(place, moments[place], tuple(found))
+
+
+def _failed_anew(records: Sequence[CheckRecord | None], place: int) -> tuple[Change, ...]:
+    """That a check fails now, and did not in the report before that has it: nothing else is said of another one."""
+    before, now = next(filter(None, reversed(records[:place])), None), records[place]
+    assert before is not None
+    assert now is not None
+    if verdict_word(before) != "pass" or not failed(now):
+        return ()
+    return (Change("verdict", "worse", "pass", verdict_word(now), verdict=now.verdict),)
 
 
 def _is_told(change: Change, old: CheckRecord, new: CheckRecord) -> bool:
@@ -429,9 +460,9 @@ def lines(found: History, width: int) -> list[str]:
     for track in found.tracks:
         if not track.is_quiet:
             shown += ["", *_told(track, width)]
-    worse, quiet = sum(bool(track.worse) for track in found.tracks), sum(track.is_quiet for track in found.tracks)
+    quiet = sum(track.is_quiet for track in found.tracks)
     last = f"{plural(len(found.tracks), 'check')} in {plural(len(found.moments), 'report')}: "
-    return [*shown, "", f"{last}{worse} became worse, {quiet} stayed as {'it was' if quiet == 1 else 'they were'}"]
+    return [*shown, "", f"{last}{found.told}, {quiet} stayed as {'it was' if quiet == 1 else 'they were'}"]
 
 
 def _told(track: Track, width: int) -> Iterator[str]:
@@ -449,5 +480,5 @@ def _told(track: Track, width: int) -> Iterator[str]:
     for turn in track.turns:
         for part in wrapped(f"{turn.word} in {turn.moment.title}: {turn.text}", width - 2):
             yield f"  {part}"
-    for part in wrapped(track.gone, width - 2):
+    for part in wrapped(track.remark, width - 2):
         yield f"  {part}"

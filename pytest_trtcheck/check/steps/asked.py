@@ -123,8 +123,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
         batch, source = model_inputs.batch_of(model, cases[0]), f"{request.inputs_source} inputs"
         request = replace(request, latency=request.latency_for(batch, source=source))
     own = len(cases)
-    # What a search found has no labels.
-    if compares and request.parity.score is None:
+    if compares:
         cases, notes = _with_kept(request, model, cases, notes)
     data = getattr(request.calibration, "data", request.calibration)
     if model_inputs.shuffles(data):
@@ -170,8 +169,7 @@ def prepared(settings: Settings, request: Request, model: OnnxModel, record: Che
 
 def _unfed(settings: Settings, known: Known) -> Iterator[str]:
     """What is said of sizes that the profile declares and no input has: an engine may go wrong at those alone."""
-    searched = settings.search or known.request.parity.search
-    if not known.cases or settings.build_only or settings.kept_open is not None or searched:
+    if not known.cases or settings.build_only or settings.kept_open is not None:
         return
     alike: dict[str, list[str]] = {}
     for name, span in known.profile().items():
@@ -308,6 +306,8 @@ def _with_kept(
     shown = kept_inputs.shown(path)
     if isinstance(request.parity.reference, golden_samples.Golden):
         return cases, [*notes, f"the inputs kept in {shown} were not judged: the reference has no outputs of them"]
+    if request.parity.score is not None:
+        return cases, [*notes, f"the inputs kept in {shown} were not judged: they have no labels for the score"]
     kept_inputs.check_shapes(path, request.declared_for(model) | model_inputs.profile(model, {}, cases), found)
     which = f"inputs [{len(cases)}]" + (f" to [{len(cases) + len(found) - 1}]" if len(found) > 1 else "")
     return [*cases, *found], [*notes, f"{which} come from {shown}, where an earlier search kept what it found"]

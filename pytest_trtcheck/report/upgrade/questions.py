@@ -137,6 +137,9 @@ def _asked(old: CheckRecord, new: CheckRecord) -> Iterator[Finding]:
     differing = [what for what in before if what != ASKED_LIMITS and after.get(what) != before[what]]
     if old.search and not (new.search and new.search.asked >= old.search.asked):
         differing.append(ASKED_SEARCH)
+    elif old.search and new.search and new.search.is_cut_short and not old.search.is_cut_short:
+        text = f"the {ASKED_SEARCH} was cut short: {new.search.shown_tries}"
+        yield Finding("comparable", "not compared", text, "not-comparable")
     for what in dict.fromkeys(differing if new.verdict != "error" else ()):
         yield Finding("comparable", "not compared", f"other {what} than before, or none", "not-comparable")
     now = diff_changes.budgets(new)
@@ -334,10 +337,17 @@ def _quantile(
 def _layers(old: CheckRecord, new: CheckRecord, limits: Limits) -> Iterator[Finding]:
     yield from _partition(old.partition, new.partition)
     before, after = old.engine, new.engine
-    if before is None or old.evidence != "engine":
+    if before is None:
         return
+    target = f", built for {old.compiled_for}" if old.compiled_for else ""
     if after is None:
-        yield Finding("precision", "not compared", "there was an engine, and there is none now", "layers")
+        kind: Allowable = "layers" if old.evidence == "engine" else "not-measured"
+        yield Finding("precision", "not compared", f"there was an engine{target}, and there is none now", kind)
+        return
+    if old.compiled_for and new.compiled_for and old.compiled_for != new.compiled_for:
+        text = f"there was an engine{target}, and now one for {new.compiled_for}"
+        yield Finding("precision", "not compared", text, "not-comparable")
+    if old.evidence != "engine":
         return
     yield from _precision(before, after, new.precision)
     yield from _layer_times(old, new, limits)
