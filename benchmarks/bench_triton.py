@@ -32,7 +32,7 @@ from pytest_trtcheck.backends.triton.address import Address
 from pytest_trtcheck.backends.triton.client import Connection
 from pytest_trtcheck.backends.triton.served import Served, ServedRuns
 from pytest_trtcheck.model import onnx_model
-from tests.triton.conftest import models
+from tests.triton.conftest import Model, models
 from tests.triton.server import Server, why_not
 
 LIMIT = 0.03
@@ -114,7 +114,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch, "repository")
         for name in INPUTS:
-            replace(models()[name], batching=BATCHING, versions=(1,)).write(repository / name)
+            model = models()[name]
+            assert isinstance(model, Model)
+            replace(model, batching=BATCHING, versions=(1,)).write(repository / name)
         with Server(repository, Path(scratch)) as server:
             for protocol in ("http", "grpc"):
                 for name in INPUTS:
