@@ -102,6 +102,16 @@ def test_the_rows_of_a_large_npy_are_those_of_the_array(
         assert (rows == data.reshape(-1, 3, 4)).all()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_what_is_there_and_is_no_file_is_told_as_that(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")  # as a shell's <(…)
+    (tmp_path / "gone.npz").symlink_to("nowhere.npz")
+    (tmp_path / "loop.npz").symlink_to("loop.npz")
+    for name, what in (("pipe", "a pipe or a device"), ("gone", "a link that leads"), ("loop", "a link that leads")):
+        with pytest.raises(CalibrationError, match=rf"{name}\.npz is {what}"):
+            load(f"{name}.npz", IMAGE, [tmp_path])
+
+
 def test_a_large_npy_is_read_where_the_file_system_maps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,13 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
                     f"calibration: {other[0]} is neither .npz nor .npy", "narrow the glob", code="calibration-files"
                 )
             return found
+        if os.path.lexists(path):
+            what = "a pipe or a device, no file" if path.exists() else "a link that leads nowhere"
+            raise CalibrationError(
+                f"calibration: {path} is {what}",
+                "name .npz or .npy files: they are read several times",
+                code="calibration-files",
+            )
     looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise CalibrationError(
         f"calibration: no file matches {str(wanted)!r}",
