@@ -376,8 +376,7 @@ def _unwritten(error: OSError, doing: str, raised_in: str) -> CheckError | None:
         return None
     what = "no temporary file can be made" if raised_in == _MAKES_TEMPORARY else "a file could not be written"
     where = f" ({error.filename})" if error.filename else ""
-    limit = "raise the limit of a file's size (ulimit -f)"
-    helps = limit if is_too_large else "free some space there (or inodes: df -i)"
+    helps = LARGER_FILES if is_too_large else "free some space there (or inodes: df -i)"
     return UnforeseenError(
         f"{doing}: {what}: {error.strerror or first_line(error)}{where}",
         f"{helps}, or name another folder: TMPDIR is the one for temporary files",
@@ -385,6 +384,7 @@ def _unwritten(error: OSError, doing: str, raised_in: str) -> CheckError | None:
     )
 
 
+LARGER_FILES = "raise the limit of a file's size (ulimit -f)"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where there is no room."""
 _MAKES_TEMPORARY = "tempfile.py"

@@ -15,7 +15,8 @@ import pytest
 
 import pytest_trtcheck
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import CacheError
+from pytest_trtcheck.errors import CacheError, ReportError
+from pytest_trtcheck.record.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +156,10 @@ def test_a_write_that_fails_in_make_is_a_cache_error_and_leaves_nothing(tmp_path
     cache = Cache(tmp_path)
     error = refused(cache, lambda directory: (directory / "engine.plan").write_bytes(bytes(100_000)))
     assert error.message.count("storing net (engine) failed: File too large") == 2, "in a temporary directory too"
+    assert "ulimit -f" in error.hint
+    with pytest.raises(ReportError, match=r"r\.json: File too large") as large:
+        write_text(tmp_path / "r.json", "x" * 100_000)
+    assert "ulimit -f" in large.value.hint
     assert not any((tmp_path / "v1" / "work").iterdir())
     assert cache.get(KEY) is None
     assert not cache.get_or_make(KEY, small).cached
@@ -182,7 +187,8 @@ def on_a_small_disk(tmp_path: Path, code: str) -> None:
 import os, pathlib, subprocess
 import numpy as np
 from pytest_trtcheck.cache import Cache, Key
-from pytest_trtcheck.errors import CacheError
+from pytest_trtcheck.errors import CacheError, ReportError
+from pytest_trtcheck.record.files import write_text
 
 disk = pathlib.Path({str(disk)!r})
 KEY = Key("engine", "net", {{}})

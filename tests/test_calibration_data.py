@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import mmap
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pytest_trtcheck.precision.quantization.calibration_data import load
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -67,6 +69,47 @@ def test_a_large_npy_is_mapped_and_gives_the_same(tmp_path: Path, monkeypatch: p
     mapped = load("a.npy", IMAGE, [tmp_path])
     assert mapped.digest() == read
     assert not any(isinstance(sample["image"], np.memmap) for sample in mapped)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows changes no file that is mapped")
+def test_a_large_npy_that_is_cut_off_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading what is mapped would end the process."""
+    monkeypatch.setattr("pytest_trtcheck.precision.quantization.calibration_data._MMAP_BYTES", 0)
+    path = tmp_path / "a.npy"
+    cuts: dict[str, Callable[[], object]] = {
+        "was cut off while it was read": lambda: os.truncate(path, 200),
+        "cannot be read any more: No such file": path.unlink,
+    }
+    for said, cut in cuts.items():
+        np.save(path, images(4000, 3, 4))
+        samples = iter(load("a.npy", IMAGE, [tmp_path]))
+        assert (next(samples)["image"] == images(1, 3, 4)).all()
+        cut()
+        with pytest.raises(CalibrationError, match=said):
+            list(samples)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_rows_of_a_large_npy_are_those_of_the_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Literal["C", "F"]
+) -> None:
+    monkeypatch.setattr("pytest_trtcheck.precision.quantization.calibration_data._MMAP_BYTES", 0)
+    for data, specs in ((images(5, 1, 3, 4), IMAGE), (images(5, 3, 4), IMAGE), (images(5, 3, 4), OPEN)):
+        np.save(tmp_path / "a.npy", np.asarray(data.astype(">f8"), order=order))
+        rows = np.concatenate([sample["image"] for sample in load("a.npy", specs, [tmp_path])])
+        assert (rows == data.reshape(-1, 3, 4)).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_what_is_there_and_is_no_file_is_told_as_that(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")  # as a shell's <(…)
+    (tmp_path / "gone.npz").symlink_to("nowhere.npz")
+    (tmp_path / "loop.npz").symlink_to("loop.npz")
+    for name, what in (("pipe", "a pipe or a device"), ("gone", "a link that leads"), ("loop", "a link that leads")):
+        with pytest.raises(CalibrationError, match=rf"{name}\.npz is {what}"):
+            load(f"{name}.npz", IMAGE, [tmp_path])
 
 
 def test_a_large_npy_is_read_where_the_file_system_maps_nothing(

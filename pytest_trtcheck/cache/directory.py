@@ -21,7 +21,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from pytest_trtcheck.cache.claims import Claims
-from pytest_trtcheck.errors import FULL, MISREAD, CacheError, CachePlaceError, lacked_files, listed
+from pytest_trtcheck.errors import FULL, LARGER_FILES, MISREAD, CacheError, CachePlaceError, lacked_files, listed
 from pytest_trtcheck.record.files import answers, append, open_regular, read_bytes
 from pytest_trtcheck.record.held import ALMOST_NOTHING_BYTES, HeldFolder, locked, remove_leftovers, replacing
 
@@ -247,6 +247,8 @@ class CacheDir:
     def _error(self, error: OSError, doing: str) -> CacheError:
         why = f"{doing} failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         hint = "name another directory with --trt-cache-dir"
+        if error.errno == errno.EFBIG:
+            hint = f"{LARGER_FILES}, or {hint}"
         if self._is_full(error):
             state = f"is full ({self._free()})"
             hint = f"free some space, empty the cache with --trt-cache-clear, or {hint}"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_trtcheck.errors import FULL, ArgumentError, ReportError
+from pytest_trtcheck.errors import FULL, LARGER_FILES, ArgumentError, ReportError
 from pytest_trtcheck.record.held import replacing
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ ANSWER_S = 60.0
 
 
 def room_or(error: OSError, hint: str) -> str:
-    """The hint for what can't be written: on a full disk another than elsewhere."""
+    """The hint for what can't be written: on a full disk, or beyond a file's size, another than elsewhere."""
+    if error.errno == errno.EFBIG:
+        return f"{LARGER_FILES}, or name another place"
     is_full = error.errno in FULL
     return "free some space there (or inodes: df -i), or name another place" if is_full else hint
 

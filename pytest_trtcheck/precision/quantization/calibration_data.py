@@ -14,6 +14,7 @@ Every input of a file or mapping must come to the same number of samples. An arr
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pytest_trtcheck.model import inputs as model_inputs
 from pytest_trtcheck.model import npz, remembered
 from pytest_trtcheck.model.arrays import as_array, files_behind, is_array, items_of, owned
 from pytest_trtcheck.record import typed
-from pytest_trtcheck.record.files import expanded
+from pytest_trtcheck.record.files import expanded, open_regular
 from pytest_trtcheck.spec import Calibration
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ Sample: TypeAlias = "dict[str, NDArray[Any]]"
 _Items: TypeAlias = "Iterable[tuple[str, object]]"
 
 _MMAP_BYTES = 64 << 20
-"""A .npy file from this size on is mapped, not read, so that a stack of samples is never in memory as a whole."""
+"""A .npy file from this size on is read row by row, so that a stack of samples is never in memory as a whole."""
 _KINDS = {"f": "float", "i": "integer", "u": "integer", "b": "bool", "c": "complex", "U": "string", "S": "string"}
 
 
@@ -119,10 +120,12 @@ class Samples:
         for label, item in self._items:
             if isinstance(item, Path):
                 self._reads(item)
-            arrays = _named(_loaded(item, label), self.specs, label)
+            loaded = _loaded(item, label)
+            arrays = _named(loaded, self.specs, label)
             if not isinstance(item, Path):
                 self._reads(*files_behind(arrays))
-            for found in _split(arrays, self.specs, label):
+            mapped = loaded if isinstance(item, Path) and isinstance(loaded, np.memmap) else None
+            for found in _split(arrays, self.specs, label, mapped):
                 empty = False
                 yield found
         if empty:
@@ -266,6 +269,13 @@ def _files(pattern: str | bytes, base_dirs: Sequence[Path]) -> list[Path]:
                     f"calibration: {other[0]} is neither .npz nor .npy", "narrow the glob", code="calibration-files"
                 )
             return found
+        if os.path.lexists(path):
+            what = "a pipe or a device, no file" if path.exists() else "a link that leads nowhere"
+            raise CalibrationError(
+                f"calibration: {path} is {what}",
+                "name .npz or .npy files: they are read several times",
+                code="calibration-files",
+            )
     looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise CalibrationError(
         f"calibration: no file matches {str(wanted)!r}",
@@ -283,7 +293,9 @@ def _loaded(item: object, label: str) -> object:
         return item
     try:
         if item.suffix == ".npy" and item.stat().st_size >= _MMAP_BYTES:
-            return npz.mapped(item)
+            array = npz.mapped(item)
+            if array.flags.c_contiguous:
+                return array
         loaded = npz.load(item)
         return loaded["arr_0"] if item.suffix == ".npy" else loaded
     except npz.UNREADABLE as error:
@@ -357,9 +369,11 @@ def _array(value: object, where: str) -> NDArray[Any]:
     return array
 
 
-def _split(arrays: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], label: str) -> Iterator[tuple[str, Sample]]:
-    """The samples that the arrays hold, by the rules at the top of this module."""
-    takes = {spec.name: _samples_of(arrays[spec.name], spec, label) for spec in specs}
+def _split(
+    arrays: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], label: str, mapped: np.memmap[Any, Any] | None
+) -> Iterator[tuple[str, Sample]]:
+    """The samples that the arrays hold, by the rules at the top of this module; `mapped`: the only one, in its file."""
+    takes = {spec.name: _samples_of(arrays[spec.name], spec, label, mapped) for spec in specs}
     counts = {name: count for name, (count, _) in takes.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} in {name!r}" for name, count in counts.items())
@@ -375,17 +389,23 @@ def _split(arrays: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec], labe
         yield where, {spec.name: _checked(takes[spec.name][1](index), spec, where) for spec in specs}
 
 
-def _samples_of(array: NDArray[Any], spec: TensorSpec, label: str) -> tuple[int, Callable[[int], NDArray[Any]]]:
+def _samples_of(
+    array: NDArray[Any], spec: TensorSpec, label: str, mapped: np.memmap[Any, Any] | None
+) -> tuple[int, Callable[[int], NDArray[Any]]]:
     """How many samples of `spec` are in `array`, and what gives each."""
     rank = len(spec.shape)
+
+    def rows(first: int, behind: int) -> NDArray[Any]:
+        return array[first:behind] if mapped is None else _read_rows(mapped, first, behind, label)
+
     if array.ndim == rank + 1 and _fits(array.shape[1:], spec.shape):
-        return array.shape[0], lambda index: np.asarray(array[index])
+        return array.shape[0], lambda index: np.asarray(rows(index, index + 1)[0])
     if array.ndim == rank and _fits(array.shape, spec.shape):
-        return 1, lambda _: array
+        return 1, lambda _: rows(0, len(array)) if array.ndim else array
     batch = spec.shape[0] if rank else None
     if array.ndim == rank and isinstance(batch, int) and batch and _fits(array.shape[1:], spec.shape[1:]):
         if array.shape[0] % batch == 0:
-            return array.shape[0] // batch, lambda index: array[index * batch : (index + 1) * batch]
+            return array.shape[0] // batch, lambda index: rows(index * batch, (index + 1) * batch)
         hint = f"give a multiple of {batch} rows: the model's batch is fixed"
     else:
         hint = f"a sample is {_shape_text(spec)}; a stack of samples has one dimension more, in front"
@@ -394,6 +414,31 @@ def _samples_of(array: NDArray[Any], spec: TensorSpec, label: str) -> tuple[int,
         hint,
         code="calibration-fit",
     )
+
+
+def _read_rows(mapped: np.memmap[Any, Any], first: int, behind: int, label: str) -> NDArray[Any]:
+    """Rows of a file by reading them: what is mapped ends the process (SIGBUS) where the file was cut off meanwhile."""
+    shape = (behind - first, *mapped.shape[1:])
+    row_bytes = mapped.itemsize * math.prod(shape[1:])
+    try:
+        with open_regular(os.fspath(mapped.filename or "")) as file:
+            file.seek(mapped.offset + first * row_bytes)
+            found = np.fromfile(file, mapped.dtype, math.prod(shape))
+    except OSError as error:
+        if lacked_files(error):
+            raise
+        raise CalibrationError(
+            f"{label}: cannot be read any more: {error.strerror or error}",
+            "run the test again when nothing else writes there",
+            code="calibration-files",
+        ) from error
+    if found.size < math.prod(shape):
+        raise CalibrationError(
+            f"{label}: was cut off while it was read",
+            "run the test again when nothing else writes there",
+            code="model-changed",
+        )
+    return found.reshape(shape)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
