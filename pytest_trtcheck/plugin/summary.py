@@ -146,7 +146,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._began = time.time()
+        self._began, self._began_by_timer = time.time(), time.perf_counter()
         self._outcomes: dict[tuple[str, str | None], pytest.TestReport] = {}
         self.records: list[CheckRecord] = []
         self._last: dict[tuple[str, str | None], list[CheckRecord]] = {}
@@ -457,7 +457,8 @@ class Collector:
         return replace(
             run,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
-            duration_s=round(time.time() - self._began, 3),
+            # A test may have stopped the clock (freezegun), this one too.
+            duration_s=round(max(0.0, time.perf_counter() - self._began_by_timer), 3),
             commit=commit(self._config.rootpath) if is_kept else None,
         )
 
