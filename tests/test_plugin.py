@@ -694,4 +694,35 @@ def test_it(trt_check, stopped):
     run = suite.run("--trt-diagnose=0")
     run.result.assert_outcomes(passed=1)
     found = json_report.read(suite.path / "report.json")
-    assert [found.duration_s, found.checks[0].duration_s] == [0.0, 0.0]
+    assert found.checks[0].duration_s == 0.0
+    assert found.duration_s is not None
+    assert 0 < found.duration_s < 600
+
+
+def test_what_may_take_so_long_ends_though_a_test_stops_the_clock(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, getattr(time, name))
+    suite.write(
+        conftest=STOPPED_CLOCK,
+        test_it="""
+from pytest_trtcheck import Search
+SEARCH = Search(tries=3000, seconds=0.05)
+
+@pytest.fixture(autouse=True)
+def frozen(stopped): stopped()
+
+@trt_parity("conv.onnx", batch=1, search=SEARCH)
+def test_marked(): ...
+
+def test_by_hand(trt_check):
+    import time
+    clock = time.monotonic
+    trt_check("conv.onnx", batch=1, search=SEARCH)
+    assert time.monotonic is clock
+""",
+    )
+    run = suite.run()
+    run.result.assert_outcomes(passed=2)
+    assert all(check["search"]["tries"] < 3000 for check in run.checks)

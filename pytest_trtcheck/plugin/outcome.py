@@ -421,19 +421,21 @@ def end_run(item: pytest.Item) -> None:
 
 def made(item: pytest.Item, request: Request) -> CheckRecord:
     """The record of the check, with the bundle that it writes where it fails."""
+    from pytest_trtcheck.plugin import running_clocks
     from pytest_trtcheck.plugin.session import session_of
 
     session = session_of(item.config)
     request = replace(request, cut_off=functools.partial(attach, item))
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
-    if writer is None:
-        return session.checker_for(request.for_gpu).check(request)
-    try:
-        record = session.checker_for(request.for_gpu).check(replace(request, watch=writer.keep))
-        return writer.finish(record, session.circumstances(record.backend))
-    finally:
-        writer.close()
+    with running_clocks():
+        if writer is None:
+            return session.checker_for(request.for_gpu).check(request)
+        try:
+            record = session.checker_for(request.for_gpu).check(replace(request, watch=writer.keep))
+            return writer.finish(record, session.circumstances(record.backend))
+        finally:
+            writer.close()
 
 
 def conclude(record: CheckRecord, *, inconclusive: str, ends: str = "") -> None:
