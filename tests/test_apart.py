@@ -72,6 +72,15 @@ def test_what_takes_too_long_is_stopped() -> None:
     assert time.monotonic() - began < 60
 
 
+def test_a_clock_that_a_test_stopped_does_not_stop_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with process() as it:
+        it.ask({"do": "sleep", "s": 0}, 60)
+        with monkeypatch.context() as patched:  # as freezegun does
+            patched.setattr(time, "monotonic", lambda: 1.0)
+            with pytest.raises(EndedError, match=r"did not finish within 0\.5 s and was stopped"):
+                it.ask({"do": "sleep", "s": 20}, 0.5)
+
+
 STOPPED = f"""
 from {__name__} import process
 with process() as it:

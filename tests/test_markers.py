@@ -285,6 +285,27 @@ def test_what_is_called_like_a_fixture_and_is_none_is_an_error(suite: Suite, def
     assert "and no fixture: the check would not use it" in run.said
 
 
+def test_a_fixture_that_gives_nothing_is_named_beside_what_was_taken_instead(suite: Suite) -> None:
+    suite.write(
+        test_it="""
+@pytest.fixture
+def trt_inputs():
+    {"image": np.ones((1, 3, 16, 16), np.float32)}  # return was forgotten
+
+@trt_parity("conv.onnx", batch=1)
+def test_marked(): ...
+
+def test_by_hand(trt_check):
+    trt_check("conv.onnx", batch=1)
+""",
+        test_other='@trt_parity("conv.onnx", batch=1)\ndef test_other(): ...\n',
+    )
+    run = suite.run()
+    run.result.assert_outcomes(passed=3)
+    said = "inputs were generated (seed 0): the fixture trt_inputs gives None"
+    assert [said in run.check(test)["notes"] for test in ("marked", "by_hand", "other")] == [True, True, False]
+
+
 MISSPELLED = """
 @pytest.fixture
 def {fixture}(): return None

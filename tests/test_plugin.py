@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pytest_trtcheck.plugin import options
+from pytest_trtcheck.report import json_report
 from tests import onnx_models
 from tests.conftest import LEFT_OUT
 
@@ -654,3 +655,74 @@ def test_a_warm_check_loads_no_library_for_graphs(suite: Suite) -> None:
     time.sleep(2.1)  # What is younger than two seconds is not remembered: file times are coarse.
     assert "loaded ['onnx', 'onnx_ir'" in suite.run_apart("--trt-cache-dir=fresh").text
     assert "loaded []" in suite.run_apart("--trt-cache-dir=fresh").text
+
+
+STOPPED_CLOCK = """
+import time
+
+REAL = {name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")}
+
+@pytest.fixture
+def stopped():
+    yield lambda: [setattr(time, name, lambda: 1.0) for name in REAL]
+
+def pytest_unconfigure():
+    for name, clock in REAL.items():
+        setattr(time, name, clock)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_clock_that_a_test_stops_leaves_a_report_that_can_be_read(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, getattr(time, name))  # put back, whatever happens
+    suite.write(
+        conftest=STOPPED_CLOCK,
+        test_it=f"""
+def test_it(trt_check, stopped):
+    def reference(inputs):
+        stopped()
+        return {{"logits": np.zeros((1, 10), np.float32)}}
+
+    {"stopped()" if when == "before" else ""}
+    with pytest.raises(AssertionError):
+        trt_check("conv.onnx", {{"image": np.ones((1, 3, 16, 16), np.float32)}}, reference=reference)
+""",
+    )
+    run = suite.run("--trt-diagnose=0")
+    run.result.assert_outcomes(passed=1)
+    found = json_report.read(suite.path / "report.json")
+    assert found.checks[0].duration_s == 0.0
+    assert found.duration_s is not None
+    assert 0 < found.duration_s < 600
+
+
+def test_what_may_take_so_long_ends_though_a_test_stops_the_clock(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, getattr(time, name))
+    suite.write(
+        conftest=STOPPED_CLOCK,
+        test_it="""
+from pytest_trtcheck import Search
+SEARCH = Search(tries=3000, seconds=0.05)
+
+@pytest.fixture(autouse=True)
+def frozen(stopped): stopped()
+
+@trt_parity("conv.onnx", batch=1, search=SEARCH)
+def test_marked(): ...
+
+def test_by_hand(trt_check):
+    import time
+    clock = time.monotonic
+    trt_check("conv.onnx", batch=1, search=SEARCH)
+    assert time.monotonic is clock
+""",
+    )
+    run = suite.run()
+    run.result.assert_outcomes(passed=2)
+    assert all(check["search"]["tries"] < 3000 for check in run.checks)

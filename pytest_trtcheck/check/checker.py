@@ -111,7 +111,7 @@ class Checker(Settings):
                 known.close()
         if self.cache.problem is not None:
             record = replace(record, notes=(*record.notes, f"cache: {self.cache.problem}"))
-        return replace(record, duration_s=time.perf_counter() - start)
+        return replace(record, duration_s=max(0.0, time.perf_counter() - start))
 
     def _changed(self) -> ModelError | None:
         try:

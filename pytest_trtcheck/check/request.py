@@ -58,6 +58,8 @@ class Request:
         The specs, with one precision and one batch; `judge_parity` is False for a test with `trt_latency` alone.
     inputs, inputs_source
         What to feed, and where it came from; None: generated.
+    why_generated
+        What is said of that beside it.
     batches
         All that were listed beside the one batch of this check.
     spell_shapes
@@ -91,6 +93,7 @@ class Request:
     latency_for: Callable[..., LatencySpec | None] | None = None
     inputs: object = None
     inputs_source: str = "generated"
+    why_generated: str = ""
     calibration: object = None
     options: BuildOptions | None = None
     batches: tuple[int | None, ...] = ()

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import weakref
 from tempfile import TemporaryFile
@@ -151,10 +150,10 @@ class Process:
 
         def watch(left: float) -> None:
             while left > 0:
-                began = time.monotonic()
-                if done.wait(min(left, _TICK_S)):
+                step = min(left, _TICK_S)
+                if done.wait(step):
                     return
-                left -= min(time.monotonic() - began, _TICK_S)
+                left -= step
             over.set()
             _kill(self._child)
 

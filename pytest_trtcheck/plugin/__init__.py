@@ -8,6 +8,7 @@ Python loads them as it loads any other.
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
@@ -35,3 +36,25 @@ def as_they_are() -> Iterator[None]:
     finally:
         if _AsTheyAre in sys.meta_path:  # else whoever ran pytest within has put back what was there
             sys.meta_path.remove(_AsTheyAre)
+
+
+_CLOCKS = {"monotonic": time.monotonic, "perf_counter": time.perf_counter}
+
+
+def now_s() -> float:
+    """The time by a clock that no test stops or sets, in seconds."""
+    return _CLOCKS["perf_counter"]()
+
+
+@contextmanager
+def running_clocks() -> Iterator[None]:
+    """Have the clocks run that say how long something may take: where a test stopped them (freezegun), it would never
+    be over.
+    """
+    stopped = {name: getattr(time, name) for name in _CLOCKS}
+    vars(time).update(_CLOCKS)
+    try:
+        yield
+    finally:
+        # What a function of the user's did meanwhile, stays.
+        vars(time).update({name: each for name, each in stopped.items() if getattr(time, name) is _CLOCKS[name]})

@@ -16,7 +16,7 @@ import pytest
 
 from pytest_trtcheck.choices import GPU
 from pytest_trtcheck.errors import ArgumentError, CheckError, CheckFailed, plural
-from pytest_trtcheck.plugin import outcome
+from pytest_trtcheck.plugin import outcome, running_clocks
 from pytest_trtcheck.record import SEVERITY, CheckRecord, is_bad
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class Examples:
                 "score in a test of its own, on samples with labels",
                 code="argument-conflict",
             )
-        record = self.checker.check(replace(request, search_folder=None))
+        with running_clocks():
+            record = self.checker.check(replace(request, search_folder=None))
         spec = request.parity
         asked = (repr(spec.tol), spec.metric.name, spec.keep_fp32, spec.exclude, spec.batch, repr(record.build_options))
         key = (record.model, record.precision, record.backend, record.reference, *asked)

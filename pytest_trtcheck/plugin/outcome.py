@@ -276,6 +276,8 @@ def request_for(
         "trt_build_options": built is None,
     }
     _refuse_unused(item, [name for name, is_not in not_given.items() if is_not])
+    if not_given["trt_inputs"] and _is_overridden(item, "trt_inputs"):
+        more["why_generated"] = "the fixture trt_inputs gives None"
     compared = parity.backends or options.value(item.config, "trt_backend")
     if parity.backend is None and parity.engine is None and len(compared) > 1:
         if BACKEND not in parameters(item):
@@ -322,8 +324,7 @@ def _refuse_unused(item: pytest.Item, names: Iterable[str]) -> None:
         return
     manager = item.session._fixturemanager
     for name in names:
-        found = manager.getfixturedefs(name, item)
-        if found and found[-1].func.__module__ != _FIXTURES:
+        if _is_overridden(item, name):
             continue
         for place in (getattr(item, "cls", None), module.obj, *marks.conftests(module)):
             if name in dir(place) and not marks.is_fixture(plain := getattr(place, name)) and plain is not None:
@@ -339,6 +340,12 @@ def _refuse_unused(item: pytest.Item, names: Iterable[str]) -> None:
                         f"call it {name}; or give it another name, if it is for something else",
                         code="argument-conflict",
                     )
+
+
+def _is_overridden(item: pytest.Item, name: str) -> bool:
+    """Whether a fixture of the user's stands in the place of ours."""
+    found = item.session._fixturemanager.getfixturedefs(name, item)
+    return found is not None and len(found) > 0 and found[-1].func.__module__ != _FIXTURES
 
 
 def _is_nearly(name: str, ours: str) -> bool:
@@ -421,19 +428,21 @@ def end_run(item: pytest.Item) -> None:
 
 def made(item: pytest.Item, request: Request) -> CheckRecord:
     """The record of the check, with the bundle that it writes where it fails."""
+    from pytest_trtcheck.plugin import running_clocks
     from pytest_trtcheck.plugin.session import session_of
 
     session = session_of(item.config)
     request = replace(request, cut_off=functools.partial(attach, item))
     # A replay watches for itself, and needs no bundle of its own.
     writer = session.bundle_writer(request.nodeid) if request.watch is None else None
-    if writer is None:
-        return session.checker_for(request.for_gpu).check(request)
-    try:
-        record = session.checker_for(request.for_gpu).check(replace(request, watch=writer.keep))
-        return writer.finish(record, session.circumstances(record.backend))
-    finally:
-        writer.close()
+    with running_clocks():
+        if writer is None:
+            return session.checker_for(request.for_gpu).check(request)
+        try:
+            record = session.checker_for(request.for_gpu).check(replace(request, watch=writer.keep))
+            return writer.finish(record, session.circumstances(record.backend))
+        finally:
+            writer.close()
 
 
 def conclude(record: CheckRecord, *, inconclusive: str, ends: str = "") -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_trtcheck.choices import PROPERTY
 from pytest_trtcheck.errors import CODES, CheckError, unforeseen, visible
+from pytest_trtcheck.plugin import now_s
 from pytest_trtcheck.plugin import options as settings
 from pytest_trtcheck.plugin.marks import UNCOLLECTED
 from pytest_trtcheck.plugin.option_table import any_given
@@ -146,7 +147,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._began = time.time()
+        self._began, self._began_s = time.time(), now_s()
         self._outcomes: dict[tuple[str, str | None], pytest.TestReport] = {}
         self.records: list[CheckRecord] = []
         self._last: dict[tuple[str, str | None], list[CheckRecord]] = {}
@@ -457,7 +458,7 @@ class Collector:
         return replace(
             run,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
-            duration_s=round(time.time() - self._began, 3),
+            duration_s=round(now_s() - self._began_s, 3),
             commit=commit(self._config.rootpath) if is_kept else None,
         )
 

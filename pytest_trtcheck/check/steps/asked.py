@@ -289,7 +289,7 @@ def _cases(settings: Settings, request: Request, model: OnnxModel) -> tuple[Sequ
         return f"fix them: {spelled} ({tried}), or give real inputs"
 
     ranges = model_inputs.shape_ranges(model, batch, spec.shapes, default_batch=request.default_batch, answer=answer)
-    notes = [f"inputs were generated (seed {spec.seed})"]
+    notes = [f"inputs were generated (seed {spec.seed}){f': {why}' if (why := request.why_generated) else ''}"]
     if request.default_batch is not None and batch is None and model_inputs.leaves_batch_open(model, spec.shapes):
         notes.append(f"open batch dimensions were taken as {request.default_batch}")
     return model_inputs.generate(model, ranges, spec.seed), labels, notes
