@@ -101,6 +101,16 @@ def test_types_are_converted_and_it_is_said(checked: Callable[..., Run]) -> None
     assert 0 < record["parity"]["worst"] < 1e-2
 
 
+def test_a_float_that_overflows_on_the_way_is_what_the_server_is_fed(checked: Callable[..., Run]) -> None:
+    code = """
+@trt_parity("heads.onnx", precision="fp16")
+def test_it():
+    return {"x": np.array([[1e6, 1, 2, 3]], np.float32)}
+"""
+    record = checked("in_halves", "-Werror", code=code).check("test_it")
+    assert record["verdict"] == "fail", record["message"]
+
+
 def test_a_file_without_code_is_checked(checked: Callable[..., Run]) -> None:
     run = checked("heads", "heads.onnx", "--trt-precision=fp16", code="# no tests\n")
     assert run.check("heads.onnx::fp16")["verdict"] == "pass", run.text
