@@ -474,7 +474,10 @@ def test_a_run_signs_its_report(proved: Suite, monkeypatch: pytest.MonkeyPatch) 
     [
         (("--trt-require-evidence=gpu.json",), "no GPU is named"),
         (("--trt-require-evidence=gone.json", "--trt-gpu=H100"), "cannot read the report"),
-        (("--trt-evidence-key=NOT_SET",), "is neither a file nor an environment variable"),
+        (("--trt-evidence-key=NOT_SET",), "--trt-evidence-key=NOT_SET: is neither a file nor an environment variable"),
+        (("--trt-evidence-key=keys/of_the_fleet.key",), "=keys/of_the_fleet.key: is neither a file"),
+        ((f"--trt-evidence-key={SECRET}",), "--trt-evidence-key=…: is neither a file nor an environment variable"),
+        ((f"--trt-evidence-key={SECRET * 99}",), "--trt-evidence-key=…: "),
         (("--trt-evidence-key=short",), "holds 6 bytes"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pytest
 from pytest_trtcheck import latency
 from pytest_trtcheck.backends.triton import client
 from pytest_trtcheck.backends.triton.address import Address
-from pytest_trtcheck.backends.triton.at_once import Load
+from pytest_trtcheck.backends.triton.at_once import Load, all_at_once
 from pytest_trtcheck.backends.triton.client import Counts
 from pytest_trtcheck.check.latency import _qps_under_load, _undecided_before_the_most
 from pytest_trtcheck.errors import ArgumentError, ServerError
@@ -154,6 +155,37 @@ def test_what_another_model_answers_is_no_answer(
         with pytest.raises(ServerError) as caught:
             ask()
         assert f"model 'net', version 2 was asked, and {other}" in caught.value.message
+
+
+@dataclass
+class Refusing:
+    """What opens no more than three connections, as where no further file may be open."""
+
+    opened: int = 0
+
+    def another(self) -> Refusing:
+        self.opened += 1
+        if self.opened > 3:
+            raise ServerError("cannot be reached: Too many open files")
+        return self
+
+    def close(self) -> None: ...
+
+
+def test_requests_do_not_wait_for_one_that_is_not_sent() -> None:
+    refusing: Any = Refusing()
+    asked: list[ServerError] = []
+
+    def ask() -> None:
+        try:
+            all_at_once(refusing, [{}] * 6)
+        except ServerError as error:
+            asked.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [error.message for error in asked] == ["cannot be reached: Too many open files"]
 
 
 # --- throughput under load --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import functools
 import itertools
 import os
@@ -587,15 +588,25 @@ def _secret(config: pytest.Config, option: str) -> bytes | None:
     try:
         key = _plain(path.read_bytes() if path.is_file() else os.fsencode(os.environ.get(named, "")))
     except OSError as error:
+        given = _without_secret(given, named) if error.errno == errno.ENAMETOOLONG else given
         raise ArgumentError(f"{given}: cannot be read: {error.strerror}", code="option-value") from error
     if len(key) < _SHORTEST_KEY:
-        found = (
-            f"holds {plural(len(key), 'byte')}" if key else "is neither a file nor an environment variable that is set"
-        )
+        found, hint = f"holds {plural(len(key), 'byte')}", ""
+        if not key:
+            given, hint = _without_secret(given, named), "; the secret itself is not given there"
+            found = "is neither a file nor an environment variable that is set"
         raise ArgumentError(
-            f"{given}: {found}", f"name one that holds a secret of {_SHORTEST_KEY} bytes or more", code="option-value"
+            f"{given}: {found}",
+            f"name one that holds a secret of {_SHORTEST_KEY} bytes or more{hint}",
+            code="option-value",
         )
     return key
+
+
+def _without_secret(given: str, named: str) -> str:
+    """What was given for the name of a secret, unless it may be the secret itself: a log is no place for it."""
+    is_a_name = len(named) < _SHORTEST_KEY or re.fullmatch(r"[A-Z_]+|[^\n]{,200}\.[a-z]{1,6}", named)
+    return given if is_a_name else given.replace(named, "…")
 
 
 def _asked_for(names: Sequence[str], extra: Sequence[gpu.GpuModel]) -> dict[str, gpu.GpuModel]:

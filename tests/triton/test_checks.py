@@ -92,6 +92,13 @@ def test_a_version_and_a_mapping_name_what_is_served(suite: Suite, server: Serve
     run = suite.run("--trt-backend=triton")
     assert run.check("test_it")["verdict"] == "pass", run.text
     assert (run.check("test_it")["server"]["model"], run.check("test_it")["server"]["version"]) == ("heads", "1")
+    unnamed = "no line of trt_triton_models is of this model"
+    assert unnamed not in run.check("test_it")["notes"]
+    onnx_models.save(two_heads(), suite.path / "heads.onnx")
+    suite.write(test_served=CHECK.format(precision="fp16", batch=3))
+    record = suite.run("--trt-backend=triton").check("test_it")
+    assert record["verdict"] == "pass"
+    assert unnamed in record["notes"]
 
 
 def test_types_are_converted_and_it_is_said(checked: Callable[..., Run]) -> None:
@@ -99,6 +106,16 @@ def test_types_are_converted_and_it_is_said(checked: Callable[..., Run]) -> None
     assert record["verdict"] == "pass"
     assert any("x float32 ↔ float16, first float32 ↔ float16" in note for note in record["notes"])
     assert 0 < record["parity"]["worst"] < 1e-2
+
+
+def test_a_float_that_overflows_on_the_way_is_what_the_server_is_fed(checked: Callable[..., Run]) -> None:
+    code = """
+@trt_parity("heads.onnx", precision="fp16")
+def test_it():
+    return {"x": np.array([[1e6, 1, 2, 3]], np.float32)}
+"""
+    record = checked("in_halves", "-Werror", code=code).check("test_it")
+    assert record["verdict"] == "fail", record["message"]
 
 
 def test_a_file_without_code_is_checked(checked: Callable[..., Run]) -> None:

@@ -85,7 +85,13 @@ def all_at_once(runner: Served, requests: Sequence[Case]) -> list[dict[str, NDAr
 
     def send(index: int) -> None:
         try:
-            with closing(runner.another()) as own:
+            own = runner.another()
+        except BaseException as error:
+            errors.append(error)
+            start.abort()  # Nobody waits for this one.
+            return
+        try:
+            with closing(own):
                 start.wait()
                 outputs[index] = own(requests[index])
         except threading.BrokenBarrierError:

@@ -143,6 +143,9 @@ class Triton(Backend):
         names = {spec.name for spec in model.outputs}
         added = [tensor.name for tensor in runner.served.outputs if tensor.name not in names]
         found = [f"run by {runner.described()}"]
+        # A glob that is mistyped leads to a model that only bears the file's name.
+        is_unnamed = bool(self.models) and self.served_as(model) is self.address
+        found += ["no line of trt_triton_models is of this model"] * is_unnamed
         found += [f"inputs and outputs were converted: {', '.join(changed)}"] * bool(changed)
         found += [f"outputs that the server gives besides were not compared: {', '.join(added)}"] * bool(added)
         return tuple(found)

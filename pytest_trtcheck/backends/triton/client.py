@@ -267,7 +267,8 @@ class Connection:
                 )
             if array.ndim + 1 == len(tensor.shape) and tensor.shape[-1] == 1:
                 array = array[..., np.newaxis]  # Triton has no scalars: `dims: [ 1 ]` with a reshape stands for one.
-            sent = np.ascontiguousarray(array, np.dtype(tensor.dtype))
+            with np.errstate(over="ignore"):  # A float that becomes infinite is what the server is fed.
+                sent = np.ascontiguousarray(array, np.dtype(tensor.dtype))
             if array.dtype.kind in "iu" and not np.array_equal(sent, array):
                 raise InputError(
                     f"input {tensor.name!r} has values that {tensor.dtype} cannot hold, which Triton takes"

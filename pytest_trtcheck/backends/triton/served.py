@@ -63,7 +63,7 @@ class Served:
         if array.ndim == len(spec.shape) + 1 and array.shape[-1] == 1:
             array = array[..., 0]  # Triton has no scalars.
         if not array.dtype.hasobject:  # Strings are not compared.
-            with np.errstate(invalid="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 found = array.astype(np.dtype(spec.dtype), copy=False)
             # Floats are rounded; a number that wraps around, or is cut off, is another one.
             if found.dtype.kind not in "iub" or np.array_equal(found, array):
