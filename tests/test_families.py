@@ -250,6 +250,7 @@ CASES: dict[str, tuple[Any, Any, str, tuple[Family, ...]]] = {
     "last window": (P(pool, 9, strides=[3, 3]), P(pool, 10, strides=[3, 3]), "last window along axis 2", ALL),
     "last window in the padding": (P(pool, 6, pads=[0, 0, 1, 1]), P(pool, 6, pads=[1, 1, 1, 1]), "axis 2", ALL),
     "batchwise": (P(recurrence, 1), P(recurrence, 0), "layout=1", ALL),
+    "Trilu": (P(one, "Trilu"), P(one, "Trilu", upper=1), "the upper triangle", ALL),
     "old Resize": (P(old_resize, 0.6), P(old_resize, 0.5), "of opset 10", ALL),
     "modulo": (P(one, "Mod", np.ones(1, np.float32)), P(one, "Mod", np.ones(1, np.float32), fmod=1), "fmod=0", ALL),
 }

@@ -116,16 +116,16 @@ def test_bf16_raises_an_old_opset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operator", "operands", "shape"),
+    ("operator", "operands", "shape", "kind"),
     [
-        ("HannWindow", [8], [8]),
-        ("HammingWindow", [8], [8]),
-        ("BlackmanWindow", [8], [8]),
-        ("MelWeightMatrix", [4, 16, 8000, np.float32(0), np.float32(4000)], [9, 4]),
+        ("HannWindow", [8], [8], TensorProto.FLOAT),
+        ("HammingWindow", [8], [8], TensorProto.FLOAT),
+        ("BlackmanWindow", [8], [8], TensorProto.FLOAT),
+        ("MelWeightMatrix", [4, 16, 8000, np.float32(0), np.float32(4000)], [9, 4], TensorProto.FLOAT16),
     ],
 )
-def test_what_is_fp32_by_default_is_told_otherwise(
-    tmp_path: Path, operator: str, operands: list[float], shape: list[int]
+def test_what_is_fp32_by_default_is_told_otherwise_where_there_is_a_kernel(
+    tmp_path: Path, operator: str, operands: list[float], shape: list[int], kind: int
 ) -> None:
     weights = {f"v{index}": np.asarray(value) for index, value in enumerate(operands)}
     nodes = [
@@ -133,7 +133,7 @@ def test_what_is_fp32_by_default_is_told_otherwise(
         helper.make_node("Mul", ["x", "w"], ["y"], name="mul"),
     ]
     io = {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)}
-    assert types(lower(onnx_models.model(nodes, *io, weights), tmp_path, "fp16"))["w"] == TensorProto.FLOAT16
+    assert types(lower(onnx_models.model(nodes, *io, weights), tmp_path, "fp16"))["w"] == kind
 
 
 def test_a_fill_that_nobody_gave_is_one_zero(tmp_path: Path) -> None:

@@ -187,6 +187,22 @@ def test_scores_saturate_in_one_kernel_alone(size: int, heads: int, masked: bool
             np.testing.assert_allclose(y, mean, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("axis", "opset", "finite"), [
+    (-1, 17, True), (3, 17, True), (None, 17, True), (1, 17, False), (3, 12, True), (None, 12, False),
+])  # fmt: skip
+def test_a_softmax_over_another_axis_is_no_attention(
+    axis: int | None, opset: int, finite: bool, tmp_path: Path
+) -> None:
+    proto = attention(32, 2)
+    (softmax,) = (each for each in proto.graph.node if each.op_type == "Softmax")
+    del softmax.attribute[:]
+    if axis is not None:
+        softmax.attribute.append(helper.make_attribute("axis", axis))
+    proto.opset_import[0].version = opset
+    inputs = dict.fromkeys("qkv", np.full((1, 2, 4, 32), 300, np.float32))
+    assert np.isfinite(emulated(proto, tmp_path)(inputs)["y"]).all() == finite
+
+
 @pytest.mark.parametrize(("folded", "finite"), [(False, False), (True, True)])
 def test_an_open_batch_is_no_head_but_where_heads_are_folded_into_it(
     folded: bool, finite: bool, tmp_path: Path

@@ -239,7 +239,8 @@ class OrtSession:
                 raise short from error
             raise ModelError(
                 message,
-                "inputs that were generated may lie outside what the model accepts: return real ones from the test",
+                "inputs that were generated may lie outside what the model accepts, and so may an index that is "
+                "computed in fewer bits: return real inputs from the test, or keep what computes the index in FP32",
                 code="runtime-failed",
             ) from error
         return dict(zip(self._outputs, map(np.asarray, values), strict=True))

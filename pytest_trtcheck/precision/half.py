@@ -44,9 +44,6 @@ the width of its bits."""
 _FLOAT_BY_DEFAULT = {
     "RandomNormal": "dtype",
     "RandomUniform": "dtype",
-    "HannWindow": "output_datatype",
-    "HammingWindow": "output_datatype",
-    "BlackmanWindow": "output_datatype",
     "MelWeightMatrix": "output_datatype",
 }
 """The attribute that says FP32 by not being there."""

@@ -59,9 +59,11 @@ _FP16: frozenset[HalfName] = frozenset({"fp16"})
 _BOTH = _FP16 | _BF16
 _RTX = "measured with TensorRT-RTX 1.5 and 1.7"
 _RTX_1_5 = "measured with TensorRT-RTX 1.5"
+_RTX_1_7 = "measured with TensorRT-RTX 1.7"
 _TABLE = "onnx-tensorrt's operator table of TensorRT 10.15"
 _TENSORRT: frozenset[FamilyName] = frozenset({"tensorrt_10", "tensorrt_11"})
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+_WINDOWS = ("BlackmanWindow", "HammingWindow", "HannWindow")
 
 NO_KERNEL: tuple[NoKernel, ...] = (
     *(NoKernel(op, _BOTH, _RTX, _has_sequence_lens) for op in ("GRU", "LSTM", "RNN")),
@@ -74,9 +76,10 @@ NO_KERNEL: tuple[NoKernel, ...] = (
     *(NoKernel(op, _BF16, _RTX) for op in _RANDOM),
     *(NoKernel(op, _FP16, _RTX_1_5, families=frozenset(), seen_by="builder") for op in _RANDOM),
     NoKernel("STFT", _BOTH, f"{_RTX_1_5}; {_TABLE}", families=_TENSORRT),
+    *(NoKernel(op, _BOTH, _RTX_1_7) for op in _WINDOWS),
     *(
         NoKernel(op, _BF16, _TABLE, families=_TENSORRT)
-        for op in ("BlackmanWindow", "DeformConv", "GridSample", "HammingWindow", "HannWindow", "NonZero", "RoiAlign")
+        for op in ("DeformConv", "GridSample", "NonZero", "RoiAlign", *_WINDOWS)
     ),
 )
 

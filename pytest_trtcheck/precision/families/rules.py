@@ -450,6 +450,12 @@ def _old_resize(node: ir.Node) -> str | None:
     )
 
 
+def _trilu(node: ir.Node) -> str | None:
+    if node.op_type != "Trilu" or "upper" in node.attributes:
+        return None
+    return "without the attribute upper it is the upper triangle by ONNX, and TensorRT computes the lower one"
+
+
 def _data_dependent_size(node: ir.Node) -> str | None:
     if node.op_type in {"NonZero", "NonMaxSuppression"} and node.domain in ONNX_DOMAINS:
         return "the size of its output depends on the data, which TensorRT-RTX does not serve"
@@ -491,6 +497,7 @@ RULES: tuple[Rule, ...] = (
     Rule("unsupported attribute", _scatter_elements, _EXPORT, _RTX),
     Rule("unsupported attribute", _batchwise, _EXPORT, seen_by="nobody"),
     Rule("last window", _last_window, "export it without ceil_mode, where that gives the same sizes", seen_by="nobody"),
+    Rule("Trilu without upper", _trilu, "give it the attribute: upper=1", seen_by="nobody"),
     Rule("old Resize", _old_resize, "export the model in opset 11 or later", seen_by="nobody"),
     Rule("further outputs", _more_outputs, _EXPORT),
     Rule("unsupported rank", _ranks, _EXPORT),
