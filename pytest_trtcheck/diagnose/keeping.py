@@ -244,16 +244,18 @@ def fewest(candidates: Sequence[T], suffices: Callable[[Sequence[T]], bool]) -> 
 def without_needless(items: Sequence[T], suffices: Callable[[Sequence[T]], bool], most: int = 1) -> list[T]:
     """`items`, which suffice, less those that can be left out: `most` neighbours at a time, then ever fewer.
 
-    The last ones go first: the lowest ranks, or what comes late in the graph, are the likeliest to be of no use.
+    The last ones go first: the lowest ranks, or what comes late in the graph, are the likeliest to be of no use. Single
+    ones are tried until none can go: one may be of no use only without those that went after it was tried.
     """
     found = list(items)
     try:
         while most:
+            before = len(found)
             for start in reversed(range(0, len(found), most)):
                 rest = found[:start] + found[start + most :]
                 if rest and suffices(rest):
                     found = rest
-            most //= 2
+            most = 1 if most == 1 and len(found) < before else most // 2
     except BudgetSpent:
         pass
     return found
