@@ -388,6 +388,8 @@ def test_a_budget_is_no_less_news_where_another_one_decides() -> None:
 def test_a_test_that_fails_behind_its_check_is_worse() -> None:
     found = diff(report(check(outcome="passed")), report(check(outcome="failed")))
     assert changes_of(found) == {"test": ("worse", "passed", "failed")}
+    found = diff(report(check(outcome="failed")), report(check(outcome="passed")))
+    assert changes_of(found) == {"test": ("better", "failed", "passed")}
 
 
 def test_that_a_test_had_to_be_run_again_is_said() -> None:
