@@ -415,6 +415,8 @@ def test_a_new_check_that_fails_and_tests_without_a_record_are_named() -> None:
     assert text[text.index("only in the new report (1 check)") + 1] == "  t.py::d  int8  pass"
     assert "not in this report: 1 of " in " ".join(text)
     assert text[-1] == "1 new and not passing, 1 only in the new report, 1 unchanged"
+    same = diff(new, new)
+    assert (same.unrecorded, same.lost_sight, same.new_failures) == (None, False, ())
     page = diff_text.markdown(found, ("old", "new"))
     assert "| ❌ | <code>t.py::c</code> | int8 | new |  | fail |  |" in page
     assert "<summary>only in the new report: 1 check</summary>" in page
