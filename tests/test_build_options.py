@@ -410,10 +410,10 @@ def drifting(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
     drifting_backend.install(suite.path, monkeypatch)
     suite.write(test_it='@trt_parity("conv.onnx", precision="fp16", batch=1)\ndef test_it(): ...\n')
 
-    def run(*factors: float, diagnose: int = 60) -> Run:
+    def run(*factors: float, diagnose: int = 60, more: tuple[str, ...] = ()) -> Run:
         drifting_backend.prepare(suite.path, monkeypatch, factors)
         asked = (f"--trt-rebuild={len(factors)}", "--trt-bundle=bundles", f"--trt-diagnose={diagnose}")
-        return suite.run("--trt-backend=drifting", *asked)
+        return suite.run("--trt-backend=drifting", *asked, *more)
 
     return run
 
@@ -429,6 +429,12 @@ def test_the_spread_of_builds_that_differ(drifting: Callable[..., Run]) -> None:
     assert found["error"] == [min(errors), max(errors)]
     assert errors[2] == pytest.approx(0.004, rel=0.2)
     assert "4 builds, 3 different engines: max " in run.text
+
+
+def test_that_one_build_alone_was_searched_is_said(drifting: Callable[..., Run]) -> None:
+    said = "the worst input was searched on the first build alone"
+    assert said in drifting(1, 1.001, more=("--trt-search=5",)).checks[0]["notes"]
+    assert said not in drifting(1, 1.001).checks[0]["notes"]
 
 
 @pytest.mark.parametrize("factors", [(1, 1, 1.1), (1, 1.1, 1.1)])

@@ -388,6 +388,8 @@ def test_a_budget_is_no_less_news_where_another_one_decides() -> None:
 def test_a_test_that_fails_behind_its_check_is_worse() -> None:
     found = diff(report(check(outcome="passed")), report(check(outcome="failed")))
     assert changes_of(found) == {"test": ("worse", "passed", "failed")}
+    found = diff(report(check(outcome="failed")), report(check(outcome="passed")))
+    assert changes_of(found) == {"test": ("better", "failed", "passed")}
 
 
 def test_that_a_test_had_to_be_run_again_is_said() -> None:
@@ -413,7 +415,12 @@ def test_a_new_check_that_fails_and_tests_without_a_record_are_named() -> None:
     assert text[text.index("only in the new report (1 check)") + 1] == "  t.py::d  int8  pass"
     assert "not in this report: 1 of " in " ".join(text)
     assert text[-1] == "1 new and not passing, 1 only in the new report, 1 unchanged"
-    assert "t.py::e (its process died)" in diff_text.markdown(found, ("old", "new"))
+    same = diff(new, new)
+    assert (same.unrecorded, same.lost_sight, same.new_failures) == (None, False, ())
+    page = diff_text.markdown(found, ("old", "new"))
+    assert "| ❌ | <code>t.py::c</code> | int8 | new |  | fail |  |" in page
+    assert "<summary>only in the new report: 1 check</summary>" in page
+    assert "t.py::e (its process died)" in page
 
 
 def test_what_was_asked_for_otherwise_is_said() -> None:

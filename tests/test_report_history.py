@@ -20,6 +20,7 @@ from pytest_trtcheck.latency.distribution import Distribution
 from pytest_trtcheck.plugin.revision import commit
 from pytest_trtcheck.record import (
     CheckRecord,
+    EngineRecord,
     Environment,
     GpuRecord,
     JudgedRecord,
@@ -106,6 +107,27 @@ def test_a_change_of_one_quantity_does_not_hide_the_creeping_of_another() -> Non
 def _score(value: float) -> ScoreRecord:
     drop = 0.9 - value
     return ScoreRecord("pass", "top1", 0.9, value, drop, drop - 0.01, drop + 0.01, 0.99, 0.5, samples=100)
+
+
+@pytest.mark.parametrize("part", ["score", "latency", "engine"])
+def test_what_is_measured_otherwise_is_held_against_the_first_that_was_measured_so(part: str) -> None:
+    def night(day: int, way: str, figure: float) -> tuple[str, RunRecord]:
+        if part == "score":
+            return report(day, replace(check(0.002), score=replace(_score(1 - 0.1 * figure), labels_sha256=way)))
+        if part == "engine":
+            engine = EngineRecord(way, True, None, 1.0, int(figure * (50 << 20)), None, None)
+            return report(day, replace(check(0.002), engine=engine, compiled_for=way))
+        found = check(0.002, p50_ms=figure, seed=day)
+        assert found.latency is not None
+        details = replace(found.latency.details, measured=way)
+        return report(day, replace(found, latency=replace(found.latency, details=details)))
+
+    nights = [night(1, "a", 1.0), night(2, "b", 1.0), night(3, "b", 3.0)]
+    assert (3, "worse") in turns(*nights)
+    assert history.history(nights).is_worse
+    # One night of another way hides nothing.
+    nights = [night(1, "a", 1.0), night(2, "b", 1.0), night(3, "a", 3.0)]
+    assert (3, "worse") in turns(*nights)
 
 
 def test_a_check_that_broke_for_a_night_hides_no_rise() -> None:
@@ -265,6 +287,13 @@ def test_the_command_says_it_and_fails_where_asked(running: Running) -> None:
     assert "worse in report 2, 2026-11-02 03:00, 0000002: boxes max 0.00100 → 0.00800" in text
     assert running("2.json", "1.json")[0] == 0
     assert running("1.json", "2.json", "3.json", "--fail-on=regression")[0] == 0, "it rose before the newest report"
+
+
+def test_a_test_that_fails_again_is_worse_again() -> None:
+    outcomes = ("passed", "failed", "passed", "failed")
+    nights = [report(day, replace(check(0.001), outcome=outcome)) for day, outcome in enumerate(outcomes, 1)]
+    assert turns(*nights) == [(2, "worse"), (3, "better"), (4, "worse")]
+    assert history.history(nights).is_worse
 
 
 def test_another_model_that_fails_is_worse() -> None:

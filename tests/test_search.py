@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +217,17 @@ def test_inputs_that_the_reference_itself_does_not_stand_are_left_out(tmp_path: 
     assert record.verdict == "pass"
     assert record.search is not None
     assert record.search.unusable > 10
+
+
+def test_inputs_on_which_a_metric_cannot_be_computed_are_counted(tmp_path: Path) -> None:
+    def fragile(actual: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+        if np.abs(expected).max() > 20:
+            raise ValueError("it is beyond me")
+        return float(np.abs(actual - expected).max())
+
+    record = checked(cancelling(gain=0.01), tmp_path, batch=1, metric=fragile, tol=9, search=Search(100, (-3, 3)))
+    (said,) = [note for note in record.notes if note.startswith("search: ")]
+    assert re.search(r"; not judged: \d+ on which a metric cannot be computed$", said)
 
 
 def test_a_search_ends_with_its_time(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def judged_again(settings: Settings, known: Known, judging: Sequence[Step], expl
     )
     decides = f"; {worst.build} decides" if worst.build else ""
     metric = worst.record.parity.metric if worst.record.parity else "error"
-    notes = (*worst.record.notes, found.text(metric) + decides)
+    searched = ["the worst input was searched on the first build alone"] if known.record.search else []
+    notes = (*worst.record.notes, *searched, found.text(metric) + decides)
     # What each build says anew is said once.
     record = replace(worst.record, rebuild=found, notes=tuple(dict.fromkeys(notes)))
     return replace(worst, record=record)

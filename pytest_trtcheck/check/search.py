@@ -90,7 +90,7 @@ def searched(settings: Settings, known: Known) -> Known:
         unusable=hunt.unusable,
     )
     if not hunt.found:
-        return known.recorded(_told(record), search=record)
+        return known.recorded(_told(record, hunt.unjudged), search=record)
     return _failed(known, record, hunt)
 
 
@@ -130,7 +130,7 @@ def _failed(known: Known, record: SearchRecord, hunt: _Hunt) -> Known:
             break
     else:
         note = "the search found an input beyond the limit, which keeps it when it is judged with the others"
-        return known.recorded(note, _told(record), search=record)
+        return known.recorded(note, _told(record, hunt.unjudged), search=record)
     record = replace(
         record, changed=hunt.changed(point), elements=hunt.space.size, kept=_keep(known, case), seconds=hunt.spent()
     )
@@ -138,7 +138,7 @@ def _failed(known: Known, record: SearchRecord, hunt: _Hunt) -> Known:
     outcome = replace(outcome, record=replace(outcome.record, keep_fp32=known.fewest))
     with_it = replace(with_it, outcome=outcome)
     return with_it.recorded(
-        *outcome.notes, _told(record), parity=outcome.record, search=record, cases=len(with_it.cases)
+        *outcome.notes, _told(record, hunt.unjudged), parity=outcome.record, search=record, cases=len(with_it.cases)
     )
 
 
@@ -162,7 +162,7 @@ def _keep(known: Known, case: Case) -> str | None:
     return kept_inputs.shown(path)
 
 
-def _told(record: SearchRecord) -> str:
+def _told(record: SearchRecord, unjudged: int) -> str:
     """All of it in a line."""
     tries = f"{record.tries:,}" + (f" of {record.asked:,}" if record.tries < record.asked else "")
     among = ", ".join(f"{name} from {low:g} to {high:g}" for name, (low, high) in record.ranges.items())
@@ -186,6 +186,8 @@ def _told(record: SearchRecord) -> str:
         parts.append(f"not searched: {'; '.join(record.held)}")
     if record.unusable:
         parts.append(f"left out: {record.unusable:,} whose reference is not finite")
+    if unjudged:
+        parts.append(f"not judged: {unjudged:,} on which a metric cannot be computed")
     return "; ".join(parts)
 
 
@@ -202,6 +204,7 @@ class _Hunt:
     progress: Any
     tries: int = 0
     unusable: int = 0
+    unjudged: int = 0
     found: bool = False
     found_at: int | None = None
     own_usage: float = 0.0
@@ -284,7 +287,10 @@ class _Hunt:
             self.unusable += 1
             return 0.0
         outputs = parity.judged(self.known, actual, expected, self._alone)
-        return 0.0 if any(output.verdict == "error" for output in outputs) else compare.usage(outputs).usage
+        if any(output.verdict == "error" for output in outputs):
+            self.unjudged += 1
+            return 0.0
+        return compare.usage(outputs).usage
 
     def _computed(self, case: Case) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]:
         with self.known.alone():

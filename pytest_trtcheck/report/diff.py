@@ -8,7 +8,7 @@ regression.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pytest_trtcheck.record import SEVERITY, Conditions
@@ -98,7 +98,7 @@ class ReportDiff:
     removed: tuple[Subject, ...]
     unchanged: int
     unrecorded: str | None = None
-    """What is said of tests that left no record in the new report, and were to check something."""
+    """What is said of tests that left no record in the new report alone, and were to check something."""
 
     def of_kind(self, kind: Kind) -> tuple[CheckDiff, ...]:
         """The checks of which this is the worst that can be said."""
@@ -143,6 +143,7 @@ def diff(old: RunRecord, new: RunRecord) -> ReportDiff:
     found = paired(old, new)
     both = [_check(key, (one, two), (old, new)) for key, (one, two) in found.items() if one and two]
     changed = [pair for pair in both if pair.changes or pair.obstacles]
+    untold = {(each.nodeid, each.machine) for each in old.missing}
     return ReportDiff(
         environment=environment(old, new),
         # Sorting is stable: what is equally bad stays in the order of the node ids.
@@ -150,7 +151,9 @@ def diff(old: RunRecord, new: RunRecord) -> ReportDiff:
         added=tuple(subject(key, two) for key, (one, two) in found.items() if two and not one),
         removed=tuple(subject(key, one) for key, (one, two) in found.items() if one and not two),
         unchanged=len(both) - len(changed),
-        unrecorded=missing(new),
+        unrecorded=missing(
+            replace(new, missing=tuple(each for each in new.missing if (each.nodeid, each.machine) not in untold))
+        ),
     )
 
 

@@ -146,6 +146,8 @@ def _verdicts(old: CheckRecord, new: CheckRecord) -> Iterator[Change]:
         yield Change(what, direction, words[0], words[1], verdict=pair[1], weight=abs(ranks[1] - ranks[0]))
     if new.verdict == "pass" and (old.outcome, new.outcome) == ("passed", "failed"):
         yield Change("test", "worse", "passed", "failed", "though this check passed")
+    if overall == ("pass", "pass") and (old.outcome, new.outcome) == ("failed", "passed"):
+        yield Change("test", "better", "failed", "passed", "though this check passed")
     yield from _budget_verdicts(old, new)
     for name in ("parity", "score", "latency"):
         if (name in before) != (name in after) and "error" not in overall:

@@ -63,9 +63,10 @@ def markdown(found: ReportDiff, names: tuple[str, str], limit: int = SUMMARY_LIM
     """For a GitHub step summary, of at most `limit` bytes: the worst come first."""
     head = [f"## TensorRT checks: {markdown_text(names[0])} {_ARROW} {markdown_text(names[1])}", "", totals(found), ""]
     head += environment_table(found.environment)
-    tail = [line for word, subjects in _sides(found) for line in _side_list(word, subjects)]
+    tail = [line for word, subjects in _sides(found)[1:] for line in _side_list(word, subjects)]
     tail += [markdown_text(found.unrecorded), ""] if found.unrecorded else []
-    rows = [row for check in found.checks for row in _rows(check)]
+    rows = [_new_row(each) for each in found.new_failures]
+    rows += [row for check in found.checks for row in _rows(check)]
     if not rows:
         return "\n".join([*head, *tail]) + "\n"
     head += ["| | Test | Precision | What | Before | Now | |", "| --- | --- | --- | --- | ---: | ---: | --- |"]
@@ -183,10 +184,18 @@ def more(count: int, indent: str = "  ") -> list[str]:
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def _rows(check: CheckDiff) -> Iterator[str]:
-    subject = check.subject
+def _who(subject: Subject) -> list[str]:
     place = f" #{subject.place + 1}" if subject.place else ""
-    who = [f"{markdown_code(subject.nodeid)}{place}", markdown_text(subject.precision)]
+    return [f"{markdown_code(subject.nodeid)}{place}", markdown_text(subject.precision)]
+
+
+def _new_row(subject: Subject) -> str:
+    """A check that fails, which only the new report has."""
+    return row([_ICONS["worse"], *_who(subject), "new", "", markdown_text(subject.verdict), ""])
+
+
+def _rows(check: CheckDiff) -> Iterator[str]:
+    who = _who(check.subject)
     if check.obstacles:
         cells = ["not comparable", *check.verdicts, "; ".join(_why_not(check))]
         yield row([_ICONS["not comparable"], *who, *map(markdown_text, cells)])

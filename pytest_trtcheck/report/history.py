@@ -11,7 +11,7 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_trtcheck.errors import listed, plural
 from pytest_trtcheck.report import diff, diff_changes
@@ -356,15 +356,20 @@ def _turns(records: Sequence[CheckRecord | None], moments: Sequence[Moment]) -> 
             continue
         found: list[Change] = []
         gone: set[str] = set()
-        for anchor in reversed(anchors):
+        held = {
+            what: _held_against(part, records, last_changed.get(what, first), place)
+            for what, part in _measured_ways(record).items()
+        }
+        for anchor in sorted({*anchors, *held.values()}):
             then = records[anchor]
             assert then is not None
             found += [
                 change
                 for change in diff_changes.changes(then, record)
-                if last_changed.get(change.what, first) == anchor and _is_told(change, then, record)
+                if held.get(change.what, last_changed.get(change.what, first)) == anchor
+                and _is_told(change, then, record)
             ]
-            gone |= _judged(then) - _judged(record)
+            gone |= _judged(then) - _judged(record) if anchor in anchors else set()
         # What a check that broke does not tell is said once, and held against what it was before when it is told again.
         gone -= _judged(record)
         told_gone &= gone
@@ -383,6 +388,42 @@ def _failed_anew(records: Sequence[CheckRecord | None], place: int) -> tuple[Cha
     if verdict_word(before) != "pass" or not failed(now):
         return ()
     return (Change("verdict", "worse", "pass", verdict_word(now), verdict=now.verdict),)
+
+
+_Part: TypeAlias = Literal["score", "latency", "engine"]
+
+
+def _measured_ways(record: CheckRecord) -> dict[str, _Part]:
+    """The changes of what may be measured in another way, in a check that is the same: by what they are called."""
+    found: dict[str, _Part] = {}
+    if record.score is not None:
+        found |= {f"{record.score.name} {what}": "score" for what in ("drop", "max_drop", "of the reference")}
+    if record.latency is not None:
+        found |= dict.fromkeys(("p50", "p90", "p95", "p99"), "latency")
+    if record.engine is not None:
+        layers = (f"layers in {name}" for name in record.engine.layers_by_precision or ())
+        found |= dict.fromkeys(("engine size", "device memory", *layers), "engine")
+    return found
+
+
+def _held_against(part: _Part, records: Sequence[CheckRecord | None], base: int, place: int) -> int:
+    """The record that a quantity is held against: when it last changed, or the first since that measured it alike."""
+    now = records[place]
+    assert now is not None
+    alike = (each for each in range(base, place) if (then := records[each]) and _measures_alike(part, then, now))
+    return next(alike, base)
+
+
+def _measures_alike(part: _Part, old: CheckRecord, new: CheckRecord) -> bool:
+    if part == "engine":
+        return old.engine is not None and new.engine is not None and old.compiled_for == new.compiled_for
+    if part == "latency":
+        if old.latency is None or new.latency is None:
+            return False
+        return not diff_changes.measured_otherwise(old.latency.details, new.latency.details)
+    if old.score is None or new.score is None:
+        return False
+    return (old.score.name, old.score.labels_sha256) == (new.score.name, new.score.labels_sha256)
 
 
 def _is_told(change: Change, old: CheckRecord, new: CheckRecord) -> bool:
