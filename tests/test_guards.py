@@ -733,7 +733,7 @@ def test_a_convolution_that_is_kept_is_not_changed(tmp_path: Path) -> None:
 # --- what is asked for reaches who does it ---------------------------------------------------------------------------
 
 
-def test_options_reach_the_checker(pytester: pytest.Pytester) -> None:
+def test_options_reach_the_checker(pytester: pytest.Pytester, all_loaded: None) -> None:
     pytester.makepyfile(
         test_it="""
         from pytest_trtcheck.plugin.session import session_of
