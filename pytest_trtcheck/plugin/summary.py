@@ -252,8 +252,7 @@ class Collector:
             return CheckRecord.from_json(str(value))
         except (CheckError, ValueError):
             self._problems.append(
-                f"{nodeid}: its property {PROPERTY!r} is no record of a check: the test's own code wrote it, or "
-                "changed what writes it (json)"
+                f"{nodeid}: its property {PROPERTY!r} is no record of a check: the test's own code wrote it"
             )
             return None
 
