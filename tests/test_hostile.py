@@ -468,6 +468,14 @@ def test_a_function_that_is_called_as_an_operator_of_onnx_runtimes(tmp_path: Pat
         assert "it calls the model's own function 'com.microsoft::Gelu'" in str(record.message)
 
 
+def test_functions_that_nothing_calls_cost_nothing(tmp_path: Path) -> None:
+    """The second of them stands for 2^39 nodes, and the model for one."""
+    bomb = [(f"F{n}", [f"F{n - 1}"] * 2) for n in range(1, 40)]
+    onnx.save(functions(("F", ["Relu"]), *reversed(bomb), ("F0", ["Relu"])), tmp_path / "model.onnx")
+    record = check(tmp_path / "model.onnx", batch=None)
+    assert record.verdict == "pass", record.message
+
+
 def test_functions_that_end(tmp_path: Path) -> None:
     onnx.save(functions(("F", ["G", "G"]), ("G", ["Relu", "Relu"])), tmp_path / "model.onnx")
     assert onnx_model.load(tmp_path / "model.onnx").op_types == {"F", "G", "Relu"}

@@ -49,7 +49,14 @@ class Worker:
 
     def __init__(self, name: str, seed: str, limit_s: float) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "OMP_NUM_THREADS": "1"}
+        # The process is killed, and removes nothing.
+        self.scratch = tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True)
+        environment = {
+            **os.environ,
+            "TMPDIR": self.scratch.name,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+            "OMP_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), name, seed, str(limit_s)],
             stdin=subprocess.PIPE,
@@ -102,6 +109,7 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
+        self.scratch.cleanup()
         for each in (self.process.stdin, self.process.stdout):
             with suppress(OSError):
                 assert each

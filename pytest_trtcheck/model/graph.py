@@ -70,6 +70,8 @@ def read(path: Path) -> ir.Model:
     """
     try:
         model = ir.from_proto(read_graph(path))
+        # They would be inlined as well, however much they stand for.
+        passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         calls = tuple(_function_calls(model))
         passes.InlinePass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
