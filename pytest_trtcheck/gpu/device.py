@@ -196,17 +196,23 @@ def is_named(declared: GpuModel, detected: Gpu) -> bool:
     return is_family or fits(declared, detected.model) is not None
 
 
-def why_no_tf32(gpu: Gpu, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Why no product can be computed in TF32 on a GPU in this process; None where it can.
+def why_no_tf32(gpu: Gpu | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Why no product can be computed in TF32 on the GPU in this machine; None where it can, or there is no GPU.
 
     NVIDIA_TF32_OVERRIDE=0 stands above what any library is told. Source: cuBLAS documentation, "Tensor Core Usage";
     measured with TensorRT-RTX 1.5 (tests/gpu/test_checks.py).
     """
+    if gpu is None:
+        return None
     if gpu.compute_capability < FIRST_WITH["tf32"]:
         return f"{gpu.product} has no TF32"
-    if environ.get(_TF32_OVERRIDE) == "0":
+    if _is_tf32_off(environ):
         return f"{_TF32_OVERRIDE}=0 turns TF32 off in this process: unset it, or ask for fp32"
     return None
+
+
+def _is_tf32_off(environ: Mapping[str, str]) -> bool:
+    return environ.get(_TF32_OVERRIDE) == "0"
 
 
 def identity_parts(
@@ -219,7 +225,7 @@ def identity_parts(
     that is hardware compatible is bound to the class alone that TensorRT's documentation names; on a GPU outside of
     it, to that GPU. With TF32 off in this process its kernels are others, on any GPU.
     """
-    no_tf32 = {"tf32": "off"} if environ.get(_TF32_OVERRIDE) == "0" else {}
+    no_tf32 = {"tf32": "off"} if _is_tf32_off(environ) else {}
     if compatible == "same_compute_capability":
         return {"compute_capability": capability_text(gpu.compute_capability), **no_tf32}
     if compatible == "ampere_plus" and gpu.compute_capability >= (8, 0):

@@ -43,8 +43,8 @@ _OPSET_OF_RESIZE = 11
 """From it on, Resize is told which places it reads, and half a pixel off is the default."""
 _OPSETS_OF_DROPOUT = (10, 12)
 """From them on, Dropout's mask is no float any more, and says of what is kept that it is."""
-_OPSET_OF_HARDMAX = 13
-"""From it on, Hardmax looks along one axis, not along all from one on."""
+_OPSET_OF_ONE_AXIS = 13
+"""From it on, Hardmax and Softmax look along one axis, the last unless they name it, not along all from one on."""
 _GIVEN_NAME = "pytest_trtcheck.given_name"
 _FUNCTION_CALLS = "pytest_trtcheck.function_calls"
 
@@ -398,11 +398,11 @@ def at_least_opset(model: ir.Model, version: int) -> ir.Model:
     for node in all_nodes(model.graph):
         # ONNX's converter leaves these as they are, which means something else from then on.
         is_scan = node.op_type == "Scan" and before < _OPSET_OF_SCAN
-        is_hardmax = node.op_type == "Hardmax" and before < _OPSET_OF_HARDMAX <= version
+        is_hardmax = node.op_type == "Hardmax" and before < _OPSET_OF_ONE_AXIS <= version
         is_dropout = node.op_type == "Dropout" and any(before < each <= version for each in _OPSETS_OF_DROPOUT)
         if is_dropout and not _is_used(node, 1):
             node.resize_outputs(1)
-        if is_scan or (is_hardmax and not _is_along_last(node)) or (is_dropout and len(node.outputs) > 1):
+        if is_scan or (is_hardmax and not is_along_last(node, before)) or (is_dropout and len(node.outputs) > 1):
             raise _not_converted(before, version, f"a {node.op_type} of opset {before} cannot be converted")
         if is_hardmax:
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
@@ -470,9 +470,10 @@ def _is_used(node: ir.Node, index: int) -> bool:
     return output is not None and (bool(output.uses()) or output.is_graph_output())
 
 
-def _is_along_last(node: ir.Node) -> bool:
-    """Whether a Hardmax before opset 13, which looks along all axes from the one named on, looks along the last."""
-    axis, data = node.attributes.get_int("axis", 1), node.inputs[0]
+def is_along_last(node: ir.Node, opset: int) -> bool:
+    """Whether a Hardmax or Softmax of an opset looks along the last axis alone."""
+    default = -1 if opset >= _OPSET_OF_ONE_AXIS else 1
+    axis, data = node.attributes.get_int("axis", default), node.inputs[0]
     return axis == -1 or (data is not None and data.shape is not None and axis == len(data.shape) - 1)
 
 

@@ -78,8 +78,7 @@ class CompilingProvider(OrtProvider):
 
     def computes_in(self, precision: Precision) -> Precision:
         """The provider leaves TensorRT's TF32 on, and has no option for it; TensorRT-RTX takes it for FP32."""
-        has_tf32 = self.gpu is None or not why_no_tf32(self.gpu)
-        return "tf32" if precision == "fp32" and has_tf32 else precision
+        return "tf32" if precision == "fp32" and not why_no_tf32(self.gpu) else precision
 
     def build(self, spec: EngineSpec, cache: Cache) -> Built:
         """The engines from the cache, or built into it."""

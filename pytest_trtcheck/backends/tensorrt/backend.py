@@ -139,9 +139,7 @@ class TensorRT(Backend):
 
     def computes_in(self, precision: Precision) -> Precision:
         """TensorRT-RTX takes TF32 for FP32, whatever it is told, where the GPU has it."""
-        has_tf32 = (
-            self.target.compute_capability >= FIRST_WITH["tf32"] if self.gpu is None else not why_no_tf32(self.gpu)
-        )
+        has_tf32 = self.target.compute_capability >= FIRST_WITH["tf32"] and not why_no_tf32(self.gpu)
         return "tf32" if precision == "fp32" and self.module.is_rtx and has_tf32 else precision
 
     @classmethod

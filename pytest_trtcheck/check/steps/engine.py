@@ -71,7 +71,7 @@ def placed(settings: Settings, known: Known) -> Known:
 def _why_no_tf32(known: Known, system: Backend) -> str | None:
     """Why what was asked to be computed in TF32 would not be; FP32 would pass for it."""
     asked = known.precision == "tf32" or known.request.build_options.tf32
-    return why_no_tf32(system.gpu) if asked and system.gpu is not None else None
+    return why_no_tf32(system.gpu) if asked else None
 
 
 def _placed_engine(known: Known, existing: ExistingEngine) -> Known:

@@ -288,7 +288,7 @@ def _rival(settings: Settings, known: Known, name: str) -> latency.Rival:
         builder = known.system.builder
         if builder.name == known.running.name and builder.computes_in(name) == known.computed_in:
             raise UnsupportedTargetError(f"{name} is what was checked itself", code="compared-with-itself")
-        if name == "tf32" and builder.gpu is not None and (why := why_no_tf32(builder.gpu)):
+        if name == "tf32" and (why := why_no_tf32(builder.gpu)):
             raise UnsupportedTargetError(why)
         return _loaded_rival(settings, known, builder, name)
     try:

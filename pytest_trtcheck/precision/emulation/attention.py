@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _BETWEEN = frozenset({"Add", "Cast", "Div", "Mul", "Where"})
 _HEAD_SIZES = frozenset({16, 32, 64, 128})
 _LARGEST = 65504.0
-_OPSET_OF_LAST_AXIS = 13
-"""From it on, a Softmax that names no axis takes the last."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,11 @@ def in_one_kernel(model: ir.Model, defined: Collection[ir.Node] = ()) -> Kernels
     """
     unrounded: set[ir.Value] = set()
     results: set[ir.Value] = set()
-    default = -1 if graphs.opset(model) >= _OPSET_OF_LAST_AXIS else 1
+    opset = graphs.opset(model)
     dims = [dim for value in model.graph.inputs for dim in value.shape or ()]
     named = {str(dim) for dim in dims if isinstance(dim, ir.SymbolicDim) and dim.value is not None}
     for node in list(graphs.all_nodes(model.graph)):
-        scores = _scores(node, named) if node.op_type == "Softmax" and _is_along_last(node, default) else None
+        scores = _scores(node, named) if node.op_type == "Softmax" and graphs.is_along_last(node, opset) else None
         if scores is None:
             continue
         results.update(scores.product.outputs)
@@ -81,11 +79,6 @@ def in_one_kernel(model: ir.Model, defined: Collection[ir.Node] = ()) -> Kernels
         elif not scores.masked or node in defined:
             _saturate(scores.values[-1], swallows_nan=not scores.masked)
     return Kernels(frozenset(unrounded), frozenset(results))
-
-
-def _is_along_last(softmax: ir.Node, default: int) -> bool:
-    axis, value = softmax.attributes.get_int("axis", default), softmax.inputs[0]
-    return axis == -1 or (value is not None and value.shape is not None and axis == len(value.shape) - 1)
 
 
 def _scores(softmax: ir.Node, named: Collection[str]) -> _Scores | None:
