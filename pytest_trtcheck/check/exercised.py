@@ -9,7 +9,6 @@ model without any knowledge would lose is the difference.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytest_trtcheck import compare
+from pytest_trtcheck.cache import hash_bytes
 from pytest_trtcheck.compare.paired import drop_of_means, same
 from pytest_trtcheck.errors import InputError
 from pytest_trtcheck.model.arrays import as_array, copied, is_array, owned
@@ -68,7 +68,7 @@ class Sameness:
 
     def __init__(self, batches: Mapping[str, Sequence[int]]) -> None:
         self._batches = batches
-        self._first: dict[str, bytes] = {}
+        self._first: dict[str, str] = {}
         self._count: Counter[str] = Counter()
         self._differ: set[str] = set()
 
@@ -80,7 +80,7 @@ class Sameness:
             is_batch = array.ndim > 0 and array.shape[0] in self._batches[name]
             for sample in array if is_batch else array[None]:
                 raw = np.ascontiguousarray(sample).reshape(-1).view(np.uint8)
-                digest = hashlib.sha256(raw.data).digest()
+                digest = hash_bytes(raw.data)
                 if self._first.setdefault(name, digest) != digest:
                     self._differ.add(name)
                     break
