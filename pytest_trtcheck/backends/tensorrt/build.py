@@ -443,4 +443,6 @@ def _failure(
     reason = f": {outcome}" if outcome else ""
     text = "\n".join([f"{module.title} could not {task}{reason}", *lines])
     pieces = advice(text, is_rtx=module.is_rtx) or what_strong_typing_lacks(module)
-    return BuildError(text, "\n  → ".join(pieces), code="too-many-processes" if lacked_threads(text) else None)
+    if lacked_threads(text):
+        return BuildError(text, "\n  → ".join(pieces), code="too-many-processes")
+    return BuildError(text, "\n  → ".join(pieces))
